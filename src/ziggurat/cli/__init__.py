@@ -1,0 +1,1 @@
+"""The ziggurat command: thin verbs over the packages below."""

@@ -1,0 +1,261 @@
+"""Typed configuration: TOML to frozen dataclasses, all errors at once, with provenance.
+
+A configuration class is declared with :func:`node`; a string under a field is its help and unit.
+:func:`load` reads a TOML file, merges dotted overrides (written as TOML values), validates the whole
+tree at once and remembers where every value came from.
+
+>>> @node
+... class Optimizer:
+...     lr: float = 1e-3
+...     '''Peak learning rate.'''
+>>> @node
+... class Run:
+...     steps: int
+...     optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+>>> run = parse(Run, "steps = 10", overrides=["optimizer.lr=3e-4"])
+>>> run.value.optimizer.lr, run.provenance["optimizer.lr"], run.provenance["steps"]
+(0.0003, 'command line', '<text>')
+>>> parse(Run, "step = 10")
+Traceback (most recent call last):
+ziggurat.core.errors.ConfigError: <text>: step: unknown key, did you mean steps?; steps: missing
+"""
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar, dataclass_transform
+
+from ziggurat.core.errors import ConfigError, ZigguratError, did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def node(cls: type[T]) -> type[T]:
+    """Declare a configuration class: a frozen, keyword-only dataclass that refuses unknown keys."""
+    made = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    made.__pydantic_config__ = {  # type: ignore[attr-defined]
+        "extra": "forbid",
+        "strict": True,
+        "use_attribute_docstrings": False,
+    }
+    return made
+
+
+def require(condition: bool, key: str, found: object, expected: str) -> None:
+    """Check one rule of a node in ``__post_init__``; the loader reports it under the node's path."""
+    if not condition:
+        raise ValueError(f"{key}: found {found!r}, expected {expected}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolved(Generic[T]):
+    """A loaded configuration and the source of each of its values."""
+
+    value: T
+    provenance: dict[str, str]
+    """Dotted key -> ``default``, ``command line``, or the name of the file it came from."""
+
+    def table(self) -> list[tuple[str, str, str]]:
+        """Rows of (key, value, source) for the whole tree, in declaration order."""
+        return [
+            (key, _as_toml_value(value), self.provenance.get(key, "default"))
+            for key, value in _leaves(to_plain(self.value))
+        ]
+
+
+def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> Resolved[T]:
+    """Read a TOML file into ``cls``; see :func:`parse`.
+
+    Raises:
+        ConfigError: the file is missing or not TOML, or any key is unknown, missing or wrong; the
+            text lists every such error with its dotted path.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(
+            f"run file {path}", found="no such file", expected="a TOML file", fix="check the path"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"run file {path}", found=error, expected="a readable UTF-8 file"
+        ) from None
+    return parse(cls, text, overrides, source=str(path))
+
+
+def parse(
+    cls: type[T], text: str, overrides: Sequence[str] = (), source: str = "<text>"
+) -> Resolved[T]:
+    """Read TOML text and dotted overrides (``"optimizer.lr=3e-4"``) into ``cls``."""
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            source, found=error, expected="valid TOML", fix="correct that line"
+        ) from None
+    provenance = {key: source for key, _ in _leaves(tree)}
+    for override in overrides:
+        key, value = _split_override(override)
+        _set(tree, key, value)
+        stale = [known for known in provenance if known == key or known.startswith(key + ".")]
+        for known in stale:
+            del provenance[known]
+        provenance |= {name: "command line" for name, _ in _leaves(value, key)}
+    return Resolved(from_plain(cls, tree, source), provenance)
+
+
+def from_plain(cls: type[T], tree: Mapping[str, Any], source: str = "configuration") -> T:
+    """Validate a nested mapping into ``cls``, reporting every error together."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        lines = sorted({_explain(cls, entry) for entry in error.errors()})
+        raise ConfigError(f"{source}: {'; '.join(lines)}") from None
+
+
+def to_plain(value: Any) -> Any:
+    """A configuration as nested dicts, lists and scalars; ``None`` entries are left out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {name: to_plain(entry) for name, entry in pairs if entry is not None}
+    if isinstance(value, Mapping):
+        return {str(name): to_plain(entry) for name, entry in value.items() if entry is not None}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def to_toml(value: Any) -> str:
+    """A configuration as TOML text that :func:`parse` reads back to an equal value."""
+    import tomli_w
+
+    return tomli_w.dumps(to_plain(value))
+
+
+def _split_override(override: str) -> tuple[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(
+            "override", found=override, expected="KEY=VALUE", fix="e.g. train.steps=100"
+        )
+    try:
+        return key.strip(), tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), text.strip()
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for depth, parent in enumerate(parents):
+        entry = (
+            tree.setdefault(parent, {})
+            if isinstance(tree, dict)
+            else tree[_index(tree, parent, key)]
+        )
+        if not isinstance(entry, (dict, list)):
+            where = ".".join(parents[: depth + 1])
+            raise ConfigError(f"override {key}", found=f"{where} is a value", expected="a table")
+        tree = entry  # type: ignore[assignment]
+    if isinstance(tree, list):
+        tree[_index(tree, last, key)] = value
+    else:
+        tree[last] = value
+
+
+def _index(entries: list, part: str, key: str) -> int:
+    if not part.isdigit() or int(part) >= len(entries):
+        raise ConfigError(
+            f"override {key}", found=f"index {part!r}", expected=f"0 to {len(entries) - 1}"
+        )
+    return int(part)
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(tree, dict) and tree:
+        pairs = tree.items()
+    elif isinstance(tree, list) and any(isinstance(entry, dict) for entry in tree):
+        pairs = ((str(index), entry) for index, entry in enumerate(tree))
+    else:
+        return [(prefix, tree)] if prefix else []
+    dotted = prefix + "." if prefix else ""
+    return [leaf for name, entry in pairs for leaf in _leaves(entry, dotted + str(name))]
+
+
+def _as_toml_value(value: Any) -> str:
+    import tomli_w
+
+    return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
+
+
+def _explain(cls: type, entry: Any) -> str:
+    """One pydantic error as ``dotted.path: what is wrong``."""
+    path = [str(part) for part in entry["loc"]]
+    kind, given = entry["type"], entry["input"]
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        shown, names = _fields_at(cls, path[:-1])
+        hint = did_you_mean(path[-1], names)
+        advice = hint or (f"known keys: {', '.join(names)}" if names else "")
+        return f"{'.'.join([*shown, path[-1]])}: unknown key{', ' + advice if advice else ''}"
+    dotted = ".".join(_fields_at(cls, path)[0])
+    dotted = dotted or "run file"
+    if kind in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{dotted}: missing"
+    if kind == "union_tag_not_found":
+        return f"{dotted}: missing key kind"
+    if kind == "union_tag_invalid":
+        known = [tag.strip("' ") for tag in entry["ctx"]["expected_tags"].split(",")]
+        hint = did_you_mean(str(entry["ctx"]["tag"]), known)
+        return (
+            f"{dotted}.kind: found {entry['ctx']['tag']!r}, expected one of {', '.join(known)}"
+            + (f", {hint}" if hint else "")
+        )
+    if kind == "value_error":
+        cause = entry.get("ctx", {}).get("error")
+        return f"{dotted}.{cause}" if not isinstance(cause, ZigguratError) else str(cause)
+    expected = entry["msg"].removeprefix("Input should be ")
+    return f"{dotted}: found {given!r}, expected {expected}"
+
+
+def _fields_at(cls: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Walk ``path`` through nested nodes; returns the path without union tags, and the field names
+    known at its end."""
+    shown: list[str] = []
+    here: Any = cls
+    for part in path:
+        options = _nodes(here)
+        tagged = [o for o in options if _tag(o) == part]
+        if tagged and len(options) > 1:
+            here = tagged[0]
+            continue
+        shown.append(part)
+        if part.isdigit() and not any(dataclasses.is_dataclass(o) for o in [here]):
+            continue  # an index into a list: the element type is found by _nodes
+        hints: dict[str, Any] = {}
+        for option in options:
+            hints |= typing.get_type_hints(option, include_extras=True)
+        here = hints.get(part)
+    names = [f.name for option in _nodes(here) for f in dataclasses.fields(option)]
+    return shown, list(dict.fromkeys(names))
+
+
+def _nodes(hint: Any) -> list[Any]:
+    """All node classes inside a type hint (unions, optionals, tuples, Annotated)."""
+    if dataclasses.is_dataclass(hint):
+        return [hint]
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is not None:
+        return [inner for argument in typing.get_args(hint) for inner in _nodes(argument)]
+    return []
+
+
+def _tag(cls: Any) -> str | None:
+    for field in dataclasses.fields(cls):
+        if field.name == "kind":
+            return typing.get_args(typing.get_type_hints(cls)["kind"])[0]
+    return None

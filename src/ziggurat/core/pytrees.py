@@ -1,0 +1,35 @@
+"""Dotted names for the leaves of a pytree, the same in checkpoints, masks, reports and errors."""
+
+from typing import Any
+
+import jax
+
+
+def leaf_name(path: tuple[Any, ...]) -> str:
+    """``params.blocks.attention.query.kernel`` for a key path.
+
+    >>> leaf_name((jax.tree_util.DictKey("a"), jax.tree_util.SequenceKey(0)))
+    'a.0'
+    """
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by dotted name, in tree order.
+
+    >>> named_leaves({"a": {"b": 1}, "c": [2, 3]})
+    {'a.b': 1, 'c.0': 2, 'c.1': 3}
+    """
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def map_named(function: Any, tree: Any, *rest: Any) -> Any:
+    """``jax.tree.map`` whose function also gets the leaf's dotted name first."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(leaf_name(path), *leaves), tree, *rest
+    )
+
+
+def size_bytes(tree: Any) -> int:
+    """Bytes of all array leaves (arrays or ShapeDtypeStructs)."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

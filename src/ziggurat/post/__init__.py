@@ -1,0 +1,1 @@
+"""Post-training: SFT, preference, RL and distillation objectives. Empty until its issue lands."""

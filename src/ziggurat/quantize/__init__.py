@@ -1,0 +1,2 @@
+"""Quantization by rules (PTQ, QAT, QLoRA) on Qwix, without model edits. Empty until its issue
+lands."""

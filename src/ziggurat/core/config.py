@@ -1,8 +1,8 @@
 """Typed configuration: TOML to frozen dataclasses, all errors at once, with provenance.
 
 A configuration class is declared with :func:`node`; a string under a field is its help and unit.
-:func:`load` reads a TOML file, merges dotted overrides (written as TOML values), validates the whole
-tree at once and remembers where every value came from.
+:func:`load` reads a TOML file, merges dotted overrides (written as TOML values), validates the
+whole tree at once and remembers where every value came from.
 
 >>> @node
 ... class Optimizer:
@@ -47,7 +47,7 @@ def node(cls: type[T]) -> type[T]:
 
 
 def require(condition: bool, key: str, found: object, expected: str) -> None:
-    """Check one rule of a node in ``__post_init__``; the loader reports it under the node's path."""
+    """Check one rule of a node in ``__post_init__``; the loader reports it with the full path."""
     if not condition:
         raise ValueError(f"{key}: found {found!r}, expected {expected}")
 
@@ -153,20 +153,20 @@ def _split_override(override: str) -> tuple[str, Any]:
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     *parents, last = key.split(".")
+    here: dict | list = tree
     for depth, parent in enumerate(parents):
-        entry = (
-            tree.setdefault(parent, {})
-            if isinstance(tree, dict)
-            else tree[_index(tree, parent, key)]
-        )
+        if isinstance(here, list):
+            entry = here[_index(here, parent, key)]
+        else:
+            entry = here.setdefault(parent, {})
         if not isinstance(entry, (dict, list)):
             where = ".".join(parents[: depth + 1])
             raise ConfigError(f"override {key}", found=f"{where} is a value", expected="a table")
-        tree = entry  # type: ignore[assignment]
-    if isinstance(tree, list):
-        tree[_index(tree, last, key)] = value
+        here = entry
+    if isinstance(here, list):
+        here[_index(here, last, key)] = value
     else:
-        tree[last] = value
+        here[last] = value
 
 
 def _index(entries: list, part: str, key: str) -> int:

@@ -39,6 +39,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str: ...
 
 
+@runtime_checkable
 class BatchSource(Protocol):
     """Batches as a function of the step: the contract of ``ziggurat.data``."""
 
@@ -60,6 +61,7 @@ class BatchSource(Protocol):
         ...
 
 
+@runtime_checkable
 class MetricSink(Protocol):
     """Receives scalars whose names carry their unit (``step_time_s``, ``tokens_per_s``)."""
 

@@ -33,3 +33,19 @@ def map_named(function: Any, tree: Any, *rest: Any) -> Any:
 def size_bytes(tree: Any) -> int:
     """Bytes of all array leaves (arrays or ShapeDtypeStructs)."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def nested(flat: dict[str, Any]) -> dict[str, Any]:
+    """The nested dict whose leaves have these dotted names.
+
+    >>> nested({"a.b": 1, "a.c": 2})
+    {'a': {'b': 1, 'c': 2}}
+    """
+    tree: dict[str, Any] = {}
+    for name, leaf in flat.items():
+        *parents, last = name.split(".")
+        here = tree
+        for parent in parents:
+            here = here.setdefault(parent, {})
+        here[last] = leaf
+    return tree

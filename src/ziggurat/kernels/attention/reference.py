@@ -1,0 +1,58 @@
+"""Attention in plain jax.numpy: the form to read, and the form XLA runs best."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ziggurat.kernels.attention.mask import AttentionMask
+
+HIDDEN = -1e30
+"""Score of a hidden key: finite, so that a row with no visible key gives no NaN."""
+
+
+def reference_attention(
+    query: Float[Array, "b t h c"],
+    key: Float[Array, "b s k c"],
+    value: Float[Array, "b s k c"],
+    mask: AttentionMask,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Float[Array, "b t h c"]:
+    """The definition: every key head repeated for its query heads, scores held whole."""
+    groups = query.shape[2] // key.shape[2]
+    key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
+    scores = jnp.einsum("bthc,bshc->bhts", query, key, preferred_element_type=jnp.float32) * scale
+    weights = _softmax(scores, mask.dense()[:, None], softcap)
+    return jnp.einsum("bhts,bshc->bthc", weights.astype(value.dtype), value)
+
+
+def grouped_attention(
+    query: Float[Array, "b t h c"],
+    key: Float[Array, "b s k c"],
+    value: Float[Array, "b s k c"],
+    mask: AttentionMask,
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Float[Array, "b t h c"]:
+    """The same without repeating keys: batch dimensions lead and query groups join the rows, so
+    that both products are plain batched matrix products ``[b, k] x [g*t, c] x [c, s]``."""
+    b, t, h, c = query.shape
+    k = key.shape[2]
+    g = h // k
+    q = (query * scale).reshape(b, t, k, g, c).transpose(0, 2, 3, 1, 4).reshape(b, k, g * t, c)
+    scores = jnp.einsum(
+        "bknc,bksc->bkns", q, key.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32
+    )
+    visible = mask.dense()[:, None, None]
+    weights = _softmax(scores.reshape(b, k, g, t, -1), visible, softcap)
+    weights = weights.astype(value.dtype).reshape(b, k, g * t, -1)
+    out = jnp.einsum("bkns,bksc->bknc", weights, value.transpose(0, 2, 1, 3))
+    return out.reshape(b, k, g, t, c).transpose(0, 3, 1, 2, 4).reshape(b, t, h, c)
+
+
+def _softmax(scores: jax.Array, visible: jax.Array, softcap: float | None) -> jax.Array:
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    return jax.nn.softmax(jnp.where(visible, scores, HIDDEN), axis=-1)

@@ -1,0 +1,164 @@
+"""A built mesh with its rules: logical axis names in, shardings out."""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ziggurat.core.errors import ShardingError
+from ziggurat.core.pytrees import map_named
+from ziggurat.mesh.config import AXES, DEFAULT_RULES, MeshConfig
+
+A = TypeVar("A")
+Axes = tuple[str | None, ...]
+
+_active: contextvars.ContextVar["Layout | None"] = contextvars.ContextVar("layout", default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh and the rules that place arrays on it."""
+
+    mesh: Mesh
+    rules: Mapping[str, tuple[str, ...]]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Devices along each mesh axis."""
+        return dict(self.mesh.shape)
+
+    def ways(self, logical_axis: str) -> int:
+        """Into how many shards a logical axis is cut."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rules[logical_axis])
+
+    def spec(self, axes: Axes) -> PartitionSpec:
+        """Partition spec of an array by the logical names of its dimensions (None: replicated)."""
+        used: set[str] = set()
+        parts: list[Any] = []
+        for axis in axes:
+            free = tuple(m for m in self.rules[axis] if m not in used) if axis else ()
+            used.update(free)
+            parts.append(free if len(free) > 1 else (free[0] if free else None))
+        return PartitionSpec(*parts)
+
+    def sharding(
+        self, axes: Axes, shape: Sequence[int] | None = None, name: str = "array"
+    ) -> NamedSharding:
+        """Sharding of an array; with ``shape`` given, every dimension must divide.
+
+        Raises:
+            ShardingError: a dimension does not divide over its mesh axes.
+        """
+        spec = self.spec(axes)
+        for position, part in enumerate(spec if shape is not None else ()):
+            mesh_axes = part if isinstance(part, tuple) else (part,) if part else ()
+            ways = math.prod(self.mesh.shape[axis] for axis in mesh_axes)
+            if shape is not None and shape[position] % ways:
+                self._refuse(name, str(axes[position]), shape[position], mesh_axes, ways)
+        return NamedSharding(self.mesh, spec)
+
+    def tree(self, axes: Any, abstract: Any) -> Any:
+        """Shardings for a whole tree; ``axes`` has the same structure, with tuples as leaves."""
+        return map_named(
+            lambda name, leaf, names: self.sharding(names, leaf.shape, name), abstract, axes
+        )
+
+    def replicated(self) -> NamedSharding:
+        """Every device holds the whole array."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def require_divides(self, what: str, sizes: Mapping[str, int]) -> None:
+        """Check named dimensions (logical axis -> size), e.g. the number of heads behind ``h * c``.
+
+        Raises:
+            ShardingError: a size does not divide over its mesh axes.
+        """
+        for axis, size in sizes.items():
+            if size % self.ways(axis):
+                self._refuse(what, axis, size, self.rules[axis], self.ways(axis))
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator["Layout"]:
+        """While tracing in this block, :func:`constrain` places activations by this layout."""
+        token = _active.set(self)
+        try:
+            yield self
+        finally:
+            _active.reset(token)
+
+    def _refuse(self, name: str, axis: str, size: int, mesh_axes: Sequence[str], ways: int) -> None:
+        shown = " x ".join(f"{m}={self.mesh.shape[m]}" for m in mesh_axes)
+        raise ShardingError(
+            f"cannot shard {name} over the mesh",
+            found=f"{axis} = {size}",
+            expected=f"a multiple of {ways} ({shown})",
+            fix=f"change the mesh or set mesh.rules.{axis}",
+        )
+
+
+def build(mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
+    """Arrange devices (default: all) into the mesh a run file declares.
+
+    On one slice the arrangement follows the wiring of the chips; several slices are laid along the
+    ``dcn`` parts. Devices without coordinates (CPU, GPU) are laid out in order.
+
+    Raises:
+        ShardingError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    dcn = {axis: getattr(mesh.dcn, axis, 1) for axis in AXES}
+    slices = math.prod(dcn.values())
+    if len(devices) % slices:
+        raise ShardingError(
+            "mesh.dcn", found=f"{slices} slices", expected=f"a divisor of {len(devices)} devices"
+        )
+    ici = _fill(mesh, len(devices) // slices, slices)
+    shape = tuple(ici[axis] * dcn[axis] for axis in AXES)
+    arranged = _arrange(devices, tuple(ici.values()), tuple(dcn.values()))
+    assert arranged.shape == shape
+    types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return Layout(Mesh(arranged, AXES, axis_types=types), {**DEFAULT_RULES, **mesh.rules})
+
+
+def constrain(x: jax.Array, axes: Axes) -> jax.Array:
+    """Place an activation by logical axis names; does nothing outside :meth:`Layout.active`."""
+    layout = _active.get()
+    if layout is None or layout.mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, layout.spec(axes)))
+
+
+def _fill(mesh: MeshConfig, per_slice: int, slices: int) -> dict[str, int]:
+    sizes = {axis: getattr(mesh, axis) for axis in AXES}
+    known = math.prod(size for size in sizes.values() if size != -1)
+    if -1 in sizes.values() and per_slice % known == 0:
+        sizes = {a: per_slice // known if size == -1 else size for a, size in sizes.items()}
+    if math.prod(sizes.values()) != per_slice:
+        shown = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
+        where = f"{per_slice} devices" + (f" in each of {slices} slices" if slices > 1 else "")
+        raise ShardingError(
+            "mesh",
+            found=shown or "1 device",
+            expected=f"a product of {where}",
+            fix="set one axis to -1 to take what remains",
+        )
+    return sizes
+
+
+def _arrange(devices: list[Any], ici: tuple[int, ...], dcn: tuple[int, ...]) -> np.ndarray:
+    from jax.experimental import mesh_utils
+
+    shape = tuple(i * d for i, d in zip(ici, dcn))
+    if getattr(devices[0], "coords", None) is None:
+        return np.array(devices).reshape(shape)
+    if math.prod(dcn) > 1:
+        return mesh_utils.create_hybrid_device_mesh(
+            ici, dcn, devices, allow_split_physical_axes=True
+        )
+    return mesh_utils.create_device_mesh(ici, devices, allow_split_physical_axes=True)

@@ -1,0 +1,60 @@
+"""What a family folder offers, and the table of all families."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ziggurat.core.errors import ModelError, did_you_mean
+from ziggurat.core.registry import Registry
+from ziggurat.models.language_model import ModelConfig
+from ziggurat.models.weight_names import WeightName
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family: its config node, and its names and settings in published checkpoints."""
+
+    name: str
+    config_class: type
+    architectures: tuple[str, ...]
+    """Values of ``architectures`` in a Hugging Face ``config.json`` that this family reads."""
+    from_hf: Callable[[Mapping[str, Any]], ModelConfig]
+    """``config.json`` to config; refuses what the family does not implement."""
+    to_hf: Callable[[Any], dict[str, Any]]
+    """Config to ``config.json``."""
+    hf_names: Callable[[Any], Iterable[WeightName]]
+    """Weight names in safetensors files."""
+    from_gguf: Callable[[Mapping[str, Any]], ModelConfig] | None = None
+    """GGUF metadata to config, if the family is published so."""
+    gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
+    """Weight names in GGUF files."""
+    gguf_architectures: tuple[str, ...] = ()
+    """Values of ``general.architecture`` that this family reads."""
+
+
+FAMILIES: Registry[Family] = Registry("model family", ModelError)
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family of a config node."""
+    return FAMILIES[config.kind]
+
+
+def family_for_architecture(architecture: str, *, gguf: bool = False) -> Family:
+    """The family that reads a published architecture.
+
+    Raises:
+        ModelError: none does; the text names the nearest that is read.
+    """
+    known: dict[str, Family] = {}
+    for name in FAMILIES:
+        family = FAMILIES[name]
+        known |= dict.fromkeys(family.gguf_architectures if gguf else family.architectures, family)
+    if architecture in known:
+        return known[architecture]
+    raise ModelError(
+        "model architecture",
+        found=architecture or "none",
+        expected="one of " + ", ".join(sorted(known)),
+        fix=did_you_mean(architecture, known),
+    )

@@ -1,0 +1,181 @@
+"""Reading a Hugging Face ``config.json``: every key is used, known to be harmless, or refused."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ziggurat.core.errors import ModelError
+from ziggurat.nn.mlp import Activation
+from ziggurat.nn.rope import (
+    LinearScaling,
+    Llama3Scaling,
+    NoScaling,
+    RopeConfig,
+    RopeScaling,
+    YarnScaling,
+)
+
+HARMLESS = frozenset(
+    {
+        "architectures",
+        "auto_map",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "dtype",
+        "eos_token_id",
+        "id2label",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "label2id",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+"""Keys that change no result of a causal forward pass."""
+
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+class HFConfig:
+    """A ``config.json`` that remembers which keys were asked for."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self._values = dict(values)
+        self._used: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A key's value; ``default`` where it is absent or null."""
+        self._used.add(key)
+        value = self._values.get(key)
+        return default if value is None else value
+
+    def need(self, key: str) -> Any:
+        """A key that must be there."""
+        if self.get(key) is None:
+            raise ModelError(f"config.json: {key}", found="absent", expected="a value")
+        return self._values[key]
+
+    def refuse_unless(self, key: str, accepted: tuple[Any, ...], why: str = "") -> None:
+        """Refuse any value of ``key`` other than absent, null or one of ``accepted``."""
+        value = self.get(key)
+        if value is not None and value not in accepted:
+            raise ModelError(
+                f"config.json: {key}",
+                found=repr(value),
+                expected=" or ".join(repr(entry) for entry in accepted),
+                fix=why or "this switch is not implemented for the family",
+            )
+
+    def finish(self) -> None:
+        """Refuse keys that nobody asked for, unless they are harmless, private or off."""
+        for key, value in self._values.items():
+            known = key in self._used or key in HARMLESS or key.startswith("_")
+            if not known and value not in (None, False, 0, 0.0, [], {}, ""):
+                raise ModelError(
+                    f"config.json: {key}",
+                    found=repr(value),
+                    expected="only keys that this family implements",
+                    fix="remove the key if it has no effect on the model",
+                )
+
+
+def activation(config: HFConfig, key: str = "hidden_act") -> Activation:
+    """The activation function by transformers' name."""
+    name = config.get(key, "silu")
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise ModelError(f"config.json: {key}", found=repr(name), expected=f"one of {known}")
+    return ACTIVATIONS[name]
+
+
+def hf_activation(name: Activation) -> str:
+    """The reverse of :func:`activation`."""
+    return {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}[name]
+
+
+def rope(config: HFConfig, max_sequence_length: int) -> RopeConfig:
+    """Rotary settings from ``rope_parameters`` (transformers 5) or ``rope_theta`` with
+    ``rope_scaling`` (transformers 4)."""
+    values = {**config.get("rope_scaling", {}), **config.get("rope_parameters", {})}
+    theta = values.pop("rope_theta", None) or config.get("rope_theta", 10000.0)
+    config.get("rope_theta")
+    kind = values.pop("rope_type", None) or values.pop("type", "default")
+    values.pop("type", None)
+    if values.pop("partial_rotary_factor", 1.0) != 1.0:
+        raise ModelError("config.json: partial_rotary_factor", found="not 1", expected="1")
+    values = {key: value for key, value in values.items() if value is not None}
+    original = values.pop("original_max_position_embeddings", None) or max_sequence_length
+    scaling: RopeScaling
+    try:
+        if kind == "default":
+            scaling = NoScaling()
+            values = {}
+        elif kind == "linear":
+            scaling = LinearScaling(factor=float(values.pop("factor")))
+        elif kind == "llama3":
+            scaling = Llama3Scaling(original_length=original, **_floats(values))
+            values = {}
+        elif kind == "yarn":
+            factor = values.pop("factor", None) or max_sequence_length / original
+            truncate = values.pop("truncate", True)
+            lengths = {"original_length": original, "truncate": truncate}
+            scaling = YarnScaling(factor=float(factor), **lengths, **_floats(values))
+            values = {}
+        else:
+            raise ModelError(
+                "config.json: rope_type",
+                found=repr(kind),
+                expected="default, linear, llama3 or yarn",
+            )
+    except (TypeError, KeyError) as error:
+        raise ModelError(f"config.json: rope settings of type {kind}", found=error) from None
+    if values:
+        raise ModelError("config.json: rope settings", found=f"{sorted(values)}", expected="none")
+    return RopeConfig(theta=float(theta), scaling=scaling)
+
+
+def hf_rope(rope: RopeConfig) -> dict[str, Any]:
+    """``rope_theta`` and ``rope_scaling`` as transformers 4 and 5 both read them."""
+    s = rope.scaling
+    scaling: dict[str, Any] | None = None
+    if isinstance(s, LinearScaling):
+        scaling = {"rope_type": "linear", "factor": s.factor}
+    elif isinstance(s, Llama3Scaling):
+        scaling = {
+            "rope_type": "llama3",
+            "factor": s.factor,
+            "low_freq_factor": s.low_freq_factor,
+            "high_freq_factor": s.high_freq_factor,
+            "original_max_position_embeddings": s.original_length,
+        }
+    elif isinstance(s, YarnScaling):
+        scaling = {
+            "rope_type": "yarn",
+            "factor": s.factor,
+            "original_max_position_embeddings": s.original_length,
+            "beta_fast": s.beta_fast,
+            "beta_slow": s.beta_slow,
+            "truncate": s.truncate,
+        }
+        optional = ("attention_factor", "mscale", "mscale_all_dim")
+        scaling |= {key: getattr(s, key) for key in optional if getattr(s, key) is not None}
+    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+
+
+def _floats(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: float(value) for key, value in values.items()}

@@ -1,0 +1,171 @@
+"""A causal language model as pure functions over a nested dict of parameters.
+
+>>> import jax, jax.numpy as jnp
+>>> from ziggurat.models import LlamaConfig
+>>> config = LlamaConfig(vocab_size=32, d_model=16, n_layers=2, n_heads=2)
+>>> model = LanguageModel.build(config)
+>>> params = model.init(jax.random.key(0))
+>>> model.logits(params, jnp.array([[1, 2, 3]])).shape
+(1, 3, 32)
+"""
+
+import dataclasses
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from ziggurat.core.pytrees import named_leaves
+from ziggurat.mesh import Layout
+from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
+from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat
+from ziggurat.nn.precision import Precision
+
+Params = dict[str, Any]
+"""Nested dict of arrays; per-layer parameters are stacked on a leading layers axis."""
+C = TypeVar("C", bound=AttentionContext)
+
+
+@runtime_checkable
+class ModelConfig(Protocol):
+    """What every family's config node offers."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_sequence_length(self) -> int: ...
+
+    def decoder(self) -> DecoderConfig:
+        """The decoder this config stands for."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """A family's config with its traced structure; holds no arrays."""
+
+    config: ModelConfig
+    decoder: DecoderConfig
+    precision: Precision
+    graph: Any
+    """NNX graph definition; with parameters it makes a :class:`Decoder`."""
+    abstract: Params
+    """Shapes and types of the parameters."""
+    axes: Params
+    """Logical axis names of the parameters, tuples as leaves."""
+
+    @classmethod
+    def build(
+        cls,
+        config: ModelConfig,
+        precision: Precision | None = None,
+        remat: Remat = "none",
+        attention_kernel: str = "auto",
+    ) -> "LanguageModel":
+        """Trace the model's structure; allocates nothing.
+
+        Args:
+            config: a family's config node, e.g. ``LlamaConfig``.
+            precision: parameter and compute types (default float32 for both).
+            remat: what a block keeps for its backward pass.
+            attention_kernel: a name of ``ziggurat.kernels.attention``, or ``"auto"``.
+        """
+        precision, decoder = precision or Precision(), config.decoder()
+
+        def make(key: Key[Array, ""]) -> Decoder:
+            return Decoder(
+                decoder,
+                precision=precision,
+                remat=remat,
+                attention_kernel=attention_kernel,
+                rngs=nnx.Rngs(params=key),
+            )
+
+        graph, state = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
+        axes = jax.tree.map(
+            lambda v: v.get_metadata("axes"), state, is_leaf=lambda v: isinstance(v, nnx.Variable)
+        )
+        abstract = nnx.to_pure_dict(state)
+        return cls(config, decoder, precision, graph, abstract, _plain(axes))
+
+    def init(self, key: Key[Array, ""], layout: Layout | None = None) -> Params:
+        """Fresh parameters, created sharded when a layout is given (never whole on one device)."""
+
+        def make(key: Key[Array, ""]) -> Params:
+            decoder = Decoder(self.decoder, precision=self.precision, rngs=nnx.Rngs(params=key))
+            return nnx.to_pure_dict(nnx.split(decoder)[1])
+
+        return jax.jit(make, out_shardings=None if layout is None else self.shardings(layout))(key)
+
+    def shardings(self, layout: Layout) -> Params:
+        """Where each parameter lives.
+
+        Raises:
+            ShardingError: heads, vocabulary or another dimension does not divide over the mesh.
+        """
+        c = self.decoder
+        layout.require_divides("the heads", {"heads": c.n_heads, "kv_heads": c.n_kv_heads})
+        return layout.tree(self.axes, self.abstract)
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        context: C,
+    ) -> tuple[Float[Array, "b t d"], C]:
+        """Final hidden states, and the context after these tokens."""
+        return nnx.merge(self.graph, params)(tokens, positions, context)
+
+    def head(self, params: Params) -> Float[Array, "v d"]:
+        """The output matrix: ``logits = hidden @ head.T``."""
+        return nnx.merge(self.graph, params).head
+
+    def logits(
+        self,
+        params: Params,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"] | None = None,
+        context: AttentionContext | None = None,
+    ) -> Float[Array, "b t v"]:
+        """All logits in float32; for inspection, since training never holds them whole."""
+        if positions is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
+        hidden, _ = self.hidden(params, tokens, positions, context or Causal())
+        return self.project(params, hidden)
+
+    def project(self, params: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+        """Hidden states to logits in float32."""
+        head = self.head(params).astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+
+    def cache(self, batch: int, slots: int) -> Cached:
+        """An empty static key/value cache for ``batch`` rows of ``slots`` tokens."""
+        c = self.decoder
+        dtype = self.precision.compute_dtype
+        return Cached.empty(c.n_layers, batch, slots, c.n_kv_heads, c.head_dim, dtype)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters; tied embeddings count once."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
+
+    @property
+    def matmul_parameter_count(self) -> int:
+        """Parameters that multiply every token: all matrices but an untied input embedding."""
+        leaves = named_leaves(self.abstract)
+        matrices = sum(a.size for n, a in leaves.items() if n.endswith("kernel"))
+        return matrices + self.decoder.vocab_size * self.decoder.d_model
+
+
+def _plain(tree: Any) -> Any:
+    """A State of tuples as nested dicts of tuples."""
+    if isinstance(tree, tuple):
+        return tree
+    return {str(name): _plain(entry) for name, entry in tree.items()}

@@ -1,0 +1,261 @@
+"""Trained models from whatever holds them: a run, a checkpoint step, a Hugging Face directory, or a
+GGUF file. Its ``config.json`` or metadata alone selects the family."""
+
+import dataclasses
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ziggurat.checkpoint import (
+    Checkpoints,
+    GgufFile,
+    SafetensorsDirectory,
+    read_arrays,
+    write_sharded,
+)
+from ziggurat.core import atomic, config
+from ziggurat.core.errors import CheckpointError, ModelError
+from ziggurat.core.pytrees import leaf_name, named_leaves
+from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.mesh import Layout
+from ziggurat.models.family import FAMILIES, family_for_architecture, family_of
+from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
+from ziggurat.models.weight_names import export_weights, import_weights
+from ziggurat.nn.precision import Precision
+
+_log = logging.getLogger(__name__)
+
+MODEL_FILE = "model.json"
+"""The family's config inside a checkpoint step."""
+TOKENIZER = "tokenizer"
+"""Directory of the tokenizer inside a checkpoint step."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model with its weights and tokenizer."""
+
+    model: LanguageModel
+    params: Params
+    tokenizer: HuggingFaceTokenizer
+    name: str
+    """What a server calls it."""
+    source: str
+    """Where it was read from, for people."""
+
+
+def load(
+    path: Path | str, *, precision: Precision | None = None, layout: Layout | None = None
+) -> Pretrained:
+    """Read a trained model.
+
+    Args:
+        path: a run directory (its newest intact step), a step directory, a Hugging Face directory
+            (``config.json`` and safetensors), or a GGUF file.
+        precision: parameter and compute types; default float32.
+        layout: where parameters go; default the first device.
+
+    Raises:
+        ModelError: nothing of the kind is there, or the architecture or a switch is unknown.
+        CheckpointError: weights are damaged, missing, or of another shape.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelError(
+            f"model {path}",
+            found="no such file or directory",
+            expected="a run, a checkpoint step, a Hugging Face directory or a GGUF file",
+            fix="check the path",
+        )
+    if path.is_file():
+        return _load_gguf(path, precision, layout)
+    step = _step_directory(path)
+    if step is not None:
+        return _load_step(step, path.name, precision, layout)
+    if (path / "config.json").is_file():
+        return _load_hf(path, precision, layout)
+    raise ModelError(
+        f"model {path}",
+        found="neither checkpoints nor config.json",
+        expected="a run, a checkpoint step, a Hugging Face directory or a GGUF file",
+    )
+
+
+def files_of(model: ModelConfig, tokenizer: HuggingFaceTokenizer) -> dict[str, bytes | Path]:
+    """What a checkpoint step needs besides arrays so that :func:`load` can read it alone."""
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save(Path(directory))
+        files: dict[str, bytes | Path] = {
+            f"{TOKENIZER}/{file.name}": file.read_bytes()
+            for file in sorted(Path(directory).iterdir())
+        }
+    text = json.dumps(config.to_plain(model), indent=2)
+    return files | {MODEL_FILE: text.encode()}
+
+
+def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | None = None) -> Path:
+    """Write a model as a checkpoint of its own (``step_00000000``), which every verb reads.
+
+    Raises:
+        CheckpointError: there is a checkpoint already.
+    """
+    with Checkpoints(directory) as checkpoints:
+        if checkpoints.steps():
+            raise CheckpointError(
+                f"output {directory}", found="a checkpoint", expected="a new or empty directory"
+            )
+        files = files_of(pretrained.model.config, pretrained.tokenizer)
+        checkpoints.save(0, {"params": pretrained.params}, records or {}, files)
+    newest = checkpoints.latest()
+    assert newest is not None
+    return newest.path
+
+
+def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int = 5 * 10**9) -> Path:
+    """Write ``config.json``, safetensors and tokenizer as transformers reads them.
+
+    Raises:
+        CheckpointError: the directory is there already.
+        ModelError: the config has no counterpart there.
+    """
+    if directory.exists():
+        raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
+    family = family_of(pretrained.model.config)
+    values = family.to_hf(pretrained.model.config)
+    dtype = pretrained.model.precision.param
+    values |= {
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "bos_token_id": pretrained.tokenizer.bos_id,
+        "eos_token_id": _one_or_many(pretrained.tokenizer.eos_ids),
+    }
+    layers = pretrained.model.decoder.n_layers
+    names = family.hf_names(pretrained.model.config)
+    with atomic.new_directory(directory) as target:
+        pretrained.tokenizer.save(target)
+        tensors = export_weights(names, pretrained.params, layers=layers)
+        write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
+        (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        generation = {key: values[key] for key in ("bos_token_id", "eos_token_id")}
+        (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    return directory
+
+
+def model_config(values: Mapping[str, Any], source: str) -> ModelConfig:
+    """A family's config from its plain form (``model.json``).
+
+    Raises:
+        ModelError: unknown family; ConfigError: a key is wrong.
+    """
+    family = FAMILIES[str(values.get("kind"))]
+    return config.from_plain(family.config_class, values, source)
+
+
+def _step_directory(path: Path) -> Path | None:
+    if (path / MODEL_FILE).is_file() and (path / "manifest.json").is_file():
+        return path
+    for directory in (path / "checkpoints", path):
+        newest = Checkpoints(directory).latest()
+        if newest is not None and (newest.path / MODEL_FILE).is_file():
+            return newest.path
+    return None
+
+
+def _load_step(
+    step: Path, name: str, precision: Precision | None, layout: Layout | None
+) -> Pretrained:
+    values = json.loads((step / MODEL_FILE).read_text())
+    model = LanguageModel.build(model_config(values, str(step / MODEL_FILE)), precision)
+    arrays = read_arrays(step, "params")
+    place = _placer(model, layout)
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, _: place(leaf_name(path), _checked(step, arrays, path, model)), model.abstract
+    )
+    tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
+    return Pretrained(model, params, tokenizer, name, str(step))
+
+
+def _checked(step: Path, arrays: Any, path: tuple, model: LanguageModel) -> np.ndarray:
+    expected = model.abstract
+    try:
+        for part in path:
+            arrays, expected = arrays[part.key], expected[part.key]
+    except (KeyError, TypeError):
+        raise CheckpointError(
+            f"checkpoint {step}", found=f"no {leaf_name(path)}", expected="the model's parameters"
+        ) from None
+    if arrays.shape != expected.shape:
+        raise CheckpointError(
+            f"checkpoint {step}: {leaf_name(path)}",
+            found=f"shape {list(arrays.shape)}",
+            expected=f"shape {list(expected.shape)}",
+        )
+    return arrays
+
+
+def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
+    try:
+        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path / 'config.json'}", found=error, expected="valid JSON") from None
+    architectures = values.get("architectures") or [""]
+    family = family_for_architecture(str(architectures[0]))
+    model = LanguageModel.build(family.from_hf(values), precision)
+    tensors = SafetensorsDirectory(path)
+    params = _read(model, family.hf_names(model.config), tensors, layout)
+    return Pretrained(model, params, HuggingFaceTokenizer.load(path), path.name, str(path))
+
+
+def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
+    file = GgufFile(path)
+    family = family_for_architecture(str(file.metadata.get("general.architecture")), gguf=True)
+    assert family.from_gguf is not None
+    assert family.gguf_names is not None
+    settings = family.from_gguf(file.metadata)
+    untied = "output.weight" in file.tensors
+    settings = dataclasses.replace(settings, tie_embeddings=not untied)  # pyright: ignore
+    model = LanguageModel.build(settings, precision)
+    params = _read(model, family.gguf_names(settings), file.tensors, layout)
+    tokenizer = _gguf_tokenizer(file)
+    return Pretrained(model, params, tokenizer, path.stem, str(path))
+
+
+def _gguf_tokenizer(file: GgufFile) -> HuggingFaceTokenizer:
+    raise NotImplementedError
+
+
+def _read(
+    model: LanguageModel, names: Any, tensors: Mapping[str, np.ndarray], layout: Layout | None
+) -> Params:
+    def ignored(name: str) -> bool:
+        tied_copy = model.decoder.tie_embeddings and name == "lm_head.weight"
+        return tied_copy or name.endswith(("rotary_emb.inv_freq", "rope_freqs.weight"))
+
+    return import_weights(
+        names,
+        tensors,
+        model.abstract,
+        layers=model.decoder.n_layers,
+        ignored=ignored,
+        place=_placer(model, layout),
+    )
+
+
+def _placer(model: LanguageModel, layout: Layout | None) -> Callable[[str, np.ndarray], jax.Array]:
+    shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
+    dtype = model.precision.param_dtype
+
+    def place(name: str, array: np.ndarray) -> jax.Array:
+        return jax.device_put(array.astype(dtype, copy=False), shardings.get(name))
+
+    return place
+
+
+def _one_or_many(ids: tuple[int, ...]) -> int | list[int] | None:
+    return list(ids) if len(ids) > 1 else (ids[0] if ids else None)

@@ -1,0 +1,158 @@
+"""The attention context: the one argument by which training, prefill and decoding differ.
+
+Every attention layer hands its queries, keys and values to the context and gets the result back.
+What a context keeps per layer (a cache) is stacked on a leading layers axis, so that the scanned
+decoder gives each layer its own part.
+
+=============  =====================================================  ========================
+context        who is seen                                            per-layer state
+=============  =====================================================  ========================
+``Causal``     the row's earlier tokens                               none
+``Packed``     earlier tokens of the same document in the row         none
+``Cached``     all tokens so far, through a static key/value cache    keys and values
+=============  =====================================================  ========================
+"""
+
+import dataclasses
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ziggurat.kernels.attention import AttentionMask, attention
+
+State = Any
+C = TypeVar("C", bound="AttentionContext")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionRule:
+    """What a layer fixes about its attention, whatever the context."""
+
+    scale: float
+    """Multiplies the scores."""
+    window: int | None = None
+    """Number of newest tokens seen; ``None``: all."""
+    softcap: float | None = None
+    """Bound on the scores, if any."""
+    implementation: str = "auto"
+    """Kernel, see ``ziggurat.kernels.attention``."""
+
+
+@runtime_checkable
+class AttentionContext(Protocol):
+    """What a decoder needs of a context."""
+
+    @property
+    def state(self) -> State:
+        """Per-layer state, leaves ``[l, ...]``; an empty tuple where there is none."""
+        ...
+
+    def attend(
+        self,
+        query: Float[Array, "b t h c"],
+        key: Float[Array, "b t k c"],
+        value: Float[Array, "b t k c"],
+        positions: Int[Array, "b t"],
+        rule: AttentionRule,
+        state: State,
+    ) -> tuple[Float[Array, "b t h c"], State]:
+        """Attention output of one layer and the layer's new state."""
+        ...
+
+    def advance(self: C, state: State, tokens: int) -> C:
+        """The context after a forward pass over ``tokens`` positions."""
+        ...
+
+
+def _attend(query, key, value, mask: AttentionMask, rule: AttentionRule):
+    return attention(
+        query,
+        key,
+        value,
+        mask,
+        scale=rule.scale,
+        softcap=rule.softcap,
+        implementation=rule.implementation,
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Causal:
+    """Whole rows, one document each."""
+
+    @property
+    def state(self) -> State:
+        return ()
+
+    def attend(self, query, key, value, positions, rule, state):
+        mask = AttentionMask(positions, positions, window=rule.window)
+        return _attend(query, key, value, mask, rule), state
+
+    def advance(self, state: State, tokens: int) -> "Causal":
+        return self
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Packed:
+    """Rows that hold several documents, told apart by segment numbers."""
+
+    segment_ids: Int[Array, "b t"]
+    """Document number within the row, from 1; 0 is padding."""
+
+    @property
+    def state(self) -> State:
+        return ()
+
+    def attend(self, query, key, value, positions, rule, state):
+        segments = self.segment_ids
+        mask = AttentionMask(positions, positions, segments, segments, window=rule.window)
+        return _attend(query, key, value, mask, rule), state
+
+    def advance(self, state: State, tokens: int) -> "Packed":
+        return self
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """A static cache of ``s`` slots; the token at position ``p`` lives in slot ``p``.
+
+    Rows may be of different length: a row's new tokens are written from slot ``lengths[row]`` on.
+    Right padding of a prompt is harmless when ``lengths`` is set back to the true lengths
+    afterwards: slots beyond a row's length are hidden by causality until they are overwritten.
+    """
+
+    keys: Float[Array, "l b s k c"]
+    values: Float[Array, "l b s k c"]
+    lengths: Int[Array, "b"]
+    """Tokens in the cache, per row."""
+
+    @classmethod
+    def empty(
+        cls, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Any
+    ) -> "Cached":
+        """A cache with nothing in it."""
+        shape = (layers, batch, slots, kv_heads, head_dim)
+        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+
+    @property
+    def state(self) -> State:
+        return self.keys, self.values
+
+    def attend(self, query, key, value, positions, rule, state):
+        write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at, 0, 0)))
+        keys, values = (
+            write(old, new.astype(old.dtype), self.lengths) for old, new in zip(state, (key, value))
+        )
+        slots = jnp.broadcast_to(jnp.arange(keys.shape[1])[None], (keys.shape[0], keys.shape[1]))
+        mask = AttentionMask(positions, slots, window=rule.window)
+        out = _attend(query, keys.astype(query.dtype), values.astype(query.dtype), mask, rule)
+        return out, (keys, values)
+
+    def advance(self, state: State, tokens: int) -> "Cached":
+        keys, values = state
+        return Cached(keys, values, self.lengths + tokens)

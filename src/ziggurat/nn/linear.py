@@ -1,0 +1,65 @@
+"""Linear layers and embeddings, with logical axis names on every parameter."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ziggurat.kernels.linear import project
+from ziggurat.nn.precision import Precision
+
+
+def parameter(
+    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float, precision: Precision
+) -> nnx.Param:
+    """A parameter drawn from N(0, std), carrying the logical names of its dimensions."""
+    draw = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+    return nnx.Param(draw.astype(precision.param_dtype), axes=axes)
+
+
+def constant(
+    value: float, shape: tuple[int, ...], axes: tuple[str, ...], p: Precision
+) -> nnx.Param:
+    """A parameter that starts at one value (norm scales, biases)."""
+    return nnx.Param(jnp.full(shape, value, p.param_dtype), axes=axes)
+
+
+class Linear(nnx.Module):
+    r"""Affine map :math:`y = xW + b` over the last dimension.
+
+    Args:
+        d_in: input width.
+        d_out: output width.
+        axes: logical names of ``(d_in, d_out)``.
+        bias: whether ``b`` exists.
+        std: standard deviation of the initial weights.
+    """
+
+    def __init__(
+        self,
+        d_in: int,
+        d_out: int,
+        axes: tuple[str, str],
+        *,
+        bias: bool,
+        std: float,
+        precision: Precision,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = parameter(rngs, (d_in, d_out), axes, std, precision)
+        self.bias = constant(0.0, (d_out,), axes[1:], precision) if bias else None
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... f"]:
+        y = project(x, self.kernel[...].astype(x.dtype))
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table ``[v, d]``: token ids in, vectors out; also serves as the output head when tied."""
+
+    def __init__(self, vocab: int, width: int, *, std: float, precision: Precision, rngs: nnx.Rngs):
+        self.table = parameter(rngs, (vocab, width), ("vocab", "embed"), std, precision)
+        self.compute = precision.compute
+
+    def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        return jnp.take(self.table[...], ids, axis=0).astype(self.compute)

@@ -1,0 +1,23 @@
+"""In which type parameters live and products run."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """Parameter and compute types; norms, softmax and losses stay in float32 regardless."""
+
+    param: str = "float32"
+    """Type in which parameters are stored and updated."""
+    compute: str = "float32"
+    """Type of activations and of matrix products."""
+
+    @property
+    def param_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.param)
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        return jnp.dtype(self.compute)

@@ -1,0 +1,167 @@
+"""The run file: one typed tree from data to report.
+
+A useful run file is under thirty lines; see ``recipes/``.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Discriminator
+
+from ziggurat.checkpoint import CheckpointConfig
+from ziggurat.core import config
+from ziggurat.core.errors import ConfigError
+from ziggurat.data import DataConfig, TokenizerConfig
+from ziggurat.mesh import MeshConfig
+from ziggurat.models import LlamaConfig
+from ziggurat.nn.decoder import Remat
+from ziggurat.optim import AdamW, LossConfig, OptimizerConfig
+
+
+@config.node
+class PretrainedModel:
+    """Start from trained weights."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: Path
+    """A run, a checkpoint step, a Hugging Face directory or a GGUF file."""
+
+
+ModelNode = Annotated[LlamaConfig | PretrainedModel, Discriminator("kind")]
+
+
+@config.node
+class LanguageModelling:
+    """Predict every next token (pretraining)."""
+
+    kind: Literal["lm"] = "lm"
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    """The cross-entropy and how it is computed."""
+
+
+Objective = LanguageModelling
+"""Post-training objectives join here as a union by ``kind``."""
+
+
+@config.node
+class TrainConfig:
+    """The training loop."""
+
+    steps: int
+    """Optimizer steps of the whole run."""
+    accumulate: int = 1
+    """Micro-batches per step; the batch is cut into this many equal parts."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of activations and products; ``auto``: bfloat16 on accelerators, float32 on CPU."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type in which parameters are stored and updated."""
+    remat: Remat = "none"
+    """What blocks keep for the backward pass: all, weight products only, or their input only."""
+    attention: str = "auto"
+    """Attention kernel, see ``ziggurat.kernels.attention``."""
+    max_bad_steps: int = 10
+    """Stop after this many steps in a row whose loss or gradient is not finite; each is skipped."""
+
+    def __post_init__(self):
+        for name in ("steps", "accumulate", "max_bad_steps"):
+            config.require(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
+
+
+@config.node
+class EvaluationConfig:
+    """Loss on held-out documents (needs ``data.eval_fraction``)."""
+
+    every: int | None = None
+    """Steps between evaluations; default only at the end."""
+    batches: int = 8
+    """Most batches evaluated each time."""
+
+    def __post_init__(self):
+        config.require(self.every is None or self.every >= 1, "every", self.every, "at least 1")
+        config.require(self.batches >= 1, "batches", self.batches, "at least 1")
+
+
+@config.node
+class ReportConfig:
+    """What is recorded while training and shown at the end."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files beside ``metrics.jsonl``."""
+    prompts: tuple[str, ...] = ()
+    """Prompts that the trained model continues in the report."""
+    sample_tokens: int = 64
+    """Tokens generated for each prompt."""
+
+    def __post_init__(self):
+        config.require(self.sample_tokens >= 1, "sample_tokens", self.sample_tokens, "at least 1")
+
+
+@config.node
+class RunConfig:
+    """A whole run."""
+
+    name: str
+    """Directory of the run inside ``output``."""
+    output: Path = Path("runs")
+    """Where runs live; also holds the cache of tokenised data."""
+    seed: int = 0
+    """Keys every random draw."""
+    model: ModelNode
+    """Architecture, or weights to start from."""
+    tokenizer: TokenizerConfig | None = None
+    """How text becomes ids; default: the pretrained model's own."""
+    data: DataConfig
+    """What to train on."""
+    objective: Objective = dataclasses.field(default_factory=LanguageModelling)
+    """What to learn."""
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamW)
+    """How to learn it."""
+    train: TrainConfig
+    """The loop."""
+    evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
+    """Held-out loss."""
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    """What is saved, and how often."""
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    """How the devices are used."""
+    report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
+    """What is recorded."""
+
+    def __post_init__(self):
+        plain = self.name not in ("", ".", "..") and "/" not in self.name and "\\" not in self.name
+        config.require(plain, "name", self.name, "a directory name without slashes")
+        config.require(self.seed >= 0, "seed", self.seed, "a number >= 0")
+
+    @property
+    def directory(self) -> Path:
+        """The run's own directory."""
+        return self.output / self.name
+
+
+FREE_ON_RESUME = ("train.steps", "train.max_bad_steps", "evaluation", "checkpoint", "mesh")
+FREE_ON_RESUME += ("report", "output", "name", "data.workers", "data.prefetch")
+"""Keys that may change when a run is resumed; any other would make it another run."""
+
+
+def check_same_run(old: RunConfig, new: RunConfig) -> None:
+    """Refuse to resume a run under settings that would have given other results.
+
+    Raises:
+        ConfigError: the first differing keys, old and new value.
+    """
+
+    def deciding(run: RunConfig) -> dict[str, str]:
+        rows = config.Resolved(run, {}).table()
+        free = tuple(f"{key}." for key in FREE_ON_RESUME)
+        return {key: value for key, value, _ in rows if not f"{key}.".startswith(free)}
+
+    before, after = deciding(old), deciding(new)
+    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
+    if changed:
+        raise ConfigError(
+            f"run {new.directory} cannot be resumed",
+            found="; ".join(f"{key} = {after.get(key, 'unset')}" for key in changed[:3]),
+            expected="; ".join(f"{key} = {before.get(key, 'unset')}" for key in changed[:3]),
+            fix="give the run another name, or remove its directory",
+        )

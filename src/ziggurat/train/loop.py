@@ -1,0 +1,251 @@
+"""The training loop, in this order for every step: data, step, metrics, evaluation, checkpoint.
+
+A run that has checkpoints goes on from the newest intact one: same parameters, same optimizer, same
+next batch, so that it ends byte for byte where an undisturbed run ends.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from ziggurat.checkpoint import Checkpoints
+from ziggurat.core import config
+from ziggurat.core.config import Resolved
+from ziggurat.core.errors import CheckpointError, TrainError
+from ziggurat.core.protocols import Batch
+from ziggurat.models import pretrained
+from ziggurat.profile.flops import mfu, training_flops_per_token
+from ziggurat.profile.hardware import chip_count, peak
+from ziggurat.profile.memory import compiled_memory, device_memory, host_memory
+from ziggurat.profile.timers import StepTimer
+from ziggurat.train.config import RunConfig
+from ziggurat.train.evaluation import evaluate
+from ziggurat.train.experiment import Experiment, local_rows, prepare
+from ziggurat.train.metrics import JsonLinesSink, Sinks, TensorBoardSink
+from ziggurat.train.progress import TrainProgress
+from ziggurat.train.run_directory import RunDirectory
+from ziggurat.train.state import TrainState
+from ziggurat.train.stopping import StopRequest
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Outcome:
+    """How a run ended."""
+
+    run: Resolved[RunConfig]
+    directory: RunDirectory
+    experiment: Experiment
+    state: TrainState
+    timer: StepTimer
+    status: str
+    """``finished`` or why it ended early."""
+    program_memory: dict[str, int]
+    """Bytes of the compiled step, see ``profile.memory.compiled_memory``."""
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
+    """Train a run to its end, from its newest checkpoint if it has one.
+
+    Args:
+        run: the resolved run file.
+        console: where progress goes; default standard error.
+
+    Raises:
+        TrainError: too many steps in a row were not finite; the last checkpoint stays.
+        ConfigError, DataError, ModelError, ShardingError, CheckpointError: as their parts say.
+    """
+    timer, directory = StepTimer(), RunDirectory(run.value.directory)
+    with timer.phase("start"):
+        directory.open(run)
+        experiment = prepare(run.value)
+    stop = StopRequest()
+    with Checkpoints(directory.checkpoints, run.value.checkpoint) as checkpoints:
+        with timer.phase("start"):
+            state, done = _first_state(experiment, checkpoints)
+            directory.start_session(done)
+        with timer.phase("compile"):
+            compiled = experiment.step.lower(state, experiment.batch_struct()).compile()  # pyright: ignore
+        with stop.listening(), _sinks(run.value, directory, done) as sinks:
+            progress = TrainProgress(
+                run.value.train.steps, start_step=done, name=run.value.name, console=console
+            )
+            with progress:
+                if done:
+                    progress.resumed(done, directory.checkpoints)
+                loop = Loop(experiment, checkpoints, sinks, progress, timer, stop)
+                state = loop.run(state, done, compiled)
+    total = run.value.train.steps
+    status = "finished"
+    if stop.signal is not None and loop.done < total:
+        status = f"stopped by {stop.signal.name} after step {loop.done}"
+    memory = compiled_memory(compiled)
+    return Outcome(run, directory, experiment, state, timer, status, memory)
+
+
+class Loop:
+    """Runs steps and everything that happens between them."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        checkpoints: Checkpoints,
+        sinks: Sinks,
+        progress: TrainProgress,
+        timer: StepTimer,
+        stop: StopRequest,
+    ):
+        self.experiment, self.checkpoints, self.stop = experiment, checkpoints, stop
+        self.sinks, self.progress, self.timer = sinks, progress, timer
+        self.done = 0
+        self._files = pretrained.files_of(experiment.model.config, experiment.tokenizer)
+        self._files["run.toml"] = config.to_toml(experiment.run).encode()
+        self._throughput = _Throughput(experiment)
+        self._saved = -1
+
+    def run(self, state: TrainState, done: int, step: Any) -> TrainState:
+        """Steps ``done`` to the end; ``step`` is the compiled step."""
+        self.done, run = done, self.experiment.run
+        batches = self._batches(done)
+        while self.done < run.train.steps and not self.stop.asked:
+            with self.timer.step(self.done) as record:
+                with self.timer.phase("data"):
+                    batch = self.experiment.place(next(batches))
+                with self.timer.phase("step"):
+                    state, metrics = step(state, batch)
+                    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                record.tokens = run.data.batch_size * run.data.sequence_length
+            self.done += 1
+            self._write(values)
+            self._check_finite(values)
+            if run.evaluation.every and self.done % run.evaluation.every == 0:
+                self._evaluate(state)
+            if self.checkpoints.due(self.done):
+                self._save(state)
+        if self.done == run.train.steps and not (
+            run.evaluation.every and self.done % run.evaluation.every == 0
+        ):
+            self._evaluate(state)
+        self._save(state, last=True)
+        return state
+
+    def _batches(self, done: int) -> Iterator[Batch]:
+        data = self.experiment.data
+        return data.iterate(done, local_rows(self.experiment.layout, data.batch_size))
+
+    def _write(self, values: dict[str, float]) -> None:
+        record = self.timer.records[-1]
+        values |= {"step_time_s": record.wall_s, "data_time_s": record.phases_s.get("data", 0.0)}
+        values |= self._throughput.of(record.tokens_per_s)
+        values |= {name: float(size) for name, size in device_memory().items()}
+        values["host_rss_bytes"] = float(host_memory()["host_rss_bytes"])
+        self.sinks.write(self.done - 1, values)
+        self.progress.write(self.done - 1, values)
+
+    def _check_finite(self, values: dict[str, float]) -> None:
+        bad, limit = int(values["bad_steps_in_a_row"]), self.experiment.run.train.max_bad_steps
+        if bad:
+            _log.warning("step %d: loss or gradient not finite; update left out", self.done - 1)
+        if bad >= limit:
+            newest = self.checkpoints.latest()
+            raise TrainError(
+                f"training stopped after step {self.done}",
+                found=f"{bad} steps in a row whose loss or gradient was not finite",
+                expected=f"fewer than train.max_bad_steps = {limit}",
+                fix="lower the learning rate or look at the data; "
+                + (f"step {newest.step} is saved" if newest else "nothing was saved yet"),
+            )
+
+    def _evaluate(self, state: TrainState) -> None:
+        if self.experiment.eval_data is not None:
+            with self.timer.phase("evaluation"):
+                values = evaluate(self.experiment, state.params)
+            self.sinks.write(self.done - 1, values)
+            self.progress.write(self.done - 1, values)
+
+    def _save(self, state: TrainState, last: bool = False) -> None:
+        if self._saved == self.done or (last and self._on_disk()):
+            return
+        arrays = {"params": state.params, "optimizer": state.optimizer}
+        counters = {"skipped": int(state.skipped), "bad_in_a_row": int(state.bad_in_a_row)}
+        records = {
+            "data": self.experiment.data.state(self.done),
+            "prng": {"seed": self.experiment.run.seed, "implementation": "threefry2x32"},
+            "counters": {"step": self.done, **counters},
+        }
+        with self.timer.phase("checkpoint"):
+            try:
+                self.checkpoints.save(self.done, arrays, records, self._files)
+                self._saved = self.done
+                if last:
+                    self.checkpoints.wait()
+            except CheckpointError as error:
+                if last:
+                    raise
+                _log.error("checkpoint of step %d failed, training goes on: %s", self.done, error)
+
+    def _on_disk(self) -> bool:
+        self.checkpoints.wait()
+        newest = self.checkpoints.latest()
+        return newest is not None and newest.step == self.done
+
+
+class _Throughput:
+    """Tokens per second, and MFU where the device's peak is known."""
+
+    def __init__(self, experiment: Experiment):
+        decoder, devices = experiment.model.decoder, experiment.layout.mesh.devices.flatten()
+        self._chips = chip_count(list(devices))
+        compute = experiment.model.precision.compute
+        self._peak = peak(devices[0].device_kind, compute)
+        self._flops = training_flops_per_token(
+            experiment.model.matmul_parameter_count,
+            layers=decoder.n_layers,
+            heads=decoder.n_heads,
+            head_dim=decoder.head_dim,
+            sequence=experiment.run.data.sequence_length,
+        )
+
+    def of(self, tokens_per_s: float) -> dict[str, float]:
+        used = mfu(tokens_per_s, self._flops, self._chips, self._peak)
+        return {"tokens_per_s": tokens_per_s} | ({} if used is None else {"mfu": used})
+
+
+def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The newest intact checkpoint's state, or the initial one, and the steps behind it."""
+    if checkpoints.latest() is None:
+        return experiment.initial(), 0
+    abstract = experiment.abstract
+    like = {"params": abstract.params, "optimizer": abstract.optimizer}
+    restored = checkpoints.restore(None, like)
+    done = experiment.data.check_state(restored.records["data"])
+    checkpoints.discard_after(done)
+    counters = restored.records["counters"]
+
+    def counter(value: int) -> jax.Array:
+        return jax.device_put(jax.numpy.int32(value), experiment.layout.replicated())
+
+    state = TrainState(
+        restored.arrays["params"],
+        restored.arrays["optimizer"],
+        step=counter(done),
+        skipped=counter(counters["skipped"]),
+        bad_in_a_row=counter(counters["bad_in_a_row"]),
+    )
+    return state, done
+
+
+def _sinks(run: RunConfig, directory: RunDirectory, done: int) -> Sinks:
+    lines = JsonLinesSink(directory.metrics, resume_step=done)
+    if not run.report.tensorboard:
+        return Sinks(lines)
+    return Sinks(lines, TensorBoardSink(directory.tensorboard, resume_step=done))

@@ -1,0 +1,87 @@
+"""What a training step carries from one step to the next."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from ziggurat.core import prng
+from ziggurat.core.pytrees import map_named
+from ziggurat.mesh import Layout
+from ziggurat.models import LanguageModel, Params
+from ziggurat.optim import Optimizer, state_axes
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Parameters, optimizer state and counters; a pytree, donated to each step."""
+
+    params: Params
+    optimizer: Any
+    step: Int[Array, ""]
+    """Finished steps, skipped ones included."""
+    skipped: Int[Array, ""]
+    """Steps whose update was left out because loss or gradient was not finite."""
+    bad_in_a_row: Int[Array, ""]
+    """How many such steps came last."""
+
+
+def abstract_state(model: LanguageModel, optimizer: Optimizer, layout: Layout) -> TrainState:
+    """Shapes, types and shardings of the whole state; allocates nothing.
+
+    Optimizer moments are sharded like the parameters they belong to.
+
+    Raises:
+        ShardingError: a dimension does not divide over the mesh.
+    """
+    moments = jax.eval_shape(optimizer.transform.init, model.abstract)
+
+    def place(shardings: Any, abstract: Any) -> Any:
+        def one(sharding: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(one, shardings, abstract)
+
+    counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.replicated())
+    return TrainState(
+        params=place(model.shardings(layout), model.abstract),
+        optimizer=place(layout.tree(state_axes(moments, model.axes), moments), moments),
+        step=counter,
+        skipped=counter,
+        bad_in_a_row=counter,
+    )
+
+
+def initial_state(
+    model: LanguageModel,
+    optimizer: Optimizer,
+    abstract: TrainState,
+    seed: int,
+    params: Params | None = None,
+) -> TrainState:
+    """A state before the first step, created in its shardings.
+
+    Args:
+        model: the model.
+        optimizer: its optimizer.
+        abstract: from :func:`abstract_state`.
+        seed: the run's seed; initial weights are its stream ``"init"``.
+        params: trained weights to start from instead.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def make(given: Params | None) -> TrainState:
+        fresh = model.init(prng.stream(seed, "init")) if given is None else given
+        zero = jnp.zeros((), jnp.int32)
+        return TrainState(fresh, optimizer.transform.init(fresh), zero, zero, zero)
+
+    if params is not None:
+        params = map_named(
+            lambda _, leaf, like: jax.device_put(jnp.asarray(leaf, like.dtype), like.sharding),
+            params,
+            abstract.params,
+        )
+    return jax.jit(make, out_shardings=shardings)(params)

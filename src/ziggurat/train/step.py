@@ -1,0 +1,126 @@
+"""The training step: ``(state, batch) -> (state, metrics)``, pure, jitted and donated."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ziggurat.mesh import Layout
+from ziggurat.models import Params
+from ziggurat.optim import Optimizer, global_norm
+from ziggurat.train.state import TrainState
+
+Arrays = Mapping[str, jax.Array]
+
+
+class Sums(NamedTuple):
+    """What an objective returns for some rows, as sums, so that micro-batches add up."""
+
+    loss: Float[Array, ""]
+    """To be differentiated."""
+    weight: Float[Array, ""]
+    """What everything is divided by, over the whole step."""
+    metrics: dict[str, Float[Array, ""]]
+    """Sums for reports."""
+
+
+Objective = Callable[[Params, Arrays], Sums]
+Step = Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def build_step(
+    objective: Objective, optimizer: Optimizer, layout: Layout, *, accumulate: int = 1
+) -> Step:
+    r"""The step of an objective under an optimizer.
+
+    The gradient is :math:`\sum_m \nabla L_m / \sum_m w_m` over micro-batches :math:`m`, exactly that
+    of the undivided batch however unevenly the weights :math:`w` are spread. A step whose loss or
+    gradient norm is not finite leaves parameters and optimizer as they were and is counted.
+
+    Args:
+        objective: sums over rows.
+        optimizer: how gradients become updates.
+        layout: where activations live while tracing.
+        accumulate: number of micro-batches; divides the batch.
+
+    Returns:
+        A pure function; jit it, donating the state. Metrics: ``loss`` and the objective's others
+        per unit of weight, ``grad_norm``, ``learning_rate``, ``target_tokens``, ``skipped_steps``,
+        ``bad_steps_in_a_row``.
+    """
+
+    def differentiated(params: Params, batch: Arrays) -> tuple[Any, Sums]:
+        sums = objective(params, batch)
+        return sums.loss, sums
+
+    def step(state: TrainState, batch: Arrays) -> tuple[TrainState, dict[str, jax.Array]]:
+        with layout.active():
+            gradient = jax.grad(differentiated, has_aux=True)
+            if accumulate == 1:
+                gradients, sums = gradient(state.params, batch)
+            else:
+                gradients, sums = _accumulated(gradient, state.params, batch, accumulate)
+            scale = 1.0 / jnp.maximum(sums.weight, 1.0)
+            gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+            norm = global_norm(gradients)
+            new, fine = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
+        metrics = {name: value * scale for name, value in sums.metrics.items()}
+        metrics |= {
+            "grad_norm": norm,
+            "learning_rate": jnp.asarray(optimizer.schedule(state.step - state.skipped)),
+            "target_tokens": sums.weight,
+            "skipped_steps": new.skipped,
+            "bad_steps_in_a_row": new.bad_in_a_row,
+        }
+        return new, metrics
+
+    return step
+
+
+def build_evaluation(objective: Objective, layout: Layout) -> Callable[[Params, Arrays], Sums]:
+    """The objective's sums over a batch without gradients, to be jitted."""
+
+    def evaluate(params: Params, batch: Arrays) -> Sums:
+        with layout.active():
+            return objective(params, batch)
+
+    return evaluate
+
+
+def _accumulated(gradient: Any, params: Params, batch: Arrays, parts: int) -> tuple[Params, Sums]:
+    """Gradients and sums added over micro-batches; rows are dealt out in turn, so that each device
+    keeps the rows it has."""
+    micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
+
+    def add(total: Any, part: Arrays) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    first = jax.tree.map(lambda x: x[0], micro)
+    shapes = jax.eval_shape(gradient, params, first)
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zero, micro)[0]
+
+
+def _update(
+    optimizer: Optimizer, state: TrainState, gradients: Params, norm: jax.Array, fine: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    fine = fine & jnp.isfinite(norm)
+    updates, moments = optimizer.transform.update(
+        gradients, state.optimizer, state.params, grad_norm=norm
+    )
+    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+
+    def keep(new: Any, old: Any) -> Any:
+        return jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
+
+    bad = jnp.logical_not(fine).astype(jnp.int32)
+    new = TrainState(
+        params=keep(params, state.params),
+        optimizer=keep(moments, state.optimizer),
+        step=state.step + 1,
+        skipped=state.skipped + bad,
+        bad_in_a_row=jnp.where(fine, 0, state.bad_in_a_row + 1),
+    )
+    return new, fine

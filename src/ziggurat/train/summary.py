@@ -1,0 +1,64 @@
+"""The report of a finished run, gathered from the run itself."""
+
+import importlib.metadata
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from ziggurat.checkpoint import Checkpoints
+from ziggurat.profile.hardware import chip_count
+from ziggurat.profile.memory import device_memory, host_memory
+from ziggurat.train.loop import Outcome
+from ziggurat.train.metrics import read_metrics
+from ziggurat.train.report import RunReport, Sample, SavedCheckpoint, write_report
+
+PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def report(outcome: Outcome, samples: Sequence[Sample] = ()) -> Path:
+    """Write ``report.html`` of a run; returns its path."""
+    run, experiment, directory = outcome.run.value, outcome.experiment, outcome.directory
+    devices = list(experiment.layout.mesh.devices.flatten())
+    rows = read_metrics(directory.metrics)
+    sessions = directory.read_sessions()
+    last = rows[-1] if rows else {}
+    steps = int(outcome.state.step)
+    speed = outcome.timer.median_tokens_per_s()
+    return write_report(
+        directory.report,
+        RunReport(
+            name=run.name,
+            device=f"{chip_count(devices)} x {devices[0].device_kind}",
+            steps=steps,
+            total_steps=run.train.steps,
+            tokens=steps * run.data.batch_size * run.data.sequence_length,
+            parameters=experiment.model.parameter_count,
+            status=outcome.status,
+            started=sessions[0]["time"] if sessions else "",
+            metrics=rows,
+            median_tokens_per_s=speed,
+            mfu=last.get("mfu"),
+            ledger_s=outcome.timer.ledger(),
+            peak_host_bytes=host_memory()["host_rss_peak_bytes"],
+            peak_device_bytes=device_memory().get("device_peak_bytes_in_use"),
+            skipped_steps=int(outcome.state.skipped),
+            resumes=[row["step"] for row in sessions[1:]],
+            config=outcome.run.table(),
+            samples=samples,
+            checkpoints=[
+                SavedCheckpoint(step=info.step, path=str(info.path), size_bytes=info.bytes)
+                for info in Checkpoints(directory.checkpoints).steps()
+            ],
+            environment=_environment(),
+        ),
+    )
+
+
+def _environment() -> dict[str, str]:
+    facts = {"python": platform.python_version(), "machine": platform.platform()}
+    facts["devices"] = ", ".join(sorted({d.device_kind for d in jax.devices()}))
+    for package in PACKAGES:
+        facts[package] = importlib.metadata.version(package)
+    return facts

@@ -1,0 +1,186 @@
+"""What holds for the repository as a whole: packages, generated pages, locks, hygiene."""
+
+import importlib
+import os
+import re
+import runpy
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from ziggurat.cli.main import VERBS, module_name
+from ziggurat.core.dimensions import DIMENSIONS
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGES = sorted(path.parent.name for path in (ROOT / "src/ziggurat").glob("*/__init__.py"))
+LOCKS = sorted(ROOT.glob("requirements*.lock"))
+
+# Built from parts, so that this file does not name what it forbids.
+HOSTS = ("pypi org", "pythonhosted org", "npmjs org", "crates io", "debian org", "golang org")
+HOST = re.compile("|".join(host.replace(" ", r"\.") for host in HOSTS), re.IGNORECASE)
+FOLDERS = "work|tmp|root|opt|home|Users"
+MACHINE_PATH = re.compile(rf"(?<![\w.$)}}\]*/-])/(?:{FOLDERS})/[\w.]")
+
+
+def tracked_texts() -> dict[str, str]:
+    """Text files that are in git or would be added."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listing = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
+    texts = {}
+    for name in sorted(set(listing.decode().split("\0")) - {""}):
+        path = ROOT / name
+        content = path.read_bytes() if path.is_file() else b"\0"
+        if b"\0" not in content[:4096]:
+            texts[name] = content.decode("utf-8", errors="replace")
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("pattern", "bad"),
+    [
+        (HOST, "https://" + "files.pythonhosted" + ".org/x"),
+        (HOST, "registry." + "npmjs" + ".org"),
+        (MACHINE_PATH, "/" + "work/main"),
+        (MACHINE_PATH, "open('/" + "tmp/x')"),
+        (MACHINE_PATH, "file:///" + "home/me"),
+    ],
+)
+def test_the_patterns_find_what_they_forbid(pattern, bad):
+    assert pattern.search(bad.replace("file://", "file:"))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.parametrize("pattern", [HOST, MACHINE_PATH], ids=["registry host", "machine path"])
+def test_no_file_names(pattern):
+    texts = tracked_texts()
+    assert "pyproject.toml" in texts
+    found = [
+        f"{name}:{number}: {match[0]}"
+        for name, text in texts.items()
+        for number, line in enumerate(text.splitlines(), 1)
+        if (match := pattern.search(line))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_sixteen_packages_each_in_the_import_contract_and_the_reference():
+    (contract,) = PROJECT["tool"]["importlinter"]["contracts"]
+    ordered = [name for layer in contract["layers"] for name in re.split(r"\s*\|\s*", layer)]
+    assert len(PACKAGES) == 16
+    assert sorted(ordered) == PACKAGES
+    assert contract["exhaustive"] is True
+    assert sorted(path.stem for path in (ROOT / "docs/api").glob("*.md")) == PACKAGES
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_package_imports_and_says_what_it_is(package):
+    module = importlib.import_module(f"ziggurat.{package}")
+    assert (module.__doc__ or "").strip()
+
+
+def test_import_order_is_kept():
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level packages that a fresh interpreter has imported after ``code``."""
+    code += "\nprint('\\n' + ' '.join({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys\n" + code], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_help_imports_nothing_heavy():
+    loaded = modules_after("from ziggurat.cli.main import main\nassert main(['--help']) == 0")
+    assert "ziggurat" in loaded
+    assert not loaded & {"jax", "jaxlib", "numpy", "pydantic", "tyro", "rich", "flax"}
+
+
+def test_verbs_import_no_jax_before_they_run():
+    lines = [f"importlib.import_module({module_name(verb)!r})" for verb in VERBS]
+    loaded = modules_after("\n".join(["import importlib", *lines]))
+    assert not loaded & {"jax", "flax", "orbax", "grain", "pyarrow"}
+
+
+def test_glossary_is_what_the_table_gives():
+    script = runpy.run_path(str(ROOT / "scripts/write_glossary.py"), run_name="script")
+    page = (ROOT / "docs/glossary.md").read_text(encoding="utf-8")
+    assert page == script["render"](), "run python scripts/write_glossary.py"
+    for field in ("letter", "axis"):
+        values = [getattr(entry, field) for entry in DIMENSIONS]
+        assert len(set(values)) == len(values), field
+
+
+def pins(lock: Path) -> dict[str, Requirement]:
+    """The requirements of a lock that count on this machine, by name."""
+    text = lock.read_text(encoding="utf-8").replace("\\\n", " ")
+    entries = [Requirement(line.partition(" --hash")[0]) for line in text.splitlines()]
+    return {entry.name: entry for entry in entries if not entry.marker or entry.marker.evaluate()}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_lock_holds_pins_and_hashes_only(lock):
+    entry = r"[a-z0-9-]+==[\w.+!]+( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
+    text = lock.read_text(encoding="utf-8")
+    assert re.fullmatch(rf"({entry}\n)+", text), "run make lock"
+    assert not re.search(r"://|--index|--find-links|^-|^(torch|triton|nvidia-)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("lock", "extras", "groups"),
+    [
+        ("requirements.lock", ["serve"], ["build", "demo"]),
+        ("requirements-dev.lock", ["dev", "serve", "plan-tpu"], ["build", "lock"]),
+        ("requirements-oracle.lock", ["oracle"], []),
+        ("requirements-docs.lock", None, ["docs"]),
+    ],
+)
+def test_lock_is_up_to_date(lock, extras, groups):
+    texts = [text for group in groups for text in PROJECT["dependency-groups"][group]]
+    if extras is not None:
+        texts += PROJECT["project"]["dependencies"]
+        texts += [t for e in extras for t in PROJECT["project"]["optional-dependencies"][e]]
+    pinned = pins(ROOT / lock)
+    for wanted in map(Requirement, texts):
+        if wanted.name in ("ziggurat", "torch"):
+            continue
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
+        found = pinned.get(canonical(wanted.name))
+        assert found, f"{wanted} is not in {lock}: run make lock"
+        (pin,) = found.specifier
+        assert wanted.specifier.contains(pin.version), f"{lock}: {found}: run make lock"
+
+
+def test_locks_agree():
+    seen: dict[str, str] = {}
+    for lock in LOCKS:
+        for name, pin in pins(lock).items():
+            assert seen.setdefault(name, str(pin.specifier)) == str(pin.specifier), (lock, name)
+
+
+def test_an_old_python_is_told_what_to_do(tmp_path, capsys):
+    script = runpy.run_path(str(ROOT / "scripts/install.py"), run_name="script")
+    script["main"].__globals__["LEAST_PYTHON"] = (99, 0)
+    assert script["main"]([str(tmp_path / "env")]) == 1
+    assert "expected 99.0 or newer; install one and run make PYTHON=" in capsys.readouterr().err
+    assert not (tmp_path / "env").exists()
+
+
+def test_ci_runs_make_check_and_nothing_else():
+    path = ROOT / ".ci/run"
+    assert os.access(path, os.X_OK)
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
+    assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make check"]

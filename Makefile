@@ -14,7 +14,7 @@ INSTALL := $(PYTHON) scripts/install.py $(VENV)
 SMALL := not slow and not parity and not chaos and not tpu_compile
 # Scripts that recompute the tests' stored outputs with the oracle and compare, given --check.
 RECOMPUTE := $(wildcard scripts/record_*.py)
-BENCHMARKS := $(wildcard benchmarks/bench_*.py)
+BENCHMARKS := $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py))
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c

@@ -144,9 +144,7 @@ def test_buffers_may_be_reused_at_once(tmp_path, leaf):
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     start = np.random.default_rng(0).normal(size=(1 << 9, 1 << 13)).astype(np.float32)
     specs = {"sharded": P("data", "model"), "replicated": P(), "rows": P("data")}
-    state = {
-        name: jax.device_put(start, NamedSharding(mesh, spec)) for name, spec in specs.items()
-    }
+    state = {name: jax.device_put(start, NamedSharding(mesh, spec)) for name, spec in specs.items()}
     if leaf == "numpy":
         state = {name: start.copy() for name in specs}
 
@@ -187,7 +185,9 @@ def test_restore_onto_other_meshes(tmp_path):
         checkpoints.wait()
         for mesh, spec_w, spec_b in targets:
             wanted = {
-                "w": jax.ShapeDtypeStruct((16, 8), np.float32, sharding=NamedSharding(mesh, spec_w)),
+                "w": jax.ShapeDtypeStruct(
+                    (16, 8), np.float32, sharding=NamedSharding(mesh, spec_w)
+                ),
                 "b": jax.ShapeDtypeStruct((8,), np.float32, sharding=NamedSharding(mesh, spec_b)),
             }
             found = checkpoints.restore(1, {"params": wanted}).arrays["params"]
@@ -374,14 +374,14 @@ def test_error_lines_of_restore(saved, tmp_path):
     assert "no step directory" in error_of(Checkpoints(tmp_path / "empty").restore, None, {})
     text = error_of(saved.restore, 31, good)
     assert "found no such step; expected one of 10, 20, 30" in text
-    text = error_of(saved.restore, 30, {"parms": good["params"]})
-    assert "item parms: found no such item" in text
+    text = error_of(saved.restore, 30, {"params0": good["params"]})
+    assert "item params0: found no such item" in text
     assert "did you mean params?" in text
 
     renamed = dict(good["params"])
-    renamed["embedd"] = renamed.pop("embed")
+    renamed["embed2"] = renamed.pop("embed")
     text = error_of(saved.restore, None, {"params": renamed})
-    assert "leaf embedd: found no such leaf" in text
+    assert "leaf embed2: found no such leaf" in text
     assert "did you mean embed?" in text
     fewer = {key: value for key, value in good["params"].items() if key != "embed"}
     assert "leaf embed: found a leaf that is not asked for" in error_of(
@@ -416,16 +416,19 @@ def test_cast_on_request_only(saved):
         assert found.dtype == jnp.bfloat16
         np.testing.assert_array_equal(np.asarray(found), expected)
     whole = params | {"embed": jax.ShapeDtypeStruct((8, 16), jnp.int32)}
-    assert "these types do not convert" in error_of(
-        saved.restore, 30, {"params": whole}, cast=True
-    )
+    assert "these types do not convert" in error_of(saved.restore, 30, {"params": whole}, cast=True)
 
 
 @pytest.mark.parametrize(
     ("arrays", "records", "files", "part"),
     [
         ({"a/b": {}}, {}, {}, "checkpoint item 'a/b'"),
-        ({"p": {"a": {"n": 3.0}}}, {}, {}, "leaf a.n: found a float; expected a jax or numpy array"),
+        (
+            {"p": {"a": {"n": 3.0}}},
+            {},
+            {},
+            "leaf a.n: found a float; expected a jax or numpy array",
+        ),
         ({"p": {"a.b": np.ones(1), "a": {"b": np.ones(1)}}}, {}, {}, "leaf a.b: found two leaves"),
         ({"p": {"u": np.ones(2, ml_dtypes.uint4)}}, {}, {}, "leaf u: found type uint4"),
         ({"p": {"s": np.array(["x"])}}, {}, {}, "leaf s: found type <U1"),
@@ -502,11 +505,13 @@ def test_config_and_interval(tmp_path):
         with pytest.raises(ConfigError, match="expected at least 1"):
             config.parse(CheckpointConfig, text)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        settings.every = 3
+        settings.every = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_importing_the_config_imports_no_jax():
-    program = "import sys; from ziggurat.checkpoint import CheckpointConfig; print('jax' in sys.modules)"
+    program = (
+        "import sys; from ziggurat.checkpoint import CheckpointConfig; print('jax' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

@@ -47,7 +47,7 @@ def test_every_verb_has_a_help_with_an_example(name, capsys):
 def test_help_lists_the_verbs(args, capsys):
     assert main.main(args) == 0
     text = capsys.readouterr().out
-    assert "example:" in text
+    assert "\nexamples:\n  ziggurat " in text
     for name, summary in main.VERBS.items():
         assert f"  {name}" in text
         assert summary in text

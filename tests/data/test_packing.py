@@ -1,5 +1,6 @@
 """Each plan against a plain Python oracle, and every document put back together from its rows."""
 
+import itertools
 import pickle
 
 import numpy as np
@@ -28,7 +29,7 @@ def corpus(lengths):
     """Tokens that say where they come from: 1000 times the document plus the place in it."""
     documents = [[1000 * (d + 1) + i for i in range(n)] for d, n in enumerate(lengths)]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return documents, np.array(sum(documents, []), np.uint32), offsets
+    return documents, np.array([*itertools.chain(*documents)], np.uint32), offsets
 
 
 def fill(packer, offsets, tokens, epoch, first, stop, row_tokens, positions="document"):
@@ -97,7 +98,7 @@ def test_documents_come_back_whole_and_once(packing, lengths, row_tokens, epoch)
     kept = rows["segment_ids"] > 0
     found = sorted(rows["tokens"][kept].tolist())
     limit = row_tokens if isinstance(packing, Single) else 10**6
-    assert found == sorted(sum((d[:limit] for d in documents), []))
+    assert found == sorted(itertools.chain(*(d[:limit] for d in documents)))
     # Position and target follow from the token itself.
     assert (rows["positions"] == rows["tokens"] % 1000)[kept].all()
     ends = {document[-1] for document in documents}
@@ -132,7 +133,7 @@ def test_any_range_of_rows_is_a_slice_of_the_whole(packing):
     packer = plan(packing, lengths, 32, 9, True)
     _, whole = fill(packer, offsets, tokens, 1, 0, packer.rows, 32)
     cuts = [0, 1, 2, 10, 11, packer.rows // 2, packer.rows - 1, packer.rows]
-    for first, stop in zip(cuts, cuts[1:]):
+    for first, stop in itertools.pairwise(cuts):
         _, part = fill(packer, offsets, tokens, 1, first, stop, 32)
         for key in whole:
             np.testing.assert_array_equal(part[key], whole[key][first:stop])

@@ -73,7 +73,7 @@ def test_brackets_in_a_directory_are_no_pattern(tmp_path):
 def test_stdlib_and_home(tmp_path, monkeypatch):
     files = list_files(TextFiles(path="{stdlib}", glob="json/*.py"))
     assert files[0].name == "{stdlib}/json/__init__.py"
-    assert files == [f for f in list_files(TextFiles(path="{stdlib}", glob="json/*.py"))]
+    assert files == list_files(TextFiles(path="{stdlib}", glob="json/*.py"))
     dollar = list_files(TextFiles(path="${stdlib}", glob="json/*.py"))
     assert [f.url for f in dollar] == [f.url for f in files]
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -166,6 +166,8 @@ def test_load_errors(tmp_path):
     (tmp_path / "x" / "tokenizer.json").write_text("{")
     assert "expected a tokenizer" in message()
     byte_level().save(tmp_path / "x")
+    (tmp_path / "x" / "tokenizer_config.json").write_text('{"added_tokens_decoder": {"a": {}}}')
+    assert "found ValueError" in message()
     (tmp_path / "x" / "tokenizer_config.json").write_text("[]")
     assert "tokenizer_config.json: found list; expected a JSON object" in message()
 

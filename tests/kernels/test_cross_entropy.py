@@ -1,5 +1,6 @@
 """Linear cross-entropy: chunked = reference in value and gradient, in less memory, sharded."""
 
+import functools
 import re
 
 import jax
@@ -74,16 +75,18 @@ def test_reference_is_the_definition():
     assert out.loss.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("chunk", [1, 8, 10, 37, 64])
-@pytest.mark.parametrize("shards", [1, 4])
-def test_chunked_equals_reference(options, chunk, shards):
-    arrays = inputs()
-    expected, expected_grads = value_and_grads(
-        arrays, chunk_tokens=chunk, implementation="reference", **options
-    )
+@functools.cache
+def reference(index):
+    return value_and_grads(inputs(), chunk_tokens=1, implementation="reference", **OPTIONS[index])
+
+
+@pytest.mark.parametrize("index", range(len(OPTIONS)))
+@pytest.mark.parametrize(("chunk", "shards"), [(1, 1), (10, 1), (64, 1), (8, 4)])
+def test_chunked_equals_reference(index, chunk, shards):
+    options = OPTIONS[index]
+    expected, expected_grads = reference(index)
     got, grads = value_and_grads(
-        arrays, chunk_tokens=chunk, implementation="chunked", token_shards=shards, **options
+        inputs(), chunk_tokens=chunk, implementation="chunked", token_shards=shards, **options
     )
     for name in got._fields:
         close(getattr(got, name), getattr(expected, name), 1e-5)
@@ -113,17 +116,19 @@ def test_compute_dtype_is_that_of_hidden_unless_given():
     hidden, weight, targets, weights = inputs()
     narrow = hidden.astype(jnp.bfloat16)
 
-    def loss(dtype):
-        return linear_cross_entropy(
-            narrow, weight, targets, weights, chunk_tokens=8, compute_dtype=dtype
-        ).loss
+    @jax.jit
+    def losses(hidden, weight):
+        return [
+            linear_cross_entropy(
+                hidden, weight, targets, weights, chunk_tokens=8, compute_dtype=dtype
+            ).loss
+            for dtype in (None, jnp.bfloat16, jnp.float32)
+        ]
 
-    assert loss(None) == loss(jnp.bfloat16)
-    assert loss(None) != loss(jnp.float32)
-    exact = linear_cross_entropy(
-        narrow.astype(jnp.float32), weight, targets, weights, chunk_tokens=8
-    )
-    assert loss(jnp.float32) == exact.loss
+    default, half, single = losses(narrow, weight)
+    assert default == half
+    assert default != single
+    assert single == losses(narrow.astype(jnp.float32), weight)[0]
 
 
 def test_forward_only_equals_differentiated():
@@ -236,12 +241,17 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("shards", [1, 4])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@functools.cache
+def unsharded():
+    arrays, options = inputs(n=64, d=16, v=48), {"chunk_tokens": 16, "z_loss": 1e-3}
+    return arrays, options, *value_and_grads(arrays, **options)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shards"), [*((name, 1) for name in LAYOUTS), ("data", 4), ("fsdp, vocabulary", 4)]
+)
 def test_sharded_equals_unsharded(layout, shards):
-    arrays = inputs(n=64, d=16, v=48)
-    options = {"chunk_tokens": 16, "z_loss": 1e-3}
-    expected, expected_grads = value_and_grads(arrays, **options)
+    arrays, options, expected, expected_grads = unsharded()
     hidden_spec, weight_spec = LAYOUTS[layout]
     tokens = P(hidden_spec[0] if hidden_spec else None)
     specs = (hidden_spec, weight_spec, tokens, tokens)

@@ -53,12 +53,15 @@ SWITCHES = {
         rope_parameters=YARN | dict(rope_theta=1e4, attention_factor=1.3, beta_fast=16, beta_slow=2)
     ),
     "rope-yarn-mscale": dict(
-        rope_parameters=YARN
-        | dict(rope_theta=1e4, mscale=0.7, mscale_all_dim=1.0, truncate=False)
+        rope_parameters=YARN | dict(rope_theta=1e4, mscale=0.7, mscale_all_dim=1.0, truncate=False)
     ),
     "mistral": dict(architecture="Mistral", num_key_value_heads=2, sliding_window=7),
     "mistral-no-window": dict(architecture="Mistral", num_key_value_heads=2, sliding_window=None),
 }
+
+
+class Tensors(dict):
+    read = dict.__getitem__
 
 
 def torch_model(switches: dict):
@@ -84,7 +87,7 @@ def ours(model):
     family = family_for_architecture(values["architectures"][0])
     config = family.from_hf(values)
     language_model = LanguageModel.build(config)
-    tensors = {n: t.detach().numpy() for n, t in model.state_dict().items()}
+    tensors = Tensors({n: t.detach().numpy() for n, t in model.state_dict().items()})
     tied = config.tie_embeddings
     params = import_weights(
         family.hf_names(config),

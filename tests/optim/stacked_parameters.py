@@ -2,6 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from ziggurat.optim import is_axes
 
 AXES = {
     "blocks": {
@@ -31,17 +34,12 @@ SIZES = {
 }
 
 
-def is_axes(x):
-    return isinstance(x, tuple)
-
-
 def parameters(seed=0, axes=AXES, sizes=SIZES):
     """Random parameters for an axes tree."""
     leaves, tree = jax.tree.flatten(axes, is_leaf=is_axes)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    draw = np.random.default_rng(seed)
     arrays = [
-        jax.random.normal(key, tuple(sizes[a] for a in leaf), jnp.float32)
-        for key, leaf in zip(keys, leaves, strict=True)
+        jnp.asarray(draw.normal(size=tuple(sizes[a] for a in leaf)), jnp.float32) for leaf in leaves
     ]
     return jax.tree.unflatten(tree, arrays)
 

@@ -69,7 +69,7 @@ def test_default_patterns_may_match_nothing():
 
 def test_muon_needs_to_know_the_sides_of_a_matrix():
     axes = {"conv": (None, None, "embed", "mlp")}
-    with pytest.raises(ConfigError, match="parameter conv.*adam_patterns"):
+    with pytest.raises(ConfigError, match=r"parameter conv.*adam_patterns"):
         build(Muon(lr=1e-3), total_steps=10, axes=axes)
     assert rows(Muon(lr=1e-3, adam_patterns=("conv",)), axes)["conv"].group == "adamw"
 

@@ -204,6 +204,17 @@ def test_no_metrics_and_nan():
     assert "lowest evaluation loss none" in words
 
 
+def test_mfu_is_the_median_of_the_metric_when_not_given():
+    metrics = [{"step": step, "mfu": mfu} for step, mfu in enumerate((0.1, 0.42, 0.43))]
+    metrics.append({"step": 2, "eval_loss": 1.0})  # the last row need not have it
+    run = RunReport(
+        name="x", device="1 x TPU v5p", steps=3, total_steps=3, tokens=0, parameters=0,
+        metrics=metrics,
+    )  # fmt: skip
+    assert "MFU 42.00%" in Page(render_report(run)).words
+    assert "MFU 50.00%" in Page(render_report(dataclasses.replace(run, mfu=0.5))).words
+
+
 def test_rewrite_replaces(run, tmp_path):
     path = write_report(tmp_path / "report.html", run)
     write_report(path, dataclasses.replace(run, name="second"))

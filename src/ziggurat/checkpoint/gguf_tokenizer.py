@@ -48,9 +48,9 @@ def byte_level_bpe(pieces: GgufTokenizer) -> str:
     Known pre-tokenizers are ``gpt-2``, ``llama-bpe`` (Llama 3), ``qwen2`` and ``smollm``. Control
     tokens become special added tokens, user-defined ones plain added tokens. With ``add_bos`` or
     ``add_eos``, encoding with special tokens puts these ids around the text. As the models' own
-    tokenizers do, Llama 3 takes whole words of the vocabulary before it merges, Qwen 2 normalises to
-    NFC, and SmolLM splits off every digit (transformers 5.23 omits that for GGUF files, which only
-    shows after two or more spaces before a digit).
+    tokenizers do, Llama 3 takes whole words of the vocabulary before it merges and starts with its
+    bos token, Qwen 2 goes to NFC, and SmolLM splits off every digit (transformers 5.23 omits that
+    for GGUF files, which shows where a number follows a space).
 
     Raises:
         CheckpointError: another kind of tokenizer, or an unknown pre-tokenizer; both are named.

@@ -35,9 +35,8 @@ from ziggurat.checkpoint.manifest import (
 from ziggurat.core.errors import CheckpointError, did_you_mean
 
 _ITEM = re.compile(r"[A-Za-z0-9_-]+")
-_NOT_STORABLE = frozenset(
-    "uint1 uint2 uint4 int1 float6_e2m3fn float6_e3m2fn float8_e4m3 float128 object".split()
-)
+_NOT_STORABLE = frozenset({"uint1", "uint2", "uint4", "int1", "float6_e2m3fn", "float6_e3m2fn"})
+_NOT_STORABLE |= {"float8_e4m3", "float128", "object"}
 """Types the array store (TensorStore zarr) has no code for."""
 
 

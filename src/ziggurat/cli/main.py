@@ -16,6 +16,10 @@ from ziggurat import __version__
 from ziggurat.core.errors import ZigguratError
 
 VERBS: dict[str, str] = {
+    "train": "train a run file, or go on with an interrupted run",
+    "import": "read a Hugging Face directory or GGUF file into a checkpoint",
+    "export": "write a model as transformers reads it",
+    "checkpoints": "list what a run has saved, and verify it",
     "doctor": "say what this machine has, what is missing and how to install it",
 }
 """Verb -> what it does, in the order of the help text. To add a verb, add its module and a line."""
@@ -72,8 +76,9 @@ options, anywhere on the line:
   --version  print the version (alone)
   --help     this text, or after a verb that verb's options and an example
 
-example:
+examples:
   ziggurat doctor
+  ziggurat train recipes/tiny-python.toml --train.steps=200
 """
 
 

@@ -141,9 +141,10 @@ class HuggingFaceTokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         eos = self._id("eos_token")
-        self.eos_ids = tuple(dict.fromkeys([*([] if eos is None else [eos]), *end_ids]))
+        ends: list[int] = [*([] if eos is None else [eos]), *end_ids]
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
 
-    @functools.cached_property
+    @property
     def vocab_size(self) -> int:
         """One more than the greatest id, added tokens included."""
         return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -288,12 +289,17 @@ class HuggingFaceTokenizer:
         if "added_tokens_decoder" not in settings:
             settings |= _read_json(directory / "special_tokens_map.json")
         ends = _read_json(directory / "generation_config.json").get("eos_token_id")
-        return cls(
-            backend,
-            settings,
-            end_ids=ends if isinstance(ends, list) else [] if ends is None else [ends],
-            chat_templates=_read_templates(directory, settings.pop("chat_template", None)),
-        )
+        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        try:
+            templates = _read_templates(directory, settings.pop("chat_template", None))
+            return cls(backend, settings, end_ids=ends, chat_templates=templates)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise DataError(
+                f"tokenizer {directory}",
+                found=found,
+                expected="settings as transformers saves them",
+            ) from None
 
     def _id(self, role: str) -> int | None:
         text = self.special_tokens.get(role)
@@ -400,8 +406,13 @@ def byte_level(
     vocabulary = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     _byte_level_parts(backend)
-    for text in dict.fromkeys([*named.values(), *special_tokens]):
-        backend.add_special_tokens([tokenizers.AddedToken(text, special=True, normalized=False)])
+    # All at once: the library builds its matcher anew with each call.
+    backend.add_tokens(
+        [
+            tokenizers.AddedToken(text, special=True, normalized=False)
+            for text in dict.fromkeys([*named.values(), *special_tokens])
+        ]
+    )
     _put_bos_first(backend, named.get("bos_token"))
     return HuggingFaceTokenizer(backend, named)
 
@@ -453,7 +464,7 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     entries = {role: settings.get(role) for role in NAMED} | own
     entries |= extra if isinstance(extra, Mapping) else {}
     contents = {role: _content(entry) for role, entry in entries.items()}
-    return {role: text for role, text in contents.items() if isinstance(text, str)}
+    return {role: text for role, text in contents.items() if text is not None}
 
 
 def _add_missing(
@@ -462,31 +473,30 @@ def _add_missing(
     """Add the tokens that only the settings name, in the order transformers does."""
     import tokenizers
 
-    there = {token.content for token in backend.get_added_tokens_decoder().values()}
+    missing: dict[str, tokenizers.AddedToken] = {}
     declared = settings.get("added_tokens_decoder") or {}
     for _, entry in sorted(declared.items(), key=lambda item: int(item[0])):
-        if entry["content"] not in there:
-            flags = {
-                k: entry[k] for k in ("lstrip", "rstrip", "single_word", "normalized") if k in entry
-            }
-            special = bool(entry.get("special", False)) or entry["content"] in named.values()
-            _add(backend, tokenizers.AddedToken(entry["content"], special=special, **flags))
-            there.add(entry["content"])
+        flags = {
+            k: entry[k] for k in ("lstrip", "rstrip", "single_word", "normalized") if k in entry
+        }
+        special = bool(entry.get("special", False)) or entry["content"] in named.values()
+        missing[entry["content"]] = tokenizers.AddedToken(
+            entry["content"], special=special, **flags
+        )
     extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or []
     listed = [] if isinstance(extra, Mapping) else [_content(entry) for entry in extra]
     for text in [*named.values(), *listed]:
-        if text is not None and text not in there:
-            _add(backend, tokenizers.AddedToken(text, special=True))
-            there.add(text)
-
-
-def _add(backend: "tokenizers.Tokenizer", token: "tokenizers.AddedToken") -> None:
-    (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+        if text is not None and text not in missing:
+            missing[text] = tokenizers.AddedToken(text, special=True)
+    for token in backend.get_added_tokens_decoder().values():
+        missing.pop(token.content, None)
+    backend.add_tokens(list(missing.values()))
 
 
 def _content(entry: Any) -> str | None:
     """A special token is stored as its text or as an object with flags."""
-    return entry.get("content") if isinstance(entry, Mapping) else entry
+    content = entry.get("content") if isinstance(entry, Mapping) else entry
+    return content if isinstance(content, str) else None
 
 
 def _is_unicode(text: str) -> bool:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models.family import FAMILIES, family_for_architecture, family_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
-from ziggurat.models.weight_names import export_weights, import_weights
+from ziggurat.models.weight_names import TensorSource, export_weights, import_weights
 from ziggurat.nn.precision import Precision
 
 _log = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def _load_step(
 
 
 def _checked(step: Path, arrays: Any, path: tuple, model: LanguageModel) -> np.ndarray:
-    expected = model.abstract
+    expected: Any = model.abstract
     try:
         for part in path:
             arrays, expected = arrays[part.key], expected[part.key]
@@ -221,18 +221,31 @@ def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -
     untied = "output.weight" in file.tensors
     settings = dataclasses.replace(settings, tie_embeddings=not untied)  # pyright: ignore
     model = LanguageModel.build(settings, precision)
-    params = _read(model, family.gguf_names(settings), file.tensors, layout)
+    params = _read(model, family.gguf_names(settings), file, layout)
     tokenizer = _gguf_tokenizer(file)
     return Pretrained(model, params, tokenizer, path.stem, str(path))
 
 
 def _gguf_tokenizer(file: GgufFile) -> HuggingFaceTokenizer:
-    raise NotImplementedError
+    import tokenizers
+
+    from ziggurat.checkpoint.gguf_tokenizer import byte_level_bpe
+
+    pieces = file.tokenizer()
+    ids = {"bos_token": pieces.bos_id, "eos_token": pieces.eos_id}
+    ids |= {"unk_token": pieces.unknown_id, "pad_token": pieces.padding_id}
+    named = {role: pieces.tokens[number] for role, number in ids.items() if number is not None}
+    backend = tokenizers.Tokenizer.from_str(byte_level_bpe(pieces))
+    template = pieces.chat_template
+    return HuggingFaceTokenizer(
+        backend,
+        named,
+        end_ids=[] if pieces.eot_id is None else [pieces.eot_id],
+        chat_templates={} if template is None else {"default": template},
+    )
 
 
-def _read(
-    model: LanguageModel, names: Any, tensors: Mapping[str, np.ndarray], layout: Layout | None
-) -> Params:
+def _read(model: LanguageModel, names: Any, tensors: TensorSource, layout: Layout | None) -> Params:
     def ignored(name: str) -> bool:
         tied_copy = model.decoder.tie_embeddings and name == "lm_head.weight"
         return tied_copy or name.endswith(("rotary_emb.inv_freq", "rope_freqs.weight"))
@@ -257,5 +270,5 @@ def _placer(model: LanguageModel, layout: Layout | None) -> Callable[[str, np.nd
     return place
 
 
-def _one_or_many(ids: tuple[int, ...]) -> int | list[int] | None:
+def _one_or_many(ids: Sequence[int]) -> int | list[int] | None:
     return list(ids) if len(ids) > 1 else (ids[0] if ids else None)

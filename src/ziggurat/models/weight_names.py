@@ -4,14 +4,23 @@ Per-layer weights are stacked here and separate there: ``{layer}`` in their name
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
 
 from ziggurat.core.errors import CheckpointError, did_you_mean
 from ziggurat.core.pytrees import named_leaves, nested
+
+
+@runtime_checkable
+class TensorSource(Protocol):
+    """Tensors by name, read one at a time; the files of ``ziggurat.checkpoint`` are such."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def read(self, name: str) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,18 +45,18 @@ class WeightName:
 
 def import_weights(
     names: Iterable[WeightName],
-    tensors: Mapping[str, np.ndarray],
+    tensors: TensorSource,
     abstract: dict[str, Any],
     *,
     layers: int,
     ignored: Callable[[str], bool] = lambda name: False,
     place: Callable[[str, np.ndarray], Any] = lambda name, array: array,
 ) -> dict[str, Any]:
-    """Parameters read from a mapping of their names to arrays (read one at a time).
+    """Parameters read from a source of their tensors, one at a time.
 
     Args:
         names: the family's table.
-        tensors: their tensors; may read lazily.
+        tensors: their tensors.
         abstract: shapes and types of our parameters.
         layers: number of stacked layers.
         ignored: names there that carry nothing (buffers, copies of tied weights).
@@ -58,8 +67,9 @@ def import_weights(
     """
     names = list(names)
     expected = {theirs for name in names for theirs in name.all_theirs(layers)}
-    missing = sorted(expected - set(tensors))
-    extra = sorted(name for name in set(tensors) - expected if not ignored(name))
+    present = set(tensors)
+    missing = sorted(expected - present)
+    extra = sorted(name for name in present - expected if not ignored(name))
     if missing:
         raise CheckpointError(
             f"tensor {missing[0]}",
@@ -94,13 +104,11 @@ def export_weights(
             yield theirs, np.ascontiguousarray(part.T if name.transpose else part)
 
 
-def _stack(
-    name: WeightName, tensors: Mapping[str, np.ndarray], abstract: Any, layers: int
-) -> np.ndarray:
+def _stack(name: WeightName, tensors: TensorSource, abstract: Any, layers: int) -> np.ndarray:
     stacked = "{layer}" in name.theirs
     out = np.empty(abstract.shape, abstract.dtype)
     for index, theirs in enumerate(name.all_theirs(layers)):
-        tensor = np.asarray(tensors[theirs])
+        tensor = tensors.read(theirs)
         target = out[index] if stacked else out
         expected = target.shape[::-1] if name.transpose else target.shape
         if tensor.shape != expected:

@@ -31,6 +31,7 @@ from ziggurat.optim.config import (
 
 if TYPE_CHECKING:
     from ziggurat.optim.clipping import clip_by_norm, global_norm
+    from ziggurat.optim.groups import Treatment, is_axes
     from ziggurat.optim.losses import LossMetrics, next_token_loss
     from ziggurat.optim.optimizers import Optimizer, build
     from ziggurat.optim.schedules import build_schedule
@@ -39,10 +40,12 @@ if TYPE_CHECKING:
 _LAZY = {
     "LossMetrics": "losses",
     "Optimizer": "optimizers",
+    "Treatment": "groups",
     "build": "optimizers",
     "build_schedule": "schedules",
     "clip_by_norm": "clipping",
     "global_norm": "clipping",
+    "is_axes": "groups",
     "next_token_loss": "losses",
     "state_axes": "state_sharding",
 }
@@ -62,11 +65,13 @@ __all__ = [
     "OptimizerConfig",
     "ScheduleConfig",
     "Sgd",
+    "Treatment",
     "WarmupStableDecay",
     "build",
     "build_schedule",
     "clip_by_norm",
     "global_norm",
+    "is_axes",
     "next_token_loss",
     "state_axes",
 ]

@@ -37,12 +37,13 @@ class Treatment:
 
 
 def is_axes(value: Any) -> bool:
-    """Whether ``value`` is a leaf of an axes tree.
+    """Whether ``value`` is a leaf of an axes tree, and not one of Optax's (named) tuples of state.
 
-    >>> is_axes(("embed", None)), is_axes({"a": ("embed",)})
-    (True, False)
+    >>> import optax
+    >>> is_axes(("embed", None)), is_axes({"a": ("embed",)}), is_axes(optax.EmptyState())
+    (True, False, False)
     """
-    return isinstance(value, tuple) and all(a is None or isinstance(a, str) for a in value)
+    return type(value) is tuple and all(a is None or isinstance(a, str) for a in value)
 
 
 def named_axes(axes: Any) -> dict[str, Axes]:

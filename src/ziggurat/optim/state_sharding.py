@@ -13,7 +13,8 @@ def state_axes(opt_state: Any, params_axes: Any) -> Any:
     A state leaf belongs to the parameter whose path ends its own path
     (``0.mu.blocks.query.kernel`` to ``blocks.query.kernel``) and gets that parameter's axes when
     it has as many dimensions; a dimension of size 1, like the reduced one of Adafactor's factored
-    moments, is not sharded. All other leaves (step counts, coefficients) are replicated.
+    moments, is not sharded. All other leaves (step counts, coefficients) are replicated. Map over
+    the result with ``is_leaf=is_axes``.
 
     Args:
         opt_state: arrays or ``jax.ShapeDtypeStruct``, e.g. ``jax.eval_shape(transform.init, p)``.

@@ -16,7 +16,7 @@ from ziggurat.data import DataConfig, TokenizerConfig
 from ziggurat.mesh import MeshConfig
 from ziggurat.models import LlamaConfig
 from ziggurat.nn.decoder import Remat
-from ziggurat.optim import AdamW, LossConfig, OptimizerConfig
+from ziggurat.optim import LossConfig, OptimizerConfig
 
 
 @config.node
@@ -115,7 +115,7 @@ class RunConfig:
     """What to train on."""
     objective: Objective = dataclasses.field(default_factory=LanguageModelling)
     """What to learn."""
-    optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamW)
+    optimizer: OptimizerConfig
     """How to learn it."""
     train: TrainConfig
     """The loop."""

@@ -54,7 +54,7 @@ class Experiment:
         def one(rows: np.ndarray) -> jax.Array:
             shape = (self.data.batch_size, *rows.shape[1:])
 
-            def part(index: tuple[slice, ...]) -> np.ndarray:
+            def part(index: Any) -> np.ndarray:
                 start, stop, _ = index[0].indices(shape[0])
                 return rows[(slice(start - first, stop - first), *index[1:])]
 
@@ -157,8 +157,8 @@ def compiled_parts(
 def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a language-model batch."""
     sharding = layout.sharding(("batch", "sequence"))
-    types = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32)
-    types["loss_mask"] = jnp.float32
+    integers = ("tokens", "targets", "segment_ids", "positions")
+    types = {**dict.fromkeys(integers, jnp.int32), "loss_mask": jnp.float32}
     return {
         name: jax.ShapeDtypeStruct((batch, length), dtype, sharding=sharding)
         for name, dtype in types.items()

@@ -16,6 +16,7 @@ import dataclasses
 import importlib.resources
 import math
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,8 @@ class RunReport:
     """Rows of ``train.metrics.read_metrics``."""
     median_tokens_per_s: float | int | None = None
     mfu: float | None = None
-    """Model FLOP utilisation, a fraction; None when the device's peak is unknown."""
+    """Model FLOP utilisation, a fraction. None: the median of the metric ``mfu``; without that
+    metric too, the report says that the peak is unknown."""
     ledger_s: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
     """Seconds per phase, as ``profile.timers.StepTimer.ledger`` gives them; they sum to the wall
     time."""
@@ -162,7 +164,8 @@ def _headline(run: RunReport) -> list[tuple[str, str]]:
     shown.append(("tokens", short(run.tokens)))
     if run.median_tokens_per_s is not None:
         shown.append(("tokens/s, median", short(run.median_tokens_per_s)))
-    shown.append(("MFU", f"{run.mfu:.1%}" if run.mfu is not None else "unknown"))
+    mfu = _mfu(run)
+    shown.append(("MFU", f"{mfu:.1%}" if mfu is not None else "unknown"))
     if run.ledger_s:
         shown.append(("wall time", duration(_wall_s(run))))
     return shown
@@ -170,6 +173,7 @@ def _headline(run: RunReport) -> list[tuple[str, str]]:
 
 def _summary(run: RunReport) -> list[tuple[str, str]]:
     """Rows of the summary table: (label, value)."""
+    mfu = _mfu(run)
     rows = [
         ("status", run.status),
         ("started", run.started or "not recorded"),
@@ -181,7 +185,7 @@ def _summary(run: RunReport) -> list[tuple[str, str]]:
         ("final evaluation loss", _last(run, "eval_loss")),
         ("lowest evaluation loss", _lowest(run, "eval_loss")),
         ("tokens/s, median", _optional(run.median_tokens_per_s, lambda v: f"{v:,.0f}")),
-        ("MFU", f"{run.mfu:.2%}" if run.mfu is not None else "peak unknown on this device"),
+        ("MFU", f"{mfu:.2%}" if mfu is not None else "peak unknown on this device"),
         ("peak device memory", _optional(run.peak_device_bytes, _size)),
         ("peak host memory", _optional(run.peak_host_bytes, _size)),
         ("skipped steps", f"{run.skipped_steps:,}"),
@@ -243,6 +247,11 @@ def _ledger(run: RunReport) -> list[dict[str, Any]]:
 
 def _wall_s(run: RunReport) -> float:
     return float(sum(run.ledger_s.values()))
+
+
+def _mfu(run: RunReport) -> float | None:
+    values = [value for _, value in curve(run.metrics, "mfu")]
+    return statistics.median(values) if run.mfu is None and values else run.mfu
 
 
 def _last(run: RunReport, metric: str) -> str:

@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
 
 from ziggurat.core import prng
 from ziggurat.core.pytrees import map_named
@@ -17,16 +16,19 @@ from ziggurat.optim import Optimizer, state_axes
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Parameters, optimizer state and counters; a pytree, donated to each step."""
+    """Parameters, optimizer state and counters; a pytree, donated to each step.
+
+    Its leaves are arrays, or shapes or shardings in trees of the same form.
+    """
 
     params: Params
     optimizer: Any
-    step: Int[Array, ""]
-    """Finished steps, skipped ones included."""
-    skipped: Int[Array, ""]
-    """Steps whose update was left out because loss or gradient was not finite."""
-    bad_in_a_row: Int[Array, ""]
-    """How many such steps came last."""
+    step: Any
+    """int32 scalar: finished steps, skipped ones included."""
+    skipped: Any
+    """int32 scalar: steps whose update was left out because loss or gradient was not finite."""
+    bad_in_a_row: Any
+    """int32 scalar: how many such steps came last."""
 
 
 def abstract_state(model: LanguageModel, optimizer: Optimizer, layout: Layout) -> TrainState:

@@ -35,9 +35,9 @@ def build_step(
 ) -> Step:
     r"""The step of an objective under an optimizer.
 
-    The gradient is :math:`\sum_m \nabla L_m / \sum_m w_m` over micro-batches :math:`m`, exactly that
-    of the undivided batch however unevenly the weights :math:`w` are spread. A step whose loss or
-    gradient norm is not finite leaves parameters and optimizer as they were and is counted.
+    The gradient is :math:`\sum_m \nabla L_m / \sum_m w_m` over micro-batches :math:`m`, exactly
+    that of the undivided batch however unevenly the weights :math:`w` are spread. A step whose loss
+    or gradient norm is not finite leaves parameters and optimizer as they were and is counted.
 
     Args:
         objective: sums over rows.
@@ -65,7 +65,7 @@ def build_step(
             scale = 1.0 / jnp.maximum(sums.weight, 1.0)
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
             norm = global_norm(gradients)
-            new, fine = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
+            new = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
         metrics = {name: value * scale for name, value in sums.metrics.items()}
         metrics |= {
             "grad_norm": norm,
@@ -105,7 +105,7 @@ def _accumulated(gradient: Any, params: Params, batch: Arrays, parts: int) -> tu
 
 def _update(
     optimizer: Optimizer, state: TrainState, gradients: Params, norm: jax.Array, fine: jax.Array
-) -> tuple[TrainState, jax.Array]:
+) -> TrainState:
     fine = fine & jnp.isfinite(norm)
     updates, moments = optimizer.transform.update(
         gradients, state.optimizer, state.params, grad_norm=norm
@@ -116,11 +116,10 @@ def _update(
         return jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
 
     bad = jnp.logical_not(fine).astype(jnp.int32)
-    new = TrainState(
+    return TrainState(
         params=keep(params, state.params),
         optimizer=keep(moments, state.optimizer),
         step=state.step + 1,
         skipped=state.skipped + bad,
         bad_in_a_row=jnp.where(fine, 0, state.bad_in_a_row + 1),
     )
-    return new, fine

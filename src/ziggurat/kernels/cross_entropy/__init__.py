@@ -18,6 +18,7 @@ from ziggurat.kernels.cross_entropy import chunked as _chunked  # noqa: F401  re
 from ziggurat.kernels.cross_entropy import reference as _reference  # noqa: F401
 from ziggurat.kernels.cross_entropy.interface import (
     IMPLEMENTATIONS,
+    LOG_PROBS,
     PREFERRED,
     Implementation,
     LinearCrossEntropy,
@@ -26,11 +27,13 @@ from ziggurat.kernels.cross_entropy.interface import (
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "LOG_PROBS",
     "PREFERRED",
     "Implementation",
     "LinearCrossEntropy",
     "Options",
     "linear_cross_entropy",
+    "linear_log_probs",
 ]
 
 
@@ -66,7 +69,8 @@ def linear_cross_entropy(
         weight: output embedding, one row per vocabulary entry.
         targets: the id to predict, in ``[0, v)``. Outside it, a token of weight 0 is ignored and
             any other makes the loss NaN.
-        weights: per token, usually the loss mask; 0 leaves a token out.
+        weights: per token, usually the loss mask; 0 leaves a token out. With float16 operands put
+            the loss scale in here, since the gradient is computed before the backward pass.
         z_loss: coefficient of the squared log-normaliser; 1e-4 in PaLM.
         logit_softcap: bound of the logits, 30 in Gemma 2.
         chunk_tokens: tokens whose logits ``[chunk_tokens, v]`` (float32) exist at once, over all
@@ -91,19 +95,62 @@ def linear_cross_entropy(
         Gemma team, "Gemma 2", https://arxiv.org/abs/2408.00118, section 2 (soft cap).
     """
     _check_shapes(hidden.shape, weight.shape, targets.shape, weights.shape)
-    for key, value, good, expected in (
-        ("z_loss", z_loss, z_loss >= 0, "a number of 0 or more"),
-        ("logit_softcap", logit_softcap, logit_softcap is None or logit_softcap > 0, "above 0"),
-        ("chunk_tokens", chunk_tokens, chunk_tokens >= 1, "1 or more"),
-        ("token_shards", token_shards, token_shards >= 1, "1 or more"),
-    ):
-        if not good:
-            raise ConfigError(f"linear_cross_entropy {key}", found=value, expected=expected)
-    name = PREFERRED.get(jax.default_backend(), "chunked")
-    run = IMPLEMENTATIONS[name if implementation == "auto" else implementation]
     dtype = jnp.dtype(hidden.dtype if compute_dtype is None else compute_dtype)
     options = Options(float(z_loss), logit_softcap, chunk_tokens, token_shards, dtype)
+    _check_options(options)
+    run = IMPLEMENTATIONS[_name(implementation)]
     return run(hidden, weight, targets, weights.astype(jnp.float32), options)
+
+
+def linear_log_probs(
+    hidden: Float[Array, "n d"],
+    weight: Float[Array, "v d"],
+    targets: Int[Array, " n"],
+    *,
+    logit_softcap: float | None = None,
+    chunk_tokens: int,
+    implementation: str = "auto",
+    compute_dtype: jax.typing.DTypeLike | None = None,
+    token_shards: int = 1,
+) -> Float[Array, " n"]:
+    r"""Log-probability of each target under the output layer, :math:`\ell_{i y_i} - z_i` in the
+    notation of :func:`linear_cross_entropy`; float32, nats.
+
+    For objectives that are not a weighted sum of tokens' losses, such as preference or policy
+    gradients. Its gradient needs one matrix product more than :func:`linear_cross_entropy`, because
+    the logits are computed again in the backward pass. A target outside ``[0, v)`` gives NaN:
+    replace what is masked out by ``jnp.where``, not by multiplication.
+
+    Args and errors are those of :func:`linear_cross_entropy`.
+
+    >>> hidden, weight = jnp.eye(4, 8), jnp.zeros((16, 8))
+    >>> log_probs = linear_log_probs(hidden, weight, jnp.arange(4), chunk_tokens=2)
+    >>> [round(float(x), 4) for x in log_probs]
+    [-2.7726, -2.7726, -2.7726, -2.7726]
+    """
+    _check_shapes(hidden.shape, weight.shape, targets.shape, targets.shape)
+    dtype = jnp.dtype(hidden.dtype if compute_dtype is None else compute_dtype)
+    options = Options(0.0, logit_softcap, chunk_tokens, token_shards, dtype)
+    _check_options(options)
+    return LOG_PROBS[_name(implementation)](hidden, weight, targets, options)
+
+
+def _name(implementation: str) -> str:
+    auto = PREFERRED.get(jax.default_backend(), "chunked")
+    return auto if implementation == "auto" else implementation
+
+
+def _check_options(options: Options) -> None:
+    cap = options.logit_softcap
+    for key, good, expected in (
+        ("z_loss", options.z_loss >= 0, "a number of 0 or more"),
+        ("logit_softcap", cap is None or cap > 0, "a number above 0"),
+        ("chunk_tokens", options.chunk_tokens >= 1, "1 or more"),
+        ("token_shards", options.token_shards >= 1, "1 or more"),
+    ):
+        if not good:
+            found = getattr(options, key)
+            raise ConfigError(f"linear_cross_entropy {key}", found=found, expected=expected)
 
 
 def _check_shapes(hidden: tuple, weight: tuple, targets: tuple, weights: tuple) -> None:

@@ -10,6 +10,7 @@ Method: Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training",
 https://arxiv.org/abs/2410.10989, section 3.2 (fused linear cross-entropy).
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -20,9 +21,19 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.cross_entropy.interface import (
     IMPLEMENTATIONS,
+    LOG_PROBS,
     LinearCrossEntropy,
     Options,
 )
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """Which gradients are wanted; static, so that it may travel among residuals."""
+
+    hidden: bool
+    weight: bool
 
 
 class TokenStatistics(NamedTuple):
@@ -218,3 +229,42 @@ def chunked(
     result: Any = _cross_entropy(hidden, weight, targets, weights, options)
     loss, *reports = result
     return LinearCrossEntropy(loss, *(jax.lax.stop_gradient(x) for x in reports))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _log_probs(hidden: Array, weight: Array, targets: Array, options: Options) -> Array:
+    ones = jnp.ones(targets.shape, jnp.float32)
+    return scan_chunks(hidden, weight, targets, ones, options, False, False)[0].log_prob
+
+
+def _log_probs_forward(hidden: Any, weight: Any, targets: Any, options: Options):
+    arrays = hidden.value, weight.value, targets.value
+    wanted = _Wanted(hidden.perturbed, weight.perturbed)
+    return _log_probs(*arrays, options), (arrays, wanted)
+
+
+def _log_probs_backward(options: Options, residuals: Any, cotangent: Any):
+    (hidden, weight, targets), wanted = residuals
+    if isinstance(cotangent, SymbolicZero):
+        return None, None, None
+    weights = -cotangent.astype(jnp.float32)
+    _, d_hidden, d_weight = scan_chunks(
+        hidden, weight, targets, weights, options, wanted.hidden, wanted.weight
+    )
+    return d_hidden, d_weight, None
+
+
+_log_probs.defvjp(_log_probs_forward, _log_probs_backward, symbolic_zeros=True)
+
+
+@LOG_PROBS.register("chunked")
+def chunked_log_probs(
+    hidden: Float[Array, "n d"],
+    weight: Float[Array, "v d"],
+    targets: Int[Array, " n"],
+    options: Options,
+) -> Float[Array, " n"]:
+    """Per-token log-probabilities. Each token's factor in the gradient is known only in the
+    backward pass, which therefore computes the logits again, chunk by chunk."""
+    result: Any = _log_probs(hidden, weight, targets, options)
+    return result

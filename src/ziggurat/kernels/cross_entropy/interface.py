@@ -48,5 +48,13 @@ Implementation = Callable[
 IMPLEMENTATIONS: Registry[Implementation] = Registry("cross-entropy implementation")
 """Implementations by name; a Pallas or FFI kernel registers itself here."""
 
+LogProbs = Callable[
+    [Float[Array, "n d"], Float[Array, "v d"], Int[Array, " n"], Options], Float[Array, " n"]
+]
+"""``hidden, weight, targets, options`` to log-probabilities; ``options.z_loss`` is 0."""
+
+LOG_PROBS: Registry[LogProbs] = Registry("log-probability implementation")
+"""Implementations of the per-token form by name."""
+
 PREFERRED: dict[str, str] = {"cpu": "chunked", "gpu": "chunked", "tpu": "chunked"}
 """What ``auto`` means on each JAX backend."""

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.cross_entropy.interface import (
     IMPLEMENTATIONS,
+    LOG_PROBS,
     LinearCrossEntropy,
     Options,
 )
@@ -56,3 +57,14 @@ def reference(
         weight=stop(jnp.sum(weights)),
         correct=jnp.sum(counts & (logit >= logits.max(axis=-1)), dtype=jnp.int32),
     )
+
+
+@LOG_PROBS.register("reference")
+def reference_log_probs(
+    hidden: Float[Array, "n d"],
+    weight: Float[Array, "v d"],
+    targets: Int[Array, " n"],
+    options: Options,
+) -> Float[Array, " n"]:
+    """Per-token log-probabilities with all logits in memory."""
+    return target_log_probs(all_logits(hidden, weight, options), targets)[0]

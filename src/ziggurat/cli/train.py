@@ -1,0 +1,73 @@
+"""``ziggurat train``: train a run file, or go on with it."""
+
+from pathlib import Path
+
+from rich.table import Table
+
+from ziggurat.cli import console
+
+EXAMPLE = "ziggurat train recipes/tiny-python.toml --train.steps=200 --set seed=1"
+
+
+def train(run_file: Path, /, dry_run: bool = False, overrides: tuple[str, ...] = ()) -> int:
+    """Train a model as a run file says; an interrupted run goes on from its newest checkpoint.
+
+    Args:
+        run_file: TOML file, see recipes/.
+        dry_run: resolve and check everything, show it, and stop before the first step.
+    """
+    from ziggurat.core import config
+    from ziggurat.train.config import RunConfig
+
+    run = config.load(RunConfig, run_file, overrides)
+    out = console.output()
+    table = Table("key", "value", "source", title=f"run {run.value.name}", title_justify="left")
+    for row in run.table():
+        if row[2] != "default" or dry_run:
+            table.add_row(*row)
+    out.print(table)
+    return _describe(run.value) if dry_run else _train(run)
+
+
+def _describe(run) -> int:
+    from ziggurat.train.experiment import prepare
+
+    experiment = prepare(run)
+    out = console.output()
+    out.print(f"parameters      {experiment.model.parameter_count:,}")
+    out.print(f"tokens a step   {run.data.batch_size * run.data.sequence_length:,}")
+    out.print(f"steps an epoch  {experiment.data.steps_per_epoch:,}")
+    used = {axis: size for axis, size in experiment.layout.sizes.items() if size > 1}
+    out.print(f"mesh            {used or 'one device'}")
+    return 0
+
+
+def _train(run) -> int:
+    from ziggurat.serve.llm.sampling import SamplingParams
+    from ziggurat.train.loop import train as train_run
+    from ziggurat.train.report import Sample
+    from ziggurat.train.summary import report
+
+    outcome = train_run(run)
+    samples = []
+    if outcome.finished and run.value.report.prompts:
+        from ziggurat.serve.llm.llm import LLM
+
+        experiment, limit = outcome.experiment, run.value.report.sample_tokens
+        llm = LLM(experiment.model, outcome.state.params, experiment.tokenizer)
+        params = SamplingParams(max_tokens=limit, temperature=0.0)
+        samples = [
+            Sample(prompt=prompt, continuation=llm.generate([prompt], params)[0].text, step=None)
+            for prompt in run.value.report.prompts
+        ]
+    path = report(outcome, samples)
+    out = console.output()
+    out.print(f"{outcome.status}: {run.value.directory}")
+    out.print(f"report: {path}")
+    if not outcome.finished:
+        out.print("to go on, give the same command again")
+    return 0
+
+
+def main(args: list[str]) -> int:
+    return console.run(train, args, "ziggurat train", EXAMPLE)

@@ -1,0 +1,152 @@
+"""What every endpoint shares: bodies within a limit, errors in OpenAI's form, streams of events,
+and noticing that a client has gone."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from ziggurat.serve.errors import RequestError, TooLarge
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
+MAX_BODY = 8 * 2**20
+GONE = 499
+"""Status logged for a client that left before its answer; nobody reads it."""
+
+
+class ClientGone(Exception):
+    """The client closed the connection."""
+
+
+async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
+    """The request's body.
+
+    Raises:
+        TooLarge: it has more than ``limit`` bytes.
+        ClientGone: the client left before its end.
+    """
+    parts, size = [], 0
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise TooLarge("request body", found=f"over {limit} bytes", expected="fewer")
+            parts.append(part)
+    except ClientDisconnect:
+        raise ClientGone from None
+    return b"".join(parts)
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    """A JSON response."""
+    return Response(msgspec.json.encode(body), status, media_type="application/json")
+
+
+def error_body(
+    message: str, kind: str, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    """An error as OpenAI's clients expect it."""
+    fields = {"message": message, "type": kind, "param": param, "code": code}
+    clean = {k: v and v.encode("utf-8", "replace").decode() for k, v in fields.items()}
+    return {"error": clean}
+
+
+def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+    """Status and body for whatever a handler raised."""
+    if isinstance(error, RequestError):
+        return error.status, error_body(str(error), error.kind, error.param, error.code)
+    if isinstance(error, HTTPException):
+        return error.status_code, error_body(error.detail, "invalid_request_error")
+    _log.error("request failed", exc_info=error)
+    return 500, error_body("the server failed; its log says why", "server_error")
+
+
+def guarded(handler: Handler) -> Handler:
+    """Turn a handler's errors into responses."""
+
+    async def call(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ClientGone:
+            return Response(status_code=GONE)
+        except Exception as error:
+            status, body = describe(error)
+            return json_response(body, status)
+
+    return call
+
+
+async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Do ``work`` while the client is there; the request's body must have been read.
+
+    Raises:
+        ClientGone: the client left; ``work`` has been cancelled.
+    """
+
+    async def leave() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    job, gone = asyncio.ensure_future(work), asyncio.ensure_future(leave())
+    try:
+        await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise ClientGone
+        return job.result()
+    finally:
+        for task in (job, gone):
+            task.cancel()
+        await asyncio.wait({job, gone})
+
+
+class EventStream(Response):
+    """Server-sent events as OpenAI sends them: ``data: {...}`` lines, then ``data: [DONE]``.
+
+    Args:
+        bodies: closed at the end. An error becomes a last event of OpenAI's error form.
+        release: called at the end, also when the client goes before the first event.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, bodies: AsyncGenerator[Any], release: Callable[[], None]):
+        super().__init__()
+        self._bodies, self._release = bodies, release
+        del self.headers["content-length"]
+        self.headers["cache-control"] = "no-cache"
+        self.headers["x-accel-buffering"] = "no"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        try:
+            await send({"type": "http.response.start", **start})
+            await unless_gone(receive, self._send(send))
+        except (ClientGone, OSError):
+            return
+        finally:
+            self._release()
+
+    async def _send(self, send: Send) -> None:
+        async def put(data: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": data, "more_body": more})
+
+        try:
+            async for body in self._bodies:
+                await put(b"data: " + msgspec.json.encode(body) + b"\n\n")
+        except OSError:
+            raise
+        except Exception as error:
+            await put(b"data: " + msgspec.json.encode(describe(error)[1]) + b"\n\n", False)
+            return
+        finally:
+            await self._bodies.aclose()
+        await put(b"data: [DONE]\n\n", False)

@@ -1,0 +1,143 @@
+"""Generation without a server: ``LLM(path).generate(prompts)`` and ``.chat(messages)``."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ziggurat.core.errors import DataError
+from ziggurat.data.tokenizers import HuggingFaceTokenizer
+from ziggurat.models import pretrained
+from ziggurat.models.pretrained import Pretrained
+from ziggurat.nn.precision import Precision
+from ziggurat.serve.errors import RequestError
+from ziggurat.serve.llm.engine import Engine, EngineConfig
+from ziggurat.serve.llm.sampling import SamplingParams
+from ziggurat.serve.llm.sequence import FinishReason, TokenEvent, TokenLogprob
+
+Message = Mapping[str, Any]
+
+
+@dataclasses.dataclass
+class Completion:
+    """One finished generation."""
+
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    """All tokens, an end id included."""
+    finish_reason: FinishReason = "cancelled"
+    logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+
+    def add(self, event: TokenEvent) -> None:
+        """Take in one more event of this generation."""
+        self.text += event.text
+        self.token_ids.append(event.token)
+        self.logprobs += event.logprobs
+        self.finish_reason = event.finish_reason or self.finish_reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """What a prompt led to."""
+
+    prompt_ids: list[int]
+    completions: list[Completion]
+    """``n`` of them."""
+
+    @property
+    def text(self) -> str:
+        """Text of the first completion."""
+        return self.completions[0].text
+
+
+class LLM:
+    """A model that generates text in this process.
+
+    Args:
+        model: a path that :func:`ziggurat.models.pretrained.load` reads, or what it gave.
+        settings: limits of the engine.
+        precision: parameter and compute types, for a path; default float32.
+
+    Example::
+
+        llm = LLM("runs/tiny-python")
+        llm.generate("def add(a, b):", SamplingParams(temperature=0, max_tokens=32))[0].text
+
+    Raises:
+        ZigguratError: the model cannot be read, or the context is longer than it allows.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Pretrained,
+        settings: EngineConfig | None = None,
+        *,
+        precision: Precision | None = None,
+    ):
+        if not isinstance(model, Pretrained):
+            model = pretrained.load(model, precision=precision)
+        self.name, self.tokenizer = model.name, model.tokenizer
+        self.engine = Engine(model.model, model.params, model.tokenizer, settings)
+
+    def generate(
+        self,
+        prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | None = None,
+    ) -> list[Output]:
+        """Continue one prompt or several, each a text or token ids.
+
+        Raises:
+            RequestError: a prompt is empty or too long.
+        """
+        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+        listed: Any = [prompts] if single else prompts
+        encoded = [
+            self.tokenizer.encode(prompt, add_special_tokens=True)
+            if isinstance(prompt, str)
+            else list(prompt)
+            for prompt in listed
+        ]
+        return [self._one(prompt, params or SamplingParams()) for prompt in encoded]
+
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output:
+        """Answer a conversation.
+
+        Raises:
+            RequestError: the model has no chat template, or it rejects the messages.
+        """
+        return self._one(render_chat(self.tokenizer, messages), params or SamplingParams())
+
+    def close(self) -> None:
+        """End the engine's thread."""
+        self.engine.close()
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _one(self, prompt: list[int], params: SamplingParams) -> Output:
+        completions = [Completion() for _ in range(params.n)]
+        for event in self.engine.generate(prompt, params):
+            completions[event.choice].add(event)
+        return Output(prompt, completions)
+
+
+def render_chat(tokenizer: HuggingFaceTokenizer, messages: Sequence[Message]) -> list[int]:
+    """Token ids of a conversation, ending where the assistant's answer begins.
+
+    Raises:
+        RequestError: there is no chat template, or it rejects the messages.
+    """
+    try:
+        text = tokenizer.apply_chat_template(messages)
+        return tokenizer.encode(text)
+    except DataError as error:
+        raise RequestError(
+            error.what,
+            found=error.found,
+            expected=error.expected,
+            fix=error.fix,
+            param="messages",
+        ) from None

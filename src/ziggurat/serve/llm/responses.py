@@ -1,0 +1,170 @@
+"""OpenAI's response bodies, whole and in chunks."""
+
+import dataclasses
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ziggurat.serve.llm.offline import Completion
+from ziggurat.serve.llm.sequence import TokenEvent, TokenLogprob
+
+Body = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Usage:
+    """Tokens of one request; the prompt counts once, end ids count as generated."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+
+    def body(self) -> Body:
+        """As OpenAI writes it."""
+        total = self.prompt_tokens + self.completion_tokens
+        return {**dataclasses.asdict(self), "total_tokens": total}
+
+
+class ChatFormat:
+    """Bodies of ``/v1/chat/completions``."""
+
+    def __init__(self, model: str, *, logprobs: bool):
+        self._logprobs = logprobs
+        self._head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, completions: Sequence[Completion], usage: Usage) -> Body:
+        """The answer in one piece."""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": completion.text, "refusal": None},
+                "logprobs": self._entries(completion.logprobs),
+                "finish_reason": completion.finish_reason,
+            }
+            for index, completion in enumerate(completions)
+        ]
+        return self._body("chat.completion", choices) | {"usage": usage.body()}
+
+    def opening(self, choices: int) -> Iterator[Body]:
+        """Chunks that name the role, before any text."""
+        for index in range(choices):
+            yield self._chunk(index, {"role": "assistant", "content": ""}, None)
+
+    def chunks(self, index: int, event: TokenEvent) -> Iterator[Body]:
+        """Chunks for one event: its text, if there is any, then the finish reason, if it ends."""
+        if event.text or event.logprobs:
+            yield self._chunk(index, {"content": event.text}, None, event.logprobs)
+        if event.finish_reason is not None:
+            yield self._chunk(index, {}, event.finish_reason)
+
+    def usage_chunk(self, usage: Usage) -> Body:
+        """The last chunk of a stream whose request asked for usage."""
+        return self._body("chat.completion.chunk", []) | {"usage": usage.body()}
+
+    def _chunk(
+        self,
+        index: int,
+        delta: Body,
+        finish_reason: str | None,
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> Body:
+        shown = self._entries(logprobs) if logprobs else None
+        choice = {"index": index, "delta": delta, "logprobs": shown, "finish_reason": finish_reason}
+        return self._body("chat.completion.chunk", [choice])
+
+    def _entries(self, logprobs: Sequence[TokenLogprob]) -> Body | None:
+        if not self._logprobs:
+            return None
+        return {
+            "content": [_entry(x, [_entry(t) for t in x.top]) for x in logprobs],
+            "refusal": None,
+        }
+
+    def _body(self, kind: str, choices: list[Body]) -> Body:
+        return {**self._head, "object": kind, "choices": choices}
+
+
+class TextFormat:
+    """Bodies of ``/v1/completions``.
+
+    Args:
+        model: name of the model.
+        logprobs: whether log-probabilities are shown.
+        echo: text to begin each choice with, by number of the choice.
+    """
+
+    def __init__(self, model: str, *, logprobs: bool, echo: Sequence[str] = ()):
+        self._logprobs, self._echo = logprobs, list(echo)
+        self._offsets: dict[int, int] = {}
+        self._head = {
+            "id": f"cmpl-{secrets.token_hex(12)}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+
+    def whole(self, completions: Sequence[Completion], usage: Usage) -> Body:
+        """The answer in one piece."""
+        choices = []
+        for index, completion in enumerate(completions):
+            text = (self._echo[index] if self._echo else "") + completion.text
+            shown = self._entries(index, completion.logprobs)
+            choices.append(self._choice(index, text, completion.finish_reason, shown))
+        return {**self._head, "choices": choices, "usage": usage.body()}
+
+    def opening(self, choices: int) -> Iterator[Body]:
+        """Chunks that repeat the prompts, if asked for."""
+        for index, text in enumerate(self._echo[:choices]):
+            yield self._chunk(index, text, None)
+
+    def chunks(self, index: int, event: TokenEvent) -> Iterator[Body]:
+        """Chunks for one event."""
+        if event.text or event.finish_reason or event.logprobs:
+            yield self._chunk(index, event.text, event.finish_reason, event.logprobs)
+
+    def usage_chunk(self, usage: Usage) -> Body:
+        """The last chunk of a stream whose request asked for usage."""
+        return {**self._head, "choices": [], "usage": usage.body()}
+
+    def _chunk(
+        self,
+        index: int,
+        text: str,
+        finish_reason: str | None,
+        logprobs: Sequence[TokenLogprob] = (),
+    ) -> Body:
+        shown = self._entries(index, logprobs) if logprobs else None
+        return {**self._head, "choices": [self._choice(index, text, finish_reason, shown)]}
+
+    def _choice(
+        self, index: int, text: str, finish_reason: str | None, logprobs: Body | None
+    ) -> Body:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+
+    def _entries(self, index: int, logprobs: Sequence[TokenLogprob]) -> Body | None:
+        if not self._logprobs:
+            return None
+        offsets = []
+        for entry in logprobs:
+            offsets.append(self._offsets.get(index, 0))
+            self._offsets[index] = offsets[-1] + len(entry.text)
+        return {
+            "tokens": [entry.text for entry in logprobs],
+            "token_logprobs": [entry.logprob for entry in logprobs],
+            "top_logprobs": [{top.text: top.logprob for top in entry.top} for entry in logprobs],
+            "text_offset": offsets,
+        }
+
+
+def _entry(entry: TokenLogprob, top: list[Body] | None = None) -> Body:
+    body: Body = {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.raw)}
+    return body if top is None else body | {"top_logprobs": top}

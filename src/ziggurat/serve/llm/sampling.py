@@ -1,0 +1,208 @@
+"""Choosing the next token: what a request may ask for, and the sampler that runs on the device.
+
+>>> import jax, jax.numpy as jnp
+>>> logits = jnp.array([[0.0, 3.0, 1.0]])
+>>> sample(logits, Knobs.of(SamplingParams(temperature=0.0)), jnp.array(7)).tolist()
+[1]
+"""
+
+import dataclasses
+import hashlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from ziggurat.core import prng
+from ziggurat.serve.errors import RequestError
+
+MAX_CHOICES = 128
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+NEVER = -math.inf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How one request wants its tokens chosen, and when to stop.
+
+    Raises:
+        RequestError: a value is out of range; ``param`` names it.
+
+    >>> SamplingParams(top_p=1.5)
+    Traceback (most recent call last):
+    ziggurat.serve.errors.RequestError: top_p: found 1.5; expected a number in (0, 1]
+    """
+
+    max_tokens: int | None = None
+    """Most tokens to generate; default: as many as the context holds."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most likely token always (greedy)."""
+    top_p: float = 1.0
+    """Keep the smallest set of most likely tokens whose probabilities reach this sum."""
+    top_k: int = 0
+    """Keep this many most likely tokens; 0 or -1: all."""
+    min_p: float = 0.0
+    """Keep tokens at least this fraction as likely as the most likely one."""
+    seed: int | None = None
+    """The draws are a function of seed and position; default: a fresh seed per request."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the generation and are not part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Ids that end the generation, besides the model's own."""
+    ignore_eos: bool = False
+    """Go on after the model's own end ids."""
+    logprobs: int | None = None
+    """Report each token's log-probability, and those of this many most likely tokens."""
+    n: int = 1
+    """Generations per prompt."""
+
+    def __post_init__(self):
+        def check(good: bool, name: str, expected: str) -> None:
+            if not good:
+                found = getattr(self, name)
+                raise RequestError(name, found=repr(found), expected=expected, param=name)
+
+        limit, t = self.max_tokens, self.temperature
+        check(limit is None or limit >= 1, "max_tokens", "a number >= 1")
+        check(math.isfinite(t) and 0 <= t <= 100, "temperature", "a number in [0, 100]")
+        check(0 < self.top_p <= 1, "top_p", "a number in (0, 1]")
+        check(-1 <= self.top_k < 2**31, "top_k", "a number >= 1, or 0 for all tokens")
+        check(0 <= self.min_p <= 1, "min_p", "a number in [0, 1]")
+        seed = self.seed
+        check(seed is None or -(2**63) <= seed < 2**64, "seed", "a 64-bit integer")
+        check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} texts")
+        check(all(self.stop), "stop", "texts that are not empty")
+        check(all(i >= 0 for i in self.stop_token_ids), "stop_token_ids", "ids >= 0")
+        check(1 <= self.n <= MAX_CHOICES, "n", f"a number from 1 to {MAX_CHOICES}")
+        top = self.logprobs
+        in_range = top is None or 0 <= top <= MAX_LOGPROBS
+        check(in_range, "logprobs", f"a number from 0 to {MAX_LOGPROBS}")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+    """One entry per row of the batch: the part of :class:`SamplingParams` the device reads."""
+
+    seed: Int[Array, "b"]
+    choice: Int[Array, "b"]
+    """Number of the generation among the ``n`` of its request."""
+    temperature: Float[Array, "b"]
+    top_p: Float[Array, "b"]
+    top_k: Int[Array, "b"]
+    min_p: Float[Array, "b"]
+
+    @classmethod
+    def of(cls, params: SamplingParams, choice: int = 0, seed: int = 0) -> "Knobs":
+        """The knobs of one row; ``seed`` serves where the request gives none."""
+        given = params.seed if params.seed is not None else seed
+
+        def row(value: Any, dtype: Any) -> Array:
+            return jnp.asarray([value], dtype)
+
+        return cls(
+            seed=row(device_seed(given), jnp.int32),
+            choice=row(choice, jnp.int32),
+            temperature=row(params.temperature, jnp.float32),
+            top_p=row(params.top_p, jnp.float32),
+            top_k=row(max(params.top_k, 0), jnp.int32),
+            min_p=row(params.min_p, jnp.float32),
+        )
+
+
+def device_seed(seed: int) -> int:
+    """A seed of up to 64 bits as one of 31 bits; seeds that fit stay as they are.
+
+    >>> device_seed(42), 0 <= device_seed(2**40) < 2**31
+    (42, True)
+    """
+    if 0 <= seed < 2**31:
+        return seed
+    digest = hashlib.blake2b(seed.to_bytes(9, "big", signed=True), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def sample(
+    logits: Float[Array, "b v"], knobs: Knobs, position: Int[Array, ""] | Int[Array, "b"]
+) -> Int[Array, "b"]:
+    r"""One token per row: ``argmax`` at temperature 0, else a draw from the truncated softmax.
+
+    The draw is :math:`\arg\max_i (z_i / T + g_i)` with Gumbel noise ``g`` from the stream
+    ``(seed, "sample", position, choice)``, so a request's tokens depend on nothing else in the
+    batch. A step in which no row asks for truncation sorts nothing, and one whose rows are all
+    greedy draws nothing.
+
+    Args:
+        logits: float32.
+        knobs: what each row asks for.
+        position: place in the sequence, from 0, of the token that is chosen.
+    """
+    positions = jnp.broadcast_to(position, knobs.seed.shape)
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    greedy = knobs.temperature == 0
+
+    def draw(z: Array) -> Array:
+        scaled = z / jnp.where(greedy, 1.0, knobs.temperature)[:, None]
+        plain = (knobs.top_k == 0) & (knobs.top_p >= 1) & (knobs.min_p == 0)
+        kept = jax.lax.cond(
+            jnp.all(plain | greedy),
+            lambda s: s,
+            lambda s: jnp.where(kept_tokens(s, knobs.top_k, knobs.top_p, knobs.min_p), s, NEVER),
+            scaled,
+        )
+        keys = jax.vmap(_key)(knobs.seed, positions, knobs.choice)
+        drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+        return jnp.where(greedy, best, drawn)
+
+    return jax.lax.cond(jnp.all(greedy), lambda z: best, draw, logits)
+
+
+def _key(seed: Array, position: Array, choice: Array) -> Array:
+    return prng.stream(seed, "sample", step=position, index=choice)
+
+
+def kept_tokens(
+    scaled: Float[Array, "b v"],
+    top_k: Int[Array, "b"],
+    top_p: Float[Array, "b"],
+    min_p: Float[Array, "b"],
+) -> Bool[Array, "b v"]:
+    """Which tokens may be drawn, after top-k, then top-p over what is left, then min-p.
+
+    The order and the borders are those of transformers' warpers: top-k keeps all tokens equal to
+    the k-th; top-p keeps a token if the more likely ones together are below ``top_p``; at least one
+    token stays. Tokens that tie with the last one kept by top-p stay too.
+
+    Args:
+        scaled: logits divided by the temperature.
+        top_k: number kept; 0: all.
+        top_p: probability kept, in (0, 1].
+        min_p: least probability relative to the most likely token.
+    """
+    vocab = scaled.shape[-1]
+    ordered = -jnp.sort(-scaled, axis=-1)
+    k = jnp.where(top_k == 0, vocab, jnp.minimum(top_k, vocab))[:, None]
+    kth = jnp.take_along_axis(ordered, k - 1, axis=-1)
+    probability = jax.nn.softmax(jnp.where(ordered >= kth, ordered, NEVER), axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability
+    inside = (before < top_p[:, None]) | (top_p >= 1)[:, None]
+    inside = inside.at[:, 0].set(True) & (ordered >= kth)
+    border = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
+    likely = scaled >= ordered[:, :1] + jnp.log(min_p)[:, None]
+    return (scaled >= border) & likely
+
+
+def log_probabilities(
+    logits: Float[Array, "b v"], tokens: Int[Array, "b"], count: int = MAX_LOGPROBS
+) -> tuple[Float[Array, "b"], Float[Array, "b top"], Int[Array, "b top"]]:
+    """Log-probability of ``tokens`` under the model, and the ``count`` greatest with their ids.
+
+    They are the model's own, before temperature and truncation.
+    """
+    scores = jax.nn.log_softmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
+    top, ids = jax.lax.top_k(scores, min(count, scores.shape[-1]))
+    return chosen, top, ids

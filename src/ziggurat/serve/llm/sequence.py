@@ -1,0 +1,113 @@
+"""One generation as it grows: its tokens, the text let out so far, and why it ended."""
+
+import dataclasses
+from typing import Literal
+
+from ziggurat.data.streaming import StreamDecoder
+from ziggurat.data.tokenizers import BYTE_CHARACTERS, HuggingFaceTokenizer
+from ziggurat.serve.llm.sampling import SamplingParams
+from ziggurat.serve.llm.stop import StopMatcher
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+_BYTES = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLogprob:
+    """A token with its log-probability under the model, before temperature and truncation."""
+
+    token: int
+    text: str
+    raw: bytes
+    """The token's own bytes; those of several tokens may make one character."""
+    logprob: float
+    top: tuple["TokenLogprob", ...] = ()
+    """The most likely tokens at this place, most likely first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenEvent:
+    """What one more token brought."""
+
+    token: int
+    text: str
+    """Text that may be shown now; empty while it is held back."""
+    choice: int = 0
+    """Which of the request's ``n`` generations."""
+    finish_reason: FinishReason | None = None
+    """Set on a generation's last event: ``stop`` (end id or stop text) or ``length``."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One entry for each token whose text begins in this event's text, if asked for."""
+
+
+class Sequence:
+    """The output of one generation.
+
+    Args:
+        tokenizer: turns ids into text.
+        params: when to stop.
+        max_tokens: most tokens.
+        choice: number of the generation in its request.
+    """
+
+    def __init__(
+        self, tokenizer: HuggingFaceTokenizer, params: SamplingParams, max_tokens: int, choice: int
+    ):
+        self._tokenizer, self._max_tokens, self._choice = tokenizer, max_tokens, choice
+        self._ends = set(params.stop_token_ids)
+        if not params.ignore_eos:
+            self._ends |= set(tokenizer.eos_ids)
+        self._decoder = StreamDecoder(tokenizer)
+        self._matcher = StopMatcher(params.stop)
+        self._pending: list[tuple[int, TokenLogprob]] = []
+        self._decoded = self._emitted = 0
+        self.tokens: list[int] = []
+        """All tokens, an end id included."""
+        self.finish_reason: FinishReason | None = None
+
+    def push(self, token: int, logprob: TokenLogprob | None = None) -> TokenEvent:
+        """Add the next token."""
+        assert self.finish_reason is None
+        self.tokens.append(token)
+        ended = token in self._ends
+        if logprob is not None and not ended:
+            self._pending.append((self._decoded, logprob))
+        text = "" if ended else self._feed(self._decoder.push(token))
+        if self._matcher.stopped:
+            self.finish_reason = "stop"
+        elif ended or len(self.tokens) == self._max_tokens:
+            text += self._feed(self._decoder.finish())
+            ended = ended or self._matcher.stopped
+            text += "" if self._matcher.stopped else self._matcher.flush()
+            self.finish_reason = "stop" if ended else "length"
+        self._emitted += len(text)
+        return TokenEvent(token, text, self._choice, self.finish_reason, self._due())
+
+    def _feed(self, text: str) -> str:
+        self._decoded += len(text)
+        return self._matcher.push(text)
+
+    def _due(self) -> tuple[TokenLogprob, ...]:
+        """Entries of the tokens whose text has begun to be let out."""
+        whole = self.finish_reason is not None and not self._matcher.stopped
+        due = [entry for start, entry in self._pending if whole or start < self._emitted]
+        self._pending = self._pending[len(due) :]
+        return tuple(due)
+
+
+def describe_token(
+    tokenizer: HuggingFaceTokenizer,
+    token: int,
+    logprob: float,
+    top: tuple[TokenLogprob, ...] = (),
+) -> TokenLogprob:
+    """A token's text and bytes beside its log-probability."""
+    text = tokenizer.decode([token], skip_special_tokens=False)
+    piece = tokenizer.backend.id_to_token(token) or ""
+    known = tokenizer.decodes_bytes and token not in tokenizer.special_ids
+    if known and all(character in _BYTES for character in piece):
+        raw = bytes(_BYTES[character] for character in piece)
+    else:
+        raw = text.encode()
+    return TokenLogprob(token, text, raw, logprob, top)

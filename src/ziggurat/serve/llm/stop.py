@@ -1,0 +1,48 @@
+"""Stop texts across token borders: found as soon as complete, never let out, not even in part."""
+
+from collections.abc import Sequence
+
+
+class StopMatcher:
+    """Passes on a growing text up to the first stop text.
+
+    The end of the text is held back while it could be the beginning of a stop text.
+
+    >>> matcher = StopMatcher(["END"])
+    >>> matcher.push("one E"), matcher.push("ND two"), matcher.stopped
+    ('one ', '', True)
+
+    Args:
+        stops: texts to stop at; of those complete, the one that begins first.
+    """
+
+    def __init__(self, stops: Sequence[str]):
+        self._stops = tuple(stops)
+        self._held = ""
+        self.stopped = False
+
+    def push(self, text: str) -> str:
+        """Add text; returns what can be let out."""
+        if self.stopped:
+            return ""
+        text = self._held + text
+        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
+            self.stopped, self._held = True, ""
+            return text[: min(found)]
+        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """What was held back; call once, at the end."""
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of ``text`` that begins ``stop``."""
+    for size in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0

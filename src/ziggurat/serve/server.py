@@ -1,0 +1,103 @@
+"""The process around the application: a socket bound early, and an orderly end on SIGTERM."""
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+import uvicorn
+
+from ziggurat.core.errors import ServeError
+from ziggurat.serve.app import Service
+from ziggurat.serve.llm.engine import Engine
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the port before a model is loaded; connections are refused until the server runs.
+
+    Args:
+        host: name or address of an interface of this machine.
+        port: 0 takes a free one.
+
+    Raises:
+        ServeError: the port is in use or may not be taken, or there is no such host.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        taken = socket.socket(family, kind, protocol)
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind(address)
+        except OSError:
+            taken.close()
+            raise
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ServeError(
+            f"address {host}:{port}", found=reason, expected="a free port", fix="try another --port"
+        ) from None
+    return taken
+
+
+class Server(uvicorn.Server):
+    """Serves one engine on a bound socket until SIGTERM or SIGINT.
+
+    After the signal no connection is accepted, requests under way are finished, at most for
+    ``drain_seconds``, and :meth:`run` returns. A second SIGINT does not wait.
+
+    Args:
+        engine: generates; the caller closes it.
+        name: the model's name in requests.
+        listening: from :func:`bind`.
+        drain_seconds: how long requests may take to finish.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        listening: socket.socket,
+        drain_seconds: int = 60,
+    ):
+        service = Service(engine, name, draining=lambda: self.should_exit)
+        options = uvicorn.Config(
+            service.app(),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=drain_seconds,
+        )
+        super().__init__(options)
+        self.name, self._listening = name, listening
+
+    @property
+    def url(self) -> str:
+        """Where clients find it."""
+        host, port = self._listening.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def serve_forever(self) -> None:
+        """Run until a signal or :meth:`stop`."""
+        self.run(sockets=[self._listening])
+
+    def stop(self) -> None:
+        """Ask for an orderly end, from any thread."""
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, but an orderly end is a success: the signal is not raised again."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        handled = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self.handle_exit) for number in handled}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)

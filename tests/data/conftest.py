@@ -4,8 +4,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
+from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.sources import TextFiles, read
-from ziggurat.data.tokenizers import HuggingFaceTokenizer, byte_level, train_bpe
+from ziggurat.data.tokenizers import byte_level, train_bpe
 
 NAMED = {"eos_token": "</s>", "bos_token": "<s>"}
 

@@ -12,7 +12,7 @@ from ziggurat.core import config as core_config
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.core.protocols import BatchSource
 from ziggurat.data import dataset as module
-from ziggurat.data.dataset import DataConfig, build, documents, tokenizer_for
+from ziggurat.data.dataset import DataConfig, Split, build, documents, tokenizer_for
 from ziggurat.data.packing import BestFit, Concat, Single
 from ziggurat.data.sources import JsonLines, TextFiles
 from ziggurat.data.store import tokenise
@@ -40,7 +40,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def make(corpus, cache):
-    def make(seed=0, split="train", **settings):
+    def make(seed=0, split: Split = "train", **settings):
         source = JsonLines(path=str(corpus))
         defaults = {"sources": (source,), "sequence_length": 32, "batch_size": 8}
         return build(DataConfig(**(defaults | settings)), byte_level(), seed, cache, split)
@@ -81,7 +81,7 @@ def test_any_number_of_hosts_makes_the_same_global_batch(make, packing, hosts):
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=IDS)
-def test_resume_at_any_step_in_a_new_process_state(make, packing):
+def test_resume_at_any_step(make, packing):
     data = make(packing=packing)
     run = list(itertools.islice(data.iterate(0), 3 * data.steps_per_epoch))
     for start in (0, 1, data.steps_per_epoch - 1, data.steps_per_epoch + 1):

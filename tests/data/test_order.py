@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ziggurat.data.order import Permutation, mix
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 2**63), st.integers(0, 10**6))
 def test_every_thing_stands_in_exactly_one_place(count, seed, epoch):
     placed = Permutation(count, seed, epoch)(np.arange(count))
@@ -54,7 +54,7 @@ PINNED = [0, 4, 1, 7, 3, 2, 8, 6, 9, 5]
 
 
 def test_places_are_even_over_seeds():
-    count, seeds = 12, 2000
+    count, seeds = 12, 600
     seen = np.zeros((count, count))
     for seed in range(seeds):
         seen[np.arange(count), Permutation(count, seed)(np.arange(count))] += 1

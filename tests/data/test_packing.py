@@ -32,7 +32,7 @@ def corpus(lengths):
     return documents, np.array([*itertools.chain(*documents)], np.uint32), offsets
 
 
-def fill(packer, offsets, tokens, epoch, first, stop, row_tokens, positions="document"):
+def fill(packer, offsets, tokens, epoch, first, stop, row_tokens, **settings):
     pieces = packer.pieces(epoch, first, stop)
     begins = offsets[pieces.document]
     lengths = offsets[pieces.document + 1] - begins
@@ -43,7 +43,7 @@ def fill(packer, offsets, tokens, epoch, first, stop, row_tokens, positions="doc
         lengths,
         rows=stop - first,
         row_tokens=row_tokens,
-        positions=positions,
+        **settings,
     )
 
 

@@ -12,10 +12,10 @@ from tokenizers import pre_tokenizers
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.core.protocols import Tokenizer
+from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.tokenizers import (
     BYTE_CHARACTERS,
     ByteTokenizer,
-    HuggingFaceTokenizer,
     LoadTokenizer,
     TrainBpe,
     byte_level,
@@ -37,7 +37,8 @@ SAMPLES = [
 
 
 def test_protocol(bpe):
-    assert isinstance(bpe, Tokenizer)
+    protocol: type = Tokenizer
+    assert isinstance(bpe, protocol)
     assert bpe.vocab_size == 700
     assert (bpe.backend.id_to_token(bpe.bos_id), bpe.eos_ids) == ("<s>", (0,))
 

@@ -36,7 +36,8 @@ TEXTS = (
     "naïve café, Zürich, Ελλάδα, привет, 中文字符, 日本語, العربية",
     "emoji 🙂👩‍👩‍👧 and \u200b zero width",
     "don't, we'll, I'VE; x=y**2 // [a, b] != {c: d}",
-    "in1995and2024", "1234567890",
+    "in1995and2024",
+    "1234567890",
     "<|endoftext|><|im_start|>system<|im_end|>",
 )
 

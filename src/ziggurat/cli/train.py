@@ -43,23 +43,13 @@ def _describe(run) -> int:
 
 
 def _train(run) -> int:
-    from ziggurat.serve.llm.sampling import SamplingParams
     from ziggurat.train.loop import train as train_run
-    from ziggurat.train.report import Sample
     from ziggurat.train.summary import report
 
     outcome = train_run(run)
     samples = []
     if outcome.finished and run.value.report.prompts:
-        from ziggurat.serve.llm.llm import LLM
-
-        experiment, limit = outcome.experiment, run.value.report.sample_tokens
-        llm = LLM(experiment.model, outcome.state.params, experiment.tokenizer)
-        params = SamplingParams(max_tokens=limit, temperature=0.0)
-        samples = [
-            Sample(prompt=prompt, continuation=llm.generate([prompt], params)[0].text, step=None)
-            for prompt in run.value.report.prompts
-        ]
+        samples = _samples(outcome)
     path = report(outcome, samples)
     out = console.output()
     out.print(f"{outcome.status}: {run.value.directory}")
@@ -67,6 +57,25 @@ def _train(run) -> int:
     if not outcome.finished:
         out.print("to go on, give the same command again")
     return 0
+
+
+def _samples(outcome):
+    """What the trained model makes of the run file's prompts, greedily."""
+    from ziggurat.models.pretrained import Pretrained
+    from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
+    from ziggurat.train.report import Sample
+
+    experiment, run = outcome.experiment, outcome.run.value
+    model = Pretrained(
+        experiment.model, outcome.state.params, experiment.tokenizer, run.name, str(run.directory)
+    )
+    limit = min(experiment.model.config.max_sequence_length, run.data.sequence_length)
+    params = SamplingParams(max_tokens=run.report.sample_tokens, temperature=0.0)
+    with LLM(model, EngineConfig(max_sequence_length=limit)) as llm:
+        return [
+            Sample(prompt=prompt, continuation=llm.generate(prompt, params)[0].text)
+            for prompt in run.report.prompts
+        ]
 
 
 def main(args: list[str]) -> int:

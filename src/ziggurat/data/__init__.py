@@ -14,13 +14,13 @@ function of (config, seed, s) and of nothing else.
 """
 
 from ziggurat.data.dataset import DataConfig, Held, PackedDataset, build, documents, tokenizer_for
+from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.packing import BestFit, Concat, Single
 from ziggurat.data.sources import Document, JsonLines, Parquet, TextFiles, read
 from ziggurat.data.store import TokenStore, tokenise
 from ziggurat.data.streaming import StreamDecoder
 from ziggurat.data.tokenizers import (
     ByteTokenizer,
-    HuggingFaceTokenizer,
     LoadTokenizer,
     TokenizerConfig,
     TrainBpe,

@@ -21,12 +21,12 @@ from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Batch, Tokenizer
 from ziggurat.data import packing, store
 from ziggurat.data import sources as sources_
+from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.packing import Concat, Packing, Pieces
 from ziggurat.data.sources import Source
 from ziggurat.data.store import Progress, TokenStore
 from ziggurat.data.tokenizers import (
     ByteTokenizer,
-    HuggingFaceTokenizer,
     LoadTokenizer,
     TrainBpe,
     tokenizer,

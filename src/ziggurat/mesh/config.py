@@ -68,6 +68,8 @@ class MeshConfig:
         for name, axes in self.rules.items():
             known = ", ".join(DEFAULT_RULES)
             config.require(name in DEFAULT_RULES, "rules", name, f"a logical axis out of {known}")
+            distinct = len(set(axes)) == len(axes)
+            config.require(distinct, f"rules.{name}", axes, "each mesh axis at most once")
             for axis in axes:
                 config.require(
                     axis in AXES, f"rules.{name}", axis, "a mesh axis: " + ", ".join(AXES)

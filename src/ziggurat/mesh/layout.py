@@ -106,7 +106,8 @@ def build(mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
     """Arrange devices (default: all) into the mesh a run file declares.
 
     On one slice the arrangement follows the wiring of the chips; several slices are laid along the
-    ``dcn`` parts. Devices without coordinates (CPU, GPU) are laid out in order.
+    ``dcn`` parts. Devices without coordinates (CPU, GPU) are laid out in order, equal runs of them
+    standing for slices.
 
     Raises:
         ShardingError: the sizes do not multiply to the number of devices.
@@ -127,11 +128,15 @@ def build(mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
 
 
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
-    """Place an activation by logical axis names; does nothing outside :meth:`Layout.active`."""
+    """Place an activation by logical axis names; does nothing outside :meth:`Layout.active`.
+
+    Raises:
+        ShardingError: a dimension, e.g. the batch, does not divide over its mesh axes.
+    """
     layout = _active.get()
     if layout is None or layout.mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, layout.spec(axes)))
+    return jax.lax.with_sharding_constraint(x, layout.sharding(axes, x.shape, "an activation"))
 
 
 def _fill(mesh: MeshConfig, per_slice: int, slices: int) -> dict[str, int]:
@@ -156,7 +161,9 @@ def _arrange(devices: list[Any], ici: tuple[int, ...], dcn: tuple[int, ...]) -> 
 
     shape = tuple(i * d for i, d in zip(ici, dcn))
     if getattr(devices[0], "coords", None) is None:
-        return np.array(devices).reshape(shape)
+        axes = range(len(AXES))
+        pairs = [axis for part in zip(axes, (len(AXES) + a for a in axes)) for axis in part]
+        return np.array(devices).reshape(*dcn, *ici).transpose(pairs).reshape(shape)
     if math.prod(dcn) > 1:
         return mesh_utils.create_hybrid_device_mesh(
             ici, dcn, devices, allow_split_physical_axes=True

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from ziggurat.core.errors import ModelError, did_you_mean
 from ziggurat.core.registry import Registry
 from ziggurat.models.language_model import ModelConfig
@@ -24,8 +26,8 @@ class Family:
     """Config to ``config.json``."""
     hf_names: Callable[[Any], Iterable[WeightName]]
     """Weight names in safetensors files."""
-    from_gguf: Callable[[Mapping[str, Any]], ModelConfig] | None = None
-    """GGUF metadata to config, if the family is published so."""
+    from_gguf: Callable[[Mapping[str, Any], np.ndarray | None], ModelConfig] | None = None
+    """GGUF metadata and the tensor of rotary divisors to config, if published so."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
     """Weight names in GGUF files."""
     gguf_architectures: tuple[str, ...] = ()

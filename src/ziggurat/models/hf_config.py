@@ -1,9 +1,10 @@
 """Reading a Hugging Face ``config.json``: every key is used, known to be harmless, or refused."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from ziggurat.core.errors import ModelError
+from ziggurat.core import config as config_
+from ziggurat.core.errors import ConfigError, ModelError
 from ziggurat.nn.mlp import Activation
 from ziggurat.nn.rope import (
     LinearScaling,
@@ -13,6 +14,8 @@ from ziggurat.nn.rope import (
     RopeScaling,
     YarnScaling,
 )
+
+T = TypeVar("T")
 
 HARMLESS = frozenset(
     {
@@ -35,6 +38,7 @@ HARMLESS = frozenset(
         "return_dict",
         "tokenizer_class",
         "torch_dtype",
+        "transformers.js_config",
         "transformers_version",
         "use_cache",
     }
@@ -94,6 +98,18 @@ class HFConfig:
                 )
 
 
+def checked(cls: type[T], values: Mapping[str, Any], source: str) -> T:
+    """A config node from values that a file gave, of whatever type and size they are.
+
+    Raises:
+        ModelError: a value is of another type or breaks a rule; all such are named.
+    """
+    try:
+        return config_.from_plain(cls, config_.to_plain(values), source)
+    except ConfigError as error:
+        raise ModelError(str(error)) from None
+
+
 def activation(config: HFConfig, key: str = "hidden_act") -> Activation:
     """The activation function by transformers' name."""
     name = config.get(key, "silu")
@@ -142,7 +158,11 @@ def rope(config: HFConfig, max_sequence_length: int) -> RopeConfig:
                 found=repr(kind),
                 expected="default, linear, llama3 or yarn",
             )
-    except (TypeError, KeyError) as error:
+    except KeyError as error:
+        raise ModelError(
+            f"config.json: rope settings of type {kind}", found=f"no {error}", expected="a value"
+        ) from None
+    except (TypeError, ValueError) as error:
         raise ModelError(f"config.json: rope settings of type {kind}", found=error) from None
     if values:
         raise ModelError("config.json: rope settings", found=f"{sorted(values)}", expected="none")

@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.json"
 """The family's config inside a checkpoint step."""
+ROPE_DIVISORS = "rope_freqs.weight"
+"""Tensor of a GGUF file that scales rotary frequencies; it becomes part of the config."""
 TOKENIZER = "tokenizer"
 """Directory of the tokenizer inside a checkpoint step."""
 
@@ -204,7 +206,15 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(f"{path / 'config.json'}", found=error, expected="valid JSON") from None
+    if not isinstance(values, dict):
+        raise ModelError(
+            f"{path / 'config.json'}", found=type(values).__name__, expected="a JSON object"
+        )
     architectures = values.get("architectures") or [""]
+    if not isinstance(architectures, list):
+        raise ModelError(
+            "config.json: architectures", found=repr(architectures), expected="a list of names"
+        )
     family = family_for_architecture(str(architectures[0]))
     model = LanguageModel.build(family.from_hf(values), precision)
     tensors = SafetensorsDirectory(path)
@@ -217,7 +227,8 @@ def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -
     family = family_for_architecture(str(file.metadata.get("general.architecture")), gguf=True)
     assert family.from_gguf is not None
     assert family.gguf_names is not None
-    settings = family.from_gguf(file.metadata)
+    divisors = file.read(ROPE_DIVISORS) if ROPE_DIVISORS in file else None
+    settings = family.from_gguf(file.metadata, divisors)
     untied = "output.weight" in file.tensors
     settings = dataclasses.replace(settings, tie_embeddings=not untied)  # pyright: ignore
     model = LanguageModel.build(settings, precision)
@@ -248,7 +259,7 @@ def _gguf_tokenizer(file: GgufFile) -> HuggingFaceTokenizer:
 def _read(model: LanguageModel, names: Any, tensors: TensorSource, layout: Layout | None) -> Params:
     def ignored(name: str) -> bool:
         tied_copy = model.decoder.tie_embeddings and name == "lm_head.weight"
-        return tied_copy or name.endswith(("rotary_emb.inv_freq", "rope_freqs.weight"))
+        return tied_copy or name.endswith("rotary_emb.inv_freq") or name == ROPE_DIVISORS
 
     return import_weights(
         names,

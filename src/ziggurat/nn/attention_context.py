@@ -123,7 +123,8 @@ class Cached:
 
     Rows may be of different length: a row's new tokens are written from slot ``lengths[row]`` on.
     Right padding of a prompt is harmless when ``lengths`` is set back to the true lengths
-    afterwards: slots beyond a row's length are hidden by causality until they are overwritten.
+    afterwards: slots beyond a row's length are hidden by causality until they are overwritten, and
+    padding beyond the last slot is dropped. Whoever feeds tokens sees to it that they fit.
     """
 
     keys: Float[Array, "l b s k c"]
@@ -144,9 +145,11 @@ class Cached:
         return self.keys, self.values
 
     def attend(self, query, key, value, positions, rule, state):
-        write = jax.vmap(lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (at, 0, 0)))
+        rows = jnp.arange(key.shape[0])[:, None]
+        at = self.lengths[:, None] + jnp.arange(key.shape[1])
         keys, values = (
-            write(old, new.astype(old.dtype), self.lengths) for old, new in zip(state, (key, value))
+            old.at[rows, at].set(new.astype(old.dtype), mode="drop")
+            for old, new in zip(state, (key, value))
         )
         slots = jnp.broadcast_to(jnp.arange(keys.shape[1])[None], (keys.shape[0], keys.shape[1]))
         mask = AttentionMask(positions, slots, window=rule.window)

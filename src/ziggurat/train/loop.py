@@ -156,6 +156,7 @@ class Loop:
         if bad:
             _log.warning("step %d: loss or gradient not finite; update left out", self.done - 1)
         if bad >= limit:
+            self.checkpoints.wait()
             newest = self.checkpoints.latest()
             raise TrainError(
                 f"training stopped after step {self.done}",

@@ -6,10 +6,17 @@ from typing import Any
 import numpy as np
 
 from ziggurat.core.errors import ModelError
-from ziggurat.models.hf_config import HFConfig, activation, hf_activation, hf_rope, rope
+from ziggurat.models.hf_config import (
+    HFConfig,
+    activation,
+    checked,
+    hf_activation,
+    hf_rope,
+    rope,
+)
 from ziggurat.models.llama.config import LlamaConfig
 from ziggurat.models.weight_names import WeightName
-from ziggurat.nn.rope import RopeConfig
+from ziggurat.nn.rope import Llama3Scaling, NoScaling, RopeConfig, frequencies
 
 
 def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
@@ -27,7 +34,7 @@ def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
         hf.refuse_unless("layer_types", (["sliding_attention"] * hf.need("num_hidden_layers"),))
     elif window is not None:
         raise ModelError("config.json: sliding_window", found=window, expected="null for Llama")
-    config = LlamaConfig(
+    settings = dict(
         vocab_size=hf.need("vocab_size"),
         d_model=hf.need("hidden_size"),
         n_layers=hf.need("num_hidden_layers"),
@@ -46,7 +53,7 @@ def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
         init_std=hf.get("initializer_range", 0.02),
     )
     hf.finish()
-    return config
+    return checked(LlamaConfig, settings, "config.json")
 
 
 def to_hf(config: LlamaConfig) -> dict[str, Any]:
@@ -111,36 +118,69 @@ def hf_names(config: LlamaConfig) -> list[WeightName]:
     return names
 
 
-def from_gguf(metadata: Mapping[str, Any]) -> LlamaConfig:
+def from_gguf(
+    metadata: Mapping[str, Any], rope_divisors: np.ndarray | None = None
+) -> LlamaConfig:
     """GGUF metadata of architecture ``llama`` to config.
 
+    Args:
+        metadata: the file's keys and values.
+        rope_divisors: its tensor ``rope_freqs.weight``, in which the scaling of Llama 3.x stands.
+
     Raises:
-        ModelError: a key is missing, or a rope scaling is set that GGUF stores as tensors.
+        ModelError: a key is missing, or a rope scaling is set that is not implemented.
     """
 
-    def need(key: str) -> Any:
-        if f"llama.{key}" not in metadata:
-            raise ModelError(f"GGUF metadata llama.{key}", found="absent", expected="a value")
-        return metadata[f"llama.{key}"]
+    def need(key: str, prefix: str = "llama.") -> Any:
+        if prefix + key not in metadata:
+            raise ModelError(f"GGUF metadata {prefix}{key}", found="absent", expected="a value")
+        return metadata[prefix + key]
 
     scaling = metadata.get("llama.rope.scaling.type", "none")
     if scaling != "none":
         raise ModelError("GGUF metadata llama.rope.scaling.type", found=scaling, expected="none")
     if metadata.get("llama.expert_count", 0):
         raise ModelError("GGUF metadata llama.expert_count", found="experts", expected="none")
-    heads = need("attention.head_count")
-    return LlamaConfig(
-        vocab_size=len(metadata["tokenizer.ggml.tokens"]),
-        d_model=need("embedding_length"),
+    heads, width = need("attention.head_count"), need("embedding_length")
+    if not isinstance(heads, int):
+        raise ModelError("GGUF metadata llama.attention.head_count", found=heads, expected="one")
+    dim = metadata.get("llama.attention.key_length") or width // heads
+    rotated = metadata.get("llama.rope.dimension_count", dim)
+    if rotated != dim:
+        raise ModelError("GGUF metadata llama.rope.dimension_count", found=rotated, expected=dim)
+    settings = dict(
+        vocab_size=len(need("tokens", "tokenizer.ggml.")),
+        d_model=width,
         n_layers=need("block_count"),
         n_heads=heads,
         n_kv_heads=metadata.get("llama.attention.head_count_kv", heads),
-        head_dim=metadata.get("llama.attention.key_length"),
+        head_dim=dim,
         d_ff=need("feed_forward_length"),
         max_sequence_length=need("context_length"),
-        rope=RopeConfig(theta=float(metadata.get("llama.rope.freq_base", 10000.0))),
-        norm_eps=float(need("attention.layer_norm_rms_epsilon")),
+        rope=_gguf_rope(float(metadata.get("llama.rope.freq_base", 10000.0)), dim, rope_divisors),
+        window=metadata.get("llama.attention.sliding_window"),
+        norm_eps=need("attention.layer_norm_rms_epsilon"),
         tie_embeddings=True,
+    )
+    return checked(LlamaConfig, settings, "GGUF metadata")
+
+
+def _gguf_rope(theta: float, dim: int, divisors: np.ndarray | None) -> RopeConfig:
+    """The Llama 3 scaling that divides the frequencies so; published models differ in its factor
+    alone."""
+    plain = RopeConfig(theta=theta)
+    if divisors is None:
+        return plain
+    candidates = (NoScaling(), Llama3Scaling(factor=float(np.max(divisors))))
+    omega, _ = frequencies(plain, dim)
+    for scaling in candidates if divisors.shape == omega.shape else ():
+        scaled, _ = frequencies(RopeConfig(theta=theta, scaling=scaling), dim)
+        if np.allclose(omega / divisors, scaled, rtol=1e-4, atol=0):
+            return RopeConfig(theta=theta, scaling=scaling)
+    raise ModelError(
+        "GGUF tensor rope_freqs.weight",
+        found=f"{divisors.size} divisors of another scaling",
+        expected=f"those of Llama 3.x for {dim} channels",
     )
 
 

@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
@@ -76,6 +76,7 @@ class Timeline:
     """One for each choice that came to its end."""
 
 
+@runtime_checkable
 class Monitor(Protocol):
     """Hears what the engine measures, on the engine's thread."""
 

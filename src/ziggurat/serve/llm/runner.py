@@ -176,10 +176,8 @@ class ModelRunner:
 
     def _compile(self, name: str) -> Any:
         vocab = self.model.decoder.vocab_size
-        number = jax.ShapeDtypeStruct((), jnp.int32)
-        logits = jax.ShapeDtypeStruct((1, vocab), jnp.float32)
-        knobs = jax.eval_shape(lambda: Knobs.of(SamplingParams()))
-        state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self._state)
+        number, logits = np.int32(0), jnp.zeros((1, vocab))
+        state, knobs = self._state, Knobs.of(SamplingParams())
         if name == "decode":
             program = jax.jit(self._decode, donate_argnums=1)
             return program.lower(self._weights, state, knobs).compile()
@@ -188,7 +186,7 @@ class ModelRunner:
             return program.lower(state, logits, knobs, number).compile()
         if name == "logprobs":
             return jax.jit(log_probabilities).lower(logits, state.token).compile()
-        tokens = jax.ShapeDtypeStruct((1, int(name.removeprefix("prefill "))), jnp.int32)
+        tokens = np.zeros((1, int(name.removeprefix("prefill "))), np.int32)
         program = jax.jit(self._prefill, donate_argnums=1)
         return program.lower(self._weights, state, tokens, number, number).compile()
 

@@ -38,13 +38,13 @@ class SamplingParams:
 
     max_tokens: int | None = None
     """Most tokens to generate; default: as many as the context holds."""
-    temperature: float = 1.0
+    temperature: float | int = 1.0
     """Divides the logits; 0 takes the most likely token always (greedy)."""
-    top_p: float = 1.0
+    top_p: float | int = 1.0
     """Keep the smallest set of most likely tokens whose probabilities reach this sum."""
     top_k: int = 0
     """Keep this many most likely tokens; 0 or -1: all."""
-    min_p: float = 0.0
+    min_p: float | int = 0.0
     """Keep tokens at least this fraction as likely as the most likely one."""
     seed: int | None = None
     """The draws are a function of seed and position; default: a fresh seed per request."""

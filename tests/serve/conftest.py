@@ -1,0 +1,74 @@
+"""A small random model with a byte tokenizer, its engine, and a server on a free port."""
+
+import threading
+
+import jax
+import pytest
+
+from ziggurat.data.tokenizers import byte_level
+from ziggurat.models import LanguageModel, LlamaConfig
+from ziggurat.serve.llm.engine import Engine, EngineConfig
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+    "{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.x }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+CONTEXT = 96
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    made = byte_level({"eos_token": "<|end|>"})
+    made.chat_templates["default"] = TEMPLATE
+    return made
+
+
+@pytest.fixture(scope="session")
+def model():
+    return LanguageModel.build(
+        LlamaConfig(
+            vocab_size=257,
+            d_model=32,
+            n_layers=2,
+            n_heads=4,
+            n_kv_heads=2,
+            max_sequence_length=256,
+            init_std=0.3,
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def params(model):
+    return model.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def engine(model, params, tokenizer):
+    settings = EngineConfig(max_sequence_length=CONTEXT, max_prefill_chunk=32)
+    with Engine(model, params, tokenizer, settings) as made:
+        made.warm_up()
+        yield made
+
+
+@pytest.fixture(scope="session")
+def server(engine):
+    from ziggurat.serve.server import Server, bind
+
+    made = Server(engine, "tiny", bind("127.0.0.1", 0), drain_seconds=5)
+    thread = threading.Thread(target=made.serve_forever)
+    thread.start()
+    yield made
+    made.stop()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def client(server):
+    openai = pytest.importorskip("openai")
+    with openai.OpenAI(
+        base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=60
+    ) as made:
+        yield made

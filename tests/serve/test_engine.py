@@ -1,0 +1,231 @@
+"""The engine: texts, stops, counts, queue, cancellation, failure."""
+
+import threading
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ziggurat.core.errors import ConfigError
+from ziggurat.serve.errors import ContextTooLong, EngineStopped, QueueFull, RequestError
+from ziggurat.serve.llm.engine import Engine, EngineConfig
+from ziggurat.serve.llm.offline import LLM
+from ziggurat.serve.llm.sampling import SamplingParams
+
+PROMPT = [104, 101, 108, 108, 111]
+
+
+def run(engine, prompt=PROMPT, **params):
+    return list(engine.generate(prompt, SamplingParams(**params)))
+
+
+def text_of(events, choice=0):
+    return "".join(e.text for e in events if e.choice == choice)
+
+
+def greedy_by_hand(model, params, prompt, count):
+    tokens = list(prompt)
+    for _ in range(count):
+        padded = jnp.asarray([tokens + [0] * (96 - len(tokens))])
+        tokens.append(int(jnp.argmax(model.logits(params, padded)[0, len(tokens) - 1])))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("size", [1, 5, 33, 70])
+def test_greedy_tokens_and_text_are_the_models(engine, model, params, tokenizer, size):
+    prompt = np.random.default_rng(size).integers(0, 256, size).tolist()
+    events = run(engine, prompt, temperature=0, max_tokens=20, ignore_eos=True)
+    expected = greedy_by_hand(model, params, prompt, 20)
+    assert [e.token for e in events] == expected
+    assert text_of(events) == tokenizer.decode(expected)
+    assert [e.finish_reason for e in events] == [None] * 19 + ["length"]
+
+
+def test_a_seed_fixes_the_tokens_and_its_absence_does_not(engine):
+    def tokens(**params):
+        return [e.token for e in run(engine, max_tokens=24, ignore_eos=True, **params)]
+
+    assert tokens(seed=7) == tokens(seed=7)
+    assert tokens(seed=7) != tokens(seed=8)
+    assert tokens() != tokens()
+
+
+def test_n_gives_n_different_choices_of_which_the_first_is_that_of_n_1(engine):
+    several = run(engine, n=3, seed=3, max_tokens=16, ignore_eos=True)
+    lists = [[e.token for e in several if e.choice == c] for c in range(3)]
+    assert [len(tokens) for tokens in lists] == [16, 16, 16]
+    assert len(set(map(tuple, lists))) == 3
+    alone = run(engine, seed=3, max_tokens=16, ignore_eos=True)
+    assert [e.token for e in alone] == lists[0]
+    third = [e.finish_reason for e in several if e.choice == 2]
+    assert third[-1] == "length"
+
+
+def test_an_end_id_stops_without_text_and_counts(engine, tokenizer):
+    free = run(engine, seed=1, max_tokens=12, ignore_eos=True)
+    end = free[5].token
+    stopped = run(engine, seed=1, max_tokens=12, ignore_eos=True, stop_token_ids=(end,))
+    first = [e.token for e in free].index(end)
+    assert [e.token for e in stopped] == [e.token for e in free][: first + 1]
+    assert stopped[-1].finish_reason == "stop"
+    assert text_of(stopped) == tokenizer.decode([e.token for e in free][:first])
+
+
+def test_stop_texts_across_tokens_never_show(engine, tokenizer):
+    """Bytes are tokens here, so every stop text of several bytes crosses token borders."""
+    cut = 0
+    for seed in range(12):
+        free = run(engine, seed=seed, max_tokens=40)
+        whole = text_of(free)
+        for start, size in ((3, 2), (9, 4), (14, 1)):
+            stop = whole[start : start + size]
+            if not stop or "\ufffd" in stop:
+                continue
+            events = run(engine, seed=seed, max_tokens=40, stop=(stop, "never there"))
+            assert text_of(events) == whole[: whole.index(stop)]
+            assert events[-1].finish_reason == "stop"
+            assert all(e.finish_reason is None for e in events[:-1])
+            cut += 1
+    assert cut > 10
+
+
+def test_log_probabilities_are_the_models_and_belong_to_the_text(engine, model, params, tokenizer):
+    events = run(engine, seed=2, max_tokens=20, temperature=0.7, logprobs=4, ignore_eos=True)
+    entries = [entry for e in events for entry in e.logprobs]
+    tokens = [e.token for e in events]
+    assert [entry.token for entry in entries] == tokens
+    assert b"".join(e.raw for e in entries).decode("utf-8", "replace") == text_of(events)
+    whole = model.logits(params, jnp.asarray([[*PROMPT, *tokens]]))[0].astype(jnp.float32)
+    scores = np.asarray(whole - jnp.log(jnp.exp(whole).sum(-1, keepdims=True)))
+    for place, entry in enumerate(entries, start=len(PROMPT) - 1):
+        assert entry.logprob == pytest.approx(scores[place, entry.token], abs=1e-4)
+        best = np.argsort(-scores[place])[:4].tolist()
+        assert [top.token for top in entry.top] == best
+
+
+def test_tokens_of_a_stop_text_have_no_log_probabilities(engine):
+    for seed in range(12):
+        whole = text_of(run(engine, seed=seed, max_tokens=40))
+        stop = whole[10:13]
+        if len(stop) == 3 and stop.isascii():
+            events = run(engine, seed=seed, max_tokens=40, stop=(stop,), logprobs=0)
+            raw = b"".join(entry.raw for e in events for entry in e.logprobs)
+            assert raw.decode("utf-8", "replace") == text_of(events)
+            return
+    pytest.fail("no seed gave three ascii letters to stop at")
+
+
+def test_without_a_limit_the_context_is_filled(engine):
+    events = run(engine, seed=1, ignore_eos=True)
+    assert len(events) == engine.max_length - len(PROMPT)
+    assert events[-1].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "params", "error", "said"),
+    [
+        ([], {}, RequestError, "prompt: found no tokens"),
+        ([1, 257], {}, RequestError, "prompt: found 257; expected ids from 0 to 256"),
+        ([-1], {}, RequestError, "prompt: found -1"),
+        ([1], dict(stop_token_ids=(300,)), RequestError, "stop_token_ids: found 300"),
+        ([1] * 96, {}, ContextTooLong, "found 96 prompt tokens; expected at most 96 tokens"),
+        ([1] * 90, dict(max_tokens=7), ContextTooLong, "90 prompt tokens and max_tokens 7"),
+    ],
+)
+def test_requests_that_cannot_be_served_are_refused(engine, prompt, params, error, said):
+    with pytest.raises(error) as caught:
+        engine.submit(prompt, SamplingParams(**params))
+    assert said in str(caught.value)
+
+
+def test_a_full_queue_refuses_and_cancelling_frees_it(model, params, tokenizer):
+    settings = EngineConfig(max_sequence_length=200, max_queue=2)
+    with Engine(model, params, tokenizer, settings) as engine:
+        hold, started = threading.Event(), threading.Event()
+
+        def slow(event):
+            started.set()
+            hold.wait(60)
+
+        endless = SamplingParams(ignore_eos=True)
+        running = engine.submit(PROMPT, endless, slow)
+        assert started.wait(60)
+        waiting = [engine.submit(PROMPT, endless) for _ in range(2)]
+        assert (engine.running, engine.waiting) == (1, 2)
+        with pytest.raises(QueueFull, match="found 2 requests waiting"):
+            engine.submit(PROMPT, endless)
+        running.cancel()
+        waiting[0].cancel()
+        hold.set()
+        assert list(waiting[0]) == []
+        assert len(list(waiting[1])) == 200 - len(PROMPT)
+        assert running.timeline.generated_tokens == 1, "it went on after it was cancelled"
+        assert waiting[0].timeline.generated_tokens == 0
+
+
+def test_stopping_an_iteration_cancels(engine):
+    events = engine.generate(PROMPT, SamplingParams(ignore_eos=True))
+    next(events)
+    events.close()
+    assert len(run(engine, max_tokens=3, ignore_eos=True)) == 3
+
+
+def test_a_closed_engine_refuses_and_ends_what_runs(model, params, tokenizer):
+    engine = Engine(model, params, tokenizer)
+    events = engine.generate(PROMPT, SamplingParams(ignore_eos=True))
+    next(events)
+    engine.close()
+    assert len(list(events)) < 250
+    with pytest.raises(EngineStopped, match="closed"):
+        engine.submit(PROMPT, SamplingParams())
+
+
+def test_a_failing_device_ends_all_requests_with_the_reason(model, params, tokenizer, monkeypatch):
+    with Engine(model, params, tokenizer) as engine:
+
+        def fail(knobs):
+            raise RuntimeError("out of memory")
+
+        monkeypatch.setattr(engine._runner, "decode", fail)
+        generations = [engine.submit(PROMPT, SamplingParams(ignore_eos=True)) for _ in range(3)]
+        for generation in generations:
+            with pytest.raises(EngineStopped, match="out of memory"):
+                list(generation)
+        with pytest.raises(EngineStopped, match="out of memory"):
+            engine.submit(PROMPT, SamplingParams())
+
+
+def test_warm_up_compiles_everything_there_is(model, params, tokenizer):
+    engine = Engine(model, params, tokenizer, EngineConfig(max_prefill_chunk=32))
+    done = engine.warm_up()
+    assert done.programs == 5  # decode, first, logprobs, prefill of 16 and 32
+    assert done.seconds > 0
+    with engine:
+        run(engine, prompt=list(range(40)), max_tokens=4, logprobs=2)
+    assert engine.warm_up().programs == 5
+
+
+def test_a_context_longer_than_the_models_is_refused(model, params, tokenizer):
+    with pytest.raises(ConfigError, match="found 257; expected at most 256"):
+        Engine(model, params, tokenizer, EngineConfig(max_sequence_length=257))
+
+
+def test_llm_generates_and_chats_and_reuses_prefixes(model, params, tokenizer):
+    from ziggurat.models.pretrained import Pretrained
+
+    pretrained = Pretrained(model, params, tokenizer, "tiny", "a test")
+    greedy = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, n=2)
+    with LLM(pretrained) as llm:
+        texts, ids = llm.generate(["ab", "cd"], greedy), llm.generate([97, 98], greedy)
+        assert [o.prompt_ids for o in texts] == [[97, 98], [99, 100]]
+        assert texts[0].completions[0] == ids[0].completions[0] == texts[0].completions[1]
+        assert llm.generate([[97, 98], [99, 100]], greedy) == texts
+        assert llm.generate("ab", greedy)[0].text == tokenizer.decode(
+            texts[0].completions[0].token_ids
+        )
+        answer = llm.chat([{"role": "user", "content": "hi"}], greedy)
+        assert tokenizer.decode(answer.prompt_ids) == "<user>hi<assistant>"
+        with pytest.raises(RequestError, match="prompt: found no tokens"):
+            llm.generate("", greedy)
+    with LLM(pretrained, EngineConfig(reuse_prefix=True)) as reusing:
+        assert reusing.generate(["ab", "cd", "ab"], greedy)[2] == texts[0]

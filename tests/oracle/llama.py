@@ -131,7 +131,8 @@ class Stored:
 class Tensors(dict):
     """Tensors by name, as ``import_weights`` reads them."""
 
-    read = dict.__getitem__
+    def read(self, name: str) -> np.ndarray:
+        return self[name]
 
 
 def tokens(case: str) -> np.ndarray:

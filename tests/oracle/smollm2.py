@@ -94,10 +94,10 @@ def recompute(file: Path) -> list[Answer]:
     """Answer every prompt with transformers."""
     model, tokenizer = torch_model(file), torch_tokenizer(file)
     prompts = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in PROMPTS]
-    return [_answer(model, prompt) for prompt in prompts]
+    return [answer(model, prompt) for prompt in prompts]
 
 
-def _answer(model: Any, prompt: list[int]) -> Answer:
+def answer(model: Any, prompt: list[int]) -> Answer:
     import torch
 
     out, cache, margins, first = list(prompt), None, [], None

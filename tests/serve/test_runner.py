@@ -36,9 +36,7 @@ def test_attention_over_blocks_in_use_is_attention_over_all(
 
     state = (slotted(keys), slotted(values))
     context = SlotContext(jnp.asarray(length))
-    out, after = context.attend(
-        query, keys[:, length:], values[:, length:], positions, rule, state
-    )
+    out, after = context.attend(query, keys[:, length:], values[:, length:], positions, rule, state)
     mask = AttentionMask(positions, jnp.arange(total)[None], window=window)
     expected = attention(query, keys, values, mask, scale=0.3, softcap=softcap)
     np.testing.assert_allclose(out, expected, atol=2e-6)

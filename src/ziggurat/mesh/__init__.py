@@ -11,6 +11,6 @@ P(('data', 'fsdp', 'expert'), 'context', None)
 """
 
 from ziggurat.mesh.config import AXES, DcnConfig, MeshConfig
-from ziggurat.mesh.layout import Layout, build, constrain
+from ziggurat.mesh.layout import Layout, active_ways, build, constrain
 
-__all__ = ["AXES", "DcnConfig", "Layout", "MeshConfig", "build", "constrain"]
+__all__ = ["AXES", "DcnConfig", "Layout", "MeshConfig", "active_ways", "build", "constrain"]

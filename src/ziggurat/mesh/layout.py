@@ -127,6 +127,12 @@ def build(mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
     return Layout(Mesh(arranged, AXES, axis_types=types), {**DEFAULT_RULES, **mesh.rules})
 
 
+def active_ways(logical_axis: str) -> int:
+    """Into how many shards a logical axis is cut while tracing under a layout; 1 outside."""
+    layout = _active.get()
+    return 1 if layout is None else layout.ways(logical_axis)
+
+
 def constrain(x: jax.Array, axes: Axes) -> jax.Array:
     """Place an activation by logical axis names; does nothing outside :meth:`Layout.active`.
 

@@ -138,6 +138,7 @@ def rope(config: HFConfig, max_sequence_length: int) -> RopeConfig:
     original = values.pop("original_max_position_embeddings", None) or max_sequence_length
     scaling: RopeScaling
     try:
+        theta = float(theta)
         if kind == "default":
             scaling = NoScaling()
             values = {}
@@ -166,7 +167,7 @@ def rope(config: HFConfig, max_sequence_length: int) -> RopeConfig:
         raise ModelError(f"config.json: rope settings of type {kind}", found=error) from None
     if values:
         raise ModelError("config.json: rope settings", found=f"{sorted(values)}", expected="none")
-    return RopeConfig(theta=float(theta), scaling=scaling)
+    return RopeConfig(theta=theta, scaling=scaling)
 
 
 def hf_rope(rope: RopeConfig) -> dict[str, Any]:

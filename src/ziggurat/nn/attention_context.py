@@ -88,7 +88,7 @@ class Causal:
         return ()
 
     def attend(self, query, key, value, positions, rule, state):
-        mask = AttentionMask(positions, positions, window=rule.window)
+        mask = AttentionMask(positions, positions, aligned=True, window=rule.window)
         return _attend(query, key, value, mask, rule), state
 
     def advance(self, state: State, tokens: int) -> "Causal":
@@ -109,7 +109,9 @@ class Packed:
 
     def attend(self, query, key, value, positions, rule, state):
         segments = self.segment_ids
-        mask = AttentionMask(positions, positions, segments, segments, window=rule.window)
+        mask = AttentionMask(
+            positions, positions, segments, segments, aligned=True, window=rule.window
+        )
         return _attend(query, key, value, mask, rule), state
 
     def advance(self, state: State, tokens: int) -> "Packed":

@@ -8,15 +8,23 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float
 
+from ziggurat.core.errors import ConfigError
 from ziggurat.core.registry import Registry
 from ziggurat.kernels.attention.mask import AttentionMask
-from ziggurat.kernels.attention.reference import grouped_attention, reference_attention
+from ziggurat.kernels.attention.reference import (
+    SMALLEST_BLOCK,
+    blocked_attention,
+    grouped_attention,
+    reference_attention,
+)
+from ziggurat.mesh import active_ways
 
 __all__ = ["IMPLEMENTATIONS", "AttentionMask", "attention"]
 
 IMPLEMENTATIONS: Registry[Callable[..., Array]] = Registry("attention implementation")
 IMPLEMENTATIONS.add("reference", reference_attention)
 IMPLEMENTATIONS.add("grouped", grouped_attention)
+IMPLEMENTATIONS.add("blocked", blocked_attention)
 
 
 def attention(
@@ -41,10 +49,24 @@ def attention(
         implementation: ``"auto"`` or a name in :data:`IMPLEMENTATIONS`.
 
     Raises:
-        ConfigError: no such implementation.
+        ConfigError: no such implementation, or not for this mask.
 
     Papers: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; Ainslie et al. 2023 (GQA),
     https://arxiv.org/abs/2305.13245.
     """
-    name = "grouped" if implementation == "auto" else implementation
-    return IMPLEMENTATIONS[name](query, key, value, mask, scale=scale, softcap=softcap)
+    if implementation == "auto":
+        implementation = _choose(query.shape[1], mask)
+    if implementation == "blocked" and not (mask.aligned and mask.causal):
+        raise ConfigError(
+            "attention implementation",
+            found="'blocked' with keys that are not the queries' own tokens",
+            expected="an aligned causal mask",
+            fix="use 'auto'",
+        )
+    return IMPLEMENTATIONS[implementation](query, key, value, mask, scale=scale, softcap=softcap)
+
+
+def _choose(length: int, mask: AttentionMask) -> str:
+    """Blocks need whole rows on one device; short rows have nothing to skip."""
+    whole = mask.aligned and mask.causal and active_ways("sequence") == 1
+    return "blocked" if whole and length >= 2 * SMALLEST_BLOCK else "grouped"

@@ -31,8 +31,30 @@ class AttentionMask:
     """Document of each key."""
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
     """Keys after the query are hidden."""
+    aligned: bool = dataclasses.field(default=False, metadata={"static": True})
+    """Query ``i`` and key ``i`` are the same token, in order of position within every document (a
+    whole row attends to itself); then no query sees a key of a higher index."""
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     """Number of newest keys seen, the query's own included; ``None``: all."""
+
+    def block(self, start: int, stop: int) -> tuple["AttentionMask", slice]:
+        """The mask of queries ``start`` to ``stop``, and the only keys they can see; aligned."""
+        assert self.aligned
+        assert self.causal
+        first = 0 if self.window is None else max(0, start - self.window + 1)
+        rows, columns = slice(start, stop), slice(first, stop)
+
+        def cut(x: Array | None, part: slice) -> Array | None:
+            return None if x is None else x[:, part]
+
+        mask = AttentionMask(
+            self.query_positions[:, rows],
+            self.key_positions[:, columns],
+            cut(self.query_segments, rows),
+            cut(self.key_segments, columns),
+            window=self.window,
+        )
+        return mask, columns
 
     def dense(self) -> Bool[Array, "b t s"]:
         """The mask as a matrix; ``True`` where the query may see the key."""

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ziggurat.core.registry import Registry
+from ziggurat.mesh import active_ways
 
 __all__ = ["IMPLEMENTATIONS", "project"]
 
@@ -25,16 +26,19 @@ IMPLEMENTATIONS.add("batched", _batched)
 
 
 def project(
-    x: Float[Array, "... d"], kernel: Float[Array, "d f"], *, implementation: str = "flat"
+    x: Float[Array, "... d"], kernel: Float[Array, "d f"], *, implementation: str = "auto"
 ) -> Float[Array, "... f"]:
     """``x @ kernel`` over the last dimension.
 
     ``flat`` joins all leading dimensions into one before the product: on XLA:CPU a product with
     3-D activations takes about twice as long in the backward pass. ``batched`` keeps them apart,
-    which a sequence sharded over a mesh needs (joined dimensions could not stay sharded).
+    which a sequence sharded over a mesh needs (joined dimensions could not stay sharded); ``auto``
+    takes it then, and ``flat`` otherwise.
 
     >>> import jax.numpy as jnp
     >>> project(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
     (2, 3, 5)
     """
+    if implementation == "auto":
+        implementation = "flat" if active_ways("sequence") == 1 else "batched"
     return IMPLEMENTATIONS[implementation](x, kernel)

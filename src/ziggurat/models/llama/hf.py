@@ -34,24 +34,24 @@ def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
         hf.refuse_unless("layer_types", (["sliding_attention"] * hf.need("num_hidden_layers"),))
     elif window is not None:
         raise ModelError("config.json: sliding_window", found=window, expected="null for Llama")
-    settings = dict(
-        vocab_size=hf.need("vocab_size"),
-        d_model=hf.need("hidden_size"),
-        n_layers=hf.need("num_hidden_layers"),
-        n_heads=hf.need("num_attention_heads"),
-        n_kv_heads=hf.get("num_key_value_heads"),
-        head_dim=hf.get("head_dim"),
-        d_ff=hf.need("intermediate_size"),
-        activation=activation(hf),
-        max_sequence_length=length,
-        rope=rope(hf, length),
-        window=window,
-        attention_bias=hf.get("attention_bias", False),
-        mlp_bias=hf.get("mlp_bias", False),
-        tie_embeddings=hf.get("tie_word_embeddings", False),
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
-        init_std=hf.get("initializer_range", 0.02),
-    )
+    settings = {
+        "vocab_size": hf.need("vocab_size"),
+        "d_model": hf.need("hidden_size"),
+        "n_layers": hf.need("num_hidden_layers"),
+        "n_heads": hf.need("num_attention_heads"),
+        "n_kv_heads": hf.get("num_key_value_heads"),
+        "head_dim": hf.get("head_dim"),
+        "d_ff": hf.need("intermediate_size"),
+        "activation": activation(hf),
+        "max_sequence_length": length,
+        "rope": rope(hf, length),
+        "window": window,
+        "attention_bias": hf.get("attention_bias", False),
+        "mlp_bias": hf.get("mlp_bias", False),
+        "tie_embeddings": hf.get("tie_word_embeddings", False),
+        "norm_eps": hf.get("rms_norm_eps", 1e-6),
+        "init_std": hf.get("initializer_range", 0.02),
+    }
     hf.finish()
     return checked(LlamaConfig, settings, "config.json")
 
@@ -118,9 +118,7 @@ def hf_names(config: LlamaConfig) -> list[WeightName]:
     return names
 
 
-def from_gguf(
-    metadata: Mapping[str, Any], rope_divisors: np.ndarray | None = None
-) -> LlamaConfig:
+def from_gguf(metadata: Mapping[str, Any], rope_divisors: np.ndarray | None = None) -> LlamaConfig:
     """GGUF metadata of architecture ``llama`` to config.
 
     Args:
@@ -148,20 +146,22 @@ def from_gguf(
     rotated = metadata.get("llama.rope.dimension_count", dim)
     if rotated != dim:
         raise ModelError("GGUF metadata llama.rope.dimension_count", found=rotated, expected=dim)
-    settings = dict(
-        vocab_size=len(need("tokens", "tokenizer.ggml.")),
-        d_model=width,
-        n_layers=need("block_count"),
-        n_heads=heads,
-        n_kv_heads=metadata.get("llama.attention.head_count_kv", heads),
-        head_dim=dim,
-        d_ff=need("feed_forward_length"),
-        max_sequence_length=need("context_length"),
-        rope=_gguf_rope(float(metadata.get("llama.rope.freq_base", 10000.0)), dim, rope_divisors),
-        window=metadata.get("llama.attention.sliding_window"),
-        norm_eps=need("attention.layer_norm_rms_epsilon"),
-        tie_embeddings=True,
-    )
+    settings = {
+        "vocab_size": len(need("tokens", "tokenizer.ggml.")),
+        "d_model": width,
+        "n_layers": need("block_count"),
+        "n_heads": heads,
+        "n_kv_heads": metadata.get("llama.attention.head_count_kv", heads),
+        "head_dim": dim,
+        "d_ff": need("feed_forward_length"),
+        "max_sequence_length": need("context_length"),
+        "rope": _gguf_rope(
+            float(metadata.get("llama.rope.freq_base", 10000.0)), dim, rope_divisors
+        ),
+        "window": metadata.get("llama.attention.sliding_window"),
+        "norm_eps": need("attention.layer_norm_rms_epsilon"),
+        "tie_embeddings": True,
+    }
     return checked(LlamaConfig, settings, "GGUF metadata")
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +46,7 @@ def _take_apart(stacked: Float[Array, "l ..."]) -> list[Array]:
     return list(stacked)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """What a step owns and gives back changed."""
 
     cache: list[LayerCache]

@@ -9,7 +9,7 @@
 import dataclasses
 import hashlib
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -82,9 +82,7 @@ class SamplingParams:
         check(in_range, "logprobs", f"a number from 0 to {MAX_LOGPROBS}")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Knobs:
+class Knobs(NamedTuple):
     """One entry per row of the batch: the part of :class:`SamplingParams` the device reads."""
 
     seed: Int[Array, "b"]

@@ -1,12 +1,15 @@
 """Attention: the grouped form equals the reference over a table of shapes, masks and types."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ConfigError
-from ziggurat.kernels.attention import IMPLEMENTATIONS, AttentionMask, attention
+from ziggurat.kernels.attention import IMPLEMENTATIONS, AttentionMask, attention, reference
 
 SHAPES = [  # b, t, s, h, k, c
     (1, 1, 1, 1, 1, 2),
@@ -24,6 +27,17 @@ MASKS = {
     "segments-window": {"segments": True, "window": 2},
 }
 FAST = [name for name in IMPLEMENTATIONS if name != "reference"]
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of two queries, so that tiny rows have several, the last one shorter."""
+    monkeypatch.setattr(reference, "SMALLEST_BLOCK", 2)
+
+
+def serves(implementation, who: AttentionMask) -> bool:
+    """Blocks need whole rows that attend to themselves; all else serves every mask."""
+    return implementation != "blocked" or who.aligned
 
 
 def inputs(shape, dtype=jnp.float32, seed=0):
@@ -47,7 +61,7 @@ def mask(shape, causal=True, window=None, segments=False) -> AttentionMask:
     if segments:
         parts += [numbers[:, s - t :], numbers]
     arrays = [jnp.asarray(part, jnp.int32) for part in parts]
-    return AttentionMask(*arrays, causal=causal, window=window)
+    return AttentionMask(*arrays, causal=causal, aligned=causal and t == s, window=window)
 
 
 def by_hand(query, key, value, visible, scale, softcap):
@@ -70,67 +84,80 @@ def by_hand(query, key, value, visible, scale, softcap):
 def test_reference_is_the_definition(name, softcap):
     shape = (2, 4, 11, 6, 3, 6)
     args, who = inputs(shape), mask(shape, **MASKS[name])
-    found = attention(*args, who, scale=0.7, softcap=softcap, implementation="reference")
+    attend = functools.partial(attention, scale=0.7, softcap=softcap, implementation="reference")
+    found = quick_jit(attend)(*args, who)
     expected = by_hand(*args, np.asarray(who.dense()), 0.7, softcap)
     np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])
-@pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("implementation", FAST)
-def test_fast_forms_equal_the_reference_with_gradients(implementation, shape, name, softcap):
-    args, who = inputs(shape), mask(shape, **MASKS[name])
+def test_fast_forms_equal_the_reference_with_gradients(implementation, shape, softcap):
+    args = inputs(shape)
     weights = jnp.cos(jnp.arange(args[0].size, dtype=jnp.float32)).reshape(args[0].shape)
 
-    def run(implementation):
-        def loss(query, key, value):
-            out = attention(
-                query, key, value, who, scale=0.5, softcap=softcap, implementation=implementation
-            )
+    def run(implementation, who, args):
+        def loss(args):
+            out = attention(*args, who, scale=0.5, softcap=softcap, implementation=implementation)
             return (out * weights).sum(), out
 
-        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(*args)
+        (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(args)
+        return [out, *gradients]
 
-    (_, expected), expected_gradients = jax.jit(run, static_argnums=0)("reference")
-    (_, found), gradients = jax.jit(run, static_argnums=0)(implementation)
-    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
-    for gradient, other in zip(gradients, expected_gradients):
-        np.testing.assert_allclose(gradient, other, atol=1e-5, rtol=0)
+    @quick_jit
+    def every(masks, args):
+        names = ("reference", implementation)
+        return [[run(name, who, args) for who in masks] for name in names]
+
+    masks = {name: mask(shape, **kind) for name, kind in MASKS.items()}
+    masks = {name: who for name, who in masks.items() if serves(implementation, who)}
+    if not masks:
+        pytest.skip("another mask than this form serves")
+    for kind, expected, found in zip(masks, *every(list(masks.values()), args), strict=True):
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5, rtol=0, err_msg=kind)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
-def test_bfloat16_stays_near_float32(implementation, shape):
+def test_bfloat16_stays_near_float32(shape):
     """Inputs, weights and results are rounded to 8 bits; scores and softmax are not."""
     args, who = inputs(shape, jnp.bfloat16), mask(shape)
-    wide = (x.astype(jnp.float32) for x in args)
-    expected = attention(*wide, who, scale=0.5, implementation="reference")
-    found = attention(*args, who, scale=0.5, implementation=implementation)
-    assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03, rtol=0.01)
+
+    @quick_jit
+    def every(args, who):
+        wide = [x.astype(jnp.float32) for x in args]
+        expected = attention(*wide, who, scale=0.5, implementation="reference")
+        names = [name for name in IMPLEMENTATIONS if serves(name, who)]
+        return expected, [attention(*args, who, scale=0.5, implementation=n) for n in names]
+
+    expected, results = every(args, who)
+    for found in results:
+        assert found.dtype == jnp.bfloat16
+        np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.03, rtol=0.01)
 
 
 @pytest.mark.parametrize("implementation", list(IMPLEMENTATIONS))
 def test_a_query_that_sees_nothing_gives_no_nan(implementation):
-    who = AttentionMask(
-        jnp.arange(3)[None], jnp.arange(3)[None], jnp.array([[1, 9, 1]]), jnp.array([[1, 1, 1]])
-    )
+    positions = jnp.arange(3)[None]
+    segments = jnp.array([[1, 9, 1]]), jnp.array([[1, 1, 1]])
+    who = AttentionMask(positions, positions, *segments, aligned=True)
     args = inputs((1, 3, 3, 2, 1, 4))
 
     def total(query):
         return attention(query, *args[1:], who, scale=1.0, implementation=implementation).sum()
 
-    assert np.isfinite(total(args[0]))
-    assert np.isfinite(jax.grad(total)(args[0])).all()
+    value, gradient = quick_jit(jax.value_and_grad(total))(args[0])
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
 
 
 def test_hidden_keys_have_no_influence():
     shape = (1, 6, 6, 2, 1, 4)
     query, key, value = inputs(shape)
     who = mask(shape, segments=True)
-    before = attention(query, key, value, who, scale=1.0)
-    after = attention(query, key.at[:, :3].set(99.0), value.at[:, :3].set(99.0), who, scale=1.0)
+    attend = quick_jit(lambda key, value: attention(query, key, value, who, scale=1.0))
+    before, after = attend(key, value), attend(key.at[:, :3].set(99.0), value.at[:, :3].set(99.0))
     np.testing.assert_array_equal(before[:, 3:], after[:, 3:])
     assert (before[:, :3] != after[:, :3]).any()
 
@@ -148,9 +175,37 @@ def test_mask_by_hand():
     ]
 
 
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("most", [3, 16])
+def test_blocks_of_every_number_and_size(monkeypatch, window, most):
+    """Block sizes that do not divide the row, and windows longer and shorter than a block."""
+    monkeypatch.setattr(reference, "MOST_BLOCKS", most)
+    shape = (1, 23, 23, 2, 1, 4)
+    who, args = mask(shape, window=window), inputs(shape)
+
+    @quick_jit
+    def both(args, who):
+        names = "blocked", "reference"
+        return [attention(*args, who, scale=0.5, implementation=name) for name in names]
+
+    found, expected = both(args, who)
+    np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [{"causal": False}, {"aligned": False}], ids=str)
+def test_blocked_refuses_masks_that_it_cannot_serve(kind):
+    positions = jnp.arange(4)[None]
+    who = AttentionMask(positions, positions, **({"aligned": True} | kind))
+    with pytest.raises(ConfigError, match=r"'blocked' with keys.*use 'auto'"):
+        attention(*inputs((1, 4, 4, 2, 1, 4)), who, scale=1.0, implementation="blocked")
+
+
 def test_auto_and_unknown_implementation():
     args, who = inputs((1, 2, 2, 2, 1, 4)), mask((1, 2, 2))
-    auto = attention(*args, who, scale=1.0)
-    np.testing.assert_array_equal(auto, attention(*args, who, scale=1.0, implementation="grouped"))
+    auto, grouped = (
+        quick_jit(functools.partial(attention, scale=1.0, implementation=name))(*args, who)
+        for name in ("auto", "grouped")
+    )
+    np.testing.assert_array_equal(auto, grouped)
     with pytest.raises(ConfigError, match=r"found 'groupd'.*did you mean grouped\?"):
         attention(*args, who, scale=1.0, implementation="groupd")

@@ -1,26 +1,16 @@
-"""The oracle's cases as our models, and a jit that compiles fast."""
+"""The oracle's cases as our models."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from tests.oracle import llama as oracle
+from tests.quick_jit import quick_jit
 
 from ziggurat.models import Family, LanguageModel, LlamaConfig, Params, family_for_architecture
 from ziggurat.models.weight_names import import_weights
 from ziggurat.nn import Causal
-
-FAST_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-"""The same program with less effort spent on machine code; a tiny model runs as fast."""
-
-
-def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``jax.jit`` that compiles in about half the time."""
-    return jax.jit(function, compiler_options=FAST_COMPILE)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.models.llama_cases import ours, quick_jit, stored
+from tests.models.llama_cases import ours, stored
 from tests.oracle import llama as oracle
+from tests.quick_jit import quick_jit
 
 from ziggurat.checkpoint import SafetensorsDirectory
 from ziggurat.data import HuggingFaceTokenizer

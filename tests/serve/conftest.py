@@ -3,7 +3,9 @@
 import threading
 
 import jax
+import numpy as np
 import pytest
+from tests.quick_jit import quick_jit
 
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
@@ -42,6 +44,19 @@ def model():
 @pytest.fixture(scope="session")
 def params(model):
     return model.init(jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def whole(model, params):
+    """Logits ``[t, v]`` of all places of a sequence of at most 96 tokens, by one forward pass."""
+    run = quick_jit(model.logits)
+
+    def logits(tokens):
+        padded = np.zeros((1, CONTEXT), np.int32)
+        padded[0, : len(tokens)] = tokens
+        return np.asarray(run(params, padded))[0, : len(tokens)]
+
+    return logits
 
 
 @pytest.fixture(scope="session")

@@ -20,9 +20,16 @@ def text(**fields):
 
 
 def test_every_sampling_field_arrives():
-    fields = dict(
-        temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, seed=3, n=2, ignore_eos=True, max_tokens=9
-    )
+    fields = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 7,
+        "min_p": 0.1,
+        "seed": 3,
+        "n": 2,
+        "ignore_eos": True,
+        "max_tokens": 9,
+    }
     for params in (
         text(**fields, stop=["a", "b"], stop_token_ids=[5], logprobs=2).sampling(),
         chat(
@@ -149,16 +156,21 @@ def test_every_parameter_of_openais_client_is_known():
     ],
 )  # fmt: skip
 def test_refusals_name_the_field(make, fields, param, said):
-    with pytest.raises(RequestError) as caught:
+    def read():
         request = make(**fields)
         request.sampling()
-        request.prompts() if make is text else request.conversation()
+        return request.prompts() if make is text else request.conversation()
+
+    with pytest.raises(RequestError) as caught:
+        read()
     assert caught.value.param == param
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 10**6, b'{"a": NaN}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff", b"null", b"[" * 10**6, b'{"model": NaN}']
+)
 def test_what_is_no_json_object_is_refused(body):
     for kind in (ChatRequest, CompletionRequest):
         with pytest.raises(RequestError, match="request body"):
@@ -170,7 +182,7 @@ def test_messages_for_the_template():
     request = chat(
         messages=[
             {"role": "developer", "content": "D"},
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"role": "user", "content": [{"type": "text", "text": x} for x in "ab"]},
             {"role": "assistant", "content": None, "tool_calls": [call]},
             {"role": "tool", "tool_call_id": "c", "content": "R"},
         ]

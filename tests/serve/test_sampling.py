@@ -18,20 +18,20 @@ from ziggurat.serve.llm.sampling import sample as sample_eagerly
 sample = jax.jit(sample_eagerly)
 
 CASES = [
-    dict(),
-    dict(top_k=1),
-    dict(top_k=3),
-    dict(top_k=1000),
-    dict(top_k=-1),
-    dict(top_p=1e-6),
-    dict(top_p=0.5),
-    dict(top_p=0.999),
-    dict(min_p=0.3),
-    dict(min_p=1.0),
-    dict(top_k=8, top_p=0.7),
-    dict(top_k=8, top_p=0.7, min_p=0.2),
-    dict(temperature=0.3, top_p=0.9),
-    dict(temperature=3.0, top_p=0.9, min_p=0.05),
+    {},
+    {"top_k": 1},
+    {"top_k": 3},
+    {"top_k": 1000},
+    {"top_k": -1},
+    {"top_p": 1e-6},
+    {"top_p": 0.5},
+    {"top_p": 0.999},
+    {"min_p": 0.3},
+    {"min_p": 1.0},
+    {"top_k": 8, "top_p": 0.7},
+    {"top_k": 8, "top_p": 0.7, "min_p": 0.2},
+    {"temperature": 0.3, "top_p": 0.9},
+    {"temperature": 3.0, "top_p": 0.9, "min_p": 0.05},
 ]
 
 
@@ -98,7 +98,7 @@ def test_ties_with_the_kth_token_all_stay():
     assert kept_by_us(logits, SamplingParams(top_k=2)) == {1, 2, 3}
 
 
-@pytest.mark.parametrize("case", [dict(), dict(temperature=0.5), dict(top_k=4, top_p=0.9)], ids=str)
+@pytest.mark.parametrize("case", [{}, {"temperature": 0.5}, {"top_k": 4, "top_p": 0.9}], ids=str)
 def test_draws_follow_the_distribution(case):
     """Chi-square over 20000 draws; the bound is the 1 - 1e-6 quantile for 11 degrees of freedom."""
     params = SamplingParams(seed=5, **case)

@@ -2,8 +2,8 @@
 
 import jax
 import pytest
-
 from tests.train.runs import run
+
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.pytrees import size_bytes
 from ziggurat.train.ahead_of_time import abstract_step, lower_step

@@ -5,8 +5,8 @@ import math
 import jax
 import numpy as np
 import pytest
-
 from tests.train.runs import resolved
+
 from ziggurat.checkpoint import Checkpoints
 from ziggurat.core.errors import ConfigError, TrainError
 from ziggurat.core.pytrees import named_leaves
@@ -110,7 +110,12 @@ def test_remat_changes_memory_not_results(tmp_path, one_device, remat):
 
 def test_bfloat16_trains(tmp_path, one_device):
     train(
-        resolved(f"output={tmp_path}", "train.steps=20", "train.precision=bfloat16", "checkpoint.every=20")
+        resolved(
+            f"output={tmp_path}",
+            "train.steps=20",
+            "train.precision=bfloat16",
+            "checkpoint.every=20",
+        )
     )
     found = losses(tmp_path / "tiny")
     assert found[-1] < found[0] - 0.5
@@ -143,7 +148,9 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, one_device, monkeypatch):
 
 def test_too_many_bad_steps_stop_the_run(tmp_path, one_device, monkeypatch):
     _poison(monkeypatch, range(3, 100))
-    with pytest.raises(TrainError, match="2 steps in a row.*lower the learning rate.*step 4 is saved"):
+    with pytest.raises(
+        TrainError, match="2 steps in a row.*lower the learning rate.*step 4 is saved"
+    ):
         train(resolved(f"output={tmp_path}", "train.steps=20", "train.max_bad_steps=2"))
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from tests.train.runs import TEXT
+
 from ziggurat.checkpoint import Checkpoints, read_arrays
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.train.metrics import read_metrics

@@ -242,6 +242,7 @@ def _write_file(path: Path, shard: dict[str, np.ndarray], metadata: dict[str, st
     from safetensors.numpy import save_file
 
     save_file(shard, path, metadata=metadata)
+    path.chmod(0o644)  # the library makes it readable by its owner only
     atomic.sync_path(path)
 
 

@@ -20,6 +20,10 @@ VERBS: dict[str, str] = {
     "import": "read a Hugging Face directory or GGUF file into a checkpoint",
     "export": "write a model as transformers reads it",
     "checkpoints": "list what a run has saved, and verify it",
+    "generate": "continue a prompt",
+    "chat": "talk to a model in the terminal",
+    "serve": "serve a model as OpenAI's API does",
+    "demo": "all of it in a few minutes: train, kill, resume, export, serve",
     "doctor": "say what this machine has, what is missing and how to install it",
 }
 """Verb -> what it does, in the order of the help text. To add a verb, add its module and a line."""
@@ -102,7 +106,24 @@ def _run(verb: str, args: list[str], verbose: bool) -> int:
     from ziggurat.cli import console
 
     console.set_up_logging(verbose)
+    choose_platform()
     return importlib.import_module(module_name(verb)).main(args)
+
+
+def choose_platform() -> None:
+    """Keep JAX from looking for a TPU that is not there.
+
+    With libtpu installed (for planning) and no TPU in the machine, JAX would try it first and print
+    alarming lines. ``JAX_PLATFORMS`` set by the user is left alone.
+    """
+    import glob
+    import importlib.util
+
+    here = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    if here or "JAX_PLATFORMS" in os.environ or not importlib.util.find_spec("libtpu"):
+        return
+    cuda = any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
+    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if cuda else "cpu"
 
 
 def _take(args: list[str], flag: str) -> bool:

@@ -20,13 +20,19 @@ def train(run_file: Path, /, dry_run: bool = False, overrides: tuple[str, ...] =
     from ziggurat.train.config import RunConfig
 
     run = config.load(RunConfig, run_file, overrides)
-    out = console.output()
-    table = Table("key", "value", "source", title=f"run {run.value.name}", title_justify="left")
-    for row in run.table():
-        if row[2] != "default" or dry_run:
-            table.add_row(*row)
-    out.print(table)
+    if dry_run or not (run.value.directory / "run.toml").exists():
+        _show(run, everything=dry_run)
     return _describe(run.value) if dry_run else _train(run)
+
+
+def _show(run, everything: bool) -> None:
+    """The resolved configuration; of the defaults only when everything is asked for."""
+    title = f"run {run.value.name} (all values and their sources: provenance.json)"
+    table = Table("key", "value", "source", title=title, title_justify="left")
+    for key, value, source in run.table():
+        if everything or source != "default":
+            table.add_row(key, " ".join(value.split()), Path(source).name)
+    console.output().print(table)
 
 
 def _describe(run) -> int:

@@ -25,7 +25,9 @@ class Metrics:
     def __init__(self, model_name: str):
         self._registry, self._model = CollectorRegistry(), model_name
 
-        def histogram(name: str, text: str, buckets: tuple[float, ...] = LATENCY_S) -> Histogram:
+        def histogram(
+            name: str, text: str, buckets: tuple[float | int, ...] = LATENCY_S
+        ) -> Histogram:
             labels = ["model_name"]
             full = Histogram(f"vllm:{name}", text, labels, buckets=buckets, registry=self._registry)
             return full.labels(model_name)

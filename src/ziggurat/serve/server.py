@@ -23,6 +23,8 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ServeError: the port is in use or may not be taken, or there is no such host.
     """
+    if not 0 <= port < 2**16:
+        raise ServeError("port", found=port, expected="a number from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
-from ziggurat.data.tokenizers import HuggingFaceTokenizer
+from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import LanguageModel, Params
 from ziggurat.serve.errors import ContextTooLong, EngineStopped, QueueFull, RequestError
 from ziggurat.serve.llm import sequence

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.core.errors import DataError
-from ziggurat.data.tokenizers import HuggingFaceTokenizer
+from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import pretrained
 from ziggurat.models.pretrained import Pretrained
 from ziggurat.nn.precision import Precision

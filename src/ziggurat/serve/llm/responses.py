@@ -1,5 +1,6 @@
 """OpenAI's response bodies, whole and in chunks."""
 
+import codecs
 import dataclasses
 import secrets
 import time
@@ -99,7 +100,7 @@ class TextFormat:
 
     def __init__(self, model: str, *, logprobs: bool, echo: Sequence[str] = ()):
         self._logprobs, self._echo = logprobs, list(echo)
-        self._offsets: dict[int, int] = {}
+        self._places: dict[int, _Place] = {}
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
             "object": "text_completion",
@@ -153,16 +154,35 @@ class TextFormat:
     def _entries(self, index: int, logprobs: Sequence[TokenLogprob]) -> Body | None:
         if not self._logprobs:
             return None
-        offsets = []
-        for entry in logprobs:
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(entry.text)
+        place = self._places.setdefault(index, _Place())
         return {
-            "tokens": [entry.text for entry in logprobs],
+            "tokens": [_name(entry) for entry in logprobs],
             "token_logprobs": [entry.logprob for entry in logprobs],
-            "top_logprobs": [{top.text: top.logprob for top in entry.top} for entry in logprobs],
-            "text_offset": offsets,
+            "top_logprobs": [{_name(top): top.logprob for top in entry.top} for entry in logprobs],
+            "text_offset": [place.before(entry.raw) for entry in logprobs],
         }
+
+
+class _Place:
+    """Characters so far in a text that comes as pieces of bytes."""
+
+    def __init__(self):
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._characters = 0
+
+    def before(self, raw: bytes) -> int:
+        """Add bytes; returns the characters before them."""
+        start = self._characters
+        self._characters += len(self._decoder.decode(raw))
+        return start
+
+
+def _name(entry: TokenLogprob) -> str:
+    """A token as text; as OpenAI does, ``bytes:\\xe2`` where it is only part of a character."""
+    try:
+        return entry.raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in entry.raw)
 
 
 def _entry(entry: TokenLogprob, top: list[Body] | None = None) -> Body:

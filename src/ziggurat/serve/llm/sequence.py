@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from ziggurat.data.streaming import StreamDecoder
-from ziggurat.data.tokenizers import BYTE_CHARACTERS, HuggingFaceTokenizer
+from ziggurat.data import HuggingFaceTokenizer, StreamDecoder
+from ziggurat.data.tokenizers import BYTE_CHARACTERS
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.stop import StopMatcher
 

@@ -1,4 +1,4 @@
-"""Bad input at the command line: one line that says what, found, expected and what to do; exit 2."""
+"""Bad input on the command line: one line that says what, found, expected, what to do; exit 2."""
 
 import json
 import subprocess

@@ -40,7 +40,7 @@ def serves(implementation, who: AttentionMask) -> bool:
     return implementation != "blocked" or who.aligned
 
 
-def inputs(shape, dtype=jnp.float32, seed=0):
+def inputs(shape, dtype=jnp.float32, seed=0) -> tuple[jax.Array, jax.Array, jax.Array]:
     b, t, s, h, k, c = shape
     rng = np.random.default_rng(seed)
 

@@ -108,7 +108,9 @@ class TestAgainstTransformers:
     def theirs(self):
         pytest.importorskip("torch")
         pytest.importorskip("transformers")
-        return oracle.torch_model(oracle.gguf_file()), oracle.torch_tokenizer(oracle.gguf_file())
+        file = oracle.gguf_file()
+        assert file is not None
+        return oracle.torch_model(file), oracle.torch_tokenizer(file)
 
     def test_stored_answers_are_what_transformers_computes(self, theirs):
         tokenizer = theirs[1]

@@ -1,6 +1,7 @@
 """The decoder: contexts, remat policies, a program whose size does not grow with depth."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from tests.quick_jit import quick_jit
 
 from ziggurat.nn import Cached, Causal, Decoder, DecoderConfig, Packed, Precision, RopeConfig
+from ziggurat.nn.decoder import Remat
 
 CONFIG = DecoderConfig(
     vocab_size=40,
@@ -31,7 +33,7 @@ CONFIG = DecoderConfig(
 )
 
 
-def structure(config=CONFIG, remat="none", precision=None):
+def structure(config=CONFIG, remat: Remat = "none", precision=None):
     """Graph and shapes of a decoder; nothing is allocated."""
 
     def make(key):
@@ -181,8 +183,8 @@ def test_remat_changes_no_loss_and_no_gradient(remat):
 def test_remat_keeps_less_for_the_backward_pass():
     """Bytes of residuals per policy: all, results of weight products, inputs of blocks only."""
     shapes = structure()[1]
-    kept = {}
-    for remat in ("none", "dots", "full"):
+    kept, policies = {}, typing.get_args(Remat)
+    for remat in policies:
         loss = loss_of(structure(remat=remat)[0])
         backward = jax.eval_shape(lambda p, t, loss=loss: jax.vjp(loss, p, t)[1], shapes, TOKENS)
         kept[remat] = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(backward))

@@ -55,6 +55,7 @@ def test_gated_mlp_equation(activation, bias):
     mlp = make(GatedMLP, 6, 10, activation=activation, bias=bias)
     if bias:
         for index, layer in enumerate((mlp.gate, mlp.up, mlp.down)):
+            assert layer.bias is not None
             layer.bias[...] = jnp.asarray(draw(*layer.bias.shape, seed=index))
     x = draw(1, 2, 6, seed=9)
 
@@ -78,13 +79,13 @@ def test_gated_mlp_equation(activation, bias):
 def test_linear(bias):
     layer = make(Linear, 3, 5, ("embed", "mlp"), bias=bias)
     assert (layer.bias is not None) == bias
-    if bias:
+    if layer.bias is not None:
         layer.bias[...] = jnp.arange(5.0)
     x = draw(2, 4, 3)
     expected = x @ np.asarray(layer.kernel[...]) + (np.arange(5.0) if bias else 0)
     np.testing.assert_allclose(forward(layer, jnp.asarray(x)), expected, atol=1e-6)
     assert layer.kernel.get_metadata("axes") == ("embed", "mlp")
-    if bias:
+    if layer.bias is not None:
         assert layer.bias.get_metadata("axes") == ("mlp",)
 
 

@@ -129,7 +129,7 @@ def test_every_parameter_of_openais_client_is_known():
 @pytest.mark.parametrize(
     ("make", "fields", "param", "said"),
     [
-        (text, {"temprature": 1}, "temprature", "did you mean temperature?"),
+        (text, {"temperatur": 1}, "temperatur", "did you mean temperature?"),
         (text, {"temperature": "hot"}, "temperature", "Expected `float | null`, got `str`"),
         (text, {"n": 1.5}, "n", "got `float`"),
         (text, {"prompt": None}, "prompt", "got `null`"),

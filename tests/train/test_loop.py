@@ -1,4 +1,8 @@
-"""The loop in one process: learning, metrics, evaluation, sharding, bad steps, resuming rules."""
+"""The loop in one process: learning, metrics, evaluation, sharding, bad steps, resuming rules.
+
+Compiling dominates these tests, so that runs are shared: ``plain`` is the undisturbed reference on
+one device, which a run on any mesh, or with any way of saving memory, must follow.
+"""
 
 import math
 
@@ -15,7 +19,14 @@ from ziggurat.train.loop import train
 from ziggurat.train.metrics import curve, read_metrics
 from ziggurat.train.summary import report
 
-ALONE = "mesh={data=1, fsdp=-1}"
+STEPS = 12
+SETTINGS = (
+    f"train.steps={STEPS}",
+    "checkpoint.every=4",
+    "checkpoint.keep_last=9",
+    "optimizer.lr=1e-3",
+    "optimizer.schedule={kind='constant'}",
+)
 
 
 @pytest.fixture
@@ -24,8 +35,23 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Directory of the reference run, and its outcome."""
+    directory = tmp_path_factory.mktemp("plain")
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda *_: devices)
+        outcome = train(resolved(f"output={directory}", *SETTINGS))
+    return directory / "tiny", outcome
+
+
+def rows(directory):
+    return [row for row in read_metrics(directory / "metrics.jsonl") if "loss" in row]
+
+
 def losses(directory):
-    return [loss for _, loss in curve(read_metrics(directory / "metrics.jsonl"), "loss")]
+    return [row["loss"] for row in rows(directory)]
 
 
 def test_a_run_learns_saves_evaluates_and_reports(tmp_path, one_device):
@@ -55,70 +81,54 @@ def test_a_run_learns_saves_evaluates_and_reports(tmp_path, one_device):
     assert {"start", "compile", "data", "step", "evaluation", "checkpoint"} <= set(ledger)
 
 
-@pytest.mark.parametrize(
-    "mesh",
-    ["mesh={fsdp=4, tensor=2}", "mesh={fsdp=2, tensor=2, context=2}", "mesh={data=2, fsdp=4}"],
-)
-def test_sharded_training_equals_unsharded(tmp_path, monkeypatch, mesh):
-    """Tolerance: 2e-3 relative on the loss after 12 steps. Reductions run in another order on eight
-    devices; Adam turns differences of 1e-7 in small gradients into differences of its step size,
-    which is why parameters are compared in the mean and not one by one."""
-    steps = ("train.steps=12", "checkpoint.every=12", "optimizer.lr=1e-3")
-    train(resolved(f"output={tmp_path}", *steps, "name=sharded", mesh))
+@pytest.mark.parametrize("mesh", ["mesh={fsdp=4, tensor=2}", "mesh={fsdp=2, tensor=2, context=2}"])
+def test_sharded_training_equals_unsharded(tmp_path, plain, mesh):
+    """Tolerance: 2e-3 relative on the losses. Sums run in another order on eight devices, and Adam
+    turns differences of 1e-7 in small gradients into differences of its step size. The first
+    gradient, before Adam has acted, agrees to 1e-4."""
     assert len(jax.devices()) == 8
-    devices = jax.devices()[:1]
-    with monkeypatch.context() as alone:
-        alone.setattr(jax, "devices", lambda *_: devices)
-        train(resolved(f"output={tmp_path}", *steps, "name=plain"))
-    np.testing.assert_allclose(
-        losses(tmp_path / "sharded"), losses(tmp_path / "plain"), rtol=2e-3, atol=0
-    )
-    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("sharded", "plain")]
-    assert [r["target_tokens"] for r in rows[0] if "loss" in r] == [
-        r["target_tokens"] for r in rows[1] if "loss" in r
-    ]
-    np.testing.assert_allclose(rows[0][0]["grad_norm"], rows[1][0]["grad_norm"], rtol=1e-4)
+    train(resolved(f"output={tmp_path}", *SETTINGS, mesh))
+    found, expected = rows(tmp_path / "tiny"), rows(plain[0])
+    np.testing.assert_allclose(losses(tmp_path / "tiny"), losses(plain[0]), rtol=2e-3)
+    np.testing.assert_allclose(found[0]["grad_norm"], expected[0]["grad_norm"], rtol=1e-4)
+    for name in ("step", "target_tokens", "learning_rate"):
+        assert [row[name] for row in found] == [row[name] for row in expected]
 
 
-def test_a_checkpoint_moves_to_another_mesh(tmp_path):
-    options = (f"output={tmp_path}", "optimizer.lr=1e-3", "optimizer.schedule={kind='constant'}")
-    train(resolved(*options, "train.steps=4", "mesh={fsdp=8}"))
-    outcome = train(resolved(*options, "train.steps=8", "mesh={fsdp=2, tensor=2, data=2}"))
-    assert int(outcome.state.step) == 8
-    whole = resolved(*options, "train.steps=8", "mesh={fsdp=8}", "name=whole")
-    train(whole)
-    np.testing.assert_allclose(losses(tmp_path / "tiny"), losses(tmp_path / "whole"), rtol=2e-3)
+def test_a_checkpoint_moves_to_another_mesh(tmp_path, plain):
+    """Four steps on one device, the rest on eight: as if it had stayed."""
+    source = plain[0] / "checkpoints" / "step_00000004"
+    target = tmp_path / "tiny" / "checkpoints" / source.name
+    target.parent.mkdir(parents=True)
+    target.symlink_to(source)
+    (tmp_path / "tiny" / "run.toml").write_text((plain[0] / "run.toml").read_text())
+    outcome = train(resolved(f"output={tmp_path}", *SETTINGS, "mesh={data=2, fsdp=4}"))
+    assert int(outcome.state.step) == STEPS
+    found = rows(tmp_path / "tiny")
+    assert [row["step"] for row in found] == list(range(4, STEPS))
+    np.testing.assert_allclose(losses(tmp_path / "tiny"), losses(plain[0])[4:], rtol=2e-3)
+    kernel = outcome.state.params["blocks"]["mlp"]["up"]["kernel"]
+    assert len(kernel.sharding.device_set) == 8
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
-def test_accumulation_gives_the_gradient_of_the_whole_batch(tmp_path, one_device):
-    options = (f"output={tmp_path}", "train.steps=3")
-    train(resolved(*options, "name=whole"))
-    train(resolved(*options, "name=parts", "train.accumulate=4"))
-    a, b = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
-    # float32 sums in another order
-    np.testing.assert_allclose(a[0]["grad_norm"], b[0]["grad_norm"], rtol=1e-5)
-    np.testing.assert_allclose(losses(tmp_path / "whole"), losses(tmp_path / "parts"), rtol=1e-4)
+@pytest.mark.parametrize(
+    "override", ["train.accumulate=4", "train.remat='full'", "train.remat='dots'"]
+)
+def test_saving_memory_changes_no_result(tmp_path, one_device, plain, override):
+    """Tolerance: float32 sums in another order, amplified by Adam as above."""
+    train(resolved(f"output={tmp_path}", *SETTINGS, override))
+    found, expected = rows(tmp_path / "tiny"), rows(plain[0])
+    np.testing.assert_allclose(found[0]["grad_norm"], expected[0]["grad_norm"], rtol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path / "tiny"), losses(plain[0]), rtol=1e-3)
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_changes_memory_not_results(tmp_path, one_device, remat):
-    options = (f"output={tmp_path}", "train.steps=3")
-    train(resolved(*options, "name=plain"))
-    train(resolved(*options, "name=remat", f"train.remat={remat}"))
-    np.testing.assert_allclose(losses(tmp_path / "plain"), losses(tmp_path / "remat"), rtol=1e-5)
-
-
-def test_bfloat16_trains(tmp_path, one_device):
-    train(
-        resolved(
-            f"output={tmp_path}",
-            "train.steps=20",
-            "train.precision=bfloat16",
-            "checkpoint.every=20",
-        )
-    )
+def test_bfloat16_follows_float32(tmp_path, one_device, plain):
+    """Tolerance: bfloat16 products carry 8 bits; losses of about 5 agree to a few hundredths."""
+    train(resolved(f"output={tmp_path}", *SETTINGS, "train.precision=bfloat16"))
     found = losses(tmp_path / "tiny")
-    assert found[-1] < found[0] - 0.5
+    np.testing.assert_allclose(found, losses(plain[0]), rtol=2e-2)
+    assert found != losses(plain[0])
 
 
 def _poison(monkeypatch, steps):
@@ -148,22 +158,19 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, one_device, monkeypatch):
 
 def test_too_many_bad_steps_stop_the_run(tmp_path, one_device, monkeypatch):
     _poison(monkeypatch, range(3, 100))
-    with pytest.raises(
-        TrainError, match="2 steps in a row.*lower the learning rate.*step 4 is saved"
-    ):
+    expected = r"2 steps in a row.*lower the learning rate.*step 4 is saved"
+    with pytest.raises(TrainError, match=expected):
         train(resolved(f"output={tmp_path}", "train.steps=20", "train.max_bad_steps=2"))
 
 
-def test_other_settings_are_another_run(tmp_path, one_device):
-    train(resolved(f"output={tmp_path}", "train.steps=2"))
-    with pytest.raises(ConfigError, match=r"cannot be resumed: found optimizer.lr = 0.5; expected"):
-        train(resolved(f"output={tmp_path}", "train.steps=2", "optimizer.lr=0.5"))
+def test_other_settings_are_another_run(plain):
+    output = f"output={plain[0].parent}"
+    with pytest.raises(ConfigError, match=r"cannot be resumed: found optimizer\.lr = 0\.5"):
+        train(resolved(output, *SETTINGS, "optimizer.lr=0.5"))
 
 
-def test_a_finished_run_does_nothing_more(tmp_path, one_device):
-    options = (f"output={tmp_path}", "train.steps=2")
-    train(resolved(*options))
-    before = losses(tmp_path / "tiny")
-    outcome = train(resolved(*options))
+def test_a_finished_run_does_nothing_more(plain, one_device):
+    before = losses(plain[0])
+    outcome = train(resolved(f"output={plain[0].parent}", *SETTINGS))
     assert outcome.finished
-    assert losses(tmp_path / "tiny") == before
+    assert losses(plain[0]) == before

@@ -140,11 +140,21 @@ class Decoder(nnx.Module):
         """The output matrix: logits are ``hidden @ head.T``."""
         return (self.embedding.table if self.unembedding is None else self.unembedding)[...]
 
+    def begin(
+        self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]
+    ) -> tuple[Float[Array, "b t d"], Rotation]:
+        """What enters the first block: embeddings and rotary angles."""
+        x = constrain(self.embedding(tokens), ("batch", "sequence", "embed"))
+        return x, rotation(positions, self.config.rope, self.config.head_dim)
+
+    def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """What leaves the last block, normalised: final hidden states."""
+        return self.final_norm(x)
+
     def __call__(
         self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], context: C
     ) -> tuple[Float[Array, "b t d"], C]:
-        x = constrain(self.embedding(tokens), ("batch", "sequence", "embed"))
-        angles = rotation(positions, self.config.rope, self.config.head_dim)
+        x, angles = self.begin(tokens, positions)
 
         def step(block: Block, x: Array, state: Any) -> tuple[Array, Any]:
             return block(x, positions, angles, context, state)
@@ -153,4 +163,4 @@ class Decoder(nnx.Module):
             step = nnx.remat(step, policy=REMAT_POLICIES[self.remat])
         scan = nnx.scan(step, in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
         x, state = scan(self.blocks, x, context.state)
-        return self.final_norm(x), context.advance(state, tokens.shape[1])
+        return self.finish(x), context.advance(state, tokens.shape[1])

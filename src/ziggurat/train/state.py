@@ -86,4 +86,6 @@ def initial_state(
             params,
             abstract.params,
         )
-    return jax.jit(make, out_shardings=shardings)(params)
+    on_cpu = next(iter(abstract.step.sharding.device_set)).platform == "cpu"
+    options = {"xla_backend_optimization_level": 0} if on_cpu else None  # runs once: compile fast
+    return jax.jit(make, out_shardings=shardings, compiler_options=options)(params)

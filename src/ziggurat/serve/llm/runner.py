@@ -13,7 +13,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.models import LanguageModel, Params
-from ziggurat.nn.rope import rotation
 from ziggurat.serve.llm.cache import BLOCK, LayerCache, SlotContext
 from ziggurat.serve.llm.sampling import Knobs, SamplingParams, log_probabilities, sample
 
@@ -199,18 +198,18 @@ class ModelRunner:
         decoder = nnx.merge(self.model.graph, weights.with_layer(0))
         block_graph, _ = nnx.split(decoder.blocks)
         positions = length + jnp.arange(tokens.shape[1])[None]
-        angles = rotation(positions, decoder.config.rope, decoder.config.head_dim)
         context = SlotContext(length)
 
         @jax.jit
         def block(layer: Params, x: Array, state: LayerCache) -> tuple[Array, LayerCache]:
             return nnx.merge(block_graph, layer)(x, positions, angles, context, state)
 
-        x, after = decoder.embedding(tokens), []
+        x, angles = decoder.begin(tokens, positions)
+        after = []
         for layer, state in zip(weights.layers, cache):
             x, state = block(layer, x, state)
             after.append(state)
-        return decoder.final_norm(x), after
+        return decoder.finish(x), after
 
     def _decode(self, weights: Weights, state: State, knobs: Knobs) -> tuple[State, Array]:
         hidden, cache = self._forward(weights, state.cache, state.token[:, None], state.length)

@@ -55,7 +55,8 @@ def _train(run) -> int:
     outcome = train_run(run)
     samples = []
     if outcome.finished and run.value.report.prompts:
-        samples = _samples(outcome)
+        with outcome.timer.phase("samples"):
+            samples = _samples(outcome)
     path = report(outcome, samples)
     out = console.output()
     out.print(f"{outcome.status}: {run.value.directory}")

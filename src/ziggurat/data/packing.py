@@ -24,7 +24,7 @@ from ziggurat.core import config
 from ziggurat.core.protocols import Batch
 from ziggurat.data.order import Permutation
 
-BLOCK = 512
+BLOCK = 64
 """Documents per entry of the concat plan's table of token counts."""
 
 
@@ -128,8 +128,9 @@ def _order(
 class ConcatPlan:
     """Concat and split.
 
-    Row r of an epoch holds tokens ``[r T, (r + 1) T)`` of the epoch's documents laid end to end.
-    The epoch's last row is filled up with padding, so that no document runs into the next epoch.
+    The epoch's documents are laid end to end and cut into rows of T tokens; the last is filled up
+    with padding, so that no document runs into the next epoch. With ``shuffle`` the rows then come
+    in an order of their own: the rows of one long document would otherwise fill whole batches.
     Memory is one number per ``BLOCK`` documents for each of the last two epochs.
     """
 
@@ -151,6 +152,14 @@ class ConcatPlan:
         return -(-self._total // self._row_tokens)
 
     def pieces(self, epoch: int, first: int, stop: int) -> Pieces:
+        if not self._shuffle:
+            return self._cut(epoch, first, stop)
+        places = np.arange(first, stop, dtype=np.int64)
+        rows = _order(self.rows, self._seed, epoch, True, "rows", places).tolist()
+        return Pieces.join([(n, self._cut(epoch, row, row + 1)) for n, row in enumerate(rows)])
+
+    def _cut(self, epoch: int, first: int, stop: int) -> Pieces:
+        """Rows ``first`` to ``stop`` of the documents laid end to end."""
         size = self._row_tokens
         low, high = first * size, min(stop * size, self._total)
         table = self._table(epoch)

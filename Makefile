@@ -88,8 +88,8 @@ $(VENV)/has-demo: $(VENV)/has-base requirements-models.lock
 	@$(INSTALL) requirements-models.lock
 	@touch $@
 
-$(VENV)/has-dev: requirements-dev.lock pyproject.toml scripts/install.py
-	@$(INSTALL) requirements-dev.lock --package
+$(VENV)/has-dev: requirements-dev.lock requirements-models.lock pyproject.toml scripts/install.py
+	@$(INSTALL) requirements-dev.lock requirements-models.lock --package
 	@touch $@
 
 $(VENV)/has-oracle: $(VENV)/has-dev requirements-oracle.lock

@@ -1,7 +1,7 @@
 """Which parameters are decayed and which are orthogonalised."""
 
 import pytest
-from stacked_parameters import AXES
+from tests.optim.stacked_parameters import AXES
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.optim import AdamW, Muon, Sgd, build, groups

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from stacked_parameters import AXES, gradients, parameters
+from tests.optim.stacked_parameters import AXES, gradients, parameters
 
 from ziggurat.core import config as core_config
 from ziggurat.core.errors import ConfigError, ShapeError

@@ -6,7 +6,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from stacked_parameters import AXES, gradients, parameters
+from tests.optim.stacked_parameters import AXES, gradients, parameters
 from test_optimizers import OPTIMIZERS
 
 from ziggurat.core.pytrees import leaf_name, named_leaves

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from tests.optim.stacked_parameters import AXES, gradients, parameters
-from test_optimizers import OPTIMIZERS
+from tests.optim.test_optimizers import OPTIMIZERS
 
 from ziggurat.core.pytrees import leaf_name, named_leaves
 from ziggurat.optim import Adafactor, AdamW, build, is_axes, state_axes

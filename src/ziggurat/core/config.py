@@ -239,7 +239,7 @@ def _fields_at(cls: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
             continue  # an index into a list: the element type is found by _nodes
         hints: dict[str, Any] = {}
         for option in options:
-            hints |= typing.get_type_hints(option, include_extras=True)
+            hints |= {field.name: field.type for field in dataclasses.fields(option)}
         here = hints.get(part)
     names = [f.name for option in _nodes(here) for f in dataclasses.fields(option)]
     return shown, list(dict.fromkeys(names))
@@ -257,5 +257,5 @@ def _nodes(hint: Any) -> list[Any]:
 def _tag(cls: Any) -> str | None:
     for field in dataclasses.fields(cls):
         if field.name == "kind":
-            return typing.get_args(typing.get_type_hints(cls)["kind"])[0]
+            return typing.get_args(field.type)[0]
     return None

@@ -130,8 +130,8 @@ class PackedDataset:
 
     Implements :class:`ziggurat.core.protocols.BatchSource`. Every document of the split stands in
     each epoch exactly once (under packing ``none`` only its first ``sequence_length`` tokens). The
-    last row that an epoch fills is padded where documents end; a batch may hold rows of two epochs; after
-    the last epoch the last batch is filled with empty rows, whose loss mask is 0.
+    last row that an epoch fills is padded where documents end; a batch may hold rows of two epochs;
+    after the last epoch the last batch is filled with empty rows, whose loss mask is 0.
 
     Args:
         config: the run file's ``[data]``.

@@ -167,7 +167,8 @@ def _headline(run: RunReport) -> list[tuple[str, str]]:
     mfu = _mfu(run)
     shown.append(("MFU", f"{mfu:.1%}" if mfu is not None else "unknown"))
     if run.ledger_s:
-        shown.append(("wall time", duration(_wall_s(run))))
+        label = "wall time since resuming" if run.resumes else "wall time"
+        shown.append((label, duration(_wall_s(run))))
     return shown
 
 

@@ -23,7 +23,6 @@ def report(outcome: Outcome, samples: Sequence[Sample] = ()) -> Path:
     devices = list(experiment.layout.mesh.devices.flatten())
     rows = read_metrics(directory.metrics)
     sessions = directory.read_sessions()
-    last = rows[-1] if rows else {}
     steps = int(outcome.state.step)
     speed = outcome.timer.median_tokens_per_s()
     return write_report(
@@ -39,7 +38,6 @@ def report(outcome: Outcome, samples: Sequence[Sample] = ()) -> Path:
             started=sessions[0]["time"] if sessions else "",
             metrics=rows,
             median_tokens_per_s=speed,
-            mfu=last.get("mfu"),
             ledger_s=outcome.timer.ledger(),
             peak_host_bytes=host_memory()["host_rss_peak_bytes"],
             peak_device_bytes=device_memory().get("device_peak_bytes_in_use"),

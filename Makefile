@@ -51,7 +51,7 @@ docs: $(VENV)/has-docs  ## the documentation site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open site/index.html"
 
-bench: $(VENV)/has-dev  ## every benchmark, one after another
+bench: $(VENV)/has-oracle  ## every benchmark, one after another
 	@for script in $(BENCHMARKS); do echo "$$script"; $(PY) "$$script"; done
 
 # Keeps the versions that are locked; make lock UPGRADE=--upgrade takes the newest of all.

@@ -160,7 +160,8 @@ class Decoder(nnx.Module):
             return block(x, positions, angles, context, state)
 
         if self.remat != "none":
-            step = nnx.remat(step, policy=REMAT_POLICIES[self.remat])
+            # inside a scan nothing can be shared with the forward pass, so let XLA merge freely
+            step = nnx.remat(step, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
         scan = nnx.scan(step, in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
         x, state = scan(self.blocks, x, context.state)
         return self.finish(x), context.advance(state, tokens.shape[1])

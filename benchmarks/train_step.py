@@ -1,6 +1,6 @@
 """Training step on CPU against PyTorch eager and torch.compile, interleaved in one run.
 
-Same architecture (Llama: RMSNorm, rope, SwiGLU, untied-free tied head), batch, float32 and AdamW on
+Same architecture (Llama: RMSNorm, rope, SwiGLU, tied head), batch, float32 and AdamW on
 both sides. Prints seconds, tokens/s and the ratio to each peer with its spread, and writes them to
 ``benchmarks/results/train_step.json`` with the machine's facts::
 

@@ -14,6 +14,7 @@ system in one piece, so that ``kill -9`` can tear only the last line::
      "nonfinite": {"grad_norm": "nan"}}
 """
 
+import abc
 import json
 import logging
 import math
@@ -39,7 +40,7 @@ _OWN = ("step", "time_unix_s", "nonfinite")
 C = TypeVar("C", bound="_Closing")
 
 
-class _Closing:
+class _Closing(abc.ABC):
     """A sink as a context manager."""
 
     def __enter__(self: C) -> C:
@@ -53,9 +54,9 @@ class _Closing:
     ) -> None:
         self.close()
 
+    @abc.abstractmethod
     def close(self) -> None:
         """Release what the sink holds."""
-        raise NotImplementedError
 
 
 class JsonLinesSink(_Closing):

@@ -1,6 +1,7 @@
 """A small random model with a byte tokenizer, its engine, and a server on a free port."""
 
 import threading
+import time
 
 import jax
 import numpy as np
@@ -74,6 +75,11 @@ def server(engine):
     made = Server(engine, "tiny", bind("127.0.0.1", 0), drain_seconds=5)
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
+    end = time.monotonic() + 60
+    while not made.started:
+        assert thread.is_alive(), "the server ended before it had started"
+        assert time.monotonic() < end, "the server did not start within a minute"
+        time.sleep(0.01)
     yield made
     made.stop()
     thread.join(30)

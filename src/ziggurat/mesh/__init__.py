@@ -12,5 +12,15 @@ P(('data', 'fsdp', 'expert'), 'context', None)
 
 from ziggurat.mesh.config import AXES, DcnConfig, MeshConfig
 from ziggurat.mesh.layout import Layout, active_ways, build, constrain
+from ziggurat.mesh.processes import Processes
 
-__all__ = ["AXES", "DcnConfig", "Layout", "MeshConfig", "active_ways", "build", "constrain"]
+__all__ = [
+    "AXES",
+    "DcnConfig",
+    "Layout",
+    "MeshConfig",
+    "Processes",
+    "active_ways",
+    "build",
+    "constrain",
+]

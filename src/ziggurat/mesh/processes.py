@@ -1,0 +1,113 @@
+"""The processes of a run, and how they agree on something without touching a device.
+
+Background work (a checkpoint being written, a worker that failed) must not use collectives: they
+would meet those of the training step in another order on each process. What stands here goes
+through the key-value store of ``jax.distributed`` instead and may be called from any thread. With
+one process every call returns at once.
+
+>>> everyone = Processes()
+>>> everyone.gather("epoch-3/rows", {"rows": 8})
+[{'rows': 8}]
+"""
+
+import json
+import threading
+from typing import Any
+
+import jax
+
+from ziggurat.core.errors import EnvironmentError
+
+PATIENCE_S = 600.0
+"""How long a process waits for the others before it calls the run broken."""
+
+
+class Processes:
+    """This process among those of ``jax.distributed``.
+
+    Every process must make the same calls with the same names; a name may be used again, as the
+    calls under it are counted.
+
+    Args:
+        patience_s: how long a call waits for the others (seconds).
+    """
+
+    def __init__(self, patience_s: float = PATIENCE_S):
+        self._patience_ms = int(patience_s * 1000)
+        self._calls: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def index(self) -> int:
+        """This process, from 0."""
+        return jax.process_index()
+
+    @property
+    def count(self) -> int:
+        """All processes."""
+        return jax.process_count()
+
+    @property
+    def first(self) -> bool:
+        """Whether this one writes what is written once."""
+        return self.index == 0
+
+    def gather(self, name: str, value: Any) -> list[Any]:
+        """Each process's ``value`` (JSON), in their order.
+
+        Raises:
+            EnvironmentError: a process did not answer in time.
+        """
+        if self.count == 1:
+            return [json.loads(json.dumps(value))]
+        key, client = self._key(name), self._client()
+        client.key_value_set(f"{key}/{self.index}", json.dumps(value))
+        try:
+            answers = [
+                client.blocking_key_value_get(f"{key}/{index}", self._patience_ms)
+                for index in range(self.count)
+            ]
+            client.wait_at_barrier(f"{key}/read", self._patience_ms)
+        except Exception as error:
+            raise self._lost(name, error) from error
+        client.key_value_delete(f"{key}/{self.index}")
+        return [json.loads(answer) for answer in answers]
+
+    def agree(self, name: str, value: Any = None) -> Any:
+        """The value that the first process gives, on all of them.
+
+        Raises:
+            EnvironmentError: a process did not answer in time.
+        """
+        return self.gather(name, value if self.first else None)[0]
+
+    def barrier(self, name: str) -> None:
+        """Wait until every process is here.
+
+        Raises:
+            EnvironmentError: a process did not come in time.
+        """
+        if self.count > 1:
+            try:
+                self._client().wait_at_barrier(self._key(name), self._patience_ms)
+            except Exception as error:
+                raise self._lost(name, error) from error
+
+    def _key(self, name: str) -> str:
+        with self._lock:
+            number = self._calls[name] = self._calls.get(name, 0) + 1
+        return f"ziggurat/{name}/{number}"
+
+    def _client(self) -> Any:
+        from jax._src import distributed
+
+        return distributed.global_state.client
+
+    def _lost(self, name: str, error: Exception) -> EnvironmentError:
+        line = str(error).strip().partition("\n")[0][:200]
+        return EnvironmentError(
+            f"process {self.index} of {self.count}, waiting for the others at {name}",
+            found=line,
+            expected=f"all of them within {self._patience_ms / 1000:.0f} s",
+            fix="look at the log of the process that ended, and start all of them again",
+        )

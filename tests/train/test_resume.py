@@ -2,23 +2,20 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+from tests.train.chaos import LOSSES
 from tests.train.runs import TEXT
 
-from ziggurat.checkpoint import Checkpoints, read_arrays
-from ziggurat.core.pytrees import named_leaves
+from ziggurat.checkpoint import Checkpoints
 from ziggurat.train.metrics import read_metrics
 
 STEPS = 40
-KILLS = 5
 
 
 def start(directory: Path, name: str, *overrides: str) -> subprocess.Popen:
@@ -43,16 +40,6 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
-def parameters(run: Path) -> dict[str, np.ndarray]:
-    newest = Checkpoints(run / "checkpoints").latest()
-    assert newest is not None
-    assert newest.step == STEPS
-    arrays = {
-        item: named_leaves(read_arrays(newest.path, item)) for item in ("params", "optimizer")
-    }
-    return {f"{item}.{name}": leaf for item, tree in arrays.items() for name, leaf in tree.items()}
-
-
 def curve(run: Path) -> list[tuple[int, float, float]]:
     rows = read_metrics(run / "metrics.jsonl")
     return [(row["step"], row["loss"], row["grad_norm"]) for row in rows if "loss" in row]
@@ -69,37 +56,20 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
 
 @pytest.mark.chaos
 @pytest.mark.slow
-def test_five_kills_leave_no_trace(tmp_path):
-    finish(start(tmp_path, "whole"))
-    chance = random.Random(0)
-    # apart, so that each kill meets a process that trains, and early enough to be in time
-    at = [6 * number + chance.randrange(1, 4) for number in range(KILLS)]
-    killed = []
-    for step in at:
-        process = start(tmp_path, "killed")
-        wait_for_step(tmp_path / "killed", step, process)
-        time.sleep(chance.random() * 0.02)
-        assert process.poll() is None, process.communicate()[0]
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        killed.append(len(curve_rows(tmp_path / "killed")))
-    finish(start(tmp_path, "killed"))
-    assert len(killed) == KILLS
-    assert max(killed) < STEPS, "every kill must come before the end"
-    whole, again = parameters(tmp_path / "whole"), parameters(tmp_path / "killed")
-    assert whole.keys() == again.keys()
-    for name, leaf in whole.items():
-        assert leaf.tobytes() == again[name].tobytes(), name
-    assert curve(tmp_path / "whole") == curve(tmp_path / "killed")
-    assert [step for step, _, _ in curve(tmp_path / "killed")] == list(range(STEPS))
-    sessions = (tmp_path / "killed" / "sessions.jsonl").read_text().splitlines()
-    assert len(sessions) == KILLS + 1
-    assert json.loads(sessions[-1])["step"] > 0
-
-
-def curve_rows(run: Path) -> list[bytes]:
-    file = run / "metrics.jsonl"
-    return file.read_bytes().splitlines() if file.exists() else []
+@pytest.mark.parametrize(("processes", "kills"), [(1, 12), (2, 8)])
+def test_kills_leave_no_trace(processes, kills, tmp_path):
+    """Twenty of the kills that ``python -m tests.train.chaos`` does by the hundred."""
+    tally = tmp_path / "tally.json"
+    command = [sys.executable, "-m", "tests.train.chaos", f"--kills={kills}"]
+    command += [f"--processes={processes}", f"--seed={processes}", f"--tally={tally}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    (counted,) = json.loads(tally.read_text())
+    assert counted["kills"] == kills
+    assert counted["steps compared"] > kills
+    assert counted["batches compared"] > counted["steps compared"]
+    assert counted["checkpoints verified"] > 0
+    assert not set(counted) & set(LOSSES), counted
 
 
 @pytest.mark.slow

@@ -1,28 +1,58 @@
 """``ziggurat train``: train a run file, or go on with it."""
 
+import logging
 from pathlib import Path
 
 from rich.table import Table
 
 from ziggurat.cli import console
+from ziggurat.core.errors import ConfigError
+
+_log = logging.getLogger(__name__)
 
 EXAMPLE = "ziggurat train recipes/tiny-python.toml --train.steps=200 --set seed=1"
 
 
-def train(run_file: Path, /, dry_run: bool = False, overrides: tuple[str, ...] = ()) -> int:
+def train(
+    run_file: Path,
+    /,
+    dry_run: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    overrides: tuple[str, ...] = (),
+) -> int:
     """Train a model as a run file says; an interrupted run goes on from its newest checkpoint.
 
     Args:
         run_file: TOML file, see recipes/.
         dry_run: resolve and check everything, show it, and stop before the first step.
+        coordinator: train with several processes, one a host: HOST:PORT of process 0, the same for
+            all of them; or auto, under Slurm, Open MPI, Kubernetes or on a TPU pod.
+        processes: how many processes train together.
+        process: the number of this one, from 0.
     """
     from ziggurat.core import config
     from ziggurat.train.config import RunConfig
 
     run = config.load(RunConfig, run_file, overrides)
-    if dry_run or not (run.value.directory / "run.toml").exists():
+    _join(coordinator, processes, process)
+    if dry_run or not (process or (run.value.directory / "run.toml").exists()):
         _show(run, everything=dry_run)
     return _describe(run.value) if dry_run else _train(run)
+
+
+def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    if coordinator is not None:
+        from ziggurat import mesh
+
+        mesh.join(coordinator, processes, process)
+    elif processes is not None or process is not None:
+        raise ConfigError(
+            "--processes and --process",
+            found="no --coordinator",
+            expected="HOST:PORT of process 0",
+        )
 
 
 def _show(run, everything: bool) -> None:
@@ -49,12 +79,18 @@ def _describe(run) -> int:
 
 
 def _train(run) -> int:
+    from ziggurat.mesh import Processes
     from ziggurat.train.loop import train as train_run
     from ziggurat.train.summary import report
 
     outcome = train_run(run)
+    everyone = Processes()
+    if not everyone.first:
+        return 0
     samples = []
-    if outcome.finished and run.value.report.prompts:
+    if everyone.count > 1 and run.value.report.prompts:
+        _log.warning("no samples in the report: parameters are spread over processes")
+    elif outcome.finished and run.value.report.prompts:
         with outcome.timer.phase("samples"):
             samples = _samples(outcome)
     path = report(outcome, samples)

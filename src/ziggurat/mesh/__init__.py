@@ -12,7 +12,7 @@ P(('data', 'fsdp', 'expert'), 'context', None)
 
 from ziggurat.mesh.config import AXES, DcnConfig, MeshConfig
 from ziggurat.mesh.layout import Layout, active_ways, build, constrain
-from ziggurat.mesh.processes import Processes
+from ziggurat.mesh.processes import Processes, join
 
 __all__ = [
     "AXES",
@@ -23,4 +23,5 @@ __all__ = [
     "active_ways",
     "build",
     "constrain",
+    "join",
 ]

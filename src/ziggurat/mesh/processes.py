@@ -12,14 +12,51 @@ one process every call returns at once.
 
 import json
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from ziggurat.core.errors import EnvironmentError
+from ziggurat.core.errors import EnvironmentError, ZigguratError
 
 PATIENCE_S = 600.0
 """How long a process waits for the others before it calls the run broken."""
+
+
+def join(coordinator: str, count: int | None = None, index: int | None = None) -> None:
+    """Make this process one of several that train together; call it before anything uses a device.
+
+    Args:
+        coordinator: ``host:port`` of process 0; or ``auto``, and JAX finds all three from Slurm,
+            Open MPI, Kubernetes or a TPU pod.
+        count: all processes.
+        index: this one, from 0.
+
+    Raises:
+        EnvironmentError: the three do not fit together, or the others cannot be reached.
+    """
+    given = {"--processes": count, "--process": index}
+    missing = [name for name, value in given.items() if value is None]
+    if coordinator != "auto" and (missing or not coordinator.rpartition(":")[2].isdigit()):
+        raise EnvironmentError(
+            f"--coordinator {coordinator}",
+            found=f"no {' and no '.join(missing)}" if missing else "no port",
+            expected="HOST:PORT, --processes and --process; or auto",
+        )
+    if count is not None and index is not None and not 0 <= index < count:
+        raise EnvironmentError("--process", found=index, expected=f"0 to {count - 1}")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    address = None if coordinator == "auto" else coordinator
+    try:
+        jax.distributed.initialize(address, count, index)
+    except (RuntimeError, ValueError) as error:
+        line = str(error).strip().partition("\n")[0][:200]
+        raise EnvironmentError(
+            f"joining the run at {coordinator}",
+            found=line,
+            expected="all processes",
+            fix="start every process with the same --coordinator and --processes",
+        ) from error
 
 
 class Processes:
@@ -80,6 +117,27 @@ class Processes:
             EnvironmentError: a process did not answer in time.
         """
         return self.gather(name, value if self.first else None)[0]
+
+    def once(self, name: str, call: Callable[[], Any]) -> Any:
+        """What ``call`` returns (JSON) on the first process, on all; the others do not call it.
+
+        Raises:
+            ZigguratError: what ``call`` raised, on all of them.
+            EnvironmentError: the first process did not answer in time.
+        """
+        answer: dict[str, Any] = {}
+        error: ZigguratError | None = None
+        if self.first:
+            try:
+                answer = {"value": call()}
+            except ZigguratError as caught:
+                error, answer = caught, {"error": str(caught)}
+        answer = self.agree(name, answer)
+        if error is not None:
+            raise error
+        if "error" in answer:
+            raise ZigguratError(f"process 0: {answer['error']}")
+        return answer["value"]
 
     def barrier(self, name: str) -> None:
         """Wait until every process is here.

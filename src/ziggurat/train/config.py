@@ -62,10 +62,14 @@ class TrainConfig:
     """Attention kernel, see ``ziggurat.kernels.attention``."""
     max_bad_steps: int = 10
     """Stop after this many steps in a row whose loss or gradient is not finite; each is skipped."""
+    stop_within_s: float | None = None
+    """Most time from SIGTERM to the end; then the process ends with what was saved before."""
 
     def __post_init__(self):
         for name in ("steps", "accumulate", "max_bad_steps"):
             config.require(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
+        within = self.stop_within_s
+        config.require(within is None or within > 0, "stop_within_s", within, "more than 0")
 
 
 @config.node
@@ -95,6 +99,11 @@ class ReportConfig:
 
     def __post_init__(self):
         config.require(self.sample_tokens >= 1, "sample_tokens", self.sample_tokens, "at least 1")
+
+
+STEP_METRICS = ("loss", "accuracy", "grad_norm")
+EVALUATION_METRICS = ("eval_loss", "eval_perplexity", "eval_accuracy")
+"""What checkpoints can be compared by."""
 
 
 @config.node
@@ -132,6 +141,17 @@ class RunConfig:
         plain = self.name not in ("", ".", "..") and "/" not in self.name and "\\" not in self.name
         config.require(plain, "name", self.name, "a directory name without slashes")
         config.require(self.seed >= 0, "seed", self.seed, "a number >= 0")
+        if self.checkpoint.keep_best:
+            self._check_metric(self.checkpoint.metric)
+
+    def _check_metric(self, metric: str) -> None:
+        """Whether ``checkpoint.keep_best`` has something to go by at every checkpoint."""
+        known = (*STEP_METRICS, *EVALUATION_METRICS)
+        config.require(metric in known, "checkpoint.metric", metric, "one of " + ", ".join(known))
+        held = self.data.eval_fraction > 0 and self.evaluation.every is not None
+        if metric in EVALUATION_METRICS:
+            expected = "data.eval_fraction and evaluation.every set, or another metric"
+            config.require(held, "checkpoint.metric", metric, expected)
 
     @property
     def directory(self) -> Path:
@@ -139,8 +159,9 @@ class RunConfig:
         return self.output / self.name
 
 
-FREE_ON_RESUME = ("train.steps", "train.max_bad_steps", "evaluation", "checkpoint", "mesh")
-FREE_ON_RESUME += ("report", "output", "name", "data.workers", "data.prefetch")
+FREE_ON_RESUME = ("train.steps", "train.max_bad_steps", "train.stop_within_s", "evaluation")
+FREE_ON_RESUME += ("checkpoint", "mesh", "report", "output", "name")
+FREE_ON_RESUME += ("data.workers", "data.worker_patience_s", "data.prefetch")
 """Keys that may change when a run is resumed; any other would make it another run."""
 
 

@@ -15,7 +15,7 @@ from ziggurat import optim
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.protocols import Batch
 from ziggurat.data import HuggingFaceTokenizer, PackedDataset
-from ziggurat.mesh import Layout
+from ziggurat.mesh import Layout, Processes
 from ziggurat.models import LanguageModel, Params, pretrained
 from ziggurat.nn.precision import Precision
 from ziggurat.train.config import PretrainedModel, RunConfig, TrainConfig
@@ -81,7 +81,7 @@ def prepare(run: RunConfig, devices: Sequence[Any] | None = None) -> Experiment:
     layout = mesh_.build(run.mesh, devices)
     check_mesh(run, layout)
     start = load_start(run)
-    tokenizer = _tokenizer(run, start)
+    tokenizer = _first_alone("tokenizer", lambda: _tokenizer(run, start))
     model = LanguageModel.build(
         run.model if start is None else start.model.config,  # pyright: ignore[reportArgumentType]
         precision(run.train, layout),
@@ -89,13 +89,7 @@ def prepare(run: RunConfig, devices: Sequence[Any] | None = None) -> Experiment:
         run.train.attention,
     )
     check_vocabulary(tokenizer.vocab_size, model)
-    cache = run.output / "cache"
-    training = data_.build(run.data, tokenizer, run.seed, cache)
-    held_out = (
-        data_.build(run.data, tokenizer, run.seed, cache, "eval")
-        if run.data.eval_fraction
-        else None
-    )
+    training, held_out = _first_alone("data", lambda: _data(run, tokenizer))
     if training.steps is not None and training.steps < run.train.steps:
         raise ConfigError(
             "train.steps",
@@ -225,6 +219,23 @@ def load_start(run: RunConfig) -> "pretrained.Pretrained | None":
     if isinstance(run.model, PretrainedModel):
         return pretrained.load(run.model.path)
     return None
+
+
+def _first_alone(what: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` returns; the first process fills the cache before the others look into it."""
+    made: list[Any] = []
+    Processes().once(f"prepare {what}", lambda: made.append(make()))
+    return made[0] if made else make()
+
+
+def _data(
+    run: RunConfig, tokenizer: HuggingFaceTokenizer
+) -> tuple[PackedDataset, PackedDataset | None]:
+    cache = run.output / "cache"
+    training = data_.build(run.data, tokenizer, run.seed, cache)
+    if not run.data.eval_fraction:
+        return training, None
+    return training, data_.build(run.data, tokenizer, run.seed, cache, "eval")
 
 
 def _tokenizer(run: RunConfig, start: "pretrained.Pretrained | None") -> HuggingFaceTokenizer:

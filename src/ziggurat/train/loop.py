@@ -17,6 +17,7 @@ from ziggurat.core import config
 from ziggurat.core.config import Resolved
 from ziggurat.core.errors import CheckpointError, TrainError
 from ziggurat.core.protocols import Batch
+from ziggurat.mesh import Processes
 from ziggurat.models import pretrained
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
@@ -65,14 +66,18 @@ def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
         ConfigError, DataError, ModelError, ShardingError, CheckpointError: as their parts say.
     """
     timer, directory = StepTimer(), RunDirectory(run.value.directory)
+    everyone = Processes()
     with timer.phase("start"):
-        directory.open(run)
+        everyone.once("open the run", lambda: directory.open(run))
         experiment = prepare(run.value)
-    stop = StopRequest()
+    stop = StopRequest(run.value.train.stop_within_s, everyone)
+    if not everyone.first:
+        console = Console(quiet=True)
     with Checkpoints(directory.checkpoints, run.value.checkpoint) as checkpoints:
         with timer.phase("start"):
             state, done = _first_state(experiment, checkpoints)
-            directory.start_session(done)
+            if everyone.first:
+                directory.start_session(done)
         with timer.phase("compile"):
             compiled = experiment.step.lower(state, experiment.batch_struct()).compile()  # pyright: ignore
         with stop.listening(), _sinks(run.value, directory, done) as sinks:
@@ -116,12 +121,13 @@ class Loop:
         """Steps ``done`` to the end; ``step`` is the compiled step."""
         self.done, run = done, self.experiment.run
         batches = self._batches(done)
-        while self.done < run.train.steps and not self.stop.asked:
+        batch = self._place_next(batches, done)
+        while self.done < run.train.steps and not self.stop.after(self.done):
             with self.timer.step(self.done) as record:
-                with self.timer.phase("data"):
-                    batch = self.experiment.place(next(batches))
                 with self.timer.phase("step"):
                     state, metrics = step(state, batch)
+                batch = self._place_next(batches, self.done + 1)  # while the device computes
+                with self.timer.phase("step"):
                     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 record.tokens = run.data.batch_size * run.data.sequence_length
             self.done += 1
@@ -141,6 +147,13 @@ class Loop:
     def _batches(self, done: int) -> Iterator[Batch]:
         data = self.experiment.data
         return data.iterate(done, local_rows(self.experiment.layout, data.batch_size))
+
+    def _place_next(self, batches: Iterator[Batch], step: int) -> dict[str, jax.Array] | None:
+        """The batch of ``step`` on the devices; None after the last step."""
+        if step >= self.experiment.run.train.steps:
+            return None
+        with self.timer.phase("data"):
+            return self.experiment.place(next(batches))
 
     def _write(self, values: dict[str, float]) -> None:
         record = self.timer.records[-1]
@@ -246,6 +259,8 @@ def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[Trai
 
 
 def _sinks(run: RunConfig, directory: RunDirectory, done: int) -> Sinks:
+    if not Processes().first:
+        return Sinks()
     lines = JsonLinesSink(directory.metrics, resume_step=done)
     if not run.report.tensorboard:
         return Sinks(lines)

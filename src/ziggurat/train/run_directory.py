@@ -4,6 +4,7 @@
 
     runs/NAME/
       run.toml           the resolved configuration
+      identity           drawn when the directory was made; what belongs to this run carries it
       provenance.json    where each of its values came from
       checkpoints/       step_00000100/ ...
       metrics.jsonl      one line a step
@@ -15,6 +16,7 @@
 import dataclasses
 import json
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,10 @@ class RunDirectory:
     @property
     def run_file(self) -> Path:
         return self.path / "run.toml"
+
+    @property
+    def identity_file(self) -> Path:
+        return self.path / "identity"
 
     @property
     def provenance(self) -> Path:
@@ -69,6 +75,13 @@ class RunDirectory:
         atomic.write_file(self.run_file, config.to_toml(run.value))
         sources = {key: source for key, _, source in run.table()}
         atomic.write_file(self.provenance, json.dumps(sources, indent=1))
+        if not self.identity_file.exists():
+            atomic.write_file(self.identity_file, uuid.uuid4().hex)
+
+    @property
+    def identity(self) -> str:
+        """Tells this run from another one in a directory of the same name."""
+        return self.identity_file.read_text(encoding="utf-8")
 
     def start_session(self, step: int) -> None:
         """Note that the run was started, or resumed at ``step``."""

@@ -1,4 +1,4 @@
-"""``ziggurat export``: write a model as others read it."""
+"""``ziggurat export``: write a model, or the tensors of a checkpoint, as others read them."""
 
 from pathlib import Path
 from typing import Literal
@@ -6,36 +6,88 @@ from typing import Literal
 from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError
 
-EXAMPLE = "ziggurat export hf runs/tiny-python --output exported"
+EXAMPLE = """ziggurat export hf runs/tiny-python --output exported
+  ziggurat export weights ckpt.pt --to safetensors --output ckpt.safetensors"""
 
 
 def export(
-    kind: Literal["hf"],
+    kind: Literal["hf", "weights"],
     model: Path,
     /,
     output: Path,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    max_shard_gb: float = 5.0,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    max_shard_gb: float | None = None,
+    to: Literal["safetensors", "pt", "distcp", "orbax"] | None = None,
+    item: str | None = None,
+    select: tuple[str, ...] = (),
 ) -> int:
-    """Write config.json, safetensors and tokenizer as transformers reads them.
+    """Write config.json, safetensors and tokenizer as transformers reads them; or the tensors of
+    any checkpoint, bit for bit and under their own names, in another container.
 
     Args:
-        kind: hf, the only format so far.
-        model: a run, a checkpoint step, a Hugging Face directory or a GGUF file.
-        output: new directory.
-        dtype: type of the stored weights.
-        max_shard_gb: largest safetensors file, in GB.
+        kind: hf (a whole model) or weights (tensors alone, of a model of any kind).
+        model: hf: a run, a checkpoint step, a Hugging Face directory or a GGUF file; weights: a
+            .pt file, a DCP or Orbax directory, safetensors, a run or a checkpoint step.
+        output: new directory or file.
+        dtype: hf: type of the stored weights, default float32.
+        max_shard_gb: hf: largest safetensors file, in GB; default 5.
+        to: weights: the container: safetensors (a file if the output's name ends so), pt (a file
+            for torch.load), distcp (for torch.distributed.checkpoint) or orbax.
+        item: weights: which tree of an Orbax checkpoint or of a step; ours: params.
+        select: weights: only tensors that match one of these patterns, such as 'model.*'.
     """
+    foreign = {"to": to, "item": item, "select": select or None}
+    own = {"dtype": dtype, "max-shard-gb": max_shard_gb}
+    for option, value in (foreign if kind == "hf" else own).items():
+        if value is not None:
+            other = "weights" if kind == "hf" else "hf"
+            raise ConfigError(
+                f"export {kind} --{option}", found=value, expected=f"this option for {other} only"
+            )
+    if kind == "weights":
+        return _export_weights(model, output, to, item, select)
     from ziggurat.models import pretrained
     from ziggurat.nn.precision import Precision
 
-    loaded = pretrained.load(model, precision=Precision(param=dtype))
-    path = pretrained.export_hf(loaded, output, max_shard_bytes=int(max_shard_gb * 10**9))
+    loaded = pretrained.load(model, precision=Precision(param=dtype or "float32"))
+    shard = int((5.0 if max_shard_gb is None else max_shard_gb) * 10**9)
+    path = pretrained.export_hf(loaded, output, max_shard_bytes=shard)
     console.output().print(f"{loaded.source} -> {path}")
     return 0
 
 
+def _export_weights(
+    source: Path, output: Path, to: str | None, item: str | None, select: tuple[str, ...]
+) -> int:
+    from rich.progress import Progress
+
+    from ziggurat.checkpoint import foreign
+
+    if to is None:
+        raise ConfigError(
+            "export weights --to", found="nothing", expected="one of " + ", ".join(foreign.KINDS)
+        )
+    out = console.output()
+    names: list[str] = []
+    size = 0
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as progress:
+        task = progress.add_task("writing", total=None)
+
+        def show(name: str, done: int, total: int) -> None:
+            nonlocal size
+            size = total
+            names.append(name)
+            progress.update(task, description=name, completed=done, total=total)
+
+        path = foreign.convert(source, to, output, item=item, select=select, progress=show)
+    out.print(f"{source} -> {path}: {len(names)} tensors, {size / 1e6:.1f} MB", markup=False)
+    return 0
+
+
 def main(args: list[str]) -> int:
-    if args and args[0] not in ("hf", "--help", "-h"):
-        raise ConfigError("export", found=repr(args[0]), expected="hf", fix=EXAMPLE)
+    if args and args[0] not in ("hf", "weights", "--help", "-h"):
+        raise ConfigError(
+            "export", found=repr(args[0]), expected="hf or weights",
+            fix=EXAMPLE.partition("\n")[0],
+        )  # fmt: skip
     return console.run(export, args, "ziggurat export", EXAMPLE)

@@ -1,4 +1,4 @@
-"""``ziggurat import``: read a published model into a Ziggurat checkpoint."""
+"""``ziggurat import``: read a published model, or another program's checkpoint, into ours."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -6,28 +6,45 @@ from typing import Any, Literal
 from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError, ModelError
 
-EXAMPLE = "ziggurat import hf DOWNLOADS/SmolLM2-135M --output models/smollm2"
+EXAMPLE = """ziggurat import hf DOWNLOADS/SmolLM2-135M --output models/smollm2
+  ziggurat import weights ckpt.pt --config DOWNLOADS/SmolLM2-135M --output models/tuned"""
 
 
 def import_(
-    kind: Literal["hf", "gguf"],
+    kind: Literal["hf", "gguf", "weights"],
     source: Path,
     /,
     output: Path,
     verify: Literal["auto", "always", "never"] = "auto",
+    config: Path | None = None,
+    prefix_strip: str | None = None,
+    item: str | None = None,
 ) -> int:
-    """Read a Hugging Face directory or a GGUF file into a checkpoint that every verb takes.
+    """Read a Hugging Face directory, a GGUF file, or the weights of another program's checkpoint
+    into a checkpoint that every verb takes. No pickle is executed.
 
     Args:
-        kind: hf (config.json and safetensors) or gguf (one file, dequantised).
+        kind: hf (config.json and safetensors), gguf (one file, dequantised) or weights (a .pt
+            file, a DCP or Orbax directory, safetensors, with names of Hugging Face or TorchTitan).
         source: the directory or file.
         output: new directory for the checkpoint.
-        verify: compare logits with transformers and keep the result beside the weights; auto:
-            if transformers is installed.
+        verify: hf and gguf: compare logits with transformers and keep the result beside the
+            weights; auto: if transformers is installed.
+        config: weights: the directory of config.json and tokenizer.json, or that config.json.
+        prefix_strip: weights: what stands before each tensor's name; default: found out.
+        item: weights: which tree of an Orbax checkpoint or of a step, such as params.
     """
+    _check_kind(kind, source)
+    options = {"config": config, "prefix-strip": prefix_strip, "item": item}
+    if kind == "weights":
+        return _import_weights(source, output, verify, config, prefix_strip, item)
+    for option, value in options.items():
+        if value is not None:
+            raise ConfigError(
+                f"import {kind} --{option}", found=value, expected="this option for weights only"
+            )
     from ziggurat.models import pretrained, proof
 
-    _check_kind(kind, source)
     out = console.output()
     model = pretrained.load(source)
     out.print(f"{model.model.config.kind}: {model.model.parameter_count:,} parameters")
@@ -44,13 +61,56 @@ def import_(
     return 0
 
 
+def _import_weights(
+    source: Path,
+    output: Path,
+    verify: str,
+    config: Path | None,
+    prefix: str | None,
+    item: str | None,
+) -> int:
+    if verify == "always":
+        raise ConfigError(
+            "import weights --verify",
+            found="always",
+            expected="auto or never: transformers cannot read this source",
+        )
+    if config is None:
+        raise ConfigError(
+            "import weights --config",
+            found="nothing",
+            expected="the directory with config.json and tokenizer.json of this model",
+        )
+    if config.is_file() and config.name != "config.json":
+        raise ConfigError("import weights --config", found=config.name, expected="config.json")
+    from ziggurat.checkpoint import foreign
+    from ziggurat.models import foreign_weights, pretrained
+
+    out = console.output()
+    directory = config.parent if config.is_file() else config
+    if prefix and not prefix.endswith("."):
+        prefix += "."
+    with foreign.open(source, item) as tensors:
+        model, naming = foreign_weights.load(tensors, directory, prefix=prefix, source=str(source))
+    under = f" under {naming.prefix!r}" if naming.prefix else ""
+    left = f", {naming.left_out} other tensors left out" if naming.left_out else ""
+    out.print(f"{tensors.kind}: names of {naming.style}{under}{left}", markup=False)
+    out.print(f"{model.model.config.kind}: {model.model.parameter_count:,} parameters")
+    records = {"source": source.name, "container": tensors.kind, "prefix": naming.prefix}
+    path = pretrained.save(model, output, records)
+    out.print(f"written: {path}")
+    return 0
+
+
 def _check_kind(kind: str, source: Path) -> None:
+    if kind == "weights":
+        return
     if source.exists() and source.is_file() != (kind == "gguf"):
         raise ModelError(
             f"import {kind} {source}",
             found="a file" if source.is_file() else "a directory",
             expected="a GGUF file" if kind == "gguf" else "a directory with config.json",
-            fix="use import hf DIR or import gguf FILE",
+            fix="use import hf DIR, import gguf FILE or import weights SOURCE",
         )
     if kind == "hf" and source.is_dir() and not (source / "config.json").is_file():
         raise ModelError(
@@ -59,6 +119,9 @@ def _check_kind(kind: str, source: Path) -> None:
 
 
 def main(args: list[str]) -> int:
-    if args and args[0] not in ("hf", "gguf", "--help", "-h"):
-        raise ConfigError("import", found=repr(args[0]), expected="hf or gguf", fix=EXAMPLE)
+    if args and args[0] not in ("hf", "gguf", "weights", "--help", "-h"):
+        raise ConfigError(
+            "import", found=repr(args[0]), expected="hf, gguf or weights",
+            fix=EXAMPLE.partition("\n")[0],
+        )  # fmt: skip
     return console.run(import_, args, "ziggurat import", EXAMPLE)

@@ -24,7 +24,7 @@ from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import leaf_name, named_leaves
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
-from ziggurat.models.family import FAMILIES, family_for_architecture, family_of
+from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.weight_names import TensorSource, export_weights, import_weights
 from ziggurat.nn.precision import Precision
@@ -201,7 +201,12 @@ def _checked(step: Path, arrays: Any, path: tuple, model: LanguageModel) -> np.n
     return arrays
 
 
-def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
+def hf_model(path: Path, precision: Precision | None = None) -> tuple[Family, LanguageModel]:
+    """The family and model that a Hugging Face directory's ``config.json`` describes.
+
+    Raises:
+        ModelError: it is no JSON object, or the architecture or a switch is unknown.
+    """
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -216,7 +221,11 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
             "config.json: architectures", found=repr(architectures), expected="a list of names"
         )
     family = family_for_architecture(str(architectures[0]))
-    model = LanguageModel.build(family.from_hf(values), precision)
+    return family, LanguageModel.build(family.from_hf(values), precision)
+
+
+def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
+    family, model = hf_model(path, precision)
     tensors = SafetensorsDirectory(path)
     params = _read(model, family.hf_names(model.config), tensors, layout)
     return Pretrained(model, params, HuggingFaceTokenizer.load(path), path.name, str(path))

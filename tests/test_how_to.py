@@ -1,0 +1,46 @@
+"""The how-to pages: their run files are written, their commands run, their output compared."""
+
+import doctest
+import logging
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ziggurat.cli.main import main
+
+PAGES = sorted((Path(__file__).parents[1] / "docs/how-to").glob("*.md"))
+BLOCK = re.compile(r"```(toml|console)\n(.*?)```", re.DOTALL)
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging(monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", logging.getLogger().handlers[:])
+    yield
+    for name, level in ((None, logging.WARNING), ("ziggurat", logging.NOTSET)):
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_page(path, tmp_path, monkeypatch, capsys):
+    """A ``toml`` block that starts with ``# NAME`` is a file; in a ``console`` block the lines
+    after ``$ ziggurat ...`` are what it prints, with ``...`` for what varies."""
+    monkeypatch.chdir(tmp_path)
+    same, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    done = 0
+    for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")):
+        if kind == "toml":
+            if text.startswith("# "):
+                Path(text.split()[1]).write_text(text, encoding="utf-8")
+            continue
+        for command in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
+            line, _, expected = command.partition("\n")
+            program, *args = shlex.split(line)
+            assert program == "ziggurat"
+            capsys.readouterr()
+            assert main(args) == 0
+            shown = capsys.readouterr().out
+            assert same.check_output(expected, shown, options), f"{line}\n{shown}"
+            done += 1
+    assert done

@@ -2,8 +2,6 @@
 
 import dataclasses
 import functools
-import logging
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,13 +18,10 @@ from jax.sharding import PartitionSpec as P
 from ziggurat.checkpoint import (
     CheckpointConfig,
     Checkpoints,
-    DamagedError,
     read_arrays,
     read_records,
-    verify_step,
     writer_lock,
 )
-from ziggurat.checkpoint.manager import steps_to_keep
 from ziggurat.core import atomic, config
 from ziggurat.core.errors import CheckpointError, ConfigError
 
@@ -207,6 +202,35 @@ def test_partial_restore_reads_only_its_item(saved):
     assert saved.restore(30, {}).records == {"step": 30}
 
 
+def test_some_modules_of_an_item_on_request_only(saved):
+    saved.wait()
+    params = like(tree())["params"]
+    some = {"blocks": [params["blocks"][0]], "scale": params["scale"]}
+    found = saved.restore(30, {"params": some}, partial=True).arrays["params"]
+    expected = tree(30)["params"]
+    assert_same(found, {"blocks": expected["blocks"][:1], "scale": expected["scale"]})
+    assert "found a leaf that is not asked for" in error_of(saved.restore, 30, {"params": some})
+    more = {"head": params["embed"]}
+    assert "leaf head: found no such leaf" in error_of(
+        saved.restore, 30, {"params": more}, partial=True
+    )
+    assert saved.restore(30, {"params": {}}, partial=True).arrays == {"params": {}}
+
+
+def test_orbax_alone_reads_an_item(saved):
+    import orbax.checkpoint as ocp
+
+    saved.wait()
+    step = saved.directory / "step_00000030"
+    as_numpy: dict = {"embed": ocp.RestoreArgs(np.ndarray), "scale": ocp.RestoreArgs(np.ndarray)}
+    as_numpy["blocks"] = {k: {"w": ocp.RestoreArgs(np.ndarray)} for k in ("0", "1")}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.restore(step / "arrays" / "params", restore_args=as_numpy)
+    expected = tree(30)["params"]
+    np.testing.assert_array_equal(found["embed"], expected["embed"])
+    np.testing.assert_array_equal(found["blocks"]["1"]["w"], expected["blocks"][1]["w"])
+
+
 def test_params_readable_by_a_process_that_knows_no_classes(saved):
     saved.wait()
     step = saved.directory / "step_00000020"
@@ -227,121 +251,6 @@ def test_params_readable_by_a_process_that_knows_no_classes(saved):
         "['mu', 'nu'] 7 (0, 3)",
         "{'step': 20} False False",
     ]
-
-
-def damage(path: Path, how: str) -> None:
-    content = bytearray(path.read_bytes())
-    if how == "flip":
-        content[len(content) // 2] ^= 0x10
-        path.write_bytes(content)
-    elif how == "cut":
-        path.write_bytes(content[: len(content) // 2])
-    elif how == "remove":
-        path.unlink()
-
-
-@pytest.mark.parametrize("how", ["flip", "cut", "remove"])
-def test_damage_of_every_file_is_found_and_the_step_before_is_used(saved, how, caplog):
-    saved.wait()
-    step = saved.directory / "step_00000030"
-    files = sorted(p for p in step.rglob("*") if p.is_file())
-    kinds = {p.relative_to(step).parts[0] for p in files}
-    assert kinds == {"manifest.json", "records.json", "arrays", "run.toml", "tok"}
-    for path in files:
-        before = path.read_bytes()
-        damage(path, how)
-        with Checkpoints(saved.directory) as fresh:
-            with pytest.raises(DamagedError) as caught:
-                fresh.restore(30, like(tree()))
-            assert path.name in str(caught.value)
-            assert "\n" not in str(caught.value)
-            assert not fresh.steps()[-1].intact
-            caplog.clear()
-            with caplog.at_level(logging.WARNING):
-                restored = fresh.restore(None, like(tree()))
-            assert restored.step == 20
-            assert_same(restored.arrays, tree(20))
-            assert "step 30 is damaged" in caplog.text
-            latest = fresh.latest()
-            assert latest is not None
-            assert latest.step == 20
-        path.write_bytes(before)
-    assert saved.restore(None, like(tree())).step == 30
-
-
-def test_every_byte_of_the_manifest_counts(saved):
-    saved.wait()
-    path = saved.directory / "step_00000030" / "manifest.json"
-    content = path.read_bytes()
-    for at in range(0, len(content), 7):
-        changed = bytearray(content)
-        changed[at] ^= 1
-        path.write_bytes(changed)
-        with pytest.raises(CheckpointError):
-            verify_step(path.parent)
-
-
-def test_a_damaged_step_is_replaced_and_does_not_count(saved):
-    saved.wait()
-    directory = saved.directory
-    saved.close()
-    for step in (20, 30):
-        damage(directory / f"step_000000{step}" / "arrays/params/_METADATA", "flip")
-    with Checkpoints(directory, CheckpointConfig(keep_last=1)) as again:
-        assert again.restore(None, like(tree())).step == 10
-        again.save(20, tree(20.5))
-        again.wait()
-        assert [(i.step, i.intact) for i in again.steps()] == [(20, True), (30, False)]
-        assert_same(again.restore(None, like(tree())).arrays, tree(20.5))
-        again.save(30, tree(30.5))
-        again.wait()
-        assert [(i.step, i.intact) for i in again.steps()] == [(30, True)]
-
-
-def test_data_that_cannot_be_read_names_the_item_even_without_verify(tmp_path):
-    noise = np.random.default_rng(0).normal(size=1 << 18).astype(np.float32)
-    with Checkpoints(tmp_path, CheckpointConfig(verify=False)) as checkpoints:
-        for step in (1, 2):
-            checkpoints.save(step, {"params": {"w": noise}})
-        checkpoints.wait()
-        files = (tmp_path / "step_00000002/arrays/params").rglob("*")
-        damage(max((p for p in files if p.is_file()), key=lambda p: p.stat().st_size), "cut")
-        text = error_of(checkpoints.restore, 2, {"params": {"w": noise}})
-        assert "step_00000002: arrays/params: found data that cannot be read" in text
-        assert checkpoints.restore(None, {"params": {"w": noise}}).step == 1
-
-
-RETENTION = [
-    ({10, 20, 30}, 1, None, {30}),
-    ({10, 20, 30}, 2, None, {20, 30}),
-    ({10, 20, 30}, 5, None, {10, 20, 30}),
-    ({10, 20, 30, 40, 50}, 1, 20, {20, 40, 50}),
-    ({0, 5, 7}, 1, 5, {0, 5, 7}),
-    ({7}, 1, 5, {7}),
-    (set(), 1, 5, set()),
-]
-
-
-@pytest.mark.parametrize(("intact", "last", "every", "kept"), RETENTION)
-def test_retention_table(intact, last, every, kept):
-    assert steps_to_keep(intact, last, every) == kept
-
-
-def test_retention_on_disk_spares_what_is_being_read(tmp_path):
-    with Checkpoints(tmp_path, CheckpointConfig(keep_last=1, keep_every=4)) as checkpoints:
-        for step in range(1, 7):
-            checkpoints.save(step, {"params": {"w": np.ones(2)}})
-        checkpoints.wait()
-        assert [info.step for info in checkpoints.steps()] == [4, 6]
-        with checkpoints._held(6):
-            checkpoints.save(7, {"params": {"w": np.ones(2)}})
-            checkpoints.wait()
-            assert [info.step for info in checkpoints.steps()] == [4, 6, 7]
-        checkpoints.save(9, {"params": {"w": np.ones(2)}})
-        checkpoints.wait()
-        assert [info.step for info in checkpoints.steps()] == [4, 9]
-        assert checkpoints.discard_after(4) == [9]
-        assert checkpoints.save(9, {"params": {"w": np.ones(2)}}).step == 9
 
 
 def test_leftovers_are_swept_but_not_those_of_a_living_writer(tmp_path, monkeypatch):
@@ -393,7 +302,9 @@ def test_error_lines_of_restore(saved, tmp_path):
     )
     other = good["params"] | {"embed": 3}
     assert "leaf embed: found int" in error_of(saved.restore, None, {"params": other})
-    assert "expected a step directory" in error_of(read_arrays, tmp_path / "empty", "params")
+    assert "manifest.json: found no such file" in error_of(
+        read_arrays, tmp_path / "empty", "params"
+    )
     assert "did you mean optimizer?" in error_of(
         read_arrays, saved.directory / "step_00000030", "optimiser"
     )
@@ -454,28 +365,6 @@ def test_what_cannot_be_saved_is_named_and_leaves_nothing(tmp_path, arrays, reco
         assert "expected 0 or more" in error_of(checkpoints.save, -1, {})
 
 
-def test_an_error_in_the_background_comes_at_the_next_call(tmp_path):
-    """The disk refuses files over a limit, as a full one would."""
-    noise = np.random.default_rng(0).normal(size=1 << 20).astype(np.float32)
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(1, {"params": {"w": np.ones(2)}})
-        checkpoints.wait()
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
-        try:
-            checkpoints.save(2, {"params": {"w": noise}})
-            with pytest.raises(CheckpointError, match="step 2: found it could not be written"):
-                checkpoints.save(3, {"params": {"w": np.ones(2)}})
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert "step 2" in str(checkpoints.last_error)
-        assert sorted(e.name for e in tmp_path.iterdir()) == [".lock", "step_00000001"]
-        checkpoints.wait()
-        checkpoints.save(3, {"params": {"w": noise}})
-        checkpoints.wait()
-        assert [info.step for info in checkpoints.steps()] == [1, 3]
-
-
 def test_synchronous_saves_are_there_on_return(tmp_path):
     with Checkpoints(tmp_path, CheckpointConfig(asynchronous=False)) as checkpoints:
         report = checkpoints.save(1, tree())
@@ -493,7 +382,9 @@ def test_read_only_users_need_no_write_permission(saved, monkeypatch):
     monkeypatch.setattr(writer_lock.os, "open", refuse)
     reader = Checkpoints(saved.directory)
     assert reader.restore(None, like(tree())).step == 30
-    assert "Permission denied" in error_of(reader.save, 40, {})
+    reader.config = CheckpointConfig(retries=0)
+    reader.save(40, {})
+    assert "Permission denied" in error_of(reader.wait)
 
 
 def test_config_and_interval(tmp_path):

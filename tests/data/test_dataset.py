@@ -11,15 +11,17 @@ import pytest
 from ziggurat.core import config as core_config
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.core.protocols import BatchSource
-from ziggurat.data import dataset as module
-from ziggurat.data.dataset import DataConfig, Split, build, documents, tokenizer_for
-from ziggurat.data.packing import BestFit, Concat, Single
+from ziggurat.data import opening as module
+from ziggurat.data.config import DataConfig
+from ziggurat.data.filter import Split
+from ziggurat.data.opening import build, documents, tokenizer_for
+from ziggurat.data.packing import BestFit, Concat, FirstFit, Single
 from ziggurat.data.sources import JsonLines, TextFiles
 from ziggurat.data.store import tokenise
 from ziggurat.data.tokenizers import ByteTokenizer, TrainBpe, byte_level
 
-PACKINGS = [Concat(), BestFit(window=16), Single()]
-IDS = ["concat", "best_fit", "none"]
+PACKINGS = [Concat(), FirstFit(window=16), BestFit(window=16), Single()]
+IDS = ["concat", "first_fit", "best_fit", "none"]
 KEYS = {"tokens", "targets", "segment_ids", "positions", "loss_mask"}
 COUNT = 60
 
@@ -357,6 +359,8 @@ def test_worker_processes_make_the_same_batches(corpus, cache, tmp_path):
 
 def test_a_shared_store_serves_every_setting(make, corpus, cache):
     one, two = make(sequence_length=16), make(sequence_length=64, packing=BestFit())
-    assert one.store.path == two.store.path
+    assert one.components[0].store.path == two.components[0].store.path
     assert one.vocab_size == 257
-    assert tokenise(one.config.sources, byte_level(), cache).content == one.store.content
+    assert (
+        tokenise(one.config.sources, byte_level(), cache).content == one.components[0].store.content
+    )

@@ -8,20 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ziggurat.data.concat import BLOCK, ConcatPlan
 from ziggurat.data.order import Permutation
-from ziggurat.data.packing import (
-    BLOCK,
-    BestFit,
-    Concat,
-    ConcatPlan,
-    Pieces,
-    Single,
-    assemble,
-    plan,
-)
+from ziggurat.data.packing import BestFit, Concat, FirstFit, Single, padding, plan
+from ziggurat.data.pieces import Pieces, assemble
 
-PACKINGS = [Concat(), BestFit(window=7), Single()]
-IDS = ["concat", "best_fit", "none"]
+PACKINGS = [Concat(), FirstFit(window=7), BestFit(window=7), Single()]
+IDS = ["concat", "first_fit", "best_fit", "none"]
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 
 
@@ -191,3 +184,72 @@ def test_no_pieces_make_empty_rows():
     none = np.zeros(0, np.int64)
     rows = assemble(empty, np.zeros(3, np.uint16), none, none, rows=2, row_tokens=4)
     assert all(values.shape == (2, 4) and not values.any() for values in rows.values())
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=IDS)
+@settings(max_examples=25, deadline=None)
+@given(lengths=LENGTHS, row_tokens=st.integers(2, 17), seed=st.integers(0, 99))
+def test_what_is_learned_survives_packing(packing, lengths, row_tokens, seed):
+    _, tokens, offsets = corpus(lengths)
+    learn = np.random.default_rng(seed).integers(0, 2, len(tokens)).astype(np.uint8)
+    packer = plan(packing, np.array(lengths), row_tokens, 1, True)
+    _, rows = fill(packer, offsets, tokens, 0, 0, packer.rows, row_tokens, learn=learn)
+    ends = set((offsets[1:] - 1).tolist())
+    by_token = {token: (at not in ends) and learn[at + 1] for at, token in enumerate(tokens)}
+    kept = rows["segment_ids"] > 0
+    expected = [by_token[token] for token in rows["tokens"][kept].tolist()]
+    np.testing.assert_array_equal(rows["loss_mask"][kept], expected)
+    assert not rows["loss_mask"][~kept].any()
+
+
+@pytest.mark.parametrize("packing", [FirstFit(window=50), BestFit(window=50)], ids=lambda p: p.kind)
+def test_bins_are_kept_reopened_and_made_anew_when_damaged(packing, tmp_path, caplog):
+    lengths = np.random.default_rng(4).integers(1, 90, 300)
+    memory = plan(packing, lengths, 64, 3, True)
+    kept = plan(packing, lengths, 64, 3, True, tmp_path / "rows-key")
+    again = plan(packing, lengths, 64, 3, True, tmp_path / "rows-key")
+    copy = pickle.loads(pickle.dumps(again))
+    assert len(pickle.dumps(again)) < 1000, "the rows are mapped, not copied"
+    (tmp_path / "rows-key" / "part.bin").unlink()  # not truncated: others have it mapped
+    (tmp_path / "rows-key" / "part.bin").write_bytes(b"")
+    mended = plan(packing, lengths, 64, 3, True, tmp_path / "rows-key")
+    assert "made anew" in caplog.text
+    for other in (kept, again, copy, mended):
+        assert (other.rows, other.tokens) == (memory.rows, lengths.sum())
+        for epoch in (0, 1):
+            one, two = memory.pieces(epoch, 0, memory.rows), other.pieces(epoch, 0, memory.rows)
+            for name in ("row", "column", "document", "start", "length"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
+def naive_fit(lengths, row_tokens, kind):
+    """Which documents share a row, by trying every row for each document, longest first."""
+    rows = []
+    for number in sorted(range(len(lengths)), key=lambda n: -lengths[n]):
+        room = [row_tokens - sum(lengths[n] for n in row) for row in rows]
+        fits = [n for n, free in enumerate(room) if free >= lengths[number]]
+        if not fits:
+            rows.append([number])
+        else:
+            rows[fits[0] if kind == "first_fit" else min(fits, key=lambda n: room[n])].append(
+                number
+            )
+    return sorted(map(sorted, rows))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40))
+def test_first_fit_decreasing_equals_trying_every_row(lengths):
+    made = plan(FirstFit(window=100), np.array(lengths), 20, 0, False)
+    pieces = made.pieces(0, 0, made.rows)
+    rows = [pieces.document[pieces.row == row].tolist() for row in range(made.rows)]
+    assert sorted(map(sorted, rows)) == naive_fit(lengths, 20, "first_fit")
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=IDS)
+def test_padding_is_what_stands_empty(packing):
+    lengths = np.random.default_rng(5).integers(1, 40, 333)
+    _, tokens, offsets = corpus(lengths.tolist())
+    made = plan(packing, lengths, 32, 0, True)
+    _, rows = fill(made, offsets, tokens, 2, 0, made.rows, 32)
+    assert padding(made, 32) == pytest.approx((rows["segment_ids"] == 0).mean(), abs=1e-12)

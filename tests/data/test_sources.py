@@ -137,7 +137,7 @@ def test_undecodable_text(tmp_path):
         (b'{"txt": "b"}', "expected a key 'text', did you mean txt?"),
         (b"{}", "line 2: found keys none"),
         (b'{"text": 3}', "line 2: found 'text': int; expected a string"),
-        (b'{"text": null}', "found 'text': NoneType"),
+        (b'{"text": null}', "found null"),
         (b'{"text": "\xff"}', "line 2: found invalid start byte at byte 10"),
         (b'{"text": "\\ud800"}', "line 2: found a lone surrogate at character 0"),
         (b"[" * 100_000, "line 2: found"),
@@ -173,7 +173,7 @@ def test_parquet_faults(tmp_path):
     message = error_of(Parquet(path=str(file), column="number"))
     assert "column 'number': found int64; expected strings" in message
     pq.write_table(pa.table({"text": ["a", None, "c"]}), file)
-    assert "line 2: found null" in error_of(Parquet(path=str(file)))
+    assert "row 2: found null" in error_of(Parquet(path=str(file)))
     assert texts(Parquet(path=str(file), on_error="skip")) == ["a", "c"]
     file.write_bytes(b"no parquet at all")
     assert "expected a whole Parquet file" in error_of(Parquet(path=str(file)))

@@ -57,6 +57,9 @@ tensorboard = false
 """
 TIERS = {
     "disk": "",
+    "memory": "[checkpoint.memory]\nevery = 1\nlinger_s = 20\n",
+    "memory and store": "[checkpoint.memory]\nevery = 2\nlinger_s = 20\n"
+    '[checkpoint.persistent]\nurl = "OUTPUT/store"\nevery = 6\n',
 }
 
 
@@ -107,7 +110,7 @@ class Run:
         self.directory = folder / name
         self.tiers = tiers
         self.file = folder / f"{name}.toml"
-        self.file.write_text(RUN + TIERS[tiers])
+        self.file.write_text(RUN + TIERS[tiers].replace("OUTPUT", f"{folder}/{name}"))
         self.attempts = 0
 
     def under_fire(self, chance: random.Random, kills: int) -> Counter[str]:
@@ -135,17 +138,23 @@ class Run:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             _reap(pids)
+            if chance.random() < 0.2:
+                for pid in self._keepers():
+                    os.kill(pid, signal.SIGKILL)
+                    tally["keepers of snapshots killed too"] += 1
             tally += self._verify()
         for code in _reap(self._start(self.name)):
             tally["runs that failed"] += code != 0
         tally["runs"] += 1
+        for tier in re.findall(r"step \d+ from (\w+) in", self._log(self.name)):
+            tally[f"restored from {tier}"] += 1
         return tally
 
     def compare_with_peace(self) -> Counter[str]:
         """What differs from a run that nobody killed."""
         tally = Counter[str]()
         for code in _reap(self._start("peace")):
-            assert code == 0, self._log("peace")
+            assert code == 0, self._log("peace")[-4000:]
         ours, theirs = self.folder / self.name, self.folder / "peace"
         rows, expected = _curve(ours), _curve(theirs)
         steps = [step for step, *_ in rows]
@@ -236,8 +245,21 @@ class Run:
         _reap([pid])
         return len(json.loads(result.read_text()))
 
+    def _keepers(self) -> list[int]:
+        """Processes that hold this run's snapshots in memory."""
+        from ziggurat.checkpoint.rendezvous import keeper_name
+
+        folder = self.directory / "checkpoints"
+        names = {keeper_name(folder, process) for process in range(self.processes)}
+        found = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if names & set(file.read_bytes().decode().split("\0")):
+                    found.append(int(file.parent.name))
+        return found
+
     def _log(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")[-4000:]
+        return (self.folder / f"{name}.log").read_text(errors="replace")
 
 
 def _import_all() -> None:

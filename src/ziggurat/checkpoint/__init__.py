@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ziggurat.checkpoint.manifest import DamagedError
     from ziggurat.checkpoint.safetensors_files import SafetensorsDirectory, write_sharded
     from ziggurat.checkpoint.steps import read_arrays, read_records, verify_step
+    from ziggurat.checkpoint.tiers import Tiers
 
 _HOMES = {
     "CheckpointConfig": "config",
@@ -27,6 +28,7 @@ _HOMES = {
     "SafetensorsDirectory": "safetensors_files",
     "SaveReport": "manager",
     "StepInfo": "manager",
+    "Tiers": "tiers",
     "read_arrays": "steps",
     "read_records": "steps",
     "verify_step": "steps",
@@ -43,6 +45,7 @@ __all__ = [
     "SafetensorsDirectory",
     "SaveReport",
     "StepInfo",
+    "Tiers",
     "read_arrays",
     "read_records",
     "verify_step",

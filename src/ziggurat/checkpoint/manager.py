@@ -1,4 +1,4 @@
-"""The checkpoints of one run: background saves, retention, and restore that survives damage.
+"""The checkpoints of one run on disk: background saves, retention, and restore despite damage.
 
 >>> import tempfile
 >>> import numpy as np
@@ -12,40 +12,30 @@
 ([20], array([20., 20., 20.]))
 """
 
-import contextlib
 import dataclasses
-import json
 import logging
 import re
-import shutil
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from jaxtyping import PyTree
 
+from ziggurat.checkpoint import quarantine, retention
 from ziggurat.checkpoint import steps as step_directory
+from ziggurat.checkpoint.agreement import everyone, together
 from ziggurat.checkpoint.config import CheckpointConfig
-from ziggurat.checkpoint.manifest import (
-    RECORDS,
-    DamagedError,
-    Manifest,
-    check_digests,
-    check_sizes,
-    describe,
-    read_manifest,
-    write_manifest,
-)
+from ziggurat.checkpoint.content import StepContent
+from ziggurat.checkpoint.manifest import DamagedError, Manifest, check_sizes
+from ziggurat.checkpoint.saving import Save
 from ziggurat.checkpoint.writer_lock import WriterLock
-from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
+from ziggurat.mesh import Processes
 
 _log = logging.getLogger(__name__)
 _STEP = re.compile(r"step_(\d{8,})")
-_BARRIER_MS = 1_800_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,20 +49,28 @@ class StepInfo:
     """Seconds since 1970 (UTC)."""
     intact: bool
     """Whether the manifest reads and every file has its recorded size. Digests are compared on
-    restore; a step found damaged then is reported as not intact from then on."""
+    restore; a step found damaged then is set aside, or reported as not intact from then on."""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    """What it was saved with."""
 
 
 @dataclasses.dataclass
 class SaveReport:
-    """How one save went."""
+    """How one save went; the last fields are filled in when it ends in the background."""
 
     step: int
     blocking_s: float
     """Seconds the caller was held: waiting for an earlier save, and copying to the host."""
+    waited_s: float = 0.0
+    """Seconds of these that went into waiting for the earlier save."""
     total_s: float | None = None
-    """Seconds until the checkpoint was on disk under its name; None while it is being written."""
+    """Seconds until the checkpoint was on disk under its name; None until then."""
     bytes: int | None = None
-    """Size on disk; None while it is being written."""
+    """Size on disk; None until it is there, and on all processes but the first."""
+    attempts: int = 0
+    """How often it was written; more than 1 if something failed and was retried."""
+    error: str | None = None
+    """Why it was given up, in one line; None while it is being written, and on success."""
 
 
 class Restored(NamedTuple):
@@ -83,52 +81,54 @@ class Restored(NamedTuple):
     records: dict[str, Any]
 
 
-def steps_to_keep(
-    intact: Collection[int], keep_last: int, keep_every: int | None = None
-) -> set[int]:
-    """Which of the intact steps retention keeps; the newest is always among them.
-
-    >>> sorted(steps_to_keep({10, 20, 30, 40, 50}, keep_last=2, keep_every=20))
-    [20, 40, 50]
-    """
-    newest = set(sorted(intact)[-keep_last:])
-    return newest | {step for step in intact if keep_every and step % keep_every == 0}
-
-
 class Checkpoints:
     """The step directories of one run.
 
     A save copies array data to the host, returns, and finishes in a background thread: arrays
-    through Orbax, then records and files, then a manifest of digests, then one rename. Another save
-    waits for the one before. An error in the background is raised by the next :meth:`save`,
-    :meth:`wait` or :meth:`close`, and stays in :attr:`last_error`.
+    through Orbax while finished files are digested, then a manifest of all digests, then one
+    rename. Another save waits for the one before, so that the host holds one copy at most.
+
+    A save that fails (disk full, permission lost, directory gone) is retried ``config.retries``
+    times in the background and then given up: one line in the log, :attr:`failures` and
+    :attr:`last_error`, ``SaveReport.error``. :meth:`save` does not raise for it, so that training
+    goes on; :meth:`wait` and :meth:`close` do, so that the end of a run learns that its last save
+    failed. The checkpoints before stay.
 
     Only one process may save into a directory; any number may read it. With several JAX processes
-    all of them call :meth:`save` and :meth:`restore` alike, over a shared file system.
+    all of them call :meth:`save` and :meth:`restore` alike, over a shared file system; they
+    succeed, fail and choose the same step together.
 
     Args:
         directory: where the ``step_*`` directories live; made by the first save.
         config: interval, retention and safety.
+        processes: who saves and restores together; default all of ``jax.distributed``.
     """
 
-    def __init__(self, directory: Path, config: CheckpointConfig | None = None):
+    def __init__(
+        self,
+        directory: Path,
+        config: CheckpointConfig | None = None,
+        processes: Processes | None = None,
+    ):
         self.directory = Path(directory).absolute()
         self.config = config or CheckpointConfig()
+        self.failures = 0
+        """Saves that were given up."""
         self.last_error: CheckpointError | None = None
+        """Why the last of them was."""
         self.last_save: SaveReport | None = None
+        self._processes = processes or everyone()
         self._pending_error: CheckpointError | None = None
         self._thread: threading.Thread | None = None
         self._lock = WriterLock(self.directory)
-        self._guard = threading.Lock()
-        self._reading: dict[int, int] = {}
         self._damaged: set[int] = set()
         self._lock.sweep_if_free()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(strict=kind is None)
 
     def due(self, step: int) -> bool:
         """Whether the configured interval asks for a checkpoint after ``step`` steps."""
@@ -140,6 +140,7 @@ class Checkpoints:
         arrays: Mapping[str, PyTree],
         records: Mapping[str, Any] | None = None,
         files: Mapping[str, bytes | Path] | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> SaveReport:
         """Write ``step_<step>/``; on return the arrays may be donated or changed.
 
@@ -149,63 +150,60 @@ class Checkpoints:
                 ``{"params": ..., "optimizer": ...}``. Each item can be restored alone.
             records: JSON values, such as the data state.
             files: content, or the path of a file to copy, by relative name (``run.toml``).
+            metrics: what ``config.keep_best`` compares; values that are not finite are left out.
 
         Raises:
-            CheckpointError: this step exists and is intact, something cannot be stored, another
-                process is saving here, or an earlier save failed in the background.
+            CheckpointError: this step exists and is intact, something cannot be stored, or another
+                process is saving here. Not for what the file system refuses, see the class.
         """
         start = time.perf_counter()
-        self.wait()
-        final = self.directory / step_directory.step_name(step)
-        writing = final.with_name(f"{final.name}{atomic.TEMPORARY}writing")
-        try:
-            if jax.process_index() == 0:
-                self._prepare(step, final, writing)
-            finish = self._start(writing, arrays, records or {}, files or {})
-        except OSError as error:
-            raise _save_error(step, error) from error
-        report = SaveReport(step, blocking_s=time.perf_counter() - start)
+        self.wait(strict=False)
+        waited = time.perf_counter() - start
+        save = Save(self.directory, step, self.config, self._lock, self._processes)
+        content = save.admit(lambda: StepContent(step, arrays, records, files, metrics))
+        report = SaveReport(step, time.perf_counter() - start, waited)
         self.last_save = report
-
-        def complete() -> None:
-            try:
-                self._commit(step, writing, final, finish, report)
-                report.total_s = time.perf_counter() - start
-                _log.info("saved step %d in %.2f s", step, report.total_s)
-            except Exception as error:
-                _drop(writing)
-                self.last_error = self._pending_error = _save_error(step, error)
-                _log.error("%s", self.last_error)
-
-        self._thread = threading.Thread(target=complete, name=f"checkpoint-{step}")
+        self._thread = threading.Thread(
+            target=self._finish, args=(save, content, report, start), name=f"checkpoint-{step}"
+        )
+        del content  # the thread drops it when it ends
         self._thread.start()
         if not self.config.asynchronous:
-            self.wait()
+            self.wait(strict=False)
             report.blocking_s = time.perf_counter() - start
         return report
 
-    def wait(self) -> None:
+    def wait(self, *, strict: bool = True) -> None:
         """Wait for the save under way.
 
+        Args:
+            strict: raise if the newest save failed.
+
         Raises:
-            CheckpointError: it failed; raised once, and kept in :attr:`last_error`.
+            CheckpointError: the newest save was given up; raised once, and kept in
+                :attr:`last_error`.
         """
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join()
-        error, self._pending_error = self._pending_error, None
-        if error is not None:
-            raise error
+        if strict:
+            error, self._pending_error = self._pending_error, None
+            if error is not None:
+                raise error
 
-    def close(self) -> None:
-        """Finish the save under way and let other processes save here."""
+    def close(self, *, strict: bool = True) -> None:
+        """Finish the save under way and let other processes save here.
+
+        Raises:
+            CheckpointError: the newest save was given up, and nobody has been told.
+        """
         try:
-            self.wait()
+            self.wait(strict=strict)
         finally:
             self._lock.release()
 
     def steps(self) -> list[StepInfo]:
-        """All step directories, oldest first, damaged ones included."""
+        """All step directories, oldest first, damaged ones included unless they were set aside."""
         if not self.directory.is_dir():
             return []
         numbered = [(_STEP.fullmatch(entry.name), entry) for entry in self.directory.iterdir()]
@@ -223,47 +221,49 @@ class Checkpoints:
         *,
         verify: bool | None = None,
         cast: bool = False,
+        partial: bool = False,
     ) -> Restored:
         """Arrays in the structure and shardings of ``like``, and the records.
+
+        A step found damaged is set aside (see :mod:`ziggurat.checkpoint.quarantine`) unless another
+        process is saving here.
 
         Args:
             step: which step, or None for the newest intact one: damaged steps are then passed over
                 with a warning.
             like: trees of ``jax.ShapeDtypeStruct`` (or arrays) for the items wanted. Leaves with a
                 sharding come back as ``jax.Array`` with it, on any mesh; others as numpy arrays.
-            verify: compare digests before reading; default is the configuration's.
+            verify: compare digests while reading; default is the configuration's. Each of several
+                processes reads its share of the files.
             cast: convert between float types, or integer types, where ``like`` differs.
+            partial: the checkpoint may have leaves that ``like`` does not ask for, so that some
+                modules can be restored; what is asked for must still be there.
 
         Raises:
             CheckpointError: no such checkpoint; a leaf is missing, unexpected or of another shape
                 or type; or files are damaged. The text names the leaf or file.
         """
         check = self.config.verify if verify is None else verify
-        infos = {info.step: info for info in self.steps()}
-        if step is not None and step not in infos:
-            raise CheckpointError(
-                f"checkpoint step {step} in {self.directory}",
-                found="no such step",
-                expected="one of " + ", ".join(map(str, infos)) if infos else "a checkpoint",
-            )
-        damage: DamagedError | None = None
-        for candidate in [step] if step is not None else sorted(infos, reverse=True):
+        damage_found: DamagedError | None = None
+        for candidate in self._candidates(step):
+            path = self.directory / step_directory.step_name(candidate)
             try:
-                return self._restore(infos[candidate], like, check, cast)
+                return self._restore(candidate, path, like, check, cast, partial)
             except CheckpointError as error:
-                if step is None and not infos[candidate].path.exists():  # retention took it
-                    return self.restore(None, like, verify=verify, cast=cast)
+                if step is None and self._agree("gone", not path.exists()):  # retention took it
+                    return self.restore(None, like, verify=verify, cast=cast, partial=partial)
                 if not isinstance(error, DamagedError):
                     raise
                 self._damaged.add(candidate)
+                self._set_aside(candidate, path)
                 if step is not None:
                     raise
-                damage = damage or error
+                damage_found = damage_found or error
                 _log.warning("step %d is damaged, trying an older one: %s", candidate, error)
-        if damage is not None:
+        if damage_found is not None:
             raise CheckpointError(
-                f"no intact checkpoint in {self.directory}", found=str(damage)
-            ) from damage
+                f"no intact checkpoint in {self.directory}", found=str(damage_found)
+            ) from damage_found
         raise CheckpointError(
             f"no checkpoint in {self.directory}",
             found="no step directory" if self.directory.is_dir() else "no such directory",
@@ -273,131 +273,111 @@ class Checkpoints:
 
     def discard_after(self, step: int) -> list[int]:
         """Remove all newer steps, to continue from an older one; returns what was removed."""
-        self.wait()
-        newer = [info for info in self.steps() if info.step > step]
-        if jax.process_index() == 0:
+        self.wait(strict=False)
+
+        def discard() -> list[int]:
+            if not self._processes.first:
+                return []
             self._lock.acquire()
-            for info in newer:
-                self._remove(info)
-        return [info.step for info in newer]
+            newer = [info for info in self.steps() if info.step > step]
+            return [info.step for info in newer if retention.remove_unread(info.path)]
+
+        return together(self._processes, f"checkpoint/{self.directory}/discard", discard)[0]
+
+    def _candidates(self, step: int | None) -> list[int]:
+        """Steps to try, newest first; the same on all processes."""
+        found = self._agree("steps", [info.step for info in self.steps()])
+        if step is None:
+            return found[::-1]
+        if step not in found:
+            raise CheckpointError(
+                f"checkpoint step {step} in {self.directory}",
+                found="no such step",
+                expected="one of " + ", ".join(map(str, found)) if found else "a checkpoint",
+            )
+        return [step]
 
     def _restore(
-        self, info: StepInfo, like: Mapping[str, PyTree], verify: bool, cast: bool
-    ) -> Restored:
-        with self._held(info.step):
-            manifest = read_manifest(info.path)
-            if verify:
-                check_digests(info.path, manifest, manifest.files_of(like))
-            arrays = {
-                item: step_directory.restore_item(info.path, manifest, item, tree, cast=cast)
-                for item, tree in like.items()
-            }
-            try:
-                records = json.loads((info.path / RECORDS).read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise DamagedError(
-                    f"damaged checkpoint file {info.path / RECORDS}", found=error
-                ) from None
-            return Restored(manifest.step, arrays, records)
-
-    def _start(self, writing: Path, *content: Any) -> Callable[[], Any]:
-        try:
-            return step_directory.start_writing(writing, *content)
-        except BaseException:
-            _drop(writing)
-            raise
-
-    def _commit(
         self,
         step: int,
-        writing: Path,
-        final: Path,
-        finish: Callable[[], Any],
-        report: SaveReport,
-    ) -> None:
-        import orbax.checkpoint as ocp
+        path: Path,
+        like: Mapping[str, PyTree],
+        verify: bool,
+        cast: bool,
+        partial: bool,
+    ) -> Restored:
+        restored: list[Restored] = []
 
-        items = finish()
-        if jax.process_index() == 0:
-            manifest: Manifest = describe(writing, step, items)
-            write_manifest(writing, manifest)
-            atomic.commit_directory(writing, final)
-            report.bytes = manifest.total_bytes
-            self._damaged.discard(step)
-            try:
-                self._apply_retention()
-            except OSError as error:
-                _log.warning("old checkpoints in %s could not be removed: %s", final.parent, error)
-        ocp.multihost.get_barrier_sync_fn()(key=f"ziggurat_step_{step}", timeout_ms=_BARRIER_MS)
-
-    def _prepare(self, step: int, final: Path, writing: Path) -> None:
-        """Own the directory and make the temporary one; a damaged step of that name goes."""
-        if step < 0:
-            raise CheckpointError("checkpoint step", found=step, expected="0 or more")
-        self._lock.acquire()
-        if final.exists():
-            try:
-                step_directory.verify_step(final)
-            except DamagedError as error:
-                _log.warning("replacing a damaged checkpoint: %s", error)
-                atomic.remove_directory(final)
-            else:
-                raise CheckpointError(
-                    f"checkpoint {final}",
-                    found="an intact checkpoint of this step",
-                    expected="none",
-                    fix=f"call discard_after({step - 1}) to go on from an older step",
+        def read() -> None:
+            with retention.reading(path):
+                manifest = step_directory.manifest_of(step, path)
+                names = self._share(manifest, manifest.files_of(like)) if verify else []
+                arrays = step_directory.restore_items(
+                    path, manifest, like, cast=cast, partial=partial, verify=names
                 )
-        writing.mkdir()
+                records = step_directory.read_records(path, verify=verify)
+                restored.append(Restored(manifest.step, arrays, records))
+
+        together(self._processes, f"checkpoint/{self.directory}/restore/{step}", read)
+        return restored[0]
+
+    def _share(self, manifest: Manifest, names: list[str]) -> list[str]:
+        """The files that this process verifies: about the same number of bytes on each."""
+        by_size = sorted(names, key=lambda name: (-manifest.files[name].bytes, name))
+        return by_size[self._processes.index :: self._processes.count]
+
+    def _set_aside(self, step: int, path: Path) -> None:
+        """Move a damaged step out of the way, if we are the writer or nobody is."""
+        if not self._processes.first:
+            return
+        with self._lock.if_free() as writer:
+            found = quarantine.inspect(step, path) if writer else None
+            if found is not None and quarantine.set_aside(path, found):
+                self._damaged.discard(step)
+
+    def _finish(self, save: Save, content: StepContent, report: SaveReport, start: float) -> None:
+        """The background half of a save."""
+        try:
+            manifest, report.attempts = save.run(content)
+        except CheckpointError as error:
+            self.failures += 1
+            self.last_error = self._pending_error = error
+            report.error = str(error)
+            report.attempts = 1 + self.config.retries
+            _log.error("%s", error)
+            return
+        self._pending_error = None
+        self._damaged.discard(report.step)
+        report.total_s = time.perf_counter() - start
+        _log.info("saved step %d in %.2f s", report.step, report.total_s)
+        report.bytes = manifest.total_bytes if manifest is not None else None
+        try:  # all processes see what is kept
+            name = f"checkpoint/{self.directory}/{report.step}/retention"
+            together(self._processes, name, self._apply_retention)
+        except Exception as error:  # the checkpoint itself is safe
+            _log.warning("old checkpoints in %s could not be removed: %s", self.directory, error)
 
     def _apply_retention(self) -> None:
+        if not self._processes.first:
+            return
         infos = self.steps()
-        intact = [info.step for info in infos if info.intact]
-        keep = steps_to_keep(intact, self.config.keep_last, self.config.keep_every)
+        intact = {info.step: info.metrics for info in infos if info.intact}
+        keep = retention.kept_by(self.config, intact)
         for info in infos:
-            if info.step not in keep and info.step < max(intact):
-                self._remove(info)
+            if info.step in intact and info.step not in keep:
+                retention.remove_unread(info.path)
+            elif not info.intact:
+                self._set_aside(info.step, info.path)
 
-    def _remove(self, info: StepInfo) -> None:
-        with self._guard:
-            if not self._reading.get(info.step):
-                atomic.remove_directory(info.path)
-                self._damaged.discard(info.step)
-
-    @contextlib.contextmanager
-    def _held(self, step: int) -> Iterator[None]:
-        """Keep retention away from a step while it is read."""
-        with self._guard:
-            self._reading[step] = self._reading.get(step, 0) + 1
-        try:
-            yield
-        finally:
-            with self._guard:
-                self._reading[step] -= 1
+    def _agree(self, name: str, value: Any) -> Any:
+        return self._processes.agree(f"checkpoint/{self.directory}/{name}", value)
 
     def _info(self, step: int, path: Path) -> StepInfo:
         try:
-            manifest = read_manifest(path)
+            manifest = step_directory.manifest_of(step, path)
         except CheckpointError:
             created = path.stat().st_mtime if path.exists() else 0.0
             return StepInfo(step, path, 0, created, intact=False)
         intact = step not in self._damaged and not check_sizes(path, manifest)
-        return StepInfo(step, path, manifest.total_bytes, manifest.created, intact)
-
-
-def _drop(writing: Path) -> None:
-    """Remove what a failed save left, on the process that made it."""
-    if jax.process_index() == 0:
-        shutil.rmtree(writing, ignore_errors=True)
-
-
-def _save_error(step: int, error: BaseException) -> CheckpointError:
-    if isinstance(error, CheckpointError):
-        return error
-    line = str(error).strip().partition("\n")[0][:300]
-    return CheckpointError(
-        f"checkpoint step {step}",
-        found=f"it could not be written ({type(error).__name__}: {line})",
-        expected="a writable directory with room",
-        fix="free space or choose another directory; older checkpoints are untouched",
-    )
+        size, created = manifest.total_bytes, manifest.created
+        return StepInfo(step, path, size, created, intact, manifest.metrics)

@@ -8,27 +8,34 @@ their index only: flipped bytes in array data would restore silently.
 
 import dataclasses
 import json
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from ziggurat.checkpoint.digests import THREADS, Known, digest_file, digest_files
 from ziggurat.core.errors import CheckpointError
 
-FORMAT = 1
-"""Version of the layout of a step directory."""
+FORMAT = 2
+"""Version of the layout of a step directory; 1 had no metrics."""
 MANIFEST = "manifest.json"
 RECORDS = "records.json"
 ARRAYS = "arrays"
 RESERVED = frozenset({MANIFEST, RECORDS, ARRAYS})
 """Top-level names of a step directory that a caller's files may not take."""
-_BLOCK = 1 << 24
 
 
 class DamagedError(CheckpointError):
     """A file of a checkpoint is missing, cut short or altered."""
+
+    def __init__(self, what: str, **parts: Any):
+        super().__init__(what, **parts)
+        self.files: dict[str, str] = {}
+        """What is wrong with each damaged file, by its path within the step directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +78,9 @@ class Manifest:
     """Leaves of every array item, in tree order."""
     files: dict[str, FileRecord]
     """Every file but the manifest, by its path within the directory."""
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    """What retention compares checkpoints by, such as ``eval_loss``."""
+    format: int = FORMAT
 
     @property
     def total_bytes(self) -> int:
@@ -83,24 +93,29 @@ class Manifest:
         return [p for p in self.files if p.startswith(wanted) or not p.startswith(others)]
 
 
-def digest_file(path: Path) -> str:
-    """XXH3-128 of a file's content, as 32 hex digits."""
-    digest, buffer = xxhash.xxh3_128(), bytearray(_BLOCK)
-    view = memoryview(buffer)
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-    return digest.hexdigest()
+def describe(
+    directory: Path,
+    step: int,
+    items: dict[str, tuple[LeafRecord, ...]],
+    metrics: Mapping[str, float] | None = None,
+    known: Mapping[str, Known] | None = None,
+) -> Manifest:
+    """The manifest of all files now below ``directory``.
 
-
-def describe(directory: Path, step: int, items: dict[str, tuple[LeafRecord, ...]]) -> Manifest:
-    """The manifest of all files now below ``directory``, each read back from disk once."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    files = {
-        path.relative_to(directory).as_posix(): FileRecord(path.stat().st_size, digest_file(path))
-        for path in paths
-    }
-    return Manifest(step=step, created=time.time(), items=items, files=files)
+    Args:
+        known: digests by path taken earlier; those of files that changed since are taken again.
+    """
+    paths = {path.relative_to(directory).as_posix(): path for path in _files_below(directory)}
+    digests: dict[str, str] = {}
+    for name, path in paths.items():
+        earlier, now = (known or {}).get(name), path.stat()
+        stamp = (now.st_size, now.st_ino, now.st_mtime_ns)
+        if earlier and (earlier.bytes, earlier.inode, earlier.modified_ns) == stamp:
+            digests[name] = earlier.xxh3_128
+    rest = [name for name in paths if name not in digests]
+    digests |= zip(rest, digest_files(paths[name] for name in rest), strict=True)
+    files = {name: FileRecord(path.stat().st_size, digests[name]) for name, path in paths.items()}
+    return Manifest(step, time.time(), items, files, dict(metrics or {}))
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
@@ -121,8 +136,9 @@ def read_manifest(directory: Path) -> Manifest:
         body = json.loads(text)
         version = body["format"]
     except FileNotFoundError:
-        kind = DamagedError if directory.is_dir() else CheckpointError
-        raise kind(
+        if directory.is_dir():
+            raise _damaged(path, "no such file") from None
+        raise CheckpointError(
             f"checkpoint {directory}", found=f"no {MANIFEST}", expected="a step directory"
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -155,33 +171,74 @@ def check_sizes(directory: Path, manifest: Manifest) -> str:
     return ""
 
 
+def damage(directory: Path, manifest: Manifest, names: Iterable[str]) -> dict[str, str]:
+    """Read the named files, several at a time, and tell what is wrong with each damaged one.
+
+    A file among the arrays that the manifest does not know is damage too: Orbax might read it.
+    """
+    wanted = list(names)
+    by_size = sorted(wanted, key=lambda name: manifest.files[name].bytes, reverse=True)
+    with ThreadPoolExecutor(THREADS, "verify") as pool:
+        checks = pool.map(lambda name: _damage_of(directory / name, manifest.files[name]), by_size)
+        found = dict(zip(by_size, checks, strict=True))
+    extra = (name for name in unlisted(directory, manifest) if name.startswith(f"{ARRAYS}/"))
+    bad = {name: found[name] for name in wanted if found[name]}
+    return bad | dict.fromkeys(extra, "a file that is not part of the checkpoint")
+
+
 def check_digests(directory: Path, manifest: Manifest, names: Iterable[str]) -> None:
     """Read the named files and compare them with their digests.
 
     Raises:
         DamagedError: a file is missing, has another size or other content; the text names it.
     """
-    for name in names:
-        record, path = manifest.files[name], directory / name
-        try:
-            size = path.stat().st_size
-            if size != record.bytes:
-                raise _damaged(path, f"{size} bytes", f"{record.bytes} bytes")
-            found = digest_file(path)
-        except OSError as error:
-            raise _damaged(path, error.strerror or str(error), "a readable file") from None
-        if found != record.xxh3_128:
-            raise _damaged(path, f"digest {found}", record.xxh3_128)
+    found = damage(directory, manifest, names)
+    if found:
+        raise damaged_files(directory, found)
 
 
-def _damaged(path: Path, found: str, expected: str = "") -> DamagedError:
-    fix = "restore an older step, or copy this file again from where it is intact"
-    return DamagedError(f"damaged checkpoint file {path}", found=found, expected=expected, fix=fix)
+def damaged_files(directory: Path, found: Mapping[str, str]) -> DamagedError:
+    """One error for the damaged files of a step directory, which its text begins with."""
+    name, what = next(iter(found.items()))
+    more = f", and {len(found) - 1} more damaged files" if len(found) > 1 else ""
+    return _damaged(directory / name, what + more, files=found)
+
+
+def unlisted(directory: Path, manifest: Manifest) -> list[str]:
+    """Files of a step directory that its manifest does not know; outside of the arrays nothing
+    reads them."""
+    names = (path.relative_to(directory).as_posix() for path in _files_below(directory))
+    return [name for name in names if name != MANIFEST and name not in manifest.files]
+
+
+def _files_below(directory: Path) -> list[Path]:
+    found = [Path(root, name) for root, _, names in os.walk(directory) for name in names]
+    return sorted(found)
+
+
+def _damage_of(path: Path, record: FileRecord) -> str:
+    try:
+        size = path.stat().st_size
+        if size != record.bytes:
+            return f"{size} bytes instead of {record.bytes}"
+        found = digest_file(path)
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as error:
+        return f"an unreadable file ({error.strerror or error})"
+    return "" if found == record.xxh3_128 else f"digest {found} instead of {record.xxh3_128}"
+
+
+def _damaged(path: Path, found: str, files: Mapping[str, str] | None = None) -> DamagedError:
+    fix = "restore an older step, or run ziggurat checkpoints repair with an intact copy"
+    error = DamagedError(f"damaged checkpoint file {path}", found=found, fix=fix)
+    error.files = dict(files or {path.name: found})
+    return error
 
 
 def _encode(manifest: Manifest) -> str:
     body = {
-        "format": FORMAT,
+        "format": manifest.format,
         "step": manifest.step,
         "created": manifest.created,
         "items": {
@@ -190,6 +247,8 @@ def _encode(manifest: Manifest) -> str:
         },
         "files": {name: dataclasses.asdict(file) for name, file in manifest.files.items()},
     }
+    if manifest.format >= 2:
+        body["metrics"] = manifest.metrics
     digest = xxhash.xxh3_128_hexdigest(json.dumps(body, sort_keys=True).encode())
     return json.dumps({**body, "digest": digest}, indent=1) + "\n"
 
@@ -208,4 +267,6 @@ def _decode(body: dict[str, Any]) -> Manifest:
         for item, leaves in body["items"].items()
     }
     files = {name: FileRecord(**entry) for name, entry in body["files"].items()}
-    return Manifest(step=body["step"], created=body["created"], items=items, files=files)
+    version = body["format"]
+    metrics = body["metrics"] if version >= 2 else {}
+    return Manifest(body["step"], body["created"], items, files, metrics, version)

@@ -1,9 +1,11 @@
 """One writer per checkpoint directory: a lock that ends with the process that holds it."""
 
+import contextlib
 import fcntl
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from ziggurat.core import atomic
@@ -37,9 +39,11 @@ class WriterLock:
 
         Raises:
             CheckpointError: another process is the writer.
+            OSError: the directory cannot be made or written to.
         """
-        if self._held:
+        if self._held and self._is_current():
             return
+        self.release()
         self._directory.mkdir(parents=True, exist_ok=True)
         if not self._take(PATIENCE_S):
             raise CheckpointError(
@@ -50,10 +54,33 @@ class WriterLock:
             )
         self._sweep()
 
+    @contextlib.contextmanager
+    def if_free(self) -> Iterator[bool]:
+        """Whether we are the writer, or could become it at once for the length of the block."""
+        if self._held and self._is_current():
+            yield True
+            return
+        held = self._directory.is_dir() and self._take(0.0)
+        try:
+            yield held
+        finally:
+            if held:
+                self.release()
+
     def release(self) -> None:
         descriptor, self._descriptor, self._held = self._descriptor, None, False
         if descriptor is not None:
             os.close(descriptor)
+
+    def _is_current(self) -> bool:
+        """Whether the locked file is still the directory's: somebody may have removed it."""
+        if self._descriptor is None:
+            return True  # a file system without locks
+        try:
+            ours, now = os.fstat(self._descriptor), os.stat(self._directory / ".lock")
+        except OSError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (now.st_dev, now.st_ino)
 
     def _sweep(self) -> None:
         for path in atomic.sweep(self._directory):

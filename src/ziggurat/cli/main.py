@@ -17,8 +17,9 @@ from ziggurat.core.errors import ZigguratError
 
 VERBS: dict[str, str] = {
     "train": "train a run file, or go on with an interrupted run",
-    "import": "read a Hugging Face directory or GGUF file into a checkpoint",
-    "export": "write a model as transformers reads it",
+    "data": "prepare a run's data and look into it: stats, sample, decode, trace",
+    "import": "read a Hugging Face directory, a GGUF file or other weights into a checkpoint",
+    "export": "write a model as transformers reads it, or its weights as PyTorch does",
     "checkpoints": "list what a run has saved, and verify it",
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",

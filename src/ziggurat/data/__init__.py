@@ -13,11 +13,26 @@ function of (config, seed, s) and of nothing else.
 ((2, 16), 5)
 """
 
-from ziggurat.data.dataset import DataConfig, Held, PackedDataset, build, documents, tokenizer_for
+from ziggurat.data.config import DataConfig
+from ziggurat.data.dataset import Held, PackedDataset
+from ziggurat.data.deduplicate import Deduplicate
+from ziggurat.data.filter import Filter
 from ziggurat.data.huggingface import HuggingFaceTokenizer
-from ziggurat.data.packing import BestFit, Concat, Single
-from ziggurat.data.sources import Document, JsonLines, Parquet, TextFiles, read
+from ziggurat.data.mixture import Mixture, Stage
+from ziggurat.data.opening import Dataset, build, documents, tokenizer_for
+from ziggurat.data.packing import BestFit, Concat, FirstFit, Single
+from ziggurat.data.sources import (
+    ArrayRecords,
+    Document,
+    HuggingFaceDataset,
+    JsonLines,
+    Parquet,
+    TextFiles,
+    WebDataset,
+    read,
+)
 from ziggurat.data.store import TokenStore, tokenise
+from ziggurat.data.stream import StreamedDataset
 from ziggurat.data.streaming import StreamDecoder
 from ziggurat.data.tokenizers import (
     ByteTokenizer,
@@ -30,23 +45,33 @@ from ziggurat.data.tokenizers import (
 )
 
 __all__ = [
+    "ArrayRecords",
     "BestFit",
     "ByteTokenizer",
     "Concat",
     "DataConfig",
+    "Dataset",
+    "Deduplicate",
     "Document",
+    "Filter",
+    "FirstFit",
     "Held",
+    "HuggingFaceDataset",
     "HuggingFaceTokenizer",
     "JsonLines",
     "LoadTokenizer",
+    "Mixture",
     "PackedDataset",
     "Parquet",
     "Single",
+    "Stage",
     "StreamDecoder",
+    "StreamedDataset",
     "TextFiles",
     "TokenStore",
     "TokenizerConfig",
     "TrainBpe",
+    "WebDataset",
     "build",
     "byte_level",
     "documents",

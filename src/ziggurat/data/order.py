@@ -12,12 +12,18 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 
 ROUNDS = 8
+CHUNK = 1 << 14
+"""Places permuted at a time, so that all rounds work within the processor's cache."""
+
+_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+_FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 class Permutation:
     """The bijection of ``[0, count)`` that belongs to (seed, epoch, purpose).
 
-    The same on every machine and for every slice asked for; memory does not grow with ``count``.
+    The same on every machine and for every slice asked for; neither memory nor the time to set it
+    up grows with ``count``.
 
     Args:
         count: number of things, below 2**62.
@@ -30,6 +36,8 @@ class Permutation:
     [3, 4, 2, 1, 0]
     >>> order(np.array([3])).tolist()
     [1]
+    >>> int(Permutation(10**12, seed=0)(np.array([7]))[0])
+    645854981732
     """
 
     def __init__(self, count: int, seed: int, epoch: int = 0, purpose: str = "documents"):
@@ -46,6 +54,12 @@ class Permutation:
     def __call__(self, places: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
         """Which thing stands at each of ``places``, all within ``[0, count)``."""
         assert places.size == 0 or (places.min() >= 0 and places.max() < self.count)
+        if len(places) <= CHUNK:
+            return self._walk(places)
+        starts = range(0, len(places), CHUNK)
+        return np.concatenate([self._walk(places[first : first + CHUNK]) for first in starts])
+
+    def _walk(self, places: Int64[np.ndarray, "n"]) -> Int64[np.ndarray, "n"]:
         values = self._network(places.astype(np.uint64))
         outside = np.flatnonzero(values >= self.count)
         while outside.size:
@@ -55,11 +69,17 @@ class Permutation:
 
     def _network(self, values: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
         left, right = values >> self._right_bits, values & self._right_mask
+        mixed, shifted = np.empty_like(values), np.empty_like(values)
         for number, key in enumerate(self._keys):
-            if number % 2 == 0:
-                left ^= mix(right ^ key) & self._left_mask
-            else:
-                right ^= mix(left ^ key) & self._right_mask
+            into, from_, mask = (
+                (left, right, self._left_mask)
+                if number % 2 == 0
+                else (right, left, self._right_mask)
+            )
+            np.bitwise_xor(from_, key, out=mixed)
+            _mix_in_place(mixed, shifted)
+            np.bitwise_and(mixed, mask, out=mixed)
+            np.bitwise_xor(into, mixed, out=into)
         return (left << self._right_bits) | right
 
 
@@ -68,6 +88,14 @@ def mix(values: UInt64[np.ndarray, "n"]) -> UInt64[np.ndarray, "n"]:
 
     Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
     """
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    mixed = values.copy()
+    _mix_in_place(mixed, np.empty_like(mixed))
+    return mixed
+
+
+def _mix_in_place(values: UInt64[np.ndarray, "n"], scratch: UInt64[np.ndarray, "n"]) -> None:
+    for shift, factor in zip(_SHIFTS, (*_FACTORS, None), strict=True):
+        np.right_shift(values, shift, out=scratch)
+        np.bitwise_xor(values, scratch, out=values)
+        if factor is not None:
+            np.multiply(values, factor, out=values)

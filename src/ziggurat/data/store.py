@@ -5,38 +5,41 @@ all:
 
 * ``tokens.bin``: all documents' tokens end to end, little-endian uint16 if the vocabulary fits,
   else uint32; each document starts with bos if the tokenizer adds one and ends with eos.
+* ``learn.bin``, only where a part of the documents is learned: uint8, 1 for each token that is
+  learned as a target.
 * ``offsets.npy``: int64 ``[n + 1]``; document i is ``tokens[offsets[i]:offsets[i + 1]]``.
 * ``files.npy``, ``records.npy``: uint32 and int64 ``[n]``; each document's file number and record.
 * ``meta.json``: format, digests, token width, counts, file names, what reading left out.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
-from jaxtyping import Bool, Int64, Integer, UInt32, UInt64
+from jaxtyping import Bool, Int64, Integer, UInt8, UInt32, UInt64
 
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Tokenizer
-from ziggurat.data import sources as sources_
+from ziggurat.data import conversation, joining, prepare
+from ziggurat.data.encode import Encoder
 from ziggurat.data.order import mix
-from ziggurat.data.sources import Document, JsonLines, Parquet, ReadReport, TextFiles
+from ziggurat.data.prepare import Progress
+from ziggurat.data.sources import Document, Source, SourceFile, list_files, reading, signature
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-CHUNK_CHARACTERS = 4_000_000
-CHUNK_DOCUMENTS = 4096
-
-Progress = Callable[[int, int], None]
-"""Called with the documents and tokens done so far."""
+FORMAT = 2
+PARTS = ".parts"
+"""Ending of the directory in which a store's parts are made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +52,8 @@ class TokenStore:
     offsets: Int64[np.ndarray, "documents_plus_1"]
     files: UInt32[np.ndarray, "documents"]
     records: Int64[np.ndarray, "documents"]
+    learn: UInt8[np.ndarray, "n"] | None = None
+    """1 where a token is learned as a target; None if all are."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -84,15 +89,24 @@ class TokenStore:
         Raises:
             DataError: the store was changed.
         """
-        found = xxhash.xxh3_128(self.tokens.tobytes())
-        found.update(self.offsets.tobytes())
-        if found.hexdigest() != self.content:
+        digest = xxhash.xxh3_128()
+        _update(digest, self.tokens)
+        _update(digest, self.offsets)
+        if self.learn is not None:
+            _update(digest, self.learn)
+        if digest.hexdigest() != self.content:
             raise DataError(
                 f"token store {self.path}",
-                found=f"content {found.hexdigest()}",
+                found=f"content {digest.hexdigest()}",
                 expected=self.content,
                 fix="delete the directory, it is made anew",
             )
+
+
+def _update(digest: Any, values: np.ndarray) -> None:
+    """Add an array's bytes to a digest without holding them all in memory."""
+    for start in range(0, len(values), 1 << 20):
+        digest.update(np.ascontiguousarray(values[start : start + (1 << 20)]).data)
 
 
 def is_held_out(document: Document, fraction: float) -> bool:
@@ -112,42 +126,84 @@ def _held_out(
 
 
 def tokenise(
-    sources: Sequence[TextFiles | JsonLines | Parquet],
+    sources: Sequence[Source],
     tokenizer: Tokenizer,
     cache: Path,
     progress: Progress | None = None,
+    workers: int = 0,
 ) -> TokenStore:
     """The store of these sources under this tokenizer: from the cache if it is there, else made.
 
     It is there if the tokenizer, the sources' settings and all files' names, sizes and times are
-    the same. Several processes may call this at once on one directory.
+    the same. Several processes may call this at once on one directory: one works, the others wait.
+    A process that is killed leaves finished parts behind, and the next one goes on from them. The
+    store's bytes depend neither on kills nor on ``workers``.
 
     Args:
         sources: where documents come from.
         tokenizer: must have eos, and a ``digest`` of what decides its ids.
         cache: directory of stores.
         progress: called now and then.
+        workers: processes that read and tokenise; 0 does it in this one.
 
     Raises:
-        DataError: as :func:`ziggurat.data.sources.read`, or the tokenizer has no eos or no digest.
+        DataError: as :func:`ziggurat.data.sources.read`; the tokenizer has no eos, no digest, or no
+            chat template where sources hold conversations; or worker processes died repeatedly.
     """
-    key = _key(sources, tokenizer)
+    listed = [list_files(source) for source in sources]
+    key = _key(sources, listed, tokenizer)
     path = cache / f"tokens-{key}"
-    if path.exists():
-        try:
-            return open_store(path)
-        except DataError as error:
-            logger.warning("%s; made anew", error)
-            atomic.remove_directory(path)
-    logger.info("tokenising into %s", path)
-    try:
-        with atomic.new_directory(path) as directory:
-            _write(directory, sources, tokenizer, key, progress)
-    except OSError:
-        if not path.exists():
-            raise
-        logger.info("another process made %s", path)
+    staging = path.with_name(path.name + PARTS)
+    found = _existing(path)
+    if found is not None and not staging.exists():
+        return found
+    with prepare.lock(staging):
+        found = _existing(path)  # made while this process waited, or before one died cleaning up
+        if found is None:
+            _make(path, staging, sources, listed, tokenizer, key, progress, workers)
+        prepare.discard(staging)
     return open_store(path)
+
+
+def _existing(path: Path) -> TokenStore | None:
+    """The store if it is there; a damaged one is removed."""
+    if not path.exists():
+        return None
+    try:
+        return open_store(path)
+    except DataError as error:
+        logger.warning("%s; made anew", error)
+        with contextlib.suppress(FileNotFoundError):
+            atomic.remove_directory(path)
+        return None
+
+
+def _make(
+    path: Path,
+    staging: Path,
+    sources: Sequence[Source],
+    listed: Sequence[Sequence[SourceFile]],
+    tokenizer: Tokenizer,
+    key: str,
+    progress: Progress | None,
+    workers: int,
+) -> None:
+    logger.info("tokenising into %s", path)
+    for left in path.parent.glob(f"{path.name}{atomic.TEMPORARY}*"):
+        shutil.rmtree(left, ignore_errors=True)  # what a process killed while joining left
+    learn = any(_learns_parts(source) for source in sources)
+    units = reading.units(sources, listed)
+    parts = prepare.make_parts(sources, units, tokenizer, staging, learn, progress, workers)
+    try:
+        chosen = joining.choose(sources, units, parts)
+        with atomic.new_directory(path) as directory:
+            meta = joining.join(sources, chosen, directory, Encoder(tokenizer).dtype, learn)
+            whole = {"format": FORMAT, "key": key, "vocab_size": tokenizer.vocab_size, **meta}
+            (directory / "meta.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
+    except DataError:
+        # Another file or setting is needed, and with it another store: these parts serve nobody.
+        prepare.discard(staging)
+        raise
 
 
 def open_store(path: Path) -> TokenStore:
@@ -164,6 +220,11 @@ def open_store(path: Path) -> TokenStore:
         offsets = np.load(path / "offsets.npy", mmap_mode="r")
         files = np.load(path / "files.npy", mmap_mode="r")
         records = np.load(path / "records.npy", mmap_mode="r")
+        learn = None
+        if meta["learn"]:
+            learn = np.memmap(path / "learn.bin", dtype=np.uint8, mode="r")
+            if len(learn) != len(tokens):
+                raise ValueError(f"{len(learn)} marks of {len(tokens)} tokens")
         sizes = (len(tokens), len(offsets) - 1, len(files), len(records))
         if sizes != (meta["tokens"], *[meta["documents"]] * 3) or offsets[-1] != len(tokens):
             raise ValueError(f"sizes {sizes}")
@@ -172,11 +233,20 @@ def open_store(path: Path) -> TokenStore:
             f"token store {path}", found=error, expected="a whole store", fix="delete the directory"
         ) from None
     # Plain views: indexing an np.memmap itself costs more than the copy.
-    arrays = [np.asarray(array) for array in (tokens, offsets, files, records)]
-    return TokenStore(path, meta, *arrays)
+    return TokenStore(
+        path,
+        meta,
+        np.asarray(tokens),
+        np.asarray(offsets),
+        np.asarray(files),
+        np.asarray(records),
+        None if learn is None else np.asarray(learn),
+    )
 
 
-def _key(sources: Sequence[TextFiles | JsonLines | Parquet], tokenizer: Tokenizer) -> str:
+def _key(
+    sources: Sequence[Source], listed: Sequence[Sequence[SourceFile]], tokenizer: Tokenizer
+) -> str:
     digest = getattr(tokenizer, "digest", None)
     if not isinstance(digest, str):
         raise DataError(
@@ -184,82 +254,16 @@ def _key(sources: Sequence[TextFiles | JsonLines | Parquet], tokenizer: Tokenize
             found="no digest",
             expected="a property digest, by which cached tokens are found again",
         )
-    if not tokenizer.eos_ids:
-        raise DataError(
-            "tokenizer",
-            found="no eos token",
-            expected="one, to end documents",
-            fix="set eos_token in tokenizer_config.json",
-        )
-    parts = [FORMAT, digest, _prefix(tokenizer), tokenizer.eos_ids[0], sources_.signature(sources)]
+    encoder = Encoder(tokenizer)
+    parts: list[Any] = [FORMAT, digest, encoder.prefix, encoder.eos, signature(sources, listed)]
+    if any(_content(source) == "messages" for source in sources):
+        parts.append(conversation.template_of(tokenizer))
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 
-def _prefix(tokenizer: Tokenizer) -> list[int]:
-    """``[bos]`` if the tokenizer itself puts it before a text."""
-    added = tokenizer.encode("", add_special_tokens=True)
-    return added[:1] if added and added[0] == tokenizer.bos_id else []
+def _content(source: Source) -> str:
+    return getattr(source, "content", "text")
 
 
-def _write(
-    directory: Path,
-    sources: Sequence[TextFiles | JsonLines | Parquet],
-    tokenizer: Tokenizer,
-    key: str,
-    progress: Progress | None,
-) -> None:
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    prefix, eos = _prefix(tokenizer), tokenizer.eos_ids[0]
-    report, digest = ReadReport(), xxhash.xxh3_128()
-    lengths, files, records = [], [], []
-    names: dict[str, int] = {}
-    total = 0
-    with open(directory / "tokens.bin", "wb") as out:
-        for chunk in _chunks(sources_.read(sources, report)):
-            for document, ids in zip(chunk, _encode(tokenizer, chunk), strict=True):
-                array = np.array([*prefix, *ids, eos], dtype=dtype)
-                out.write(array.tobytes())
-                digest.update(array.tobytes())
-                lengths.append(len(array))
-                files.append(names.setdefault(document.file, len(names)))
-                records.append(document.record)
-                total += len(array)
-            if progress is not None:
-                progress(len(lengths), total)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.array(lengths, np.int64))])
-    digest.update(offsets.tobytes())
-    np.save(directory / "offsets.npy", offsets)
-    np.save(directory / "files.npy", np.array(files, np.uint32))
-    np.save(directory / "records.npy", np.array(records, np.int64))
-    meta = {
-        "format": FORMAT,
-        "key": key,
-        "content": digest.hexdigest(),
-        "dtype": dtype.str,
-        "documents": len(lengths),
-        "tokens": total,
-        "vocab_size": tokenizer.vocab_size,
-        "files": list(names),
-        "report": dataclasses.asdict(report),
-    }
-    (directory / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-
-
-def _encode(tokenizer: Tokenizer, chunk: list[Document]) -> list[list[int]]:
-    texts = [document.text for document in chunk]
-    batch = getattr(tokenizer, "encode_batch", None)
-    return batch(texts) if batch is not None else [tokenizer.encode(text) for text in texts]
-
-
-def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    """Lists small enough for memory and large enough for all cores."""
-    chunk: list[Document] = []
-    characters = 0
-    for document in documents:
-        chunk.append(document)
-        characters += len(document.text)
-        if characters >= CHUNK_CHARACTERS or len(chunk) >= CHUNK_DOCUMENTS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
+def _learns_parts(source: Source) -> bool:
+    return _content(source) != "text"

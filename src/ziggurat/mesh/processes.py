@@ -22,6 +22,10 @@ from ziggurat.core.errors import EnvironmentError, ZigguratError
 PATIENCE_S = 600.0
 """How long a process waits for the others before it calls the run broken."""
 
+_calls: dict[str, int] = {}
+"""Calls so far by name, in this process: a key of the store and a barrier serve once."""
+_counting = threading.Lock()
+
 
 def join(coordinator: str, count: int | None = None, index: int | None = None) -> None:
     """Make this process one of several that train together; call it before anything uses a device.
@@ -71,8 +75,6 @@ class Processes:
 
     def __init__(self, patience_s: float = PATIENCE_S):
         self._patience_ms = int(patience_s * 1000)
-        self._calls: dict[str, int] = {}
-        self._lock = threading.Lock()
 
     @property
     def index(self) -> int:
@@ -152,8 +154,8 @@ class Processes:
                 raise self._lost(name, error) from error
 
     def _key(self, name: str) -> str:
-        with self._lock:
-            number = self._calls[name] = self._calls.get(name, 0) + 1
+        with _counting:
+            number = _calls[name] = _calls.get(name, 0) + 1
         return f"ziggurat/{name}/{number}"
 
     def _client(self) -> Any:

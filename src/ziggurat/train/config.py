@@ -101,8 +101,8 @@ class ReportConfig:
         config.require(self.sample_tokens >= 1, "sample_tokens", self.sample_tokens, "at least 1")
 
 
-STEP_METRICS = ("loss", "accuracy", "grad_norm")
 EVALUATION_METRICS = ("eval_loss", "eval_perplexity", "eval_accuracy")
+COMPARABLE = ("loss", "accuracy", "grad_norm", *EVALUATION_METRICS)
 """What checkpoints can be compared by."""
 
 
@@ -146,8 +146,8 @@ class RunConfig:
 
     def _check_metric(self, metric: str) -> None:
         """Whether ``checkpoint.keep_best`` has something to go by at every checkpoint."""
-        known = (*STEP_METRICS, *EVALUATION_METRICS)
-        config.require(metric in known, "checkpoint.metric", metric, "one of " + ", ".join(known))
+        expected = "one of " + ", ".join(COMPARABLE)
+        config.require(metric in COMPARABLE, "checkpoint.metric", metric, expected)
         held = self.data.eval_fraction > 0 and self.evaluation.every is not None
         if metric in EVALUATION_METRICS:
             expected = "data.eval_fraction and evaluation.every set, or another metric"

@@ -7,15 +7,16 @@ next batch, so that it ends byte for byte where an undisturbed run ends.
 import dataclasses
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
 
-from ziggurat.checkpoint import Checkpoints
+from ziggurat.checkpoint import Tiers
 from ziggurat.core import config
 from ziggurat.core.config import Resolved
-from ziggurat.core.errors import CheckpointError, TrainError
+from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Processes
 from ziggurat.models import pretrained
@@ -23,7 +24,7 @@ from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.memory import compiled_memory, device_memory, host_memory
 from ziggurat.profile.timers import StepTimer
-from ziggurat.train.config import RunConfig
+from ziggurat.train.config import COMPARABLE, RunConfig, check_same_run
 from ziggurat.train.evaluation import evaluate
 from ziggurat.train.experiment import Experiment, local_rows, prepare
 from ziggurat.train.metrics import JsonLinesSink, Sinks, TensorBoardSink
@@ -68,12 +69,12 @@ def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
     timer, directory = StepTimer(), RunDirectory(run.value.directory)
     everyone = Processes()
     with timer.phase("start"):
-        everyone.once("open the run", lambda: directory.open(run))
+        identity = everyone.once("open the run", lambda: directory.open(run))
         experiment = prepare(run.value)
     stop = StopRequest(run.value.train.stop_within_s, everyone)
     if not everyone.first:
         console = Console(quiet=True)
-    with Checkpoints(directory.checkpoints, run.value.checkpoint) as checkpoints:
+    with _tiers(run.value, directory, identity) as checkpoints:
         with timer.phase("start"):
             state, done = _first_state(experiment, checkpoints)
             if everyone.first:
@@ -103,7 +104,7 @@ class Loop:
     def __init__(
         self,
         experiment: Experiment,
-        checkpoints: Checkpoints,
+        checkpoints: Tiers,
         sinks: Sinks,
         progress: TrainProgress,
         timer: StepTimer,
@@ -116,6 +117,7 @@ class Loop:
         self._files["run.toml"] = config.to_toml(experiment.run).encode()
         self._throughput = _Throughput(experiment)
         self._saved = -1
+        self._latest: dict[str, float] = {}
 
     def run(self, state: TrainState, done: int, step: Any) -> TrainState:
         """Steps ``done`` to the end; ``step`` is the compiled step."""
@@ -161,6 +163,12 @@ class Loop:
         values |= self._throughput.of(record.tokens_per_s)
         values |= {name: float(size) for name, size in device_memory().items()}
         values["host_rss_bytes"] = float(host_memory()["host_rss_bytes"])
+        if self.checkpoints.problems:
+            values["checkpoint_problems"] = float(len(self.checkpoints.problems))
+        self._record(values)
+
+    def _record(self, values: dict[str, float]) -> None:
+        self._latest |= values
         self.sinks.write(self.done - 1, values)
         self.progress.write(self.done - 1, values)
 
@@ -169,7 +177,7 @@ class Loop:
         if bad:
             _log.warning("step %d: loss or gradient not finite; update left out", self.done - 1)
         if bad >= limit:
-            self.checkpoints.wait()
+            self.checkpoints.wait(strict=False)
             newest = self.checkpoints.latest()
             raise TrainError(
                 f"training stopped after step {self.done}",
@@ -183,13 +191,13 @@ class Loop:
         if self.experiment.eval_data is not None:
             with self.timer.phase("evaluation"):
                 values = evaluate(self.experiment, state.params)
-            self.sinks.write(self.done - 1, values)
-            self.progress.write(self.done - 1, values)
+            self._record(values)
 
     def _save(self, state: TrainState, last: bool = False) -> None:
-        if self._saved == self.done or (last and self._on_disk()):
+        if self._saved == self.done and not last:
             return
         arrays = {"params": state.params, "optimizer": state.optimizer}
+        metrics = {name: self._latest[name] for name in COMPARABLE if name in self._latest}
         counters = {"skipped": int(state.skipped), "bad_in_a_row": int(state.bad_in_a_row)}
         records = {
             "data": self.experiment.data.state(self.done),
@@ -197,20 +205,10 @@ class Loop:
             "counters": {"step": self.done, **counters},
         }
         with self.timer.phase("checkpoint"):
-            try:
-                self.checkpoints.save(self.done, arrays, records, self._files)
-                self._saved = self.done
-                if last:
-                    self.checkpoints.wait()
-            except CheckpointError as error:
-                if last:
-                    raise
-                _log.error("checkpoint of step %d failed, training goes on: %s", self.done, error)
-
-    def _on_disk(self) -> bool:
-        self.checkpoints.wait()
-        newest = self.checkpoints.latest()
-        return newest is not None and newest.step == self.done
+            self.checkpoints.save(
+                self.done, arrays, records, self._files, metrics=metrics, final=last
+            )
+        self._saved = self.done
 
 
 class _Throughput:
@@ -234,13 +232,23 @@ class _Throughput:
         return {"tokens_per_s": tokens_per_s} | ({} if used is None else {"mfu": used})
 
 
-def _first_state(experiment: Experiment, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+def _tiers(run: RunConfig, directory: RunDirectory, identity: str) -> Tiers:
+    """The checkpoints; a step from the persistent store must be one of this very run."""
+
+    def accept(step: Path) -> None:
+        check_same_run(config.load(RunConfig, step / "run.toml").value, run)
+
+    return Tiers(directory.checkpoints, run.checkpoint, identity=identity, accept=accept)
+
+
+def _first_state(experiment: Experiment, checkpoints: Tiers) -> tuple[TrainState, int]:
     """The newest intact checkpoint's state, or the initial one, and the steps behind it."""
     if checkpoints.latest() is None:
         return experiment.initial(), 0
     abstract = experiment.abstract
     like = {"params": abstract.params, "optimizer": abstract.optimizer}
     restored = checkpoints.restore(None, like)
+    _log.info("step %d from %s in %.2f s", restored.step, restored.tier, restored.seconds)
     done = experiment.data.check_state(restored.records["data"])
     checkpoints.discard_after(done)
     counters = restored.records["counters"]

@@ -63,8 +63,11 @@ class RunDirectory:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    def open(self, run: Resolved[RunConfig]) -> None:
+    def open(self, run: Resolved[RunConfig]) -> str:
         """Make the directory and write the run file, or check that it is the same run.
+
+        Returns:
+            What tells this run from another one in a directory of the same name.
 
         Raises:
             ConfigError: the directory holds a run with other deciding settings.
@@ -77,10 +80,6 @@ class RunDirectory:
         atomic.write_file(self.provenance, json.dumps(sources, indent=1))
         if not self.identity_file.exists():
             atomic.write_file(self.identity_file, uuid.uuid4().hex)
-
-    @property
-    def identity(self) -> str:
-        """Tells this run from another one in a directory of the same name."""
         return self.identity_file.read_text(encoding="utf-8")
 
     def start_session(self, step: int) -> None:

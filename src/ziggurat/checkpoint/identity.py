@@ -1,0 +1,54 @@
+"""Which run a checkpoint directory belongs to, for what is kept of it elsewhere.
+
+Snapshots in memory are found by the path of the directory. A snapshot that outlived its run must
+not be taken for one of the next run in a directory of the same name. What the caller says of the
+run is therefore joined with a name that is drawn in the directory: a directory removed and made
+anew forgets its snapshots, even if the run file is the same.
+"""
+
+import uuid
+from pathlib import Path
+
+import xxhash
+
+from ziggurat.core import atomic
+from ziggurat.core.errors import CheckpointError
+from ziggurat.mesh import Processes
+
+NAME = ".identity"
+"""The file that holds the drawn name."""
+
+
+def run_identity(directory: Path, given: str | None, processes: Processes) -> str:
+    """A digest of what the caller says of the run and of the name drawn in its directory.
+
+    Args:
+        directory: of the checkpoints; made if it is not there.
+        given: tells this run from others, for instance by the digest of its run file.
+        processes: those that train together; the first draws the name.
+
+    Raises:
+        CheckpointError: nothing was given, or the directory cannot be written to.
+    """
+    if not given:
+        raise CheckpointError(
+            "snapshots in memory",
+            found="no identity of the run",
+            expected="a text that no other run in this directory has",
+            fix="pass identity=...",
+        )
+
+    def drawn() -> str:
+        path = directory / NAME
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if not path.exists():
+                atomic.write_file(path, uuid.uuid4().hex)
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoint directory {directory}", found=error, expected="a writable directory"
+            ) from error
+
+    name = processes.once("checkpoint identity", drawn)
+    return xxhash.xxh3_128_hexdigest(f"{given}\0{name}".encode())

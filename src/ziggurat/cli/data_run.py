@@ -1,0 +1,199 @@
+"""What the verbs of ``ziggurat data`` share: a run file or run directory, opened without JAX."""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn
+
+from ziggurat.checkpoint.manifest import RECORDS
+from ziggurat.core import config
+from ziggurat.core.errors import ConfigError, DataError
+from ziggurat.data import (
+    DataConfig,
+    HuggingFaceTokenizer,
+    PackedDataset,
+    TokenizerConfig,
+    build,
+    tokenizer_for,
+)
+from ziggurat.data.opening import Dataset
+
+_log = logging.getLogger(__name__)
+
+READ = ("name", "output", "seed", "model", "tokenizer", "data")
+"""Keys of a run file that decide its data."""
+
+
+@config.node
+class DataRun:
+    """A run file as far as it decides the data; the other tables are left to ``train``."""
+
+    name: str
+    output: Path = Path("runs")
+    seed: int = 0
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Only a pretrained model's path, if the run brings no tokenizer of its own."""
+    tokenizer: TokenizerConfig | None = None
+    data: DataConfig
+    objective: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: dict[str, Any] = dataclasses.field(default_factory=dict)
+    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
+    checkpoint: dict[str, Any] = dataclasses.field(default_factory=dict)
+    mesh: dict[str, Any] = dataclasses.field(default_factory=dict)
+    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A run file, and the run's directory if that was what the user named."""
+
+    run: DataRun
+    directory: Path | None
+
+    @property
+    def cache(self) -> Path:
+        """Where tokenizers and token stores of this run are kept: beside its directory."""
+        runs = self.run.output if self.directory is None else self.directory.parent
+        return runs / "cache"
+
+    @property
+    def steps(self) -> int | None:
+        """Steps that the run trains for, if its file says so."""
+        steps = self.run.train.get("steps")
+        return steps if isinstance(steps, int) else None
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Source:
+    """Read a run file, or the ``run.toml`` of a run directory.
+
+    Raises:
+        ConfigError: as :func:`ziggurat.core.config.load`; or an override of what is not read here.
+    """
+    for override in overrides:
+        key = override.partition("=")[0].split(".")[0].strip()
+        if key not in READ:
+            raise ConfigError(
+                f"override {override}",
+                found=f"the table {key}, which does not decide the data",
+                expected="a key of " + ", ".join(READ),
+            )
+    directory = path if path.is_dir() else None
+    if directory is not None and not (path / "run.toml").is_file():
+        raise ConfigError(
+            f"run {path}", found="no run.toml in it", expected="a run file or a run's directory"
+        )
+    file = path if directory is None else path / "run.toml"
+    return Source(config.load(DataRun, file, overrides).value, directory)
+
+
+def tokenizer_of(source: Source) -> HuggingFaceTokenizer:
+    """The run's tokenizer: loaded, trained if it is asked for and not there yet, or its model's.
+
+    Raises:
+        ConfigError: the run names none.
+        DataError, ModelError: as reading them says.
+    """
+    run = source.run
+    if run.tokenizer is not None:
+        return tokenizer_for(run.tokenizer, run.data, source.cache)
+    path = run.model.get("path")
+    if run.model.get("kind") != "pretrained" or not isinstance(path, str):
+        raise ConfigError(
+            "tokenizer",
+            found="nothing",
+            expected="a [tokenizer] table, since the model is new",
+            fix='e.g. kind = "train_bpe"',
+        )
+    if (Path(path) / "tokenizer.json").is_file():
+        return HuggingFaceTokenizer.load(Path(path))
+    from ziggurat.models import pretrained  # a checkpoint or GGUF file: this needs JAX
+
+    return pretrained.load(path).tokenizer
+
+
+def open_data(source: Source, tokenizer: HuggingFaceTokenizer) -> Dataset:
+    """The training split of a run, from the cache or made now.
+
+    Raises:
+        DataError: as :func:`ziggurat.data.build`.
+    """
+    return build(source.run.data, tokenizer, source.run.seed, source.cache)
+
+
+def open_stores(source: Source, verb: str) -> PackedDataset:
+    """The training split of a run whose tokens are kept.
+
+    Raises:
+        ConfigError: as :func:`require_stores`.
+        DataError: as :func:`ziggurat.data.build`.
+    """
+    require_stores(source, verb)
+    dataset = open_data(source, tokenizer_of(source))
+    assert isinstance(dataset, PackedDataset)
+    return dataset
+
+
+def require_stores(source: Source, verb: str) -> None:
+    """Refuse data that is tokenised while training reads it.
+
+    Raises:
+        ConfigError: there is no store to make or to look into.
+    """
+    if source.run.data.tokenize == "stream":
+        raise ConfigError(
+            f"data {verb}",
+            found='data.tokenize = "stream", which keeps no tokens',
+            expected='"ahead"',
+            fix="leave data.tokenize out",
+        )
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A bar on standard error that leaves nothing behind; silent where that is no terminal."""
+    silent = not sys.stderr.isatty()
+    return Progress(*columns, console=Console(stderr=True), transient=True, disable=silent)
+
+
+def check_unchanged(source: Source, dataset: Dataset) -> DataError | None:
+    """Compare the data with what the newest checkpoint of a run directory was trained on.
+
+    Returns:
+        What has changed; None if nothing has, or if there is nothing to compare with.
+    """
+    state = _saved_state(source.directory) if source.directory is not None else None
+    if state is None:
+        return None
+    try:
+        dataset.check_state(state)
+    except DataError as error:
+        return error
+    return None
+
+
+def warn_if_changed(source: Source, dataset: Dataset) -> None:
+    """Log that the data is not the run's any more, if so."""
+    changed = check_unchanged(source, dataset)
+    if changed:
+        _log.warning(
+            "not the data that run %s was trained on: found %s; expected %s",
+            *(source.run.name, changed.found, changed.expected),
+        )
+
+
+def _saved_state(directory: Path) -> dict[str, Any] | None:
+    """The data state of the newest checkpoint that has one."""
+    for records in sorted(directory.glob(f"checkpoints/step_*/{RECORDS}"), reverse=True):
+        try:
+            state = json.loads(records.read_text(encoding="utf-8")).get("data")
+        except (OSError, ValueError, AttributeError):
+            continue
+        if isinstance(state, dict):
+            return state
+    return None

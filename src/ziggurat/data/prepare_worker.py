@@ -1,0 +1,126 @@
+"""Processes that make parts of a token store, each one unit of work at a time.
+
+They are started as fresh interpreters that import this module and nothing of the program that
+starts them, so a script needs no ``if __name__ == "__main__"`` and no worker loads jax.
+"""
+
+import contextlib
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from ziggurat.core.errors import DataError
+from ziggurat.core.protocols import Tokenizer
+from ziggurat.data.encode import Encoder
+from ziggurat.data.parts import Part, write_part
+from ziggurat.data.sources import Source
+from ziggurat.data.sources.reading import Unit
+
+
+class Worker:
+    """One process, seen from the one that started it.
+
+    Args:
+        job: what :func:`packed` made.
+    """
+
+    def __init__(self, job: bytes):
+        ours, theirs = socket.socketpair()
+        self.connection = Connection(ours.detach())
+        program = (
+            f"import sys; sys.path[:] = {sys.path!r}; "
+            f"from ziggurat.data.prepare_worker import main; main({theirs.fileno()})"
+        )
+        # Each worker is one of many: the tokenizer's own threads would only add to them.
+        alone = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                env=os.environ | alone,
+            )
+        self.number = -1
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(job)
+
+    def give(self, number: int, source: Source, unit: Unit, path: Path) -> None:
+        """Let it make the part of one unit; if it is dead, receiving will tell."""
+        self.number = number
+        with contextlib.suppress(OSError):
+            self.connection.send((source, unit, path))
+
+    def end(self, patience: float = 0.0) -> int:
+        """End the process; returns its exit code, minus the signal that killed it.
+
+        Args:
+            patience: seconds to let it end by itself.
+        """
+        self.connection.close()
+        try:
+            return self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+def packed(tokenizer: Tokenizer, learn: bool) -> bytes:
+    """What a worker needs to know first.
+
+    Raises:
+        DataError: the tokenizer cannot be sent to a process.
+    """
+    try:
+        return pickle.dumps((tokenizer, learn))
+    except Exception as error:  # pickling runs the object's own code
+        raise DataError(
+            f"tokenizer {type(tokenizer).__name__}",
+            found=f"{type(error).__name__}: {error}",
+            expected="one that can be pickled",
+            fix="or use no worker processes",
+        ) from None
+
+
+def main(descriptor: int) -> None:
+    """Make parts until the other end of the connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process ends its workers
+    connection = Connection(descriptor)
+    # A closed connection: whoever wanted the parts is gone.
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        encoder, learn = _first(connection)
+        while encoder is not None:
+            source, unit, path = connection.recv()
+            connection.send(_make(connection, source, unit, path, encoder, learn))
+
+
+def _first(connection: Connection) -> tuple[Encoder | None, bool]:
+    content = connection.recv_bytes()
+    try:
+        tokenizer, learn = pickle.loads(content)
+    except Exception as error:
+        what = f"tokenizer in a worker process: found {type(error).__name__}: {error}"
+        fix = "define its class in a module, or use no worker processes"
+        connection.send(("failed", DataError(what, expected="one that can be loaded", fix=fix)))
+        return None, False
+    return Encoder(tokenizer), learn
+
+
+def _make(
+    connection: Connection, source: Source, unit: Unit, path: Path, encoder: Encoder, learn: bool
+) -> tuple[str, Any]:
+    def tell(documents: int, tokens: int) -> None:
+        connection.send(("told", (documents, tokens)))
+
+    try:
+        part: Part = write_part(source, unit, path, encoder, learn, tell)
+    except (BrokenPipeError, ConnectionResetError):
+        raise
+    except Exception as error:
+        return "failed", error
+    return "made", part

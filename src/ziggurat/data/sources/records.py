@@ -1,0 +1,202 @@
+"""One record of a source: a document, an empty record, or damage with its place."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ziggurat.core.errors import DataError, did_you_mean
+from ziggurat.data.sources.files import SourceFile
+from ziggurat.data.sources.nodes import completion_of, key_of
+
+SHOWN_FAULTS = 5
+"""How many damaged records a report names; it counts them all."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+    """One document and where it stands."""
+
+    text: str
+    """The text; of a conversation, its messages' contents, one below the other, until
+    :func:`ziggurat.data.conversation.rendered` puts the template's text in their place."""
+    file: str
+    """The file, named as the run file names it."""
+    record: int
+    """Line, row, record or sample in the file, from 1; 1 for a text file."""
+    learned: tuple[tuple[int, int], ...] | None = None
+    """Ranges of characters that are learned; None means all."""
+    messages: tuple[Mapping[str, Any], ...] | None = None
+    """The conversation, if it is one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Damaged:
+    """A damaged record."""
+
+    file: str
+    """The file, named as the run file names it."""
+    record: int | None
+    """Its number in the file, or in the range of the file that was read; None for all of it."""
+    found: str
+    expected: str
+    word: str = "line"
+    """What a record of this kind of file is called."""
+
+    def error(self, shift: int = 0) -> DataError:
+        """The error that names it; ``shift`` is the number of records before the range."""
+        where = (
+            self.file if self.record is None else f"{self.file} {self.word} {self.record + shift}"
+        )
+        return DataError(
+            where, found=self.found, expected=self.expected, fix='or set on_error = "skip"'
+        )
+
+
+class Blank:
+    """A place that counts as a record's but holds none, such as an empty line."""
+
+
+BLANK = Blank()
+
+Record = Document | Damaged | Blank | None
+"""What stands at one place of a file; None is a record with nothing to learn in it."""
+
+Records = Iterator[tuple[int, Record]]
+"""Numbers from 1, counted in the piece that is read, and what stands there."""
+
+
+@dataclasses.dataclass
+class ReadReport:
+    """What reading left out."""
+
+    documents: int = 0
+    """Documents read."""
+    empty: int = 0
+    """Records without a single character, or without one to learn, left out."""
+    skipped: int = 0
+    """Damaged records left out under ``on_error = "skip"``."""
+    faults: list[str] = dataclasses.field(default_factory=list)
+    """The first few damaged records, one line each."""
+
+
+class Fault(Exception):
+    """What is wrong with a record: what was found, and what was expected."""
+
+    def __init__(self, found: object, expected: str):
+        super().__init__(" ".join(str(found).split()), expected)
+
+    def at(self, file: SourceFile, record: int | None, word: str = "line") -> Damaged:
+        """The fault with its place."""
+        return Damaged(file.name, record, *self.args, word=word)
+
+
+def document(
+    source: Any, file: SourceFile, number: int, get: Callable[[str], Any]
+) -> Document | None:
+    """The document of one record.
+
+    Args:
+        source: says what a record holds.
+        file: where the record stands.
+        number: its number there.
+        get: the record's value under a key; raises :class:`Fault` if there is none.
+
+    Raises:
+        Fault: a value is missing or of the wrong type.
+    """
+    key = key_of(source)
+    value = get(key)
+    if source.content == "text":
+        text = checked_text(value, key)
+        return Document(text, file.name, number) if text else None
+    if source.content == "messages":
+        messages = _messages(value, key)
+        if not any(message["role"] == "assistant" for message in messages):
+            return None
+        said = [m["content"] for m in messages if isinstance(m.get("content"), str)]
+        return Document("\n".join(said), file.name, number, messages=messages)
+    prompt, other = checked_text(value, key), completion_of(source)
+    whole = prompt + checked_text(get(other), other)
+    if len(whole) == len(prompt):
+        return None
+    return Document(whole, file.name, number, learned=((len(prompt), len(whole)),))
+
+
+def keyed(record: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Access to a JSON object's values that says which keys there are."""
+    return functools.partial(_value, record)
+
+
+def _value(record: Mapping[str, Any], key: str) -> Any:
+    if key in record:
+        return record[key]
+    hint = did_you_mean(key, record)
+    found = f"keys {', '.join(map(repr, record)) or 'none'}"
+    raise Fault(found, f"a key {key!r}{', ' + hint if hint else ''}")
+
+
+def json_object(line: bytes) -> dict[str, Any]:
+    """A JSON object from its bytes.
+
+    Raises:
+        Fault: it is none.
+    """
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Fault(f"{error.reason} at byte {error.start}", "utf-8 text") from None
+    except (ValueError, RecursionError) as error:
+        raise Fault(error, "one JSON object a record") from None
+    if not isinstance(record, dict):
+        raise Fault(f"a JSON {type(record).__name__}", "a JSON object")
+    return record
+
+
+def decoded(content: bytes, encoding: str = "utf-8") -> str:
+    """Text from its bytes.
+
+    Raises:
+        Fault: they are not in that encoding.
+    """
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise Fault(f"{error.reason} at byte {error.start}", f"{encoding} text") from None
+
+
+def checked_text(value: Any, key: str) -> str:
+    """``value`` if it is a text that a tokenizer takes.
+
+    JSON can spell half a surrogate pair, which is no character.
+    """
+    if not isinstance(value, str):
+        raise Fault("null" if value is None else f"{key!r}: {type(value).__name__}", "a string")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise Fault(f"a lone surrogate at character {error.start}", "text") from None
+    return value
+
+
+def _messages(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
+    """Messages as mappings with a role; columns of lists, as old data sets keep them, turned."""
+    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
+        if len({len(column) for column in value.values()}) != 1:
+            raise Fault(f"{key!r}: lists of different lengths", "a list of messages")
+        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        kind = "no messages" if value == [] else type(value).__name__
+        raise Fault(f"{key!r}: {kind}", "a list of messages")
+    for number, message in enumerate(value):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise Fault(f"{key!r}: message {number} without a role", "role and content")
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        raise Fault(f"{key!r}: a lone surrogate", "text") from None
+    # A table fills what a message lacks with null; no template should see the difference.
+    return tuple(
+        {k: v for k, v in message.items() if v is not None or k == "content"} for message in value
+    )

@@ -1,0 +1,134 @@
+"""Records of Parquet files and of the Arrow files of a Hugging Face data set."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from ziggurat.core.errors import DataError, did_you_mean
+from ziggurat.data.sources import files
+from ziggurat.data.sources.files import SourceFile
+from ziggurat.data.sources.nodes import HuggingFaceDataset, Parquet, completion_of, key_of
+from ziggurat.data.sources.records import Fault, Records, document
+
+BATCH_ROWS = 1024
+
+
+def parquet_records(
+    source: Parquet, file: SourceFile, begin: int = 0, end: int | None = None
+) -> Records:
+    """The records of a file's rows; of a part of it, of those groups of rows.
+
+    A damaged group is left out as a whole and the next one is read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    damage = (pa.ArrowException, OSError, UnicodeDecodeError)
+    try:
+        stream = files.open_plain(file)
+    except OSError as error:
+        yield 1, Fault(error, "a readable file").at(file, None)
+        return
+    with stream as opened:
+        try:
+            table = pq.ParquetFile(opened)
+        except damage as error:
+            yield 1, Fault(error, "a whole Parquet file").at(file, None)
+            return
+        columns = _columns(source, file, table.schema_arrow)
+        groups = range(table.num_row_groups)
+        number = sum(table.metadata.row_group(group).num_rows for group in groups[:begin])
+        for group in groups[begin:end]:
+            last = number + table.metadata.row_group(group).num_rows
+            try:
+                batches = table.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns)
+                for row, record in _rows(source, file, batches, number):
+                    yield row, record
+                    number = row
+            except damage as error:
+                found = f"group of rows {number + 1} to {last}: {error}"
+                yield last, Fault(found, "a whole Parquet file").at(file, number + 1, "row")
+            number = last
+
+
+def arrow_records(source: HuggingFaceDataset, file: SourceFile) -> Records:
+    """The records of the rows of an Arrow stream file."""
+    import pyarrow as pa
+
+    number = 0
+    try:
+        with (
+            pa.memory_map(files.local_path(file))
+            if files.is_local(file)
+            else files.open_plain(file) as opened,
+            pa.ipc.open_stream(opened) as stream,
+        ):
+            columns = _columns(source, file, stream.schema)
+            batches = (batch.select(columns) for batch in stream)
+            for row, record in _rows(source, file, batches, 0):
+                yield row, record
+                number = row
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        yield number + 1, Fault(error, "a whole Arrow file").at(file, number + 1, "row")
+
+
+def groups_of(file: SourceFile) -> list[int] | None:
+    """Bytes of each group of rows of a Parquet file; None if it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with files.open_plain(file) as opened:
+            metadata = pq.ParquetFile(opened).metadata
+            return [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def _rows(source: Any, file: SourceFile, batches: Iterator[Any], number: int) -> Records:
+    for batch in batches:
+        names = batch.schema.names
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            number += 1
+            try:
+                yield number, document(source, file, number, dict(zip(names, row)).__getitem__)
+            except Fault as fault:
+                yield number, fault.at(file, number, "row")
+
+
+def _columns(source: Any, file: SourceFile, schema: Any) -> list[str]:
+    """Names of the columns to read.
+
+    Raises:
+        DataError: one is not there or of a type that holds no document.
+    """
+    wanted = [key_of(source)]
+    if source.content == "prompt_completion":
+        wanted.append(completion_of(source))
+    for name in wanted:
+        if name not in schema.names:
+            raise DataError(
+                file.name,
+                found=f"columns {', '.join(schema.names)}",
+                expected=f"a column {name!r}",
+                fix=did_you_mean(name, schema.names) or "set column",
+            )
+        _check_type(source, file, name, schema.field(name).type)
+    return wanted
+
+
+def _check_type(source: Any, file: SourceFile, name: str, kind: Any) -> None:
+    import pyarrow as pa
+
+    found = kind
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if source.content == "messages":
+        good = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind)
+    else:
+        good = any(
+            is_(kind)
+            for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+        )
+    if not good:
+        expected = "a list of messages" if source.content == "messages" else "strings"
+        raise DataError(f"{file.name} column {name!r}", found=found, expected=expected)

@@ -1,10 +1,10 @@
 """Packed batches against Grain's first-fit and torch's DataLoader, interleaved in one run.
 
-The same documents (random lengths, mean about 270 tokens, one in memory after tokenising) go
-through every pipeline; counted are tokens in rows, padding excluded. Ziggurat makes all five arrays
-of a batch, in a keyed order; Grain makes the same, and once only tokens, segments and positions;
-torch packs end to end with numpy. What runs in one process is held on one core. Prints tokens/s with its spread
-and the ratios, then what it takes to set up a shuffle, and writes both to
+The same documents (random lengths, mean about 270 tokens, in memory) go through every pipeline;
+counted are tokens in rows, padding excluded. Ziggurat makes all five arrays of a batch, in a keyed
+order; Grain makes the same, and once only tokens, segments and positions; torch packs end to end
+with numpy. What runs in one process is held on one core. Prints tokens/s with its spread and the
+ratios, then what it takes to set up a shuffle, and writes both to
 ``benchmarks/results/data.json`` with the machine's facts::
 
     python benchmarks/data.py --rounds 5

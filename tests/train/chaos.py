@@ -43,9 +43,22 @@ kind = "bytes"
 [data]
 sequence_length = 64
 batch_size = 8
+packing.kind = "first_fit"
+filter.max_tokens = 20000
+dedup.exact = true
+mixture.weights = { code = 0.6, prose = 0.4 }
+[[data.mixture.schedule]]
+step = 50
+weights = { code = 0.2, prose = 0.8 }
 [[data.sources]]
+name = "code"
 kind = "text"
 path = "{stdlib}/json"
+glob = "*.py"
+[[data.sources]]
+name = "prose"
+kind = "text"
+path = "{stdlib}/email"
 glob = "*.py"
 [optimizer]
 kind = "adamw"

@@ -72,7 +72,8 @@ def _describe(run) -> int:
     out = console.output()
     out.print(f"parameters      {experiment.model.parameter_count:,}")
     out.print(f"tokens a step   {run.data.batch_size * run.data.sequence_length:,}")
-    out.print(f"steps an epoch  {experiment.data.steps_per_epoch:,}")
+    steps = experiment.data.steps_per_epoch
+    out.print(f"steps an epoch  {'not known of a stream' if steps is None else f'{steps:,}'}")
     used = {axis: size for axis, size in experiment.layout.sizes.items() if size > 1}
     out.print(f"mesh            {used or 'one device'}")
     return 0

@@ -14,7 +14,7 @@ from ziggurat import mesh as mesh_
 from ziggurat import optim
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.protocols import Batch
-from ziggurat.data import HuggingFaceTokenizer, PackedDataset
+from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset
 from ziggurat.mesh import Layout, Processes
 from ziggurat.models import LanguageModel, Params, pretrained
 from ziggurat.nn.precision import Precision
@@ -34,7 +34,7 @@ class Experiment:
     layout: Layout
     model: LanguageModel
     tokenizer: HuggingFaceTokenizer
-    data: PackedDataset
+    data: Dataset
     eval_data: PackedDataset | None
     optimizer: optim.Optimizer
     abstract: TrainState
@@ -107,7 +107,7 @@ def assemble(
     layout: Layout,
     model: LanguageModel,
     tokenizer: HuggingFaceTokenizer,
-    training: PackedDataset,
+    training: Dataset,
     held_out: PackedDataset | None,
     params: Params | None = None,
 ) -> Experiment:
@@ -230,12 +230,14 @@ def _first_alone(what: str, make: Callable[[], Any]) -> Any:
 
 def _data(
     run: RunConfig, tokenizer: HuggingFaceTokenizer
-) -> tuple[PackedDataset, PackedDataset | None]:
+) -> tuple[Dataset, PackedDataset | None]:
     cache = run.output / "cache"
     training = data_.build(run.data, tokenizer, run.seed, cache)
     if not run.data.eval_fraction:
         return training, None
-    return training, data_.build(run.data, tokenizer, run.seed, cache, "eval")
+    held_out = data_.build(run.data, tokenizer, run.seed, cache, "eval")
+    assert isinstance(held_out, PackedDataset), "a stream holds nothing out"
+    return training, held_out
 
 
 def _tokenizer(run: RunConfig, start: "pretrained.Pretrained | None") -> HuggingFaceTokenizer:

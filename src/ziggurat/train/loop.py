@@ -94,6 +94,8 @@ def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
     status = "finished"
     if stop.signal is not None and loop.done < total:
         status = f"stopped by {stop.signal.name} after step {loop.done}"
+    elif loop.done < total:
+        status = f"ended by its data after step {loop.done} of {total}"
     memory = compiled_memory(compiled)
     return Outcome(run, directory, experiment, state, timer, status, memory)
 
@@ -124,7 +126,7 @@ class Loop:
         self.done, run = done, self.experiment.run
         batches = self._batches(done)
         batch = self._place_next(batches, done)
-        while self.done < run.train.steps and not self.stop.after(self.done):
+        while batch is not None and not self.stop.after(self.done):
             with self.timer.step(self.done) as record:
                 with self.timer.phase("step"):
                     state, metrics = step(state, batch)
@@ -151,11 +153,12 @@ class Loop:
         return data.iterate(done, local_rows(self.experiment.layout, data.batch_size))
 
     def _place_next(self, batches: Iterator[Batch], step: int) -> dict[str, jax.Array] | None:
-        """The batch of ``step`` on the devices; None after the last step."""
+        """The batch of ``step`` on the devices; None after the last step, or the end of a stream."""
         if step >= self.experiment.run.train.steps:
             return None
         with self.timer.phase("data"):
-            return self.experiment.place(next(batches))
+            batch = next(batches, None)
+            return None if batch is None else self.experiment.place(batch)
 
     def _write(self, values: dict[str, float]) -> None:
         record = self.timer.records[-1]

@@ -24,8 +24,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
-
 KILLS_A_RUN = 25
 STEPS_A_KILL = 8
 RUN = """
@@ -83,6 +81,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tally", type=Path)
     given = parser.parse_args()
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     _import_all()
     tally = Counter[str]()
     chance = random.Random(given.seed)

@@ -22,6 +22,8 @@ def start(directory: Path, name: str, *overrides: str) -> subprocess.Popen:
     file = directory / "tiny.toml"
     file.write_text(TEXT)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment["JAX_COMPILATION_CACHE_DIR"] = str(directory / "compiled")
+    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     fixed = (f"--set=name={name}", f"--set=output={directory}", f"--train.steps={STEPS}")
     command = [sys.executable, "-m", "ziggurat.cli.main", "train", str(file), *fixed, *overrides]
     return subprocess.Popen(
@@ -68,7 +70,7 @@ def test_kills_leave_no_trace(processes, kills, tmp_path):
     assert counted["kills"] == kills
     assert counted["steps compared"] > kills
     assert counted["batches compared"] > counted["steps compared"]
-    assert counted["checkpoints verified"] > 0
+    assert any(name.startswith("restored from") for name in counted)
     assert not set(counted) & set(LOSSES), counted
 
 

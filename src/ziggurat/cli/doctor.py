@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ziggurat.cli import console
 
-PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 PLUGINS = ("libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "jax-metal")
 LEAST_DISK_GIB = 10
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")

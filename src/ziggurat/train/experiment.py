@@ -228,9 +228,7 @@ def _first_alone(what: str, make: Callable[[], Any]) -> Any:
     return made[0] if made else make()
 
 
-def _data(
-    run: RunConfig, tokenizer: HuggingFaceTokenizer
-) -> tuple[Dataset, PackedDataset | None]:
+def _data(run: RunConfig, tokenizer: HuggingFaceTokenizer) -> tuple[Dataset, PackedDataset | None]:
     cache = run.output / "cache"
     training = data_.build(run.data, tokenizer, run.seed, cache)
     if not run.data.eval_fraction:

@@ -153,7 +153,7 @@ class Loop:
         return data.iterate(done, local_rows(self.experiment.layout, data.batch_size))
 
     def _place_next(self, batches: Iterator[Batch], step: int) -> dict[str, jax.Array] | None:
-        """The batch of ``step`` on the devices; None after the last step, or the end of a stream."""
+        """The batch of ``step`` on the devices; None after the last step or the end of the data."""
         if step >= self.experiment.run.train.steps:
             return None
         with self.timer.phase("data"):
@@ -208,9 +208,11 @@ class Loop:
             "counters": {"step": self.done, **counters},
         }
         with self.timer.phase("checkpoint"):
-            self.checkpoints.save(
+            report = self.checkpoints.save(
                 self.done, arrays, records, self._files, metrics=metrics, final=last
             )
+        if report.disk is not None:
+            self.sinks.write(self.done - 1, {"checkpoint_blocking_s": report.blocking_s})
         self._saved = self.done
 
 

@@ -14,7 +14,7 @@ from ziggurat.train.loop import Outcome
 from ziggurat.train.metrics import read_metrics
 from ziggurat.train.report import RunReport, Sample, SavedCheckpoint, write_report
 
-PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def report(outcome: Outcome, samples: Sequence[Sample] = ()) -> Path:

@@ -90,7 +90,7 @@ def main() -> int:
         while tally["kills"] < given.kills:
             number += 1
             wanted = min(KILLS_A_RUN, given.kills - tally["kills"])
-            tiers = list(TIERS)[number % len(TIERS)]
+            tiers = list(TIERS)[(number + given.seed) % len(TIERS)]
             run = Run(Path(folder), f"run-{number}", given.processes, tiers, wanted * STEPS_A_KILL)
             tally += run.under_fire(chance, wanted)
             tally += run.compare_with_peace()
@@ -155,6 +155,9 @@ class Run:
                     os.kill(pid, signal.SIGKILL)
                     tally["keepers of snapshots killed too"] += 1
             tally += self._verify()
+            if "store" in self.tiers and chance.random() < 0.15:
+                shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
+                tally["disks lost too"] += 1
         for code in _reap(self._start(self.name)):
             tally["runs that failed"] += code != 0
         tally["runs"] += 1

@@ -70,7 +70,7 @@ TIERS = {
     "disk": "",
     "memory": "[checkpoint.memory]\nevery = 1\nlinger_s = 20\n",
     "memory and store": "[checkpoint.memory]\nevery = 2\nlinger_s = 20\n"
-    '[checkpoint.persistent]\nurl = "OUTPUT/store"\nevery = 6\n',
+    '[checkpoint.persistent]\nurl = "store"\nevery = 6\n',
 }
 
 
@@ -122,7 +122,7 @@ class Run:
         self.directory = folder / name
         self.tiers = tiers
         self.file = folder / f"{name}.toml"
-        self.file.write_text(RUN + TIERS[tiers].replace("OUTPUT", f"{folder}/{name}"))
+        self.file.write_text(RUN + TIERS[tiers])
         self.attempts = 0
 
     def under_fire(self, chance: random.Random, kills: int) -> Counter[str]:
@@ -195,6 +195,8 @@ class Run:
         for index in range(self.processes):
             args = ["train", str(self.file), "--set", f"name={name}", f"--set=output={self.folder}"]
             args += [f"--train.steps={self.steps}"]
+            if "store" in self.tiers:
+                args += [f"--checkpoint.persistent.url={self.folder}/{name}/store"]
             if self.processes > 1:
                 args += ["--coordinator", f"localhost:{port}", "--process", str(index)]
                 args += ["--processes", str(self.processes), f"--mesh.data={self.processes}"]

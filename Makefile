@@ -3,8 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Test processes; they compile, and a compilation keeps about one core busy.
-JOBS ?= 2
+# Test processes: one more than cores, since many tests wait for processes they started.
+JOBS ?= 3
 # The oracle's PyTorch. Without a CPU build at hand, pip takes one for CUDA, several gigabytes.
 TORCH ?= torch==2.13.0
 

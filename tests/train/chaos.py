@@ -134,10 +134,12 @@ class Run:
             if chance.random() < 0.4:  # while it starts and restores
                 _sleep_unless_ended(chance.uniform(0, startup), pids)
             else:
-                while self._rows() == before and _alive(pids):
+                wanted, seen = before + chance.randint(1, STEPS_A_KILL), 0.0
+                while self._rows() < wanted and _alive(pids):
+                    seen = seen or (time.monotonic() if self._rows() > before else 0.0)
                     time.sleep(0.002)
-                startup = 0.5 * startup + 0.5 * (time.monotonic() - begun)
-                _sleep_unless_ended(chance.uniform(0, 1.2), pids)
+                startup = 0.5 * startup + 0.5 * ((seen or time.monotonic()) - begun)
+                _sleep_unless_ended(chance.uniform(0, 0.3), pids)
             if not _alive(pids):
                 break  # it was done, or it failed: the last start below tells
             tally["kills"] += 1

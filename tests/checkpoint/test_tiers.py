@@ -292,6 +292,7 @@ def test_a_lost_host_comes_back_from_its_neighbour(tmp_path, private):
     trainers = pair(tmp_path, "train")
     try:
         keepers = [trainer.stdout.readline() for trainer in trainers]  # pyright: ignore
+        assert all(keepers), [trainer.communicate()[1] for trainer in trainers]
         os.kill(int(keepers[1]), signal.SIGKILL)
     finally:
         for trainer in reversed(trainers):

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -196,6 +197,22 @@ def test_training_goes_on_without_keeper_and_store(tmp_path, private, monkeypatc
     assert tiers.store is not None
     assert tiers.store.steps() == [8]
     tiers.close(finished=True)
+
+
+def test_a_sweep_beside_it_leaves_the_name_that_is_being_drawn(tmp_path, private, monkeypatch):
+    """Another process that begins removes what killed writers left, but nothing of a living one."""
+    real, drawn = os.replace, []
+
+    def while_others_begin(source, target):
+        Checkpoints(tmp_path / "run")
+        drawn.append(Path(target).name)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", while_others_begin)
+    config = CheckpointConfig(memory=MemoryTier(linger_s=5.0))
+    with Tiers(tmp_path / "run", config, identity="run") as tiers:
+        assert tiers.latest() is None
+    assert drawn == [".identity"]
 
 
 WORKER = """

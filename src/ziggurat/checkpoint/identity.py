@@ -7,6 +7,7 @@ anew forgets its snapshots, even if the run file is the same.
 """
 
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import xxhash
@@ -19,16 +20,21 @@ NAME = ".identity"
 """The file that holds the drawn name."""
 
 
-def run_identity(directory: Path, given: str | None, processes: Processes) -> str:
+def run_identity(
+    directory: Path, given: str | None, processes: Processes, claim: Callable[[], None]
+) -> str:
     """A digest of what the caller says of the run and of the name drawn in its directory.
 
     Args:
         directory: of the checkpoints; made if it is not there.
         given: tells this run from others, for instance by the digest of its run file.
         processes: those that train together; the first draws the name.
+        claim: makes the first process the writer of the directory, so that no other one sweeps the
+            file while it is being written.
 
     Raises:
-        CheckpointError: nothing was given, or the directory cannot be written to.
+        CheckpointError: nothing was given, the directory cannot be written to, or another run is
+            saving there.
     """
     if not given:
         raise CheckpointError(
@@ -41,7 +47,7 @@ def run_identity(directory: Path, given: str | None, processes: Processes) -> st
     def drawn() -> str:
         path = directory / NAME
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            claim()
             if not path.exists():
                 atomic.write_file(path, uuid.uuid4().hex)
             return path.read_text(encoding="utf-8")

@@ -134,6 +134,15 @@ class Checkpoints:
         """Whether the configured interval asks for a checkpoint after ``step`` steps."""
         return step > 0 and step % self.config.every == 0
 
+    def claim(self) -> None:
+        """Become the one who saves here, as the first :meth:`save` does, until :meth:`close`.
+
+        Raises:
+            CheckpointError: another process is.
+            OSError: the directory cannot be made or written to.
+        """
+        self._lock.acquire()
+
     def save(
         self,
         step: int,
@@ -278,7 +287,7 @@ class Checkpoints:
         def discard() -> list[int]:
             if not self._processes.first:
                 return []
-            self._lock.acquire()
+            self.claim()
             newer = [info for info in self.steps() if info.step > step]
             return [info.step for info in newer if retention.remove_unread(info.path)]
 

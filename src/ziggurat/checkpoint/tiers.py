@@ -112,7 +112,7 @@ class Tiers:
         """Only on the first process."""
         self._accept = accept
         if self.config.memory is not None:
-            name = run_identity(self.directory, identity, self.processes)
+            name = run_identity(self.directory, identity, self.processes, self.disk.claim)
             self.memory = Memory(self.directory, self.config.memory, name, self.processes)
         if self.config.persistent is not None and self.processes.first:
             self.store = PersistentStore(
@@ -353,7 +353,7 @@ class Tiers:
         final = self.directory / step_name(step)
         temporary = atomic.temporary_beside(final)
         try:
-            self.disk._lock.acquire()  # from now on nobody sweeps temporaries here
+            self.disk.claim()  # from now on nobody sweeps temporaries here
             temporary.mkdir()
             self.store.download(step, temporary)
             if self._accept is not None:

@@ -268,7 +268,7 @@ def test_workers_load_neither_jax_nor_the_starting_program(tmp_path, small_units
         "        popen = subprocess.Popen\n"
         "        def checked(command, **rest):\n"
         "            command[-1] = command[-1].replace('; main(', "
-        "\"; assert 'jax' not in sys.modules; main(\")\n"
+        "\"; import sys; assert 'jax' not in sys.modules; main(\")\n"
         "            assert 'assert' in command[-1]\n"
         "            return popen(command, **rest)\n"
         "        module.subprocess.Popen = checked\n"

@@ -4,7 +4,6 @@ A process that failed alone would leave the others waiting for it. Every shared 
 therefore ends with each process telling all others how it went.
 """
 
-import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -41,12 +40,6 @@ def reason(error: BaseException) -> str:
         return system[1].strip()
     line = str(error).strip().partition("\n")[0][:300]
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
-
-
-@functools.cache
-def everyone() -> Processes:
-    """The processes of this run; one object, because it counts the calls under each name."""
-    return Processes()
 
 
 def together(processes: Processes, name: str, call: Callable[[], Any]) -> list[Any]:

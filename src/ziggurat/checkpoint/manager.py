@@ -25,12 +25,13 @@ from jaxtyping import PyTree
 
 from ziggurat.checkpoint import quarantine, retention
 from ziggurat.checkpoint import steps as step_directory
-from ziggurat.checkpoint.agreement import everyone, together
+from ziggurat.checkpoint.agreement import together
 from ziggurat.checkpoint.config import CheckpointConfig
 from ziggurat.checkpoint.content import StepContent
 from ziggurat.checkpoint.manifest import DamagedError, Manifest, check_sizes
 from ziggurat.checkpoint.saving import Save
 from ziggurat.checkpoint.writer_lock import WriterLock
+from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
 from ziggurat.mesh import Processes
 
@@ -117,7 +118,7 @@ class Checkpoints:
         self.last_error: CheckpointError | None = None
         """Why the last of them was."""
         self.last_save: SaveReport | None = None
-        self._processes = processes or everyone()
+        self._processes = processes or Processes()
         self._pending_error: CheckpointError | None = None
         self._thread: threading.Thread | None = None
         self._lock = WriterLock(self.directory)
@@ -292,6 +293,15 @@ class Checkpoints:
             return [info.step for info in newer if retention.remove_unread(info.path)]
 
         return together(self._processes, f"checkpoint/{self.directory}/discard", discard)[0]
+
+    def adopt(self, made: Path, step: int) -> None:
+        """Give a whole step directory that was made below :attr:`directory` its name, in place of
+        one that is damaged; for the first process, after :meth:`claim`."""
+        final = self.directory / step_directory.step_name(step)
+        if final.exists():
+            atomic.remove_directory(final)
+        atomic.commit_directory(made, final)
+        self._damaged.discard(step)
 
     def _candidates(self, step: int | None) -> list[int]:
         """Steps to try, newest first; the same on all processes."""

@@ -27,7 +27,6 @@ from typing import Any, Literal, NamedTuple
 
 from jaxtyping import PyTree
 
-from ziggurat.checkpoint.agreement import everyone
 from ziggurat.checkpoint.config import CheckpointConfig
 from ziggurat.checkpoint.identity import run_identity
 from ziggurat.checkpoint.manager import Checkpoints, SaveReport, StepInfo
@@ -105,7 +104,7 @@ class Tiers:
     ):
         self.directory = Path(directory).absolute()
         self.config = config or CheckpointConfig()
-        self.processes = processes or everyone()
+        self.processes = processes or Processes()
         self.disk = Checkpoints(self.directory, self.config, self.processes)
         self.memory: Memory | None = None
         self.store: PersistentStore | None = None
@@ -350,18 +349,14 @@ class Tiers:
     def _fetch(self, step: int) -> str:
         """Bring a step from the persistent store to the disk; returns what is wrong with it."""
         assert self.store is not None
-        final = self.directory / step_name(step)
-        temporary = atomic.temporary_beside(final)
+        temporary = atomic.temporary_beside(self.directory / step_name(step))
         try:
             self.disk.claim()  # from now on nobody sweeps temporaries here
             temporary.mkdir()
             self.store.download(step, temporary)
             if self._accept is not None:
                 self._accept(temporary)
-            if final.exists():  # damaged, or it would have come before the store
-                atomic.remove_directory(final)
-            atomic.commit_directory(temporary, final)
-            self.disk._damaged.discard(step)
+            self.disk.adopt(temporary, step)  # an intact one would have come before the store
         except (DamagedError, StoreError, OSError) as error:
             return str(error)
         finally:

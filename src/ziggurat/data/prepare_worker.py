@@ -1,22 +1,16 @@
-"""Processes that make parts of a token store, each one unit of work at a time.
-
-They are started as fresh interpreters that import this module and nothing of the program that
-starts them, so a script needs no ``if __name__ == "__main__"`` and no worker loads jax.
-"""
+"""Processes that make parts of a token store, each one unit of work at a time."""
 
 import contextlib
-import os
 import pickle
-import signal
 import socket
 import subprocess
-import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Tokenizer
+from ziggurat.data import interpreter
 from ziggurat.data.encode import Encoder
 from ziggurat.data.parts import Part, write_part
 from ziggurat.data.sources import Source
@@ -33,18 +27,13 @@ class Worker:
     def __init__(self, job: bytes):
         ours, theirs = socket.socketpair()
         self.connection = Connection(ours.detach())
-        program = (
-            f"import sys; sys.path[:] = {sys.path!r}; "
-            f"from ziggurat.data.prepare_worker import main; main({theirs.fileno()})"
-        )
-        # Each worker is one of many: the tokenizer's own threads would only add to them.
-        alone = {"TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", program],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                env=os.environ | alone,
+            self.process = interpreter.start(
+                f"from ziggurat.data.prepare_worker import main; main({theirs.fileno()})",
+                [theirs.fileno()],
+                # Each worker is one of many: the tokenizer's own threads would only add to them.
+                TOKENIZERS_PARALLELISM="false",
+                RAYON_NUM_THREADS="1",
             )
         self.number = -1
         with contextlib.suppress(OSError):
@@ -89,7 +78,6 @@ def packed(tokenizer: Tokenizer, learn: bool) -> bytes:
 
 def main(descriptor: int) -> None:
     """Make parts until the other end of the connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starting process ends its workers
     connection = Connection(descriptor)
     # A closed connection: whoever wanted the parts is gone.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):

@@ -4,8 +4,8 @@ A worker computes ``dataset.batch(step, rows)``, a pure function, so it has no s
 that was killed, or does not finish, is replaced and its steps are computed again. Steps are handed
 out in order to whoever has room, and come back in order.
 
-* A worker is a fresh interpreter that imports the data package and what the data set's pickle
-  names, never the caller's main module (and with it JAX), and needs no ``__main__`` guard.
+* A worker is a fresh interpreter (:mod:`ziggurat.data.interpreter`) that imports the data package
+  and what the data set's pickle names.
 * Batches travel through memory without a name (a memfd), so nothing stays in ``/dev/shm`` whoever
   is killed. Orders and answers are a few bytes on one socket per worker; there is no lock that a
   killed process could keep.
@@ -21,7 +21,6 @@ import os
 import pickle
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from multiprocessing import connection
@@ -29,6 +28,7 @@ from typing import Protocol, runtime_checkable
 
 from ziggurat.core.errors import DataError, ZigguratError
 from ziggurat.core.protocols import Batch
+from ziggurat.data import interpreter
 from ziggurat.data.worker_process import Layout, nameless_memory
 
 logger = logging.getLogger(__name__)
@@ -257,7 +257,11 @@ class _Worker:
         memory = nameless_memory(ahead * layout.slot_bytes)
         try:
             self._memory = mmap.mmap(memory, ahead * layout.slot_bytes)
-            self._process = _start(theirs.fileno(), job, memory)
+            descriptors = theirs.fileno(), job, memory
+            self._process = interpreter.start(
+                f"from ziggurat.data import worker_process; worker_process.serve{descriptors}",
+                descriptors,
+            )
         finally:
             os.close(memory)
             theirs.close()
@@ -295,23 +299,3 @@ class _Worker:
         number = -code
         name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
         return f"was ended by {name}"
-
-
-def _start(link: int, job: int, memory: int) -> subprocess.Popen:
-    """A fresh interpreter that runs :func:`ziggurat.data.worker_process.serve`."""
-    program = (  # the parent decides when to stop: a worker ends with it
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
-        f"from ziggurat.data import worker_process; worker_process.serve({link}, {job}, {memory})"
-    )
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        "JAX_PLATFORMS": "cpu",  # a data set that does import JAX must not take the accelerator
-    }
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", program],
-        stdin=subprocess.DEVNULL,
-        pass_fds=(link, job, memory),
-        env=environment,
-        process_group=0,  # the terminal's Ctrl-C goes to the parent alone
-    )

@@ -136,7 +136,7 @@ class HuggingFaceDataset(_Records):
 
 @config.node
 class WebDataset(_Files, _Records):
-    """Tar shards, .tar or packed as .gz, .bz2, .xz or .zst; the files that share a base name are one
+    """Tar shards, .tar or packed (.gz, .bz2, .xz, .zst); the files that share a base name are one
     record, keyed by their extensions. ``completion`` is an extension, and has no default."""
 
     kind: Literal["webdataset"] = "webdataset"

@@ -365,3 +365,24 @@ def test_trainers_killed_at_any_moment(tmp_path, private):
     assert whole >= 10, "hardly anything was saved: the test shows nothing"
     torn = [life for life in lives if int(life[0]) > 1 and life[1] == "1"]
     assert torn, "no kill came in the middle of a snapshot: the test shows nothing"
+
+
+def test_the_newest_complete_snapshot_is_never_written_over(tmp_path, private):
+    """Also where a newer one is here and never became complete on the other hosts."""
+    link = peer.start_keeper(tmp_path / "checkpoints", 0)
+    try:
+        link.ask("hello", identity="run", count=2, linger_s=9.0)
+        of_run = {"identity": "run", "count": 2, "process": 0, "bytes": 8}
+
+        def snapshot_of(step, complete):
+            answer, _ = link.ask("begin", owner=0, size=8, step=step, keep=complete)
+            header = of_run | {"step": step, "blocks": []}
+            link.ask("commit", owner=0, slot=answer["slot"], header=header)
+
+        snapshot_of(5, None)
+        for step in (6, 7, 8):  # the other host did not come along
+            snapshot_of(step, 5)
+            answer, _ = link.ask("list")
+            assert [tuple(part) for part in answer["parts"]] == [(0, 5), (0, step)]
+    finally:
+        link.finish()

@@ -252,3 +252,19 @@ def test_a_damaged_step_is_not_copied(saved, tmp_path):
 def test_urls_that_do_not_work():
     with pytest.raises(ZigguratError, match=r"checkpoint\.persistent\.url"):
         opened("nosuch://x")
+
+
+def test_what_is_removed_stops_being_a_checkpoint_first(url, saved):
+    """A removal that ends midway leaves no manifest without its files."""
+    store = opened(url)
+    sent(store, 1, saved(1))
+    sent(store, 2, saved(2))
+    real, removed = store._files.rm_file, []
+    store._files.rm_file = lambda path: (removed.append(Path(path).name), real(path))
+    try:
+        store.discard_after(1)
+    finally:
+        store._files.rm_file = real
+    assert removed[0] == MANIFEST
+    assert len(removed) > 1
+    assert store.steps() == [1]

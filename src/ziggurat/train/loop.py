@@ -74,7 +74,7 @@ def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
     stop = StopRequest(run.value.train.stop_within_s, everyone)
     if not everyone.first:
         console = Console(quiet=True)
-    with _tiers(run.value, directory, identity) as checkpoints:
+    with open_checkpoints(run.value, directory, identity) as checkpoints:
         with timer.phase("start"):
             state, done = _first_state(experiment, checkpoints)
             if everyone.first:
@@ -237,7 +237,7 @@ class _Throughput:
         return {"tokens_per_s": tokens_per_s} | ({} if used is None else {"mfu": used})
 
 
-def _tiers(run: RunConfig, directory: RunDirectory, identity: str) -> Tiers:
+def open_checkpoints(run: RunConfig, directory: RunDirectory, identity: str) -> Tiers:
     """The checkpoints; a step from the persistent store must be one of this very run."""
 
     def accept(step: Path) -> None:

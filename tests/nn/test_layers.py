@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from tests.quick_jit import quick_jit
 
-from ziggurat.nn import Embedding, GatedMLP, Linear, Precision, RMSNorm
+from ziggurat.nn import Embedding, GatedMLP, GatedMlpConfig, LayerNorm, Linear, Precision, RMSNorm
 from ziggurat.nn.mlp import ACTIVATIONS
 
 F32, BF16 = Precision(), Precision(compute="bfloat16")
@@ -49,10 +49,30 @@ def test_rms_norm_takes_its_statistics_in_float32():
     np.testing.assert_array_equal(out.astype(jnp.float32), 1.0)
 
 
+def test_rms_norm_around_zero():
+    """Gemma's: the stored scale is what one is added to."""
+    norm = RMSNorm(2, eps=0.0, precision=F32, offset=1.0)
+    x = jnp.array([3.0, 4.0])
+    np.testing.assert_array_equal(norm.scale[...], 0.0)
+    np.testing.assert_allclose(forward(norm, x), [0.6 * 2**0.5, 0.8 * 2**0.5], rtol=1e-6)
+    norm.scale[...] = jnp.ones(2)
+    np.testing.assert_allclose(forward(norm, x), [1.2 * 2**0.5, 1.6 * 2**0.5], rtol=1e-6)
+
+
+def test_layer_norm_equation():
+    norm = LayerNorm(4, eps=1e-2, precision=F32)
+    norm.scale[...], norm.bias[...] = jnp.arange(4.0) + 1, jnp.arange(4.0)
+    x = draw(2, 3, 4) * 3 + 5
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-2)
+    expected = expected * (np.arange(4) + 1) + np.arange(4)
+    np.testing.assert_allclose(forward(norm, jnp.asarray(x)), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_gated_mlp_equation(activation, bias):
-    mlp = make(GatedMLP, 6, 10, activation=activation, bias=bias)
+    c = GatedMlpConfig(hidden=10, activation=activation, bias=bias)
+    mlp = make(GatedMLP, 6, c)
     if bias:
         for index, layer in enumerate((mlp.gate, mlp.up, mlp.down)):
             assert layer.bias is not None
@@ -72,7 +92,9 @@ def test_gated_mlp_equation(activation, bias):
         "relu": lambda z: np.maximum(z, 0),
     }[activation]
     expected = affine(mlp.down, sigma(affine(mlp.gate, x)) * affine(mlp.up, x))
-    np.testing.assert_allclose(forward(mlp, jnp.asarray(x)), expected, atol=1e-5)
+    out, routing = forward(mlp, jnp.asarray(x))
+    assert routing is None
+    np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("bias", [False, True])

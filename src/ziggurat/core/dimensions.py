@@ -27,6 +27,7 @@ DIMENSIONS = (
     Dimension("k", "kv_heads", "key/value heads"),
     Dimension("g", "query_groups", "query heads per key/value head, h / k"),
     Dimension("c", "head_dim", "channels of one head"),
+    Dimension("z", "value_dim", "channels of one value, where they are not the key's"),
     Dimension("f", "mlp", "hidden width of the feed-forward block"),
     Dimension("v", "vocab", "vocabulary entries"),
     Dimension("l", "layers", "stacked layers"),

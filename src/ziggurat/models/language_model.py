@@ -109,8 +109,8 @@ class LanguageModel:
         Raises:
             ShardingError: heads, vocabulary or another dimension does not divide over the mesh.
         """
-        c = self.decoder
-        layout.require_divides("the heads", {"heads": c.n_heads, "kv_heads": c.n_kv_heads})
+        for block in self.decoder.stacks:
+            layout.require_divides("the heads", block.attention.divided)
         return layout.tree(self.axes, self.abstract)
 
     def hidden(
@@ -142,14 +142,23 @@ class LanguageModel:
 
     def project(self, params: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
         """Hidden states to logits in float32."""
-        head = self.head(params).astype(hidden.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+        return self.logits_of(self.head(params), hidden)
+
+    def logits_of(
+        self, head: Float[Array, "v d"], hidden: Float[Array, "... d"]
+    ) -> Float[Array, "... v"]:
+        """The same, given the output matrix."""
+        head = head.astype(hidden.dtype)
+        logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+        softcap = self.decoder.logit_softcap
+        return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
     def cache(self, batch: int, slots: int) -> Cached:
         """An empty static key/value cache for ``batch`` rows of ``slots`` tokens."""
-        c = self.decoder
-        dtype = self.precision.compute_dtype
-        return Cached.empty(c.n_layers, batch, slots, c.n_kv_heads, c.head_dim, dtype)
+        layers, dtype = self.decoder.n_layers, self.precision.compute_dtype
+        (shape,) = {block.attention.cache for block in self.decoder.stacks}
+        sizes = (shape.kv_heads, shape.key_dim)
+        return Cached.empty(layers, batch, slots, *sizes, dtype, value_dim=shape.value_dim)
 
     @property
     def parameter_count(self) -> int:
@@ -162,6 +171,13 @@ class LanguageModel:
         leaves = named_leaves(self.abstract)
         matrices = sum(a.size for n, a in leaves.items() if n.endswith("kernel"))
         return matrices + self.decoder.vocab_size * self.decoder.d_model
+
+    @property
+    def attention_channels(self) -> float:
+        """Query channels of all heads of all layers, ``l h c`` where layers are alike: each costs
+        4 FLOPs per query and key (2 for the score, 2 for mixing)."""
+        blocks = [layer.block.attention for layer in self.decoder.layers]
+        return sum(a.score_channels + a.mix_channels for a in blocks) / 2
 
 
 def _plain(tree: Any) -> Any:

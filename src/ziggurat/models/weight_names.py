@@ -1,9 +1,13 @@
 """Names of the same weights here and in a published checkpoint, in both directions.
 
-Per-layer weights are stacked here and separate there: ``{layer}`` in their name counts layers.
+Per-layer weights are stacked here and separate there: ``{layer}`` in their name counts layers, and
+``{expert}`` the experts of a mixture. Where they keep several weights in one tensor (GPT-2's query,
+key and value), each of ours names its :class:`Part` of it.
 """
 
+import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,23 +28,52 @@ class TensorSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Part:
+    """Entries of one of a tensor's axes, in their layout."""
+
+    axis: int
+    entries: slice
+
+    def index(self, ndim: int) -> tuple[slice, ...]:
+        """For a tensor of ``ndim`` dimensions."""
+        axis = self.axis % ndim
+        return tuple(self.entries if i == axis else slice(None) for i in range(ndim))
+
+
+@dataclasses.dataclass(frozen=True)
 class WeightName:
     """One parameter's name here and there, and how its layout differs."""
 
     ours: str
     """Dotted name here."""
     theirs: str
-    """Name there; with ``{layer}`` for stacked parameters."""
+    """Name there; with ``{layer}`` for stacked parameters, ``{expert}`` for a mixture's."""
     transpose: bool = False
-    """Stored there as ``[out, in]``."""
+    """Stored there with its last two axes swapped, ``[out, in]``."""
     reorder: Callable[[np.ndarray], np.ndarray] | None = None
-    """From their order of rows to transformers' order, before transposing; import only."""
+    """From their order of rows to transformers' order, before transposing."""
+    restore: Callable[[np.ndarray], np.ndarray] | None = None
+    """The reverse of ``reorder``; without it such a weight is for import only."""
+    layers: tuple[int, ...] | None = None
+    """Numbers of the layers stacked here; default all."""
+    experts: int = 1
+    """Experts, where their name counts them."""
+    part: Part | None = None
+    """What of their tensor it is; default all."""
 
     def all_theirs(self, layers: int) -> list[str]:
-        """Every name there that belongs to this parameter."""
-        if "{layer}" not in self.theirs:
-            return [self.theirs]
-        return [self.theirs.format(layer=layer) for layer in range(layers)]
+        """Every name there that belongs to this parameter, by layer, then expert."""
+        numbers = self.layers if self.layers is not None else range(layers)
+        return [
+            self.theirs.format(layer=layer, expert=expert)
+            for layer in (numbers if "{layer}" in self.theirs else (0,))
+            for expert in range(self.experts)
+        ]
+
+    @property
+    def stacked_axes(self) -> int:
+        """Leading axes of ours that count their tensors."""
+        return ("{layer}" in self.theirs) + ("{expert}" in self.theirs)
 
 
 def import_weights(
@@ -96,28 +129,57 @@ def export_weights(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Their tensors one by one, in their order of rows and columns."""
     leaves = named_leaves(params)
+    sharers: dict[str, list[WeightName]] = collections.defaultdict(list)
     for name in names:
-        array = np.asarray(jax.device_get(leaves[name.ours]))
-        stacked = "{layer}" in name.theirs
-        for index, theirs in enumerate(name.all_theirs(layers)):
-            part = array[index] if stacked else array
-            yield theirs, np.ascontiguousarray(part.T if name.transpose else part)
+        sharers[name.theirs].append(name)
+    for members in sharers.values():
+        tensors = [_unstack(name, leaves[name.ours]) for name in members]
+        for index, theirs in enumerate(members[0].all_theirs(layers)):
+            parts = [_there(name, array[index]) for name, array in zip(members, tensors)]
+            yield theirs, _joined(members, parts)
+
+
+def _unstack(name: WeightName, leaf: Any) -> np.ndarray:
+    """One parameter with one leading axis that counts their tensors."""
+    array = np.asarray(jax.device_get(leaf))
+    count = math.prod(array.shape[: name.stacked_axes])
+    return array.reshape(count, *array.shape[name.stacked_axes :])
+
+
+def _there(name: WeightName, array: np.ndarray) -> np.ndarray:
+    array = array.swapaxes(-1, -2) if name.transpose else array
+    return name.restore(array) if name.restore else array
+
+
+def _joined(members: list[WeightName], parts: list[np.ndarray]) -> np.ndarray:
+    part = members[0].part
+    if part is None:
+        return np.ascontiguousarray(parts[0])
+    axis = part.axis % parts[0].ndim
+    shape = list(parts[0].shape)
+    shape[axis] = sum(array.shape[axis] for array in parts)
+    whole = np.empty(shape, parts[0].dtype)
+    for name, array in zip(members, parts):
+        assert name.part is not None
+        whole[name.part.index(whole.ndim)] = array
+    return whole
 
 
 def _stack(name: WeightName, tensors: TensorSource, abstract: Any, layers: int) -> np.ndarray:
-    stacked = "{layer}" in name.theirs
     out = np.empty(abstract.shape, abstract.dtype)
-    for index, theirs in enumerate(name.all_theirs(layers)):
+    targets = out.reshape(-1, *out.shape[name.stacked_axes :])  # views: ``out`` is contiguous
+    for target, theirs in zip(targets, name.all_theirs(layers), strict=True):
         tensor = tensors.read(theirs)
-        target = out[index] if stacked else out
-        expected = target.shape[::-1] if name.transpose else target.shape
+        if name.part is not None:
+            tensor = tensor[name.part.index(tensor.ndim)]
+        expected = target.swapaxes(-1, -2).shape if name.transpose else target.shape
         if tensor.shape != expected:
             raise CheckpointError(
-                f"tensor {theirs}",
+                f"tensor {theirs}" + ("" if name.part is None else f", its part {name.ours}"),
                 found=f"shape {list(tensor.shape)}",
                 expected=f"shape {list(expected)}",
                 fix="check config.json against the weights",
             )
         tensor = name.reorder(tensor) if name.reorder else tensor
-        target[...] = tensor.T if name.transpose else tensor
+        target[...] = tensor.swapaxes(-1, -2) if name.transpose else tensor
     return out

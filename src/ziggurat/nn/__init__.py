@@ -4,12 +4,13 @@ Linear, norm, rope, attention with an attention-context argument, gated MLP, emb
 scanned decoder made of them, with logical axis names on every parameter.
 """
 
-from ziggurat.nn.attention import Attention
+from ziggurat.nn.attention import Attention, GroupedAttentionConfig
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule, Cached, Causal, Packed
-from ziggurat.nn.decoder import Block, Decoder, DecoderConfig
+from ziggurat.nn.block import Block, BlockConfig, LayerConfig
+from ziggurat.nn.decoder import Decoder, DecoderConfig
 from ziggurat.nn.linear import Embedding, Linear
-from ziggurat.nn.mlp import GatedMLP
-from ziggurat.nn.norm import RMSNorm
+from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig
+from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig
 
@@ -18,13 +19,19 @@ __all__ = [
     "AttentionContext",
     "AttentionRule",
     "Block",
+    "BlockConfig",
     "Cached",
     "Causal",
     "Decoder",
     "DecoderConfig",
     "Embedding",
     "GatedMLP",
+    "GatedMlpConfig",
+    "GroupedAttentionConfig",
+    "LayerConfig",
+    "LayerNorm",
     "Linear",
+    "NormConfig",
     "Packed",
     "Precision",
     "RMSNorm",

@@ -1,5 +1,6 @@
 """Multi-head attention with grouped keys and rotary positions."""
 
+import dataclasses
 from typing import Any
 
 from flax import nnx
@@ -7,54 +8,87 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule
-from ziggurat.nn.linear import Linear
+from ziggurat.nn.block import CacheShape
+from ziggurat.nn.linear import Linear, constant
+from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
-from ziggurat.nn.rope import rotate
+from ziggurat.nn.rope import Rotation, rotate
 
-Rotation = tuple[Float[Array, "b t r"], Float[Array, "b t r"]]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GroupedAttentionConfig:
+    """Grouped-query attention (Ainslie et al. 2023, https://arxiv.org/abs/2305.13245)."""
+
+    heads: int
+    """Query heads, a multiple of ``kv_heads``."""
+    kv_heads: int
+    """Key/value heads; each serves ``heads / kv_heads`` query heads."""
+    head_dim: int
+    """Channels of one head."""
+    bias: bool = False
+    """Biases on query, key and value."""
+    out_bias: bool = False
+    """Bias on the output projection."""
+    head_norm: NormConfig | None = None
+    """Norm over each head of queries and keys before they rotate (Qwen 3, Gemma 3)."""
+    sinks: bool = False
+    """A learned score per head that joins the softmax and mixes nothing in (GPT-OSS)."""
+
+    @property
+    def cache(self) -> CacheShape:
+        return CacheShape(self.kv_heads, self.head_dim, self.head_dim)
+
+    @property
+    def rope_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def divided(self) -> dict[str, int]:
+        return {"heads": self.heads, "kv_heads": self.kv_heads}
+
+    @property
+    def score_channels(self) -> int:
+        return self.heads * self.head_dim
+
+    @property
+    def mix_channels(self) -> int:
+        return self.heads * self.head_dim
+
+    def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> "Attention":
+        return Attention(self, width, std=std, precision=precision, rngs=rngs)
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention. Kernels are ``[d, h*c]``, ``[d, k*c]`` and ``[h*c, d]``.
-
-    Args:
-        width: model width ``d``.
-        heads: query heads ``h``, a multiple of ``kv_heads``.
-        kv_heads: key/value heads ``k``.
-        head_dim: channels of one head ``c``.
-        rule: scale, window, soft cap and kernel.
-        bias: biases on query, key and value.
-        out_bias: bias on the output projection.
-    """
+    """Grouped-query attention. Kernels are ``[d, h*c]``, ``[d, k*c]`` and ``[h*c, d]``."""
 
     def __init__(
         self,
+        c: GroupedAttentionConfig,
         width: int,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
         *,
-        rule: AttentionRule,
-        bias: bool,
-        out_bias: bool,
         std: float,
         precision: Precision,
         rngs: nnx.Rngs,
     ):
-        def linear(d_in: int, d_out: int, axes: tuple[str, str], has_bias: bool) -> Linear:
-            return Linear(d_in, d_out, axes, bias=has_bias, std=std, precision=precision, rngs=rngs)
+        def linear(d_in: int, d_out: int, axes: tuple[str, str], bias: bool) -> Linear:
+            return Linear(d_in, d_out, axes, bias=bias, std=std, precision=precision, rngs=rngs)
 
-        self.query = linear(width, heads * head_dim, ("embed", "heads"), bias)
-        self.key = linear(width, kv_heads * head_dim, ("embed", "kv_heads"), bias)
-        self.value = linear(width, kv_heads * head_dim, ("embed", "kv_heads"), bias)
-        self.out = linear(heads * head_dim, width, ("heads", "embed"), out_bias)
-        self.heads, self.kv_heads, self.head_dim, self.rule = heads, kv_heads, head_dim, rule
+        self.query = linear(width, c.heads * c.head_dim, ("embed", "heads"), c.bias)
+        self.key = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), c.bias)
+        self.value = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), c.bias)
+        self.out = linear(c.heads * c.head_dim, width, ("heads", "embed"), c.out_bias)
+        norm = c.head_norm
+        self.query_norm = norm and norm.build(c.head_dim, precision, "head_dim")
+        self.key_norm = norm and norm.build(c.head_dim, precision, "head_dim")
+        self.sinks = constant(0.0, (c.heads,), ("heads",), precision) if c.sinks else None
+        self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
 
     def __call__(
         self,
         x: Float[Array, "b t d"],
         positions: Int[Array, "b t"],
-        rotation: Rotation,
+        rotation: Rotation | None,
+        rule: AttentionRule,
         context: AttentionContext,
         state: Any,
     ) -> tuple[Float[Array, "b t d"], Any]:
@@ -62,7 +96,12 @@ class Attention(nnx.Module):
         query = self.query(x).reshape(b, t, self.heads, self.head_dim)
         key = self.key(x).reshape(b, t, self.kv_heads, self.head_dim)
         value = self.value(x).reshape(b, t, self.kv_heads, self.head_dim)
-        query = constrain(rotate(query, *rotation), ("batch", "sequence", "heads", None))
-        key = constrain(rotate(key, *rotation), ("batch", "sequence", "kv_heads", None))
-        mixed, state = context.attend(query, key, value, positions, self.rule, state)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotation is not None:
+            query, key = rotate(query, *rotation), rotate(key, *rotation)
+        query = constrain(query, ("batch", "sequence", "heads", None))
+        key = constrain(key, ("batch", "sequence", "kv_heads", None))
+        sinks = None if self.sinks is None else self.sinks[...]
+        mixed, state = context.attend(query, key, value, positions, rule, state, sinks)
         return self.out(mixed.reshape(b, t, -1)), state

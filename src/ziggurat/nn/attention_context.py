@@ -53,11 +53,12 @@ class AttentionContext(Protocol):
         self,
         query: Float[Array, "b t h c"],
         key: Float[Array, "b t k c"],
-        value: Float[Array, "b t k c"],
+        value: Float[Array, "b t k z"],
         positions: Int[Array, "b t"],
         rule: AttentionRule,
         state: State,
-    ) -> tuple[Float[Array, "b t h c"], State]:
+        sinks: Float[Array, "h"] | None = None,
+    ) -> tuple[Float[Array, "b t h z"], State]:
         """Attention output of one layer and the layer's new state."""
         ...
 
@@ -66,7 +67,15 @@ class AttentionContext(Protocol):
         ...
 
 
-def _attend(query, key, value, mask: AttentionMask, rule: AttentionRule):
+def attend_by_rule(
+    query: Float[Array, "b t h c"],
+    key: Float[Array, "b s k c"],
+    value: Float[Array, "b s k z"],
+    mask: AttentionMask,
+    rule: AttentionRule,
+    sinks: Float[Array, "h"] | None,
+) -> Float[Array, "b t h z"]:
+    """``ziggurat.kernels.attention`` with what the layer's rule says."""
     return attention(
         query,
         key,
@@ -74,6 +83,7 @@ def _attend(query, key, value, mask: AttentionMask, rule: AttentionRule):
         mask,
         scale=rule.scale,
         softcap=rule.softcap,
+        sinks=sinks,
         implementation=rule.implementation,
     )
 
@@ -87,9 +97,9 @@ class Causal:
     def state(self) -> State:
         return ()
 
-    def attend(self, query, key, value, positions, rule, state):
+    def attend(self, query, key, value, positions, rule, state, sinks=None):
         mask = AttentionMask(positions, positions, aligned=True, window=rule.window)
-        return _attend(query, key, value, mask, rule), state
+        return attend_by_rule(query, key, value, mask, rule, sinks), state
 
     def advance(self, state: State, tokens: int) -> "Causal":
         return self
@@ -107,12 +117,12 @@ class Packed:
     def state(self) -> State:
         return ()
 
-    def attend(self, query, key, value, positions, rule, state):
+    def attend(self, query, key, value, positions, rule, state, sinks=None):
         segments = self.segment_ids
         mask = AttentionMask(
             positions, positions, segments, segments, aligned=True, window=rule.window
         )
-        return _attend(query, key, value, mask, rule), state
+        return attend_by_rule(query, key, value, mask, rule, sinks), state
 
     def advance(self, state: State, tokens: int) -> "Packed":
         return self
@@ -130,23 +140,31 @@ class Cached:
     """
 
     keys: Float[Array, "l b s k c"]
-    values: Float[Array, "l b s k c"]
+    values: Float[Array, "l b s k z"]
     lengths: Int[Array, "b"]
     """Tokens in the cache, per row."""
 
     @classmethod
     def empty(
-        cls, layers: int, batch: int, slots: int, kv_heads: int, head_dim: int, dtype: Any
+        cls,
+        layers: int,
+        batch: int,
+        slots: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: Any,
+        value_dim: int | None = None,
     ) -> "Cached":
-        """A cache with nothing in it."""
-        shape = (layers, batch, slots, kv_heads, head_dim)
-        return cls(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros(batch, jnp.int32))
+        """A cache with nothing in it; ``value_dim`` is ``head_dim`` by default."""
+        keys = jnp.zeros((layers, batch, slots, kv_heads, head_dim), dtype)
+        values = jnp.zeros((layers, batch, slots, kv_heads, value_dim or head_dim), dtype)
+        return cls(keys, values, jnp.zeros(batch, jnp.int32))
 
     @property
     def state(self) -> State:
         return self.keys, self.values
 
-    def attend(self, query, key, value, positions, rule, state):
+    def attend(self, query, key, value, positions, rule, state, sinks=None):
         rows = jnp.arange(key.shape[0])[:, None]
         at = self.lengths[:, None] + jnp.arange(key.shape[1])
         keys, values = (
@@ -155,8 +173,8 @@ class Cached:
         )
         slots = jnp.broadcast_to(jnp.arange(keys.shape[1])[None], (keys.shape[0], keys.shape[1]))
         mask = AttentionMask(positions, slots, window=rule.window)
-        out = _attend(query, keys.astype(query.dtype), values.astype(query.dtype), mask, rule)
-        return out, (keys, values)
+        seen = keys.astype(query.dtype), values.astype(query.dtype)
+        return attend_by_rule(query, *seen, mask, rule, sinks), (keys, values)
 
     def advance(self, state: State, tokens: int) -> "Cached":
         keys, values = state

@@ -1,25 +1,28 @@
-"""The decoder that carries every causal family: embed, a scanned stack of equal blocks, norm.
+"""The decoder that carries every causal family: embed, scanned stacks of blocks, norm.
 
-Blocks are stacked on a leading layers axis and scanned, so the time to compile does not grow with
-depth. The same forward pass serves training, prefill and decoding; only the attention context
-differs.
+Blocks of equal parameters are stacked on a leading layers axis and scanned, so the time to compile
+does not grow with depth; where windows alternate, or dense and sparse blocks do, the scan goes over
+the repeating period (:mod:`ziggurat.nn.stacking`). The same forward pass serves training, prefill
+and decoding; only the attention context differs.
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.mesh import constrain
-from ziggurat.nn.attention import Attention, Rotation
-from ziggurat.nn.attention_context import AttentionContext, AttentionRule
+from ziggurat.nn.attention_context import AttentionContext
+from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.linear import Embedding, parameter
-from ziggurat.nn.mlp import Activation, GatedMLP
-from ziggurat.nn.norm import RMSNorm
+from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
-from ziggurat.nn.rope import RopeConfig, rotation
+from ziggurat.nn.rope import Rotation, rotation
+from ziggurat.nn.stacking import Place, Run, places, runs
 
 C = TypeVar("C", bound=AttentionContext)
 Remat = Literal["none", "full", "dots"]
@@ -38,63 +41,45 @@ class DecoderConfig:
 
     vocab_size: int
     d_model: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    d_ff: int
-    activation: Activation
-    norm_eps: float
-    rope: RopeConfig
-    attention_bias: bool
-    attention_out_bias: bool
-    mlp_bias: bool
+    layers: tuple[LayerConfig, ...]
+    norm: NormConfig
+    """The norm after the last block."""
     tie_embeddings: bool
-    window: int | None
     init_std: float
+    embedding_scale: float = 1.0
+    """Multiplies the embeddings, rounded to the compute type first (Gemma)."""
+    learned_positions: int | None = None
+    """Rows of a table of learned positions, added to the embeddings (GPT-2)."""
+    logit_softcap: float | None = None
+    """If given, logits become ``softcap * tanh(logits / softcap)`` (Gemma 2)."""
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def stacks(self) -> tuple[BlockConfig, ...]:
+        """Kinds of blocks by their parameters, in order of first appearance."""
+        return tuple(dict.fromkeys(layer.block for layer in self.layers))
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where each layer's parameters lie: which stack, and which index in it."""
+        return places(self.layers)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """How the layers are scanned."""
+        return runs(self.layers)
 
 
-class Block(nnx.Module):
-    """Pre-norm residual block: attention, then the gated MLP."""
+def stack_name(stack: int) -> str:
+    """The attribute that holds a stack: ``blocks``, then ``blocks_1`` and so on.
 
-    def __init__(self, c: DecoderConfig, precision: Precision, kernel: str, rngs: nnx.Rngs):
-        rule = AttentionRule(c.head_dim**-0.5, window=c.window, implementation=kernel)
-        self.attention_norm = RMSNorm(c.d_model, eps=c.norm_eps, precision=precision)
-        self.attention = Attention(
-            c.d_model,
-            c.n_heads,
-            c.n_kv_heads,
-            c.head_dim,
-            rule=rule,
-            bias=c.attention_bias,
-            out_bias=c.attention_out_bias,
-            std=c.init_std,
-            precision=precision,
-            rngs=rngs,
-        )
-        self.mlp_norm = RMSNorm(c.d_model, eps=c.norm_eps, precision=precision)
-        self.mlp = GatedMLP(
-            c.d_model,
-            c.d_ff,
-            activation=c.activation,
-            bias=c.mlp_bias,
-            std=c.init_std,
-            precision=precision,
-            rngs=rngs,
-        )
-
-    def __call__(
-        self,
-        x: Float[Array, "b t d"],
-        positions: Int[Array, "b t"],
-        rotation: Rotation,
-        context: AttentionContext,
-        state: Any,
-    ) -> tuple[Float[Array, "b t d"], Any]:
-        mixed, state = self.attention(self.attention_norm(x), positions, rotation, context, state)
-        x = constrain(x + mixed, ("batch", "sequence", "embed"))
-        x = constrain(x + self.mlp(self.mlp_norm(x)), ("batch", "sequence", "embed"))
-        return x, state
+    >>> stack_name(0), stack_name(1)
+    ('blocks', 'blocks_1')
+    """
+    return "blocks" if stack == 0 else f"blocks_{stack}"
 
 
 class Decoder(nnx.Module):
@@ -116,24 +101,36 @@ class Decoder(nnx.Module):
         attention_kernel: str = "auto",
         rngs: nnx.Rngs,
     ):
-        def block(rngs: nnx.Rngs) -> Block:
-            return Block(c, precision, attention_kernel, rngs)
+        self.config, self.remat, self.kernel = c, remat, attention_kernel
+        self.compute = precision.compute
 
-        self.config, self.remat = c, remat
-        self.embedding = Embedding(
-            c.vocab_size, c.d_model, std=c.init_std, precision=precision, rngs=rngs
-        )
-        self.blocks = nnx.vmap(block)(rngs.fork(split=c.n_layers))
-        for _, node in nnx.iter_graph(self.blocks):
-            if isinstance(node, nnx.Param):
-                node.set_metadata(axes=("layers", *node.get_metadata("axes")))
-        self.final_norm = RMSNorm(c.d_model, eps=c.norm_eps, precision=precision)
+        def table(rows: int) -> Embedding:
+            return Embedding(rows, c.d_model, std=c.init_std, precision=precision, rngs=rngs)
+
+        self.embedding = table(c.vocab_size)
+        for number, block in enumerate(c.stacks):
+            count = sum(layer.block == block for layer in c.layers)
+            setattr(self, stack_name(number), self._stack(block, count, precision, rngs))
+        self.final_norm = c.norm.build(c.d_model, precision)
         shape = (c.vocab_size, c.d_model)
         self.unembedding = (
             None
             if c.tie_embeddings
             else parameter(rngs, shape, ("vocab", "embed"), c.init_std, precision)
         )
+        self.positions = table(c.learned_positions) if c.learned_positions else None
+        if self.positions is not None:
+            self.positions.table.set_metadata(axes=("positions", "embed"))
+
+    def _stack(self, c: BlockConfig, count: int, precision: Precision, rngs: nnx.Rngs) -> Block:
+        def make(rngs: nnx.Rngs) -> Block:
+            return Block(c, self.config.d_model, self.config.init_std, precision, rngs)
+
+        stack = nnx.vmap(make)(rngs.fork(split=count))
+        for _, node in nnx.iter_graph(stack):
+            if isinstance(node, nnx.Param):
+                node.set_metadata(axes=("layers", *node.get_metadata("axes")))
+        return stack
 
     @property
     def head(self) -> Float[Array, "v d"]:
@@ -142,26 +139,75 @@ class Decoder(nnx.Module):
 
     def begin(
         self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]
-    ) -> tuple[Float[Array, "b t d"], Rotation]:
-        """What enters the first block: embeddings and rotary angles."""
-        x = constrain(self.embedding(tokens), ("batch", "sequence", "embed"))
-        return x, rotation(positions, self.config.rope, self.config.head_dim)
+    ) -> tuple[Float[Array, "b t d"], list[Rotation | None]]:
+        """What enters the first block: embeddings, and the rotary angles of every layer."""
+        x = self.embedding(tokens)
+        if self.config.embedding_scale != 1.0:
+            x = x * jnp.asarray(self.config.embedding_scale, self.compute)
+        if self.positions is not None:
+            x = x + self.positions(positions)
+        angles: dict[Any, Rotation | None] = {}
+        for layer in self.config.layers:
+            rope, dim = layer.rope, layer.block.attention.rope_dim
+            if (rope, dim) not in angles:
+                angles[rope, dim] = None if rope is None else rotation(positions, rope, dim)
+        found = [angles[la.rope, la.block.attention.rope_dim] for la in self.config.layers]
+        return constrain(x, ("batch", "sequence", "embed")), found
 
     def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """What leaves the last block, normalised: final hidden states."""
         return self.final_norm(x)
 
+    def layer_step(
+        self,
+        layer: LayerConfig,
+        positions: Int[Array, "b t"],
+        rotation: Rotation | None,
+        context: AttentionContext,
+    ) -> Callable[..., tuple[Array, Any, Any]]:
+        """One layer as a pure function ``(parameters, x, state) -> (x, state, routing)``."""
+        stack = getattr(self, stack_name(self.config.stacks.index(layer.block)))
+        graph, _ = nnx.split(stack)
+        rule = dataclasses.replace(layer.rule, implementation=self.kernel)
+
+        def step(params: Any, x: Array, state: Any) -> tuple[Array, Any, Any]:
+            return nnx.merge(graph, params)(x, positions, rotation, rule, context, state)
+
+        if self.remat == "none":
+            return step
+        # inside a scan nothing can be shared with the forward pass, so let XLA merge freely
+        return jax.checkpoint(step, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+
     def __call__(
         self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], context: C
     ) -> tuple[Float[Array, "b t d"], C]:
+        hidden, context, _ = self.run(tokens, positions, context)
+        return hidden, context
+
+    def run(
+        self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], context: C
+    ) -> tuple[Float[Array, "b t d"], C, Sequence[Any]]:
+        """Final hidden states, the context after these tokens, and what the routers of mixtures of
+        experts report: one entry, stacked over repeats, for each place in each scanned period."""
         x, angles = self.begin(tokens, positions)
+        count = len(self.config.stacks)
+        stacks = [nnx.split(getattr(self, stack_name(number)))[1] for number in range(count)]
+        states, routings = [], []
+        for run in self.config.runs:
+            steps = [
+                self.layer_step(self.config.layers[i], positions, angles[i], context)
+                for i in range(run.start, run.start + run.period)
+            ]
 
-        def step(block: Block, x: Array, state: Any) -> tuple[Array, Any]:
-            return block(x, positions, angles, context, state)
+            def body(x: Array, folded: Any, run: Run = run, steps: Any = steps):
+                after = []
+                for step, (params, state) in zip(steps, run.unfold(folded)):
+                    x, state, routing = step(params, x, state)
+                    after.append((state, routing))
+                return x, after
 
-        if self.remat != "none":
-            # inside a scan nothing can be shared with the forward pass, so let XLA merge freely
-            step = nnx.remat(step, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
-        scan = nnx.scan(step, in_axes=(0, nnx.Carry, 0), out_axes=(nnx.Carry, 0))
-        x, state = scan(self.blocks, x, context.state)
-        return self.finish(x), context.advance(state, tokens.shape[1])
+            x, after = jax.lax.scan(body, x, run.fold(stacks, context.state))
+            states.append(run.joined([state for state, _ in after]))
+            routings += [routing for _, routing in after if routing is not None]
+        state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)
+        return self.finish(x), context.advance(state, tokens.shape[1]), routings

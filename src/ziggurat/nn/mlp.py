@@ -1,5 +1,6 @@
 """Feed-forward blocks."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -21,6 +22,21 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GatedMlpConfig:
+    """A :class:`GatedMLP`."""
+
+    hidden: int
+    """Width between the two products."""
+    activation: Activation
+    """Gate function."""
+    bias: bool = False
+    """Biases on all three projections."""
+
+    def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> "GatedMLP":
+        return GatedMLP(width, self, std=std, precision=precision, rngs=rngs)
+
+
 class GatedMLP(nnx.Module):
     r"""Gated feed-forward block :math:`y = (\sigma(xW_g) \odot xW_u) W_d`.
 
@@ -30,22 +46,21 @@ class GatedMLP(nnx.Module):
     def __init__(
         self,
         width: int,
-        hidden: int,
+        c: GatedMlpConfig,
         *,
-        activation: Activation,
-        bias: bool,
         std: float,
         precision: Precision,
         rngs: nnx.Rngs,
     ):
         def linear(d_in: int, d_out: int, axes: tuple[str, str]) -> Linear:
-            return Linear(d_in, d_out, axes, bias=bias, std=std, precision=precision, rngs=rngs)
+            return Linear(d_in, d_out, axes, bias=c.bias, std=std, precision=precision, rngs=rngs)
 
-        self.gate = linear(width, hidden, ("embed", "mlp"))
-        self.up = linear(width, hidden, ("embed", "mlp"))
-        self.down = linear(hidden, width, ("mlp", "embed"))
-        self.activation = activation
+        self.gate = linear(width, c.hidden, ("embed", "mlp"))
+        self.up = linear(width, c.hidden, ("embed", "mlp"))
+        self.down = linear(c.hidden, width, ("mlp", "embed"))
+        self.activation = c.activation
 
-    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+    def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], None]:
+        """``y``, and no router's report."""
         hidden = ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
-        return self.down(constrain(hidden, ("batch", "sequence", "mlp")))
+        return self.down(constrain(hidden, ("batch", "sequence", "mlp"))), None

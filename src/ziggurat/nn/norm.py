@@ -1,5 +1,8 @@
 """Normalisation layers; statistics in float32."""
 
+import dataclasses
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -9,18 +12,68 @@ from ziggurat.nn.linear import constant
 from ziggurat.nn.precision import Precision
 
 
-class RMSNorm(nnx.Module):
-    r"""Root-mean-square norm :math:`y = x / \sqrt{\mathrm{mean}(x^2) + \epsilon} \cdot g`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NormConfig:
+    """Which norm a family uses."""
 
+    kind: Literal["rms", "layer"] = "rms"
+    """:class:`RMSNorm` or :class:`LayerNorm`."""
+    eps: float
+    """Added to the mean square."""
+    offset: float = 0.0
+    """Added to the stored scale of an RMS norm; Gemma stores it around zero and adds one."""
+
+    def build(self, width: int, precision: Precision, axis: str = "embed") -> "RMSNorm | LayerNorm":
+        """The module, over a last dimension of ``width`` whose logical name is ``axis``."""
+        if self.kind == "layer":
+            return LayerNorm(width, eps=self.eps, precision=precision, axis=axis)
+        return RMSNorm(width, eps=self.eps, precision=precision, offset=self.offset, axis=axis)
+
+
+class RMSNorm(nnx.Module):
+    r"""Root-mean-square norm :math:`y = x / \sqrt{\mathrm{mean}(x^2) + \epsilon} \cdot (o + g)`.
+
+    With an offset ``o`` the product is taken in float32 before ``y`` gets the type of ``x``.
     Paper: Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467.
     """
 
-    def __init__(self, width: int, *, eps: float, precision: Precision):
-        self.scale = constant(1.0, (width,), ("embed",), precision)
-        self.eps = eps
+    def __init__(
+        self,
+        width: int,
+        *,
+        eps: float,
+        precision: Precision,
+        offset: float = 0.0,
+        axis: str = "embed",
+    ):
+        self.scale = constant(1.0 - offset, (width,), (axis,), precision)
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        if self.offset:
+            return (normed * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
         return (normed.astype(x.dtype) * scale.astype(x.dtype)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    r"""Layer norm :math:`y = (x - \mu) / \sqrt{\sigma^2 + \epsilon} \cdot g + b` over the last
+    dimension.
+
+    Paper: Ba et al. 2016, https://arxiv.org/abs/1607.06450.
+    """
+
+    def __init__(self, width: int, *, eps: float, precision: Precision, axis: str = "embed"):
+        self.scale = constant(1.0, (width,), (axis,), precision)
+        self.bias = constant(0.0, (width,), (axis,), precision)
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scale, bias = (p[...].reshape(shape).astype(jnp.float32) for p in (self.scale, self.bias))
+        return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)

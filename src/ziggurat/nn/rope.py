@@ -11,6 +11,9 @@ from pydantic import Discriminator
 
 from ziggurat.core import config
 
+Rotation = tuple[Float[Array, "b t r"], Float[Array, "b t r"]]
+"""Cosines and sines of the angles, ``r`` half the channels that rotate."""
+
 
 @config.node
 class NoScaling:
@@ -103,9 +106,7 @@ def frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
     return omega, 1.0
 
 
-def rotation(
-    positions: Int[Array, "b t"], rope: RopeConfig, dim: int
-) -> tuple[Float[Array, "b t r"], Float[Array, "b t r"]]:
+def rotation(positions: Int[Array, "b t"], rope: RopeConfig, dim: int) -> Rotation:
     """Cosines and sines of the angles, float32, ``r = dim / 2``."""
     omega, factor = frequencies(rope, dim)
     angles = positions[..., None].astype(jnp.float32) * jnp.asarray(omega)[None, None, :]

@@ -32,7 +32,7 @@ def mean_keys(sequence: int, *, window: int | None = None) -> float:
 
 
 def forward_flops_per_token(
-    matmul_parameters: int, *, layers: int, heads: int, head_dim: int, keys: float | int
+    matmul_parameters: int, *, layers: int, heads: int, head_dim: float | int, keys: float | int
 ) -> float:
     """FLOPs of a forward pass per token, 2 N + 4 l h c s.
 
@@ -60,7 +60,7 @@ def training_flops_per_token(
     *,
     layers: int,
     heads: int,
-    head_dim: int,
+    head_dim: float | int,
     sequence: int,
     causal: bool = False,
 ) -> float:

@@ -220,15 +220,15 @@ class _Throughput:
     """Tokens per second, and MFU where the device's peak is known."""
 
     def __init__(self, experiment: Experiment):
-        decoder, devices = experiment.model.decoder, experiment.layout.mesh.devices.flatten()
+        devices = experiment.layout.mesh.devices.flatten()
         self._chips = chip_count(list(devices))
         compute = experiment.model.precision.compute
         self._peak = peak(devices[0].device_kind, compute)
         self._flops = training_flops_per_token(
             experiment.model.matmul_parameter_count,
-            layers=decoder.n_layers,
-            heads=decoder.n_heads,
-            head_dim=decoder.head_dim,
+            layers=1,
+            heads=1,
+            head_dim=experiment.model.attention_channels,
             sequence=experiment.run.data.sequence_length,
         )
 

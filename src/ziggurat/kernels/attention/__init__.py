@@ -30,22 +30,26 @@ IMPLEMENTATIONS.add("blocked", blocked_attention)
 def attention(
     query: Float[Array, "b t h c"],
     key: Float[Array, "b s k c"],
-    value: Float[Array, "b s k c"],
+    value: Float[Array, "b s k z"],
     mask: AttentionMask,
     *,
     scale: float,
     softcap: float | None = None,
+    sinks: Float[Array, "h"] | None = None,
     implementation: str = "auto",
-) -> Float[Array, "b t h c"]:
+) -> Float[Array, "b t h z"]:
     r"""Grouped-query attention :math:`\mathrm{softmax}(s\,QK^T + M)V`, softmax in float32.
 
     Args:
         query: queries; ``h`` is a multiple of ``k``.
         key: keys, shared by ``h / k`` query heads each.
-        value: values.
+        value: values; their channels ``z`` may be others than the keys' ``c``.
         mask: who may see whom.
         scale: multiplies the scores, usually ``c ** -0.5``.
         softcap: if given, scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        sinks: if given, a score per query head that joins the softmax with nothing to mix in, so
+            that a head may attend to nothing (GPT-OSS; Xiao et al. 2023,
+            https://arxiv.org/abs/2309.17453).
         implementation: ``"auto"`` or a name in :data:`IMPLEMENTATIONS`.
 
     Raises:
@@ -63,7 +67,9 @@ def attention(
             expected="an aligned causal mask",
             fix="use 'auto'",
         )
-    return IMPLEMENTATIONS[implementation](query, key, value, mask, scale=scale, softcap=softcap)
+    return IMPLEMENTATIONS[implementation](
+        query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks
+    )
 
 
 def _choose(length: int, mask: AttentionMask) -> str:

@@ -16,29 +16,32 @@ HIDDEN = -1e30
 def reference_attention(
     query: Float[Array, "b t h c"],
     key: Float[Array, "b s k c"],
-    value: Float[Array, "b s k c"],
+    value: Float[Array, "b s k z"],
     mask: AttentionMask,
     *,
     scale: float,
     softcap: float | None = None,
-) -> Float[Array, "b t h c"]:
+    sinks: Float[Array, "h"] | None = None,
+) -> Float[Array, "b t h z"]:
     """The definition: every key head repeated for its query heads, scores held whole."""
     groups = query.shape[2] // key.shape[2]
     key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
     scores = jnp.einsum("bthc,bshc->bhts", query, key, preferred_element_type=jnp.float32) * scale
-    weights = _softmax(scores, mask.dense()[:, None], softcap)
-    return jnp.einsum("bhts,bshc->bthc", weights.astype(value.dtype), value)
+    sinks = None if sinks is None else sinks[:, None, None]
+    weights = _softmax(scores, mask.dense()[:, None], softcap, sinks)
+    return jnp.einsum("bhts,bshz->bthz", weights.astype(value.dtype), value)
 
 
 def grouped_attention(
     query: Float[Array, "b t h c"],
     key: Float[Array, "b s k c"],
-    value: Float[Array, "b s k c"],
+    value: Float[Array, "b s k z"],
     mask: AttentionMask,
     *,
     scale: float,
     softcap: float | None = None,
-) -> Float[Array, "b t h c"]:
+    sinks: Float[Array, "h"] | None = None,
+) -> Float[Array, "b t h z"]:
     """The same without repeating keys: batch dimensions lead and query groups join the rows, so
     that both products are plain batched matrix products ``[b, k] x [g*t, c] x [c, s]``."""
     b, t, h, c = query.shape
@@ -49,21 +52,23 @@ def grouped_attention(
         "bknc,bksc->bkns", q, key.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32
     )
     visible = mask.dense()[:, None, None]
-    weights = _softmax(scores.reshape(b, k, g, t, -1), visible, softcap)
+    sinks = None if sinks is None else sinks.reshape(k, g, 1, 1)
+    weights = _softmax(scores.reshape(b, k, g, t, -1), visible, softcap, sinks)
     weights = weights.astype(value.dtype).reshape(b, k, g * t, -1)
-    out = jnp.einsum("bkns,bksc->bknc", weights, value.transpose(0, 2, 1, 3))
-    return out.reshape(b, k, g, t, c).transpose(0, 3, 1, 2, 4).reshape(b, t, h, c)
+    out = jnp.einsum("bkns,bksz->bknz", weights, value.transpose(0, 2, 1, 3))
+    return out.reshape(b, k, g, t, -1).transpose(0, 3, 1, 2, 4).reshape(b, t, h, -1)
 
 
 def blocked_attention(
     query: Float[Array, "b t h c"],
     key: Float[Array, "b s k c"],
-    value: Float[Array, "b s k c"],
+    value: Float[Array, "b s k z"],
     mask: AttentionMask,
     *,
     scale: float,
     softcap: float | None = None,
-) -> Float[Array, "b t h c"]:
+    sinks: Float[Array, "h"] | None = None,
+) -> Float[Array, "b t h z"]:
     """The same for aligned masks, block by block of queries, each against only the keys that it can
     see: nearly half the products and half the scores. On XLA:CPU forward and backward together
     are about 1.4 times as fast (``benchmarks/attention.py``)."""
@@ -81,12 +86,21 @@ def blocked_attention(
                 part,
                 scale=scale,
                 softcap=softcap,
+                sinks=sinks,
             )
         )
     return jnp.concatenate(outputs, axis=1)
 
 
-def _softmax(scores: jax.Array, visible: jax.Array, softcap: float | None) -> jax.Array:
+def _softmax(
+    scores: jax.Array, visible: jax.Array, softcap: float | None, sinks: jax.Array | None
+) -> jax.Array:
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
-    return jax.nn.softmax(jnp.where(visible, scores, HIDDEN), axis=-1)
+    scores = jnp.where(visible, scores, HIDDEN)
+    if sinks is None:
+        return jax.nn.softmax(scores, axis=-1)
+    sinks = sinks.astype(scores.dtype)
+    peak = jax.lax.stop_gradient(jnp.maximum(scores.max(-1, keepdims=True), sinks))
+    weights = jnp.exp(scores - peak)
+    return weights / (weights.sum(-1, keepdims=True) + jnp.exp(sinks - peak))

@@ -4,8 +4,12 @@ import dataclasses
 from typing import Literal
 
 from ziggurat.core import config
+from ziggurat.nn.attention import GroupedAttentionConfig
+from ziggurat.nn.attention_context import AttentionRule
+from ziggurat.nn.block import BlockConfig, LayerConfig
 from ziggurat.nn.decoder import DecoderConfig
-from ziggurat.nn.mlp import Activation
+from ziggurat.nn.mlp import Activation, GatedMlpConfig
+from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.rope import RopeConfig
 
 
@@ -68,21 +72,30 @@ class LlamaConfig:
 
     def decoder(self) -> DecoderConfig:
         """The decoder this config stands for."""
+        head_dim = self.head_dim or self.d_model // self.n_heads
+        norm = NormConfig(eps=self.norm_eps)
+        block = BlockConfig(
+            attention=GroupedAttentionConfig(
+                heads=self.n_heads,
+                kv_heads=self.n_kv_heads or self.n_heads,
+                head_dim=head_dim,
+                bias=self.attention_bias,
+                out_bias=self.attention_bias,
+            ),
+            mlp=GatedMlpConfig(
+                hidden=self.d_ff or 64 * -(-self.d_model * 8 // (3 * 64)),
+                activation=self.activation,
+                bias=self.mlp_bias,
+            ),
+            norm=norm,
+        )
+        rule = AttentionRule(head_dim**-0.5, window=self.window)
+        layer = LayerConfig(block=block, rule=rule, rope=self.rope)
         return DecoderConfig(
             vocab_size=self.vocab_size,
             d_model=self.d_model,
-            n_layers=self.n_layers,
-            n_heads=self.n_heads,
-            n_kv_heads=self.n_kv_heads or self.n_heads,
-            head_dim=self.head_dim or self.d_model // self.n_heads,
-            d_ff=self.d_ff or 64 * -(-self.d_model * 8 // (3 * 64)),
-            activation=self.activation,
-            norm_eps=self.norm_eps,
-            rope=self.rope,
-            attention_bias=self.attention_bias,
-            attention_out_bias=self.attention_bias,
-            mlp_bias=self.mlp_bias,
+            layers=(layer,) * self.n_layers,
+            norm=norm,
             tie_embeddings=self.tie_embeddings,
-            window=self.window,
             init_std=self.init_std,
         )

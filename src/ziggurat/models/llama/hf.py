@@ -16,6 +16,8 @@ from ziggurat.models.hf_config import (
 )
 from ziggurat.models.llama.config import LlamaConfig
 from ziggurat.models.weight_names import WeightName
+from ziggurat.nn.attention import GroupedAttentionConfig
+from ziggurat.nn.mlp import GatedMlpConfig
 from ziggurat.nn.rope import Llama3Scaling, NoScaling, RopeConfig, frequencies
 
 
@@ -63,6 +65,9 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
         ModelError: a window together with biases, which no published architecture has.
     """
     d = config.decoder()
+    attention, mlp = d.layers[0].block.attention, d.layers[0].block.mlp
+    assert isinstance(attention, GroupedAttentionConfig)
+    assert isinstance(mlp, GatedMlpConfig)
     mistral = config.window is not None
     if mistral and (config.attention_bias or config.mlp_bias):
         raise ModelError(
@@ -75,22 +80,22 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
         "model_type": "mistral" if mistral else "llama",
         "vocab_size": d.vocab_size,
         "hidden_size": d.d_model,
-        "intermediate_size": d.d_ff,
+        "intermediate_size": mlp.hidden,
         "num_hidden_layers": d.n_layers,
-        "num_attention_heads": d.n_heads,
-        "num_key_value_heads": d.n_kv_heads,
-        "head_dim": d.head_dim,
-        "hidden_act": hf_activation(d.activation),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "hidden_act": hf_activation(mlp.activation),
         "max_position_embeddings": config.max_sequence_length,
         "initializer_range": d.init_std,
-        "rms_norm_eps": d.norm_eps,
+        "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": d.tie_embeddings,
         "attention_dropout": 0.0,
-        **hf_rope(d.rope),
+        **hf_rope(config.rope),
     }
     if mistral:
         return values | {"sliding_window": config.window}
-    return values | {"attention_bias": d.attention_bias, "mlp_bias": d.mlp_bias}
+    return values | {"attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
 
 
 def hf_names(config: LlamaConfig) -> list[WeightName]:
@@ -186,11 +191,13 @@ def _gguf_rope(theta: float, dim: int, divisors: np.ndarray | None) -> RopeConfi
 
 def gguf_names(config: LlamaConfig) -> list[WeightName]:
     """Weight names in GGUF files, whose query and key rows are in interleaved rotary order."""
-    d = config.decoder()
+    attention = config.decoder().layers[0].block.attention
+    assert isinstance(attention, GroupedAttentionConfig)
+    pairs = attention.head_dim // 2
 
     def uninterleave(heads: int):
         def reorder(weight: np.ndarray) -> np.ndarray:
-            rows = weight.reshape(heads, d.head_dim // 2, 2, *weight.shape[1:])
+            rows = weight.reshape(heads, pairs, 2, *weight.shape[1:])
             return rows.swapaxes(1, 2).reshape(weight.shape)
 
         return reorder
@@ -209,7 +216,10 @@ def gguf_names(config: LlamaConfig) -> list[WeightName]:
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
     }
-    reorders = {"attn_q": uninterleave(d.n_heads), "attn_k": uninterleave(d.n_kv_heads)}
+    reorders = {
+        "attn_q": uninterleave(attention.heads),
+        "attn_k": uninterleave(attention.kv_heads),
+    }
     names = []
     for name in hf_names(config):
         stem, _, suffix = name.theirs.rpartition(".")

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ziggurat.kernels.attention import AttentionMask, attention
-from ziggurat.nn.attention_context import AttentionRule
+from ziggurat.kernels.attention import AttentionMask
+from ziggurat.nn.attention_context import AttentionRule, attend_by_rule
 
 BLOCK = 512
 """Slots read at once; a longer cache is read in a loop up to the last slot in use."""
 HIDDEN = -1e30
 
-LayerCache = tuple[Float[Array, "b k s c"], Float[Array, "b k s c"]]
+LayerCache = tuple[Float[Array, "b k s c"], Float[Array, "b k s z"]]
 """Keys and values of one layer; the token at position ``p`` lives in slot ``p``."""
 
 
@@ -44,11 +44,12 @@ class SlotContext:
         self,
         query: Float[Array, "b t h c"],
         key: Float[Array, "b t k c"],
-        value: Float[Array, "b t k c"],
+        value: Float[Array, "b t k z"],
         positions: Int[Array, "b t"],
         rule: AttentionRule,
         state: LayerCache,
-    ) -> tuple[Float[Array, "b t h c"], LayerCache]:
+        sinks: Float[Array, "h"] | None = None,
+    ) -> tuple[Float[Array, "b t h z"], LayerCache]:
         """Attention output of one layer, and its cache with the new tokens."""
         at = (0, 0, self.length, 0)
         keys, values = (
@@ -56,27 +57,24 @@ class SlotContext:
             for old, new in zip(state, (key, value))
         )
         if keys.shape[2] <= BLOCK:
-            out = _attend_all(query, keys, values, positions, rule)
+            out = _attend_all(query, keys, values, positions, rule, sinks)
         else:
             last = self.length + query.shape[1]
-            out = _attend_blocks(query, keys, values, positions, rule, self.length, last)
+            span = self.length, last
+            out = _attend_blocks(query, keys, values, positions, rule, sinks, *span)
         return out.astype(query.dtype), (keys, values)
 
 
-def _attend_all(query, keys, values, positions, rule: AttentionRule) -> Array:
+def _attend_all(query, keys, values, positions, rule: AttentionRule, sinks) -> Array:
     slots = jnp.broadcast_to(jnp.arange(keys.shape[2])[None], (keys.shape[0], keys.shape[2]))
-    return attention(
-        query,
-        keys.transpose(0, 2, 1, 3).astype(query.dtype),
-        values.transpose(0, 2, 1, 3).astype(query.dtype),
-        AttentionMask(positions, slots, window=rule.window),
-        scale=rule.scale,
-        softcap=rule.softcap,
-        implementation=rule.implementation,
-    )
+    keys, values = (x.transpose(0, 2, 1, 3).astype(query.dtype) for x in (keys, values))
+    mask = AttentionMask(positions, slots, window=rule.window)
+    return attend_by_rule(query, keys, values, mask, rule, sinks)
 
 
-def _attend_blocks(query, keys, values, positions, rule: AttentionRule, first, last) -> Array:
+def _attend_blocks(
+    query, keys, values, positions, rule: AttentionRule, sinks, first, last
+) -> Array:
     """The same with a running softmax over the blocks that hold a visible slot (Milakov and
     Gimelshein 2018, https://arxiv.org/abs/1805.02867)."""
     b, t, h, c = query.shape
@@ -89,7 +87,7 @@ def _attend_blocks(query, keys, values, positions, rule: AttentionRule, first, l
         peak, total, out = carry
         at = (0, 0, index * BLOCK, 0)
         some = [
-            jax.lax.dynamic_slice(x, at, (b, k, BLOCK, c)).astype(query.dtype)
+            jax.lax.dynamic_slice(x, at, (b, k, BLOCK, x.shape[3])).astype(query.dtype)
             for x in (keys, values)
         ]
         scores = jnp.einsum("bknc,bksc->bkns", q, some[0], preferred_element_type=jnp.float32)
@@ -108,7 +106,9 @@ def _attend_blocks(query, keys, values, positions, rule: AttentionRule, first, l
 
     start = 0 if rule.window is None else jnp.maximum(first - rule.window + 1, 0) // BLOCK
     shape = (b, k, g * t, 1)
-    carry = (jnp.full(shape, HIDDEN), jnp.zeros(shape), jnp.zeros((b, k, g * t, c)))
-    _, total, out = jax.lax.fori_loop(start, -(-last // BLOCK), block, carry)
-    out = (out / jnp.maximum(total, 1e-30)).reshape(b, k, g, t, c)
-    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, c)
+    carry = (jnp.full(shape, HIDDEN), jnp.zeros(shape), jnp.zeros((b, k, g * t, values.shape[3])))
+    peak, total, out = jax.lax.fori_loop(start, -(-last // BLOCK), block, carry)
+    if sinks is not None:  # exp may overflow only where the sink takes everything
+        total += jnp.exp(jnp.repeat(sinks.reshape(k, g), t, axis=1)[None, :, :, None] - peak)
+    out = (out / jnp.maximum(total, 1e-30)).reshape(b, k, g, t, -1)
+    return out.transpose(0, 3, 1, 2, 4).reshape(b, t, h, -1)

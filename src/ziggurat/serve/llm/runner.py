@@ -1,6 +1,5 @@
 """Running the model: weights and cache laid out for decoding, and the few compiled programs."""
 
-import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -9,40 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ziggurat.models import LanguageModel, Params
+from ziggurat.models import LanguageModel, Params, unstacked
+from ziggurat.models.unstacked import Unstacked
 from ziggurat.serve.llm.cache import BLOCK, LayerCache, SlotContext
 from ziggurat.serve.llm.sampling import Knobs, SamplingParams, log_probabilities, sample
 
 SMALLEST_BUCKET = 16
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Weights:
-    """Parameters with the stacked layers taken apart: a step reads each where it lies."""
-
-    layers: list[Params]
-    rest: Params
-
-    @classmethod
-    def of(cls, params: Params) -> "Weights":
-        """Take ``params`` apart, array by array; they are left as they are."""
-        leaves, tree = jax.tree.flatten(params["blocks"])
-        apart = [_take_apart(leaf) for leaf in leaves]
-        layers = [jax.tree.unflatten(tree, layer) for layer in zip(*apart)]
-        return cls(layers, {name: entry for name, entry in params.items() if name != "blocks"})
-
-    def with_layer(self, index: int) -> Params:
-        """Parameters of the model's structure that hold one block instead of a stack."""
-        return {**self.rest, "blocks": self.layers[index]}
-
-
-@jax.jit
-def _take_apart(stacked: Float[Array, "l ..."]) -> list[Array]:
-    return list(stacked)
 
 
 class State(NamedTuple):
@@ -70,7 +43,7 @@ class ModelRunner:
         self.buckets = bucket_table(min(max_chunk, max_length))
         slots = max_length + self.buckets[-1]  # room for the padding of the last chunk
         self.slots = slots if slots <= BLOCK else -(-slots // BLOCK) * BLOCK
-        self._weights = Weights.of(params)
+        self._weights = Unstacked.of(model, params)
         self._state = self._empty()
         self._tokens: list[int] = []
         self._logits: Array | None = None
@@ -160,9 +133,12 @@ class ModelRunner:
         return count
 
     def _empty(self) -> State:
-        c = self.model.decoder
-        shape, dtype = (1, c.n_kv_heads, self.slots, c.head_dim), self.model.precision.compute_dtype
-        cache = [(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(c.n_layers)]
+        dtype, cache = self.model.precision.compute_dtype, []
+        for layer in self.model.decoder.layers:
+            shape = layer.block.attention.cache
+            dims = (shape.key_dim, shape.value_dim)
+            pair = (jnp.zeros((1, shape.kv_heads, self.slots, dim), dtype) for dim in dims)
+            cache.append(tuple(pair))
         return State(cache, jnp.zeros((), jnp.int32), jnp.zeros(1, jnp.int32))
 
     def _program(self, name: str) -> Any:
@@ -189,37 +165,23 @@ class ModelRunner:
 
     def _forward(
         self,
-        weights: Weights,
+        weights: Unstacked,
         cache: list[LayerCache],
         tokens: Int[Array, "b t"],
         length: Int[Array, ""],
     ) -> tuple[Float[Array, "b t d"], list[LayerCache]]:
-        """The model's own blocks, one after another instead of scanned."""
-        decoder = nnx.merge(self.model.graph, weights.with_layer(0))
-        block_graph, _ = nnx.split(decoder.blocks)
         positions = length + jnp.arange(tokens.shape[1])[None]
-        context = SlotContext(length)
+        return unstacked.hidden(self.model, weights, tokens, positions, SlotContext(length), cache)
 
-        @jax.jit
-        def block(layer: Params, x: Array, state: LayerCache) -> tuple[Array, LayerCache]:
-            return nnx.merge(block_graph, layer)(x, positions, angles, context, state)
-
-        x, angles = decoder.begin(tokens, positions)
-        after = []
-        for layer, state in zip(weights.layers, cache):
-            x, state = block(layer, x, state)
-            after.append(state)
-        return decoder.finish(x), after
-
-    def _decode(self, weights: Weights, state: State, knobs: Knobs) -> tuple[State, Array]:
+    def _decode(self, weights: Unstacked, state: State, knobs: Knobs) -> tuple[State, Array]:
         hidden, cache = self._forward(weights, state.cache, state.token[:, None], state.length)
-        logits = self.model.project(weights.with_layer(0), hidden[:, 0])
+        logits = unstacked.project(self.model, weights, hidden[:, 0])
         token = sample(logits, knobs, state.length + 1)
         return State(cache, state.length + 1, token), logits
 
     def _prefill(
         self,
-        weights: Weights,
+        weights: Unstacked,
         state: State,
         tokens: Int[Array, "b t"],
         start: Int[Array, ""],
@@ -227,7 +189,7 @@ class ModelRunner:
     ) -> tuple[State, Array]:
         hidden, cache = self._forward(weights, state.cache, tokens, start)
         last = jax.lax.dynamic_index_in_dim(hidden, count - 1, axis=1, keepdims=False)
-        logits = self.model.project(weights.with_layer(0), last)
+        logits = unstacked.project(self.model, weights, last)
         return State(cache, start + count, state.token), logits
 
 

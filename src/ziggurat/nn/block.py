@@ -1,0 +1,130 @@
+"""One residual block, and the configs from which a family puts its layers together.
+
+A block's *parameters* follow from its :class:`BlockConfig` alone; what may differ from layer to
+layer without changing them (window, rotary embedding, scale) stands in :class:`LayerConfig`, so
+that layers of one block config are stacked and scanned although their windows alternate.
+"""
+
+import dataclasses
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ziggurat.mesh import constrain
+from ziggurat.nn.attention_context import AttentionContext, AttentionRule
+from ziggurat.nn.norm import NormConfig
+from ziggurat.nn.precision import Precision
+from ziggurat.nn.rope import RopeConfig, Rotation
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheShape:
+    """What one token leaves in a layer's cache: a key ``[k, c]`` and a value ``[k, z]``."""
+
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+
+
+@runtime_checkable
+class AttentionConfig(Protocol):
+    """What a block needs to know of its attention; ``ziggurat.nn.attention`` has the usual one."""
+
+    @property
+    def cache(self) -> CacheShape: ...
+
+    @property
+    def rope_dim(self) -> int:
+        """Channels of a head that rotate."""
+        ...
+
+    @property
+    def divided(self) -> dict[str, int]:
+        """Numbers of heads by logical axis: whole heads must divide over a mesh."""
+        ...
+
+    @property
+    def score_channels(self) -> int:
+        """Channels of all query heads together: ``2 * score_channels`` FLOPs per query and key for
+        the scores."""
+        ...
+
+    @property
+    def mix_channels(self) -> int:
+        """The same for mixing the values."""
+        ...
+
+    def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> Any:
+        """The module: ``(x, positions, rotation, rule, context, state) -> (y, state)``."""
+        ...
+
+
+@runtime_checkable
+class MlpConfig(Protocol):
+    """What a block needs to know of its feed-forward part; see ``ziggurat.nn.mlp``."""
+
+    def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> Any:
+        """The module: ``x -> (y, routing)``, where ``routing`` is what a mixture of experts reports
+        of its router and ``None`` elsewhere."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """What decides a block's parameters."""
+
+    attention: AttentionConfig
+    mlp: MlpConfig
+    norm: NormConfig
+    post_norms: bool = False
+    """Norms after attention and after the feed-forward part too, before they are added (Gemma)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """One layer: its block, and what differs between layers of equal parameters."""
+
+    block: BlockConfig
+    rule: AttentionRule
+    """Scale, window and soft cap of its attention."""
+    rope: RopeConfig | None
+    """Rotary embedding of its queries and keys; ``None``: no positions here."""
+
+
+class Block(nnx.Module):
+    r"""Pre-norm residual block: :math:`x + A(N(x))`, then :math:`x + F(N(x))`; with ``post_norms``
+    :math:`x + N'(A(N(x)))` and likewise."""
+
+    def __init__(
+        self, c: BlockConfig, width: int, std: float, precision: Precision, rngs: nnx.Rngs
+    ):
+        def norm() -> nnx.Module:
+            return c.norm.build(width, precision)
+
+        self.attention_norm, self.mlp_norm = norm(), norm()
+        self.attention = c.attention.build(width, std, precision, rngs)
+        self.mlp = c.mlp.build(width, std, precision, rngs)
+        self.attention_post_norm = norm() if c.post_norms else None
+        self.mlp_post_norm = norm() if c.post_norms else None
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        positions: Int[Array, "b t"],
+        rotation: Rotation | None,
+        rule: AttentionRule,
+        context: AttentionContext,
+        state: Any,
+    ) -> tuple[Float[Array, "b t d"], Any, Any]:
+        """The stream after this block, the layer's new cache, and its router's report."""
+        normed = self.attention_norm(x)
+        mixed, state = self.attention(normed, positions, rotation, rule, context, state)
+        x = self._add(x, mixed, self.attention_post_norm)
+        y, routing = self.mlp(self.mlp_norm(x))
+        return self._add(x, y, self.mlp_post_norm), state, routing
+
+    def _add(self, x: jax.Array, y: jax.Array, post_norm: Any) -> jax.Array:
+        y = y if post_norm is None else post_norm(y)
+        return constrain(x + y, ("batch", "sequence", "embed"))

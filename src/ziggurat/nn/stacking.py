@@ -1,0 +1,108 @@
+"""Which layers share a stack of parameters, and how the stacks are scanned over a period.
+
+>>> runs("LLLLLGLLLLLGLL")  # Gemma 3: five local layers, one global
+(Run(start=0, period=6, repeats=2), Run(start=12, period=1, repeats=2))
+"""
+
+import collections
+import dataclasses
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Place(NamedTuple):
+    """Where a layer's parameters lie."""
+
+    stack: int
+    """Number of the stack: layers whose parameters are alike share one."""
+    index: int
+    """Index along the stack's layers axis."""
+
+
+def places(layers: Sequence[Any]) -> tuple[Place, ...]:
+    """Where each layer's parameters lie, stacks in order of first appearance."""
+    stacks: dict[Hashable, int] = {}
+    counts: list[int] = []
+    found = []
+    for layer in layers:
+        stack = stacks.setdefault(getattr(layer, "block", None), len(stacks))
+        if stack == len(counts):
+            counts.append(0)
+        found.append(Place(stack, counts[stack]))
+        counts[stack] += 1
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Layers ``start`` to ``start + period * repeats``, scanned ``repeats`` times."""
+
+    start: int
+    period: int
+    repeats: int
+    places: tuple[Place, ...] = dataclasses.field(repr=False)
+    """Of the first period's layers; every repeat lies further along the same stacks."""
+
+    def fold(self, stacks: Sequence[Any], state: Any) -> Any:
+        """What the scan goes over: parameters by stack and per-layer state, ``[repeats, m, ...]``
+        for the ``m`` layers of a period that lie there; :meth:`unfold` takes them apart."""
+        members = collections.Counter(place.stack for place in self.places)
+        first = {place.stack: place.index for place in reversed(self.places)}
+        parameters = {
+            stack: jax.tree.map(lambda x, s=stack, m=m: self._part(x, first[s], m), stacks[stack])
+            for stack, m in members.items()
+        }
+        return parameters, jax.tree.map(lambda x: self._part(x, self.start, self.period), state)
+
+    def unfold(self, folded: Any) -> list[tuple[Any, Any]]:
+        """Parameters and state of each layer of one period."""
+        parameters, state = folded
+        first = {place.stack: place.index for place in reversed(self.places)}
+        return [
+            (
+                jax.tree.map(
+                    lambda x, p=place: x[p.index - first[p.stack]], parameters[place.stack]
+                ),
+                jax.tree.map(lambda x, i=i: x[i], state),
+            )
+            for i, place in enumerate(self.places)
+        ]
+
+    def joined(self, states: Sequence[Any]) -> Any:
+        """New states of a period's layers, each ``[repeats, ...]``, in order of layers."""
+
+        def interleave(*leaves: Float[Array, "r ..."]) -> Float[Array, "l ..."]:
+            return jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:])
+
+        return jax.tree.map(interleave, *states)
+
+    def _part(self, leaf: Array, first: int, members: int) -> Array:
+        count = self.repeats * members
+        if count != leaf.shape[0]:
+            leaf = jax.lax.slice_in_dim(leaf, first, first + count)
+        return leaf.reshape(self.repeats, members, *leaf.shape[1:])
+
+
+def runs(layers: Sequence[Any]) -> tuple[Run, ...]:
+    """Split layers into runs: from each start on the period that covers most, the shortest such."""
+    found, start, where = [], 0, places(layers)
+    while start < len(layers):
+        rest = layers[start:]
+        lengths = range(1, max(1, len(rest) // 2) + 1)
+        repeats = {length: _repeats(rest, length) for length in lengths}
+        period = max(lengths, key=lambda n: (n * repeats[n] if repeats[n] > 1 else 1, -n))
+        found.append(Run(start, period, repeats[period], where[start : start + period]))
+        start += period * repeats[period]
+    return tuple(found)
+
+
+def _repeats(layers: Sequence[Any], period: int) -> int:
+    """How often the first ``period`` layers stand one after another."""
+    count = 1
+    while layers[count * period : (count + 1) * period] == layers[:period]:
+        count += 1
+    return count

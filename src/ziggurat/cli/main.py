@@ -21,6 +21,7 @@ VERBS: dict[str, str] = {
     "import": "read a Hugging Face directory, a GGUF file or other weights into a checkpoint",
     "export": "write a model as transformers reads it, or its weights as PyTorch does",
     "checkpoints": "list what a run has saved, and verify it",
+    "profile": "say where a run's time went, and what to do about it",
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",
     "serve": "serve a model as OpenAI's API does",

@@ -141,7 +141,8 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]
     ) -> tuple[Float[Array, "b t d"], list[Rotation | None]]:
         """What enters the first block: embeddings, and the rotary angles of every layer."""
-        x = self.embedding(tokens)
+        with jax.named_scope("embedding"):
+            x = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
             x = x * jnp.asarray(self.config.embedding_scale, self.compute)
         if self.positions is not None:

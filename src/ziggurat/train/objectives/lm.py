@@ -1,5 +1,7 @@
 """The language-modelling objective: predict every next token of packed documents."""
 
+import jax
+
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params
 from ziggurat.nn.attention_context import Packed
@@ -17,14 +19,15 @@ def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -
     def objective(params: Params, batch: Arrays) -> Sums:
         context = Packed(batch["segment_ids"])
         hidden, _ = model.hidden(params, batch["tokens"], batch["positions"], context)
-        total, metrics = next_token_loss(
-            hidden,
-            model.head(params),
-            batch["targets"],
-            batch["loss_mask"],
-            loss,
-            token_shards=shards,
-        )
+        with jax.named_scope("loss"):
+            total, metrics = next_token_loss(
+                hidden,
+                model.head(params),
+                batch["targets"],
+                batch["loss_mask"],
+                loss,
+                token_shards=shards,
+            )
         sums = {
             "loss": metrics.nll,
             "z_loss": metrics.z_loss,

@@ -8,16 +8,24 @@
 """
 
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
+from ziggurat.models.gemma import Gemma2Config, Gemma3Config
+from ziggurat.models.gpt2 import Gpt2Config
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.llama import LlamaConfig
+from ziggurat.models.qwen import Qwen2Config, Qwen3Config
 
 __all__ = [
     "FAMILIES",
     "Family",
+    "Gemma2Config",
+    "Gemma3Config",
+    "Gpt2Config",
     "LanguageModel",
     "LlamaConfig",
     "ModelConfig",
     "Params",
+    "Qwen2Config",
+    "Qwen3Config",
     "family_for_architecture",
     "family_of",
 ]

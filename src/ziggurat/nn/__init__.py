@@ -9,7 +9,7 @@ from ziggurat.nn.attention_context import AttentionContext, AttentionRule, Cache
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.decoder import Decoder, DecoderConfig
 from ziggurat.nn.linear import Embedding, Linear
-from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig
+from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
 from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig
@@ -33,6 +33,8 @@ __all__ = [
     "Linear",
     "NormConfig",
     "Packed",
+    "PlainMLP",
+    "PlainMlpConfig",
     "Precision",
     "RMSNorm",
     "RopeConfig",

@@ -26,6 +26,14 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
+from ziggurat.models.quantized import (
+    FORMATS_FILE,
+    dequantized,
+    formats_of,
+    formats_text,
+    quantized,
+    read_formats,
+)
 from ziggurat.models.weight_names import TensorSource, export_weights, import_weights
 from ziggurat.nn.precision import Precision
 
@@ -113,6 +121,8 @@ def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | N
                 f"output {directory}", found="a checkpoint", expected="a new or empty directory"
             )
         files = files_of(pretrained.model.config, pretrained.tokenizer)
+        if formats := formats_of(pretrained.params):
+            files[FORMATS_FILE] = formats_text(formats).encode()
         checkpoints.save(0, {"params": pretrained.params}, records or {}, files)
     newest = checkpoints.latest()
     assert newest is not None
@@ -120,7 +130,8 @@ def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | N
 
 
 def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int = 5 * 10**9) -> Path:
-    """Write ``config.json``, safetensors and tokenizer as transformers reads them.
+    """Write ``config.json``, safetensors and tokenizer as transformers reads them; quantised weights
+    as floats again.
 
     Raises:
         CheckpointError: the directory is there already.
@@ -139,9 +150,13 @@ def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int =
     }
     layers = pretrained.model.decoder.n_layers
     names = family.hf_names(pretrained.model.config)
+    params = pretrained.params
+    if formats := formats_of(params):
+        _log.warning("%d quantised weights are written as %s", len(formats), dtype)
+        params = dequantized(params)
     with atomic.new_directory(directory) as target:
         pretrained.tokenizer.save(target)
-        tensors = export_weights(names, pretrained.params, layers=layers)
+        tensors = export_weights(names, params, layers=layers)
         write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
         (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         generation = {key: values[key] for key in ("bos_token_id", "eos_token_id")}
@@ -174,6 +189,8 @@ def _load_step(
 ) -> Pretrained:
     values = json.loads((step / MODEL_FILE).read_text())
     model = LanguageModel.build(model_config(values, str(step / MODEL_FILE)), precision)
+    if (step / FORMATS_FILE).is_file():
+        model = quantized(model, read_formats(step / FORMATS_FILE, model))
     arrays = read_arrays(step, "params")
     place = _placer(model, layout)
     params = jax.tree_util.tree_map_with_path(
@@ -187,7 +204,10 @@ def _checked(step: Path, arrays: Any, path: tuple, model: LanguageModel) -> np.n
     expected: Any = model.abstract
     try:
         for part in path:
-            arrays, expected = arrays[part.key], expected[part.key]
+            if isinstance(part, jax.tree_util.GetAttrKey):  # a part of a quantised weight
+                arrays, expected = arrays[part.name], getattr(expected, part.name)
+            else:
+                arrays, expected = arrays[part.key], expected[part.key]
     except (KeyError, TypeError):
         raise CheckpointError(
             f"checkpoint {step}", found=f"no {leaf_name(path)}", expected="the model's parameters"
@@ -282,10 +302,10 @@ def _read(model: LanguageModel, names: Any, tensors: TensorSource, layout: Layou
 
 def _placer(model: LanguageModel, layout: Layout | None) -> Callable[[str, np.ndarray], jax.Array]:
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    dtype = model.precision.param_dtype
+    wanted = named_leaves(model.abstract)
 
     def place(name: str, array: np.ndarray) -> jax.Array:
-        return jax.device_put(array.astype(dtype, copy=False), shardings.get(name))
+        return jax.device_put(array.astype(wanted[name].dtype, copy=False), shardings.get(name))
 
     return place
 

@@ -24,6 +24,7 @@ from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import leaf_name, named_leaves
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
+from ziggurat.models.compressed_tensors import compressed
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.quantized import (
@@ -225,8 +226,24 @@ def hf_model(path: Path, precision: Precision | None = None) -> tuple[Family, La
     """The family and model that a Hugging Face directory's ``config.json`` describes.
 
     Raises:
-        ModelError: it is no JSON object, or the architecture or a switch is unknown.
+        ModelError: it is no JSON object, the architecture or a switch is unknown, or the weights
+            beside it are quantised.
     """
+    family, model, settings = _hf_model(path, precision)
+    if settings is not None:
+        raise ModelError(
+            "config.json: quantization_config",
+            found="quantised weights",
+            expected="the config of float weights",
+            fix="import the whole directory with ziggurat import hf",
+        )
+    return family, model
+
+
+def _hf_model(
+    path: Path, precision: Precision | None
+) -> tuple[Family, LanguageModel, dict[str, Any] | None]:
+    """The same, and the config of quantised weights if they are."""
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -241,13 +258,18 @@ def hf_model(path: Path, precision: Precision | None = None) -> tuple[Family, La
             "config.json: architectures", found=repr(architectures), expected="a list of names"
         )
     family = family_for_architecture(str(architectures[0]))
-    return family, LanguageModel.build(family.from_hf(values), precision)
+    settings = values.pop("quantization_config", None)
+    return family, LanguageModel.build(family.from_hf(values), precision), settings
 
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
-    family, model = hf_model(path, precision)
-    tensors = SafetensorsDirectory(path)
-    params = _read(model, family.hf_names(model.config), tensors, layout)
+    family, model, settings = _hf_model(path, precision)
+    tensors: TensorSource = SafetensorsDirectory(path)
+    names = list(family.hf_names(model.config))
+    if settings is not None:
+        formats, names, tensors = compressed(settings, names, tensors, model)
+        model = quantized(model, formats)
+    params = _read(model, names, tensors, layout)
     return Pretrained(model, params, HuggingFaceTokenizer.load(path), path.name, str(path))
 
 

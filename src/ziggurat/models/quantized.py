@@ -37,12 +37,18 @@ def summed_axes(model: LanguageModel) -> dict[str, int]:
     (-1, -2, 8)
     """
     found = {}
-    for name, axes in named_leaves(model.axes, is_leaf=lambda node: isinstance(node, tuple)).items():
-        if axes[0] == "vocab":
+    for name, axes in named_leaves(model.axes, is_leaf=_is_axes).items():
+        if isinstance(axes, QuantizedWeight):
+            found[name] = axes.axis
+        elif axes[0] == "vocab":
             found[name] = -1
         elif "positions" not in axes and sum(axis not in _STACKED for axis in axes) >= 2:
             found[name] = -2
     return found
+
+
+def _is_axes(node: Any) -> bool:
+    return isinstance(node, (tuple, QuantizedWeight))
 
 
 def quantized(model: LanguageModel, formats: Mapping[str, WeightFormat]) -> LanguageModel:

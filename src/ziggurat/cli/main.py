@@ -20,6 +20,7 @@ VERBS: dict[str, str] = {
     "data": "prepare a run's data and look into it: stats, sample, decode, trace",
     "import": "read a Hugging Face directory, a GGUF file or other weights into a checkpoint",
     "export": "write a model as transformers reads it, or its weights as PyTorch does",
+    "quantize": "make a model smaller by rules, and say what it costs",
     "checkpoints": "list what a run has saved, and verify it",
     "profile": "say where a run's time went, and what to do about it",
     "generate": "continue a prompt",

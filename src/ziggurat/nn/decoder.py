@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
+from ziggurat.kernels.linear import QuantizedWeight
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
@@ -134,7 +135,7 @@ class Decoder(nnx.Module):
         return stack
 
     @property
-    def head(self) -> Float[Array, "v d"]:
+    def head(self) -> Float[Array, "v d"] | QuantizedWeight:
         """The output matrix: logits are ``hidden @ head.T``."""
         return (self.embedding.table if self.unembedding is None else self.unembedding)[...]
 

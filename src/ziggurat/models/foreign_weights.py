@@ -99,7 +99,7 @@ def load(
     view = _View(
         tensors, bare, naming, _expected(naming.names, layers), model.decoder.tie_embeddings
     )
-    params = pretrained._read(family, model, naming.names, view, layout)
+    params = pretrained.read_weights(family, model, naming.names, view, layout)
     name = Path(source).stem or directory.name
     return pretrained.Pretrained(model, params, tokenizer, name, source), naming
 

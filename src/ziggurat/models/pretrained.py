@@ -313,7 +313,7 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
     if settings is not None:
         formats, names, tensors = compressed(settings, names, tensors, model)
         model = quantized(model, formats)
-    params = _read(family, model, names, tensors, layout)
+    params = read_weights(family, model, names, tensors, layout)
     return Pretrained(model, params, HuggingFaceTokenizer.load(path), path.name, str(path))
 
 
@@ -327,7 +327,7 @@ def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -
     untied = "output.weight" in file.tensors
     settings = dataclasses.replace(settings, tie_embeddings=not untied)  # pyright: ignore
     model = LanguageModel.build(settings, precision)
-    params = _read(family, model, family.gguf_names(settings), file, layout)
+    params = read_weights(family, model, family.gguf_names(settings), file, layout)
     tokenizer = _gguf_tokenizer(file)
     return Pretrained(model, params, tokenizer, path.stem, str(path))
 
@@ -351,13 +351,19 @@ def _gguf_tokenizer(file: GgufFile) -> HuggingFaceTokenizer:
     )
 
 
-def _read(
+def read_weights(
     family: Family,
     model: LanguageModel,
     names: Iterable[WeightName],
     tensors: TensorSource,
     layout: Layout | None,
 ) -> Params:
+    """A model's parameters from a source of their tensors, placed shard by shard.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or of another shape; it is named.
+    """
+
     def ignored(name: str) -> bool:
         tied_copy = model.decoder.tie_embeddings and name == "lm_head.weight"
         return tied_copy or name.endswith(family.buffers) or name == ROPE_DIVISORS

@@ -187,11 +187,24 @@ def import_weights(
 def named_as_found(
     names: Iterable[WeightName], present: Iterable[str], base: str
 ) -> list[WeightName]:
-    """The table without the name of the model under its head, for files of that model alone."""
-    names = list(names)
-    if any(name.startswith(base) for name in present):
-        return names
-    return [dataclasses.replace(n, theirs=n.theirs.removeprefix(base)) for n in names]
+    """The table with ``base``, the name of the model under its head, where ``present`` has it:
+    files of that model alone leave it off, and files of it under another head put it on.
+
+    >>> [found] = named_as_found([WeightName("norm", "model.norm")], ["norm"], "model.")
+    >>> found.theirs
+    'norm'
+    """
+    present = set(present)
+
+    def renamed(name: WeightName) -> WeightName:
+        bare = name.theirs.removeprefix(base)
+        for theirs in (name.theirs, bare, base + bare):
+            found = dataclasses.replace(name, theirs=theirs)
+            if found.all_theirs(1)[0] in present:
+                return found
+        return name
+
+    return [renamed(name) for name in names]
 
 
 def export_weights(

@@ -122,7 +122,7 @@ class Decoder(nnx.Module):
         )
         self.positions = table(c.learned_positions) if c.learned_positions else None
         if self.positions is not None:
-            self.positions.table.set_metadata(axes=("positions", "embed"))
+            self.positions.table.set_metadata(axes=(None, "embed"))
 
     def _stack(self, c: BlockConfig, count: int, precision: Precision, rngs: nnx.Rngs) -> Block:
         def make(rngs: nnx.Rngs) -> Block:

@@ -75,7 +75,7 @@ class Encoder(nnx.Module):
     def __init__(self, c: EncoderConfig, *, precision: Precision, rngs: nnx.Rngs):
         self.config = c
 
-        def table(rows: int, axis: str) -> Embedding:
+        def table(rows: int, axis: str | None) -> Embedding:
             made = Embedding(rows, c.d_model, std=c.init_std, precision=precision, rngs=rngs)
             made.table.set_metadata(axes=(axis, "embed"))
             return made
@@ -84,11 +84,11 @@ class Encoder(nnx.Module):
             return PostNormBlock(c.block, c.d_model, c.init_std, precision, rngs)
 
         self.embedding = table(c.vocab_size, "vocab")
-        self.positions = table(c.positions, "positions")
-        self.token_types = table(c.token_types, "token_types")
+        self.positions = table(c.positions, None)
+        self.token_types = table(c.token_types, None)
         self.embedding_norm = c.block.norm.build(c.d_model, precision)
         self.blocks = stacked(make, c.n_layers, rngs)
-        axes, width = ("embed", "pooled"), c.d_model
+        axes, width = ("embed", "mlp"), c.d_model
         self.pooler = (
             Linear(width, width, axes, bias=True, std=c.init_std, precision=precision, rngs=rngs)
             if c.pooler

@@ -18,6 +18,7 @@ from ziggurat.nn import Packed
 
 CASE = "llama/smollm2-like"  # 9 query heads, 3 key/value heads, tied; d 72, f 192, v 96
 EVEN = "llama/llama-3.2-like"  # 8 query heads, 2 key/value heads; d 64, f 256
+KINDS = "gemma/gemma3-linear-of-global"  # local and global layers in turn; d 48, f 80
 MESHES = {
     "fsdp 8": (CASE, MeshConfig(fsdp=8)),
     "data 8": (CASE, MeshConfig(fsdp=1, data=8)),
@@ -26,6 +27,7 @@ MESHES = {
     "fsdp 2, context 2, tensor 2": (EVEN, MeshConfig(context=2, tensor=2)),
     "context 8": (EVEN, MeshConfig(fsdp=1, context=8)),
     "tensor 8, whole key heads": (EVEN, MeshConfig(fsdp=1, tensor=8, rules={"kv_heads": ()})),
+    "layers of two kinds": (KINDS, MeshConfig(data=2, fsdp=2, tensor=2)),
     "slices 2, fsdp 4": (CASE, MeshConfig(fsdp=4, dcn=DcnConfig(data=2))),
 }
 

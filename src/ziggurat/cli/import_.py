@@ -43,9 +43,11 @@ def import_(
             raise ConfigError(
                 f"import {kind} --{option}", found=value, expected="this option for weights only"
             )
-    from ziggurat.models import pretrained, proof
+    from ziggurat.models import pretrained, pretrained_encoder, proof
 
     out = console.output()
+    if kind == "hf" and pretrained_encoder.is_encoder(source):
+        return _import_encoder(source, output, verify)
     model = pretrained.load(source)
     out.print(f"{model.model.config.kind}: {model.model.parameter_count:,} parameters")
     records: dict[str, Any] = {"source": source.name}
@@ -57,6 +59,27 @@ def import_(
             f"KL {records['proof']['kl_divergence']:.2e} over {records['proof']['tokens']} tokens"
         )
     path = pretrained.save(model, output, records)
+    out.print(f"written: {path}")
+    return 0
+
+
+def _import_encoder(source: Path, output: Path, verify: str) -> int:
+    from ziggurat.models import pretrained_encoder, proof
+
+    out = console.output()
+    encoder = pretrained_encoder.load(source)
+    sentence = encoder.sentence
+    out.print(
+        f"{encoder.model.config.kind}: {encoder.model.parameter_count:,} parameters; texts to "
+        f"{sentence.max_length} tokens, pooling {sentence.pooling}"
+        + (", normalised" if sentence.normalize else "")
+    )
+    records: dict[str, Any] = {"source": source.name}
+    if verify == "always" or (verify == "auto" and proof.available()):
+        records["proof"] = proof.encoder_against_transformers(source, encoder)
+        difference = records["proof"]["max_state_difference"]
+        out.print(f"largest difference of states from transformers: {difference:.2e}")
+    path = pretrained_encoder.save(encoder, output, records)
     out.print(f"written: {path}")
     return 0
 

@@ -7,15 +7,20 @@
 139584
 """
 
+from ziggurat.models.bert import BertConfig
+from ziggurat.models.encoder_model import EncoderModel
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
 from ziggurat.models.gemma import Gemma2Config, Gemma3Config
 from ziggurat.models.gpt2 import Gpt2Config
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.llama import LlamaConfig
 from ziggurat.models.qwen import Qwen2Config, Qwen3Config
+from ziggurat.models.text_embedder import TextEmbedder
 
 __all__ = [
     "FAMILIES",
+    "BertConfig",
+    "EncoderModel",
     "Family",
     "Gemma2Config",
     "Gemma3Config",
@@ -26,6 +31,7 @@ __all__ = [
     "Params",
     "Qwen2Config",
     "Qwen3Config",
+    "TextEmbedder",
     "family_for_architecture",
     "family_of",
 ]

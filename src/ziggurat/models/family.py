@@ -8,6 +8,7 @@ import numpy as np
 
 from ziggurat.core.errors import ModelError, did_you_mean
 from ziggurat.core.registry import Registry
+from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.language_model import ModelConfig
 from ziggurat.models.weight_names import WeightName
 
@@ -20,7 +21,7 @@ class Family:
     config_class: type
     architectures: tuple[str, ...]
     """Values of ``architectures`` in a Hugging Face ``config.json`` that this family reads."""
-    from_hf: Callable[[Mapping[str, Any]], ModelConfig]
+    from_hf: Callable[[Mapping[str, Any]], Any]
     """``config.json`` to config; refuses what the family does not implement."""
     to_hf: Callable[[Any], dict[str, Any]]
     """Config to ``config.json``."""
@@ -30,6 +31,8 @@ class Family:
     """What stands before the names of all but the head; files of a bare model may leave it off."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """How names of tensors end that older files hold and that say nothing."""
+    encoder: bool = False
+    """Its models are encoders (``EncoderModel``), not language models."""
     from_gguf: Callable[[Mapping[str, Any], np.ndarray | None], ModelConfig] | None = None
     """GGUF metadata and the tensor of rotary divisors to config, if published so."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
@@ -41,7 +44,7 @@ class Family:
 FAMILIES: Registry[Family] = Registry("model family", ModelError)
 
 
-def family_of(config: ModelConfig) -> Family:
+def family_of(config: ModelConfig | EncoderFamilyConfig) -> Family:
     """The family of a config node."""
     return FAMILIES[config.kind]
 

@@ -10,6 +10,7 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -89,12 +90,7 @@ class LanguageModel:
                 rngs=nnx.Rngs(params=key),
             )
 
-        graph, state = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
-        axes = jax.tree.map(
-            lambda v: v.get_metadata("axes"), state, is_leaf=lambda v: isinstance(v, nnx.Variable)
-        )
-        abstract = nnx.to_pure_dict(state)
-        return cls(config, decoder, precision, graph, abstract, _plain(axes))
+        return cls(config, decoder, precision, *traced(make))
 
     def init(self, key: Key[Array, ""], layout: Layout | None = None) -> Params:
         """Fresh parameters, created sharded when a layout is given (never whole on one device)."""
@@ -183,6 +179,16 @@ class LanguageModel:
         4 FLOPs per query and key (2 for the score, 2 for mixing)."""
         blocks = [layer.block.attention for layer in self.decoder.layers]
         return sum(a.score_channels + a.mix_channels for a in blocks) / 2
+
+
+def traced(make: Callable[[Key[Array, ""]], nnx.Module]) -> tuple[Any, Params, Params]:
+    """Graph of the module that ``make`` draws from a key, and shapes and logical axis names of its
+    parameters; allocates nothing."""
+    graph, state = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
+    axes = jax.tree.map(
+        lambda v: v.get_metadata("axes"), state, is_leaf=lambda v: isinstance(v, nnx.Variable)
+    )
+    return graph, nnx.to_pure_dict(state), _plain(axes)
 
 
 def _plain(tree: Any) -> Any:

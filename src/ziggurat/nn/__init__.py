@@ -5,9 +5,17 @@ scanned decoder made of them, with logical axis names on every parameter.
 """
 
 from ziggurat.nn.attention import Attention, GroupedAttentionConfig
-from ziggurat.nn.attention_context import AttentionContext, AttentionRule, Cached, Causal, Packed
+from ziggurat.nn.attention_context import (
+    AttentionContext,
+    AttentionRule,
+    Both,
+    Cached,
+    Causal,
+    Packed,
+)
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.decoder import Decoder, DecoderConfig
+from ziggurat.nn.encoder import Encoder, EncoderConfig
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
 from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
@@ -20,11 +28,14 @@ __all__ = [
     "AttentionRule",
     "Block",
     "BlockConfig",
+    "Both",
     "Cached",
     "Causal",
     "Decoder",
     "DecoderConfig",
     "Embedding",
+    "Encoder",
+    "EncoderConfig",
     "GatedMLP",
     "GatedMlpConfig",
     "GroupedAttentionConfig",

@@ -24,7 +24,7 @@ from ziggurat.nn.linear import Embedding, parameter
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import Rotation, rotation
-from ziggurat.nn.stacking import Place, Run, places, runs
+from ziggurat.nn.stacking import Place, Run, places, runs, stacked
 
 C = TypeVar("C", bound=AttentionContext)
 Remat = Literal["none", "full", "dots"]
@@ -122,17 +122,13 @@ class Decoder(nnx.Module):
         )
         self.positions = table(c.learned_positions) if c.learned_positions else None
         if self.positions is not None:
-            self.positions.table.set_metadata(axes=("positions", "embed"))
+            self.positions.table.set_metadata(axes=(None, "embed"))
 
     def _stack(self, c: BlockConfig, count: int, precision: Precision, rngs: nnx.Rngs) -> Block:
         def make(rngs: nnx.Rngs) -> Block:
             return Block(c, self.config.d_model, self.config.init_std, precision, rngs)
 
-        stack = nnx.vmap(make)(rngs.fork(split=count))
-        for _, node in nnx.iter_graph(stack):
-            if isinstance(node, nnx.Param):
-                node.set_metadata(axes=("layers", *node.get_metadata("axes")))
-        return stack
+        return stacked(make, count, rngs)
 
     @property
     def head(self) -> Float[Array, "v d"] | QuantizedWeight:

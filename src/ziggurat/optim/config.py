@@ -275,11 +275,7 @@ class LossConfig:
     """Tokens whose logits exist at once, over all devices together."""
     implementation: str = "auto"
     """Kernel of the output layer and loss: auto, chunked or reference."""
-    logit_softcap: float | None = None
-    """Bound of the logits, cap * tanh(logits / cap); unset for none. Belongs to the model."""
 
     def __post_init__(self):
         _not_negative("z_loss", self.z_loss)
         config.require(self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "1 or more")
-        if self.logit_softcap is not None:
-            _positive("logit_softcap", self.logit_softcap)

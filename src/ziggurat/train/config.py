@@ -14,7 +14,14 @@ from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.data import DataConfig, TokenizerConfig
 from ziggurat.mesh import MeshConfig
-from ziggurat.models import LlamaConfig
+from ziggurat.models import (
+    Gemma2Config,
+    Gemma3Config,
+    Gpt2Config,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 from ziggurat.nn.decoder import Remat
 from ziggurat.optim import LossConfig, OptimizerConfig
 from ziggurat.profile.sampling import ProfileConfig
@@ -29,7 +36,17 @@ class PretrainedModel:
     """A run, a checkpoint step, a Hugging Face directory or a GGUF file."""
 
 
-ModelNode = Annotated[LlamaConfig | PretrainedModel, Discriminator("kind")]
+ModelNode = Annotated[
+    LlamaConfig
+    | Qwen2Config
+    | Qwen3Config
+    | Gemma2Config
+    | Gemma3Config
+    | Gpt2Config
+    | PretrainedModel,
+    Discriminator("kind"),
+]
+"""Architecture to train from scratch, by family, or weights to start from."""
 
 
 @config.node

@@ -26,6 +26,7 @@ def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -
                 batch["targets"],
                 batch["loss_mask"],
                 loss,
+                logit_softcap=model.decoder.logit_softcap,
                 token_shards=shards,
             )
         sums = {

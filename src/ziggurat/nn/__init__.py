@@ -8,11 +8,14 @@ from ziggurat.nn.attention import Attention, GroupedAttentionConfig
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule, Cached, Causal, Packed
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.decoder import Decoder, DecoderConfig
+from ziggurat.nn.latent_attention import LatentAttention, LatentAttentionConfig
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig
+from ziggurat.nn.moe import Mixture, MixtureConfig
 from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig
+from ziggurat.nn.router import RouterConfig, Routing
 
 __all__ = [
     "Attention",
@@ -28,12 +31,18 @@ __all__ = [
     "GatedMLP",
     "GatedMlpConfig",
     "GroupedAttentionConfig",
+    "LatentAttention",
+    "LatentAttentionConfig",
     "LayerConfig",
     "LayerNorm",
     "Linear",
+    "Mixture",
+    "MixtureConfig",
     "NormConfig",
     "Packed",
     "Precision",
     "RMSNorm",
     "RopeConfig",
+    "RouterConfig",
+    "Routing",
 ]

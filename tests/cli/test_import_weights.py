@@ -5,9 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from tests.models.llama_cases import stored
-from tests.oracle import llama as oracle
-from tests.oracle import torch_files
+from tests.oracle import families, torch_files
 
 from ziggurat.checkpoint import foreign, read_arrays, read_records
 from ziggurat.cli.main import main
@@ -15,13 +13,13 @@ from ziggurat.core.errors import CheckpointError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.models import LanguageModel, family_for_architecture, foreign_weights, pretrained
 
-CASE = "gqa-2"
+CASE = "llama/gqa-2"
 STEP = "step_00000000"
 
 
 @pytest.fixture(scope="module")
 def theirs() -> dict[str, np.ndarray]:
-    return dict(oracle.weights(CASE, stored()[CASE].shapes))
+    return dict(families.weights(CASE, families.load(CASE).shapes))
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +29,8 @@ def directory(tmp_path_factory, theirs):
 
     folder = tmp_path_factory.mktemp("hf") / "tiny"
     foreign.write("safetensors", theirs, folder)
-    (folder / "config.json").write_text(json.dumps(stored()[CASE].config))
-    letters = {f"t{index}": index for index in range(oracle.VOCABULARY)}
+    (folder / "config.json").write_text(json.dumps(families.load(CASE).config))
+    letters = {f"t{index}": index for index in range(families.VOCABULARY)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="t0"))
     backend.save(str(folder / "tokenizer.json"))
     special = {"bos_token": "t1", "eos_token": "t2", "unk_token": "t0"}
@@ -126,11 +124,11 @@ def test_logits_are_those_of_import_hf(tmp_path, directory, theirs):
         loaded, naming = foreign_weights.load(tensors, directory)
     assert (naming.style, naming.prefix) == ("TorchTitan", "model.")
     logits = [
-        np.asarray(jax.jit(model.model.logits)(model.params, oracle.tokens(CASE)))
+        np.asarray(jax.jit(model.model.logits)(model.params, families.tokens(CASE)))
         for model in (loaded, pretrained.load(directory))
     ]
     assert logits[0].tobytes() == logits[1].tobytes()
-    np.testing.assert_allclose(logits[0], stored()[CASE].logits, atol=1e-4)
+    np.testing.assert_allclose(logits[0], families.load(CASE).logits, atol=1e-4)
 
 
 def test_bfloat16_weights(tmp_path, directory, theirs):
@@ -166,7 +164,7 @@ def test_what_is_missing_or_left_over_is_named(directory, theirs):
 
     def error(tensors: dict[str, np.ndarray]) -> str:
         with pytest.raises(CheckpointError) as caught:
-            foreign_weights.load(oracle.Tensors(tensors), directory)
+            foreign_weights.load(families.Tensors(tensors), directory)
         return str(caught.value)
 
     lost = dict(theirs)
@@ -183,9 +181,9 @@ def test_what_is_missing_or_left_over_is_named(directory, theirs):
 
 
 def test_a_tied_model_saved_without_its_head(directory):
-    case = "tied"
-    tensors = oracle.weights(case, stored()[case].shapes)
-    values = stored()[case].config
+    case = "llama/tied"
+    tensors = families.weights(case, families.load(case).shapes)
+    values = families.load(case).config
     family = family_for_architecture(values["architectures"][0])
     model = LanguageModel.build(family.from_hf(values))
     bare = {name.removeprefix("model."): array for name, array in tensors.items()}

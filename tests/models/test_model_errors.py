@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.models.llama_cases import ours, stored
+from tests.models.family_cases import ours
+from tests.oracle import families
 
 from ziggurat.checkpoint import write_sharded
 from ziggurat.core.errors import CheckpointError, ModelError, ShardingError, ZigguratError
@@ -13,7 +14,7 @@ from ziggurat.mesh import MeshConfig, build
 from ziggurat.models import LlamaConfig, family_for_architecture, pretrained
 from ziggurat.models.llama.hf import from_gguf, from_hf, to_hf
 
-CASE = "one-layer"
+CASE = "llama/one-layer"
 GGUF = {
     "tokenizer.ggml.tokens": ["a", "b"],
     "llama.embedding_length": 64,
@@ -76,7 +77,7 @@ def line(error: pytest.ExceptionInfo) -> str:
     ids=lambda value: str(next(iter(value.items()))) if isinstance(value, dict) else "",
 )
 def test_config_json_is_refused(tmp_path, change, parts):
-    values = stored()["plain"].config | change
+    values = families.load("llama/plain").config | change
     write(tmp_path, {k: v for k, v in values.items() if v is not None}, {})
     with pytest.raises(ModelError) as caught:
         pretrained.load(tmp_path)
@@ -96,14 +97,14 @@ def test_broken_config_json(tmp_path, text, part):
 
 
 def test_mistral_with_layers_of_several_kinds():
-    values = stored()["mistral"].config
+    values = families.load("llama/mistral").config
     kinds = ["full_attention"] + ["sliding_attention"] * (values["num_hidden_layers"] - 1)
     with pytest.raises(ModelError, match="layer_types"):
         from_hf(values | {"layer_types": kinds})
 
 
 def test_harmless_keys_are_accepted():
-    values = stored()["plain"].config
+    values = families.load("llama/plain").config
     extra = {
         "torch_dtype": "bfloat16",
         "use_cache": False,
@@ -158,7 +159,7 @@ def test_no_counterpart_for_a_window_with_biases():
 def test_tensors_that_do_not_fit(tmp_path, change, parts):
     tensors = dict(ours(CASE).theirs)
     change(tensors)
-    write(tmp_path, stored()[CASE].config, tensors)
+    write(tmp_path, families.load(CASE).config, tensors)
     with pytest.raises(CheckpointError) as caught:
         pretrained.load(tmp_path)
     for part in parts:
@@ -168,12 +169,12 @@ def test_tensors_that_do_not_fit(tmp_path, change, parts):
 def test_buffers_and_tied_copies_are_passed_over(tmp_path):
     from ziggurat.models.weight_names import import_weights
 
-    case = ours("tied")
+    case = ours("llama/tied")
     extra = {
         "lm_head.weight": case.theirs["model.embed_tokens.weight"],
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, "f4"),
     }
-    write(tmp_path, stored()["tied"].config, dict(case.theirs) | extra)
+    write(tmp_path, families.load("llama/tied").config, dict(case.theirs) | extra)
     with pytest.raises(ZigguratError, match="tokenizer"):  # all that is missing now
         pretrained.load(tmp_path)
     untied = ours(CASE)
@@ -261,7 +262,7 @@ def test_gguf_rope_divisors_of_another_scaling_are_refused(divisors):
 )
 def test_dimensions_that_do_not_divide_over_the_mesh(mesh, parts):
     with pytest.raises(ShardingError) as caught:
-        ours("gqa-3").model.shardings(build(mesh))
+        ours("llama/gqa-3").model.shardings(build(mesh))
     for part in parts:
         assert part in line(caught), line(caught)
 

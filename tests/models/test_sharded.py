@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.models.llama_cases import ours
+from tests.models.family_cases import ours
 from tests.quick_jit import quick_jit
 
 from ziggurat.core.pytrees import named_leaves
@@ -16,8 +16,8 @@ from ziggurat.mesh import DcnConfig, MeshConfig, build
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.nn import Packed
 
-CASE = "smollm2-like"  # 9 query heads, 3 key/value heads, tied; d 72, f 192, v 96
-EVEN = "llama-3.2-like"  # 8 query heads, 2 key/value heads; d 64, f 256
+CASE = "llama/smollm2-like"  # 9 query heads, 3 key/value heads, tied; d 72, f 192, v 96
+EVEN = "llama/llama-3.2-like"  # 8 query heads, 2 key/value heads; d 64, f 256
 MESHES = {
     "fsdp 8": (CASE, MeshConfig(fsdp=8)),
     "data 8": (CASE, MeshConfig(fsdp=1, data=8)),
@@ -96,7 +96,7 @@ def test_parameters_are_divided_as_the_axes_say():
 
 
 def test_every_parameter_names_every_dimension():
-    model = ours("many-switches").model
+    model = ours("llama/many-switches").model
     is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
     axes = {
         jax.tree_util.keystr(path): names

@@ -1,4 +1,4 @@
-"""Llama and Mistral against transformers itself: stored outputs recomputed, directories exchanged
+"""Every family against transformers itself: stored outputs recomputed, directories exchanged
 in both directions, gradients."""
 
 import json
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.models.llama_cases import ours, stored
-from tests.oracle import llama as oracle
+from tests.models.family_cases import ours
+from tests.oracle import families
 from tests.quick_jit import quick_jit
 
 from ziggurat.checkpoint import SafetensorsDirectory
@@ -20,8 +20,15 @@ pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-every_case = pytest.mark.parametrize("case", oracle.CASES)
-WIDE = ("gqa-2", "tied", "many-switches", "rope-yarn-mscale", "mistral", "smollm2-like")
+every_case = pytest.mark.parametrize("case", families.CASES)
+WIDE = (
+    "llama/gqa-2",
+    "llama/tied",
+    "llama/many-switches",
+    "llama/rope-yarn-mscale",
+    "llama/mistral",
+    "llama/smollm2-like",
+)
 
 
 def torch_logits(model, tokens) -> np.ndarray:
@@ -37,7 +44,7 @@ def our_logits(model, params, tokens) -> np.ndarray:
 def tokenizer(tmp_path_factory) -> HuggingFaceTokenizer:
     import tokenizers
 
-    letters = {f"t{index}": index for index in range(oracle.VOCABULARY)}
+    letters = {f"t{index}": index for index in range(families.VOCABULARY)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="t0"))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     directory = tmp_path_factory.mktemp("tokenizer")
@@ -50,21 +57,21 @@ def tokenizer(tmp_path_factory) -> HuggingFaceTokenizer:
 
 @every_case
 def test_stored_outputs_are_what_transformers_computes(case):
-    oracle.compare(case, oracle.recompute(case), stored()[case])
+    families.compare(case, families.recompute(case), families.load(case))
 
 
 @pytest.mark.parametrize("case", WIDE)
 @pytest.mark.parametrize("length", [1, 5, 64])
 def test_wide_table_of_lengths_and_rows(case, length):
-    tokens = np.random.default_rng(length).integers(0, oracle.VOCABULARY, (3, length))
-    expected = torch_logits(oracle.torch_model(case), tokens)
+    tokens = np.random.default_rng(length).integers(0, families.VOCABULARY, (3, length))
+    expected = torch_logits(families.torch_model(case), tokens)
     found = our_logits(ours(case).model, ours(case).params, tokens)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
 @every_case
 def test_what_transformers_saves_loads_here(case, tmp_path, tokenizer):
-    oracle.torch_model(case).save_pretrained(tmp_path)
+    families.torch_model(case).save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
     loaded = pretrained.load(tmp_path)
     assert loaded.model.config == ours(case).config
@@ -83,27 +90,27 @@ def test_what_we_export_loads_in_transformers(case, tmp_path, tokenizer):
     )
     assert not any(report.values()), report
     np.testing.assert_allclose(
-        torch_logits(model, oracle.tokens(case)), stored()[case].logits, atol=1e-5, rtol=0
+        torch_logits(model, families.tokens(case)), families.load(case).logits, atol=1e-5, rtol=0
     )
     assert (model.config.bos_token_id, model.config.eos_token_id) == (1, 2)
     assert pretrained.load(tmp_path / "out").model.config.decoder() == a.config.decoder()
 
 
 def test_sharded_directory_of_transformers(tmp_path, tokenizer):
-    case = "llama-3.2-like"
-    oracle.torch_model(case).save_pretrained(tmp_path, max_shard_size="200KB")
+    case = "llama/llama-3.2-like"
+    families.torch_model(case).save_pretrained(tmp_path, max_shard_size="200KB")
     tokenizer.save(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     assert (tmp_path / "model.safetensors.index.json").is_file()
-    assert len(SafetensorsDirectory(tmp_path)) == len(stored()[case].shapes)
+    assert len(SafetensorsDirectory(tmp_path)) == len(families.load(case).shapes)
     loaded = pretrained.load(tmp_path)
-    found = our_logits(loaded.model, loaded.params, oracle.tokens(case))
-    np.testing.assert_allclose(found, stored()[case].logits, atol=1e-4, rtol=0)
+    found = our_logits(loaded.model, loaded.params, families.tokens(case))
+    np.testing.assert_allclose(found, families.load(case).logits, atol=1e-4, rtol=0)
 
 
 def test_bfloat16_directory_of_transformers(tmp_path, tokenizer):
     """Weights rounded to bfloat16 by transformers are read as exactly those numbers."""
-    model = oracle.torch_model("tied").to(torch.bfloat16)
+    model = families.torch_model("llama/tied").to(torch.bfloat16)
     model.save_pretrained(tmp_path)
     tokenizer.save(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
@@ -112,11 +119,11 @@ def test_bfloat16_directory_of_transformers(tmp_path, tokenizer):
     np.testing.assert_array_equal(loaded.params["embedding"]["table"], table)
 
 
-@pytest.mark.parametrize("case", ["many-switches", "mistral", "gqa-3"])
+@pytest.mark.parametrize("case", ["llama/many-switches", "llama/mistral", "llama/gqa-3"])
 def test_gradients_equal_torch(case):
-    a, model, tokens = ours(case), oracle.torch_model(case), oracle.tokens(case)
+    a, model, tokens = ours(case), families.torch_model(case), families.tokens(case)
     labels = torch.from_numpy(tokens).long()
-    logits = model(labels).logits[:, :-1].reshape(-1, oracle.VOCABULARY)
+    logits = model(labels).logits[:, :-1].reshape(-1, families.VOCABULARY)
     torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1)).backward()
     expected = {n: p.grad.numpy() for n, p in model.named_parameters()}
 
@@ -125,7 +132,9 @@ def test_gradients_equal_torch(case):
         return -jnp.take_along_axis(logp, jnp.asarray(tokens)[:, 1:, None], axis=-1).mean()
 
     gradients = quick_jit(jax.grad(loss))(a.params)
-    found = dict(export_weights(a.family.hf_names(a.config), gradients, layers=a.config.n_layers))
+    found = dict(
+        export_weights(a.family.hf_names(a.config), gradients, layers=a.model.decoder.n_layers)
+    )
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         scale = np.abs(expected[name]).max()

@@ -1,0 +1,93 @@
+"""The oracle's cases as our models."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tests.oracle import families
+from tests.quick_jit import quick_jit
+
+from ziggurat.models import Family, LanguageModel, Params, family_for_architecture
+from ziggurat.models.weight_names import import_weights
+from ziggurat.nn import Causal
+
+PREFILL = 13
+"""Tokens of a case that are fed at once; the others follow one by one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ours:
+    """A case as read by our code."""
+
+    family: Family
+    config: Any
+    model: LanguageModel
+    params: Params
+    theirs: families.Tensors
+
+
+@functools.cache
+def ours(case: str) -> Ours:
+    """Our model of a case, its config and weights read as from a published directory."""
+    stored = families.load(case)
+    theirs = families.weights(case, stored.shapes)
+    family = family_for_architecture(stored.config["architectures"][0])
+    config = family.from_hf(stored.config)
+    model = LanguageModel.build(config)
+    params = import_weights(
+        family.hf_names(config),
+        theirs,
+        model.abstract,
+        layers=model.decoder.n_layers,
+        place=lambda name, array: jnp.asarray(array),
+    )
+    return Ours(family, config, model, params, theirs)
+
+
+@functools.cache
+def full_logits(case: str) -> np.ndarray:
+    """Logits of the case's tokens in one forward pass."""
+    model = ours(case).model
+
+    def forward(params, tokens):
+        positions = jnp.arange(tokens.shape[1])[None]
+        hidden, _ = model.hidden(params, tokens, positions, Causal())
+        return model.project(params, hidden)
+
+    return np.asarray(quick_jit(forward)(ours(case).params, jnp.asarray(families.tokens(case))))
+
+
+def decoded_logits(case: str) -> tuple[np.ndarray, list[int]]:
+    """The same through a cache, ``PREFILL`` tokens at once and the rest one by one in a program of
+    its own; and the cache's lengths at the end."""
+    model, tokens = ours(case).model, jnp.asarray(families.tokens(case))
+
+    def forward(params, tokens, cache):
+        positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
+        hidden, cache = model.hidden(params, tokens, positions, cache)
+        return cache, model.project(params, hidden)
+
+    @quick_jit
+    def run(params, tokens, cache):
+        cache, first = forward(params, tokens[:, :PREFILL], cache)
+
+        def step(cache, token):
+            return forward(params, token[:, None], cache)
+
+        cache, rest = jax.lax.scan(step, cache, tokens[:, PREFILL:].T)
+        return jnp.concatenate([first, rest[:, :, 0].swapaxes(0, 1)], axis=1), cache.lengths
+
+    logits, lengths = run(ours(case).params, tokens, model.cache(1, 32))
+    return np.asarray(logits), lengths.tolist()
+
+
+def row(case: str) -> str:
+    """A line of the parity table: largest differences from transformers."""
+    expected = families.load(case).logits
+    differences = [
+        np.abs(logits - expected).max() for logits in (full_logits(case), decoded_logits(case)[0])
+    ]
+    return f"{case:40} " + " ".join(f"{difference:.1e}" for difference in differences)

@@ -1,0 +1,59 @@
+"""Every family against stored outputs of transformers, for every switch; no torch needed.
+
+Tolerance 1e-4 on logits of order one: both sides sum the same products in another order.
+"""
+
+import jax
+import numpy as np
+import pytest
+from tests.models.family_cases import decoded_logits, full_logits, ours
+from tests.oracle import families
+
+from ziggurat.models.weight_names import export_weights
+
+every_case = pytest.mark.parametrize("case", families.CASES)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_every_case_is_stored(family):
+    stored = families.stored(family)
+    assert stored.keys() == families.table(family).cases.keys()
+    for case, entry in stored.items():
+        assert entry.logits.shape == (1, families.TOKENS, families.VOCABULARY), case
+        assert entry.logits.std() > 0.5, "logits too small for a tolerance to mean anything"
+    assert len({entry.logits.tobytes() for entry in stored.values()}) == len(stored)
+
+
+@every_case
+def test_logits_equal_transformers(case):
+    np.testing.assert_allclose(full_logits(case), families.load(case).logits, atol=1e-4, rtol=0)
+
+
+@every_case
+def test_prefill_and_decode_equal_the_full_forward(case):
+    logits, lengths = decoded_logits(case)
+    np.testing.assert_allclose(logits, full_logits(case), atol=1e-4, rtol=0)
+    assert lengths == [families.TOKENS]
+
+
+@every_case
+def test_export_is_the_inverse_of_import(case):
+    a = ours(case)
+    layers = a.model.decoder.n_layers
+    written = dict(export_weights(a.family.hf_names(a.config), a.params, layers=layers))
+    assert written.keys() == a.theirs.keys()
+    for name, tensor in written.items():
+        np.testing.assert_array_equal(tensor, a.theirs[name], err_msg=name)
+
+
+@every_case
+def test_config_survives_export(case):
+    a = ours(case)
+    assert a.family.from_hf(a.family.to_hf(a.config)).decoder() == a.config.decoder()
+
+
+@every_case
+def test_parameter_counts(case):
+    a = ours(case)
+    built = sum(leaf.size for leaf in jax.tree.leaves(a.params))
+    assert a.model.parameter_count == built == families.load(case).parameters

@@ -1,0 +1,183 @@
+"""What transformers computes for each family of models: tables of cases and their stored logits.
+
+A family is a file here with a ``TABLE``, and an ``.npz`` beside it. Weights are drawn from a
+counter-based generator keyed by (case, tensor name), so that only the logits, the tensors' names
+and shapes, and ``config.json`` are stored. A case's name is ``family/case``. Needs torch and
+transformers for :func:`recompute` only::
+
+    python -m tests.oracle.families --write qwen    # recompute and store
+    python -m tests.oracle.families --check         # recompute and compare with what is stored
+    python -m tests.oracle.families --table         # our differences from what is stored
+"""
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import pkgutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.oracle.families.table import TOKENS, VOCABULARY, Table
+
+__all__ = ["CASES", "FAMILIES", "TOKENS", "VOCABULARY", "Stored", "Table", "Tensors"]
+
+
+@functools.cache
+def table(family: str) -> Table:
+    """A family's cases."""
+    return importlib.import_module(f"{__name__}.{family}").TABLE
+
+
+FAMILIES = tuple(sorted({m.name for m in pkgutil.iter_modules(__path__)} - {"table", "__main__"}))
+"""Names of the files here that hold cases."""
+CASES = tuple(f"{family}/{case}" for family in FAMILIES for case in table(family).cases)
+"""Names of all cases."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """What transformers said of one case."""
+
+    config: dict[str, Any]
+    """``config.json`` as ``save_pretrained`` writes it."""
+    shapes: dict[str, tuple[int, ...]]
+    """Tensors by name as safetensors files hold them."""
+    logits: np.ndarray
+    """``[1, TOKENS, v]``, float32."""
+    parameters: int
+    """``num_parameters()``."""
+
+
+class Tensors(dict):
+    """Tensors by name, as ``import_weights`` reads them."""
+
+    def read(self, name: str) -> np.ndarray:
+        return self[name]
+
+
+def tokens(case: str) -> np.ndarray:
+    """The input ids of a case, ``[1, TOKENS]``."""
+    return _generator(case, "tokens").integers(0, VOCABULARY, (1, TOKENS)).astype(np.int32)
+
+
+def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One tensor: matrices of the config's scale, norms about one, biases about zero."""
+    cases = table(case.partition("/")[0])
+    centred = (2 * _generator(case, name).random(shape) - 1).astype(np.float32)
+    if len(shape) > 1:
+        return centred * np.float32(cases.base["initializer_range"] * 3**0.5)
+    about = cases.norms_about if name.endswith(".weight") else 0.0
+    return centred * np.float32(0.3) + np.float32(about)
+
+
+def weights(case: str, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+    """All tensors of a case."""
+    return Tensors({name: weight(case, name, shape) for name, shape in shapes.items()})
+
+
+@functools.cache
+def stored(family: str) -> dict[str, Stored]:
+    """Every stored case of a family."""
+    with np.load(_file(family)) as file:
+        cases = json.loads(file["description"].tobytes())["cases"]
+        return {
+            name: Stored(
+                config=entry["config"],
+                shapes={tensor: tuple(shape) for tensor, shape in entry["shapes"].items()},
+                logits=file[name],
+                parameters=entry["parameters"],
+            )
+            for name, entry in cases.items()
+        }
+
+
+def load(case: str) -> Stored:
+    """One stored case."""
+    family, _, name = case.partition("/")
+    return stored(family)[name]
+
+
+def torch_model(case: str, directory: Path | None = None) -> Any:
+    """The transformers model of a case, with the case's weights.
+
+    They reach it as a published model's do, from a directory: where transformers keeps tensors in
+    another form than files do (fused experts), its own conversion is part of what is compared.
+    """
+    import torch
+    import transformers
+    from safetensors.numpy import load_file, save_file
+
+    family, _, name = case.partition("/")
+    switches = dict(table(family).base) | dict(table(family).cases[name])
+    architecture = switches.pop("architecture", table(family).architecture)
+    transformers.utils.logging.disable_progress_bar()
+    cls = getattr(transformers, architecture)
+    config = cls.config_class(**switches)
+    config.architectures = [architecture]
+    with tempfile.TemporaryDirectory() as made:
+        path = directory or Path(made)
+        cls(config).save_pretrained(path)
+        shapes = {k: v.shape for k, v in load_file(path / "model.safetensors").items()}
+        save_file(weights(case, shapes), path / "model.safetensors", metadata={"format": "pt"})
+        model, report = cls.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    assert not any(report.values()), report
+    return model.eval()
+
+
+def recompute(case: str) -> Stored:
+    """Run one case with transformers."""
+    import torch
+    from safetensors.numpy import load_file
+
+    with tempfile.TemporaryDirectory() as directory:
+        model = torch_model(case, Path(directory))
+        config = json.loads((Path(directory) / "config.json").read_text())
+        shapes = {
+            name: tuple(tensor.shape)
+            for name, tensor in load_file(Path(directory) / "model.safetensors").items()
+        }
+    with torch.no_grad():
+        logits = model(torch.from_numpy(tokens(case)).long()).logits.numpy()
+    return Stored(config, shapes, logits, model.num_parameters())
+
+
+def write(family: str) -> None:
+    """Recompute a family's cases and store the results."""
+    results = {case: recompute(f"{family}/{case}") for case in table(family).cases}
+    described = {
+        case: {"config": r.config, "shapes": r.shapes, "parameters": r.parameters}
+        for case, r in results.items()
+    }
+    text = json.dumps({"versions": _versions(), "cases": described}, indent=1)
+    logits: dict[str, Any] = {case: r.logits for case, r in results.items()}
+    np.savez_compressed(_file(family), description=np.frombuffer(text.encode(), np.uint8), **logits)
+
+
+def compare(case: str, found: Stored, stored: Stored) -> None:
+    """Fail, naming the case, where a recomputed result differs from the stored one; tolerance 1e-5
+    on logits of order one."""
+    np.testing.assert_allclose(found.logits, stored.logits, atol=1e-5, rtol=0, err_msg=case)
+    assert found.shapes == stored.shapes, case
+    assert found.parameters == stored.parameters, case
+    version = {"transformers_version"}
+    for key in (found.config.keys() | stored.config.keys()) - version:
+        assert found.config.get(key) == stored.config.get(key), f"{case}: {key}"
+
+
+def _file(family: str) -> Path:
+    return Path(__file__).with_name(f"{family}.npz")
+
+
+def _generator(case: str, name: str) -> np.random.Generator:
+    digest = hashlib.blake2b(f"{case}/{name}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "big")))
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers", "numpy")}

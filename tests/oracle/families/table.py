@@ -1,0 +1,24 @@
+"""What a family's file of cases holds: an architecture, a config to start from, and switches."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+TOKENS = 24
+"""Length of every case's input."""
+VOCABULARY = 96
+"""Token ids of every case's input are below this."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """The cases of one family. Dimensions are tiny: a case takes about a second."""
+
+    architecture: str
+    """The transformers class; a case may name another under ``architecture``."""
+    base: Mapping[str, Any]
+    """Arguments of its config class; ``initializer_range`` is also the scale of all matrices."""
+    cases: Mapping[str, Mapping[str, Any]]
+    """By name, the arguments in which a case differs from ``base``."""
+    norms_about: float = 1.0
+    """What the scales of norms (every ``weight`` of one dimension) are drawn around."""

@@ -7,17 +7,25 @@
 139584
 """
 
+from ziggurat.models.deepseek import DeepseekV3Config
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
+from ziggurat.models.gpt_oss import GptOssConfig
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.llama import LlamaConfig
+from ziggurat.models.mixtral import MixtralConfig
+from ziggurat.models.qwen_moe import Qwen3MoeConfig
 
 __all__ = [
     "FAMILIES",
+    "DeepseekV3Config",
     "Family",
+    "GptOssConfig",
     "LanguageModel",
     "LlamaConfig",
+    "MixtralConfig",
     "ModelConfig",
     "Params",
+    "Qwen3MoeConfig",
     "family_for_architecture",
     "family_of",
 ]

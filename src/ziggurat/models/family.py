@@ -30,6 +30,8 @@ class Family:
     """GGUF metadata and the tensor of rotary divisors to config, if published so."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
     """Weight names in GGUF files."""
+    ignored: Callable[[Any, str], bool] = lambda config, name: False
+    """Whether a config's checkpoints may hold a tensor that is not read."""
     gguf_architectures: tuple[str, ...] = ()
     """Values of ``general.architecture`` that this family reads."""
 

@@ -268,7 +268,8 @@ def _gguf_tokenizer(file: GgufFile) -> HuggingFaceTokenizer:
 def _read(model: LanguageModel, names: Any, tensors: TensorSource, layout: Layout | None) -> Params:
     def ignored(name: str) -> bool:
         tied_copy = model.decoder.tie_embeddings and name == "lm_head.weight"
-        return tied_copy or name.endswith("rotary_emb.inv_freq") or name == ROPE_DIVISORS
+        buffer = name.endswith("rotary_emb.inv_freq") or name == ROPE_DIVISORS
+        return tied_copy or buffer or family_of(model.config).ignored(model.config, name)
 
     return import_weights(
         names,

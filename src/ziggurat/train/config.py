@@ -14,7 +14,13 @@ from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.data import DataConfig, TokenizerConfig
 from ziggurat.mesh import MeshConfig
-from ziggurat.models import LlamaConfig
+from ziggurat.models import (
+    DeepseekV3Config,
+    GptOssConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen3MoeConfig,
+)
 from ziggurat.nn.decoder import Remat
 from ziggurat.optim import LossConfig, OptimizerConfig
 
@@ -28,7 +34,15 @@ class PretrainedModel:
     """A run, a checkpoint step, a Hugging Face directory or a GGUF file."""
 
 
-ModelNode = Annotated[LlamaConfig | PretrainedModel, Discriminator("kind")]
+ModelNode = Annotated[
+    LlamaConfig
+    | MixtralConfig
+    | Qwen3MoeConfig
+    | DeepseekV3Config
+    | GptOssConfig
+    | PretrainedModel,
+    Discriminator("kind"),
+]
 
 
 @config.node

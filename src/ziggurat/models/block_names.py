@@ -68,10 +68,12 @@ def grouped_attention(
     return names
 
 
-def gated_mlp(stack: str, layers: Layers, ours: str = "mlp", theirs: str = "mlp"):
-    """A gated MLP without biases."""
+def gated_mlp(
+    stack: str, layers: Layers, ours: str = "mlp", theirs: str = "mlp", *, bias: bool = False
+) -> list[WeightName]:
+    """A gated MLP's projections."""
     table = {f"{ours}.{part}": f"{theirs}.{name}" for part, name in GATED_MLP.items()}
-    return projections(stack, table, layers)
+    return projections(stack, table, layers, biases=[*table] if bias else ())
 
 
 def experts(

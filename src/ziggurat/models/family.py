@@ -26,6 +26,10 @@ class Family:
     """Config to ``config.json``."""
     hf_names: Callable[[Any], Iterable[WeightName]]
     """Weight names in safetensors files."""
+    base: str = "model."
+    """What stands before the names of all but the head; files of a bare model may leave it off."""
+    buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    """How names of tensors end that older files hold and that say nothing."""
     from_gguf: Callable[[Mapping[str, Any], np.ndarray | None], ModelConfig] | None = None
     """GGUF metadata and the tensor of rotary divisors to config, if published so."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None

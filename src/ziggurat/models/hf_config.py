@@ -1,5 +1,6 @@
 """Reading a Hugging Face ``config.json``: every key is used, known to be harmless, or refused."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from ziggurat.nn.rope import (
     YarnScaling,
 )
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HARMLESS = frozenset(
@@ -22,6 +24,7 @@ HARMLESS = frozenset(
         "architectures",
         "auto_map",
         "bos_token_id",
+        "cache_implementation",
         "chunk_size_feed_forward",
         "dtype",
         "eos_token_id",
@@ -49,9 +52,16 @@ ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
+    "relu2": "relu2",
+    "tanh": "tanh",
 }
 
 
@@ -73,6 +83,13 @@ class HFConfig:
         if self.get(key) is None:
             raise ModelError(f"config.json: {key}", found="absent", expected="a value")
         return self._values[key]
+
+    def whole(self, key: str, default: int | None = None) -> int:
+        """A key that holds a whole number, needed before the config as a whole is checked."""
+        value = self.need(key) if default is None else self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+            raise ModelError(f"config.json: {key}", found=repr(value), expected="a whole number")
+        return value
 
     def refuse_unless(self, key: str, accepted: tuple[Any, ...], why: str = "") -> None:
         """Refuse any value of ``key`` other than absent, null or one of ``accepted``."""
@@ -98,6 +115,15 @@ class HFConfig:
                 )
 
 
+def note_dropout(config: HFConfig, *keys: str) -> None:
+    """Accept rates of dropout, which published models keep from their training, and say that
+    training here has none."""
+    rates = {key: config.get(key) for key in keys}
+    if any(rates.values()):
+        text = ", ".join(f"{key} {rate}" for key, rate in rates.items() if rate)
+        _log.info("config.json: %s: dropout is not applied, should this model be trained", text)
+
+
 def checked(cls: type[T], values: Mapping[str, Any], source: str) -> T:
     """A config node from values that a file gave, of whatever type and size they are.
 
@@ -110,9 +136,9 @@ def checked(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         raise ModelError(str(error)) from None
 
 
-def activation(config: HFConfig, key: str = "hidden_act") -> Activation:
+def activation(config: HFConfig, key: str = "hidden_act", default: str = "silu") -> Activation:
     """The activation function by transformers' name."""
-    name = config.get(key, "silu")
+    name = config.get(key, default)
     if name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         raise ModelError(f"config.json: {key}", found=repr(name), expected=f"one of {known}")
@@ -121,14 +147,14 @@ def activation(config: HFConfig, key: str = "hidden_act") -> Activation:
 
 def hf_activation(name: Activation) -> str:
     """The reverse of :func:`activation`."""
-    return {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}[name]
+    return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
 
 
-def rope(config: HFConfig, max_sequence_length: int) -> RopeConfig:
+def rope(config: HFConfig, max_sequence_length: int, default_theta: float = 10000.0) -> RopeConfig:
     """Rotary settings from ``rope_parameters`` (transformers 5) or ``rope_theta`` with
     ``rope_scaling`` (transformers 4)."""
     values = {**config.get("rope_scaling", {}), **config.get("rope_parameters", {})}
-    theta = values.pop("rope_theta", None) or config.get("rope_theta", 10000.0)
+    theta = values.pop("rope_theta", None) or config.get("rope_theta", default_theta)
     config.get("rope_theta")
     kind = values.pop("rope_type", None) or values.pop("type", "default")
     values.pop("type", None)
@@ -172,6 +198,15 @@ def rope(config: HFConfig, max_sequence_length: int) -> RopeConfig:
 
 def hf_rope(rope: RopeConfig) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling`` as transformers 4 and 5 both read them."""
+    return {"rope_theta": rope.theta, "rope_scaling": _hf_scaling(rope)}
+
+
+def hf_rope_parameters(rope: RopeConfig) -> dict[str, Any]:
+    """An entry of ``rope_parameters`` as transformers 5 has it."""
+    return {"rope_type": "default", "rope_theta": rope.theta} | (_hf_scaling(rope) or {})
+
+
+def _hf_scaling(rope: RopeConfig) -> dict[str, Any] | None:
     s = rope.scaling
     scaling: dict[str, Any] | None = None
     if isinstance(s, LinearScaling):
@@ -195,7 +230,7 @@ def hf_rope(rope: RopeConfig) -> dict[str, Any]:
         }
         optional = ("attention_factor", "mscale", "mscale_all_dim")
         scaling |= {key: getattr(s, key) for key in optional if getattr(s, key) is not None}
-    return {"rope_theta": rope.theta, "rope_scaling": scaling}
+    return scaling
 
 
 def _floats(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.decoder import Decoder, DecoderConfig
 from ziggurat.nn.latent_attention import LatentAttention, LatentAttentionConfig
 from ziggurat.nn.linear import Embedding, Linear
-from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig
+from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
 from ziggurat.nn.moe import Mixture, MixtureConfig
 from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
@@ -40,6 +40,8 @@ __all__ = [
     "MixtureConfig",
     "NormConfig",
     "Packed",
+    "PlainMLP",
+    "PlainMlpConfig",
     "Precision",
     "RMSNorm",
     "RopeConfig",

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from ziggurat.core.errors import ShapeError
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
@@ -146,6 +147,12 @@ class Decoder(nnx.Module):
         if self.config.embedding_scale != 1.0:
             x = x * jnp.asarray(self.config.embedding_scale, self.compute)
         if self.positions is not None:
+            rows = self.positions.table.shape[0]
+            if tokens.shape[1] > rows:
+                raise ShapeError(
+                    "decoder", found=f"{tokens.shape[1]} tokens", expected=f"at most {rows}, one "
+                    "for each learned position", fix="shorten the sequences",
+                )  # fmt: skip
             x = x + self.positions(positions)
         angles: dict[Any, Rotation | None] = {}
         for layer in self.config.layers:

@@ -6,19 +6,14 @@ from typing import Any
 import numpy as np
 
 from ziggurat.core.errors import ModelError
-from ziggurat.models.hf_config import (
-    HFConfig,
-    activation,
-    checked,
-    hf_activation,
-    hf_rope,
-    rope,
-)
+from ziggurat.models.decoder_fields import decoder_names, read_fields, write_fields
+from ziggurat.models.hf_config import HFConfig, checked, hf_rope, rope
 from ziggurat.models.llama.config import LlamaConfig
 from ziggurat.models.weight_names import WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
-from ziggurat.nn.mlp import GatedMlpConfig
 from ziggurat.nn.rope import Llama3Scaling, NoScaling, RopeConfig, frequencies
+
+DEFAULTS = {"max_position_embeddings": 2048, "tie_word_embeddings": False}
 
 
 def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
@@ -29,30 +24,17 @@ def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
     """
     hf = HFConfig(values)
     mistral = (values.get("architectures") or [""])[0].startswith("Mistral")
-    length = hf.get("max_position_embeddings", 2048)
-    hf.refuse_unless("attention_dropout", (0, 0.0), "dropout is not implemented; set it to 0")
+    settings = read_fields(hf, DEFAULTS)
     window = hf.get("sliding_window", 4096 if mistral and "sliding_window" not in values else None)
     if mistral:
         hf.refuse_unless("layer_types", (["sliding_attention"] * hf.need("num_hidden_layers"),))
     elif window is not None:
         raise ModelError("config.json: sliding_window", found=window, expected="null for Llama")
-    settings = {
-        "vocab_size": hf.need("vocab_size"),
-        "d_model": hf.need("hidden_size"),
-        "n_layers": hf.need("num_hidden_layers"),
-        "n_heads": hf.need("num_attention_heads"),
-        "n_kv_heads": hf.get("num_key_value_heads"),
-        "head_dim": hf.get("head_dim"),
-        "d_ff": hf.need("intermediate_size"),
-        "activation": activation(hf),
-        "max_sequence_length": length,
-        "rope": rope(hf, length),
+    settings |= {
+        "rope": rope(hf, settings["max_sequence_length"]),
         "window": window,
         "attention_bias": hf.get("attention_bias", False),
         "mlp_bias": hf.get("mlp_bias", False),
-        "tie_embeddings": hf.get("tie_word_embeddings", False),
-        "norm_eps": hf.get("rms_norm_eps", 1e-6),
-        "init_std": hf.get("initializer_range", 0.02),
     }
     hf.finish()
     return checked(LlamaConfig, settings, "config.json")
@@ -64,10 +46,6 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
     Raises:
         ModelError: a window together with biases, which no published architecture has.
     """
-    d = config.decoder()
-    attention, mlp = d.layers[0].block.attention, d.layers[0].block.mlp
-    assert isinstance(attention, GroupedAttentionConfig)
-    assert isinstance(mlp, GatedMlpConfig)
     mistral = config.window is not None
     if mistral and (config.attention_bias or config.mlp_bias):
         raise ModelError(
@@ -78,19 +56,7 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
     values = {
         "architectures": ["MistralForCausalLM" if mistral else "LlamaForCausalLM"],
         "model_type": "mistral" if mistral else "llama",
-        "vocab_size": d.vocab_size,
-        "hidden_size": d.d_model,
-        "intermediate_size": mlp.hidden,
-        "num_hidden_layers": d.n_layers,
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
-        "hidden_act": hf_activation(mlp.activation),
-        "max_position_embeddings": config.max_sequence_length,
-        "initializer_range": d.init_std,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": d.tie_embeddings,
-        "attention_dropout": 0.0,
+        **write_fields(config),
         **hf_rope(config.rope),
     }
     if mistral:
@@ -100,27 +66,7 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
 
 def hf_names(config: LlamaConfig) -> list[WeightName]:
     """Weight names in safetensors files."""
-    layer = "model.layers.{layer}."
-    names = [
-        WeightName("embedding.table", "model.embed_tokens.weight"),
-        WeightName("final_norm.scale", "model.norm.weight"),
-        WeightName("blocks.attention_norm.scale", layer + "input_layernorm.weight"),
-        WeightName("blocks.mlp_norm.scale", layer + "post_attention_layernorm.weight"),
-    ]
-    attention = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj"}
-    mlp = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
-    for part, theirs, table, bias in (
-        ("attention", "self_attn", attention, config.attention_bias),
-        ("mlp", "mlp", mlp, config.mlp_bias),
-    ):
-        for ours, name in table.items():
-            stem, there = f"blocks.{part}.{ours}", f"{layer}{theirs}.{name}"
-            names.append(WeightName(f"{stem}.kernel", f"{there}.weight", transpose=True))
-            if bias:
-                names.append(WeightName(f"{stem}.bias", f"{there}.bias"))
-    if not config.tie_embeddings:
-        names.append(WeightName("unembedding", "lm_head.weight"))
-    return names
+    return decoder_names(config.decoder())
 
 
 def from_gguf(metadata: Mapping[str, Any], rope_divisors: np.ndarray | None = None) -> LlamaConfig:

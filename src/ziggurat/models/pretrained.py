@@ -226,7 +226,7 @@ def hf_model(path: Path, precision: Precision | None = None) -> tuple[Family, La
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
     family, model = hf_model(path, precision)
-    tensors = SafetensorsDirectory(path)
+    tensors = family.view(SafetensorsDirectory(path))
     params = _read(model, family.hf_names(model.config), tensors, layout)
     return Pretrained(model, params, HuggingFaceTokenizer.load(path), path.name, str(path))
 

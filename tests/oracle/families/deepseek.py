@@ -35,16 +35,17 @@ TABLE = Table(
     },
     cases={
         "plain": {},
-        "no-query-latent": {"q_lora_rank": None},
-        "rope-in-halves": {"rope_interleave": False},
         "yarn": {"rope_parameters": YARN},
-        "yarn-other-mscale": {
-            "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.5},
-            "first_k_dense_replace": 0,
+        "no-query-latent": {
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
         },
-        "one-group": {"n_group": 1, "topk_group": 1, "norm_topk_prob": False},
-        "all-dense": {"first_k_dense_replace": 4},
         "many-switches": {
+            "first_k_dense_replace": 0,
+            "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.5},
             "attention_bias": True,
             "n_shared_experts": 2,
             "routed_scaling_factor": 1.5,

@@ -20,8 +20,9 @@ TABLE = Table(
     },
     cases={
         "plain": {},
-        "gate-clamped": {"swiglu_limit": 0.5, "swiglu_alpha": 1.2},
-        "layer-types": {
+        "gate-clamped": {
+            "swiglu_limit": 0.5,
+            "swiglu_alpha": 1.2,
             "num_hidden_layers": 3,
             "layer_types": ["full_attention", "full_attention", "sliding_attention"],
         },

@@ -24,9 +24,7 @@ TABLE = Table(
     },
     cases={
         "plain": {},
-        "one-of-three": {"num_local_experts": 3, "num_experts_per_tok": 1},
-        "all-of-four": {"num_experts_per_tok": 4},
-        "window": {"sliding_window": 7},
+        "window": {"sliding_window": 7, "num_local_experts": 3, "num_experts_per_tok": 1},
         "many-switches": {
             "num_key_value_heads": 4,
             "head_dim": 12,

@@ -21,9 +21,7 @@ TABLE = Table(
     },
     cases={
         "plain": {},
-        "weights-as-they-are": {"norm_topk_prob": False},
-        "every-second-layer": {"decoder_sparse_step": 2},
-        "dense-layers": {"mlp_only_layers": [0, 2]},
+        "every-second-layer": {"decoder_sparse_step": 2, "norm_topk_prob": False},
         "many-switches": {
             "num_hidden_layers": 3,
             "decoder_sparse_step": 2,

@@ -3,6 +3,7 @@
 from ziggurat.models.family import FAMILIES, Family
 from ziggurat.models.gpt_oss import hf
 from ziggurat.models.gpt_oss.config import GptOssConfig
+from ziggurat.models.gpt_oss.mxfp4 import DequantizedExperts
 
 FAMILIES.add(
     "gpt_oss",
@@ -13,6 +14,7 @@ FAMILIES.add(
         from_hf=hf.from_hf,
         to_hf=hf.to_hf,
         hf_names=hf.hf_names,
+        view=DequantizedExperts,
     ),
 )
 

@@ -18,6 +18,8 @@ from ziggurat.nn import Packed
 
 CASE = "llama/smollm2-like"  # 9 query heads, 3 key/value heads, tied; d 72, f 192, v 96
 EVEN = "llama/llama-3.2-like"  # 8 query heads, 2 key/value heads; d 64, f 256
+EXPERTS = "gpt_oss/plain"  # 4 query heads, 2 key/value heads, 4 experts with biases; d 32, f 48
+LATENT = "deepseek/plain"  # 4 heads, 8 experts and a shared one; d 32, f 16 and 48
 MESHES = {
     "fsdp 8": (CASE, MeshConfig(fsdp=8)),
     "data 8": (CASE, MeshConfig(fsdp=1, data=8)),
@@ -27,6 +29,9 @@ MESHES = {
     "context 8": (EVEN, MeshConfig(fsdp=1, context=8)),
     "tensor 8, whole key heads": (EVEN, MeshConfig(fsdp=1, tensor=8, rules={"kv_heads": ()})),
     "slices 2, fsdp 4": (CASE, MeshConfig(fsdp=4, dcn=DcnConfig(data=2))),
+    "fsdp 2, tensor 2, expert 2": (EXPERTS, MeshConfig(fsdp=2, tensor=2, expert=2)),
+    "context 2, expert 4": (LATENT, MeshConfig(fsdp=1, context=2, expert=4)),
+    "latent: fsdp 2, tensor 2, expert 2": (LATENT, MeshConfig(fsdp=2, tensor=2, expert=2)),
 }
 
 

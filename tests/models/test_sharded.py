@@ -1,7 +1,7 @@
 """Sharded over eight virtual devices, a model computes what it computes on one.
 
-Tolerance 2e-5 on logits of order one and on each gradient relative to its largest entry: shards are
-summed in another order.
+Tolerance 2e-5 relative to the largest logit (they are of order one) and to each gradient's largest
+entry: shards are summed in another order.
 """
 
 import jax
@@ -30,8 +30,10 @@ MESHES = {
     "tensor 8, whole key heads": (EVEN, MeshConfig(fsdp=1, tensor=8, rules={"kv_heads": ()})),
     "slices 2, fsdp 4": (CASE, MeshConfig(fsdp=4, dcn=DcnConfig(data=2))),
     "fsdp 2, tensor 2, expert 2": (EXPERTS, MeshConfig(fsdp=2, tensor=2, expert=2)),
-    "context 2, expert 4": (LATENT, MeshConfig(fsdp=1, context=2, expert=4)),
-    "latent: fsdp 2, tensor 2, expert 2": (LATENT, MeshConfig(fsdp=2, tensor=2, expert=2)),
+    "context 2, tensor 2, expert 2": (
+        LATENT,
+        MeshConfig(fsdp=1, context=2, tensor=2, expert=2),
+    ),
 }
 
 
@@ -81,7 +83,8 @@ def test_logits_and_gradients_equal_the_unsharded_ones(name, unsharded):
         (value, logits), gradients = quick_jit(step)(params, rows)
     (expected, expected_logits), expected_gradients = unsharded(case)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    np.testing.assert_allclose(logits, expected_logits, atol=2e-5, rtol=0)
+    largest = np.abs(expected_logits).max()
+    np.testing.assert_allclose(logits, expected_logits, atol=2e-5 * largest, rtol=0)
     wanted = named_leaves(expected_gradients)
     for leaf, gradient in named_leaves(gradients).items():
         scale = np.abs(wanted[leaf]).max()

@@ -70,4 +70,14 @@ def test_config_survives_export(case):
 def test_parameter_counts(case):
     a = ours(case)
     built = sum(leaf.size for leaf in jax.tree.leaves(a.params))
-    assert a.model.parameter_count == built == families.load(case).parameters
+    buffers = sum(t.size for n, t in a.theirs.items() if n.endswith("e_score_correction_bias"))
+    assert a.model.parameter_count == built == families.load(case).parameters + buffers
+
+
+def test_only_active_experts_count_as_multiplying():
+    """2 of 4 experts; two layers of queries and outputs of 4 x 8, keys and values of 2 x 8, three
+    matrices an expert, and a router; and the output head."""
+    attention = 2 * 32 * 32 + 2 * 32 * 16
+    assert ours("mixtral/plain").model.matmul_parameter_count == (
+        2 * (attention + 2 * 3 * 32 * 48 + 32 * 4) + 96 * 32
+    )

@@ -10,7 +10,7 @@ from ziggurat.core.errors import ModelError, did_you_mean
 from ziggurat.core.registry import Registry
 from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.language_model import ModelConfig
-from ziggurat.models.weight_names import WeightName
+from ziggurat.models.weight_names import TensorSource, WeightName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Family:
     """GGUF metadata and the tensor of rotary divisors to config, if published so."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
     """Weight names in GGUF files."""
+    ignored: Callable[[Any, str], bool] = lambda config, name: False
+    """Whether a config's checkpoints may hold a tensor that is not read."""
+    view: Callable[[TensorSource], TensorSource] = lambda tensors: tensors
+    """Published tensors as ``hf_names`` has them, where they are stored in another form."""
     gguf_architectures: tuple[str, ...] = ()
     """Values of ``general.architecture`` that this family reads."""
 

@@ -22,8 +22,10 @@ from ziggurat.core.pytrees import named_leaves
 from ziggurat.kernels.linear import QuantizedWeight, is_quantized, project_rows
 from ziggurat.mesh import Layout
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
-from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat
+from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name
+from ziggurat.nn.moe import MixtureConfig
 from ziggurat.nn.precision import Precision
+from ziggurat.nn.router import Routing
 
 Params = dict[str, Any]
 """Nested dict of arrays (or quantised weights in their place); per-layer parameters are stacked on
@@ -121,6 +123,16 @@ class LanguageModel:
         """Final hidden states, and the context after these tokens."""
         return nnx.merge(self.graph, params)(tokens, positions, context)
 
+    def run(
+        self,
+        params: Params,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        context: C,
+    ) -> tuple[Float[Array, "b t d"], C, dict[str, Routing]]:
+        """The same, and what the routers of mixtures of experts report, by stack of layers."""
+        return nnx.merge(self.graph, params).run(tokens, positions, context)
+
     def head(self, params: Params) -> Float[Array, "v d"] | QuantizedWeight:
         """The output matrix: ``logits = hidden @ head.T``."""
         return nnx.merge(self.graph, params).head
@@ -164,9 +176,29 @@ class LanguageModel:
 
     @property
     def matmul_parameter_count(self) -> int:
-        """Parameters that multiply every token: all matrices but an untied input embedding."""
-        matrices = sum(a.size for n, a in self._weights.items() if n.endswith("kernel"))
-        return matrices + self.decoder.vocab_size * self.decoder.d_model
+        """Parameters that multiply every token: all matrices but an untied input embedding, and of
+        a mixture's experts as many as a token is sent to."""
+        count = self.decoder.vocab_size * self.decoder.d_model
+        for name, leaf in self._weights.items():
+            if name.endswith("kernel"):
+                mixture = self._mixture_of(name)
+                count += leaf.size if mixture is None else round(leaf.size * mixture.active_share)
+        return count
+
+    def _mixture_of(self, name: str) -> MixtureConfig | None:
+        """The mixture to whose experts a parameter belongs, if any."""
+        stack, _, rest = name.partition(".")
+        if not rest.startswith("mlp.experts."):
+            return None
+        names = [stack_name(number) for number in range(len(self.decoder.stacks))]
+        mlp = self.decoder.stacks[names.index(stack)].mlp
+        assert isinstance(mlp, MixtureConfig)
+        return mlp
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return any(isinstance(block.mlp, MixtureConfig) for block in self.decoder.stacks)
 
     @property
     def _weights(self) -> dict[str, Any]:

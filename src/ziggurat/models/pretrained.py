@@ -308,7 +308,7 @@ def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
     family, model, settings = _hf_model(path, precision)
-    tensors: TensorSource = SafetensorsDirectory(path)
+    tensors: TensorSource = family.view(SafetensorsDirectory(path))
     names = named_as_found(family.hf_names(model.config), tensors, family.base)
     if settings is not None:
         formats, names, tensors = compressed(settings, names, tensors, model)
@@ -366,7 +366,8 @@ def read_weights(
 
     def ignored(name: str) -> bool:
         tied_copy = model.decoder.tie_embeddings and name == "lm_head.weight"
-        return tied_copy or name.endswith(family.buffers) or name == ROPE_DIVISORS
+        nothing = name.endswith(family.buffers) or name == ROPE_DIVISORS
+        return tied_copy or nothing or family.ignored(model.config, name)
 
     return import_weights(
         names,

@@ -16,11 +16,14 @@ from ziggurat.nn.attention_context import (
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.decoder import Decoder, DecoderConfig
 from ziggurat.nn.encoder import Encoder, EncoderConfig
+from ziggurat.nn.latent_attention import LatentAttention, LatentAttentionConfig
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
+from ziggurat.nn.moe import Mixture, MixtureConfig
 from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig
+from ziggurat.nn.router import RouterConfig, Routing
 
 __all__ = [
     "Attention",
@@ -39,9 +42,13 @@ __all__ = [
     "GatedMLP",
     "GatedMlpConfig",
     "GroupedAttentionConfig",
+    "LatentAttention",
+    "LatentAttentionConfig",
     "LayerConfig",
     "LayerNorm",
     "Linear",
+    "Mixture",
+    "MixtureConfig",
     "NormConfig",
     "Packed",
     "PlainMLP",
@@ -49,4 +56,6 @@ __all__ = [
     "Precision",
     "RMSNorm",
     "RopeConfig",
+    "RouterConfig",
+    "Routing",
 ]

@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ziggurat.kernels.attention import AttentionMask, attention
 
@@ -127,6 +127,11 @@ class Packed:
 
     def advance(self, state: State, tokens: int) -> "Packed":
         return self
+
+
+def counted_tokens(context: AttentionContext) -> Bool[Array, "b t"] | None:
+    """Which positions are tokens rather than padding; ``None`` where all are, or nobody knows."""
+    return context.segment_ids > 0 if isinstance(context, Packed) else None
 
 
 @jax.tree_util.register_dataclass

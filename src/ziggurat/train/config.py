@@ -15,12 +15,16 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.data import DataConfig, TokenizerConfig
 from ziggurat.mesh import MeshConfig
 from ziggurat.models import (
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3Config,
     Gpt2Config,
+    GptOssConfig,
     LlamaConfig,
+    MixtralConfig,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 from ziggurat.nn.decoder import Remat
 from ziggurat.optim import LossConfig, OptimizerConfig
@@ -43,6 +47,10 @@ ModelNode = Annotated[
     | Gemma2Config
     | Gemma3Config
     | Gpt2Config
+    | MixtralConfig
+    | Qwen3MoeConfig
+    | DeepseekV3Config
+    | GptOssConfig
     | PretrainedModel,
     Discriminator("kind"),
 ]

@@ -80,7 +80,7 @@ def make_report(
     for error in done.errors:
         errors.setdefault(error.name, []).append(error)
     originals = named_leaves(before)
-    rows, rest = [], [0, 0]
+    rows, old_rest, new_rest = [], 0, 0
     for name, leaf in named_leaves(done.params, is_leaf=is_quantized).items():
         old = originals[name].nbytes
         if isinstance(leaf, QuantizedWeight) or name.endswith((".kernel", ".table")):
@@ -88,8 +88,9 @@ def make_report(
             found = tuple(error.relative_error for error in errors.get(name, ()))
             rows.append(WeightRow(module_of(name), said, leaf.shape, old, leaf.nbytes, found))
         else:
-            rest = [rest[0] + old, rest[1] + leaf.nbytes]
-    rows.append(WeightRow("norms, biases and others", "as they were", (), *rest, ()))
+            old_rest, new_rest = old_rest + old, new_rest + leaf.nbytes
+    rest = WeightRow("norms, biases and others", "as they were", (), old_rest, new_rest, ())
+    rows.append(rest)
     sizes = size_bytes(before), size_bytes(done.params)
     return QuantizationReport(source, recipe, tuple(rows), *sizes, comparison, text)
 

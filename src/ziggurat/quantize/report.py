@@ -1,13 +1,13 @@
 """The report of a quantisation: rows for a table, and one HTML page that opens anywhere."""
 
 import dataclasses
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
 from ziggurat.core import atomic
 from ziggurat.core.pytrees import named_leaves, size_bytes
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, is_quantized
+from ziggurat.profile import pages
 from ziggurat.quantize.evaluation import Comparison
 from ziggurat.quantize.recipe import module_of
 from ziggurat.quantize.weights import Quantized, WeightError
@@ -117,16 +117,13 @@ def summary(report: QuantizationReport) -> list[tuple[str, str]]:
 
 def write_page(path: Path, report: QuantizationReport) -> Path:
     """Write the report as one HTML file, replacing an older one atomically; returns the path."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = importlib.resources.files("ziggurat.quantize").joinpath("report_template.html")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
     worst = max((error for row in report.weights for error in row.errors), default=0.0)
-    page = template.render(
-        report=report, summary=summary(report), shade=lambda error: _shade(error, worst)
+    page = pages.render(
+        "ziggurat.quantize",
+        "report_template.html",
+        report=report,
+        summary=summary(report),
+        shade=lambda error: _shade(error, worst),
     )
     atomic.write_file(path, page)
     return path

@@ -81,7 +81,7 @@ def test_the_logits_are_those_of_the_dequantised_model(model, done, logits):
 
 def test_layers_apart_as_in_serving(model, done, logits):
     def forward(weights, tokens):
-        positions = jnp.arange(tokens.shape[1])[None]
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         states = [()] * model.decoder.n_layers
         hidden, _ = unstacked.hidden(model, weights, tokens, positions, Causal(), states)
         return unstacked.project(model, weights, hidden)

@@ -29,7 +29,7 @@ def import_(
         source: the directory or file.
         output: new directory for the checkpoint.
         verify: hf and gguf: compare logits with transformers and keep the result beside the
-            weights; auto: if transformers is installed.
+            weights; auto: if transformers is installed and the weights are floats.
         config: weights: the directory of config.json and tokenizer.json, or that config.json.
         prefix_strip: weights: what stands before each tensor's name; default: found out.
         item: weights: which tree of an Orbax checkpoint or of a step, such as params.
@@ -44,6 +44,7 @@ def import_(
                 f"import {kind} --{option}", found=value, expected="this option for weights only"
             )
     from ziggurat.models import pretrained, pretrained_encoder, proof
+    from ziggurat.models.quantized import formats_of
 
     out = console.output()
     if kind == "hf" and pretrained_encoder.is_encoder(source):
@@ -51,7 +52,10 @@ def import_(
     model = pretrained.load(source)
     out.print(f"{model.model.config.kind}: {model.model.parameter_count:,} parameters")
     records: dict[str, Any] = {"source": source.name}
-    if verify == "always" or (verify == "auto" and proof.available()):
+    quantised = formats_of(model.params)
+    if quantised:
+        out.print(f"{len(quantised)} quantised weights, kept so")
+    if verify == "always" or (verify == "auto" and proof.available() and not quantised):
         records["proof"] = proof.against_transformers(source, model)
         out.print(
             "largest logit difference from transformers: "

@@ -141,8 +141,8 @@ def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | N
 
 
 def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int = 5 * 10**9) -> Path:
-    """Write ``config.json``, safetensors and tokenizer as transformers reads them; quantised weights
-    as floats again.
+    """Write ``config.json``, safetensors and tokenizer as transformers reads them; quantised
+    weights as floats again.
 
     Raises:
         CheckpointError: the directory is there already.

@@ -65,7 +65,8 @@ def build_step(
             scale = 1.0 / jnp.maximum(sums.weight, 1.0)
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
             norm = global_norm(gradients)
-            new = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
+            with jax.named_scope("optimizer"):
+                new = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
         metrics = {name: value * scale for name, value in sums.metrics.items()}
         metrics |= {
             "grad_norm": norm,

@@ -200,19 +200,19 @@ def _flatten(
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         where = "/".join(part for part in (scope, str(equation.source_info.name_stack)) if part)
-        called = None if name in _OWN_BODY else _called(equation)
-        if called is None:
+        inner = None if name in _OWN_BODY else called(equation)
+        if inner is None:
             inputs = [number(v) for v in equation.invars]
             yield _Flat(equation, inputs, [number(v) or 0 for v in equation.outvars], where)
             continue
         inside: dict[Any, int] = {}
-        given = equation.invars[len(equation.invars) - len(called.invars) :]
-        for own, outer in zip(called.invars, given):
+        given = equation.invars[len(equation.invars) - len(inner.invars) :]
+        for own, outer in zip(inner.invars, given):
             outer_number = number(outer)
             if outer_number is not None:
                 inside[own] = outer_number
-        yield from _flatten(called, inside, sizes, where)
-        for own, outer in zip(called.outvars, equation.outvars):
+        yield from _flatten(inner, inside, sizes, where)
+        for own, outer in zip(inner.outvars, equation.outvars):
             if own in inside:
                 numbers[outer] = inside[own]
 
@@ -220,8 +220,8 @@ def _flatten(
 _OWN_BODY = {"scan", "while", "cond", "shard_map", "pallas_call"}
 
 
-def _called(equation: Any) -> Any | None:
-    """The body of a call (``jit``, ``checkpoint``, custom derivatives), which runs once."""
+def called(equation: Any) -> Any | None:
+    """The body of a call (``jit``, ``checkpoint``, custom derivatives), scan or ``shard_map``."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in equation.params:
             return _open(equation.params[key])

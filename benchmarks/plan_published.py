@@ -2,14 +2,14 @@
 
     python benchmarks/plan_published.py
 
-The published runs are MaxText's; each is rebuilt as a run file of the same sizes, mesh and batch and
-planned by the analytic model (nothing is compiled, libtpu is needed). Recomputation differs: MaxText
-has policies that offload to the host, or repeat some products only (that of Llama 2 70B on v5p repeats
-gate and up, two ninths of the work, where ours repeats none); the nearest of ours stands for each.
-One constant per generation is fitted on the first run of that generation (marked), the others
-test it. Compared are tokens per second and chip, which do not depend on how FLOPs are counted; where only TFLOP/s were
-published they are turned into tokens by MaxText's count of that time, attention over the whole
-sequence.
+The published runs are MaxText's; each is rebuilt as a run file of the same sizes, mesh and batch
+and planned by the analytic model (nothing is compiled, libtpu is needed). Recomputation differs:
+MaxText has policies that offload to the host, or repeat some products only (that of Llama 2 70B on
+v5p repeats gate and up, two ninths of a layer's work, where ours repeats none); the nearest of ours
+stands for each. One constant per generation is fitted on the first run of that generation (marked),
+the others test it. Compared are tokens per second and chip, which do not depend on how FLOPs are
+counted; where only TFLOP/s were published they are turned into tokens by MaxText's count of that
+time, attention over the whole sequence.
 
 Sources: T, https://github.com/AI-Hypercomputer/maxtext docs/reference/models/tiering.md with
 benchmarks/maxtext_trillium_model_configs.py and maxtext_v5p_model_configs.py; R, the same
@@ -52,7 +52,7 @@ LLAMA3_8B = (128256, 4096, 32, 32, 8, 14336)
 LLAMA3_70B = (128256, 8192, 80, 64, 8, 28672)
 LLAMA2_70B = (32000, 8192, 80, 64, 8, 28672)
 POINTS = (
-    Published("Llama 3.1 70B", "v6e:16x16", LLAMA3_70B, 8192, 4, "full", 1, "T", 960.0, fitted=True),
+    Published("Llama 3.1 70B", "v6e:16x16", LLAMA3_70B, 8192, 4, "full", 1, "T", 960.0, None, True),
     Published("Llama 3.1 8B", "v6e:16x16", LLAMA3_8B, 8192, 4, "full", 1, "T", 7207.0),
     Published("Llama 2 70B", "v6e:16x16", LLAMA2_70B, 4096, 2, "full", 1, "T", 900.0),
     Published(

@@ -178,12 +178,12 @@ def _search(run: Any, target: Any, devices: list[Any], file: Path, compile_best:
 
     tried = _ranked(run, target, devices, REMAT)
     best = tried[:COMPILED_BEST] if compile_best else []
-    compiled = {}
+    compiled: dict[str, Any] = {}
     for candidate, prepared in best:
         _log.info("compiling %s", candidate)
-        compiled[candidate] = prepared.compiled()
+        compiled[str(candidate)] = prepared.compiled()
     _show_ranking(tried, compiled)
-    final = [(c, compiled.get(c, p.plan)) for c, p in (best or tried)]
+    final = [(c, compiled.get(str(c), p.plan)) for c, p in (best or tried)]
     winner, found = rank(final)[0]
     chosen = _with(config, run, winner)
     atomic.write_file(file, config.to_toml(chosen))
@@ -226,14 +226,14 @@ def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -
     return [pair for pair, _ in ranked]
 
 
-def _show_ranking(tried: list[Any], compiled: dict[Any, Any], most: int = 10) -> None:
+def _show_ranking(tried: list[Any], compiled: dict[str, Any], most: int = 10) -> None:
     columns = ("layout", "step", "MFU", "peak, analytic", "peak, compiled", "fits")
     title = f"best of {len(tried)} layouts (analytic model; the first {len(compiled)} compiled)"
     table = Table(*columns, title=title, title_justify="left")
     for candidate, prepared in tried[:most]:
-        plan_ = compiled.get(candidate, prepared.plan)
+        plan_ = compiled.get(str(candidate), prepared.plan)
         known = prepared.plan.memory["peak_estimate_bytes"]
-        peak = f"{plan_.peak_bytes / 1e9:.1f} GB" if candidate in compiled else ""
+        peak = f"{plan_.peak_bytes / 1e9:.1f} GB" if str(candidate) in compiled else ""
         table.add_row(
             str(candidate),
             f"{plan_.estimate.step_s:.3f} s",

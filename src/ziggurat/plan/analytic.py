@@ -68,7 +68,7 @@ def collectives(step: Step, fabric: Fabric) -> list[Collective]:
         used = {axis for part in cuts for axis in part}
         kept = sizes["tensor"] if "tensor" in used else 1
         layers = leaf.shape[0] if leaf.ndim == 3 else 1
-        times = layers * step.accumulate
+        times = float(layers * step.accumulate)
         size = leaf.size / layers / kept * COMPUTE_BYTES
         spread = (*BATCH_AXES, "context")
         gathered = tuple(axis for axis in spread if axis in used)
@@ -107,15 +107,15 @@ def memory(step: Step, fabric: Fabric) -> dict[str, float]:
     # a layer's products and their gradients, and its norms and residuals in float32
     layer = tokens * (2 * COMPUTE_BYTES * widths + 4 * 4 * _width(step))
     kept = _kept_for_backward(step, sizes)
-    logits = _largest_product(step) / tensor / (sizes["context"] * _batch(sizes))
+    logits = _logits_chunk(step) / tensor / (sizes["context"] * _batch(sizes))
     loss = head * (4 + COMPUTE_BYTES) + 1.5 * logits + tokens * _width(step) * COMPUTE_BYTES
     backward = gradients + 2 * layer_weights + layer
     return {
-        "argument_bytes": arguments,
-        "gradient_bytes": gradients,
+        "argument_bytes": float(arguments),
+        "gradient_bytes": float(gradients),
         "kept_for_backward_bytes": kept,
-        "working_bytes": max(loss, backward - gradients),
-        "peak_estimate_bytes": arguments + kept + max(loss, backward),
+        "working_bytes": float(max(loss, backward - gradients)),
+        "peak_estimate_bytes": float(arguments + kept + max(loss, backward)),
     }
 
 
@@ -182,19 +182,18 @@ def _scans(jaxpr: Any) -> Iterator[list[Any]]:
     yield found
 
 
-def _largest_product(step: Step) -> float:
-    """Bytes of the largest float32 result of a product, over all devices: a chunk of logits."""
-    shapes = {leaf.size for leaf in step.params.values()}
+def _logits_chunk(step: Step) -> float:
+    """Bytes of the float32 logits that exist at once, over all devices."""
+    rows = {leaf.shape[0] for leaf in step.params.values() if leaf.ndim == 2}
 
     def largest(jaxpr: Any) -> float:
         most = 0.0
         for equation in jaxpr.eqns:
             name = equation.primitive.name
-            if name == "dot_general":
-                aval = equation.outvars[0].aval
-                gradient = any(aval.size % size == 0 for size in shapes if size > aval.shape[-1])
-                if aval.dtype.itemsize == 4 and not gradient:
-                    most = max(most, float(aval.size) * 4)
+            if name == "dot_general" and equation.outvars[0].aval.shape[-1:] in {
+                (v,) for v in rows
+            }:
+                most = max(most, float(equation.outvars[0].aval.size) * 4)
             elif name != "pallas_call":
                 inner = work.called(equation)
                 most = max(most, largest(inner)) if inner is not None else most

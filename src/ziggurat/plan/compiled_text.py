@@ -161,7 +161,7 @@ def _trips(condition: list[str]) -> float:
         if compare:
             for name in re.findall(r"%([\w.\-]+)", compare[1]):
                 if name in constants:
-                    return constants[name] + (compare[2] == "LE")
+                    return float(constants[name] + (compare[2] == "LE"))
     return float(max(constants.values())) if len(constants) == 1 else 1.0
 
 
@@ -173,12 +173,12 @@ def _size(shape: str, kind: str, started: bool) -> float:
         for dtype, dims in _ARRAY.findall(shape)
     ]
     if started and kind == "collective-permute":
-        return sizes[0]
+        return float(sizes[0])
     if started and kind != "all-reduce" and shape.startswith("(("):
-        return sum(sizes[len(sizes) // 2 :])
+        return float(sum(sizes[len(sizes) // 2 :]))
     if started and kind != "all-reduce":
-        return max(sizes)
-    return sum(sizes)
+        return float(max(sizes))
+    return float(sum(sizes))
 
 
 def _item_bytes(dtype: str) -> float:

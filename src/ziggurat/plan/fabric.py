@@ -17,7 +17,6 @@ Method: "How to Scale Your Model", https://jax-ml.github.io/scaling-book/shardin
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -130,5 +129,3 @@ class Fabric:
         places = np.array(np.unravel_index(members, self.shape)).T
         varies = (places != places[0]).any(axis=0)
         return tuple(axis for axis, yes in zip(self.axes, varies) if yes)
-
-

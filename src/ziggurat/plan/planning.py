@@ -53,7 +53,7 @@ class Plan:
     def peak_bytes(self) -> float:
         """Peak per device: the compiler's where there is one."""
         known = self.program.memory if self.program else self.memory
-        return known["peak_estimate_bytes"]
+        return float(known["peak_estimate_bytes"])
 
     @property
     def hbm_bytes(self) -> int:

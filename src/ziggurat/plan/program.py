@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from ziggurat.plan import compiled_text
@@ -51,7 +53,7 @@ def compile_step(lowered: Any, topology: Topology, fabric: Fabric) -> Program:
 
     limit, start = hbm_bytes(topology), time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled, text = _compile(lowered)
     except jax.errors.JaxRuntimeError as error:
         used = _USED.search(str(error))
         if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
@@ -62,7 +64,7 @@ def compile_step(lowered: Any, topology: Topology, fabric: Fabric) -> Program:
         collectives = None
     else:
         memory = memory_.compiled_memory(compiled)
-        collectives = compiled_text.collectives(compiled.as_text() or "", fabric)
+        collectives = compiled_text.collectives(text, fabric)
     elapsed = time.perf_counter() - start
     return Program(
         fits=memory["peak_estimate_bytes"] <= limit,
@@ -72,3 +74,13 @@ def compile_step(lowered: Any, topology: Topology, fabric: Fabric) -> Program:
         compile_s=elapsed,
         host_rss_peak_bytes=memory_.host_memory()["host_rss_peak_bytes"],
     )
+
+
+def _compile(lowered: Any) -> tuple[Any, str]:
+    """The compiled program and its text. The text is what libtpu itself writes: ``as_text`` goes
+    through jaxlib's reader, which refuses some of libtpu's asynchronous instructions."""
+    with tempfile.TemporaryDirectory(prefix="ziggurat-plan-") as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        compiled = lowered.compile(compiler_options=options)
+        (file,) = Path(folder).glob("*after_optimizations.txt")
+        return compiled, file.read_text(encoding="utf-8")

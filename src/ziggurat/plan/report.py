@@ -69,24 +69,22 @@ def time_rows(plan: Plan) -> list[Row]:
         if seconds
     ]
     exposed = figures.exposed_s
-    rows.append(
-        Row("exchanges not overlapped", f"{exposed * 1e3:.1f} ms", f"{exposed / figures.step_s:.1%}")
-    )
-    return rows
+    share = f"{exposed / figures.step_s:.1%}"
+    return [*rows, Row("exchanges not overlapped", f"{exposed * 1e3:.1f} ms", share)]
 
 
 def summary_rows(plan: Plan, prices: PriceTable | None) -> list[Row]:
     """The figures people ask for."""
     figures = plan.estimate
     shown = " x ".join(f"{a}={n}" for a, n in plan.mesh.items()) or "one device"
-    slices = plan.topology.slices
+    slices, a_chip = plan.topology.slices, figures.tokens_per_s / figures.chips
     rows = [
         Row("chips", f"{plan.topology.chips}", f"{slices} slices" if slices > 1 else ""),
         Row("mesh", shown, f"remat {plan.remat}, {plan.accumulate} micro-batches a step"),
         Row("step", f"{figures.step_s:.3f} s", f"{figures.tokens:,} tokens"),
-        Row("tokens/s", f"{figures.tokens_per_s:,.0f}", f"{figures.tokens_per_s / figures.chips:,.0f} a chip"),
+        Row("tokens/s", f"{figures.tokens_per_s:,.0f}", f"{a_chip:,.0f} a chip"),
         Row("MFU", f"{figures.mfu:.1%}", "of the bfloat16 peak"),
-    ]  # fmt: skip
+    ]
     price = prices and prices.per_chip_hour.get(plan.topology.generation.name)
     if prices and price:
         cost = f"{figures.cost(price):,.0f} {prices.currency}"
@@ -115,9 +113,13 @@ def exchange_rows(plan: Plan, most: int = 12) -> list[Row]:
         entry[2] += found.ici_s + found.dcn_s
     ranked = sorted(totals.items(), key=lambda item: -item[1][2])[:most]
     return [
-        Row(f"{kind} over {axes}", f"{seconds * 1e3:.1f} ms", f"{count:.0f} of {size / _GB:.2f} GB in all")
+        Row(
+            f"{kind} over {axes}",
+            f"{seconds * 1e3:.1f} ms",
+            f"{count:.0f} of {size / _GB:.2f} GB in all",
+        )
         for (kind, axes), (count, size, seconds) in ranked
-    ]  # fmt: skip
+    ]
 
 
 def to_plain(plan: Plan, prices: PriceTable | None = None) -> dict[str, Any]:

@@ -60,8 +60,8 @@ GENERATIONS = {
         Generation("tpu7x", "TPU7x", 9216),
     )
 }
-"""What can be planned for. Largest slices: Google Cloud's TPU pages, see ``profile.hardware``. libtpu
-describes v4 without megacore, two devices a chip, as no machine runs it; so v4 is not here."""
+"""What can be planned for. Largest slices: Google Cloud's TPU pages, see ``profile.hardware``.
+libtpu describes v4 without megacore, two devices a chip, as no machine runs it: v4 is not here."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 MATMUL, ATTENTION, MEMORY, OPTIMIZER = "matmul", "attention", "memory-bound", "optimizer"
-KINDS = (MATMUL, ATTENTION, MEMORY, OPTIMIZER)
+KINDS: tuple[str, ...] = (MATMUL, ATTENTION, MEMORY, OPTIMIZER)
 """Where time goes: products with weights, attention, everything else, the optimizer's update."""
 
 
@@ -97,7 +97,7 @@ def operations(closed_jaxpr: Any) -> list[Operation]:
 
 def total_flops(found: Iterable[Operation], kind: str | None = None) -> float:
     """FLOPs of one step, of one kind or all."""
-    return sum(o.flops * o.count for o in found if kind in (None, o.kind))
+    return float(sum(o.flops * o.count for o in found if kind in (None, o.kind)))
 
 
 class _Flat(NamedTuple):
@@ -111,11 +111,12 @@ class _Flat(NamedTuple):
 
 class _Walk:
     def __init__(self) -> None:
-        self.found: collections.Counter[tuple[str, str, str, float, float]] = collections.Counter()
+        self.found: dict[tuple[str, str, str, float, float], float] = {}
 
     def add(self, kind: str, name: str, dtype: str, flops: float, size: float, times: float):
         if flops or size:
-            self.found[kind, name, dtype, flops, size] += times
+            key = kind, name, dtype, flops, size
+            self.found[key] = self.found.get(key, 0.0) + times
 
     def level(self, jaxpr: Any, times: float, scope: str) -> None:
         """One body: what runs ``times`` times."""
@@ -178,9 +179,11 @@ class _Walk:
 
         def cost(walk: _Walk) -> tuple[float, float]:
             items = walk.found.items()
-            return sum(k[3] * n for k, n in items), sum(k[4] * n for k, n in items)
+            flops, size = (sum(key[i] * n for key, n in items) for i in (3, 4))
+            return float(flops), float(size)
 
-        self.found += max(walks, key=cost).found
+        for (kind, name, dtype, flops, size), count in max(walks, key=cost).found.items():
+            self.add(kind, name, dtype, flops, size, count)
 
 
 def _flatten(
@@ -281,7 +284,7 @@ def _fused_traffic(
         if i in group_of:
             writes[root(group_of[i])].add(i)
     for group, kind in kinds.items():
-        yield kind, sum(sizes[i] for i in reads[group]) + sum(sizes[i] for i in writes[group])
+        yield kind, float(sum(sizes[i] for i in (*reads[group], *writes[group])))
 
 
 def _kind(scope: str, otherwise: str) -> str:
@@ -319,7 +322,7 @@ def _moved(equation: Any) -> float:
 
 
 def _traffic(equation: Any) -> float:
-    return sum(_size_bytes(v.aval) for v in (*equation.invars, *equation.outvars))
+    return float(sum(_size_bytes(v.aval) for v in (*equation.invars, *equation.outvars)))
 
 
 def _size_bytes(aval: Any) -> float:

@@ -6,9 +6,9 @@ Method: Dao et al. 2022 (FlashAttention), https://arxiv.org/abs/2205.14135.
 """
 
 import functools
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ConfigError
@@ -60,9 +60,7 @@ def splash_attention(
             fix="use 'auto'",
         )
     interpret = platform() != "tpu"
-    attend = functools.partial(
-        _local, window=mask.window, softcap=softcap, interpret=interpret
-    )
+    attend = functools.partial(_local, window=mask.window, softcap=softcap, interpret=interpret)
     query = (query * scale).astype(query.dtype)
     layout = active_layout()
     if layout is not None and layout.mesh.size > 1:
@@ -124,10 +122,11 @@ def _local(
 
     def row(q, k, v, q_segments, kv_segments):
         segments = None if q_segments is None else splash.SegmentIds(q_segments, kv_segments)
-        return kernel(*(x.swapaxes(0, 1) for x in (q, k, v)), segments, sinks).swapaxes(0, 1)
+        heads_first = (x.swapaxes(0, 1) for x in (q, k, v))
+        out: Any = kernel(*heads_first, segments, sinks)
+        return out.swapaxes(0, 1)
 
     ids = None if query_segments is None else 0
-    out = jax.vmap(row, in_axes=(0, 0, 0, ids, ids))(
+    return jax.vmap(row, in_axes=(0, 0, 0, ids, ids))(
         query, key, value, query_segments, key_segments
     )
-    return out.astype(value.dtype) if out.dtype != value.dtype else jnp.asarray(out)

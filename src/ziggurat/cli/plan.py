@@ -2,6 +2,8 @@
 
 import dataclasses
 import logging
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +86,22 @@ def _one(run: Any, target: Any, devices: list[Any], analytic: bool) -> Any:
     prepared = prepare(seen, target)
     if analytic:
         return prepared.plan
+    return _compiled(run, prepared)
+
+
+def _compiled(run: Any, prepared: Any) -> Any:
+    """The plan with the compiler's memory and exchanges, compiled in a process of its own."""
+    from ziggurat.core import config
+
+    target = prepared.topology
     _log.info("compiling for %s", target)
-    return prepared.compiled()
+    with tempfile.TemporaryDirectory(prefix="ziggurat-plan-") as name:
+        folder, file = Path(name) / "written", Path(name) / "run.toml"
+        folder.mkdir()
+        file.write_text(config.to_toml(run), encoding="utf-8")
+        module = "ziggurat.cli.plan_compile"
+        where = [str(file), str(target), str(target.slices), str(folder)]
+        return prepared.compiled([sys.executable, "-m", module, *where], folder)
 
 
 def _check_slices(run: Any, target: Any) -> None:
@@ -181,7 +197,7 @@ def _search(run: Any, target: Any, devices: list[Any], file: Path, compile_best:
     compiled: dict[str, Any] = {}
     for candidate, prepared in best:
         _log.info("compiling %s", candidate)
-        compiled[str(candidate)] = prepared.compiled()
+        compiled[str(candidate)] = _compiled(_with(config, run, candidate), prepared)
     _show_ranking(tried, compiled)
     final = [(c, compiled.get(str(c), p.plan)) for c, p in (best or tried)]
     winner, found = rank(final)[0]

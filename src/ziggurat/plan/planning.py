@@ -1,7 +1,8 @@
 """A plan: what a run would be like on a topology, analytic or compiled."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -75,18 +76,22 @@ class Prepared:
     fabric: Fabric
     operations: list[work.Operation]
     plan: Plan
-    lower: Callable[[], Any]
 
-    def compiled(self) -> Plan:
-        """The plan with the compiler's memory and collectives."""
-        made = program.compile_step(self.lower(), self.topology, self.fabric)
-        exchanges = made.collectives
-        if exchanges is None:
+    def compiled(self, command: Sequence[str], folder: Path) -> Plan:
+        """The plan with the compiler's memory and exchanges.
+
+        Args:
+            command: starts a process that compiles this step, see
+                :func:`ziggurat.plan.program.compile_in_child`.
+            folder: an empty folder for it.
+        """
+        made = program.compile_in_child(command, folder, self.topology, self.fabric)
+        if made.collectives is None:
             return dataclasses.replace(self.plan, program=made)
         figures = estimate(
             self.topology,
             self.operations,
-            exchanges,
+            made.collectives,
             tokens=self.subject.tokens,
             model_flops_per_token=self.subject.model_flops_per_token,
             compiled=True,
@@ -124,4 +129,4 @@ def prepare(subject: Subject, topology: Topology) -> Prepared:
         memory=analytic.memory(seen, fabric),
         program=None,
     )
-    return Prepared(subject, topology, fabric, operations, plan, traced.lower)
+    return Prepared(subject, topology, fabric, operations, plan)

@@ -39,10 +39,7 @@ def memory_rows(plan: Plan) -> list[Row]:
     known = plan.program.memory if plan.program else plan.memory
     names = {
         "argument_bytes": ("arguments", "parameters, optimizer state, batch"),
-        "output_bytes": ("outputs", ""),
-        "alias_bytes": ("outputs kept in arguments", "donated: not counted again"),
         "temp_bytes": ("temporaries", "gradients, activations, gathered weights"),
-        "generated_code_bytes": ("program", ""),
         "gradient_bytes": ("gradients", ""),
         "kept_for_backward_bytes": ("kept for the backward pass", ""),
         "working_bytes": ("working set of a layer or the loss", ""),
@@ -97,7 +94,8 @@ def summary_rows(plan: Plan, prices: PriceTable | None) -> list[Row]:
     if plan.program:
         host = plan.program.host_rss_peak_bytes / _GB
         text = f"{plan.program.compile_s:.1f} s"
-        rows.append(Row("compiled in", text, f"this process's peak memory {host:.2f} GB"))
+        note = f"without generating code; {host:.2f} GB of host memory"
+        rows.append(Row("compiled in", text, note))
     return rows
 
 

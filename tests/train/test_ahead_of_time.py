@@ -24,7 +24,6 @@ def topology(name: str):
     [
         ("v5e:2x2", ("mesh.fsdp=4",)),
         ("v5e:2x2", ("mesh.fsdp=2", "mesh.tensor=2", "train.remat='full'")),
-        ("v5p:2x2x1", ("mesh.fsdp=-1", "train.accumulate=2")),
         ("v5p:2x2x1", ("mesh.fsdp=2", "mesh.context=2", "train.remat='dots'")),
     ],
 )

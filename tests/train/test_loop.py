@@ -163,6 +163,20 @@ def test_too_many_bad_steps_stop_the_run(tmp_path, one_device, monkeypatch):
         train(resolved(f"output={tmp_path}", "train.steps=20", "train.max_bad_steps=2"))
 
 
+def test_a_restart_finds_its_compiled_programs(tmp_path, one_device):
+    """The step of two runs is one entry of their common cache, and the result the same to a bit."""
+    cache, found = tmp_path / "compiled", []
+    for name in ("first", "second"):
+        override = f"train.compile_cache='{cache}'"
+        settings = (f"output={tmp_path}", f"name={name}", *SETTINGS, "train.steps=2", override)
+        train(resolved(*settings))
+        found.append(losses(tmp_path / name))
+    steps = [path for path in cache.iterdir() if path.name.startswith("jit_step-")]
+    assert len([path for path in steps if path.name.endswith("-cache")]) == 1
+    assert found[0] == found[1]
+    assert jax.config.jax_compilation_cache_dir is None
+
+
 def test_other_settings_are_another_run(plain):
     output = f"output={plain[0].parent}"
     with pytest.raises(ConfigError, match=r"cannot be resumed: found optimizer\.lr = 0\.5"):

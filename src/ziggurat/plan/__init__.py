@@ -1,2 +1,17 @@
-"""Planning: ahead-of-time compilation of a real training step for a TPU topology with no TPU
-present: does it fit, how fast is it, what does it cost? Empty until its issue lands."""
+"""Planning: will a run fit a TPU topology, how fast is it, what does it cost, which layout is best?
+
+No TPU is needed: the run's real training step is traced and, unless only the analytic model is
+asked, compiled ahead of time by libtpu. ``work`` counts FLOPs and traffic in the jaxpr,
+``compiled_text`` the exchanges of the compiled program, ``analytic`` both memory and exchanges from
+shapes and shardings, ``fabric`` and ``estimate`` turn them into seconds, ``search`` ranks layouts.
+The step comes in as an argument, so that any jitted function can be planned:
+
+>>> from ziggurat.plan import Topology
+>>> Topology.parse("v5e:2x4").chip.hbm_bytes // 2**30
+16
+"""
+
+from ziggurat.plan.planning import Plan, Prepared, Subject, prepare
+from ziggurat.plan.topology import GENERATIONS, Topology
+
+__all__ = ["GENERATIONS", "Plan", "Prepared", "Subject", "Topology", "prepare"]

@@ -6,7 +6,8 @@ format without a published figure has no peak, and utilisation is then reported 
 Sources, named in each row:
 
 * ``cloud``: Google Cloud TPU documentation, pages v4, v5e, v5p, v6e and tpu7x under
-  https://docs.cloud.google.com/tpu/docs
+  https://docs.cloud.google.com/tpu/docs; the data-centre network of v5e is its 2 x 100 Gbit/s a host
+  of 8 chips
 * ``jax``: the TPU table of JAX 0.10.2, ``jax/_src/pallas/mosaic/tpu_info.py``
 * ``a100``, ``h100``, ``h200``: NVIDIA's data sheets; a figure given "with sparsity" is halved
 * ``dgx-b200``, ``hgx``: NVIDIA's DGX B200 data sheet and HGX platform page, divided by 8 GPUs
@@ -52,6 +53,8 @@ class Chip:
     """All inter-chip links of one chip (ICI or NVLink), both directions summed, bytes/s."""
     torus_axes: int
     """Axes of the ICI torus; 0 where a switch joins the chips (NVLink)."""
+    dcn_bytes_per_s: float | None = None
+    """Share of one chip in its host's data-centre network, one direction, bytes/s."""
     devices: int
     """JAX devices that one chip shows up as (TPU7x: one per TensorCore)."""
     source: str
@@ -89,22 +92,25 @@ CHIPS: tuple[Chip, ...] = (
     _tpu(
         "TPU v5e", ("TPU v5 lite", "TPU v5e"), (197, 393, None),
         hbm_bytes=16 * _GIB, hbm_bytes_per_s=819e9, ici_bytes_per_s=400e9, torus_axes=2,
+        dcn_bytes_per_s=3.125e9,
         source="cloud; jax for GiB",
     ),
     _tpu(
         "TPU v5p", ("TPU v5", "TPU v5p"), (459, 918, 459),
         hbm_bytes=95 * _GIB, hbm_bytes_per_s=2765e9, ici_bytes_per_s=1200e9, torus_axes=3,
+        dcn_bytes_per_s=6.25e9,
         source="cloud; jax for int8",
     ),
     _tpu(
         "TPU v6e", ("TPU v6 lite", "TPU v6e"), (918, 1836, 918),
         hbm_bytes=32 * _GIB, hbm_bytes_per_s=1638e9, ici_bytes_per_s=800e9, torus_axes=2,
+        dcn_bytes_per_s=12.5e9,
         source="cloud; jax for GiB",
     ),
     _tpu(
         "TPU7x", ("TPU7x",), (2307, None, 4614),
         hbm_bytes=192 * _GIB, hbm_bytes_per_s=7.40e12, ici_bytes_per_s=1200e9, torus_axes=3,
-        devices=2,
+        dcn_bytes_per_s=12.5e9, devices=2,
         source="cloud; jax for bandwidth and for two cores without megacore",
     ),
     _gpu(

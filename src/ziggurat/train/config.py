@@ -88,6 +88,8 @@ class TrainConfig:
     """Attention kernel, see ``ziggurat.kernels.attention``."""
     max_bad_steps: int = 10
     """Stop after this many steps in a row whose loss or gradient is not finite; each is skipped."""
+    compile_cache: Path | None = None
+    """Directory in which compiled programs are kept, so that a restart finds them; may be shared."""
     stop_within_s: float | None = None
     """Most time from SIGTERM to the end; then the process ends with what was saved before."""
 
@@ -189,6 +191,7 @@ class RunConfig:
 
 FREE_ON_RESUME = ("train.steps", "train.max_bad_steps", "train.stop_within_s", "evaluation")
 FREE_ON_RESUME += ("checkpoint", "mesh", "profile", "report", "output", "name")
+FREE_ON_RESUME += ("train.compile_cache",)
 FREE_ON_RESUME += ("data.workers", "data.worker_patience_s", "data.prefetch")
 FREE_ON_RESUME += ("data.mixture", "data.epochs")  # the data's own state tells if they still fit
 """Keys that may change when a run is resumed; any other would make it another run."""

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from ziggurat.checkpoint import Tiers
 from ziggurat.core import config
+from ziggurat.core.compile_cache import keeping_compiled
 from ziggurat.core.config import Resolved
 from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import Batch
@@ -77,7 +78,10 @@ def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
     stop = StopRequest(run.value.train.stop_within_s, everyone)
     if not everyone.first:
         console = Console(quiet=True)
-    with open_checkpoints(run.value, directory, identity) as checkpoints:
+    with (
+        keeping_compiled(run.value.train.compile_cache),
+        open_checkpoints(run.value, directory, identity) as checkpoints,
+    ):
         with timer.phase("start"):
             state, done = _first_state(experiment, checkpoints)
             if everyone.first:

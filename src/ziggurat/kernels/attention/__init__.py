@@ -1,11 +1,12 @@
 """Attention: one function, several implementations, the same result.
 
-``implementation="auto"`` picks by platform; the names below may be forced. Pallas and CPU kernels
-join the table in :data:`IMPLEMENTATIONS` without a change above it.
+``implementation="auto"`` picks by platform; the names below may be forced. Other kernels join the
+table in :data:`IMPLEMENTATIONS` without a change above it.
 """
 
 from collections.abc import Callable
 
+import jax
 from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
@@ -17,6 +18,7 @@ from ziggurat.kernels.attention.reference import (
     grouped_attention,
     reference_attention,
 )
+from ziggurat.kernels.attention.splash import platform, serves, splash_attention
 from ziggurat.mesh import active_ways
 
 __all__ = ["IMPLEMENTATIONS", "AttentionMask", "attention"]
@@ -25,6 +27,7 @@ IMPLEMENTATIONS: Registry[Callable[..., Array]] = Registry("attention implementa
 IMPLEMENTATIONS.add("reference", reference_attention)
 IMPLEMENTATIONS.add("grouped", grouped_attention)
 IMPLEMENTATIONS.add("blocked", blocked_attention)
+IMPLEMENTATIONS.add("splash", splash_attention)
 
 
 def attention(
@@ -59,7 +62,7 @@ def attention(
     https://arxiv.org/abs/2305.13245.
     """
     if implementation == "auto":
-        implementation = _choose(mask)
+        implementation = _choose(query.shape[2], mask)
     if implementation == "blocked" and not (mask.aligned and mask.causal):
         raise ConfigError(
             "attention implementation",
@@ -67,12 +70,16 @@ def attention(
             expected="an aligned causal mask",
             fix="use 'auto'",
         )
-    return IMPLEMENTATIONS[implementation](
-        query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks
-    )
+    with jax.named_scope("attention"):
+        return IMPLEMENTATIONS[implementation](
+            query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks
+        )
 
 
-def _choose(mask: AttentionMask) -> str:
+def _choose(heads: int, mask: AttentionMask) -> str:
     """Blocks need whole rows on one device; short rows have nothing to skip."""
+    length = mask.query_positions.shape[1]
+    if platform() == "tpu" and serves(length, heads, mask):
+        return "splash"
     whole = mask.aligned and mask.causal and active_ways("sequence") == 1
-    return "blocked" if whole and mask.query_positions.shape[1] >= 2 * SMALLEST_BLOCK else "grouped"
+    return "blocked" if whole and length >= 2 * SMALLEST_BLOCK else "grouped"

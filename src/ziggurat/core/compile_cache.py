@@ -1,0 +1,49 @@
+"""Compiled programs kept on disk, so that a restart does not compile them again.
+
+JAX keys an entry by the program, the compiler's options and versions, and the devices; what stands
+here turns its cache on for a stretch of a process and leaves the settings as they were.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+_SETTINGS = (
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+    "jax_persistent_cache_min_entry_size_bytes",
+)
+
+
+@contextlib.contextmanager
+def keeping_compiled(directory: Path | None, least_s: float = 0.5) -> Iterator[None]:
+    """Inside this block programs are looked up in ``directory`` and left there once compiled.
+
+    Args:
+        directory: made when missing; ``None``: nothing changes.
+        least_s: programs that compile faster than this are not kept (seconds).
+
+    >>> import jax, tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with keeping_compiled(Path(folder), least_s=0.0):
+    ...         _ = jax.jit(lambda x: x * 3 + 1).lower(2.0).compile()
+    ...     any(Path(folder).iterdir())
+    True
+    """
+    if directory is None:
+        yield
+        return
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = [getattr(jax.config, name) for name in _SETTINGS]
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, value in zip(_SETTINGS, (str(directory), least_s, -1)):
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()  # JAX settles on a directory when it first compiles
+    try:
+        yield
+    finally:
+        for name, value in zip(_SETTINGS, before):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()

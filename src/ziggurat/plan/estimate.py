@@ -1,0 +1,146 @@
+"""From work and exchanges to seconds: the time model, and what it assumes.
+
+Every operation takes the longer of its arithmetic and its traffic (the roofline of Williams et al.
+2009), divided evenly over the devices; their sum is the time to compute. Exchanges of weights and
+gradients overlap with it, those of activations do not::
+
+    step = max(compute, exchanges of weights and gradients) + exchanges of activations
+
+One constant per generation, fitted on one published run, stands for what products reach of the peak
+(:data:`EFFICIENCY`); everything else is published figures. ``benchmarks/plan_published.py`` shows
+what the model says of published runs.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+from ziggurat.plan.fabric import Collective
+from ziggurat.plan.topology import Topology
+from ziggurat.plan.work import KINDS, Operation, total_flops
+from ziggurat.profile import flops as flops_
+
+EFFICIENCY: dict[str, float] = {"v5e": 0.84, "v5p": 0.85, "v6e": 0.68}
+"""Share of the peak that matrix products reach, by generation."""
+UNFITTED = 0.68
+"""The same where no published run was at hand: the lowest of the fitted."""
+OVERLAPPED_AXES = ("pipeline", "data", "fsdp", "expert")
+"""Exchanges along these mesh axes only are of weights and gradients."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Time of one training step and what follows from it."""
+
+    step_s: float
+    compute_s: float
+    by_kind_s: dict[str, float]
+    """Compute by :data:`ziggurat.plan.work.KINDS`, seconds."""
+    ici_s: float
+    """Exchanges inside slices, overlapped or not."""
+    dcn_s: float
+    """Exchanges between slices, overlapped or not."""
+    exposed_s: float
+    """What exchanges add to the step."""
+    hardware_flops: float
+    """All products of the step, recomputation too."""
+    model_flops: float
+    """The model's own, without recomputation; see ``profile.flops``."""
+    tokens: int
+    """Tokens of a step."""
+    chips: int
+    peak: float
+    """Of one chip, FLOP/s."""
+    assumptions: tuple[str, ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of the whole job."""
+        return self.tokens / self.step_s
+
+    @property
+    def mfu(self) -> float:
+        """Model FLOP utilisation, a fraction."""
+        share = flops_.mfu(self.tokens_per_s, self.model_flops / self.tokens, self.chips, self.peak)
+        assert share is not None
+        return share
+
+    def cost(self, per_chip_hour: float) -> float:
+        """Of a billion tokens, at a price of one chip for an hour."""
+        hours = 1e9 / self.tokens_per_s / 3600
+        return hours * self.chips * per_chip_hour
+
+
+def efficiency(generation: str) -> float:
+    """What products reach of the peak on a generation."""
+    return EFFICIENCY.get(generation, UNFITTED)
+
+
+def estimate(
+    topology: Topology,
+    operations: Sequence[Operation],
+    collectives: Sequence[Collective],
+    *,
+    tokens: int,
+    model_flops_per_token: float,
+    compiled: bool,
+) -> Estimate:
+    """Time of a step.
+
+    Args:
+        topology: where it runs.
+        operations: from :func:`ziggurat.plan.work.operations`.
+        collectives: of the compiled program, or :func:`ziggurat.plan.analytic.collectives`.
+        tokens: of a step.
+        model_flops_per_token: forwards and backwards, from ``profile.flops``.
+        compiled: whether the collectives are those of the compiled program.
+    """
+    chip, reach = topology.chip, efficiency(topology.generation.name)
+    by_kind = dict.fromkeys(KINDS, 0.0)
+    for operation in operations:
+        peak = chip.int8 if operation.dtype == "int8" and chip.int8 else chip.bfloat16
+        arithmetic = operation.flops / (peak * reach)
+        traffic = operation.bytes / chip.hbm_bytes_per_s
+        by_kind[operation.kind] += operation.count * max(arithmetic, traffic) / topology.chips
+    compute = sum(by_kind.values())
+    hidden = [c for c in collectives if set(c.route.axes) <= set(OVERLAPPED_AXES)]
+    shown = [c for c in collectives if not set(c.route.axes) <= set(OVERLAPPED_AXES)]
+    # links inside slices and the network between them work at the same time
+    behind = max(sum(c.ici_s for c in hidden), sum(c.dcn_s for c in hidden))
+    exposed = max(0.0, behind - compute) + sum(c.ici_s + c.dcn_s for c in shown)
+    return Estimate(
+        step_s=compute + exposed,
+        compute_s=compute,
+        by_kind_s=by_kind,
+        ici_s=sum(c.ici_s for c in collectives),
+        dcn_s=sum(c.dcn_s for c in collectives),
+        exposed_s=exposed,
+        hardware_flops=total_flops(operations),
+        model_flops=model_flops_per_token * tokens,
+        tokens=tokens,
+        chips=topology.chips,
+        peak=chip.bfloat16,
+        assumptions=assumptions(topology, compiled),
+    )
+
+
+def assumptions(topology: Topology, compiled: bool) -> tuple[str, ...]:
+    """Everything the figures rest on, one line each."""
+    chip, name = topology.chip, topology.generation.name
+    fitted = "fitted on one published run" if name in EFFICIENCY else "not fitted for it"
+    dcn = chip.dcn_bytes_per_s
+    lines = [
+        f"{chip.name}: {chip.bfloat16 / 1e12:.0f} TFLOP/s bfloat16, "
+        f"{chip.hbm_bytes_per_s / 1e9:.0f} GB/s HBM, {chip.ici_bytes_per_s / 1e9:.0f} GB/s ICI "
+        f"both ways, {'no' if dcn is None else f'{dcn / 1e9:.2f} GB/s'} DCN ({chip.source})",
+        f"products reach {efficiency(name):.0%} of the peak on {name} ({fitted})",
+        "float32 operands are multiplied in one bfloat16 pass, JAX's default on TPU",
+        "work divides evenly over the devices; element-wise work between products is one pass "
+        "over memory",
+        "exchanges of weights and gradients (along pipeline, data, fsdp, expert) overlap fully "
+        "with compute, those along context and tensor not at all",
+        "every link of the torus axes that a group spans is used; rings close on whole axes only",
+        "MFU by PaLM's count, attention over the whole sequence, causal or not",
+        "no input, checkpoint or start-up time, and no failures",
+    ]
+    source = "the compiled program" if compiled else "the sharding rules, not the compiled program"
+    return (*lines, f"exchanges are those of {source}")

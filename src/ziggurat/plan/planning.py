@@ -1,0 +1,132 @@
+"""A plan: what a run would be like on a topology, analytic or compiled."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ziggurat.plan import analytic, program, work
+from ziggurat.plan.analytic import Step
+from ziggurat.plan.estimate import Estimate, estimate
+from ziggurat.plan.fabric import Fabric
+from ziggurat.plan.program import Program, hbm_bytes
+from ziggurat.plan.topology import Topology
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A training step to be planned, abstract: nothing of it is on a device."""
+
+    step: Any
+    """Jitted."""
+    arguments: tuple[Any, ...]
+    """Trees of shapes, types and shardings: state and batch."""
+    params: dict[str, Any]
+    """The parameters of the state by name."""
+    mesh: Any
+    """``jax.sharding.Mesh`` over the topology's devices."""
+    tokens: int
+    """Of a step."""
+    model_flops_per_token: float
+    """Forwards and backwards; see ``profile.flops``."""
+    accumulate: int = 1
+    remat: str = "none"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run would be like."""
+
+    topology: Topology
+    mesh: dict[str, int]
+    """Axes of more than one device."""
+    remat: str
+    accumulate: int
+    estimate: Estimate
+    memory: dict[str, float]
+    """Bytes per device by kind, by the analytic model."""
+    program: Program | None
+    """What the compiler says, where it was asked."""
+
+    @property
+    def peak_bytes(self) -> float:
+        """Peak per device: the compiler's where there is one."""
+        known = self.program.memory if self.program else self.memory
+        return float(known["peak_estimate_bytes"])
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Of one device."""
+        return self.program.hbm_bytes if self.program else hbm_bytes(self.topology)
+
+    @property
+    def fits(self) -> bool:
+        """The verdict."""
+        return self.program.fits if self.program else self.peak_bytes <= self.hbm_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A subject traced, with its analytic plan; :meth:`compiled` asks the compiler."""
+
+    subject: Subject
+    topology: Topology
+    fabric: Fabric
+    operations: list[work.Operation]
+    plan: Plan
+
+    def compiled(self, command: Sequence[str], folder: Path) -> Plan:
+        """The plan with the compiler's memory and exchanges.
+
+        Args:
+            command: starts a process that compiles this step, see
+                :func:`ziggurat.plan.program.compile_in_child`.
+            folder: an empty folder for it.
+        """
+        made = program.compile_in_child(command, folder, self.topology, self.fabric)
+        if made.collectives is None:
+            return dataclasses.replace(self.plan, program=made)
+        figures = estimate(
+            self.topology,
+            self.operations,
+            made.collectives,
+            tokens=self.subject.tokens,
+            model_flops_per_token=self.subject.model_flops_per_token,
+            compiled=True,
+        )
+        return dataclasses.replace(self.plan, program=made, estimate=figures)
+
+
+def prepare(subject: Subject, topology: Topology) -> Prepared:
+    """Trace a step and plan it by shapes and shardings alone; seconds, nothing compiled."""
+    traced = subject.step.trace(*subject.arguments)
+    fabric = Fabric(topology, subject.mesh)
+    seen = Step(
+        jaxpr=traced.jaxpr,
+        params=subject.params,
+        arguments=jax.tree.leaves(subject.arguments),
+        tokens=subject.tokens,
+        accumulate=subject.accumulate,
+        remat=subject.remat,
+    )
+    operations = work.operations(traced.jaxpr)
+    figures = estimate(
+        topology,
+        operations,
+        analytic.collectives(seen, fabric),
+        tokens=subject.tokens,
+        model_flops_per_token=subject.model_flops_per_token,
+        compiled=False,
+    )
+    plan = Plan(
+        topology=topology,
+        mesh={a: n for a, n in zip(fabric.axes, fabric.shape) if n > 1},
+        remat=subject.remat,
+        accumulate=subject.accumulate,
+        estimate=figures,
+        memory=analytic.memory(seen, fabric),
+        program=None,
+    )
+    return Prepared(subject, topology, fabric, operations, plan)

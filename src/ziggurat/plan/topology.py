@@ -1,0 +1,169 @@
+"""A TPU topology by name, ``v5p:4x4x4``: its chips, and their devices without any hardware.
+
+>>> Topology.parse("v5p:4x4x4").chips
+64
+>>> Topology.parse("v5p:4x4x5")
+Traceback (most recent call last):
+ziggurat.core.errors.ConfigError: --topology: found 'v5p:4x4x5'; expected a shape that v5p has; \
+nearest: v5p:4x4x4 (64 chips) or v5p:4x4x8 (128 chips)
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import re
+from typing import Any
+
+from ziggurat.core.errors import ConfigError, EnvironmentError, did_you_mean
+from ziggurat.profile import hardware
+
+_FLAT = ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
+_SMALL_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A TPU generation as topologies name it."""
+
+    name: str
+    kind: str
+    """``jax.Device.device_kind``."""
+    most_chips: int
+    """Largest slice."""
+
+    @property
+    def chip(self) -> hardware.Chip:
+        """Published figures."""
+        found = hardware.chip(self.kind)
+        assert found is not None
+        return found
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Slices on offer, smallest first: of two axes a short list; of three the small ones and
+        all whose axes are multiples of four."""
+        if self.chip.torus_axes == 2:
+            return list(_FLAT)
+        edges = range(4, 49, 4)
+        cubes = itertools.combinations_with_replacement(edges, 3)
+        large = [cube for cube in cubes if math.prod(cube) <= self.most_chips]
+        return sorted([*_SMALL_CUBES, *large], key=math.prod)
+
+
+GENERATIONS = {
+    found.name: found
+    for found in (
+        Generation("v5e", "TPU v5 lite", 256),
+        Generation("v5p", "TPU v5", 6144),
+        Generation("v6e", "TPU v6 lite", 256),
+        Generation("tpu7x", "TPU7x", 9216),
+    )
+}
+"""What can be planned for. Largest slices: Google Cloud's TPU pages, see ``profile.hardware``.
+libtpu describes v4 without megacore, two devices a chip, as no machine runs it: v4 is not here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Slices of one shape."""
+
+    generation: Generation
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @classmethod
+    def parse(cls, name: str, slices: int = 1) -> "Topology":
+        """Read ``GENERATION:AxB`` or ``AxBxC``.
+
+        Raises:
+            ConfigError: an unknown generation or a shape it does not have, with the nearest.
+        """
+        match = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", name)
+        if match is None:
+            known = ", ".join(GENERATIONS)
+            expected = f"GENERATION:SHAPE, one of {known}"
+            raise ConfigError("--topology", found=repr(name), expected=expected, fix="v5p:4x4x4")
+        generation = GENERATIONS.get(match[1])
+        if generation is None:
+            known = ", ".join(GENERATIONS)
+            hint = did_you_mean(match[1], GENERATIONS)
+            raise ConfigError("--topology", found=repr(name), expected=f"one of {known}", fix=hint)
+        shape = tuple(int(edge) for edge in match[2].split("x"))
+        if tuple(sorted(shape)) not in {tuple(sorted(known)) for known in generation.shapes}:
+            near = " or ".join(
+                f"{cls(generation, s)} ({math.prod(s)} chips)" for s in _nearest(generation, shape)
+            )
+            expected = f"a shape that {generation.name} has"
+            fix = f"nearest: {near}"
+            raise ConfigError("--topology", found=repr(name), expected=expected, fix=fix)
+        if slices < 1:
+            raise ConfigError("--slices", found=slices, expected="1 or more")
+        return cls(generation, shape, slices)
+
+    def __str__(self) -> str:
+        return f"{self.generation.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def chip(self) -> hardware.Chip:
+        """Published figures of one chip."""
+        return self.generation.chip
+
+    @property
+    def chips(self) -> int:
+        """Chips of all slices."""
+        return math.prod(self.shape) * self.slices
+
+    @property
+    def larger(self) -> list["Topology"]:
+        """The same generation's larger slices, smallest first."""
+        shapes = [s for s in self.generation.shapes if math.prod(s) > math.prod(self.shape)]
+        return [dataclasses.replace(self, shape=shape) for shape in shapes]
+
+    def wraps(self, axis: int) -> bool:
+        """Whether the chips along an axis form a ring: of three axes where every axis is a multiple
+        of four, of two where the axis spans the whole pod of 16."""
+        if self.chip.torus_axes == 2:
+            return self.shape[axis] == 16
+        return all(edge % 4 == 0 for edge in self.shape)
+
+    def devices(self) -> list[Any]:
+        """JAX devices of the topology, from libtpu, without hardware; several processes may.
+
+        Raises:
+            EnvironmentError: libtpu is missing or refuses.
+        """
+        # libtpu's lock would let one process plan at a time; and it complains, though a description
+        # does not depend on them, when it cannot find the machine's own type and name
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        from jax.experimental import topologies
+
+        options = {} if self.slices == 1 else {"num_slices": self.slices}
+        try:
+            return list(topologies.get_topology_desc(str(self), "tpu", **options).devices)
+        except Exception as error:
+            line = str(error).strip().partition("\n")[0][:200]
+            raise EnvironmentError(
+                f"topology {self}",
+                found=line,
+                expected="a description from libtpu",
+                fix='pip install "ziggurat[plan-tpu]"',
+            ) from error
+
+
+def _nearest(generation: Generation, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The largest slice that is not larger, and the smallest that is."""
+    chips, known = math.prod(shape), generation.shapes
+    same = [s for s in known if len(s) == len(shape)]
+
+    def distance(known_shape: tuple[int, ...]) -> float:
+        pairs = zip(sorted(known_shape), sorted(shape), strict=False)
+        return sum(abs(math.log(a / b)) for a, b in pairs if b)
+
+    below = [s for s in same or known if math.prod(s) <= chips]
+    above = [s for s in same or known if math.prod(s) > chips]
+    found = [min(part, key=distance) for part in (below, above) if part]
+    return found or known[:1]

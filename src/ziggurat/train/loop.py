@@ -88,6 +88,8 @@ def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
                 directory.start_session(done)
         with timer.phase("compile"):
             compiled = experiment.step.lower(state, experiment.batch_struct()).compile()  # pyright: ignore
+            # the first collective waits 30 s for the others, and one of them may compile for longer
+            everyone.barrier("compiled")
         with stop.listening(), _sinks(run.value, directory, done) as sinks:
             progress = TrainProgress(
                 run.value.train.steps, start_step=done, name=run.value.name, console=console

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from ziggurat.core.errors import ConfigError
+from ziggurat.kernels.linear import QuantizedWeight, is_quantized
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params
 from ziggurat.nn.attention_context import Packed
@@ -23,7 +24,8 @@ def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -
     Padding is no part of them.
 
     Raises:
-        ConfigError: the loss asks for what the model has not: experts, or a correcting bias.
+        ConfigError: the loss asks for what the model has not: experts, or a correcting bias; or
+            the model's weights are quantised.
     """
     _check(model, loss)
     shards = layout.ways("batch") * layout.ways("sequence")
@@ -32,9 +34,11 @@ def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -
         context = Packed(batch["segment_ids"])
         hidden, _, routing = model.run(params, batch["tokens"], batch["positions"], context)
         with jax.named_scope("loss"):
+            head = model.head(params)
+            assert not isinstance(head, QuantizedWeight), "refused above"
             total, metrics = next_token_loss(
                 hidden,
-                model.head(params),
+                head,
                 batch["targets"],
                 batch["loss_mask"],
                 loss,
@@ -71,6 +75,13 @@ def _router_losses(
 
 
 def _check(model: LanguageModel, loss: LossConfig) -> None:
+    if any(map(is_quantized, jax.tree.leaves(model.abstract, is_leaf=is_quantized))):
+        raise ConfigError(
+            "model",
+            found="quantised weights",
+            expected="weights in floating point, which gradients need",
+            fix="train the model it was made from, and quantise the result",
+        )
     mixtures = [b.mlp for b in model.decoder.stacks if isinstance(b.mlp, MixtureConfig)]
     corrected = any(mixture.router.correction for mixture in mixtures)
     for key, there, expected in (

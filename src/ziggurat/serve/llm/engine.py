@@ -57,6 +57,27 @@ class WarmUp:
     seconds: float
 
 
+@dataclasses.dataclass(frozen=True)
+class EngineStatistics:
+    """What :meth:`Engine.statistics` finds."""
+
+    running: int
+    """Requests being served."""
+    waiting: int
+    """Requests in the queue."""
+    cache_usage: float
+    """Part of the cache's blocks that requests hold, 0 to 1."""
+    blocks_total: int
+    blocks_free: int
+    """Blocks that no request holds; they may still keep a prefix for later."""
+    prefix_queries: int
+    """Prompt tokens looked up in the prefix cache since the start."""
+    prefix_hits: int
+    """Those of them that were there."""
+    preemptions: int
+    """Generations that lost their blocks to older ones, since the start."""
+
+
 @dataclasses.dataclass
 class Timeline:
     """When things happened to a request (``time.monotonic``) and how many tokens it had."""

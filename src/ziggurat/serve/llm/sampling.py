@@ -9,6 +9,7 @@
 import dataclasses
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +18,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ziggurat.core import prng
 from ziggurat.serve.errors import RequestError
+from ziggurat.serve.llm.constraint import Constraint
 
 MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_BIASES = 300
 NEVER = -math.inf
 
 
@@ -46,6 +49,19 @@ class SamplingParams:
     """Keep this many most likely tokens; 0 or -1: all."""
     min_p: float | int = 0.0
     """Keep tokens at least this fraction as likely as the most likely one."""
+    presence_penalty: float | int = 0.0
+    """Taken off the logits of tokens that the output holds."""
+    frequency_penalty: float | int = 0.0
+    """Taken off the logits of tokens for each time that the output holds them."""
+    repetition_penalty: float | int = 1.0
+    """Divides the positive logits of tokens that prompt or output hold, and multiplies the negative
+    ones."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """Pairs of an id and what is added to its logit, before the penalties."""
+    min_tokens: int = 0
+    """End ids, the model's own and ``stop_token_ids``, cannot come before this many tokens."""
+    constraint: Callable[[], Constraint] | None = None
+    """Makes what constrains a generation; called for each of the ``n``."""
     seed: int | None = None
     """The draws are a function of seed and position; default: a fresh seed per request."""
     stop: tuple[str, ...] = ()
@@ -71,6 +87,12 @@ class SamplingParams:
         check(0 < self.top_p <= 1, "top_p", "a number in (0, 1]")
         check(-1 <= self.top_k < 2**31, "top_k", "a number >= 1, or 0 for all tokens")
         check(0 <= self.min_p <= 1, "min_p", "a number in [0, 1]")
+        for name in ("presence_penalty", "frequency_penalty"):
+            check(-2 <= getattr(self, name) <= 2, name, "a number in [-2, 2]")
+        check(0 < self.repetition_penalty <= 100, "repetition_penalty", "a number in (0, 100]")
+        self._check_bias(check)
+        least = self.min_tokens
+        check(0 <= least <= (limit or least), "min_tokens", "a number from 0 to max_tokens")
         seed = self.seed
         check(seed is None or -(2**63) <= seed < 2**64, "seed", "a 64-bit integer")
         check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} texts")
@@ -80,6 +102,13 @@ class SamplingParams:
         top = self.logprobs
         in_range = top is None or 0 <= top <= MAX_LOGPROBS
         check(in_range, "logprobs", f"a number from 0 to {MAX_LOGPROBS}")
+
+    def _check_bias(self, check: Callable[[bool, str, str], None]) -> None:
+        bias = self.logit_bias
+        check(len(bias) <= MAX_BIASES, "logit_bias", f"at most {MAX_BIASES} ids")
+        check(len({i for i, _ in bias}) == len(bias), "logit_bias", "each id once")
+        good = all(i >= 0 and -100 <= value <= 100 for i, value in bias)
+        check(good, "logit_bias", "ids >= 0 with numbers in [-100, 100]")
 
 
 class Knobs(NamedTuple):

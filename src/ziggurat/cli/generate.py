@@ -61,7 +61,7 @@ def generate(
         stop=stop,
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    limits = {"max_sequence_length": max_sequence_length}
+    limits = {"max_sequence_length": max_sequence_length, "max_running": 1}
     settings = config.from_plain(EngineConfig, limits, "command line")
     with LLM(model, settings, precision=Precision(compute, compute)) as llm:
         if chat:

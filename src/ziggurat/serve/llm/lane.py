@@ -1,11 +1,12 @@
-"""A sequence as the scheduler sees it: how many of its tokens are in the cache, and in which blocks.
+"""A sequence as the scheduler sees it: how much of it is in the cache, and in which blocks.
 
-Its state is three numbers: tokens that are there, tokens that are in the cache, and whether it runs.
-A prompt that is read, a sequence that decodes and one that resumes after it lost its blocks differ in
-nothing else.
+What state it is in follows from the tokens that are there, those in the cache, and whether it runs:
+a prompt that is read, a sequence that decodes and one that resumes after it lost its blocks differ
+in nothing else.
 """
 
 import dataclasses
+from typing import TypeVar
 
 import numpy as np
 
@@ -37,3 +38,6 @@ class Lane:
     def pending(self) -> int:
         """Tokens that are not in the cache yet; a lane that decodes has one."""
         return len(self.tokens) - self.cached
+
+
+L = TypeVar("L", bound=Lane)

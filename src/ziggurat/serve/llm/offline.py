@@ -1,17 +1,19 @@
 """Generation without a server: ``LLM(path).generate(prompts)`` and ``.chat(messages)``."""
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from ziggurat.core.errors import DataError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import pretrained
 from ziggurat.models.pretrained import Pretrained
 from ziggurat.nn.precision import Precision
-from ziggurat.serve.errors import RequestError
+from ziggurat.serve.errors import QueueFull, RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig
+from ziggurat.serve.llm.generation import Generation
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.sequence import FinishReason, TokenEvent, TokenLogprob
 
@@ -82,12 +84,16 @@ class LLM:
     def generate(
         self,
         prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Output]:
-        """Continue one prompt or several, each a text or token ids.
+        """Continue one prompt or several, each a text or token ids; they are served together.
+
+        Args:
+            prompts: one or several.
+            params: for all prompts, or one for each.
 
         Raises:
-            RequestError: a prompt is empty or too long.
+            RequestError: a prompt is empty or too long, or there are more or fewer ``params``.
         """
         single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
         listed: Any = [prompts] if single else prompts
@@ -97,15 +103,27 @@ class LLM:
             else list(prompt)
             for prompt in listed
         ]
-        return [self._one(prompt, params or SamplingParams()) for prompt in encoded]
+        return self._serve(encoded, params)
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output:
-        """Answer a conversation.
+    @overload
+    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Output]: ...
+
+    def chat(self, messages: Any, params: Any = None) -> Output | list[Output]:
+        """Answer a conversation, or several together.
 
         Raises:
             RequestError: the model has no chat template, or it rejects the messages.
         """
-        return self._one(render_chat(self.tokenizer, messages), params or SamplingParams())
+        if messages and not isinstance(messages[0], Mapping):
+            return self._serve([render_chat(self.tokenizer, m) for m in messages], params)
+        return self._serve([render_chat(self.tokenizer, messages)], params)[0]
 
     def close(self) -> None:
         """End the engine's thread."""
@@ -117,11 +135,48 @@ class LLM:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _one(self, prompt: list[int], params: SamplingParams) -> Output:
-        completions = [Completion() for _ in range(params.n)]
-        for event in self.engine.generate(prompt, params):
-            completions[event.choice].add(event)
-        return Output(prompt, completions)
+    def _serve(
+        self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[Output]:
+        if not isinstance(params, Sequence):
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            expected = f"one for all prompts, or {len(prompts)}"
+            raise RequestError("params", found=f"{len(params)}", expected=expected)
+        outputs: list[Output] = []
+        open_ones: collections.deque[tuple[Output, Generation]] = collections.deque()
+        try:
+            for prompt, asked in zip(prompts, params):
+                output = Output(prompt, [Completion() for _ in range(asked.n)])
+                outputs.append(output)
+                open_ones.append((output, self._submit(prompt, asked, open_ones)))
+            while open_ones:
+                _collect(*open_ones.popleft())
+        finally:
+            for _, generation in open_ones:
+                generation.cancel()
+        return outputs
+
+    def _submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        open_ones: collections.deque[tuple[Output, Generation]],
+    ) -> Generation:
+        """Put a prompt into the queue; when that is full, wait for the oldest to end."""
+        while True:
+            try:
+                return self.engine.submit(prompt, params)
+            except QueueFull:
+                if not open_ones:
+                    raise
+                _collect(*open_ones.popleft())
+
+
+def _collect(output: Output, generation: Generation) -> None:
+    """Read a generation to its end."""
+    for event in generation:
+        output.completions[event.choice].add(event)
 
 
 def render_chat(tokenizer: HuggingFaceTokenizer, messages: Sequence[Message]) -> list[int]:

@@ -68,8 +68,8 @@ class Pages:
         """Let a lane hold the full blocks of its parent that lie before token ``tokens - 1``, the
         last of the prompt: that one it reads itself, into a block of its own."""
         full = (tokens - 1) // self.block_size
-        lane.blocks, lane.cached, lane.registered = parent.blocks[:full], full * self.block_size, full
-        lane.digests = parent.digests[:full]
+        lane.blocks, lane.digests = parent.blocks[:full], parent.digests[:full]
+        lane.cached, lane.registered = full * self.block_size, full
         self.allocator.share(lane.blocks)
 
     def advance(self, lane: Lane, count: int) -> None:

@@ -1,4 +1,4 @@
-"""Which blocks of the cache hold which prefix, so that a prompt that begins alike is not read again.
+"""Which blocks of the cache hold which prefix: a prompt that begins alike is not read again.
 
 Two of a kind: :class:`HashedPrefixes`, and :class:`NoPrefixes`, which finds nothing and against
 which the other is measured.

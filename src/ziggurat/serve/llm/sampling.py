@@ -9,11 +9,12 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from ziggurat.core import prng
@@ -25,6 +26,11 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 300
 NEVER = -math.inf
+
+KnobRow = tuple[float | int, ...]
+KNOB_TYPES = (np.int32, np.int32, np.float32, np.float32, np.int32, *[np.float32] * 4)
+GREEDY: KnobRow = (0, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0)
+"""What a row of padding asks for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,23 +127,29 @@ class Knobs(NamedTuple):
     top_p: Float[Array, "b"]
     top_k: Int[Array, "b"]
     min_p: Float[Array, "b"]
+    presence: Float[Array, "b"]
+    frequency: Float[Array, "b"]
+    repetition: Float[Array, "b"]
 
     @classmethod
     def of(cls, params: SamplingParams, choice: int = 0, seed: int = 0) -> "Knobs":
         """The knobs of one row; ``seed`` serves where the request gives none."""
+        return jax.tree.map(jnp.asarray, cls.stack([cls.row(params, choice, seed)], 1))
+
+    @staticmethod
+    def row(params: SamplingParams, choice: int = 0, seed: int = 0) -> KnobRow:
+        """The same as numbers on the host."""
         given = params.seed if params.seed is not None else seed
+        p = params
+        cut = (p.temperature, p.top_p, max(p.top_k, 0), p.min_p)
+        penalties = (p.presence_penalty, p.frequency_penalty, p.repetition_penalty)
+        return (device_seed(given), choice, *cut, *penalties)
 
-        def row(value: Any, dtype: Any) -> Array:
-            return jnp.asarray([value], dtype)
-
-        return cls(
-            seed=row(device_seed(given), jnp.int32),
-            choice=row(choice, jnp.int32),
-            temperature=row(params.temperature, jnp.float32),
-            top_p=row(params.top_p, jnp.float32),
-            top_k=row(max(params.top_k, 0), jnp.int32),
-            min_p=row(params.min_p, jnp.float32),
-        )
+    @classmethod
+    def stack(cls, rows: Sequence[KnobRow], size: int) -> "Knobs":
+        """Rows as arrays on the host, filled up with greedy ones to ``size``."""
+        columns = zip(*rows, *[GREEDY] * (size - len(rows)))
+        return cls(*(np.array(c, dtype) for c, dtype in zip(columns, KNOB_TYPES)))  # type: ignore[arg-type]
 
 
 def device_seed(seed: int) -> int:

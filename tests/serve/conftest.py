@@ -6,10 +6,11 @@ import time
 import jax
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
+from tests.quick_jit import OPTIONS, quick_jit
 
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
+from ziggurat.serve.llm import programs
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 
 TEMPLATE = (
@@ -18,6 +19,14 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CONTEXT = 96
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_programs():
+    """Compile with little effort: tests wait for that, not for the programs."""
+    programs.COMPILER_OPTIONS.update(OPTIONS)
+    yield
+    programs.COMPILER_OPTIONS.clear()
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +71,7 @@ def whole(model, params):
 
 @pytest.fixture(scope="session")
 def engine(model, params, tokenizer):
-    settings = EngineConfig(max_sequence_length=CONTEXT, max_prefill_chunk=32)
+    settings = EngineConfig(max_sequence_length=CONTEXT, max_prefill_chunk=32, max_running=4)
     with Engine(model, params, tokenizer, settings) as made:
         made.warm_up()
         yield made

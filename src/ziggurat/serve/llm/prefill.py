@@ -1,12 +1,14 @@
 """The prefill manager: which prompts are read in a step, and how much of each."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, NamedTuple
+from typing import Generic
 
 from ziggurat.serve.llm.lane import L
 
 
-class Chunk(NamedTuple, Generic[L]):
+@dataclasses.dataclass(frozen=True)
+class Chunk(Generic[L]):
     """The next tokens of a lane to read."""
 
     lane: L

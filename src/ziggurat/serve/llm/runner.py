@@ -120,13 +120,14 @@ class ModelRunner:
         knobs = Knobs.stack([lane.knobs if lane else GREEDY for lane in drawing], rows)
         positions = np.zeros(rows, np.int32)
         positions[: len(lanes)] = [len(lane.tokens) for lane in lanes]
-        masks = {row: lane.allowed() for row, lane in enumerate(drawing) if lane is not None}
-        masks = {row: mask for row, mask in masks.items() if mask is not None}
-        if not masks and not any(lane.keeps_history for lane in drawing if lane is not None):
+        allowed = [lane.allowed() if lane else None for lane in drawing]
+        shaped = any(lane.keeps_history for lane in drawing if lane is not None)
+        if not shaped and all(mask is None for mask in allowed):
             return self.programs[f"sample {rows}"](logits, knobs, positions)
         words = np.full((rows, -(-self._vocab // history.WORD)), 0xFFFFFFFF, np.uint32)
-        for row, mask in masks.items():
-            words[row] = mask
+        for row, mask in enumerate(allowed):
+            if mask is not None:
+                words[row] = mask
         slots = np.full(rows, self.buckets.max_running, np.int32)
         for row, lane in enumerate(drawing):
             if lane is not None and lane.keeps_history:

@@ -14,7 +14,7 @@
 import bisect
 import dataclasses
 from collections.abc import Sequence
-from typing import Generic, NamedTuple
+from typing import Generic
 
 from ziggurat.serve.llm.decode import DecodeManager
 from ziggurat.serve.llm.lane import L, Lane
@@ -37,7 +37,8 @@ class Limits:
         assert self.max_batched_tokens >= self.max_running, "decoding alone must fit into a step"
 
 
-class Plan(NamedTuple, Generic[L]):
+@dataclasses.dataclass(frozen=True)
+class Plan(Generic[L]):
     """One step."""
 
     decode: list[L]
@@ -49,9 +50,9 @@ class Scheduler(Generic[L]):
     """First come, first served, with a budget of tokens; the newest give way.
 
     Decoding comes first and always fits; what is left of the budget goes to prompts, chunk by
-    chunk, so that a long prompt does not hold up those who decode. When a lane that decodes finds no free
-    block, the newest lane loses all of its own and waits; it later reads its tokens again, output
-    included (preemption by recomputation), and goes on as if nothing had happened.
+    chunk, so that a long prompt does not hold up those who decode. When a lane that decodes finds no
+    free block, the newest lane loses all of its own and waits; it later reads its tokens again,
+    output included (preemption by recomputation), and goes on as if nothing had happened.
     """
 
     def __init__(self, limits: Limits, pages: Pages):

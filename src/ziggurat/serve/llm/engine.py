@@ -70,7 +70,7 @@ class EngineConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, int):
+            if isinstance(value, int) and not isinstance(value, bool):
                 config.require(value >= 1, field.name, value, "a number >= 1")
         enough = self.max_batched_tokens >= self.max_running
         expected = f"at least max_running, {self.max_running}"

@@ -6,6 +6,7 @@ gathered by a table are then laid out as the products want them, with no transpo
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,7 @@ class Paged:
     def state(self) -> tuple[()]:
         return ()
 
-    def advance(self, state: LayerCache, tokens: int) -> "Paged":
+    def advance(self, state: Any, tokens: int) -> "Paged":
         return dataclasses.replace(self, start=self.start + self.counts)
 
     def positions(self, width: int) -> Int[Array, "b t"]:

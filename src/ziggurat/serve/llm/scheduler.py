@@ -50,8 +50,8 @@ class Scheduler(Generic[L]):
     """First come, first served, with a budget of tokens; the newest give way.
 
     Decoding comes first and always fits; what is left of the budget goes to prompts, chunk by
-    chunk, so that a long prompt does not hold up those who decode. When a lane that decodes finds no
-    free block, the newest lane loses all of its own and waits; it later reads its tokens again,
+    chunk, so that a long prompt does not hold up those who decode. When one of those finds no free
+    block, the newest lane loses all of its own and waits; it later reads its tokens again,
     output included (preemption by recomputation), and goes on as if nothing had happened.
     """
 

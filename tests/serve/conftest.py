@@ -73,7 +73,6 @@ def whole(model, params):
 def engine(model, params, tokenizer):
     settings = EngineConfig(max_sequence_length=CONTEXT, max_prefill_chunk=32, max_running=4)
     with Engine(model, params, tokenizer, settings) as made:
-        made.warm_up()
         yield made
 
 

@@ -195,15 +195,17 @@ def test_a_failing_device_ends_all_requests_with_the_reason(model, params, token
             engine.submit(PROMPT, SamplingParams())
 
 
-def test_warm_up_compiles_everything_there_is(engine, monkeypatch):
-    done = engine.warm_up()
-    shapes = engine._runner.buckets
-    assert len(shapes.shapes) == 5  # decode 1, 2, 4; prefill of 16 and 32
-    assert done.programs == 5 + 3 * 3 + 1
-    monkeypatch.setattr(programs.Programs, "_compile", None)  # nothing more is compiled
-    run(engine, prompt=list(range(40)), max_tokens=4, logprobs=2)
-    run(engine, max_tokens=4, n=3, presence_penalty=1.0)
-    assert engine.warm_up().programs == done.programs
+def test_warm_up_compiles_everything_there_is(model, params, tokenizer, monkeypatch):
+    settings = EngineConfig(max_sequence_length=64, max_prefill_chunk=16, max_running=2)
+    with Engine(model, params, tokenizer, settings) as engine:
+        done = engine.warm_up()
+        assert done.programs == 3 + 2 * 3 + 1  # steps 1x1, 2x1 and 1x16; samplers; history
+        assert done.seconds > 0
+        assert done.loaded == 0
+        monkeypatch.setattr(programs.Programs, "_compile", None)  # nothing more is compiled
+        run(engine, prompt=list(range(40)), max_tokens=4, logprobs=2)
+        run(engine, max_tokens=4, n=3, presence_penalty=1.0)
+        assert engine.warm_up().programs == done.programs
 
 
 def test_a_context_longer_than_the_models_is_refused(model, params, tokenizer):

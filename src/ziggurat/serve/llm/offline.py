@@ -1,6 +1,7 @@
 """Generation without a server: ``LLM(path).generate(prompts)`` and ``.chat(messages)``."""
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,6 +156,12 @@ class LLM:
         finally:
             for _, generation in open_ones:
                 generation.cancel()
+            for (
+                output,
+                generation,
+            ) in open_ones:  # only an error leaves any: wait until they are gone
+                with contextlib.suppress(RequestError):
+                    _collect(output, generation)
         return outputs
 
     def _submit(

@@ -117,7 +117,7 @@ class _Files:
             return None
         try:
             return serialize_executable.deserialize_and_load(
-                payload, lowered.in_tree, lowered.out_tree
+                payload, lowered.in_tree, lowered.out_tree, execution_devices=jax.devices()[:1]
             )
         except Exception as error:  # any reason of XLA's means: compile
             _log.warning("compile cache: %s cannot be loaded (%s) and is made anew", key, error)

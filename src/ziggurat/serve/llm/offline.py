@@ -154,14 +154,11 @@ class LLM:
             while open_ones:
                 _collect(*open_ones.popleft())
         finally:
-            for _, generation in open_ones:
+            for _, generation in open_ones:  # left by an error: wait until they are gone
                 generation.cancel()
-            for (
-                output,
-                generation,
-            ) in open_ones:  # only an error leaves any: wait until they are gone
+            for left in open_ones:
                 with contextlib.suppress(RequestError):
-                    _collect(output, generation)
+                    _collect(*left)
         return outputs
 
     def _submit(

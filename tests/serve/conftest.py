@@ -1,5 +1,6 @@
 """A small random model with a byte tokenizer, its engine, and a server on a free port."""
 
+import contextlib
 import threading
 import time
 
@@ -14,11 +15,17 @@ from ziggurat.serve.llm import programs
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 
 TEMPLATE = (
+    "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{# calls in <tool_call> #}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
     "{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.x }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CONTEXT = 96
+
+
+def allowed_ids(mask):
+    """Ids whose bits are set in a constraint's mask."""
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,9 +85,21 @@ def engine(model, params, tokenizer):
 
 @pytest.fixture(scope="session")
 def server(engine):
+    from prometheus_client import CollectorRegistry
+
+    from ziggurat.serve.composition import Generator, openai_parts
+
+    registry = CollectorRegistry()
+    with serving(openai_parts(registry, Generator("tiny", engine)), registry) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def serving(parts, registry, **options):
+    """A server of these parts on a free port, in a thread."""
     from ziggurat.serve.server import Server, bind
 
-    made = Server(engine, "tiny", bind("127.0.0.1", 0), drain_seconds=5)
+    made = Server(parts, bind("127.0.0.1", 0), registry, drain_seconds=5, **options)
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
     end = time.monotonic() + 60

@@ -313,6 +313,8 @@ class Engine:
         counts = [chunk.count for chunk in plan.prefill]
         for shape, indexes in buckets.for_prefill(counts):
             self._run(shape, [plan.prefill[i].lane for i in indexes], [counts[i] for i in indexes])
+        if self.monitor is not None and (decode or counts):
+            self.monitor.step(len(decode) + sum(counts))
 
     def _run(self, shape: Shape, lanes: list[Choice], counts: list[int]) -> None:
         """Read tokens of some lanes, and push the next one of those that have no more to read."""

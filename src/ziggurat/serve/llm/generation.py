@@ -49,6 +49,10 @@ class Monitor(Protocol):
         """A token came; ``None`` for a choice's first."""
         ...
 
+    def step(self, tokens: int) -> None:
+        """A step was taken with so many tokens, read and generated ones together."""
+        ...
+
     def ended(self, timeline: Timeline) -> None:
         """A request left the engine."""
         ...

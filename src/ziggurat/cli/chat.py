@@ -84,7 +84,7 @@ def _converse(llm: "LLM", params: "SamplingParams", opening: list[dict[str, str]
 
 def _answer(llm: "LLM", params: "SamplingParams", messages: list[dict[str, str]]) -> str:
     """Stream one answer to standard output and return it; Ctrl-C ends it early."""
-    from ziggurat.serve.llm.offline import render_chat
+    from ziggurat.serve.llm.render import render_chat
 
     parts: list[str] = []
     try:

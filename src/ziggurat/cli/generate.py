@@ -49,7 +49,7 @@ def generate(
     from ziggurat.core import config
     from ziggurat.nn.precision import Precision
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
-    from ziggurat.serve.llm.offline import render_chat
+    from ziggurat.serve.llm.render import render_chat
 
     params = SamplingParams(
         max_tokens=max_tokens,

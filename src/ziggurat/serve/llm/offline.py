@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from ziggurat.core.errors import DataError
-from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import pretrained
 from ziggurat.models.pretrained import Pretrained
 from ziggurat.nn.precision import Precision
 from ziggurat.serve.errors import QueueFull, RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.generation import Generation
+from ziggurat.serve.llm.grammar import Grammars, Maker
+from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.sequence import FinishReason, TokenEvent, TokenLogprob
+from ziggurat.serve.llm.structured import Form, FormKind
 
 Message = Mapping[str, Any]
+Tool = Mapping[str, Any]
 
 
 @dataclasses.dataclass
@@ -81,6 +83,7 @@ class LLM:
             model = pretrained.load(model, precision=precision)
         self.name, self.tokenizer = model.name, model.tokenizer
         self.engine = Engine(model.model, model.params, model.tokenizer, settings)
+        self._grammars = Grammars(model.tokenizer, self.engine.vocab_size)
 
     def generate(
         self,
@@ -107,24 +110,58 @@ class LLM:
         return self._serve(encoded, params)
 
     @overload
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output: ...
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+    ) -> Output: ...
 
     @overload
     def chat(
         self,
         messages: Sequence[Sequence[Message]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
     ) -> list[Output]: ...
 
-    def chat(self, messages: Any, params: Any = None) -> Output | list[Output]:
+    def chat(
+        self, messages: Any, params: Any = None, *, tools: Sequence[Tool] | None = None
+    ) -> Output | list[Output]:
         """Answer a conversation, or several together.
+
+        Args:
+            messages: a conversation or several, as the chat template reads them.
+            params: for all conversations, or one for each.
+            tools: what the model may call, as in OpenAI's ``tools``; its calls stand in the text,
+                from which :class:`ziggurat.serve.llm.hermes.CallParser` takes them.
 
         Raises:
             RequestError: the model has no chat template, or it rejects the messages.
         """
-        if messages and not isinstance(messages[0], Mapping):
-            return self._serve([render_chat(self.tokenizer, m) for m in messages], params)
-        return self._serve([render_chat(self.tokenizer, messages)], params)[0]
+        single = not messages or isinstance(messages[0], Mapping)
+        talks = [messages] if single else messages
+        outputs = self._serve([render_chat(self.tokenizer, m, tools) for m in talks], params)
+        return outputs[0] if single else outputs
+
+    def constraint(self, kind: FormKind, content: Any) -> Maker:
+        """What makes generations keep to a form: a value for ``SamplingParams.constraint``.
+
+        Args:
+            kind: ``json``, ``regex``, ``choice`` or ``grammar``.
+            content: the JSON schema, the pattern, the texts, or the grammar in Lark or GBNF.
+
+        Example::
+
+            colour = llm.constraint("choice", ["red", "green"])
+            llm.generate("The leaf is ", SamplingParams(constraint=colour))
+
+        Raises:
+            RequestError: it cannot be enforced; the reason is told.
+        """
+        return self._grammars.compile(Form(kind, content, kind)).result()
 
     def close(self) -> None:
         """End the engine's thread."""
@@ -181,22 +218,3 @@ def _collect(output: Output, generation: Generation) -> None:
     """Read a generation to its end."""
     for event in generation:
         output.completions[event.choice].add(event)
-
-
-def render_chat(tokenizer: HuggingFaceTokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation, ending where the assistant's answer begins.
-
-    Raises:
-        RequestError: there is no chat template, or it rejects the messages.
-    """
-    try:
-        text = tokenizer.apply_chat_template(messages)
-        return tokenizer.encode(text)
-    except DataError as error:
-        raise RequestError(
-            error.what,
-            found=error.found,
-            expected=error.expected,
-            fix=error.fix,
-            param="messages",
-        ) from None

@@ -11,6 +11,7 @@ import msgspec
 
 from ziggurat.serve.errors import RequestError
 
+FormKind = Literal["json", "regex", "choice", "grammar", "tools"]
 OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -22,7 +23,7 @@ class Form:
     'choice'
     """
 
-    kind: Literal["json", "regex", "choice", "grammar", "tools"]
+    kind: FormKind
     """``json``: a schema. ``grammar``: Lark or GBNF, told apart by their look. ``tools``: Lark made
     of schemas."""
     content: Any

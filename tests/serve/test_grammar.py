@@ -87,7 +87,7 @@ def test_white_space_as_asked(plain, grammars):
         form = Form("json", SCHEMA, "structured_outputs", whitespace)
         text, ended = walk(plain, grammars.compile(form).result(), 1)
         assert ended
-        outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)
+        outside = re.sub(r'"(?:[^"\\]|\\.)*"', "s", text)
         assert {*re.findall(r"\s+", outside)} <= ({" "} if pattern else set())
 
 

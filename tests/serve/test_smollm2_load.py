@@ -43,7 +43,7 @@ def test_greedy_answers_under_32_mixed_requests_are_those_of_each_alone():
             asked.append((prompt, SamplingParams(max_tokens=16, ignore_eos=True, **kind)))
             expected.append(None)
     settings = EngineConfig(
-        max_sequence_length=256, max_running=16, max_prefill_chunk=64, cache_tokens=768
+        max_sequence_length=256, max_running=16, max_prefill_chunk=16, cache_tokens=768
     )
     with LLM(pretrained.load(file), settings) as llm:
         outputs = llm.generate([p for p, _ in asked], [s for _, s in asked])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.quick_jit import quick_jit
 
-from ziggurat.models import LanguageModel, LlamaConfig
+from ziggurat.models import Gemma2Config, Gpt2Config, LanguageModel, LlamaConfig
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.history import all_but
@@ -27,20 +27,22 @@ SMALL = EngineConfig(
 """A cache that holds one longest sequence: several of them take blocks from each other."""
 
 
-@pytest.fixture(scope="module")
-def windowed():
-    config = LlamaConfig(
-        vocab_size=257,
-        d_model=32,
-        n_layers=2,
-        n_heads=4,
+FIELDS = {"vocab_size": 257, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_sequence_length": 256}
+FAMILIES = {
+    "sliding window": LlamaConfig(**FIELDS, n_kv_heads=2, init_std=0.3, window=13),
+    "windows in turn, soft caps": Gemma2Config(
+        **FIELDS,
         n_kv_heads=2,
-        max_sequence_length=256,
+        head_dim=8,
+        d_ff=64,
         init_std=0.3,
-        window=13,
-    )
-    made = LanguageModel.build(config)
-    return made, made.init(jax.random.key(1))
+        window=9,
+        query_scale=8.0,
+        attention_softcap=5.0,
+        logit_softcap=10.0,
+    ),
+    "learned positions": Gpt2Config(**FIELDS, init_std=0.3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +101,21 @@ def test_greedy_tokens_are_the_models_although_blocks_are_taken_away(small, whol
     assert settled(small).blocks_free == 12
 
 
-def test_a_sliding_window_model_decodes_as_its_whole_forward_pass(windowed, tokenizer):
-    model, params = windowed
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_decodes_as_its_whole_forward_pass(family, tokenizer):
+    model = LanguageModel.build(FAMILIES[family])
+    params = model.init(jax.random.key(1))
     run = quick_jit(model.logits)
 
     def whole(tokens):
-        padded = np.zeros((1, 96), np.int32)
+        padded = np.zeros((1, 64), np.int32)
         padded[0, : len(tokens)] = tokens
         return np.asarray(run(params, padded))[0, : len(tokens)]
 
-    with Engine(model, params, tokenizer, SMALL) as engine:
+    settings = dataclasses.replace(SMALL, max_running=1, max_sequence_length=64)
+    with Engine(model, params, tokenizer, settings) as engine:
         params_ = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
-        asked = [(prompt, params_) for prompt in prompts(4, 2)]
+        asked = [(prompt, params_) for prompt in prompts(3, 2, 44)]
         for (prompt, _), (tokens,) in zip(asked, together(engine, asked)):
             assert tokens == greedy_by_hand(whole, prompt, 20)
 

@@ -15,8 +15,12 @@ from tests.serve.conftest import TEMPLATE, serving
 
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.composition import Generator, openai_parts
+from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig, EngineStatistics
 from ziggurat.serve.llm.generation import Timeline
+from ziggurat.serve.llm.grammar import Grammars
+from ziggurat.serve.llm.offline import LLM
+from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.sequence import TokenEvent
 
 openai = pytest.importorskip("openai")
@@ -236,3 +240,16 @@ def test_constrained_and_free_requests_at_once_keep_apart(server):
     for number in (1, 3, 5, 7):
         assert re.fullmatch(f"{number}+x?", texts[number])
     assert not any(re.fullmatch(r"\d+x?", texts[number]) for number in (0, 2, 4, 6))
+
+
+def test_offline_generations_keep_to_forms_and_hear_of_tools(engine):
+    llm = object.__new__(LLM)  # over the engine that has been compiled already
+    llm.tokenizer, llm.engine = engine.tokenizer, engine
+    llm._grammars = Grammars(engine.tokenizer, engine.vocab_size)
+    colour = llm.constraint("choice", ["red", "green"])
+    outputs = llm.generate(["a", "b"], SamplingParams(constraint=colour, n=2, seed=4))
+    assert {c.text for output in outputs for c in output.completions} <= {"red", "green"}
+    with pytest.raises(RequestError, match=r"regex: found .*unclosed group"):
+        llm.constraint("regex", "(")
+    told = llm.chat(HI, SamplingParams(max_tokens=2), tools=[TOOL])
+    assert engine.tokenizer.decode(told.prompt_ids) == "[f]<user>hi<assistant>"

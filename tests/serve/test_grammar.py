@@ -157,6 +157,8 @@ def test_compiled_grammars_are_kept(plain):
     first.accept(ord("a"))
     assert allowed_ids(first.mask()) == [ord("b")]
     assert allowed_ids(second.mask()) == [ord("a")], "two generations share a place"
+    with pytest.raises(RequestError, match="structured output: found"):
+        second.accept(ord("b"))
 
 
 STRICT = {

@@ -42,7 +42,7 @@ class TextEmbedder(Protocol):
         """Length of a vector."""
         ...
 
-    def embed(self, ids: Sequence[Sequence[int]]) -> Float[np.ndarray, "n d"]:
+    def embed(self, ids: Sequence[Sequence[int]]) -> Float[np.ndarray, "b d"]:
         """One float32 vector for each text."""
         ...
 

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import UInt32
 
-from ziggurat.core.errors import ServeError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.constraint import Constraint
@@ -159,7 +158,7 @@ class Matcher:
         """Move on by a token.
 
         Raises:
-            ServeError: the grammar has become too complex at this place, or forbids the token.
+            RequestError: the grammar has become too complex here, or forbids the token.
         """
         self._matcher.consume_token(token)
         self._check()
@@ -172,7 +171,7 @@ class Matcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             found = _line(self._matcher.get_error())
-            raise ServeError("structured output", found=found, expected="a grammar within limits")
+            raise RequestError("structured output", found=found, expected="a grammar within limits")
 
 
 def _grammar(form: Form) -> str:

@@ -9,8 +9,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 
-from ziggurat.core import config
-from ziggurat.core.errors import ConfigError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import LanguageModel, Params
 from ziggurat.serve.errors import ContextTooLong, EngineStopped, QueueFull, RequestError
@@ -20,10 +18,11 @@ from ziggurat.serve.llm.generation import Choice, Generation, Listener, Monitor,
 from ziggurat.serve.llm.pages import Pages
 from ziggurat.serve.llm.prefix_cache import HashedPrefixes, NoPrefixes
 from ziggurat.serve.llm.programs import Programs
-from ziggurat.serve.llm.runner import CacheConfig, Logprobs, ModelRunner
+from ziggurat.serve.llm.runner import Logprobs, ModelRunner
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.scheduler import Limits, Plan, Scheduler
 from ziggurat.serve.llm.sequence import TokenEvent, TokenLogprob
+from ziggurat.serve.llm.settings import EngineConfig, cache_dimensions, context_length
 
 __all__ = [
     "Engine",
@@ -36,45 +35,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-LONGEST_DEFAULT = 8192
-"""Context in tokens where neither the model nor the user asks for less, and tokens in the cache
-where that is no less: they cost memory."""
-
-
-@config.node
-class EngineConfig:
-    """Limits of an engine."""
-
-    max_sequence_length: int | None = None
-    """Longest prompt and output together, in tokens; default the model's, at most 8192."""
-    max_running: int = 16
-    """Most generations served together."""
-    max_batched_tokens: int = 512
-    """Most tokens in one step, of all generations: those that decode, then prompts."""
-    max_prefill_chunk: int = 512
-    """Most prompt tokens of one request in one step; longer prompts take several."""
-    max_queue: int = 64
-    """Requests that may wait; more are refused."""
-    block_size: int = 16
-    """Tokens in a block of the cache."""
-    cache_tokens: int | None = None
-    """Tokens in the cache, of all generations; default 8192, or a longest sequence if that is more.
-    When it is full, the newest generations wait."""
-    prefix_cache: bool = True
-    """Keep blocks of ended requests for prompts that begin alike, until others need them. Logits
-    may differ in the last bits from those of a prompt read whole."""
-    compile_cache: str | None = None
-    """Directory in which compiled programs are kept for the next start; default none."""
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and not isinstance(value, bool):
-                config.require(value >= 1, field.name, value, "a number >= 1")
-        enough = self.max_batched_tokens >= self.max_running
-        expected = f"at least max_running, {self.max_running}"
-        config.require(enough, "max_batched_tokens", self.max_batched_tokens, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,10 +91,10 @@ class Engine:
         monitor: Monitor | None = None,
     ):
         self.settings = settings = settings or EngineConfig()
-        self.max_length = _context(settings, model.config.max_sequence_length)
+        self.max_length = context_length(settings, model.config.max_sequence_length)
         self.tokenizer, self.monitor = tokenizer, monitor
         self.vocab_size = model.decoder.vocab_size
-        cache = _cache(settings, self.max_length)
+        cache = cache_dimensions(settings, self.max_length)
         chunk = min(settings.max_prefill_chunk, settings.max_batched_tokens, self.max_length)
         buckets = Buckets(settings.max_running, chunk)
         self._programs = Programs(settings.compile_cache)
@@ -384,30 +344,3 @@ class Engine:
             self._active, self._inbox = [], collections.deque()
         for generation in rest:
             self._end(generation, EngineStopped("engine", found=error, expected="a running engine"))
-
-
-def _context(settings: EngineConfig, longest: int) -> int:
-    """Longest sequence, in tokens."""
-    asked = settings.max_sequence_length or min(longest, LONGEST_DEFAULT)
-    if asked > longest:
-        raise ConfigError(
-            "max_sequence_length",
-            found=asked,
-            expected=f"at most {longest}, which the model was made for",
-        )
-    return asked
-
-
-def _cache(settings: EngineConfig, longest: int) -> CacheConfig:
-    """Dimensions of the cache."""
-    size = settings.block_size
-    width = -(-longest // size)
-    tokens = settings.cache_tokens or max(longest, LONGEST_DEFAULT)
-    if -(-tokens // size) < width:
-        raise ConfigError(
-            "cache_tokens",
-            found=tokens,
-            expected=f"at least max_sequence_length, {longest}",
-            fix="raise it, or lower max_sequence_length",
-        )
-    return CacheConfig(blocks=-(-tokens // size), block_size=size, width=width)

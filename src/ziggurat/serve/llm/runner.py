@@ -1,6 +1,5 @@
 """Running the model: weights, paged cache and the few compiled programs that work on them."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,18 +17,7 @@ from ziggurat.serve.llm.history import History
 from ziggurat.serve.llm.paged import LayerCache, Paged
 from ziggurat.serve.llm.programs import Programs
 from ziggurat.serve.llm.sampling import GREEDY, MAX_BIASES, Knobs, log_probabilities, sample
-
-
-@dataclasses.dataclass(frozen=True)
-class CacheConfig:
-    """Dimensions of the paged cache."""
-
-    blocks: int
-    """Blocks that lanes can hold; there is one more, the sink."""
-    block_size: int
-    """Tokens in one."""
-    width: int
-    """Most blocks of a lane."""
+from ziggurat.serve.llm.settings import CacheDimensions
 
 
 class Logprobs(NamedTuple):
@@ -55,7 +43,7 @@ class ModelRunner:
         self,
         model: LanguageModel,
         params: Params,
-        cache: CacheConfig,
+        cache: CacheDimensions,
         buckets: Buckets,
         programs: Programs,
     ):

@@ -183,11 +183,15 @@ def test_a_closed_engine_refuses_and_ends_what_runs(model, params, tokenizer):
 def test_a_failing_device_ends_all_requests_with_the_reason(model, params, tokenizer, monkeypatch):
     with Engine(model, params, tokenizer) as engine:
 
+        submitted = threading.Event()
+
         def fail(shape, lanes, counts):
+            submitted.wait(60)
             raise RuntimeError("out of memory")
 
         monkeypatch.setattr(engine._runner, "run", fail)
         generations = [engine.submit(PROMPT, SamplingParams(ignore_eos=True)) for _ in range(3)]
+        submitted.set()
         for generation in generations:
             with pytest.raises(EngineStopped, match="out of memory"):
                 list(generation)

@@ -97,6 +97,7 @@ class ModelRunner:
         start, new = np.zeros((2, shape.rows), np.int32)
         tables = np.zeros((shape.rows, self._dims.width), np.int32)
         for row, (lane, count) in enumerate(zip(lanes, counts)):
+            assert lane.table is not None
             tokens[row, :count] = lane.tokens[lane.cached : lane.cached + count]
             start[row], new[row], tables[row] = lane.cached, count, lane.table
         return tokens, start, new, tables

@@ -11,13 +11,15 @@ from tests.quick_jit import quick_jit
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.attention import IMPLEMENTATIONS, AttentionMask, attention, reference
 
-SHAPES = [  # b, t, s, h, k, c
+SHAPES = [  # b, t, s, h, k, c and z, where values have other channels than keys
     (1, 1, 1, 1, 1, 2),
     (2, 7, 7, 4, 4, 8),
     (2, 7, 7, 6, 2, 4),
     (1, 5, 5, 8, 1, 16),
     (3, 1, 9, 4, 2, 8),
     (2, 4, 11, 6, 3, 6),
+    (1, 6, 6, 4, 1, 10, 6),
+    (2, 3, 8, 2, 2, 4, 7),
 ]
 MASKS = {
     "causal": {},
@@ -41,13 +43,13 @@ def serves(implementation, who: AttentionMask) -> bool:
 
 
 def inputs(shape, dtype=jnp.float32, seed=0) -> tuple[jax.Array, jax.Array, jax.Array]:
-    b, t, s, h, k, c = shape
+    b, t, s, h, k, c, *z = shape
     rng = np.random.default_rng(seed)
 
     def draw(*dims):
         return jnp.asarray(rng.normal(size=dims), dtype)
 
-    return draw(b, t, h, c), draw(b, s, k, c), draw(b, s, k, c)
+    return draw(b, t, h, c), draw(b, s, k, c), draw(b, s, k, *(z or [c]))
 
 
 def mask(shape, causal=True, window=None, segments=False) -> AttentionMask:
@@ -69,47 +71,54 @@ def run(args, who: AttentionMask, **options) -> jax.Array:
     return attention(query, key, value, who, **options)
 
 
-def by_hand(query, key, value, visible, scale, softcap):
-    """One score at a time, float64."""
+def by_hand(query, key, value, visible, scale, softcap, sinks=None):
+    """One score at a time, float64; a sink is a score with nothing to mix in."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
-    b, t, h, c = query.shape
-    out = np.zeros((b, t, h, c))
+    b, t, h, _ = query.shape
+    out = np.zeros((b, t, h, value.shape[-1]))
     for row, at, head in np.ndindex(b, t, h):
         shared = head // (h // key.shape[2])
         scores = key[row, :, shared] @ query[row, at, head] * scale
         if softcap is not None:
             scores = softcap * np.tanh(scores / softcap)
         weights = np.where(visible[row, at], np.exp(scores - scores.max()), 0)
-        out[row, at, head] = weights / weights.sum() @ value[row, :, shared]
+        sink = 0 if sinks is None else np.exp(sinks[head] - scores.max())
+        out[row, at, head] = weights / (weights.sum() + sink) @ value[row, :, shared]
     return out
 
 
-@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(("softcap", "sinks"), [(None, False), (2.0, True)])
 @pytest.mark.parametrize("name", MASKS)
-def test_reference_is_the_definition(name, softcap):
-    shape = (2, 4, 11, 6, 3, 6)
+def test_reference_is_the_definition(name, softcap, sinks):
+    shape = (2, 4, 11, 6, 3, 6, 5)
     args, who = inputs(shape), mask(shape, **MASKS[name])
+    sunk = jnp.linspace(-2, 2, 6) if sinks else None
     attend = functools.partial(attention, scale=0.7, softcap=softcap, implementation="reference")
-    found = quick_jit(attend)(*args, who)
-    expected = by_hand(*args, np.asarray(who.dense()), 0.7, softcap)
+    found = quick_jit(attend)(*args, who, sinks=sunk)
+    expected = by_hand(*args, np.asarray(who.dense()), 0.7, softcap, sunk)
     np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("shape", "softcap"), [*((shape, None) for shape in SHAPES), (SHAPES[2], 2.0)], ids=str
+    ("shape", "softcap", "sinks"),
+    [*((shape, None, False) for shape in SHAPES), (SHAPES[2], 2.0, True), (SHAPES[6], None, True)],
+    ids=str,
 )
 @pytest.mark.parametrize("implementation", FAST)
-def test_fast_forms_equal_the_reference_with_gradients(implementation, shape, softcap):
+def test_fast_forms_equal_the_reference_with_gradients(implementation, shape, softcap, sinks):
     args = inputs(shape)
-    weights = jnp.cos(jnp.arange(args[0].size, dtype=jnp.float32)).reshape(args[0].shape)
+    sunk = (jnp.linspace(-2, 2, shape[3]),) if sinks else ()
 
     def differentiate(implementation, who, args):
-        def loss(args):
-            out = run(args, who, scale=0.5, softcap=softcap, implementation=implementation)
+        def loss(args, sunk):
+            options = {"scale": 0.5, "softcap": softcap, "implementation": implementation}
+            out = run(args, who, sinks=sunk[0] if sunk else None, **options)
+            weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
             return (out * weights).sum(), out
 
-        (_, out), gradients = jax.value_and_grad(loss, has_aux=True)(args)
-        return [out, *gradients]
+        gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+        (_, out), gradients = gradient(args, sunk)
+        return [out, *jax.tree.leaves(gradients)]
 
     @quick_jit
     def every(masks, args):

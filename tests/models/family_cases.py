@@ -10,7 +10,7 @@ import numpy as np
 from tests.oracle import families
 from tests.quick_jit import quick_jit
 
-from ziggurat.models import Family, LanguageModel, Params, family_for_architecture
+from ziggurat.models import EncoderModel, Family, LanguageModel, Params, family_for_architecture
 from ziggurat.models.weight_names import import_weights
 from ziggurat.nn import Causal
 
@@ -24,7 +24,7 @@ class Ours:
 
     family: Family
     config: Any
-    model: LanguageModel
+    model: Any
     params: Params
     theirs: families.Tensors
 
@@ -36,13 +36,13 @@ def ours(case: str) -> Ours:
     theirs = families.weights(case, stored.shapes)
     family = family_for_architecture(stored.config["architectures"][0])
     config = family.from_hf(stored.config)
-    model = LanguageModel.build(config)
+    model = (EncoderModel if family.encoder else LanguageModel).build(config)
     params = import_weights(
         family.hf_names(config),
         theirs,
         model.abstract,
-        layers=model.decoder.n_layers,
-        place=lambda name, array: jnp.asarray(array),
+        layers=config.n_layers,
+        place=lambda name, weight: jnp.asarray(weight.read()),
     )
     return Ours(family, config, model, params, theirs)
 
@@ -84,9 +84,25 @@ def decoded_logits(case: str) -> tuple[np.ndarray, list[int]]:
     return np.asarray(logits), lengths.tolist()
 
 
+@functools.cache
+def encoded_states(case: str) -> np.ndarray:
+    """States and pooled vector of an encoder's case, as the oracle stores them."""
+    model = ours(case).model
+
+    @quick_jit
+    def run(params, input_ids, attention_mask, token_type_ids):
+        hidden = model.hidden(params, input_ids, attention_mask, token_type_ids)
+        pooled = model.pooled(params, hidden)[:, None]
+        return jnp.concatenate([hidden * attention_mask[..., None], pooled], axis=1)
+
+    return np.asarray(run(ours(case).params, **families.encoder_inputs(case)))
+
+
 def row(case: str) -> str:
     """A line of the parity table: largest differences from transformers."""
     expected = families.load(case).logits
+    if case in families.ENCODER_CASES:
+        return f"{case:40} {np.abs(encoded_states(case) - expected).max():.1e}"
     differences = [
         np.abs(logits - expected).max() for logits in (full_logits(case), decoded_logits(case)[0])
     ]

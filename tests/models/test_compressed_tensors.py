@@ -17,15 +17,17 @@ from ziggurat.kernels.linear import QuantizedWeight, WeightFormat
 from ziggurat.models import pretrained
 from ziggurat.models.quantized import dequantized, formats_of
 
+FP8 = WeightFormat("fp8_e4m3", "fp8_e4m3")
 FORMATS = {
-    "w8a16": WeightFormat("int8"),
-    "w8a16-zero-points": WeightFormat("int8", symmetric=False),
-    "w8a8": WeightFormat("int8", "int8"),
-    "w4a16": WeightFormat("int4", tile_size=16),
-    "w4a16-zero-points": WeightFormat("int4", tile_size=16, symmetric=False),
-    "w4a8": WeightFormat("int4", "int8", 16),
-    "fp8": WeightFormat("fp8_e4m3", "fp8_e4m3"),
+    "mixed": (WeightFormat("int4", tile_size=16), WeightFormat("int8")),
+    "zero-points": (
+        WeightFormat("int4", tile_size=16, symmetric=False),
+        WeightFormat("int8", symmetric=False),
+    ),
+    "int8-activations": (WeightFormat("int4", "int8", 16), WeightFormat("int8", "int8")),
+    "fp8": (FP8, FP8),
 }
+"""Of the MLP's and of attention's weights."""
 
 
 @pytest.fixture(scope="module")
@@ -59,27 +61,26 @@ def logits(model, params):
 
 @pytest.mark.parametrize("case", oracle.CASES)
 def test_logits_are_the_librarys(case, write, stored):
-    """Without quantised activations within 1e-4 of the library's, and those of the dequantised
-    model exactly; an activation on the border between two integers may fall to either side, which
-    moves a logit by about its step."""
+    """Within 1e-4 of the library's, but for integer activations: a token's largest one lies on the
+    border of two integers (127.5 steps) and falls to either side by its last bit, and later layers
+    follow. There 3% of the norm is asked; that each product is right, ``tests/kernels`` shows."""
     loaded = pretrained.load(write(case))
     formats = formats_of(loaded.params)
     assert len(formats) == 7
-    if case in FORMATS:
-        assert set(formats.values()) == {FORMATS[case]}
+    kinds = {name.split(".")[1]: format for name, format in formats.items()}
+    assert (kinds["mlp"], kinds["attention"]) == FORMATS[case]
+    found, expected = logits(loaded.model, loaded.params), stored[case].logits
+    if case == "int8-activations":
+        assert np.linalg.norm(found - expected) < 0.03 * np.linalg.norm(expected)
     else:
-        kinds = {name.split(".")[1]: format for name, format in formats.items()}
-        assert kinds == {"mlp": FORMATS["w4a16"], "attention": FORMATS["w8a16"]}
-    found = logits(loaded.model, loaded.params)
-    rounded = any(format.activation for format in formats.values())
-    np.testing.assert_allclose(found, stored[case].logits, atol=2e-2 if rounded else 1e-4, rtol=0)
-    if not rounded:
+        np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    if case == "mixed":
         plain = logits(loaded.model, dequantized(loaded.params))
         np.testing.assert_array_equal(found, plain)
 
 
 def test_kept_quantised_in_memory_and_in_our_checkpoint(write, tmp_path):
-    loaded = pretrained.load(write("w4a16-zero-points"))
+    loaded = pretrained.load(write("zero-points"))
     down = loaded.params["blocks"]["mlp"]["down"]["kernel"]
     assert isinstance(down, QuantizedWeight)
     assert (down.qvalue.shape, down.qvalue.dtype) == ((2, 24, 32), jnp.uint8)
@@ -116,7 +117,7 @@ def settings(**changes):
 )
 def test_what_is_not_implemented_is_named(change, says, write):
     with pytest.raises(ModelError, match=says):
-        pretrained.load(write("w8a8", change))
+        pretrained.load(write("int8-activations", change))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +134,7 @@ def test_static_and_other_activations_are_refused(inputs, says, write):
         settings["config_groups"]["group_0"]["input_activations"] |= inputs
 
     with pytest.raises(ModelError, match=f"input_activations.*{says}"):
-        pretrained.load(write("w8a8", change))
+        pretrained.load(write("int8-activations", change))
 
 
 def test_layers_of_one_weight_must_be_alike(write):
@@ -143,8 +144,8 @@ def test_layers_of_one_weight_must_be_alike(write):
             del tensors[f"{module}.weight_{part}"]
         tensors[f"{module}.weight"] = np.zeros((48, 32), np.float32)
 
-    with pytest.raises(CheckpointError, match="layers.1.mlp.up_proj: found float weights"):
-        pretrained.load(write("w4a16", change))
+    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj: found float weights"):
+        pretrained.load(write("mixed", change))
 
 
 def test_words_that_do_not_fit_are_named(write):
@@ -153,7 +154,7 @@ def test_words_that_do_not_fit_are_named(write):
         tensors[name] = tensors[name][:, :-1]
 
     with pytest.raises(CheckpointError, match=r"up_proj.weight_packed: found int32 \[48, 3\]"):
-        pretrained.load(write("w4a16", change))
+        pretrained.load(write("mixed", change))
 
 
 @pytest.mark.parity

@@ -37,16 +37,18 @@ INT4 = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 16, "sy
 FP8 = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}
 ATTENTION, MLP = ["re:.*self_attn.*"], ["re:.*mlp.*"]
 CASES: dict[str, list[dict[str, Any]]] = {
-    "w8a16": [{"targets": ["Linear"], "weights": INT8}],
-    "w8a16-zero-points": [{"targets": ["Linear"], "weights": INT8 | {"symmetric": False}}],
-    "w8a8": [{"targets": ["Linear"], "weights": INT8, "input_activations": DYNAMIC}],
-    "w4a16": [{"targets": ["Linear"], "weights": INT4}],
-    "w4a16-zero-points": [{"targets": ["Linear"], "weights": INT4 | {"symmetric": False}}],
-    "w4a8": [{"targets": ["Linear"], "weights": INT4, "input_activations": DYNAMIC}],
+    "mixed": [{"targets": MLP, "weights": INT4}, {"targets": ATTENTION, "weights": INT8}],
+    "zero-points": [
+        {"targets": MLP, "weights": INT4 | {"symmetric": False}},
+        {"targets": ["Linear"], "weights": INT8 | {"symmetric": False}},
+    ],
+    "int8-activations": [
+        {"targets": MLP, "weights": INT4, "input_activations": DYNAMIC},
+        {"targets": ATTENTION, "weights": INT8, "input_activations": DYNAMIC},
+    ],
     "fp8": [
         {"targets": ["Linear"], "weights": FP8, "input_activations": DYNAMIC | {"type": "float"}}
     ],
-    "mixed": [{"targets": MLP, "weights": INT4}, {"targets": ATTENTION, "weights": INT8}],
 }
 
 

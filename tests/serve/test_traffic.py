@@ -277,3 +277,12 @@ def test_draining_finishes_what_is_queued(model, params, tokenizer, kept):
     ]
     engine.close(drain=True)
     assert [len(list(g)) for g in generations] == [5] * 6
+
+
+def test_parameters_of_a_mesh_are_served_from_one_device(small, model, params, tokenizer, kept):
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), (jax.sharding.AxisType.Auto,))
+    everywhere = jax.NamedSharding(mesh, jax.P())
+    greedy = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    asked = [(prompt, greedy) for prompt in prompts(2, 6)]
+    with Engine(model, jax.device_put(params, everywhere), tokenizer, kept) as engine:
+        assert together(engine, asked) == together(small, asked)

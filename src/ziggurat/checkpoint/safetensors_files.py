@@ -80,6 +80,9 @@ class SafetensorsDirectory:
             tensor that its shard does not hold. All headers are checked here.
     """
 
+    mapped = True
+    """Slicing what :meth:`read` gives reads that part only."""
+
     def __init__(self, path: Path, stem: str = "model"):
         self.path = Path(path)
         self.tensors: dict[str, TensorInfo] = {}
@@ -130,6 +133,11 @@ class SafetensorsDirectory:
             self._maps[info.file] = np.asarray(np.memmap(info.file, np.uint8, mode="r"))
         data = self._maps[info.file][info.start : info.start + info.bytes]
         return data.view(info.dtype).reshape(info.shape)
+
+    def release(self) -> None:
+        """Unmap what no array views any more, so that pages read do not count as this process's
+        memory; the next read maps again."""
+        self._maps.clear()
 
     def _read_shards(self, index: Path) -> None:
         try:

@@ -46,12 +46,17 @@ def export(
             )
     if kind == "weights":
         return _export_weights(model, output, to, item, select)
-    from ziggurat.models import pretrained
+    from ziggurat.models import pretrained, pretrained_encoder
     from ziggurat.nn.precision import Precision
 
-    loaded = pretrained.load(model, precision=Precision(param=dtype or "float32"))
     shard = int((5.0 if max_shard_gb is None else max_shard_gb) * 10**9)
-    path = pretrained.export_hf(loaded, output, max_shard_bytes=shard)
+    stored = Precision(param=dtype or "float32")
+    if model.is_dir() and pretrained_encoder.is_encoder(model):
+        loaded = pretrained_encoder.load(model, precision=stored)
+        path = pretrained_encoder.export_hf(loaded, output, max_shard_bytes=shard)
+    else:
+        loaded = pretrained.load(model, precision=stored)
+        path = pretrained.export_hf(loaded, output, max_shard_bytes=shard)
     console.output().print(f"{loaded.source} -> {path}")
     return 0
 

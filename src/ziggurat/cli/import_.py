@@ -29,7 +29,7 @@ def import_(
         source: the directory or file.
         output: new directory for the checkpoint.
         verify: hf and gguf: compare logits with transformers and keep the result beside the
-            weights; auto: if transformers is installed.
+            weights; auto: if transformers is installed and the weights are floats.
         config: weights: the directory of config.json and tokenizer.json, or that config.json.
         prefix_strip: weights: what stands before each tensor's name; default: found out.
         item: weights: which tree of an Orbax checkpoint or of a step, such as params.
@@ -43,13 +43,19 @@ def import_(
             raise ConfigError(
                 f"import {kind} --{option}", found=value, expected="this option for weights only"
             )
-    from ziggurat.models import pretrained, proof
+    from ziggurat.models import pretrained, pretrained_encoder, proof
+    from ziggurat.models.quantized import formats_of
 
     out = console.output()
+    if kind == "hf" and pretrained_encoder.is_encoder(source):
+        return _import_encoder(source, output, verify)
     model = pretrained.load(source)
     out.print(f"{model.model.config.kind}: {model.model.parameter_count:,} parameters")
     records: dict[str, Any] = {"source": source.name}
-    if verify == "always" or (verify == "auto" and proof.available()):
+    quantised = formats_of(model.params)
+    if quantised:
+        out.print(f"{len(quantised)} quantised weights, kept so")
+    if verify == "always" or (verify == "auto" and proof.available() and not quantised):
         records["proof"] = proof.against_transformers(source, model)
         out.print(
             "largest logit difference from transformers: "
@@ -57,6 +63,27 @@ def import_(
             f"KL {records['proof']['kl_divergence']:.2e} over {records['proof']['tokens']} tokens"
         )
     path = pretrained.save(model, output, records)
+    out.print(f"written: {path}")
+    return 0
+
+
+def _import_encoder(source: Path, output: Path, verify: str) -> int:
+    from ziggurat.models import pretrained_encoder, proof
+
+    out = console.output()
+    encoder = pretrained_encoder.load(source)
+    sentence = encoder.sentence
+    out.print(
+        f"{encoder.model.config.kind}: {encoder.model.parameter_count:,} parameters; texts to "
+        f"{sentence.max_length} tokens, pooling {sentence.pooling}"
+        + (", normalised" if sentence.normalize else "")
+    )
+    records: dict[str, Any] = {"source": source.name}
+    if verify == "always" or (verify == "auto" and proof.available()):
+        records["proof"] = proof.encoder_against_transformers(source, encoder)
+        difference = records["proof"]["max_state_difference"]
+        out.print(f"largest difference of states from transformers: {difference:.2e}")
+    path = pretrained_encoder.save(encoder, output, records)
     out.print(f"written: {path}")
     return 0
 

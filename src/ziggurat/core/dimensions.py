@@ -30,6 +30,7 @@ DIMENSIONS = (
     Dimension("z", "value_dim", "channels of one value, where they are not the key's"),
     Dimension("f", "mlp", "hidden width of the feed-forward block"),
     Dimension("v", "vocab", "vocabulary entries"),
+    Dimension("y", "latent", "channels of a compressed query, key or value"),
     Dimension("l", "layers", "stacked layers"),
     Dimension("e", "experts", "experts of a mixture"),
 )

@@ -18,6 +18,7 @@ DEFAULT_RULES: dict[str, tuple[str, ...]] = {
     "experts": ("expert",),
     "layers": ("pipeline",),
     "head_dim": (),
+    "latent": (),
 }
 """Logical axis -> mesh axes. Within one array a mesh axis is used once, by the first that asks."""
 

@@ -127,6 +127,11 @@ def build(mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
     return Layout(Mesh(arranged, AXES, axis_types=types), {**DEFAULT_RULES, **mesh.rules})
 
 
+def active_layout() -> Layout | None:
+    """The layout under which this is traced, for what must know it; ``None`` outside."""
+    return _active.get()
+
+
 def active_ways(logical_axis: str) -> int:
     """Into how many shards a logical axis is cut while tracing under a layout; 1 outside."""
     layout = _active.get()

@@ -7,25 +7,39 @@
 139584
 """
 
+from ziggurat.models.bert import BertConfig
+from ziggurat.models.deepseek import DeepseekV3Config
+from ziggurat.models.encoder_model import EncoderModel
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
 from ziggurat.models.gemma import Gemma2Config, Gemma3Config
 from ziggurat.models.gpt2 import Gpt2Config
+from ziggurat.models.gpt_oss import GptOssConfig
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.llama import LlamaConfig
+from ziggurat.models.mixtral import MixtralConfig
 from ziggurat.models.qwen import Qwen2Config, Qwen3Config
+from ziggurat.models.qwen_moe import Qwen3MoeConfig
+from ziggurat.models.text_embedder import TextEmbedder
 
 __all__ = [
     "FAMILIES",
+    "BertConfig",
+    "DeepseekV3Config",
+    "EncoderModel",
     "Family",
     "Gemma2Config",
     "Gemma3Config",
     "Gpt2Config",
+    "GptOssConfig",
     "LanguageModel",
     "LlamaConfig",
+    "MixtralConfig",
     "ModelConfig",
     "Params",
     "Qwen2Config",
     "Qwen3Config",
+    "Qwen3MoeConfig",
+    "TextEmbedder",
     "family_for_architecture",
     "family_of",
 ]

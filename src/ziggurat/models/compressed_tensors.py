@@ -95,10 +95,10 @@ def compressed(
         homes = [theirs.removesuffix(".weight") for theirs in name.all_theirs(layers)]
         found = [_format(home, known, present) for home in homes]
         if any(one != found[0] for one in found):
-            odd = next(i for i, one in enumerate(found) if one != found[0])
+            odd, other = next(pair for pair in enumerate(found) if pair[1] != found[0])
             raise CheckpointError(
                 f"module {homes[odd]}",
-                found=f"{found[odd].weight if found[odd] else 'float'} weights",
+                found=f"{other.weight if other else 'float'} weights",
                 expected=f"the format of {homes[0]}, as layers are stacked",
                 fix="quantise every layer of a projection alike",
             )
@@ -125,7 +125,9 @@ def _group(name: str, scheme: Any) -> Group:
         _refuse(f"{where}.weights", weights, "a type of weights")
     kind = (weights.get("num_bits", 8), weights.get("type", "int"))
     if kind not in _WEIGHTS:
-        _refuse(f"{where}.weights", f"{kind[0]}-bit {kind[1]}", "8-bit int, 4-bit int or 8-bit float")
+        _refuse(
+            f"{where}.weights", f"{kind[0]}-bit {kind[1]}", "8-bit int, 4-bit int or 8-bit float"
+        )
     strategy = weights.get("strategy")
     if strategy not in ("channel", "group", "tensor"):
         _refuse(f"{where}.weights.strategy", strategy, "channel, group or tensor")
@@ -199,13 +201,14 @@ class _Decoded:
     def __iter__(self) -> Iterator[str]:
         for name in self._present:
             module, _, last = name.rpartition(".")
-            if module not in self._modules or last == "weight_scale":
+            format = self._modules.get(module)
+            if format is None:
                 yield name
-            elif last in ("weight", "weight_packed"):
+            elif last == "weight_packed":
                 yield f"{module}.weight"
-            elif last == "weight_zero_point" and not self._modules[module].symmetric:
-                yield name
-            elif last not in ("weight_shape", "weight_zero_point", "weight_g_idx"):
+            elif last == "weight_zero_point" and format.symmetric:
+                continue  # zeros, written by older versions
+            elif last != "weight_shape":
                 yield name
 
     def read(self, name: str) -> np.ndarray:

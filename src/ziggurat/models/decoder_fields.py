@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ziggurat.core import config
 from ziggurat.core.errors import ModelError
+from ziggurat.models import block_names
 from ziggurat.models.hf_config import HFConfig, activation, hf_activation
 from ziggurat.models.weight_names import WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
@@ -164,46 +165,21 @@ def write_fields(settings: DecoderFields, act: str = "hidden_act") -> dict[str, 
     }
 
 
-PRE_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
-"""Names of a block's norms, here and in most published families."""
-
-
 def decoder_names(d: DecoderConfig, norms: Mapping[str, str] | None = None) -> list[WeightName]:
     """Names of all weights of a decoder whose layers share one block, as most families have them.
 
     Args:
         d: the decoder, whose attention is grouped and whose MLP is gated.
-        norms: the names of a block's norms, default :data:`PRE_NORMS`.
+        norms: the names of a block's norms, default ``block_names.PRE_NORMS``.
     """
     (block,) = d.stacks
+    ((stack, layers),) = block_names.stacked_layers(d).items()
     attention, mlp = block.attention, block.mlp
     assert isinstance(attention, GroupedAttentionConfig)
     assert isinstance(mlp, GatedMlpConfig)
-    layer = "model.layers.{layer}."
-    names = [
-        WeightName("embedding.table", "model.embed_tokens.weight"),
-        WeightName("final_norm.scale", "model.norm.weight"),
+    return [
+        *block_names.ends(d),
+        *block_names.scales(stack, norms or block_names.PRE_NORMS, layers),
+        *block_names.grouped_attention(stack, attention, layers),
+        *block_names.gated_mlp(stack, layers, bias=mlp.bias),
     ]
-    scales = dict(PRE_NORMS if norms is None else norms)
-    if attention.head_norm is not None:
-        scales |= {
-            "attention.query_norm": "self_attn.q_norm",
-            "attention.key_norm": "self_attn.k_norm",
-        }
-    for ours, theirs in scales.items():
-        names.append(WeightName(f"blocks.{ours}.scale", f"{layer}{theirs}.weight"))
-    for ours, theirs, bias in (
-        ("attention.query", "self_attn.q_proj", attention.bias),
-        ("attention.key", "self_attn.k_proj", attention.bias),
-        ("attention.value", "self_attn.v_proj", attention.bias),
-        ("attention.out", "self_attn.o_proj", attention.out_bias),
-        ("mlp.gate", "mlp.gate_proj", mlp.bias),
-        ("mlp.up", "mlp.up_proj", mlp.bias),
-        ("mlp.down", "mlp.down_proj", mlp.bias),
-    ):
-        names.append(WeightName(f"blocks.{ours}.kernel", f"{layer}{theirs}.weight", transpose=True))
-        if bias:
-            names.append(WeightName(f"blocks.{ours}.bias", f"{layer}{theirs}.bias"))
-    if not d.tie_embeddings:
-        names.append(WeightName("unembedding", "lm_head.weight"))
-    return names

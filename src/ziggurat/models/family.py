@@ -8,8 +8,9 @@ import numpy as np
 
 from ziggurat.core.errors import ModelError, did_you_mean
 from ziggurat.core.registry import Registry
+from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.language_model import ModelConfig
-from ziggurat.models.weight_names import WeightName
+from ziggurat.models.weight_names import TensorSource, WeightName
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Family:
     config_class: type
     architectures: tuple[str, ...]
     """Values of ``architectures`` in a Hugging Face ``config.json`` that this family reads."""
-    from_hf: Callable[[Mapping[str, Any]], ModelConfig]
+    from_hf: Callable[[Mapping[str, Any]], Any]
     """``config.json`` to config; refuses what the family does not implement."""
     to_hf: Callable[[Any], dict[str, Any]]
     """Config to ``config.json``."""
@@ -30,10 +31,16 @@ class Family:
     """What stands before the names of all but the head; files of a bare model may leave it off."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """How names of tensors end that older files hold and that say nothing."""
+    encoder: bool = False
+    """Its models are encoders (``EncoderModel``), not language models."""
     from_gguf: Callable[[Mapping[str, Any], np.ndarray | None], ModelConfig] | None = None
     """GGUF metadata and the tensor of rotary divisors to config, if published so."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
     """Weight names in GGUF files."""
+    ignored: Callable[[Any, str], bool] = lambda config, name: False
+    """Whether a config's checkpoints may hold a tensor that is not read."""
+    view: Callable[[TensorSource], TensorSource] = lambda tensors: tensors
+    """Published tensors as ``hf_names`` has them, where they are stored in another form."""
     gguf_architectures: tuple[str, ...] = ()
     """Values of ``general.architecture`` that this family reads."""
 
@@ -41,7 +48,7 @@ class Family:
 FAMILIES: Registry[Family] = Registry("model family", ModelError)
 
 
-def family_of(config: ModelConfig) -> Family:
+def family_of(config: ModelConfig | EncoderFamilyConfig) -> Family:
     """The family of a config node."""
     return FAMILIES[config.kind]
 

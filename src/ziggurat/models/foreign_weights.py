@@ -99,7 +99,7 @@ def load(
     view = _View(
         tensors, bare, naming, _expected(naming.names, layers), model.decoder.tie_embeddings
     )
-    params = pretrained._read(model, naming.names, view, layout)
+    params = pretrained.read_weights(family, model, naming.names, view, layout)
     name = Path(source).stem or directory.name
     return pretrained.Pretrained(model, params, tokenizer, name, source), naming
 
@@ -108,7 +108,8 @@ def styles(family: Family, config: Any) -> dict[str, tuple[WeightName, ...]]:
     """The tables of names that a family's weights may have, the likeliest first."""
     published = tuple(family.hf_names(config))
     base = tuple(
-        dataclasses.replace(name, theirs=name.theirs.removeprefix("model.")) for name in published
+        dataclasses.replace(name, theirs=name.theirs.removeprefix(family.base))
+        for name in published
     )
     tables = {"Hugging Face": published, "Hugging Face, without the head's wrapper": base}
     if family.name == "llama":

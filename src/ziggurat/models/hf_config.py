@@ -150,11 +150,11 @@ def hf_activation(name: Activation) -> str:
     return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
 
 
-def rope(config: HFConfig, max_sequence_length: int) -> RopeConfig:
+def rope(config: HFConfig, max_sequence_length: int, default_theta: float = 10000.0) -> RopeConfig:
     """Rotary settings from ``rope_parameters`` (transformers 5) or ``rope_theta`` with
     ``rope_scaling`` (transformers 4)."""
     values = {**config.get("rope_scaling", {}), **config.get("rope_parameters", {})}
-    theta = values.pop("rope_theta", None) or config.get("rope_theta", 10000.0)
+    theta = values.pop("rope_theta", None) or config.get("rope_theta", default_theta)
     config.get("rope_theta")
     kind = values.pop("rope_type", None) or values.pop("type", "default")
     values.pop("type", None)

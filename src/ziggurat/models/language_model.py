@@ -10,6 +10,7 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -21,8 +22,10 @@ from ziggurat.core.pytrees import named_leaves
 from ziggurat.kernels.linear import QuantizedWeight, is_quantized, project_rows
 from ziggurat.mesh import Layout
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
-from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat
+from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name
+from ziggurat.nn.moe import MixtureConfig
 from ziggurat.nn.precision import Precision
+from ziggurat.nn.router import Routing
 
 Params = dict[str, Any]
 """Nested dict of arrays (or quantised weights in their place); per-layer parameters are stacked on
@@ -89,12 +92,7 @@ class LanguageModel:
                 rngs=nnx.Rngs(params=key),
             )
 
-        graph, state = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
-        axes = jax.tree.map(
-            lambda v: v.get_metadata("axes"), state, is_leaf=lambda v: isinstance(v, nnx.Variable)
-        )
-        abstract = nnx.to_pure_dict(state)
-        return cls(config, decoder, precision, graph, abstract, _plain(axes))
+        return cls(config, decoder, precision, *traced(make))
 
     def init(self, key: Key[Array, ""], layout: Layout | None = None) -> Params:
         """Fresh parameters, created sharded when a layout is given (never whole on one device)."""
@@ -124,6 +122,16 @@ class LanguageModel:
     ) -> tuple[Float[Array, "b t d"], C]:
         """Final hidden states, and the context after these tokens."""
         return nnx.merge(self.graph, params)(tokens, positions, context)
+
+    def run(
+        self,
+        params: Params,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        context: C,
+    ) -> tuple[Float[Array, "b t d"], C, dict[str, Routing]]:
+        """The same, and what the routers of mixtures of experts report, by stack of layers."""
+        return nnx.merge(self.graph, params).run(tokens, positions, context)
 
     def head(self, params: Params) -> Float[Array, "v d"] | QuantizedWeight:
         """The output matrix: ``logits = hidden @ head.T``."""
@@ -168,9 +176,29 @@ class LanguageModel:
 
     @property
     def matmul_parameter_count(self) -> int:
-        """Parameters that multiply every token: all matrices but an untied input embedding."""
-        matrices = sum(a.size for n, a in self._weights.items() if n.endswith("kernel"))
-        return matrices + self.decoder.vocab_size * self.decoder.d_model
+        """Parameters that multiply every token: all matrices but an untied input embedding, and of
+        a mixture's experts as many as a token is sent to."""
+        count = self.decoder.vocab_size * self.decoder.d_model
+        for name, leaf in self._weights.items():
+            if name.endswith("kernel"):
+                mixture = self._mixture_of(name)
+                count += leaf.size if mixture is None else round(leaf.size * mixture.active_share)
+        return count
+
+    def _mixture_of(self, name: str) -> MixtureConfig | None:
+        """The mixture to whose experts a parameter belongs, if any."""
+        stack, _, rest = name.partition(".")
+        if not rest.startswith("mlp.experts."):
+            return None
+        names = [stack_name(number) for number in range(len(self.decoder.stacks))]
+        mlp = self.decoder.stacks[names.index(stack)].mlp
+        assert isinstance(mlp, MixtureConfig)
+        return mlp
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer is a mixture of experts."""
+        return any(isinstance(block.mlp, MixtureConfig) for block in self.decoder.stacks)
 
     @property
     def _weights(self) -> dict[str, Any]:
@@ -183,6 +211,16 @@ class LanguageModel:
         4 FLOPs per query and key (2 for the score, 2 for mixing)."""
         blocks = [layer.block.attention for layer in self.decoder.layers]
         return sum(a.score_channels + a.mix_channels for a in blocks) / 2
+
+
+def traced(make: Callable[[Key[Array, ""]], nnx.Module]) -> tuple[Any, Params, Params]:
+    """Graph of the module that ``make`` draws from a key, and shapes and logical axis names of its
+    parameters; allocates nothing."""
+    graph, state = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
+    axes = jax.tree.map(
+        lambda v: v.get_metadata("axes"), state, is_leaf=lambda v: isinstance(v, nnx.Variable)
+    )
+    return graph, nnx.to_pure_dict(state), _plain(axes)
 
 
 def _plain(tree: Any) -> Any:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from ziggurat.core.pytrees import leaf_name, named_leaves
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models.compressed_tensors import compressed
+from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
+from ziggurat.models.placing import placement
 from ziggurat.models.quantized import (
     FORMATS_FILE,
     dequantized,
@@ -35,7 +37,13 @@ from ziggurat.models.quantized import (
     quantized,
     read_formats,
 )
-from ziggurat.models.weight_names import TensorSource, export_weights, import_weights
+from ziggurat.models.weight_names import (
+    TensorSource,
+    WeightName,
+    export_weights,
+    import_weights,
+    named_as_found,
+)
 from ziggurat.nn.precision import Precision
 
 _log = logging.getLogger(__name__)
@@ -86,7 +94,7 @@ def load(
         )
     if path.is_file():
         return _load_gguf(path, precision, layout)
-    step = _step_directory(path)
+    step = step_directory(path)
     if step is not None:
         return _load_step(step, path.name, precision, layout)
     if (path / "config.json").is_file():
@@ -98,7 +106,9 @@ def load(
     )
 
 
-def files_of(model: ModelConfig, tokenizer: HuggingFaceTokenizer) -> dict[str, bytes | Path]:
+def files_of(
+    model: ModelConfig | EncoderFamilyConfig, tokenizer: HuggingFaceTokenizer
+) -> dict[str, bytes | Path]:
     """What a checkpoint step needs besides arrays so that :func:`load` can read it alone."""
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save(Path(directory))
@@ -131,8 +141,8 @@ def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | N
 
 
 def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int = 5 * 10**9) -> Path:
-    """Write ``config.json``, safetensors and tokenizer as transformers reads them; quantised weights
-    as floats again.
+    """Write ``config.json``, safetensors and tokenizer as transformers reads them; quantised
+    weights as floats again.
 
     Raises:
         CheckpointError: the directory is there already.
@@ -165,7 +175,7 @@ def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int =
     return directory
 
 
-def model_config(values: Mapping[str, Any], source: str) -> ModelConfig:
+def model_config(values: Mapping[str, Any], source: str) -> Any:
     """A family's config from its plain form (``model.json``).
 
     Raises:
@@ -175,7 +185,8 @@ def model_config(values: Mapping[str, Any], source: str) -> ModelConfig:
     return config.from_plain(family.config_class, values, source)
 
 
-def _step_directory(path: Path) -> Path | None:
+def step_directory(path: Path) -> Path | None:
+    """The checkpoint step that a path means: itself, or a run's newest intact one."""
     if (path / MODEL_FILE).is_file() and (path / "manifest.json").is_file():
         return path
     for directory in (path / "checkpoints", path):
@@ -189,20 +200,33 @@ def _load_step(
     step: Path, name: str, precision: Precision | None, layout: Layout | None
 ) -> Pretrained:
     values = json.loads((step / MODEL_FILE).read_text())
-    model = LanguageModel.build(model_config(values, str(step / MODEL_FILE)), precision)
+    settings = model_config(values, str(step / MODEL_FILE))
+    _refuse_encoder(FAMILIES[settings.kind], step)
+    model = LanguageModel.build(settings, precision)
     if (step / FORMATS_FILE).is_file():
         model = quantized(model, read_formats(step / FORMATS_FILE, model))
-    arrays = read_arrays(step, "params")
-    place = _placer(model, layout)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, _: place(leaf_name(path), _checked(step, arrays, path, model)), model.abstract
-    )
+    shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
+    params = place_arrays(step, read_arrays(step, "params"), model.abstract, shardings)
     tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
     return Pretrained(model, params, tokenizer, name, str(step))
 
 
-def _checked(step: Path, arrays: Any, path: tuple, model: LanguageModel) -> np.ndarray:
-    expected: Any = model.abstract
+def place_arrays(step: Path, arrays: Any, abstract: Params, shardings: Mapping[str, Any]) -> Params:
+    """A step's arrays as parameters of the wanted types, on their devices.
+
+    Raises:
+        CheckpointError: one is missing or of another shape; it is named.
+    """
+
+    def place(path: tuple, leaf: Any) -> jax.Array:
+        array = _checked(step, arrays, path, abstract).astype(leaf.dtype, copy=False)
+        return jax.device_put(array, shardings.get(leaf_name(path)))
+
+    return jax.tree_util.tree_map_with_path(place, abstract)
+
+
+def _checked(step: Path, arrays: Any, path: tuple, abstract: Params) -> np.ndarray:
+    expected: Any = abstract
     try:
         for part in path:
             if isinstance(part, jax.tree_util.GetAttrKey):  # a part of a quantised weight
@@ -226,8 +250,8 @@ def hf_model(path: Path, precision: Precision | None = None) -> tuple[Family, La
     """The family and model that a Hugging Face directory's ``config.json`` describes.
 
     Raises:
-        ModelError: it is no JSON object, the architecture or a switch is unknown, or the weights
-            beside it are quantised.
+        ModelError: it is no JSON object, the architecture or a switch is unknown, it is an
+            encoder's, or the weights beside it are quantised.
     """
     family, model, settings = _hf_model(path, precision)
     if settings is not None:
@@ -244,6 +268,28 @@ def _hf_model(
     path: Path, precision: Precision | None
 ) -> tuple[Family, LanguageModel, dict[str, Any] | None]:
     """The same, and the config of quantised weights if they are."""
+    family, values = hf_family(path)
+    _refuse_encoder(family, path)
+    settings = values.pop("quantization_config", None)
+    return family, LanguageModel.build(family.from_hf(values), precision), settings
+
+
+def _refuse_encoder(family: Family, path: Path) -> None:
+    if family.encoder:
+        raise ModelError(
+            f"model {path}",
+            found=f"an encoder ({family.name})",
+            expected="a language model",
+            fix="it embeds texts: ziggurat.models.TextEmbedder",
+        )
+
+
+def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
+    """The family that reads a Hugging Face directory, and the content of its ``config.json``.
+
+    Raises:
+        ModelError: that is no JSON object, or the architecture is unknown.
+    """
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -257,19 +303,17 @@ def _hf_model(
         raise ModelError(
             "config.json: architectures", found=repr(architectures), expected="a list of names"
         )
-    family = family_for_architecture(str(architectures[0]))
-    settings = values.pop("quantization_config", None)
-    return family, LanguageModel.build(family.from_hf(values), precision), settings
+    return family_for_architecture(str(architectures[0])), values
 
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
     family, model, settings = _hf_model(path, precision)
-    tensors: TensorSource = SafetensorsDirectory(path)
-    names = list(family.hf_names(model.config))
+    tensors: TensorSource = family.view(SafetensorsDirectory(path))
+    names = named_as_found(family.hf_names(model.config), tensors, family.base)
     if settings is not None:
         formats, names, tensors = compressed(settings, names, tensors, model)
         model = quantized(model, formats)
-    params = _read(model, names, tensors, layout)
+    params = read_weights(family, model, names, tensors, layout)
     return Pretrained(model, params, HuggingFaceTokenizer.load(path), path.name, str(path))
 
 
@@ -283,7 +327,7 @@ def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -
     untied = "output.weight" in file.tensors
     settings = dataclasses.replace(settings, tie_embeddings=not untied)  # pyright: ignore
     model = LanguageModel.build(settings, precision)
-    params = _read(model, family.gguf_names(settings), file, layout)
+    params = read_weights(family, model, family.gguf_names(settings), file, layout)
     tokenizer = _gguf_tokenizer(file)
     return Pretrained(model, params, tokenizer, path.stem, str(path))
 
@@ -307,10 +351,23 @@ def _gguf_tokenizer(file: GgufFile) -> HuggingFaceTokenizer:
     )
 
 
-def _read(model: LanguageModel, names: Any, tensors: TensorSource, layout: Layout | None) -> Params:
+def read_weights(
+    family: Family,
+    model: LanguageModel,
+    names: Iterable[WeightName],
+    tensors: TensorSource,
+    layout: Layout | None,
+) -> Params:
+    """A model's parameters from a source of their tensors, placed shard by shard.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, or of another shape; it is named.
+    """
+
     def ignored(name: str) -> bool:
         tied_copy = model.decoder.tie_embeddings and name == "lm_head.weight"
-        return tied_copy or name.endswith("rotary_emb.inv_freq") or name == ROPE_DIVISORS
+        nothing = name.endswith(family.buffers) or name == ROPE_DIVISORS
+        return tied_copy or nothing or family.ignored(model.config, name)
 
     return import_weights(
         names,
@@ -318,18 +375,8 @@ def _read(model: LanguageModel, names: Any, tensors: TensorSource, layout: Layou
         model.abstract,
         layers=model.decoder.n_layers,
         ignored=ignored,
-        place=_placer(model, layout),
+        place=placement(model.shardings(layout) if layout is not None else {}),
     )
-
-
-def _placer(model: LanguageModel, layout: Layout | None) -> Callable[[str, np.ndarray], jax.Array]:
-    shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    wanted = named_leaves(model.abstract)
-
-    def place(name: str, array: np.ndarray) -> jax.Array:
-        return jax.device_put(array.astype(wanted[name].dtype, copy=False), shardings.get(name))
-
-    return place
 
 
 def _one_or_many(ids: Sequence[int]) -> int | list[int] | None:

@@ -65,8 +65,8 @@ def quantized(model: LanguageModel, formats: Mapping[str, WeightFormat]) -> Lang
         if name not in formats:
             return names
         # scales lie on every device along the summed axis: tiles need not divide over a mesh
-        scale = list(names)
-        scale[axis[name]] = None  # pyright: ignore[reportArgumentType]
+        scale: list[str | None] = [*names]
+        scale[axis[name]] = None
         whole = shapes(name, leaf)
         parts = dataclasses.replace(whole, qvalue=tuple(names), scale=tuple(scale))
         return dataclasses.replace(parts, zero_point=whole.zero_point and tuple(scale))

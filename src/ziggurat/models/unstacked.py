@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from ziggurat.models.language_model import LanguageModel, Params
 from ziggurat.nn.attention_context import AttentionContext
@@ -42,7 +42,7 @@ class Unstacked:
 
 
 @jax.jit
-def _take_apart(stacked: Float[Array, "l ..."]) -> list[Array]:
+def _take_apart(stacked: Shaped[Array, "l ..."]) -> list[Array]:
     return list(stacked)
 
 

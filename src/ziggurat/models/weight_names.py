@@ -76,6 +76,61 @@ class WeightName:
         return ("{layer}" in self.theirs) + ("{expert}" in self.theirs)
 
 
+@dataclasses.dataclass(frozen=True)
+class StoredWeight:
+    """One parameter as it lies in their tensors, read whole or in part."""
+
+    name: WeightName
+    tensors: TensorSource
+    shape: tuple[int, ...]
+    dtype: Any
+    layers: int
+
+    @property
+    def mapped(self) -> bool:
+        """Whether reading a part costs no more than that part."""
+        return getattr(self.tensors, "mapped", False)
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The parameter, or the part of it that ``index`` selects, in our layout.
+
+        Raises:
+            CheckpointError: one of their tensors has another shape.
+        """
+        full = (*index, *(slice(None) for _ in self.shape[len(index) :]))
+        ranges = [range(size)[part] for size, part in zip(self.shape, full, strict=True)]
+        out = np.empty([len(found) for found in ranges], self.dtype)
+        leading = self.name.stacked_axes
+        counts = self.shape[:leading]
+        theirs = np.array(self.name.all_theirs(self.layers)).reshape(counts)
+        inner = full[leading:]
+        for at in np.ndindex(*out.shape[:leading]):
+            there = tuple(found[i] for found, i in zip(ranges, at))
+            out[at] = self._tensor(str(theirs[there]))[inner]
+        release = getattr(self.tensors, "release", None)
+        if release is not None:
+            release()
+        return out
+
+    def _tensor(self, theirs: str) -> np.ndarray:
+        """One of their tensors in our layout; a view where the source gives one."""
+        name, expected = self.name, self.shape[self.name.stacked_axes :]
+        tensor = self.tensors.read(theirs)
+        if name.part is not None:
+            tensor = tensor[name.part.index(tensor.ndim)]
+        if name.transpose:
+            expected = (*expected[:-2], expected[-1], expected[-2])
+        if tensor.shape != expected:
+            raise CheckpointError(
+                f"tensor {theirs}" + ("" if name.part is None else f", its part {name.ours}"),
+                found=f"shape {list(tensor.shape)}",
+                expected=f"shape {list(expected)}",
+                fix="check config.json against the weights",
+            )
+        tensor = name.reorder(tensor) if name.reorder else tensor
+        return tensor.swapaxes(-1, -2) if name.transpose else tensor
+
+
 def import_weights(
     names: Iterable[WeightName],
     tensors: TensorSource,
@@ -83,7 +138,7 @@ def import_weights(
     *,
     layers: int,
     ignored: Callable[[str], bool] = lambda name: False,
-    place: Callable[[str, np.ndarray], Any] = lambda name, array: array,
+    place: Callable[[str, StoredWeight], Any] = lambda name, weight: weight.read(),
 ) -> dict[str, Any]:
     """Parameters read from a source of their tensors, one at a time.
 
@@ -93,7 +148,7 @@ def import_weights(
         abstract: shapes and types of our parameters.
         layers: number of stacked layers.
         ignored: names there that carry nothing (buffers, copies of tied weights).
-        place: puts a finished parameter where it belongs, e.g. on a mesh.
+        place: reads a parameter to where it belongs, e.g. on a mesh, shard by shard.
 
     Raises:
         CheckpointError: a tensor is missing, left over, or of another shape; it is named.
@@ -119,9 +174,37 @@ def import_weights(
             fix="check config.json against the weights",
         )
     shapes = named_leaves(abstract)
-    flat = {n.ours: place(n.ours, _stack(n, tensors, shapes[n.ours], layers)) for n in names}
+    flat = {}
+    for name in names:
+        leaf = shapes[name.ours]
+        flat[name.ours] = place(
+            name.ours, StoredWeight(name, tensors, leaf.shape, leaf.dtype, layers)
+        )
     assert flat.keys() == shapes.keys(), set(flat) ^ set(shapes)
     return jax.tree.unflatten(jax.tree.structure(abstract), [flat[name] for name in shapes])
+
+
+def named_as_found(
+    names: Iterable[WeightName], present: Iterable[str], base: str
+) -> list[WeightName]:
+    """The table with ``base``, the name of the model under its head, where ``present`` has it:
+    files of that model alone leave it off, and files of it under another head put it on.
+
+    >>> [found] = named_as_found([WeightName("norm", "model.norm")], ["norm"], "model.")
+    >>> found.theirs
+    'norm'
+    """
+    present = set(present)
+
+    def renamed(name: WeightName) -> WeightName:
+        bare = name.theirs.removeprefix(base)
+        for theirs in (name.theirs, bare, base + bare):
+            found = dataclasses.replace(name, theirs=theirs)
+            if found.all_theirs(1)[0] in present:
+                return found
+        return name
+
+    return [renamed(name) for name in names]
 
 
 def export_weights(
@@ -163,23 +246,3 @@ def _joined(members: list[WeightName], parts: list[np.ndarray]) -> np.ndarray:
         assert name.part is not None
         whole[name.part.index(whole.ndim)] = array
     return whole
-
-
-def _stack(name: WeightName, tensors: TensorSource, abstract: Any, layers: int) -> np.ndarray:
-    out = np.empty(abstract.shape, abstract.dtype)
-    targets = out.reshape(-1, *out.shape[name.stacked_axes :])  # views: ``out`` is contiguous
-    for target, theirs in zip(targets, name.all_theirs(layers), strict=True):
-        tensor = tensors.read(theirs)
-        if name.part is not None:
-            tensor = tensor[name.part.index(tensor.ndim)]
-        expected = target.swapaxes(-1, -2).shape if name.transpose else target.shape
-        if tensor.shape != expected:
-            raise CheckpointError(
-                f"tensor {theirs}" + ("" if name.part is None else f", its part {name.ours}"),
-                found=f"shape {list(tensor.shape)}",
-                expected=f"shape {list(expected)}",
-                fix="check config.json against the weights",
-            )
-        tensor = name.reorder(tensor) if name.reorder else tensor
-        target[...] = tensor.swapaxes(-1, -2) if name.transpose else tensor
-    return out

@@ -5,14 +5,25 @@ scanned decoder made of them, with logical axis names on every parameter.
 """
 
 from ziggurat.nn.attention import Attention, GroupedAttentionConfig
-from ziggurat.nn.attention_context import AttentionContext, AttentionRule, Cached, Causal, Packed
+from ziggurat.nn.attention_context import (
+    AttentionContext,
+    AttentionRule,
+    Both,
+    Cached,
+    Causal,
+    Packed,
+)
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.decoder import Decoder, DecoderConfig
+from ziggurat.nn.encoder import Encoder, EncoderConfig
+from ziggurat.nn.latent_attention import LatentAttention, LatentAttentionConfig
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
+from ziggurat.nn.moe import Mixture, MixtureConfig
 from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig
+from ziggurat.nn.router import RouterConfig, Routing
 
 __all__ = [
     "Attention",
@@ -20,17 +31,24 @@ __all__ = [
     "AttentionRule",
     "Block",
     "BlockConfig",
+    "Both",
     "Cached",
     "Causal",
     "Decoder",
     "DecoderConfig",
     "Embedding",
+    "Encoder",
+    "EncoderConfig",
     "GatedMLP",
     "GatedMlpConfig",
     "GroupedAttentionConfig",
+    "LatentAttention",
+    "LatentAttentionConfig",
     "LayerConfig",
     "LayerNorm",
     "Linear",
+    "Mixture",
+    "MixtureConfig",
     "NormConfig",
     "Packed",
     "PlainMLP",
@@ -38,4 +56,6 @@ __all__ = [
     "Precision",
     "RMSNorm",
     "RopeConfig",
+    "RouterConfig",
+    "Routing",
 ]

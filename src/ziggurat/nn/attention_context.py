@@ -10,6 +10,7 @@ context        who is seen                                            per-layer 
 ``Causal``     the row's earlier tokens                               none
 ``Packed``     earlier tokens of the same document in the row         none
 ``Cached``     all tokens so far, through a static key/value cache    keys and values
+``Both``       the row's tokens before and after, but for padding     none
 =============  =====================================================  ========================
 """
 
@@ -18,7 +19,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ziggurat.kernels.attention import AttentionMask, attention
 
@@ -125,6 +126,33 @@ class Packed:
         return attend_by_rule(query, key, value, mask, rule, sinks), state
 
     def advance(self, state: State, tokens: int) -> "Packed":
+        return self
+
+
+def counted_tokens(context: AttentionContext) -> Bool[Array, "b t"] | None:
+    """Which positions are tokens rather than padding; ``None`` where all are, or nobody knows."""
+    return context.segment_ids > 0 if isinstance(context, Packed) else None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Both:
+    """Attention in both directions over rows padded to one length (encoders)."""
+
+    mask: Int[Array, "b t"]
+    """1 for a token, 0 for padding, which no token sees."""
+
+    @property
+    def state(self) -> State:
+        return ()
+
+    def attend(self, query, key, value, positions, rule, state, sinks=None):
+        mask = AttentionMask(
+            positions, positions, jnp.ones_like(self.mask), self.mask, causal=False
+        )
+        return attend_by_rule(query, key, value, mask, rule, sinks), state
+
+    def advance(self, state: State, tokens: int) -> "Both":
         return self
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.mesh import constrain
-from ziggurat.nn.attention_context import AttentionContext, AttentionRule
+from ziggurat.nn.attention_context import AttentionContext, AttentionRule, counted_tokens
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig, Rotation
@@ -66,8 +66,8 @@ class MlpConfig(Protocol):
     """What a block needs to know of its feed-forward part; see ``ziggurat.nn.mlp``."""
 
     def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> Any:
-        """The module: ``x -> (y, routing)``, where ``routing`` is what a mixture of experts reports
-        of its router and ``None`` elsewhere."""
+        """The module: ``(x, counted) -> (y, routing)``, where ``routing`` is what a mixture of
+        experts reports of its router over the tokens ``counted``, and ``None`` elsewhere."""
         ...
 
 
@@ -124,7 +124,7 @@ class Block(nnx.Module):
             mixed, state = self.attention(normed, positions, rotation, rule, context, state)
             x = self._add(x, mixed, self.attention_post_norm)
         with jax.named_scope("mlp"):
-            y, routing = self.mlp(self.mlp_norm(x))
+            y, routing = self.mlp(self.mlp_norm(x), counted_tokens(context))
             return self._add(x, y, self.mlp_post_norm), state, routing
 
     def _add(self, x: jax.Array, y: jax.Array, post_norm: Any) -> jax.Array:

@@ -6,6 +6,7 @@ the repeating period (:mod:`ziggurat.nn.stacking`). The same forward pass serves
 and decoding; only the attention context differs.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
@@ -24,7 +25,7 @@ from ziggurat.nn.linear import Embedding, parameter
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import Rotation, rotation
-from ziggurat.nn.stacking import Place, Run, places, runs
+from ziggurat.nn.stacking import Place, Run, places, runs, stacked
 
 C = TypeVar("C", bound=AttentionContext)
 Remat = Literal["none", "full", "dots"]
@@ -122,17 +123,13 @@ class Decoder(nnx.Module):
         )
         self.positions = table(c.learned_positions) if c.learned_positions else None
         if self.positions is not None:
-            self.positions.table.set_metadata(axes=("positions", "embed"))
+            self.positions.table.set_metadata(axes=(None, "embed"))
 
     def _stack(self, c: BlockConfig, count: int, precision: Precision, rngs: nnx.Rngs) -> Block:
         def make(rngs: nnx.Rngs) -> Block:
             return Block(c, self.config.d_model, self.config.init_std, precision, rngs)
 
-        stack = nnx.vmap(make)(rngs.fork(split=count))
-        for _, node in nnx.iter_graph(stack):
-            if isinstance(node, nnx.Param):
-                node.set_metadata(axes=("layers", *node.get_metadata("axes")))
-        return stack
+        return stacked(make, count, rngs)
 
     @property
     def head(self) -> Float[Array, "v d"] | QuantizedWeight:
@@ -195,13 +192,13 @@ class Decoder(nnx.Module):
 
     def run(
         self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], context: C
-    ) -> tuple[Float[Array, "b t d"], C, Sequence[Any]]:
+    ) -> tuple[Float[Array, "b t d"], C, dict[str, Any]]:
         """Final hidden states, the context after these tokens, and what the routers of mixtures of
-        experts report: one entry, stacked over repeats, for each place in each scanned period."""
+        experts report, by stack, with the stack's layers along the first axis."""
         x, angles = self.begin(tokens, positions)
         count = len(self.config.stacks)
         stacks = [nnx.split(getattr(self, stack_name(number)))[1] for number in range(count)]
-        states, routings = [], []
+        states, reports = [], collections.defaultdict(list)
         for run in self.config.runs:
             steps = [
                 self.layer_step(self.config.layers[i], positions, angles[i], context)
@@ -217,6 +214,17 @@ class Decoder(nnx.Module):
 
             x, after = jax.lax.scan(body, x, run.fold(stacks, context.state))
             states.append(run.joined([state for state, _ in after]))
-            routings += [routing for _, routing in after if routing is not None]
-        state = jax.tree.map(lambda *parts: jnp.concatenate(parts), *states)
-        return self.finish(x), context.advance(state, tokens.shape[1]), routings
+            for stack in dict.fromkeys(place.stack for place in run.places):
+                own = [
+                    routing
+                    for place, (_, routing) in zip(run.places, after)
+                    if place.stack == stack
+                ]
+                if own[0] is not None:
+                    reports[stack_name(stack)].append(run.joined(own))
+        state, routing = _concatenated(states), {k: _concatenated(v) for k, v in reports.items()}
+        return self.finish(x), context.advance(state, tokens.shape[1]), routing
+
+
+def _concatenated(parts: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)

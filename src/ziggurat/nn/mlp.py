@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ziggurat.mesh import constrain
 from ziggurat.nn.linear import Linear
@@ -64,7 +64,9 @@ class GatedMLP(nnx.Module):
         self.down = linear(c.hidden, width, ("mlp", "embed"))
         self.activation = c.activation
 
-    def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], None]:
+    def __call__(
+        self, x: Float[Array, "b t d"], counted: Bool[Array, "b t"] | None = None
+    ) -> tuple[Float[Array, "b t d"], None]:
         """``y``, and no router's report."""
         hidden = ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
         return self.down(constrain(hidden, ("batch", "sequence", "mlp"))), None
@@ -107,7 +109,9 @@ class PlainMLP(nnx.Module):
         self.down = linear(c.hidden, width, ("mlp", "embed"))
         self.activation = c.activation
 
-    def __call__(self, x: Float[Array, "b t d"]) -> tuple[Float[Array, "b t d"], None]:
+    def __call__(
+        self, x: Float[Array, "b t d"], counted: Bool[Array, "b t"] | None = None
+    ) -> tuple[Float[Array, "b t d"], None]:
         """``y``, and no router's report."""
         hidden = ACTIVATIONS[self.activation](self.up(x))
         return self.down(constrain(hidden, ("batch", "sequence", "mlp"))), None

@@ -6,11 +6,12 @@
 
 import collections
 import dataclasses
-from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 
@@ -85,6 +86,18 @@ class Run:
         if count != leaf.shape[0]:
             leaf = jax.lax.slice_in_dim(leaf, first, first + count)
         return leaf.reshape(self.repeats, members, *leaf.shape[1:])
+
+
+M = TypeVar("M", bound=nnx.Module)
+
+
+def stacked(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
+    """``count`` modules of equal structure as one, each parameter with a leading layers axis."""
+    stack = nnx.vmap(make)(rngs.fork(split=count))
+    for _, node in nnx.iter_graph(stack):
+        if isinstance(node, nnx.Param):
+            node.set_metadata(axes=("layers", *node.get_metadata("axes")))
+    return stack
 
 
 def runs(layers: Sequence[Any]) -> tuple[Run, ...]:

@@ -275,11 +275,16 @@ class LossConfig:
     """Tokens whose logits exist at once, over all devices together."""
     implementation: str = "auto"
     """Kernel of the output layer and loss: auto, chunked or reference."""
-    logit_softcap: float | None = None
-    """Bound of the logits, cap * tanh(logits / cap); unset for none. Belongs to the model."""
+
+    load_balancing: float = 0.0
+    """Coefficient of the load-balancing loss of routers, e.g. 0.01 (mixtures of experts)."""
+    router_z_loss: float = 0.0
+    """Coefficient of the squared log-normaliser of routers, e.g. 1e-3."""
+    router_bias_rate: float = 0.0
+    """How far a step moves the bias by which a router corrects its choice, against each expert's
+    load, e.g. 1e-3 (DeepSeek-V3, balancing without a loss)."""
 
     def __post_init__(self):
-        _not_negative("z_loss", self.z_loss)
+        for key in ("z_loss", "load_balancing", "router_z_loss", "router_bias_rate"):
+            _not_negative(key, getattr(self, key))
         config.require(self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "1 or more")
-        if self.logit_softcap is not None:
-            _positive("logit_softcap", self.logit_softcap)

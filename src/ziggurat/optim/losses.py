@@ -32,6 +32,7 @@ def next_token_loss(
     loss_mask: Float[Array, "b t"],
     config: LossConfig,
     *,
+    logit_softcap: float | None = None,
     compute_dtype: jax.typing.DTypeLike | None = None,
     token_shards: int = 1,
 ) -> tuple[Float[Array, ""], LossMetrics]:
@@ -52,6 +53,7 @@ def next_token_loss(
         targets: the token that follows each input.
         loss_mask: 1 where the target counts, 0 where not; other values weigh.
         config: the loss's node.
+        logit_softcap: the model's bound on its logits, ``cap * tanh(logits / cap)``, if it has one.
         compute_dtype: of the matrix products' operands, default that of ``hidden``.
         token_shards: number of parts in which the batch is sharded over devices, see
             :func:`ziggurat.kernels.cross_entropy.linear_cross_entropy`.
@@ -82,7 +84,7 @@ def next_token_loss(
         targets.reshape(-1),
         loss_mask.reshape(-1),
         z_loss=config.z_loss,
-        logit_softcap=config.logit_softcap,
+        logit_softcap=logit_softcap,
         chunk_tokens=config.chunk_tokens,
         implementation=config.implementation,
         compute_dtype=compute_dtype,

@@ -88,7 +88,7 @@ def compare(
         sums += np.asarray(jax.device_get(step(before, after, row[None])), float)
         progress(number + 1, len(rows))
     count = rows.shape[0] * (rows.shape[1] - 1)
-    loss_before, loss_after, agreement, divergence = sums / count
+    loss_before, loss_after, agreement, divergence = (sums / count).tolist()
     return Comparison(count, _exp(loss_before), _exp(loss_after), agreement, divergence)
 
 

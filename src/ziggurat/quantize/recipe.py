@@ -8,7 +8,8 @@ match the whole path (``blocks/attention/query``), and the first rule that match
 ...   { module_path = "blocks/mlp/.*", weight = "int4", tile_size = 32 },
 ...   { module_path = "blocks/.*", weight = "int8" },
 ... ]''').value
->>> found = assign(recipe, ["blocks.mlp.up.kernel", "blocks.attention.out.kernel", "embedding.table"])
+>>> names = ["blocks.mlp.up.kernel", "blocks.attention.out.kernel", "embedding.table"]
+>>> found = assign(recipe, names)
 >>> {name: rule.weight for name, rule in found.items()}
 {'blocks.mlp.up.kernel': 'int4', 'blocks.attention.out.kernel': 'int8'}
 """
@@ -48,7 +49,9 @@ class Rule:
         try:
             re.compile(self.module_path)
         except re.error as error:
-            config.require(False, "module_path", self.module_path, f"a regular expression ({error})")
+            config.require(
+                False, "module_path", self.module_path, f"a regular expression ({error})"
+            )
         size = self.tile_size
         config.require(size is None or size >= 2, "tile_size", size, "a number >= 2")
         config.require(0 < self.clip <= 1, "clip", self.clip, "a share in (0, 1]")
@@ -66,12 +69,10 @@ class Rule:
                 nearest += f" weights with it, or {weight} without activation"
             config.require(False, "weight", weight, f"for {activation} activations: {nearest}")
         if not self.symmetric:
-            config.require(
-                weight in INTEGERS, "symmetric", False, f"true for {weight}; int8 and int4 may be so"
-            )
-            config.require(
-                activation is None, "symmetric", False, "true where activations are quantised"
-            )
+            integers = "true, or an int8 or int4 weight"
+            config.require(weight in INTEGERS, "symmetric", False, integers)
+            floats = "true where activations are quantised"
+            config.require(activation is None, "symmetric", False, floats)
 
 
 @config.node

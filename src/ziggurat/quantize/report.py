@@ -1,13 +1,13 @@
 """The report of a quantisation: rows for a table, and one HTML page that opens anywhere."""
 
 import dataclasses
-import importlib.resources
 from pathlib import Path
 from typing import Any
 
 from ziggurat.core import atomic
 from ziggurat.core.pytrees import named_leaves, size_bytes
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, is_quantized
+from ziggurat.profile import pages
 from ziggurat.quantize.evaluation import Comparison
 from ziggurat.quantize.recipe import module_of
 from ziggurat.quantize.weights import Quantized, WeightError
@@ -80,7 +80,7 @@ def make_report(
     for error in done.errors:
         errors.setdefault(error.name, []).append(error)
     originals = named_leaves(before)
-    rows, rest = [], [0, 0]
+    rows, old_rest, new_rest = [], 0, 0
     for name, leaf in named_leaves(done.params, is_leaf=is_quantized).items():
         old = originals[name].nbytes
         if isinstance(leaf, QuantizedWeight) or name.endswith((".kernel", ".table")):
@@ -88,8 +88,9 @@ def make_report(
             found = tuple(error.relative_error for error in errors.get(name, ()))
             rows.append(WeightRow(module_of(name), said, leaf.shape, old, leaf.nbytes, found))
         else:
-            rest = [rest[0] + old, rest[1] + leaf.nbytes]
-    rows.append(WeightRow("norms, biases and others", "as they were", (), *rest, ()))
+            old_rest, new_rest = old_rest + old, new_rest + leaf.nbytes
+    rest = WeightRow("norms, biases and others", "as they were", (), old_rest, new_rest, ())
+    rows.append(rest)
     sizes = size_bytes(before), size_bytes(done.params)
     return QuantizationReport(source, recipe, tuple(rows), *sizes, comparison, text)
 
@@ -116,16 +117,13 @@ def summary(report: QuantizationReport) -> list[tuple[str, str]]:
 
 def write_page(path: Path, report: QuantizationReport) -> Path:
     """Write the report as one HTML file, replacing an older one atomically; returns the path."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    source = importlib.resources.files("ziggurat.quantize").joinpath("report_template.html")
-    template = environment.from_string(source.read_text(encoding="utf-8"))
     worst = max((error for row in report.weights for error in row.errors), default=0.0)
-    page = template.render(
-        report=report, summary=summary(report), shade=lambda error: _shade(error, worst)
+    page = pages.render(
+        "ziggurat.quantize",
+        "report_template.html",
+        report=report,
+        summary=summary(report),
+        shade=lambda error: _shade(error, worst),
     )
     atomic.write_file(path, page)
     return path

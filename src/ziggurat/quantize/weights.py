@@ -43,7 +43,9 @@ class Quantized:
 def format_of(rule: Rule) -> WeightFormat:
     """The format that a rule with a weight type asks for."""
     assert rule.weight is not None
-    return WeightFormat(rule.weight, rule.activation, rule.tile_size, rule.symmetric)
+    tile = rule.tile_size
+    activation_tile = None if rule.activation is None else tile
+    return WeightFormat(rule.weight, rule.activation, tile, rule.symmetric, activation_tile)
 
 
 def quantize_array(
@@ -94,7 +96,8 @@ def quantize(
             already.
 
     >>> from ziggurat.quantize.recipe import NAMED
-    >>> tree = {"blocks": {"up": {"kernel": jnp.ones((2, 8, 4))}}, "embedding": {"table": jnp.ones((3, 8))}}
+    >>> blocks = {"up": {"kernel": jnp.ones((2, 8, 4))}}
+    >>> tree = {"blocks": blocks, "embedding": {"table": jnp.ones((3, 8))}}
     >>> axes = {"blocks.up.kernel": -2, "embedding.table": -1}
     >>> done = quantize(tree, NAMED["int8"], axes)
     >>> done.params["blocks"]["up"]["kernel"].scale.shape, len(done.errors)
@@ -128,7 +131,9 @@ def _one_by_one(weight: Array, rule: Rule, axis: int) -> tuple[QuantizedWeight, 
     work = _compiled(format_of(rule), axis, rule.clip)
     parts, errors = zip(*(jax.device_get(work(matrix)) for matrix in matrices))
     lead = weight.shape[:-2]
-    whole = jax.tree.map(lambda *one: jnp.asarray(np.stack(one).reshape(*lead, *one[0].shape)), *parts)
+    whole = jax.tree.map(
+        lambda *one: jnp.asarray(np.stack(one).reshape(*lead, *one[0].shape)), *parts
+    )
     return whole, [float(error) for error in errors]
 
 

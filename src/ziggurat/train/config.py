@@ -14,7 +14,18 @@ from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.data import DataConfig, TokenizerConfig
 from ziggurat.mesh import MeshConfig
-from ziggurat.models import LlamaConfig
+from ziggurat.models import (
+    DeepseekV3Config,
+    Gemma2Config,
+    Gemma3Config,
+    Gpt2Config,
+    GptOssConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 from ziggurat.nn.decoder import Remat
 from ziggurat.optim import LossConfig, OptimizerConfig
 from ziggurat.profile.sampling import ProfileConfig
@@ -29,7 +40,21 @@ class PretrainedModel:
     """A run, a checkpoint step, a Hugging Face directory or a GGUF file."""
 
 
-ModelNode = Annotated[LlamaConfig | PretrainedModel, Discriminator("kind")]
+ModelNode = Annotated[
+    LlamaConfig
+    | Qwen2Config
+    | Qwen3Config
+    | Gemma2Config
+    | Gemma3Config
+    | Gpt2Config
+    | MixtralConfig
+    | Qwen3MoeConfig
+    | DeepseekV3Config
+    | GptOssConfig
+    | PretrainedModel,
+    Discriminator("kind"),
+]
+"""Architecture to train from scratch, by family, or weights to start from."""
 
 
 @config.node

@@ -137,11 +137,24 @@ def compiled_parts(
     run: RunConfig, layout: Layout, model: LanguageModel
 ) -> tuple[optim.Optimizer, Any, Any]:
     """Optimizer, jitted step and jitted evaluation; also what ahead-of-time compilation needs."""
+    if layout.sizes["expert"] > 1 and not model.has_experts:
+        raise ShardingError(
+            "mesh.expert",
+            found=layout.sizes["expert"],
+            expected="1 for a model without experts",
+            fix="use the devices on another axis, e.g. fsdp or data",
+        )
     objective = language_modelling(model, run.objective.loss, layout)
     optimizer = optim.build(run.optimizer, total_steps=run.train.steps, axes=model.axes)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer, layout))
     step = jax.jit(
-        build_step(objective, optimizer, layout, accumulate=run.train.accumulate),
+        build_step(
+            objective,
+            optimizer,
+            layout,
+            accumulate=run.train.accumulate,
+            router_bias_rate=run.objective.loss.router_bias_rate,
+        ),
         donate_argnums=0,
         out_shardings=(shardings, layout.replicated()),
     )
@@ -178,16 +191,15 @@ def check_mesh(run: RunConfig, layout: Layout) -> None:
     """Refuse meshes that the run cannot use.
 
     Raises:
-        ShardingError: batch or sequence does not divide; or an axis has nothing to shard.
+        ShardingError: batch or sequence does not divide; or there are pipeline stages.
     """
-    for axis in ("pipeline", "expert"):
-        if layout.sizes[axis] > 1:
-            raise ShardingError(
-                f"mesh.{axis}",
-                found=layout.sizes[axis],
-                expected="1",
-                fix="pipeline stages and experts are not implemented for this model",
-            )
+    if layout.sizes["pipeline"] > 1:
+        raise ShardingError(
+            "mesh.pipeline",
+            found=layout.sizes["pipeline"],
+            expected="1",
+            fix="pipeline stages are not implemented",
+        )
     micro = {"batch": run.data.batch_size // run.train.accumulate}
     if run.data.batch_size % run.train.accumulate:
         raise ConfigError(

@@ -1,5 +1,6 @@
 """The training step: ``(state, batch) -> (state, metrics)``, pure, jitted and donated."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ziggurat.core.pytrees import map_named
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.optim import Optimizer, global_norm
@@ -24,6 +26,8 @@ class Sums(NamedTuple):
     """What everything is divided by, over the whole step."""
     metrics: dict[str, Float[Array, ""]]
     """Sums for reports."""
+    loads: dict[str, Float[Array, "l e"]] = {}  # noqa: RUF012  nobody changes it
+    """Tokens sent to each expert, by stack of layers."""
 
 
 Objective = Callable[[Params, Arrays], Sums]
@@ -31,7 +35,12 @@ Step = Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def build_step(
-    objective: Objective, optimizer: Optimizer, layout: Layout, *, accumulate: int = 1
+    objective: Objective,
+    optimizer: Optimizer,
+    layout: Layout,
+    *,
+    accumulate: int = 1,
+    router_bias_rate: float = 0.0,
 ) -> Step:
     r"""The step of an objective under an optimizer.
 
@@ -44,6 +53,7 @@ def build_step(
         optimizer: how gradients become updates.
         layout: where activations live while tracing.
         accumulate: number of micro-batches; divides the batch.
+        router_bias_rate: how far the correcting biases of routers move against experts' loads.
 
     Returns:
         A pure function; jit it, donating the state. Metrics: ``loss`` and the objective's others
@@ -67,6 +77,8 @@ def build_step(
             norm = global_norm(gradients)
             with jax.named_scope("optimizer"):
                 new = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
+                if router_bias_rate:
+                    new = _balanced(new, sums.loads, router_bias_rate)
         metrics = {name: value * scale for name, value in sums.metrics.items()}
         metrics |= {
             "grad_norm": norm,
@@ -124,3 +136,19 @@ def _update(
         skipped=state.skipped + bad,
         bad_in_a_row=jnp.where(fine, 0, state.bad_in_a_row + 1),
     )
+
+
+def _balanced(state: TrainState, loads: Mapping[str, jax.Array], rate: float) -> TrainState:
+    """Biases of routers moved up for experts with less than the mean load, down for those with
+    more, by ``rate`` whatever the difference (Wang et al. 2024,
+    https://arxiv.org/abs/2408.15664)."""
+    moved = {}
+    for stack, counts in loads.items():
+        name = f"{stack}.mlp.router.correction_bias"
+        moved[name] = rate * jnp.sign(counts.mean(-1, keepdims=True) - counts)
+    moved = {name: jnp.where(state.bad_in_a_row == 0, by, 0) for name, by in moved.items()}
+    params = map_named(
+        lambda name, leaf: leaf + moved[name].astype(leaf.dtype) if name in moved else leaf,
+        state.params,
+    )
+    return dataclasses.replace(state, params=params)

@@ -25,7 +25,16 @@ from typing import Any
 import numpy as np
 from tests.oracle.families.table import TOKENS, VOCABULARY, Table
 
-__all__ = ["CASES", "FAMILIES", "TOKENS", "VOCABULARY", "Stored", "Table", "Tensors"]
+__all__ = [
+    "CASES",
+    "ENCODER_CASES",
+    "FAMILIES",
+    "TOKENS",
+    "VOCABULARY",
+    "Stored",
+    "Table",
+    "Tensors",
+]
 
 
 @functools.cache
@@ -36,8 +45,22 @@ def table(family: str) -> Table:
 
 FAMILIES = tuple(sorted({m.name for m in pkgutil.iter_modules(__path__)} - {"table", "__main__"}))
 """Names of the files here that hold cases."""
-CASES = tuple(f"{family}/{case}" for family in FAMILIES for case in table(family).cases)
-"""Names of all cases."""
+CASES = tuple(
+    f"{family}/{case}"
+    for family in FAMILIES
+    for case in table(family).cases
+    if not table(family).encoder
+)
+"""Names of all cases of language models."""
+ENCODER_CASES = tuple(
+    f"{family}/{case}"
+    for family in FAMILIES
+    for case in table(family).cases
+    if table(family).encoder
+)
+"""Names of all cases of encoders."""
+PADDED = 15
+"""Tokens of the second row of an encoder's input; the rest is padding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +72,7 @@ class Stored:
     shapes: dict[str, tuple[int, ...]]
     """Tensors by name as safetensors files hold them."""
     logits: np.ndarray
-    """``[1, TOKENS, v]``, float32."""
+    """``[1, TOKENS, v]``, float32; of an encoder ``[2, TOKENS + 1, d]``, see :class:`Table`."""
     parameters: int
     """``num_parameters()``."""
 
@@ -64,6 +87,18 @@ class Tensors(dict):
 def tokens(case: str) -> np.ndarray:
     """The input ids of a case, ``[1, TOKENS]``."""
     return _generator(case, "tokens").integers(0, VOCABULARY, (1, TOKENS)).astype(np.int32)
+
+
+def encoder_inputs(case: str) -> dict[str, np.ndarray]:
+    """What an encoder's case is run on, by transformers' names of arguments."""
+    draw = _generator(case, "tokens")
+    shape = 2, TOKENS
+    mask = np.arange(TOKENS)[None] < np.array([[TOKENS], [PADDED]])
+    return {
+        "input_ids": draw.integers(0, VOCABULARY, shape).astype(np.int32),
+        "attention_mask": mask.astype(np.int32),
+        "token_type_ids": draw.integers(0, 2, shape).astype(np.int32),
+    }
 
 
 def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -143,7 +178,14 @@ def recompute(case: str) -> Stored:
             for name, tensor in load_file(Path(directory) / "model.safetensors").items()
         }
     with torch.no_grad():
-        logits = model(torch.from_numpy(tokens(case)).long()).logits.numpy()
+        if table(case.partition("/")[0]).encoder:
+            inputs = encoder_inputs(case)
+            found = model(**{key: torch.from_numpy(x).long() for key, x in inputs.items()})
+            states = found.last_hidden_state.numpy() * inputs["attention_mask"][..., None]
+            pooled = found.pooler_output.numpy()[:, None]
+            logits = np.concatenate([states, pooled], axis=1).astype(np.float32)
+        else:
+            logits = model(torch.from_numpy(tokens(case)).long()).logits.numpy()
     return Stored(config, shapes, logits, model.num_parameters())
 
 

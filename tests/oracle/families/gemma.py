@@ -37,8 +37,12 @@ CASES: dict[str, dict[str, Any]] = {
     "gemma3-linear-of-global": THIRD
     | {
         "num_hidden_layers": 4,
-        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]
-        + ["sliding_attention"],
+        "layer_types": [
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+        ],
         "final_logit_softcapping": 3.0,
         "rope_parameters": {
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e5},

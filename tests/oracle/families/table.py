@@ -22,3 +22,6 @@ class Table:
     """By name, the arguments in which a case differs from ``base``."""
     norms_about: float = 1.0
     """What the scales of norms (every ``weight`` of one dimension) are drawn around."""
+    encoder: bool = False
+    """Two rows, the second padded, with two token types; what is stored are hidden states, zero at
+    padding, and after them the pooler's vector as one more."""

@@ -59,7 +59,7 @@ def attention(
     https://arxiv.org/abs/2305.13245.
     """
     if implementation == "auto":
-        implementation = _choose(query.shape[1], mask)
+        implementation = _choose(mask)
     if implementation == "blocked" and not (mask.aligned and mask.causal):
         raise ConfigError(
             "attention implementation",
@@ -72,7 +72,7 @@ def attention(
     )
 
 
-def _choose(length: int, mask: AttentionMask) -> str:
+def _choose(mask: AttentionMask) -> str:
     """Blocks need whole rows on one device; short rows have nothing to skip."""
     whole = mask.aligned and mask.causal and active_ways("sequence") == 1
-    return "blocked" if whole and length >= 2 * SMALLEST_BLOCK else "grouped"
+    return "blocked" if whole and mask.query_positions.shape[1] >= 2 * SMALLEST_BLOCK else "grouped"

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Integer, UInt8
 
 from ziggurat.core.registry import Registry
 
@@ -45,6 +45,9 @@ class WeightFormat:
     """Inputs that share a scale; ``None``: all inputs of an output channel."""
     symmetric: bool = True
     """Whether zero is always the integer 0; else there is a zero point per scale."""
+    activation_tile_size: int | None = None
+    """Inputs of one token that share a scale; ``None``: all of them. Qwix's rules tile activations
+    as weights; compressed-tensors has one scale a token."""
 
     @property
     def stored_dtype(self) -> jnp.dtype:
@@ -174,7 +177,7 @@ def pack(values: Any, axis: int) -> UInt8[Array, "..."]:
     return jnp.moveaxis(packed, -1, axis)
 
 
-def unpack(packed: UInt8[Array, "..."], axis: int, *, signed: bool) -> Int[Array, "..."]:
+def unpack(packed: UInt8[Array, "..."], axis: int, *, signed: bool) -> Integer[Array, "..."]:
     """The reverse of :func:`pack`; int8 if signed, else uint8.
 
     >>> unpack(pack(jnp.array([[-8, 7, 3, -1]], jnp.int4), -1), -1, signed=True).tolist()
@@ -194,10 +197,12 @@ def _qwix_product(x: Array, weight: QuantizedWeight, preferred: Any) -> Array:
     numbers = (((axis,), (weight.axis % weight.ndim,)), ((), ()))
     left: Any = x
     if format.activation is not None:
-        tiles = {} if format.tile_size is None else {axis: format.tile_size}
-        others = [] if tiles and axis == 0 else list(range(axis))
+        size = format.activation_tile_size
         left = qwix.quantize(
-            x, QTYPES[format.activation], channelwise_axes=others, tiled_axes=tiles
+            x,
+            QTYPES[format.activation],
+            channelwise_axes=range(axis),
+            tiled_axes={} if size is None else {axis: size},
         )
     return qwix.dot_general(left, weight.qarray(), numbers, preferred_element_type=preferred)
 

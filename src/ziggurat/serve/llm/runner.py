@@ -1,7 +1,7 @@
 """Running the model: weights, paged cache and the few compiled programs that work on them."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,12 @@ class Logprobs(NamedTuple):
 
 
 class ModelRunner:
-    """Steps of a model over rows of tokens, all state but the lanes' own on the device.
+    """Steps of a model over rows of tokens, all state but the lanes' own on one device.
 
     Args:
         model: the model.
-        params: its parameters; copied, layer by layer.
+        params: its parameters; copied, layer by layer. Those sharded over several devices are
+            gathered.
         cache: the cache's dimensions.
         buckets: the shapes of steps.
         programs: compiles them.
@@ -49,7 +50,7 @@ class ModelRunner:
     ):
         self.model, self.buckets, self.programs = model, buckets, programs
         self._dims, self._vocab = cache, model.decoder.vocab_size
-        self._weights = Unstacked.of(model, params)
+        self._weights = Unstacked.of(model, jax.tree.map(_on_one_device, params))
         self._cache = self._empty()
         self._history: History | None = None
         self._stays: dict[int, object] = {}
@@ -97,6 +98,7 @@ class ModelRunner:
         start, new = np.zeros((2, shape.rows), np.int32)
         tables = np.zeros((shape.rows, self._dims.width), np.int32)
         for row, (lane, count) in enumerate(zip(lanes, counts)):
+            assert lane.table is not None
             tokens[row, :count] = lane.tokens[lane.cached : lane.cached + count]
             start[row], new[row], tables[row] = lane.cached, count, lane.table
         return tokens, start, new, tables
@@ -196,3 +198,8 @@ class ModelRunner:
         last = jnp.maximum(counts - 1, 0)
         newest = hidden[jnp.arange(tokens.shape[0]), last]
         return cache, unstacked.project(self.model, weights, newest)
+
+
+def _on_one_device(leaf: Any) -> Any:
+    spread = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+    return jax.device_put(leaf, jax.devices()[0]) if spread else leaf

@@ -27,8 +27,9 @@ class EngineConfig:
     block_size: int = 16
     """Tokens in a block of the cache."""
     cache_tokens: int | None = None
-    """Tokens in the cache, of all generations; default 8192, or a longest sequence if that is more.
-    When it is full, the newest generations wait."""
+    """Tokens in the cache, of all generations; default what ``max_running`` longest sequences take,
+    at most 8192, or one longest sequence if that is more. When it is full, the newest generations
+    wait."""
     prefix_cache: bool = True
     """Keep blocks of ended requests for prompts that begin alike, until others need them. Logits
     may differ in the last bits from those of a prompt read whole."""
@@ -81,7 +82,8 @@ def cache_dimensions(settings: EngineConfig, longest: int) -> CacheDimensions:
     """
     size = settings.block_size
     width = -(-longest // size)
-    tokens = settings.cache_tokens or max(longest, LONGEST_DEFAULT)
+    most = settings.max_running * width * size
+    tokens = settings.cache_tokens or min(max(longest, LONGEST_DEFAULT), most)
     if -(-tokens // size) < width:
         raise ConfigError(
             "cache_tokens",

@@ -1,0 +1,85 @@
+"""Grouped matrix product: rows sorted by expert, each times its own expert's matrix; the dispatch
+point for kernels over stacks of expert weights.
+
+>>> import jax.numpy as jnp
+>>> x, kernel = jnp.ones((5, 2)), jnp.stack([jnp.ones((2, 3)), 2 * jnp.ones((2, 3))])
+>>> grouped_matmul(x, kernel, jnp.array([3, 1]))[:, 0].tolist()
+[2.0, 2.0, 2.0, 4.0, 0.0]
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ziggurat.core.errors import ShapeError
+from ziggurat.core.registry import Registry
+from ziggurat.kernels.grouped_matmul.blocked import blocked_matmul
+from ziggurat.kernels.grouped_matmul.reference import reference_matmul, row_groups
+
+__all__ = ["IMPLEMENTATIONS", "PREFERRED", "grouped_matmul", "row_groups"]
+
+
+def _ragged(x: Array, kernel: Array, sizes: Array) -> Array:
+    out = jax.lax.ragged_dot(x, kernel, sizes.astype(jnp.int32))
+    rows = jax.lax.broadcasted_iota(jnp.int32, out.shape, 0)
+    return jnp.where(rows < sizes.sum(), out, 0)
+
+
+IMPLEMENTATIONS: Registry[Callable[[Array, Array, Array], Array]] = Registry(
+    "grouped matmul implementation"
+)
+IMPLEMENTATIONS.add("reference", reference_matmul)
+IMPLEMENTATIONS.add("blocked", blocked_matmul)
+IMPLEMENTATIONS.add("ragged", _ragged)
+
+PREFERRED: dict[str, str] = {"cpu": "blocked", "gpu": "ragged", "tpu": "ragged"}
+"""What ``auto`` means on each JAX backend."""
+
+
+def grouped_matmul(
+    x: Float[Array, "n d"],
+    kernel: Float[Array, "e d f"],
+    sizes: Int[Array, " e"],
+    *,
+    implementation: str = "auto",
+) -> Float[Array, "n f"]:
+    r"""Every row times the matrix of its group, :math:`y_i = x_i W_{g(i)}`; nothing is dropped.
+
+    ``ragged`` is ``jax.lax.ragged_dot``, which has kernels on TPU and GPU. XLA:CPU expands it to
+    every row times every matrix; ``blocked`` does there only the products that are asked for, and
+    reads only the matrices that have rows (``benchmarks/grouped_matmul.py``).
+
+    Args:
+        x: rows sorted by group: the first ``sizes[0]`` belong to group 0, and so on. Rows beyond
+            the sum of ``sizes`` belong to none; their result and gradient are 0.
+        kernel: a matrix per group.
+        sizes: rows of each group, 0 allowed; their sum is at most ``n``.
+        implementation: ``auto``, or a name of :data:`IMPLEMENTATIONS`.
+
+    Returns:
+        The products, accumulated in float32, in the type of ``x``. Differentiable in ``x`` and
+        ``kernel``, backward mode only for ``blocked``.
+
+    Raises:
+        ShapeError: shapes do not fit together.
+        ConfigError: no such implementation.
+
+    Paper: Gale et al. 2022 (dropless mixtures of experts), https://arxiv.org/abs/2211.15841.
+    """
+    if x.ndim != 2 or kernel.ndim != 3 or sizes.shape != kernel.shape[:1]:
+        raise ShapeError(
+            "grouped_matmul",
+            found=f"x {list(x.shape)}, kernel {list(kernel.shape)}, sizes {list(sizes.shape)}",
+            expected="[n, d], [e, d, f] and [e]",
+        )
+    if x.shape[1] != kernel.shape[1]:
+        raise ShapeError(
+            "grouped_matmul",
+            found=f"rows of {x.shape[1]} channels",
+            expected=f"{kernel.shape[1]} as the kernel has",
+        )
+    if implementation == "auto":
+        implementation = PREFERRED.get(jax.default_backend(), "ragged")
+    return IMPLEMENTATIONS[implementation](x, kernel, sizes)

@@ -1,0 +1,93 @@
+"""The grouped matrix product as a loop over blocks of rows, each of one group: plain XLA, for
+backends without a ragged kernel.
+
+A block starts at a group's row and may reach into the next group. Blocks are written in order, so
+those rows are overwritten by their own group's block, and no row is moved or padded.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+MOST_ROWS = 128
+"""Largest block: its product is large enough to hide the loop."""
+
+
+def block_rows(rows: int, groups: int) -> int:
+    """Rows of a block: about one block per group where groups are even.
+
+    >>> block_rows(4, 8), block_rows(512, 8), block_rows(8192, 8)
+    (1, 64, 128)
+    """
+    return min(MOST_ROWS, max(1, -(-rows // groups)))
+
+
+@jax.custom_vjp
+def blocked_matmul(
+    x: Float[Array, "n d"], kernel: Float[Array, "e d f"], sizes: Int[Array, " e"]
+) -> Float[Array, "n f"]:
+    """See :func:`ziggurat.kernels.grouped_matmul.grouped_matmul`."""
+    return _product(x, kernel, sizes, transposed=False)
+
+
+def _product(x: Array, kernel: Array, sizes: Array, *, transposed: bool) -> Array:
+    n, size = x.shape[0], block_rows(x.shape[0], kernel.shape[0])
+    width = kernel.shape[1] if transposed else kernel.shape[2]
+    contract = (((1,), (1 if transposed else 0,)), ((), ()))
+    padded = jnp.pad(x, ((0, size), (0, 0)))
+
+    def block(index: Array, out: Array) -> Array:
+        group, at, _ = _place(index, sizes, size)
+        rows = jax.lax.dynamic_slice_in_dim(padded, at, size)
+        matrix = jax.lax.dynamic_index_in_dim(kernel, group, keepdims=False)
+        some = jax.lax.dot_general(rows, matrix, contract, preferred_element_type=jnp.float32)
+        return jax.lax.dynamic_update_slice_in_dim(out, some.astype(out.dtype), at, 0)
+
+    start = jnp.zeros((n + size, width), x.dtype)
+    out = jax.lax.fori_loop(0, _blocks(sizes, size).sum(), block, start)[:n]
+    return jnp.where(jnp.arange(n)[:, None] < sizes.sum(), out, 0)
+
+
+def _outer(x: Array, dy: Array, kernel: Array, sizes: Array) -> Array:
+    """Gradient of the kernel, ``sum x_i dy_i`` over the rows of each group."""
+    size = block_rows(x.shape[0], kernel.shape[0])
+    x, dy = (jnp.pad(array, ((0, size), (0, 0))) for array in (x, dy))
+
+    def block(index: Array, total: Array) -> Array:
+        group, at, end = _place(index, sizes, size)
+        rows, back = (jax.lax.dynamic_slice_in_dim(array, at, size) for array in (x, dy))
+        rows = jnp.where(at + jnp.arange(size)[:, None] < end, rows, 0)
+        part = jax.lax.dot_general(
+            rows, back, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        before = jax.lax.dynamic_index_in_dim(total, group, keepdims=False)
+        return jax.lax.dynamic_update_index_in_dim(total, before + part, group, 0)
+
+    start = jnp.zeros(kernel.shape, jnp.float32)
+    return jax.lax.fori_loop(0, _blocks(sizes, size).sum(), block, start).astype(kernel.dtype)
+
+
+def _blocks(sizes: Array, size: int) -> Array:
+    """Blocks of each group."""
+    return -(-sizes // size)
+
+
+def _place(index: Array, sizes: Array, size: int) -> tuple[Array, Array, Array]:
+    """A block's group, its first row, and the end of its group."""
+    blocks = _blocks(sizes, size)
+    last = jnp.cumsum(blocks)
+    group = jnp.searchsorted(last, index, side="right")
+    end = jnp.cumsum(sizes)[group]
+    return group, end - sizes[group] + (index - (last - blocks)[group]) * size, end
+
+
+def _forward(x: Array, kernel: Array, sizes: Array):
+    return blocked_matmul(x, kernel, sizes), (x, kernel, sizes)
+
+
+def _backward(kept: tuple[Array, Array, Array], dy: Array):
+    x, kernel, sizes = kept
+    return _product(dy, kernel, sizes, transposed=True), _outer(x, dy, kernel, sizes), None
+
+
+blocked_matmul.defvjp(_forward, _backward)

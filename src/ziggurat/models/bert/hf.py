@@ -1,0 +1,90 @@
+"""BERT in Hugging Face's ``config.json`` and safetensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ziggurat.models.bert.config import BertConfig
+from ziggurat.models.hf_config import HFConfig, activation, checked, hf_activation, note_dropout
+from ziggurat.models.weight_names import WeightName
+
+WITHOUT_EFFECT = ("gradient_checkpointing", "tie_word_embeddings", "classifier_dropout")
+POOLER = "pooler.dense.weight"
+"""A tensor that encoders with a pooler have; ``config.json`` does not say."""
+
+
+def from_hf(values: Mapping[str, Any]) -> BertConfig:
+    """``config.json`` of ``BertModel`` to config.
+
+    Raises:
+        ModelError: a key is missing, or a switch is set that the family does not implement.
+    """
+    hf = HFConfig(values)
+    for key in WITHOUT_EFFECT:
+        hf.get(key)
+    hf.refuse_unless("is_decoder", (False,), "attention here is in both directions")
+    hf.refuse_unless("add_cross_attention", (False,))
+    hf.refuse_unless("position_embedding_type", ("absolute",))
+    note_dropout(hf, "hidden_dropout_prob", "attention_probs_dropout_prob")
+    settings = {
+        "vocab_size": hf.need("vocab_size"),
+        "d_model": hf.need("hidden_size"),
+        "n_layers": hf.need("num_hidden_layers"),
+        "n_heads": hf.need("num_attention_heads"),
+        "d_ff": hf.need("intermediate_size"),
+        "activation": activation(hf, "hidden_act", "gelu"),
+        "max_sequence_length": hf.get("max_position_embeddings", 512),
+        "token_types": hf.get("type_vocab_size", 2),
+        "norm_eps": hf.get("layer_norm_eps", 1e-12),
+        "init_std": hf.get("initializer_range", 0.02),
+    }
+    hf.finish()
+    return checked(BertConfig, settings, "config.json")
+
+
+def to_hf(config: BertConfig) -> dict[str, Any]:
+    """Config to ``config.json``."""
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "intermediate_size": config.d_ff or 4 * config.d_model,
+        "hidden_act": hf_activation(config.activation),
+        "max_position_embeddings": config.max_sequence_length,
+        "type_vocab_size": config.token_types,
+        "layer_norm_eps": config.norm_eps,
+        "initializer_range": config.init_std,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
+def hf_names(config: BertConfig) -> list[WeightName]:
+    """Weight names in safetensors files."""
+    layer = "encoder.layer.{layer}."
+    names = [
+        WeightName("embedding.table", "embeddings.word_embeddings.weight"),
+        WeightName("positions.table", "embeddings.position_embeddings.weight"),
+        WeightName("token_types.table", "embeddings.token_type_embeddings.weight"),
+    ]
+    for ours, theirs in {
+        "embedding_norm": "embeddings.LayerNorm",
+        "blocks.attention_norm": layer + "attention.output.LayerNorm",
+        "blocks.mlp_norm": layer + "output.LayerNorm",
+    }.items():
+        names.append(WeightName(f"{ours}.scale", f"{theirs}.weight"))
+        names.append(WeightName(f"{ours}.bias", f"{theirs}.bias"))
+    matrices = {
+        "blocks.attention.query": layer + "attention.self.query",
+        "blocks.attention.key": layer + "attention.self.key",
+        "blocks.attention.value": layer + "attention.self.value",
+        "blocks.attention.out": layer + "attention.output.dense",
+        "blocks.mlp.up": layer + "intermediate.dense",
+        "blocks.mlp.down": layer + "output.dense",
+    } | ({"pooler": "pooler.dense"} if config.pooler else {})
+    for ours, theirs in matrices.items():
+        names.append(WeightName(f"{ours}.kernel", f"{theirs}.weight", transpose=True))
+        names.append(WeightName(f"{ours}.bias", f"{theirs}.bias"))
+    return names

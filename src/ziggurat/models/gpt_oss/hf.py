@@ -1,0 +1,112 @@
+"""GPT-OSS in Hugging Face's ``config.json`` and safetensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ziggurat.core.errors import ModelError
+from ziggurat.models import block_names
+from ziggurat.models.decoder_fields import read_fields, read_pattern, write_fields, write_pattern
+from ziggurat.models.gpt_oss.config import GptOssConfig
+from ziggurat.models.hf_config import HFConfig, checked, hf_rope, rope
+from ziggurat.models.weight_names import Part, WeightName
+
+DEFAULTS = {
+    "max_position_embeddings": 131072,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "tie_word_embeddings": False,
+}
+YARN = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "original_max_position_embeddings": 4096,
+    "truncate": False,
+}
+"""The rotary scaling of a config that names none."""
+TRAINING = ("router_aux_loss_coef", "output_router_logits")
+"""Keys of the loss, which a run file sets here."""
+
+
+def from_hf(values: Mapping[str, Any]) -> GptOssConfig:
+    """``config.json`` of ``GptOssForCausalLM`` to config.
+
+    Raises:
+        ModelError: a key is missing, or a switch is set that the family does not implement.
+    """
+    if values.get("rope_scaling") is None and values.get("rope_parameters") is None:
+        values = {**values, "rope_scaling": YARN}
+    hf = HFConfig(values)
+    settings = read_fields(hf, DEFAULTS)
+    layers = hf.whole("num_hidden_layers")
+    types = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
+    chosen = hf.get("num_experts_per_tok", 4)
+    settings |= {
+        "rope": rope(hf, settings["max_sequence_length"], 150000.0),
+        "norm_eps": hf.get("rms_norm_eps", 1e-5),
+        "n_experts": hf.get("num_local_experts", hf.get("num_experts", 128)),
+        "experts_per_token": chosen,
+        "gate_alpha": hf.get("swiglu_alpha", 1.702),
+        "gate_limit": hf.get("swiglu_limit", 7.0),
+        "window": hf.get("sliding_window", 128),
+        "pattern": read_pattern(hf, layers, types),
+        "attention_bias": hf.get("attention_bias", True),
+    }
+    if "sliding_window" in values and values["sliding_window"] is None:
+        raise ModelError("config.json: sliding_window", found="null", expected="a number of tokens")
+    hf.refuse_unless("experts_per_token", (chosen,), "it says the same as num_experts_per_tok")
+    _check_quantization(hf.get("quantization_config", {}))
+    for key in (*TRAINING, "initial_context_length"):
+        hf.get(key)
+    hf.finish()
+    return checked(GptOssConfig, settings, "config.json")
+
+
+def _check_quantization(values: Mapping[str, Any]) -> None:
+    """MXFP4 is dequantised as it is read; anything else is refused."""
+    method = values.get("quant_method", "mxfp4") if isinstance(values, Mapping) else values
+    if method != "mxfp4":
+        raise ModelError(
+            "config.json: quantization_config", found=repr(method), expected="'mxfp4' or none"
+        )
+
+
+def to_hf(config: GptOssConfig) -> dict[str, Any]:
+    """Config to ``config.json``."""
+    return {
+        "architectures": ["GptOssForCausalLM"],
+        "model_type": "gpt_oss",
+        **write_fields(config),
+        **hf_rope(config.rope),
+        "sliding_window": config.window,
+        "layer_types": write_pattern(config.pattern, config.n_layers),
+        "attention_bias": config.attention_bias,
+        "num_local_experts": config.n_experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "swiglu_alpha": config.gate_alpha,
+        "swiglu_limit": config.gate_limit,
+    }
+
+
+def hf_names(config: GptOssConfig) -> list[WeightName]:
+    """Weight names in safetensors files, whose experts are fused, gate and up in turn."""
+    d = config.decoder()
+    names, layer = block_names.ends(d), block_names.LAYER
+    attention = config.attention(bias=config.attention_bias, out_bias=config.attention_bias)
+    for stack, layers in block_names.stacked_layers(d).items():
+        names += block_names.scales(stack, block_names.PRE_NORMS, layers)
+        names += block_names.grouped_attention(stack, attention, layers)
+        there = f"{layer}self_attn.sinks"
+        names.append(WeightName(f"{stack}.attention.sinks", there, layers=layers))
+        router = {"mlp.router": "mlp.router"}
+        names += block_names.projections(stack, router, layers, biases=["mlp.router"])
+        for part, fused, entries in (
+            ("gate", "gate_up_proj", Part(-1, slice(0, None, 2))),
+            ("up", "gate_up_proj", Part(-1, slice(1, None, 2))),
+            ("down", "down_proj", None),
+        ):
+            here, there = f"{stack}.mlp.experts.{part}", f"{layer}mlp.experts.{fused}"
+            names += [
+                WeightName(f"{here}.kernel", there, layers=layers, part=entries),
+                WeightName(f"{here}.bias", f"{there}_bias", layers=layers, part=entries),
+            ]
+    return names

@@ -1,0 +1,68 @@
+"""Mixtral in Hugging Face's ``config.json`` and safetensors."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ziggurat.models import block_names
+from ziggurat.models.decoder_fields import read_fields, write_fields
+from ziggurat.models.hf_config import HFConfig, checked, hf_rope, rope
+from ziggurat.models.mixtral.config import MixtralConfig
+from ziggurat.models.weight_names import WeightName
+
+DEFAULTS = {
+    "max_position_embeddings": 4096 * 32,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
+TRAINING = ("router_aux_loss_coef", "output_router_logits")
+"""Keys of the loss, which a run file sets here."""
+
+
+def from_hf(values: Mapping[str, Any]) -> MixtralConfig:
+    """``config.json`` of ``MixtralForCausalLM`` to config.
+
+    Raises:
+        ModelError: a key is missing, or a switch is set that the family does not implement.
+    """
+    hf = HFConfig(values)
+    settings = read_fields(hf, DEFAULTS)
+    settings |= {
+        "rope": rope(hf, settings["max_sequence_length"], 1e6),
+        "norm_eps": hf.get("rms_norm_eps", 1e-5),
+        "window": hf.get("sliding_window"),
+        "n_experts": hf.get("num_local_experts", hf.get("num_experts", 8)),
+        "experts_per_token": hf.get("num_experts_per_tok", 2),
+    }
+    hf.refuse_unless("router_jitter_noise", (0, 0.0), "noise on a router's input in training")
+    for key in TRAINING:
+        hf.get(key)
+    hf.finish()
+    return checked(MixtralConfig, settings, "config.json")
+
+
+def to_hf(config: MixtralConfig) -> dict[str, Any]:
+    """Config to ``config.json``."""
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        "model_type": "mixtral",
+        **write_fields(config),
+        **hf_rope(config.rope),
+        "sliding_window": config.window,
+        "num_local_experts": config.n_experts,
+        "num_experts_per_tok": config.experts_per_token,
+    }
+
+
+def hf_names(config: MixtralConfig) -> list[WeightName]:
+    """Weight names in safetensors files."""
+    d = config.decoder()
+    names = block_names.ends(d)
+    for stack, layers in block_names.stacked_layers(d).items():
+        names += block_names.scales(stack, block_names.PRE_NORMS, layers)
+        names += block_names.grouped_attention(stack, config.attention(), layers)
+        router = {"mlp.router": "block_sparse_moe.gate"}
+        names += block_names.projections(stack, router, layers)
+        parts = {"gate": "w1", "up": "w3", "down": "w2"}
+        there = "block_sparse_moe.experts"
+        names += block_names.experts(stack, layers, config.n_experts, there, parts)
+    return names

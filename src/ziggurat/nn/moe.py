@@ -1,0 +1,241 @@
+"""Mixtures of experts: each token goes through a few of many gated MLPs, and none is dropped.
+
+Tokens are sorted by expert and multiplied group by group (``ziggurat.kernels.grouped_matmul``). On
+a mesh each device sorts the tokens that it has; over the axis that shards the experts, tokens are
+gathered first, every device runs its own experts, and the sums are scattered back.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from ziggurat.kernels.grouped_matmul import grouped_matmul, row_groups
+from ziggurat.mesh import Layout, active_layout
+from ziggurat.nn.linear import constant, parameter
+from ziggurat.nn.mlp import ACTIVATIONS, Activation, GatedMLP, GatedMlpConfig
+from ziggurat.nn.precision import Precision
+from ziggurat.nn.router import Router, RouterConfig, Routing
+
+
+@dataclasses.dataclass(frozen=True)
+class ClampedSwiglu:
+    r"""GPT-OSS's gate, :math:`g\,\sigma(\alpha g) (u + 1)` with :math:`g` and :math:`u` clamped
+    (https://arxiv.org/abs/2508.10925)."""
+
+    alpha: float
+    """Gain inside the sigmoid."""
+    limit: float
+    """Bound of ``g`` from above and of ``u`` from both sides."""
+
+    def __call__(self, gate: Float[Array, "n f"], up: Float[Array, "n f"]) -> Float[Array, "n f"]:
+        gate, up = jnp.minimum(gate, self.limit), jnp.clip(up, -self.limit, self.limit)
+        return gate * jax.nn.sigmoid(self.alpha * gate) * (up + 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """A :class:`Mixture`."""
+
+    router: RouterConfig
+    hidden: int
+    """Width of one expert between its two products."""
+    activation: Activation | ClampedSwiglu = "silu"
+    """Gate function."""
+    bias: bool = False
+    """Biases on the experts' projections."""
+    shared: GatedMlpConfig | None = None
+    """A feed-forward block that every token goes through besides (DeepSeek)."""
+
+    @property
+    def active_share(self) -> float:
+        """The share of the experts' parameters that multiplies a token."""
+        return self.router.chosen / self.router.experts
+
+    def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> "Mixture":
+        return Mixture(width, self, std=std, precision=precision, rngs=rngs)
+
+
+class ExpertLinear(nnx.Module):
+    """One affine map per expert: kernels ``[e, d_in, d_out]`` and biases ``[e, d_out]``."""
+
+    def __init__(
+        self,
+        experts: int,
+        d_in: int,
+        d_out: int,
+        axes: tuple[str, str],
+        *,
+        bias: bool,
+        std: float,
+        precision: Precision,
+        rngs: nnx.Rngs,
+    ):
+        self.kernel = parameter(rngs, (experts, d_in, d_out), ("experts", *axes), std, precision)
+        axes = ("experts", axes[1])
+        self.bias = constant(0.0, (experts, d_out), axes, precision) if bias else None
+
+
+class Experts(nnx.Module):
+    """The experts' weights: ``gate``, ``up`` and ``down``."""
+
+    def __init__(
+        self, width: int, c: MixtureConfig, *, std: float, precision: Precision, rngs: nnx.Rngs
+    ):
+        def linear(d_in: int, d_out: int, axes: tuple[str, str]) -> ExpertLinear:
+            rest: dict[str, Any] = {"std": std, "precision": precision, "rngs": rngs}
+            return ExpertLinear(c.router.experts, d_in, d_out, axes, bias=c.bias, **rest)
+
+        self.gate = linear(width, c.hidden, ("embed", "mlp"))
+        self.up = linear(width, c.hidden, ("embed", "mlp"))
+        self.down = linear(c.hidden, width, ("mlp", "embed"))
+
+
+class Mixture(nnx.Module):
+    r"""Mixture of gated MLPs :math:`y = \sum_{i \in \mathrm{top}_k} w_i E_i(x) + S(x)`.
+
+    Papers: Shazeer et al. 2017, https://arxiv.org/abs/1701.06538; Jiang et al. 2024 (Mixtral),
+    https://arxiv.org/abs/2401.04088; Dai et al. 2024 (shared experts),
+    https://arxiv.org/abs/2401.06066.
+    """
+
+    def __init__(
+        self, width: int, c: MixtureConfig, *, std: float, precision: Precision, rngs: nnx.Rngs
+    ):
+        rest: dict[str, Any] = {"std": std, "precision": precision, "rngs": rngs}
+        self.router = Router(c.router, width, **rest)
+        self.experts = Experts(width, c, **rest)
+        self.shared = None if c.shared is None else GatedMLP(width, c.shared, **rest)
+        self.activation: Activation | ClampedSwiglu = c.activation
+
+    def __call__(
+        self, x: Float[Array, "b t d"], counted: Bool[Array, "b t"] | None = None
+    ) -> tuple[Float[Array, "b t d"], Routing]:
+        """``y``, and the router's report over the tokens that are ``counted`` (default all)."""
+        chosen, weights, routing = self.router(x, counted)
+        parameters = {
+            name: {"kernel": part.kernel[...].astype(x.dtype)}
+            | ({} if part.bias is None else {"bias": part.bias[...].astype(x.dtype)})
+            for name, part in (
+                ("gate", self.experts.gate),
+                ("up", self.experts.up),
+                ("down", self.experts.down),
+            )
+        }
+        layout = active_layout()
+        if layout is None or layout.mesh.size == 1:
+            y = _mix(x, chosen, weights, parameters, self.activation)
+        else:
+            y = _mix_on_mesh(layout, x, chosen, weights, parameters, self.activation)
+        return y if self.shared is None else y + self.shared(x)[0], routing
+
+
+def _mix(
+    x: Float[Array, "b t d"],
+    chosen: Int[Array, "b t k"],
+    weights: Float[Array, "b t k"],
+    parameters: dict[str, dict[str, Array]],
+    activation: Activation | ClampedSwiglu,
+    first: Int[Array, ""] | int = 0,
+) -> Float[Array, "b t d"]:
+    """What the experts from ``first`` on add; those chosen that are not here add nothing."""
+    k, count = chosen.shape[-1], parameters["gate"]["kernel"].shape[0]
+    here = (chosen >= first) & (chosen < first + count)
+    local = jnp.where(here, chosen - first, count).reshape(-1)
+    order = jnp.argsort(local)
+    inverse = jnp.argsort(order)
+    ends = jnp.searchsorted(local[order], jnp.arange(count), side="right")
+    sizes = jnp.diff(ends, prepend=0)
+    group = jnp.minimum(row_groups(sizes, order.size), count - 1)
+
+    def project(rows: Array, name: str) -> Array:
+        out = grouped_matmul(rows, parameters[name]["kernel"], sizes)
+        bias = parameters[name].get("bias")
+        return out if bias is None else out + bias[group]
+
+    rows = _permuted(jnp.repeat(x.reshape(-1, x.shape[-1]), k, axis=0), order, inverse)
+    gate, up = project(rows, "gate"), project(rows, "up")
+    if isinstance(activation, ClampedSwiglu):
+        hidden = activation(gate, up)
+    else:
+        hidden = ACTIVATIONS[activation](gate) * up
+    out = _permuted(project(hidden, "down"), inverse, order).reshape(*chosen.shape, -1)
+    return jnp.einsum("btkd,btk->btd", out, jnp.where(here, weights, 0.0)).astype(x.dtype)
+
+
+def _mix_on_mesh(
+    layout: Layout,
+    x: Float[Array, "b t d"],
+    chosen: Int[Array, "b t k"],
+    weights: Float[Array, "b t k"],
+    parameters: dict[str, dict[str, Array]],
+    activation: Activation | ClampedSwiglu,
+) -> Float[Array, "b t d"]:
+    """:func:`_mix` on each device's tokens, experts and share of their width."""
+    tokens = layout.sharding(("batch", "sequence", None), x.shape, "an activation").spec
+    over_experts, over_width = layout.spec(("experts", "mlp"))
+    split = _names(over_experts) + _names(over_width)
+    specs = {
+        name: {"kernel": PartitionSpec(over_experts, *axes)}
+        | ({"bias": PartitionSpec(over_experts, axes[1])} if "bias" in parameters[name] else {})
+        for name, axes in (
+            ("gate", (None, over_width)),
+            ("up", (None, over_width)),
+            ("down", (over_width, None)),
+        )
+    }
+    # each axis that splits the experts or their width is an axis of the tokens too, or of neither
+    along = {axis: d for d in (0, 1) for axis in _names(tokens[d]) if axis in split}
+    alike = tuple(axis for axis in split if axis not in along)
+    ways = math.prod(layout.sizes[axis] for axis in _names(over_width))
+
+    def gathered(array: Array) -> Array:
+        for axis in reversed(along):
+            array = jax.lax.all_gather(array, axis, axis=along[axis], tiled=True)
+        return array
+
+    def run(x: Array, chosen: Array, weights: Array, parameters: dict) -> Array:
+        count = parameters["gate"]["kernel"].shape[0]
+        names = _names(over_experts)
+        first = jax.lax.axis_index(names) * count if names else 0
+        if "bias" in parameters["down"]:  # added on every device that has a share of the width
+            parameters["down"]["bias"] = parameters["down"]["bias"] / ways
+        x, chosen, weights = gathered(x), gathered(chosen), gathered(weights)
+        y = _mix(x, chosen, weights, parameters, activation, first)
+        y = jax.lax.psum(y, alike) if alike else y
+        for axis in along:
+            y = jax.lax.psum_scatter(y, axis, scatter_dimension=along[axis], tiled=True)
+        return y
+
+    return jax.shard_map(
+        run,
+        mesh=layout.mesh,
+        in_specs=(tokens, tokens, tokens, specs),
+        out_specs=tokens,
+        check_vma=False,  # the grouped product's loops start from zeros that are alike everywhere
+    )(x, chosen, weights, parameters)
+
+
+def _names(part: Any) -> tuple[str, ...]:
+    """Mesh axes of one dimension of a partition spec."""
+    return part if isinstance(part, tuple) else (part,) if part else ()
+
+
+@jax.custom_vjp
+def _permuted(
+    x: Float[Array, "m d"], order: Int[Array, " m"], inverse: Int[Array, " m"]
+) -> Float[Array, "m d"]:
+    """Rows in another order. The gradient goes back by the inverse order; a gather's own would add
+    row by row."""
+    return x[order]
+
+
+_permuted.defvjp(
+    lambda x, order, inverse: (x[order], inverse),
+    lambda inverse, dy: (dy[inverse], None, None),
+)

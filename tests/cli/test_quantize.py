@@ -1,0 +1,89 @@
+"""``ziggurat quantize``: a small model quantised, read back by other verbs, and mistakes."""
+
+import jax
+import numpy as np
+import pytest
+from tests.quick_jit import quick_jit
+
+from ziggurat.cli.main import main
+from ziggurat.data.tokenizers import byte_level
+from ziggurat.models import LanguageModel, LlamaConfig, pretrained
+from ziggurat.models.quantized import dequantized, formats_of
+
+RECIPE = """
+[[rules]]
+module_path = "blocks/mlp/.*"
+weight = "nf4"
+tile_size = 16
+
+[[rules]]
+module_path = "blocks/attention/.*"
+weight = "int8"
+activation = "int8"
+"""
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    config = LlamaConfig(
+        vocab_size=257, d_model=32, n_layers=2, n_heads=4, max_sequence_length=64, init_std=0.3
+    )
+    model = LanguageModel.build(config)
+    params = model.init(jax.random.key(0))
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    pretrained.save(pretrained.Pretrained(model, params, byte_level(), "tiny", ""), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def small(saved, tmp_path_factory):
+    recipe = tmp_path_factory.mktemp("recipe") / "mine.toml"
+    recipe.write_text(RECIPE)
+    output = tmp_path_factory.mktemp("small") / "small"
+    command = ["quantize", str(saved), "--recipe", str(recipe), "--output", str(output)]
+    assert main([*command, "--report", "--tokens", "100"]) == 0
+    return output
+
+
+def test_what_was_written_is_read_and_generated_from(small, capsys):
+    loaded = pretrained.load(small)
+    kinds = {name.split(".")[1]: f.weight for name, f in formats_of(loaded.params).items()}
+    assert kinds == {"mlp": "nf4", "attention": "int8"}
+    assert "blocks/mlp/down" in (small / "report.html").read_text()
+    command = ["generate", str(small), "--prompt", "ab", "--max-tokens", "4"]
+    assert main([*command, "--temperature", "0"]) == 0
+    assert capsys.readouterr().out
+    assert main(["checkpoints", str(small), "--verify"]) == 0
+    assert "verified" in capsys.readouterr().out
+
+
+def test_export_writes_floats_again_and_says_so(small, tmp_path, caplog):
+    loaded = pretrained.load(small)
+    with caplog.at_level("WARNING"):
+        pretrained.export_hf(loaded, tmp_path / "hf")
+    assert "7 quantised weights" in caplog.text
+    again = pretrained.load(tmp_path / "hf")
+    tokens = np.arange(8)[None]
+    run = quick_jit(again.model.logits)
+    expected = run(dequantized(loaded.params), tokens)
+    np.testing.assert_array_equal(run(again.params, tokens), expected)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--recipe", "int5"], "did you mean int8?"),
+        (["--recipe", "int8", "--tokens", "9"], "--report with them"),
+        (["--recipe", "int8", "--report", "--tokens", "0"], "--tokens: found 0"),
+    ],
+)
+def test_mistakes(args, says, saved, tmp_path, capsys):
+    assert main(["quantize", str(saved), *args, "--output", str(tmp_path / "out")]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_holds_something_is_refused_at_once(saved, tmp_path, capsys):
+    (tmp_path / "note").write_text("mine")
+    assert main(["quantize", str(saved), "--recipe", "int8", "--output", str(tmp_path)]) == 2
+    assert "it is not empty" in capsys.readouterr().err

@@ -1,0 +1,21 @@
+"""Cases of BERT."""
+
+from typing import Any
+
+from tests.oracle.families.table import VOCABULARY, Table
+
+BASE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 40,
+    "initializer_range": 0.2,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "eps-tanh-types": {"layer_norm_eps": 1e-2, "hidden_act": "gelu_new", "type_vocab_size": 3},
+}
+
+TABLE = Table("BertModel", BASE, CASES, encoder=True)

@@ -11,10 +11,12 @@ import urllib.request
 
 import jax
 import pytest
+from tests.quick_jit import OPTIONS
 
 from ziggurat.cli import main, serve
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig, pretrained
+from ziggurat.serve.llm import programs
 
 
 @pytest.fixture(scope="module")
@@ -29,31 +31,60 @@ def saved(tmp_path_factory):
     return directory
 
 
-def test_a_server_process_answers_and_drains(saved):
-    program = f"import sys; from ziggurat.cli.serve import main; sys.exit(main({[str(saved)]!r} + "
-    options = ["--port", "0", "--name", "mine", "--max-sequence-length", "48"]
+FEW = ["--max-running", "1", "--max-batched-tokens", "16", "--max-sequence-length", "48"]
+"""Options that leave few programs to compile."""
+
+
+def test_warm_only_fills_the_cache_for_the_next_start(saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(programs, "COMPILER_OPTIONS", OPTIONS)
+    options = [str(saved), *FEW, "--port", "0", "--compile-cache", str(tmp_path), "--warm-only"]
+    for loaded in (False, True):
+        assert serve.main(options) == 0
+        opening, told = capsys.readouterr().out.splitlines()
+        assert opening == "tiny: context 48 tokens, compiling"
+        count = int(told.split()[1])
+        assert count > 3
+        assert told.endswith(f", {count if loaded else 0} of them from the cache")
+
+
+def test_a_server_process_answers_those_with_a_key_and_drains(saved, monkeypatch):
+    monkeypatch.setenv("ZIGGURAT_API_KEY", "sesame")
+    options = [str(saved), *FEW, "--port", "0", "--name", "mine", "--access-log"]
+    program = f"import sys; from ziggurat.cli.serve import main; sys.exit(main({options!r}))"
     process = subprocess.Popen(
-        [sys.executable, "-c", f"{program}{options!r}))"], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3)]
         assert lines[0] == "mine: context 48 tokens, compiling\n"
-        assert lines[1].startswith("compiled 6 programs in ")
+        assert lines[1].startswith("compiled ")
         assert lines[2].startswith("serving mine on http://127.0.0.1:")
         url = lines[2].split(" on ")[1].strip()
         body = json.dumps({"model": "mine", "prompt": "ab", "max_tokens": 4}).encode()
+        request = urllib.request.Request(
+            url + "/completions", body, {"authorization": "Bearer sesame"}
+        )
         for attempt in range(200):  # the line is printed just before the socket listens
             try:
-                answer = urllib.request.urlopen(url + "/completions", body, timeout=60)
+                answer = urllib.request.urlopen(request, timeout=60)
                 break
             except urllib.error.URLError:
                 assert attempt < 199
                 assert process.poll() is None
                 time.sleep(0.05)
         assert json.loads(answer.read())["usage"]["prompt_tokens"] == 2
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(url + "/completions", body, timeout=60)
+        assert refused.value.code == 401
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0
+        records = [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+        assert [(r["path"], r["status"]) for r in records] == [
+            ("/v1/completions", 200),
+            ("/v1/completions", 401),
+        ]
     finally:
         process.kill()
         process.wait()
@@ -81,6 +112,9 @@ def test_a_port_in_use_is_told_before_the_model_is_read(verb, tmp_path, capsys):
         (["--max-queue", "0"], "max_queue: found 0, expected a number >= 1"),
         (["--drain-seconds", "-1"], "--drain-seconds: found -1; expected 0 or more"),
         (["--port", "70000"], "port: found 70000"),
+        (["--warm-only"], "--warm-only: found no --compile-cache"),
+        (["--api-key", "a b"], "--api-key: found a key; expected visible ASCII"),
+        (["--max-batched-tokens", "4"], "max_batched_tokens: found 4, expected at least max_run"),
     ],
 )
 def test_errors_are_one_line_and_exit_2(verb, tmp_path, options, said, capsys):

@@ -1,23 +1,39 @@
 """A small random model with a byte tokenizer, its engine, and a server on a free port."""
 
+import contextlib
 import threading
 import time
 
 import jax
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
+from tests.quick_jit import OPTIONS, quick_jit
 
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
+from ziggurat.serve.llm import programs
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 
 TEMPLATE = (
+    "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}{# calls in <tool_call> #}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
     "{% if m.tool_calls %}{{ m.tool_calls[0].function.arguments.x }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 CONTEXT = 96
+
+
+def allowed_ids(mask):
+    """Ids whose bits are set in a constraint's mask."""
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_programs():
+    """Compile with little effort: tests wait for that, not for the programs."""
+    programs.COMPILER_OPTIONS.update(OPTIONS)
+    yield
+    programs.COMPILER_OPTIONS.clear()
 
 
 @pytest.fixture(scope="session")
@@ -62,17 +78,28 @@ def whole(model, params):
 
 @pytest.fixture(scope="session")
 def engine(model, params, tokenizer):
-    settings = EngineConfig(max_sequence_length=CONTEXT, max_prefill_chunk=32)
+    settings = EngineConfig(max_sequence_length=CONTEXT, max_prefill_chunk=32, max_running=4)
     with Engine(model, params, tokenizer, settings) as made:
-        made.warm_up()
         yield made
 
 
 @pytest.fixture(scope="session")
 def server(engine):
+    from prometheus_client import CollectorRegistry
+
+    from ziggurat.serve.composition import Generator, openai_parts
+
+    registry = CollectorRegistry()
+    with serving(openai_parts(registry, Generator("tiny", engine)), registry) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def serving(parts, registry, **options):
+    """A server of these parts on a free port, in a thread."""
     from ziggurat.serve.server import Server, bind
 
-    made = Server(engine, "tiny", bind("127.0.0.1", 0), drain_seconds=5)
+    made = Server(parts, bind("127.0.0.1", 0), registry, drain_seconds=5, **options)
     thread = threading.Thread(target=made.serve_forever)
     thread.start()
     end = time.monotonic() + 60

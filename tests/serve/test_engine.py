@@ -7,6 +7,7 @@ import pytest
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.serve.errors import ContextTooLong, EngineStopped, QueueFull, RequestError
+from ziggurat.serve.llm import programs
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.offline import LLM
 from ziggurat.serve.llm.sampling import SamplingParams
@@ -138,7 +139,7 @@ def test_requests_that_cannot_be_served_are_refused(engine, prompt, asked, error
 
 
 def test_a_full_queue_refuses_and_cancelling_frees_it(model, params, tokenizer):
-    settings = EngineConfig(max_sequence_length=200, max_queue=2)
+    settings = EngineConfig(max_sequence_length=200, max_queue=2, max_running=1)
     with Engine(model, params, tokenizer, settings) as engine:
         hold, started = threading.Event(), threading.Event()
 
@@ -182,11 +183,15 @@ def test_a_closed_engine_refuses_and_ends_what_runs(model, params, tokenizer):
 def test_a_failing_device_ends_all_requests_with_the_reason(model, params, tokenizer, monkeypatch):
     with Engine(model, params, tokenizer) as engine:
 
-        def fail(knobs):
+        submitted = threading.Event()
+
+        def fail(shape, lanes, counts):
+            submitted.wait(60)
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr(engine._runner, "decode", fail)
+        monkeypatch.setattr(engine._runner, "run", fail)
         generations = [engine.submit(PROMPT, SamplingParams(ignore_eos=True)) for _ in range(3)]
+        submitted.set()
         for generation in generations:
             with pytest.raises(EngineStopped, match="out of memory"):
                 list(generation)
@@ -194,14 +199,17 @@ def test_a_failing_device_ends_all_requests_with_the_reason(model, params, token
             engine.submit(PROMPT, SamplingParams())
 
 
-def test_warm_up_compiles_everything_there_is(model, params, tokenizer):
-    engine = Engine(model, params, tokenizer, EngineConfig(max_prefill_chunk=32))
-    done = engine.warm_up()
-    assert done.programs == 5  # decode, first, logprobs, prefill of 16 and 32
-    assert done.seconds > 0
-    with engine:
+def test_warm_up_compiles_everything_there_is(model, params, tokenizer, monkeypatch):
+    settings = EngineConfig(max_sequence_length=64, max_prefill_chunk=16, max_running=2)
+    with Engine(model, params, tokenizer, settings) as engine:
+        done = engine.warm_up()
+        assert done.programs == 3 + 2 * 3 + 1  # steps 1x1, 2x1 and 1x16; samplers; history
+        assert done.seconds > 0
+        assert done.loaded == 0
+        monkeypatch.setattr(programs.Programs, "_compile", None)  # nothing more is compiled
         run(engine, prompt=list(range(40)), max_tokens=4, logprobs=2)
-    assert engine.warm_up().programs == 5
+        run(engine, max_tokens=4, n=3, presence_penalty=1.0)
+        assert engine.warm_up().programs == done.programs
 
 
 def test_a_context_longer_than_the_models_is_refused(model, params, tokenizer):
@@ -209,22 +217,47 @@ def test_a_context_longer_than_the_models_is_refused(model, params, tokenizer):
         Engine(model, params, tokenizer, EngineConfig(max_sequence_length=257))
 
 
-def test_llm_generates_and_chats_and_reuses_prefixes(model, params, tokenizer):
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"max_batched_tokens": 8}, "max_batched_tokens: found 8, expected at least max_running"),
+        ({"block_size": 0}, "block_size: found 0, expected a number >= 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        EngineConfig(**wrong)
+
+
+def test_a_cache_smaller_than_a_sequence_is_refused(model, params, tokenizer):
+    settings = EngineConfig(max_sequence_length=96, cache_tokens=80)
+    with pytest.raises(ConfigError, match="cache_tokens: found 80; expected at least"):
+        Engine(model, params, tokenizer, settings)
+
+
+def test_llm_generates_and_chats_and_batches(model, params, tokenizer):
     from ziggurat.models.pretrained import Pretrained
 
     pretrained = Pretrained(model, params, tokenizer, "tiny", "a test")
     greedy = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, n=2)
-    with LLM(pretrained) as llm:
+    with LLM(pretrained, EngineConfig(max_running=2, max_queue=1, max_prefill_chunk=16)) as llm:
         texts, ids = llm.generate(["ab", "cd"], greedy), llm.generate([97, 98], greedy)
         assert [o.prompt_ids for o in texts] == [[97, 98], [99, 100]]
         assert texts[0].completions[0] == ids[0].completions[0] == texts[0].completions[1]
-        assert llm.generate([[97, 98], [99, 100]], greedy) == texts
+        assert llm.generate([[97, 98], [99, 100]] * 3, greedy) == texts * 3, "beyond the queue"
         assert llm.generate("ab", greedy)[0].text == tokenizer.decode(
             texts[0].completions[0].token_ids
         )
-        answer = llm.chat([{"role": "user", "content": "hi"}], greedy)
+        once = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
+        mixed = llm.generate(["ab", "cd"], [once, greedy])
+        assert [len(o.completions) for o in mixed] == [1, 2]
+        assert mixed[0].completions[0].token_ids == texts[0].completions[0].token_ids[:2]
+        with pytest.raises(RequestError, match="params: found 1; expected one for all prompts"):
+            llm.generate(["ab", "cd"], [once])
+        talk = [{"role": "user", "content": "hi"}]
+        answer = llm.chat(talk, greedy)
         assert tokenizer.decode(answer.prompt_ids) == "<user>hi<assistant>"
+        assert llm.chat([talk, talk], greedy) == [answer, answer]
         with pytest.raises(RequestError, match="prompt: found no tokens"):
-            llm.generate("", greedy)
-    with LLM(pretrained, EngineConfig(reuse_prefix=True)) as reusing:
-        assert reusing.generate(["ab", "cd", "ab"], greedy)[2] == texts[0]
+            llm.generate(["ab", ""], greedy)
+        assert llm.generate("ab", greedy)[0] == texts[0], "the engine is free again"

@@ -4,19 +4,21 @@ import json
 
 import pytest
 
+from ziggurat.serve.bodies import read
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.llm.openai import NEUTRAL, ChatRequest, CompletionRequest, decode
+from ziggurat.serve.llm.messages import conversation
+from ziggurat.serve.llm.openai import NEUTRAL, ChatRequest, CompletionRequest
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"model": "m", "prompt": "Hi"}
 
 
 def chat(**fields):
-    return decode(ChatRequest, json.dumps(CHAT | fields).encode())
+    return read(ChatRequest, json.dumps(CHAT | fields).encode())
 
 
 def text(**fields):
-    return decode(CompletionRequest, json.dumps(TEXT | fields).encode())
+    return read(CompletionRequest, json.dumps(TEXT | fields).encode())
 
 
 def test_every_sampling_field_arrives():
@@ -25,19 +27,23 @@ def test_every_sampling_field_arrives():
         "top_p": 0.9,
         "top_k": 7,
         "min_p": 0.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -1,
+        "repetition_penalty": 1.5,
+        "min_tokens": 4,
         "seed": 3,
         "n": 2,
         "ignore_eos": True,
         "max_tokens": 9,
     }
+    listed = {"stop": ["a", "b"], "stop_token_ids": [5], "logit_bias": {"5": 1, "7": -100}}
     for params in (
-        text(**fields, stop=["a", "b"], stop_token_ids=[5], logprobs=2).sampling(),
-        chat(
-            **fields, stop=["a", "b"], stop_token_ids=[5], logprobs=True, top_logprobs=2
-        ).sampling(),
+        text(**fields, **listed, logprobs=2).sampling(),
+        chat(**fields, **listed, logprobs=True, top_logprobs=2).sampling(),
     ):
         assert {name: getattr(params, name) for name in fields} == fields
         assert (params.stop, params.stop_token_ids, params.logprobs) == (("a", "b"), (5,), 2)
+        assert params.logit_bias == ((5, 1), (7, -100))
 
 
 def test_defaults_are_openais():
@@ -55,24 +61,21 @@ def test_defaults_are_openais():
 VALUES = {
     "audio": {"voice": "x"},
     "best_of": 2,
-    "frequency_penalty": 0.5,
     "function_call": "auto",
     "functions": [{}],
-    "logit_bias": {"5": 1},
+    "include_stop_str_in_output": True,
+    "length_penalty": 2,
     "modalities": ["audio"],
     "moderation": {},
-    "parallel_tool_calls": True,
     "prediction": {"type": "content"},
-    "presence_penalty": -1,
     "prompt_cache_options": {},
     "reasoning_effort": "low",
-    "repetition_penalty": 1.1,
-    "response_format": {"type": "json_object"},
     "service_tier": "flex",
+    "skip_special_tokens": False,
+    "spaces_between_special_tokens": False,
     "store": True,
     "suffix": "x",
-    "tool_choice": "auto",
-    "tools": [{"type": "function"}],
+    "use_beam_search": True,
     "verbosity": "low",
     "web_search_options": {},
 }
@@ -105,9 +108,14 @@ def test_every_field_is_used_neutral_or_a_label():
     applied = {
         *("model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k"),
         *("min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "n", "logprobs"),
+        *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
+        *("min_tokens", "response_format", "structured_outputs"),
     }
-    own = {CompletionRequest: {"prompt", "echo"}}
-    own[ChatRequest] = {"messages", "max_completion_tokens", "top_logprobs"}
+    own = {CompletionRequest: {"prompt", "echo", "add_special_tokens"}}
+    own[ChatRequest] = {
+        *("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice"),
+        *("parallel_tool_calls", "add_generation_prompt", "chat_template_kwargs"),
+    }
     for kind, more in own.items():
         assert set(kind.__struct_fields__) - set(NEUTRAL) == labels | applied | more
 
@@ -153,13 +161,20 @@ def test_every_parameter_of_openais_client_is_known():
         (chat, {"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "one of them"),
         (chat, {"top_logprobs": 3}, "top_logprobs", "logprobs: true"),
         (chat, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
+        (chat, {"logit_bias": {"x": 1}}, "logit_bias", "found 'x'; expected token ids"),
+        (chat, {"logit_bias": {"1": 101}}, "logit_bias", "[-100, 100]"),
+        (chat, {"presence_penalty": 3}, "presence_penalty", "[-2, 2]"),
+        (chat, {"guided_json": {}}, "guided_json", "an unknown field"),
+        (chat, {"response_format": {"type": "xml"}}, "response_format.type", "xml"),
+        (chat, {"messages": [{"role": "user", "content": "x", "audio": {}}]},
+         "messages[0].audio", "Expected `null`"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_field(make, fields, param, said):
     def read():
         request = make(**fields)
         request.sampling()
-        return request.prompts() if make is text else request.conversation()
+        return request.prompts() if make is text else conversation(request.messages)
 
     with pytest.raises(RequestError) as caught:
         read()
@@ -174,7 +189,7 @@ def test_refusals_name_the_field(make, fields, param, said):
 def test_what_is_no_json_object_is_refused(body):
     for kind in (ChatRequest, CompletionRequest):
         with pytest.raises(RequestError, match="request body"):
-            decode(kind, body)
+            read(kind, body)
 
 
 def test_messages_for_the_template():
@@ -188,7 +203,7 @@ def test_messages_for_the_template():
         ]
     )  # fmt: skip
     parsed = {"name": "f", "arguments": {"x": 1}}
-    assert request.conversation() == [
+    assert conversation(request.messages) == [
         {"role": "system", "content": "D"},
         {"role": "user", "content": "ab"},
         {
@@ -198,3 +213,93 @@ def test_messages_for_the_template():
         },
         {"role": "tool", "content": "R", "tool_call_id": "c"},
     ]
+
+
+SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": SCHEMA}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "content"),
+    [
+        ({}, None, None),
+        ({"response_format": {"type": "text"}}, None, None),
+        ({"response_format": {"type": "json_object"}}, "json", {"type": "object"}),
+        ({"response_format": FORMAT}, "json", SCHEMA),
+        ({"structured_outputs": {"json": SCHEMA}}, "json", SCHEMA),
+        ({"structured_outputs": {"json": json.dumps(SCHEMA)}}, "json", SCHEMA),
+        ({"structured_outputs": {"json_object": True}}, "json", {"type": "object"}),
+        ({"structured_outputs": {"regex": "a+"}}, "regex", "a+"),
+        ({"structured_outputs": {"choice": ["a", "b"]}}, "choice", ["a", "b"]),
+        ({"structured_outputs": {"grammar": "start: A"}}, "grammar", "start: A"),
+    ],
+)
+def test_forms_of_answers(tokenizer, fields, kind, content):
+    for make in (chat, text):
+        form = make(**fields).form(tokenizer)
+        found = (None, None) if form is None else (form.kind, form.content)
+        assert found == (kind, content)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "said"),
+    [
+        ({"response_format": {"type": "json_schema"}}, "response_format", "without json_schema"),
+        ({"response_format": FORMAT | {"type": "text"}}, "response_format", "text with json_sch"),
+        ({"structured_outputs": {}}, "structured_outputs", "none of its kinds"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs",
+         "regex and choice"),
+        ({"structured_outputs": {"regex": ""}}, "structured_outputs", "found nothing"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs", "found nothing"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs", "expected a JSON schema"),
+        ({"structured_outputs": {"regex": "a", "disable_any_whitespace": True}},
+         "structured_outputs", "whitespace only with json"),
+        ({"structured_outputs": {"json": {}, "disable_any_whitespace": True,
+                                 "whitespace_pattern": " "}}, "structured_outputs", "one of them"),
+        ({"structured_outputs": {"regex": "a"}, "response_format": FORMAT}, "structured_outputs",
+         "response_format too"),
+        ({"tool_choice": "auto"}, "tool_choice", "no tools"),
+        ({"parallel_tool_calls": True}, "parallel_tool_calls", "no tools"),
+        ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice", "none, auto, required"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+         "tool_choice", "a tool of this request: f"),
+        ({"tools": [TOOL, TOOL]}, "tools", "f again"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools", "'a b'"),
+        ({"tools": [{"type": "function", "function": {"name": "a", "parameters": {"type": "x"}}}]},
+         "tools", 'expected "object"'),
+        ({"tools": [TOOL], "tool_choice": "required", "response_format": FORMAT},
+         "response_format", "whose call is forced"),
+        ({"tools": [TOOL], "structured_outputs": {"regex": "a"}}, "structured_outputs",
+         "tools and regex"),
+    ],
+)  # fmt: skip
+def test_forms_and_tools_that_cannot_be(tokenizer, fields, param, said):
+    with pytest.raises(RequestError) as caught:
+        chat(**fields).form(tokenizer)
+    assert caught.value.param == param
+    assert said in str(caught.value)
+
+
+def test_uses_of_tools():
+    named = {"type": "function", "function": {"name": "f"}}
+    for choice, parallel, expected in (
+        (None, None, (False, False, True, False)),
+        ("auto", False, (False, False, False, True)),
+        ("required", True, (True, False, True, True)),
+        (named, None, (True, True, False, True)),
+    ):
+        use = chat(tools=[TOOL], tool_choice=choice, parallel_tool_calls=parallel).tool_use()
+        assert (use.forced, use.named, use.parallel, use.constrained) == expected
+        assert use.for_template() == [TOOL]
+    strict = {"type": "function", "function": TOOL["function"] | {"strict": True}}
+    assert chat(tools=[strict]).tool_use().constrained
+    assert chat(tools=[TOOL], tool_choice="none").tool_use() is None
+    assert chat(tools=[]).tool_use() is None
+
+
+def test_an_answer_dumped_by_openais_client_can_be_sent_back():
+    openai = pytest.importorskip("openai")
+    answer = openai.types.chat.ChatCompletionMessage(role="assistant", content="Hello")
+    request = chat(messages=[*CHAT["messages"], answer.model_dump()])
+    assert conversation(request.messages)[1] == {"role": "assistant", "content": "Hello"}

@@ -49,7 +49,7 @@ def chat(
 
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
     opening = [{"role": "system", "content": system}] if system else []
-    limits = {"max_sequence_length": max_sequence_length, "reuse_prefix": True}
+    limits = {"max_sequence_length": max_sequence_length, "max_running": 1}
     settings = config.from_plain(EngineConfig, limits, "command line")
     with LLM(model, settings, precision=Precision(compute, compute)) as llm:
         if sys.stdin.isatty():
@@ -84,7 +84,7 @@ def _converse(llm: "LLM", params: "SamplingParams", opening: list[dict[str, str]
 
 def _answer(llm: "LLM", params: "SamplingParams", messages: list[dict[str, str]]) -> str:
     """Stream one answer to standard output and return it; Ctrl-C ends it early."""
-    from ziggurat.serve.llm.offline import render_chat
+    from ziggurat.serve.llm.render import render_chat
 
     parts: list[str] = []
     try:

@@ -49,7 +49,7 @@ def generate(
     from ziggurat.core import config
     from ziggurat.nn.precision import Precision
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
-    from ziggurat.serve.llm.offline import render_chat
+    from ziggurat.serve.llm.render import render_chat
 
     params = SamplingParams(
         max_tokens=max_tokens,
@@ -61,7 +61,7 @@ def generate(
         stop=stop,
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    limits = {"max_sequence_length": max_sequence_length}
+    limits = {"max_sequence_length": max_sequence_length, "max_running": 1}
     settings = config.from_plain(EngineConfig, limits, "command line")
     with LLM(model, settings, precision=Precision(compute, compute)) as llm:
         if chat:

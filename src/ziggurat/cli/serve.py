@@ -2,18 +2,23 @@
 
 import contextlib
 import functools
+import os
+import sys
+from collections.abc import Sequence
 from typing import Literal
 
 from ziggurat.cli import console
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, EnvironmentError
 
+KEY_VARIABLE = "ZIGGURAT_API_KEY"
+
 
 def main(args: list[str]) -> int:
     """Run ``ziggurat serve``."""
     example = (
-        "ziggurat serve runs/tiny-python --port 8000\n"
-        "  curl http://127.0.0.1:8000/v1/completions -H 'content-type: application/json' \\\n"
+        "ziggurat serve runs/tiny-python --port 8000 --max-running 32 --api-key sesame\n"
+        "  curl http://127.0.0.1:8000/v1/completions -H 'authorization: Bearer sesame' \\\n"
         '    -d \'{"model": "tiny-python", "prompt": "def add(", "max_tokens": 32}\''
     )
     return console.run(serve, args, "ziggurat serve", example)
@@ -26,16 +31,24 @@ def serve(
     port: int = 8000,
     name: str = "",
     max_sequence_length: int | None = None,
+    max_running: int = 16,
+    max_batched_tokens: int = 512,
     max_queue: int = 64,
-    reuse_prefix: bool = False,
+    block_size: int = 16,
+    cache_tokens: int | None = None,
+    prefix_cache: bool = True,
+    compile_cache: str | None = None,
+    warm_only: bool = False,
     compute: Literal["float32", "bfloat16"] = "float32",
+    api_key: tuple[str, ...] = (),
+    access_log: bool = False,
     drain_seconds: int = 60,
 ) -> int:
     """Serve a model over HTTP as OpenAI does, until Ctrl-C or SIGTERM.
 
-    /v1/chat/completions, /v1/completions, /v1/models, /health, /ready, /version, /metrics. A field
-    that is not applied is refused, never ignored. There is no authentication: keep to loopback or
-    put a proxy in front.
+    /v1/chat/completions (tools, JSON schema), /v1/completions, /v1/models, /tokenize, /detokenize,
+    /health, /ready, /version, /metrics. A field that is not applied is refused, never ignored.
+    Without a key anyone who reaches the port may ask.
 
     Args:
         model: a run, a checkpoint step, a Hugging Face directory or a GGUF file.
@@ -43,16 +56,33 @@ def serve(
         port: 0 takes a free one.
         name: what requests call the model; default the name of its file or directory.
         max_sequence_length: context in tokens; default the model's, at most 8192.
+        max_running: most generations served together.
+        max_batched_tokens: most tokens in one step, of all generations.
         max_queue: requests that may wait; more are refused with 429.
-        reuse_prefix: keep the last request's cache for a next one that begins alike.
+        block_size: tokens in a block of the key/value cache.
+        cache_tokens: tokens in the key/value cache, of all generations; default 8192, or the
+            context if that is longer.
+        prefix_cache: keep what prompts have in common for the next ones.
+        compile_cache: directory in which compiled programs are kept for the next start.
+        warm_only: compile into the compile cache and end.
         compute: type of weights and products.
+        api_key: what requests must bear as token; several may be given. Default the environment
+            variable ZIGGURAT_API_KEY. /health, /ready and /metrics need none.
+        access_log: write one line of JSON for each request to standard error.
         drain_seconds: how long requests may take to finish after SIGTERM.
     """
     if drain_seconds < 0:
         raise ConfigError("--drain-seconds", found=drain_seconds, expected="0 or more")
+    if warm_only and compile_cache is None:
+        expected = "a directory to compile into"
+        raise ConfigError("--warm-only", found="no --compile-cache", expected=expected)
+    keys = _keys(api_key)
     from ziggurat.nn.precision import Precision
 
     try:
+        from prometheus_client import CollectorRegistry
+
+        from ziggurat.serve.composition import Generator, openai_parts
         from ziggurat.serve.llm import LLM, EngineConfig
         from ziggurat.serve.server import Server, bind
     except ModuleNotFoundError as error:
@@ -60,8 +90,13 @@ def serve(
         raise EnvironmentError(f"package {error.name}", found="missing", fix=fix) from None
     limits = {
         "max_sequence_length": max_sequence_length,
+        "max_running": max_running,
+        "max_batched_tokens": max_batched_tokens,
         "max_queue": max_queue,
-        "reuse_prefix": reuse_prefix,
+        "block_size": block_size,
+        "cache_tokens": cache_tokens,
+        "prefix_cache": prefix_cache,
+        "compile_cache": compile_cache,
     }
     settings = config.from_plain(EngineConfig, limits, "command line")
     say = functools.partial(console.output().print, markup=False, highlight=False, soft_wrap=True)
@@ -69,10 +104,33 @@ def serve(
         contextlib.closing(bind(host, port)) as listening,
         LLM(model, settings, precision=Precision(compute, compute)) as llm,
     ):
-        server = Server(llm.engine, name or llm.name, listening, drain_seconds)
-        say(f"{server.name}: context {llm.engine.max_length} tokens, compiling")
+        name = name or llm.name
+        registry = CollectorRegistry()
+        server = Server(
+            openai_parts(registry, Generator(name, llm.engine)),
+            listening,
+            registry,
+            drain_seconds=drain_seconds,
+            keys=keys,
+            access_log=_log if access_log else None,
+        )
+        say(f"{name}: context {llm.engine.max_length} tokens, compiling")
         done = llm.engine.warm_up()
-        say(f"compiled {done.programs} programs in {done.seconds:.1f} s")
-        say(f"serving {server.name} on {server.url}/v1")
-        server.serve_forever()
+        kept = f", {done.loaded} of them from the cache" if compile_cache else ""
+        say(f"compiled {done.programs} programs in {done.seconds:.1f} s{kept}")
+        if not warm_only:
+            say(f"serving {name} on {server.url}/v1")
+            server.serve_forever()
     return 0
+
+
+def _keys(given: Sequence[str]) -> tuple[str, ...]:
+    """The keys to ask for: those given, or the environment's."""
+    keys = tuple(given) or tuple(key for key in [os.environ.get(KEY_VARIABLE, "")] if key)
+    if not all(key.isascii() and key.isprintable() and key and " " not in key for key in keys):
+        raise ConfigError("--api-key", found="a key", expected="visible ASCII, as headers carry it")
+    return keys
+
+
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -162,7 +162,30 @@ def _refuse_private(name: Any) -> None:
 
 
 @functools.lru_cache(maxsize=64)
+def variables(template: str) -> frozenset[str]:
+    """Names a template reads and does not set itself, such as ``messages`` and ``tools``.
+
+    >>> sorted(variables("{% for m in messages %}{{ m.role }}{% endfor %}{{ eos_token }}"))
+    ['eos_token', 'messages']
+
+    Raises:
+        DataError: the template does not parse.
+    """
+    import jinja2.meta
+
+    try:
+        return frozenset(jinja2.meta.find_undeclared_variables(_environment().parse(template)))
+    except jinja2.TemplateError as error:
+        raise DataError("chat template", found=error, expected="a jinja template") from None
+
+
+@functools.lru_cache(maxsize=64)
 def _compile(template: str) -> jinja2.Template:
+    return _environment().from_string(template)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, jinja2.ext.loopcontrols]
     )
@@ -173,7 +196,7 @@ def _compile(template: str) -> jinja2.Template:
         "dict": _Dict(),
         "namespace": _Namespace,
     }
-    return environment.from_string(template)
+    return environment
 
 
 def _raise_exception(message: str) -> None:

@@ -1,6 +1,8 @@
 """What a request can be refused for, with the HTTP status and the field at fault."""
 
-from ziggurat.core.errors import ServeError
+from collections.abc import Iterable
+
+from ziggurat.core.errors import ServeError, did_you_mean
 
 
 class RequestError(ServeError):
@@ -44,6 +46,27 @@ class UnknownModel(RequestError):
     status = 404
     code = "model_not_found"
 
+    @classmethod
+    def of(cls, name: str, served: Iterable[str]) -> "UnknownModel":
+        """The error for ``name`` where only ``served`` are there."""
+        known = list(served)
+        return cls(
+            "model",
+            found=repr(name),
+            expected=f"the model served, {known[0]}"
+            if len(known) == 1
+            else f"a model served: {', '.join(known) or 'none'}",
+            fix=did_you_mean(name, known) if len(known) > 1 else "",
+            param="model",
+        )
+
+
+class Unauthorized(RequestError):
+    """The request bears no key that is known."""
+
+    status = 401
+    code = "invalid_api_key"
+
 
 class TooLarge(RequestError):
     """The body is larger than the server reads."""
@@ -57,6 +80,12 @@ class QueueFull(RequestError):
     status = 429
     kind = "rate_limit_error"
     code = "queue_full"
+
+    @classmethod
+    def of(cls, waiting: int, limit: int) -> "QueueFull":
+        """The error where ``waiting`` requests are ``limit`` or more."""
+        found, expected = f"{waiting} requests waiting", f"fewer than {limit}"
+        return cls("queue", found=found, expected=expected, fix="try again later")
 
 
 class EngineStopped(RequestError):

@@ -54,8 +54,8 @@ def json_response(body: Any, status: int = 200) -> Response:
 def error_body(
     message: str, kind: str, param: str | None = None, code: str | None = None
 ) -> dict[str, Any]:
-    """An error as OpenAI's clients expect it."""
-    fields = {"message": message, "type": kind, "param": param, "code": code}
+    """An error as OpenAI's clients expect it; the message becomes one line."""
+    fields = {"message": " ".join(message.split()), "type": kind, "param": param, "code": code}
     clean = {k: v and v.encode("utf-8", "replace").decode() for k, v in fields.items()}
     return {"error": clean}
 

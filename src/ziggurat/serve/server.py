@@ -4,13 +4,13 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from ziggurat.core.errors import ServeError
-from ziggurat.serve.app import Service
-from ziggurat.serve.llm.engine import Engine
+from ziggurat.serve.app import Part, build_app
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -45,36 +45,47 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Serves one engine on a bound socket until SIGTERM or SIGINT.
+    """Serves an application on a bound socket until SIGTERM or SIGINT.
 
     After the signal no connection is accepted, requests under way are finished, at most for
-    ``drain_seconds``, and :meth:`run` returns. A second SIGINT does not wait.
+    ``drain_seconds``, the parts are left and :meth:`run` returns. A second SIGINT does not wait.
 
     Args:
-        engine: generates; the caller closes it.
-        name: the model's name in requests.
+        parts: what is served; whoever made an engine closes it.
         listening: from :func:`bind`.
+        registry: the parts' metrics; default an empty one.
         drain_seconds: how long requests may take to finish.
+        keys: as in :func:`~ziggurat.serve.app.build_app`.
+        access_log: as there.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        name: str,
+        parts: Sequence[Part],
         listening: socket.socket,
+        registry: CollectorRegistry | None = None,
+        *,
         drain_seconds: int = 60,
+        keys: Sequence[str] = (),
+        access_log: Callable[[str], None] | None = None,
     ):
-        service = Service(engine, name, draining=lambda: self.should_exit)
+        app = build_app(
+            parts,
+            registry or CollectorRegistry(),
+            draining=lambda: self.should_exit,
+            keys=keys,
+            access_log=access_log,
+        )
         options = uvicorn.Config(
-            service.app(),
+            app,
             log_config=None,
             access_log=False,
-            lifespan="off",
+            lifespan="on",
             ws="none",
             timeout_graceful_shutdown=drain_seconds,
         )
         super().__init__(options)
-        self.name, self._listening = name, listening
+        self._listening = listening
 
     @property
     def url(self) -> str:

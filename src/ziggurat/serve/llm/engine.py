@@ -1,52 +1,40 @@
-"""The engine: a bounded queue of requests and the one thread that owns the model.
-
-Requests are served one after another; batching them is the next step of this design.
-"""
+"""The engine: a bounded queue of requests, and the one thread that owns the model and serves them
+together, step by step."""
 
 import collections
 import dataclasses
 import logging
-import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
 
-from ziggurat.core import config
-from ziggurat.core.errors import ConfigError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import LanguageModel, Params
 from ziggurat.serve.errors import ContextTooLong, EngineStopped, QueueFull, RequestError
 from ziggurat.serve.llm import sequence
-from ziggurat.serve.llm.runner import ModelRunner
-from ziggurat.serve.llm.sampling import Knobs, SamplingParams
-from ziggurat.serve.llm.sequence import FinishReason, TokenEvent, TokenLogprob
+from ziggurat.serve.llm.buckets import Buckets, Shape
+from ziggurat.serve.llm.generation import Choice, Generation, Listener, Monitor, Timeline
+from ziggurat.serve.llm.pages import Pages
+from ziggurat.serve.llm.prefix_cache import HashedPrefixes, NoPrefixes
+from ziggurat.serve.llm.programs import Programs
+from ziggurat.serve.llm.runner import Logprobs, ModelRunner
+from ziggurat.serve.llm.sampling import SamplingParams
+from ziggurat.serve.llm.scheduler import Limits, Plan, Scheduler
+from ziggurat.serve.llm.sequence import TokenEvent, TokenLogprob
+from ziggurat.serve.llm.settings import EngineConfig, cache_dimensions, context_length
+
+__all__ = [
+    "Engine",
+    "EngineConfig",
+    "EngineStatistics",
+    "Generation",
+    "Monitor",
+    "Timeline",
+    "WarmUp",
+]
 
 _log = logging.getLogger(__name__)
-
-LONGEST_DEFAULT = 8192
-"""Context in tokens where neither the model nor the user asks for less: it costs memory."""
-
-
-@config.node
-class EngineConfig:
-    """Limits of an engine."""
-
-    max_sequence_length: int | None = None
-    """Longest prompt and output together, in tokens; default the model's, at most 8192."""
-    max_prefill_chunk: int = 512
-    """Most prompt tokens in one step; a request can be cancelled between steps."""
-    max_queue: int = 64
-    """Requests that may wait; more are refused."""
-    reuse_prefix: bool = False
-    """Keep the last request's cache for a next one that begins alike (a chat's next turn). Faster;
-    logits may then differ in the last bits from those of a prompt read whole."""
-
-    def __post_init__(self):
-        for name in ("max_sequence_length", "max_prefill_chunk", "max_queue"):
-            value = getattr(self, name)
-            config.require(value is None or value >= 1, name, value, "a number >= 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,81 +43,33 @@ class WarmUp:
 
     programs: int
     seconds: float
+    loaded: int = 0
+    """Programs that came from the compile cache."""
 
 
-@dataclasses.dataclass
-class Timeline:
-    """When things happened to a request (``time.monotonic``) and how many tokens it had."""
+@dataclasses.dataclass(frozen=True)
+class EngineStatistics:
+    """What :meth:`Engine.statistics` finds."""
 
-    submitted: float
-    prompt_tokens: int
-    max_tokens: int
-    n: int
-    started: float | None = None
-    """Left the queue."""
-    first_token: float | None = None
-    last_token: float | None = None
-    ended: float | None = None
-    generated_tokens: int = 0
-    """Of all choices; end ids count."""
-    finish_reasons: list[FinishReason] = dataclasses.field(default_factory=list)
-    """One for each choice that came to its end."""
-
-
-@runtime_checkable
-class Monitor(Protocol):
-    """Hears what the engine measures, on the engine's thread."""
-
-    def token(self, seconds_since_last: float | None) -> None:
-        """A token came; ``None`` for a choice's first."""
-        ...
-
-    def ended(self, timeline: Timeline) -> None:
-        """A request left the engine."""
-        ...
-
-
-class Generation:
-    """A submitted request: iterate over its events, or cancel it.
-
-    Without ``listener`` iterate over it: events end when all choices have, and an error of the
-    engine is raised. With ``listener`` every event, then an exception or ``None``, is given to it
-    on the engine's thread.
-    """
-
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        max_tokens: int,
-        listener: Callable[[TokenEvent | Exception | None], None] | None,
-    ):
-        self.prompt, self.params, self.max_tokens = list(prompt), params, max_tokens
-        self.timeline = Timeline(time.monotonic(), len(self.prompt), max_tokens, params.n)
-        self._events: queue.SimpleQueue[TokenEvent | Exception | None] = queue.SimpleQueue()
-        self.deliver = listener or self._events.put
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Give the request up; the engine turns to the next one at the next token."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
-
-    def __iter__(self) -> Iterator[TokenEvent]:
-        try:
-            while (event := self._events.get()) is not None:
-                if isinstance(event, Exception):
-                    raise event
-                yield event
-        finally:
-            self.cancel()
+    running: int
+    """Requests being served."""
+    waiting: int
+    """Requests in the queue."""
+    cache_usage: float
+    """Part of the cache's blocks that requests hold, 0 to 1."""
+    blocks_total: int
+    blocks_free: int
+    """Blocks that no request holds; they may still keep a prefix for later."""
+    prefix_queries: int
+    """Prompt tokens looked up in the prefix cache since the start."""
+    prefix_hits: int
+    """Those of them that were there."""
+    preemptions: int
+    """Generations that lost their blocks to older ones, since the start."""
 
 
 class Engine:
-    """Generates text from one model.
+    """Generates text from one model, for many requests at once.
 
     Args:
         model: the model.
@@ -139,7 +79,7 @@ class Engine:
         monitor: hears of every token and every ended request.
 
     Raises:
-        ConfigError: the context asked for is longer than the model's.
+        ConfigError: the context asked for is longer than the model's, or than the cache.
     """
 
     def __init__(
@@ -150,34 +90,34 @@ class Engine:
         settings: EngineConfig | None = None,
         monitor: Monitor | None = None,
     ):
-        self.settings = settings or EngineConfig()
-        longest = model.config.max_sequence_length
-        self.max_length = self.settings.max_sequence_length or min(longest, LONGEST_DEFAULT)
-        if self.max_length > longest:
-            raise ConfigError(
-                "max_sequence_length",
-                found=self.max_length,
-                expected=f"at most {longest}, which the model was made for",
-            )
+        self.settings = settings = settings or EngineConfig()
+        self.max_length = context_length(settings, model.config.max_sequence_length)
         self.tokenizer, self.monitor = tokenizer, monitor
         self.vocab_size = model.decoder.vocab_size
-        self._runner = ModelRunner(model, params, self.max_length, self.settings.max_prefill_chunk)
-        self._waiting: collections.deque[Generation] = collections.deque()
+        cache = cache_dimensions(settings, self.max_length)
+        chunk = min(settings.max_prefill_chunk, settings.max_batched_tokens, self.max_length)
+        buckets = Buckets(settings.max_running, chunk)
+        self._programs = Programs(settings.compile_cache)
+        self._runner = ModelRunner(model, params, cache, buckets, self._programs)
+        prefixes = HashedPrefixes(cache.block_size) if settings.prefix_cache else NoPrefixes()
+        self._pages = Pages(cache.blocks, cache.block_size, cache.width, prefixes)
+        limits = Limits(settings.max_running, settings.max_batched_tokens, chunk)
+        self._scheduler: Scheduler[Choice] = Scheduler(limits, self._pages)
+        self._arrivals = 0
+        self._inbox: collections.deque[Generation] = collections.deque()
+        self._active: list[Generation] = []
         self._changed = threading.Condition()
-        self._running: Generation | None = None
         self._closed = False
         self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
 
     def warm_up(self) -> WarmUp:
         """Compile all programs now rather than at the first request that needs one."""
-        return WarmUp(*self._runner.warm_up())
+        programs, seconds = self._programs.compile_all()
+        return WarmUp(programs, seconds, self._programs.loaded)
 
     def submit(
-        self,
-        prompt: Sequence[int],
-        params: SamplingParams,
-        listener: Callable[[TokenEvent | Exception | None], None] | None = None,
+        self, prompt: Sequence[int], params: SamplingParams, listener: Listener | None = None
     ) -> Generation:
         """Put a request into the queue.
 
@@ -196,17 +136,18 @@ class Engine:
         with self._changed:
             if self._closed or self._failure:
                 raise EngineStopped("engine", found=self._failure or "closed", expected="running")
-            if len(self._waiting) >= self.settings.max_queue:
+            waiting = self.waiting
+            if waiting >= self.settings.max_queue:
                 raise QueueFull(
                     "queue",
-                    found=f"{len(self._waiting)} requests waiting",
+                    found=f"{waiting} requests waiting",
                     expected=f"fewer than {self.settings.max_queue}",
                     fix="try again later",
                 )
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
                 self._thread.start()
-            self._waiting.append(generation)
+            self._inbox.append(generation)
             self._changed.notify()
         return generation
 
@@ -217,24 +158,44 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._waiting)
+        return len(self._inbox) + sum(g.timeline.started is None for g in list(self._active))
 
     @property
     def running(self) -> int:
-        """Requests being served: 0 or 1."""
-        return int(self._running is not None)
+        """Requests being served."""
+        return sum(g.timeline.started is not None for g in list(self._active))
 
     @property
     def failure(self) -> Exception | None:
         """What ended the engine, if anything did."""
         return self._failure
 
-    def close(self) -> None:
-        """Cancel all requests and end the thread."""
+    def statistics(self) -> EngineStatistics:
+        """What the engine holds now, and what it has counted."""
+        blocks, pages = self._pages.allocator, self._pages
+        free = blocks.free
+        return EngineStatistics(
+            running=self.running,
+            waiting=self.waiting,
+            cache_usage=1 - free / blocks.total,
+            blocks_total=blocks.total,
+            blocks_free=free,
+            prefix_queries=pages.queries,
+            prefix_hits=pages.hits,
+            preemptions=self._scheduler.preemptions,
+        )
+
+    def close(self, *, drain: bool = False) -> None:
+        """Take no more requests and end the thread.
+
+        Args:
+            drain: finish all requests first rather than cancel them.
+        """
         with self._changed:
             self._closed = True
-            for generation in [*self._waiting, *([self._running] if self._running else [])]:
-                generation.cancel()
+            if not drain:
+                for generation in [*self._inbox, *self._active]:
+                    generation.cancel()
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
@@ -249,7 +210,9 @@ class Engine:
         """The most tokens the request may generate."""
         if not prompt:
             raise RequestError("prompt", found="no tokens", expected="at least one", param="prompt")
-        for ids, name in ((prompt, "prompt"), (params.stop_token_ids, "stop_token_ids")):
+        biased = [token for token, _ in params.logit_bias]
+        named = {"prompt": prompt, "stop_token_ids": params.stop_token_ids, "logit_bias": biased}
+        for name, ids in named.items():
             unknown = next((i for i in ids if not 0 <= i < self.vocab_size), None)
             if unknown is not None:
                 expected = f"ids from 0 to {self.vocab_size - 1}"
@@ -267,79 +230,117 @@ class Engine:
         return params.max_tokens or room
 
     def _serve(self) -> None:
-        while True:
-            with self._changed:
-                self._running = None
-                while not self._waiting:
-                    if self._closed:
-                        return
-                    self._changed.wait()
-                generation = self._running = self._waiting.popleft()
-            try:
-                if not generation.cancelled:
-                    self._run(generation)
-            except Exception as error:  # the cache may be lost: no request can be served any more
-                _log.exception("the engine failed")
-                self._fail(generation, error)
-                return
+        try:
+            while self._take_in():
+                self._sweep()
+                self._step(self._scheduler.plan())
+        except Exception as error:  # the cache may be lost: no request can be served any more
+            _log.exception("the engine failed")
+            self._fail(error)
+
+    def _take_in(self) -> bool:
+        """Wait for something to do and take new requests; says no when the engine is to end."""
+        with self._changed:
+            while not self._inbox and not self._active:
+                if self._closed:
+                    return False
+                self._changed.wait()
+            new = list(self._inbox)
+            self._active += new
+            self._inbox.clear()
+        for generation in new:
+            seed = secrets.randbits(31)
+            generation.make_lanes(self.tokenizer, self.vocab_size, self._arrivals, seed)
+            self._arrivals += 1
+            self._scheduler.add(generation.lanes[0])
+        return True
+
+    def _sweep(self) -> None:
+        """Let go of requests that were cancelled or whose constraint failed."""
+        for generation in [g for g in self._active if g.cancelled or g.error is not None]:
+            for lane in generation.queued:
+                self._scheduler.remove(lane)
+            self._end(generation, None if generation.cancelled else generation.error)
+
+    def _step(self, plan: Plan[Choice]) -> None:
+        now = time.monotonic()
+        for chunk in plan.prefill:
+            timeline = chunk.lane.generation.timeline
+            timeline.started = timeline.started or now
+        buckets, decode = self._runner.buckets, plan.decode
+        if decode:
+            self._run(buckets.for_decode(len(decode)), decode, [1] * len(decode))
+        counts = [chunk.count for chunk in plan.prefill]
+        for shape, indexes in buckets.for_prefill(counts):
+            self._run(shape, [plan.prefill[i].lane for i in indexes], [counts[i] for i in indexes])
+        if self.monitor is not None and (decode or counts):
+            self.monitor.step(len(decode) + sum(counts))
+
+    def _run(self, shape: Shape, lanes: list[Choice], counts: list[int]) -> None:
+        """Read tokens of some lanes, and push the next one of those that have no more to read."""
+        tokens, logprobs = self._runner.run(shape, lanes, counts)
+        for row, (lane, count) in enumerate(zip(lanes, counts)):
+            self._pages.advance(lane, count)
+            if lane.pending == 0:
+                self._push(lane, tokens[row], logprobs.get(row))
+
+    def _push(self, lane: Choice, token: int, logprobs: Logprobs | None) -> None:
+        generation = lane.generation
+        if not generation.forked:
+            generation.forked = True
+            self._scheduler.fork(lane, generation.lanes[1:], len(generation.prompt))
+        complete = lane.accept(token)
+        if generation.cancelled or generation.error is not None:
+            return  # the next step is without it
+        lane.tokens.append(token)
+        self._count(lane)
+        logprob = None if logprobs is None else self._describe(token, logprobs, generation.params)
+        event = lane.output.push(token, logprob, complete=complete)
+        if event.finish_reason is not None:
+            generation.timeline.finish_reasons.append(event.finish_reason)
+            generation.lanes.remove(lane)
+            self._scheduler.remove(lane)
+        self._tell(generation, event)
+        if not generation.lanes:
             self._end(generation, None)
 
-    def _end(self, generation: Generation, error: Exception | None) -> None:
-        generation.timeline.ended = time.monotonic()
-        if self.monitor is not None:
-            self.monitor.ended(generation.timeline)
-        generation.deliver(error)
-
-    def _fail(self, generation: Generation, error: Exception) -> None:
-        with self._changed:
-            self._failure, self._running = error, None
-            rest = [generation, *self._waiting]
-            self._waiting.clear()
-        for entry in rest:
-            self._end(entry, EngineStopped("engine", found=error, expected="a running engine"))
-
-    def _run(self, generation: Generation) -> None:
-        runner, params = self._runner, generation.params
-        timeline = generation.timeline
-        timeline.started = time.monotonic()
-        seed = secrets.randbits(31)
-        reuse = self.settings.reuse_prefix
-        if not runner.prefill(
-            generation.prompt, reuse=reuse, go_on=lambda: not generation.cancelled
-        ):
-            return
-        logits = runner.prompt_logits
-        for choice in range(params.n):
-            knobs = Knobs.of(params, choice, seed)
-            grown = sequence.Sequence(self.tokenizer, params, generation.max_tokens, choice)
-            token, since = runner.first(len(generation.prompt), knobs, logits), None
-            while True:
-                since = self._count(timeline, since)
-                logprob = None if params.logprobs is None else self._logprob(token, params.logprobs)
-                event = grown.push(token, logprob)
-                if event.finish_reason is not None:
-                    timeline.finish_reasons.append(event.finish_reason)
-                generation.deliver(event)
-                if generation.cancelled:
-                    return
-                if grown.finish_reason is not None:
-                    break
-                token = runner.decode(knobs)
-
-    def _count(self, timeline: Timeline, since: float | None) -> float:
-        """Note a token; ``since`` is when the choice's last one came."""
-        now = time.monotonic()
+    def _count(self, lane: Choice) -> None:
+        """Note a token's time."""
+        now, timeline, since = time.monotonic(), lane.generation.timeline, lane.since
         timeline.first_token = timeline.first_token or now
-        timeline.last_token = now
+        timeline.last_token = lane.since = now
         timeline.generated_tokens += 1
         if self.monitor is not None:
             self.monitor.token(None if since is None else now - since)
-        return now
 
-    def _logprob(self, token: int, count: int) -> TokenLogprob:
-        chosen, scores, ids = self._runner.log_probabilities()
+    def _describe(self, token: int, found: Logprobs, params: SamplingParams) -> TokenLogprob:
+        count = params.logprobs
         top = tuple(
             sequence.describe_token(self.tokenizer, number, score)
-            for number, score in zip(ids[:count], scores[:count])
+            for number, score in zip(found.ids[:count], found.top[:count])
         )
-        return sequence.describe_token(self.tokenizer, token, chosen, top)
+        return sequence.describe_token(self.tokenizer, token, found.chosen, top)
+
+    def _tell(self, generation: Generation, event: TokenEvent | Exception | None) -> None:
+        try:
+            generation.deliver(event)
+        except Exception:  # foreign code: it must not end the other requests
+            _log.exception("a listener failed; its request is cancelled")
+            generation.cancel()
+
+    def _end(self, generation: Generation, error: Exception | None) -> None:
+        """Report a request's end; none of its lanes is with the scheduler any more."""
+        if generation in self._active:
+            self._active.remove(generation)
+        generation.timeline.ended = time.monotonic()
+        if self.monitor is not None:
+            self.monitor.ended(generation.timeline)
+        self._tell(generation, error)
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._failure = error
+            rest = [*self._active, *self._inbox]
+            self._active, self._inbox = [], collections.deque()
+        for generation in rest:
+            self._end(generation, EngineStopped("engine", found=error, expected="a running engine"))

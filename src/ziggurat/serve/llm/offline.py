@@ -1,21 +1,26 @@
 """Generation without a server: ``LLM(path).generate(prompts)`` and ``.chat(messages)``."""
 
+import collections
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from ziggurat.core.errors import DataError
-from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import pretrained
 from ziggurat.models.pretrained import Pretrained
 from ziggurat.nn.precision import Precision
-from ziggurat.serve.errors import RequestError
+from ziggurat.serve.errors import QueueFull, RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig
+from ziggurat.serve.llm.generation import Generation
+from ziggurat.serve.llm.grammar import Grammars, Maker
+from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.sequence import FinishReason, TokenEvent, TokenLogprob
+from ziggurat.serve.llm.structured import Form, FormKind
 
 Message = Mapping[str, Any]
+Tool = Mapping[str, Any]
 
 
 @dataclasses.dataclass
@@ -78,16 +83,21 @@ class LLM:
             model = pretrained.load(model, precision=precision)
         self.name, self.tokenizer = model.name, model.tokenizer
         self.engine = Engine(model.model, model.params, model.tokenizer, settings)
+        self._grammars = Grammars(model.tokenizer, self.engine.vocab_size)
 
     def generate(
         self,
         prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
     ) -> list[Output]:
-        """Continue one prompt or several, each a text or token ids.
+        """Continue one prompt or several, each a text or token ids; they are served together.
+
+        Args:
+            prompts: one or several.
+            params: for all prompts, or one for each.
 
         Raises:
-            RequestError: a prompt is empty or too long.
+            RequestError: a prompt is empty or too long, or there are more or fewer ``params``.
         """
         single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
         listed: Any = [prompts] if single else prompts
@@ -97,15 +107,61 @@ class LLM:
             else list(prompt)
             for prompt in listed
         ]
-        return [self._one(prompt, params or SamplingParams()) for prompt in encoded]
+        return self._serve(encoded, params)
 
-    def chat(self, messages: Sequence[Message], params: SamplingParams | None = None) -> Output:
-        """Answer a conversation.
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        params: SamplingParams | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+    ) -> Output: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        tools: Sequence[Tool] | None = None,
+    ) -> list[Output]: ...
+
+    def chat(
+        self, messages: Any, params: Any = None, *, tools: Sequence[Tool] | None = None
+    ) -> Output | list[Output]:
+        """Answer a conversation, or several together.
+
+        Args:
+            messages: a conversation or several, as the chat template reads them.
+            params: for all conversations, or one for each.
+            tools: what the model may call, as in OpenAI's ``tools``; its calls stand in the text,
+                from which :class:`ziggurat.serve.llm.hermes.CallParser` takes them.
 
         Raises:
             RequestError: the model has no chat template, or it rejects the messages.
         """
-        return self._one(render_chat(self.tokenizer, messages), params or SamplingParams())
+        single = not messages or isinstance(messages[0], Mapping)
+        talks = [messages] if single else messages
+        outputs = self._serve([render_chat(self.tokenizer, m, tools) for m in talks], params)
+        return outputs[0] if single else outputs
+
+    def constraint(self, kind: FormKind, content: Any) -> Maker:
+        """What makes generations keep to a form: a value for ``SamplingParams.constraint``.
+
+        Args:
+            kind: ``json``, ``regex``, ``choice`` or ``grammar``.
+            content: the JSON schema, the pattern, the texts, or the grammar in Lark or GBNF.
+
+        Example::
+
+            colour = llm.constraint("choice", ["red", "green"])
+            llm.generate("The leaf is ", SamplingParams(constraint=colour))
+
+        Raises:
+            RequestError: it cannot be enforced; the reason is told.
+        """
+        return self._grammars.compile(Form(kind, content, kind)).result()
 
     def close(self) -> None:
         """End the engine's thread."""
@@ -117,27 +173,48 @@ class LLM:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _one(self, prompt: list[int], params: SamplingParams) -> Output:
-        completions = [Completion() for _ in range(params.n)]
-        for event in self.engine.generate(prompt, params):
-            completions[event.choice].add(event)
-        return Output(prompt, completions)
+    def _serve(
+        self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[Output]:
+        if not isinstance(params, Sequence):
+            params = [params or SamplingParams()] * len(prompts)
+        if len(params) != len(prompts):
+            expected = f"one for all prompts, or {len(prompts)}"
+            raise RequestError("params", found=f"{len(params)}", expected=expected)
+        outputs: list[Output] = []
+        open_ones: collections.deque[tuple[Output, Generation]] = collections.deque()
+        try:
+            for prompt, asked in zip(prompts, params):
+                output = Output(prompt, [Completion() for _ in range(asked.n)])
+                outputs.append(output)
+                open_ones.append((output, self._submit(prompt, asked, open_ones)))
+            while open_ones:
+                _collect(*open_ones.popleft())
+        finally:
+            for _, generation in open_ones:  # left by an error: wait until they are gone
+                generation.cancel()
+            for left in open_ones:
+                with contextlib.suppress(RequestError):
+                    _collect(*left)
+        return outputs
+
+    def _submit(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        open_ones: collections.deque[tuple[Output, Generation]],
+    ) -> Generation:
+        """Put a prompt into the queue; when that is full, wait for the oldest to end."""
+        while True:
+            try:
+                return self.engine.submit(prompt, params)
+            except QueueFull:
+                if not open_ones:
+                    raise
+                _collect(*open_ones.popleft())
 
 
-def render_chat(tokenizer: HuggingFaceTokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation, ending where the assistant's answer begins.
-
-    Raises:
-        RequestError: there is no chat template, or it rejects the messages.
-    """
-    try:
-        text = tokenizer.apply_chat_template(messages)
-        return tokenizer.encode(text)
-    except DataError as error:
-        raise RequestError(
-            error.what,
-            found=error.found,
-            expected=error.expected,
-            fix=error.fix,
-            param="messages",
-        ) from None
+def _collect(output: Output, generation: Generation) -> None:
+    """Read a generation to its end."""
+    for event in generation:
+        output.completions[event.choice].add(event)

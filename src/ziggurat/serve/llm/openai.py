@@ -1,43 +1,44 @@
 """OpenAI's request bodies: every field is applied, known to change nothing, or refused by name.
 
->>> decode(CompletionRequest, b'{"model": "m", "prompt": "Hi", "colour": 1}')
+>>> from ziggurat.serve.bodies import read
+>>> read(CompletionRequest, b'{"model": "m", "prompt": "Hi", "colour": 1}')
 Traceback (most recent call last):
 ziggurat.serve.errors.RequestError: colour: found an unknown field; expected a field of this request
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
-from ziggurat.core.errors import did_you_mean
+from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.bodies import Body, short
 from ziggurat.serve.errors import RequestError
+from ziggurat.serve.llm import hermes
+from ziggurat.serve.llm.messages import Message
 from ziggurat.serve.llm.sampling import MAX_LOGPROBS, SamplingParams
-
-R = TypeVar("R", bound="GenerationRequest")
+from ziggurat.serve.llm.structured import Form, ResponseFormat, StructuredOutputs
+from ziggurat.serve.llm.texts import Texts, listed
+from ziggurat.serve.llm.tools import NamedChoice, Tool, ToolUse, tool_use
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "frequency_penalty": (0,),
     "function_call": (),
     "functions": (),
-    "logit_bias": ({},),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (),
     "prediction": (),
-    "presence_penalty": (0,),
     "prompt_cache_options": (),
     "reasoning_effort": (),
-    "repetition_penalty": (1,),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
     "store": (False,),
     "suffix": ("",),
-    "tool_choice": ("none",),
-    "tools": ([],),
+    "use_beam_search": (False,),
     "verbosity": (),
     "web_search_options": (),
 }
@@ -51,7 +52,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: Literal[False] | None = None
 
 
-class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class GenerationRequest(Body, kw_only=True):
     """What both kinds of request share."""
 
     model: str
@@ -67,6 +68,13 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     stop_token_ids: list[int] | None = None
     ignore_eos: bool | None = None
     n: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    min_tokens: int | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     # Labels for the service's operator; they change no answer.
     user: str | None = None
@@ -75,13 +83,14 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
 
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    store: bool | None = None
+    # Not applied: see NEUTRAL.
+    include_stop_str_in_output: bool | None = None
+    length_penalty: float | None = None
     service_tier: str | None = None
-    response_format: dict[str, Any] | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    store: bool | None = None
+    use_beam_search: bool | None = None
 
     def check(self) -> None:
         """Refuse what is not applied.
@@ -98,7 +107,7 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
                     expected += f", or {shown}"
                 raise RequestError(
                     name,
-                    found=_short(value),
+                    found=short(value),
                     expected=expected,
                     fix="this server does not apply it",
                     param=name,
@@ -108,35 +117,62 @@ class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True, kw_only=True
                 "stream_options", found="no stream", expected="stream: true", param="stream_options"
             )
 
+    def form(self, tokenizer: HuggingFaceTokenizer) -> Form | None:
+        """The form the answer must have, if any.
+
+        Raises:
+            RequestError: two are asked for, or one is not well told.
+        """
+        forms = [] if self.response_format is None else [self.response_format.form()]
+        forms += [] if self.structured_outputs is None else [self.structured_outputs.form()]
+        asked = [form for form in forms if form is not None]
+        if len(asked) > 1:
+            raise RequestError(
+                "structured_outputs",
+                found="response_format too",
+                expected="one of them",
+                param="structured_outputs",
+            )
+        return asked[0] if asked else None
+
     def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        given = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "ignore_eos": self.ignore_eos,
-            "n": self.n,
-        }
+        given = {name: getattr(self, name) for name in _DIRECT}
         return SamplingParams(
             max_tokens=max_tokens,
             logprobs=logprobs,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
+            logit_bias=tuple((_token_id(k), v) for k, v in (self.logit_bias or {}).items()),
             **{name: value for name, value in given.items() if value is not None},
         )
+
+
+_DIRECT = (
+    *("temperature", "top_p", "top_k", "min_p", "ignore_eos", "n", "min_tokens"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
+)
+"""Fields that the engine takes as they are."""
+
+
+def _token_id(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,10}", text):
+        raise RequestError("logit_bias", found=repr(text), expected="token ids", param="logit_bias")
+    return int(text)
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
     """The body of ``POST /v1/completions``."""
 
     prompt: str | list[Any]
+    add_special_tokens: bool | None = None
     echo: bool | None = None
     logprobs: int | None = None
     suffix: str | None = None
     best_of: int | None = None
 
     def check(self) -> None:
+        """Refuse what is not applied."""
         super().check()
         if self.echo and self.logprobs is not None:
             raise RequestError(
@@ -147,92 +183,13 @@ class CompletionRequest(GenerationRequest, kw_only=True):
                 param="echo",
             )
 
-    def prompts(self) -> list[str] | list[list[int]]:
+    def prompts(self) -> Texts:
         """The prompts, one or several."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return [prompt]
-        if _all(prompt, int):
-            return [prompt]
-        several = prompt and (_all(prompt, str) or all(_all(entry, int) for entry in prompt))
-        if not several:
-            raise RequestError(
-                "prompt",
-                found=_short(prompt),
-                expected="a text, a list of texts, token ids or a list of token ids",
-                param="prompt",
-            )
-        return prompt
+        return listed(self.prompt, "prompt")
 
     def sampling(self) -> SamplingParams:
         """What the engine needs; as with OpenAI, 16 tokens unless more are asked for."""
         return self._sampling(16 if self.max_tokens is None else self.max_tokens, self.logprobs)
-
-
-class TextPart(msgspec.Struct, forbid_unknown_fields=True):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class FunctionCall(msgspec.Struct, forbid_unknown_fields=True):
-    """The function that the assistant called, its arguments as JSON text."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
-    """One call in an assistant's message."""
-
-    id: str
-    function: FunctionCall
-    type: Literal["function"] = "function"
-
-
-class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One message of a conversation."""
-
-    role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None
-
-    def for_template(self, place: str) -> dict[str, Any]:
-        """The message as chat templates know it: text content, arguments as objects.
-
-        ``developer`` is OpenAI's newer name of ``system``; templates know the latter.
-        """
-        content = self.content
-        if isinstance(content, list):
-            content = "".join(part.text for part in content)
-        if content is None and self.refusal is not None and self.role == "assistant":
-            content = self.refusal
-        if content is None and not (self.role == "assistant" and self.tool_calls):
-            raise RequestError(f"{place}.content", found="null", expected="text", param="messages")
-        for field, owner in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
-            if getattr(self, field) is not None and self.role != owner:
-                where = f"{place}.{field}"
-                expected = f"only in a message of role {owner}"
-                raise RequestError(where, found=self.role, expected=expected, param="messages")
-        message: dict[str, Any] = {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": content or "",
-        }
-        if self.tool_calls:
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.function.name, "arguments": _arguments(call, place)},
-                }
-                for call in self.tool_calls
-            ]
-        optional = {"name": self.name, "tool_call_id": self.tool_call_id}
-        return message | {name: value for name, value in optional.items() if value is not None}
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
@@ -242,26 +199,53 @@ class ChatRequest(GenerationRequest, kw_only=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: list[Tool] | None = None
+    tool_choice: str | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
+    # Not applied: see NEUTRAL.
     audio: dict[str, Any] | None = None
     function_call: Any = None
     functions: list[Any] | None = None
     modalities: list[str] | None = None
     moderation: Any = None
-    parallel_tool_calls: bool | None = None
     prediction: dict[str, Any] | None = None
     prompt_cache_options: dict[str, Any] | None = None
     reasoning_effort: str | None = None
-    tool_choice: Any = None
-    tools: list[Any] | None = None
     verbosity: str | None = None
     web_search_options: dict[str, Any] | None = None
 
-    def conversation(self) -> list[dict[str, Any]]:
-        """The messages for the chat template."""
-        if not self.messages:
-            raise RequestError("messages", found="none", expected="at least one", param="messages")
-        return [m.for_template(f"messages[{i}]") for i, m in enumerate(self.messages)]
+    def tool_use(self) -> ToolUse | None:
+        """The tools that may be called.
+
+        Raises:
+            RequestError: the fields on tools contradict each other, or one is not well described.
+        """
+        return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
+
+    def form(self, tokenizer: HuggingFaceTokenizer) -> Form | None:
+        """The form the answer must have: what is asked of it, and what its tools demand.
+
+        Raises:
+            RequestError: these cannot be had together.
+        """
+        form, use = super().form(tokenizer), self.tool_use()
+        if use is None or (form is None and not use.constrained):
+            return form
+        if form is not None and (use.forced or form.kind != "json"):
+            raise RequestError(
+                form.field,
+                found="tools whose call is forced" if use.forced else f"tools and {form.kind}",
+                expected="tool_choice auto or none, and a JSON form",
+                param=form.field,
+            )
+        try:
+            return hermes.grammar(use, tokenizer, form)
+        except (ValueError, RecursionError) as error:
+            expected = "JSON schemas that can be enforced"
+            raise RequestError("tools", found=error, expected=expected, param="tools") from None
 
     def sampling(self) -> SamplingParams:
         """What the engine needs; without a limit the answer may fill the context."""
@@ -282,66 +266,3 @@ class ChatRequest(GenerationRequest, kw_only=True):
             expected = f"a number from 0 to {MAX_LOGPROBS}"
             raise RequestError("top_logprobs", found=top, expected=expected, param="top_logprobs")
         return self._sampling(next(iter(limits), None), (top or 0) if self.logprobs else None)
-
-
-def decode(kind: type[R], body: bytes) -> R:
-    """Read and check a request body.
-
-    Raises:
-        RequestError: no JSON, or a field is unknown, missing, of a wrong type or not applied.
-    """
-    try:
-        request = msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise _explain(kind, str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError("request body", found=error, expected="valid JSON") from None
-    request.check()
-    return request
-
-
-def _explain(kind: type, text: str) -> RequestError:
-    reason, _, path = text.partition(" - at `$")
-    where = path.rstrip("`").removeprefix(".")
-    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", reason, re.DOTALL)
-    if unknown:
-        name = unknown[1]
-        dotted = f"{where}.{name}" if where else name
-        return RequestError(
-            _short(dotted),
-            found="an unknown field",
-            expected="a field of this request",
-            fix="" if where else did_you_mean(name, kind.__struct_fields__),  # type: ignore[attr-defined]
-            param=dotted,
-        )
-    missing = re.fullmatch(r"Object missing required field `(.*)`", reason)
-    if missing:
-        dotted = f"{where}.{missing[1]}" if where else missing[1]
-        return RequestError(dotted, found="nothing", expected="a value", param=dotted)
-    return RequestError(where or "request body", found=reason, param=where or None)
-
-
-def _arguments(call: ToolCall, place: str) -> Mapping[str, Any]:
-    try:
-        return msgspec.json.decode(call.function.arguments, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise RequestError(
-            f"{place}.tool_calls: arguments of {call.function.name}",
-            found=error,
-            expected="a JSON object as text",
-            param="messages",
-        ) from None
-
-
-def _all(value: Any, kind: type) -> bool:
-    return (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and bool(value)
-        and all(type(entry) is kind for entry in value)
-    )
-
-
-def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -7,8 +7,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ziggurat.serve.llm import hermes
 from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.sequence import TokenEvent, TokenLogprob
+from ziggurat.serve.llm.tools import ToolUse
 
 Body = dict[str, Any]
 
@@ -27,10 +29,17 @@ class Usage:
 
 
 class ChatFormat:
-    """Bodies of ``/v1/chat/completions``."""
+    """Bodies of ``/v1/chat/completions``.
 
-    def __init__(self, model: str, *, logprobs: bool):
-        self._logprobs = logprobs
+    Args:
+        model: name of the model.
+        logprobs: whether log-probabilities are shown.
+        tools: the tools whose calls are taken out of the text, if there are any.
+    """
+
+    def __init__(self, model: str, *, logprobs: bool, tools: ToolUse | None = None):
+        self._logprobs, self._tools = logprobs, tools
+        self._parsers: dict[int, hermes.CallParser] = {}
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -39,15 +48,20 @@ class ChatFormat:
 
     def whole(self, completions: Sequence[Completion], usage: Usage) -> Body:
         """The answer in one piece."""
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": completion.text, "refusal": None},
-                "logprobs": self._entries(completion.logprobs),
-                "finish_reason": completion.finish_reason,
-            }
-            for index, completion in enumerate(completions)
-        ]
+        choices = []
+        for index, completion in enumerate(completions):
+            message: Body = {"role": "assistant", "content": completion.text, "refusal": None}
+            if self._tools is not None:
+                deltas = self._deltas(index, completion.text, completion.finish_reason)
+                message |= _joined(deltas)
+            choices.append(
+                {
+                    "index": index,
+                    "message": message,
+                    "logprobs": self._entries(completion.logprobs),
+                    "finish_reason": self._reason(index, completion.finish_reason),
+                }
+            )
         return self._body("chat.completion", choices) | {"usage": usage.body()}
 
     def opening(self, choices: int) -> Iterator[Body]:
@@ -56,11 +70,28 @@ class ChatFormat:
             yield self._chunk(index, {"role": "assistant", "content": ""}, None)
 
     def chunks(self, index: int, event: TokenEvent) -> Iterator[Body]:
-        """Chunks for one event: its text, if there is any, then the finish reason, if it ends."""
-        if event.text or event.logprobs:
-            yield self._chunk(index, {"content": event.text}, None, event.logprobs)
+        """Chunks for one event: what it lets out, then the finish reason, if it ends."""
+        logprobs = event.logprobs
+        for delta in self._deltas(index, event.text, event.finish_reason):
+            yield self._chunk(index, delta, None, logprobs)
+            logprobs = ()
+        if logprobs:
+            yield self._chunk(index, {"content": ""}, None, logprobs)
         if event.finish_reason is not None:
-            yield self._chunk(index, {}, event.finish_reason)
+            yield self._chunk(index, {}, self._reason(index, event.finish_reason))
+
+    def _deltas(self, index: int, text: str, finish_reason: str | None) -> list[Body]:
+        if self._tools is None:
+            return [{"content": text}] if text else []
+        parser = self._parsers.setdefault(index, hermes.CallParser())
+        deltas = parser.push(text) + (parser.finish() if finish_reason is not None else [])
+        return [_delta_body(delta) for delta in deltas]
+
+    def _reason(self, index: int, reason: str) -> str:
+        """As OpenAI: calls end with ``tool_calls``, except one that the request named itself."""
+        called = index in self._parsers and self._parsers[index].calls > 0
+        named = self._tools is not None and self._tools.named
+        return "tool_calls" if reason == "stop" and called and not named else reason
 
     def usage_chunk(self, usage: Usage) -> Body:
         """The last chunk of a stream whose request asked for usage."""
@@ -87,6 +118,31 @@ class ChatFormat:
 
     def _body(self, kind: str, choices: list[Body]) -> Body:
         return {**self._head, "object": kind, "choices": choices}
+
+
+def _delta_body(delta: hermes.Delta) -> Body:
+    """A delta of a chat chunk."""
+    if isinstance(delta, hermes.TextDelta):
+        return {"content": delta.text}
+    call: Body = {"index": delta.index}
+    if delta.name is not None:
+        call |= {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
+    named = {} if delta.name is None else {"name": delta.name}
+    return {"tool_calls": [call | {"function": {**named, "arguments": delta.arguments}}]}
+
+
+def _joined(deltas: Sequence[Body]) -> Body:
+    """The message that deltas make together."""
+    text, calls = "", []
+    for delta in deltas:
+        text += delta.get("content", "")
+        for piece in delta.get("tool_calls", ()):
+            if "id" in piece:
+                calls.append({**piece, "function": dict(piece["function"])})
+                del calls[-1]["index"]
+            else:
+                calls[-1]["function"]["arguments"] += piece["function"]["arguments"]
+    return {"content": text or None, "tool_calls": calls} if calls else {"content": text}
 
 
 class TextFormat:

@@ -1,8 +1,6 @@
-"""Running the model: weights and cache laid out for decoding, and the few compiled programs."""
+"""Running the model: weights, paged cache and the few compiled programs that work on them."""
 
-import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,201 +10,196 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.models import LanguageModel, Params, unstacked
 from ziggurat.models.unstacked import Unstacked
-from ziggurat.serve.llm.cache import BLOCK, LayerCache, SlotContext
-from ziggurat.serve.llm.sampling import Knobs, SamplingParams, log_probabilities, sample
+from ziggurat.serve.llm import history
+from ziggurat.serve.llm.buckets import Buckets, Shape
+from ziggurat.serve.llm.generation import Choice
+from ziggurat.serve.llm.history import History
+from ziggurat.serve.llm.paged import LayerCache, Paged
+from ziggurat.serve.llm.programs import Programs
+from ziggurat.serve.llm.sampling import GREEDY, MAX_BIASES, Knobs, log_probabilities, sample
+from ziggurat.serve.llm.settings import CacheDimensions
 
-SMALLEST_BUCKET = 16
 
+class Logprobs(NamedTuple):
+    """Log-probabilities of a row's token, and of the most likely ones with their ids."""
 
-class State(NamedTuple):
-    """What a step owns and gives back changed."""
-
-    cache: list[LayerCache]
-    length: Int[Array, ""]
-    """Tokens in the cache."""
-    token: Int[Array, "b"]
-    """The newest token, not in the cache yet."""
+    chosen: float
+    top: list[float]
+    ids: list[int]
 
 
 class ModelRunner:
-    """One sequence at a time through a model.
+    """Steps of a model over rows of tokens, all state but the lanes' own on one device.
 
     Args:
         model: the model.
-        params: its parameters; copied, layer by layer.
-        max_length: longest sequence in tokens, prompt and output together.
-        max_chunk: most prompt tokens in one step; longer prompts take several.
+        params: its parameters; copied, layer by layer. Those sharded over several devices are
+            gathered.
+        cache: the cache's dimensions.
+        buckets: the shapes of steps.
+        programs: compiles them.
     """
 
-    def __init__(self, model: LanguageModel, params: Params, max_length: int, max_chunk: int):
-        self.model, self.max_length = model, max_length
-        self.buckets = bucket_table(min(max_chunk, max_length))
-        slots = max_length + self.buckets[-1]  # room for the padding of the last chunk
-        self.slots = slots if slots <= BLOCK else -(-slots // BLOCK) * BLOCK
-        self._weights = Unstacked.of(model, params)
-        self._state = self._empty()
-        self._tokens: list[int] = []
-        self._logits: Array | None = None
-        self._programs: dict[str, Any] = {}
-        self._compiling = threading.Lock()
+    def __init__(
+        self,
+        model: LanguageModel,
+        params: Params,
+        cache: CacheDimensions,
+        buckets: Buckets,
+        programs: Programs,
+    ):
+        self.model, self.buckets, self.programs = model, buckets, programs
+        self._dims, self._vocab = cache, model.decoder.vocab_size
+        self._weights = Unstacked.of(model, jax.tree.map(_on_one_device, params))
+        self._cache = self._empty()
+        self._history: History | None = None
+        self._stays: dict[int, object] = {}
+        self._declare()
 
-    def warm_up(self) -> tuple[int, float]:
-        """Compile every program; how many there are, and the seconds it took."""
-        begun = time.perf_counter()
-        for name in ("decode", "first", "logprobs", *(f"prefill {t}" for t in self.buckets)):
-            self._program(name)
-        return len(self._programs), time.perf_counter() - begun
-
-    def prefill(
-        self, tokens: Sequence[int], *, reuse: bool, go_on: Callable[[], bool] = lambda: True
-    ) -> bool:
-        """Read a prompt into the cache.
+    def run(
+        self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]
+    ) -> tuple[list[int], dict[int, Logprobs]]:
+        """Read the next ``counts`` tokens of each lane and choose the one after.
 
         Args:
-            tokens: the prompt, at least one token.
-            reuse: keep what the cache holds of the same beginning.
-            go_on: asked before every chunk; the prompt is given up when it says no.
+            shape: a shape of the buckets that holds them.
+            lanes: whose; they have blocks for these tokens.
+            counts: how many of each.
 
         Returns:
-            Whether the whole prompt was read.
+            A token for each lane, of meaning only where the lane has no further tokens to read, and
+            by index the log-probabilities of those that ask for them. Empty if none has come to its
+            end.
         """
-        assert 1 <= len(tokens) <= self.max_length
-        start = self._common(tokens) if reuse else 0
-        while start < len(tokens):
-            if not go_on():
-                return False
-            chunk = tokens[start : start + self.buckets[-1]]
-            size = next(bucket for bucket in self.buckets if bucket >= len(chunk))
-            padded = np.zeros((1, size), np.int32)
-            padded[0, : len(chunk)] = chunk
-            self._tokens = list(tokens[:start])
-            self._state, self._logits = self._program(f"prefill {size}")(
-                self._weights, self._state, padded, np.int32(start), np.int32(len(chunk))
-            )
-            start += len(chunk)
-            self._tokens = list(tokens[:start])
-        return True
+        inputs = self._inputs(shape, lanes, counts)
+        step = self.programs[f"step {shape}"]
+        self._cache, logits = step(self._weights, self._cache, *inputs)
+        ready = [count == lane.pending for lane, count in zip(lanes, counts)]
+        if not any(ready):
+            return [], {}
+        tokens = self._sample(shape.rows, lanes, ready, logits)
+        wanted = [lane.generation.params.logprobs is not None for lane in lanes]
+        scores = None
+        if any(want and is_ready for want, is_ready in zip(wanted, ready)):
+            scores = self.programs[f"logprobs {shape.rows}"](logits, tokens)
+        host = np.asarray(tokens)[: len(lanes)].tolist()
+        if scores is None:
+            return host, {}
+        chosen, top, ids = (np.asarray(part) for part in scores)
+        rows = [row for row in range(len(lanes)) if wanted[row] and ready[row]]
+        found = {r: Logprobs(float(chosen[r]), top[r].tolist(), ids[r].tolist()) for r in rows}
+        return host, found
 
-    def first(self, prompt_length: int, knobs: Knobs, logits: Array | None = None) -> int:
-        """Choose the token after the prompt; again, for a further generation from it.
+    def _inputs(
+        self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]
+    ) -> tuple[np.ndarray, ...]:
+        """Tokens, tokens in the cache, new tokens and tables, as the step takes them."""
+        tokens = np.zeros(shape, np.int32)
+        start, new = np.zeros((2, shape.rows), np.int32)
+        tables = np.zeros((shape.rows, self._dims.width), np.int32)
+        for row, (lane, count) in enumerate(zip(lanes, counts)):
+            assert lane.table is not None
+            tokens[row, :count] = lane.tokens[lane.cached : lane.cached + count]
+            start[row], new[row], tables[row] = lane.cached, count, lane.table
+        return tokens, start, new, tables
 
-        Args:
-            prompt_length: tokens of the prompt.
-            knobs: how to choose.
-            logits: what :meth:`prompt_logits` gave; default: those of the prompt just read.
-        """
-        self._tokens = self._tokens[:prompt_length]
-        self._logits = self._logits if logits is None else logits
-        assert self._logits is not None
-        assert len(self._tokens) == prompt_length
-        self._state = self._program("first")(
-            self._state, self._logits, knobs, np.int32(prompt_length)
-        )
-        return int(self._state.token[0])
+    def _sample(
+        self, rows: int, lanes: Sequence[Choice], ready: Sequence[bool], logits: Array
+    ) -> Array:
+        drawing = [lane if is_ready else None for lane, is_ready in zip(lanes, ready)]
+        knobs = Knobs.stack([lane.knobs if lane else GREEDY for lane in drawing], rows)
+        positions = np.zeros(rows, np.int32)
+        positions[: len(lanes)] = [len(lane.tokens) for lane in lanes]
+        allowed = [lane.allowed() if lane else None for lane in drawing]
+        shaped = any(lane.keeps_history for lane in drawing if lane is not None)
+        if not shaped and all(mask is None for mask in allowed):
+            return self.programs[f"sample {rows}"](logits, knobs, positions)
+        words = np.full((rows, -(-self._vocab // history.WORD)), 0xFFFFFFFF, np.uint32)
+        for row, mask in enumerate(allowed):
+            if mask is not None:
+                words[row] = mask
+        slots = np.full(rows, self.buckets.max_running, np.int32)
+        for row, lane in enumerate(drawing):
+            if lane is not None and lane.keeps_history:
+                slots[row] = self._slot(lane)
+        kept = self._kept()
+        program = self.programs[f"sample shaped {rows}"]
+        self._history, tokens = program(kept, logits, slots, knobs, words, positions)
+        return tokens
 
-    @property
-    def prompt_logits(self) -> Array:
-        """Logits ``[1, v]`` from which the newest token was chosen, on the device."""
-        assert self._logits is not None
-        return self._logits
+    def _slot(self, lane: Choice) -> int:
+        """The lane's row of the history, written if it has just begun to run."""
+        slot = lane.slot
+        assert slot is not None
+        if self._stays.get(slot) is not lane.stay:
+            tokens = np.zeros(self._dims.width * self._dims.block_size, np.int32)
+            tokens[: len(lane.tokens)] = lane.tokens
+            sizes = np.int32(len(lane.generation.prompt)), np.int32(len(lane.tokens))
+            bias = history.bias_of(lane.generation.params, self._vocab)
+            load = self.programs["load history"]
+            self._history = load(self._kept(), np.int32(slot), tokens, *sizes, bias)
+            self._stays[slot] = lane.stay
+        return slot
 
-    def decode(self, knobs: Knobs) -> int:
-        """Read the newest token and choose the next: one program, one number back."""
-        token = int(self._state.token[0])
-        self._state, self._logits = self._program("decode")(self._weights, self._state, knobs)
-        self._tokens.append(token)
-        return int(self._state.token[0])
+    def _kept(self) -> History:
+        if self._history is None:
+            self._history = History.empty(self.buckets.max_running, self._vocab)
+        return self._history
 
-    def log_probabilities(self) -> tuple[float, list[float], list[int]]:
-        """Of the newest token, and of the most likely ones with their ids."""
-        found = self._program("logprobs")(self.prompt_logits, self._state.token)
-        chosen, top, ids = (np.asarray(part)[0] for part in found)
-        return float(chosen), top.tolist(), ids.tolist()
-
-    def _common(self, tokens: Sequence[int]) -> int:
-        """Tokens of the cache that can stay; the last of the prompt is always read."""
-        count = 0
-        for held, wanted in zip(self._tokens, tokens[:-1]):
-            if held != wanted:
-                break
-            count += 1
-        return count
-
-    def _empty(self) -> State:
+    def _empty(self) -> list[LayerCache]:
         dtype, cache = self.model.precision.compute_dtype, []
+        blocks, slots = self._dims.blocks + 1, self._dims.block_size
         for layer in self.model.decoder.layers:
             shape = layer.block.attention.cache
             dims = (shape.key_dim, shape.value_dim)
-            pair = (jnp.zeros((1, shape.kv_heads, self.slots, dim), dtype) for dim in dims)
+            pair = (jnp.zeros((shape.kv_heads, blocks, slots, dim), dtype) for dim in dims)
             cache.append(tuple(pair))
-        return State(cache, jnp.zeros((), jnp.int32), jnp.zeros(1, jnp.int32))
+        return cache
 
-    def _program(self, name: str) -> Any:
-        with self._compiling:
-            if name not in self._programs:
-                self._programs[name] = self._compile(name)
-            return self._programs[name]
+    def _declare(self) -> None:
+        """Name every program there is."""
+        width, vocab = self._dims.width, self._vocab
 
-    def _compile(self, name: str) -> Any:
-        vocab = self.model.decoder.vocab_size
-        number, logits = np.int32(0), jnp.zeros((1, vocab))
-        state, knobs = self._state, Knobs.of(SamplingParams())
-        if name == "decode":
-            program = jax.jit(self._decode, donate_argnums=1)
-            return program.lower(self._weights, state, knobs).compile()
-        if name == "first":
-            program = jax.jit(_first, donate_argnums=0)
-            return program.lower(state, logits, knobs, number).compile()
-        if name == "logprobs":
-            return jax.jit(log_probabilities).lower(logits, state.token).compile()
-        tokens = np.zeros((1, int(name.removeprefix("prefill "))), np.int32)
-        program = jax.jit(self._prefill, donate_argnums=1)
-        return program.lower(self._weights, state, tokens, number, number).compile()
+        def array(*shape: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype)
 
-    def _forward(
+        for shape in self.buckets.shapes:
+            rows = shape.rows
+            inputs = (array(*shape), array(rows), array(rows), array(rows, width))
+            arguments = (self._weights, self._cache, *inputs)
+            self.programs.add(f"step {shape}", self._step, *arguments, donate=1)
+        kept = jax.eval_shape(lambda: History.empty(self.buckets.max_running, vocab))
+        for rows in self.buckets.rows:
+            logits, each = array(rows, vocab, dtype=np.float32), array(rows)
+            knobs = Knobs.stack([], rows)
+            words = array(rows, -(-vocab // history.WORD), dtype=np.uint32)
+            self.programs.add(f"sample {rows}", sample, logits, knobs, each)
+            shaped = (kept, logits, each, knobs, words, each)
+            self.programs.add(f"sample shaped {rows}", history.sample_shaped, *shaped, donate=0)
+            self.programs.add(f"logprobs {rows}", log_probabilities, logits, each)
+        bias = array(MAX_BIASES), array(MAX_BIASES, dtype=np.float32)
+        tokens = array(width * self._dims.block_size)
+        row = (kept, array(), tokens, array(), array(), bias)
+        self.programs.add("load history", history.load, *row, donate=0)
+
+    def _step(
         self,
         weights: Unstacked,
         cache: list[LayerCache],
         tokens: Int[Array, "b t"],
-        length: Int[Array, ""],
-    ) -> tuple[Float[Array, "b t d"], list[LayerCache]]:
-        positions = length + jnp.arange(tokens.shape[1])[None]
-        return unstacked.hidden(self.model, weights, tokens, positions, SlotContext(length), cache)
-
-    def _decode(self, weights: Unstacked, state: State, knobs: Knobs) -> tuple[State, Array]:
-        hidden, cache = self._forward(weights, state.cache, state.token[:, None], state.length)
-        logits = unstacked.project(self.model, weights, hidden[:, 0])
-        token = sample(logits, knobs, state.length + 1)
-        return State(cache, state.length + 1, token), logits
-
-    def _prefill(
-        self,
-        weights: Unstacked,
-        state: State,
-        tokens: Int[Array, "b t"],
-        start: Int[Array, ""],
-        count: Int[Array, ""],
-    ) -> tuple[State, Array]:
-        hidden, cache = self._forward(weights, state.cache, tokens, start)
-        last = jax.lax.dynamic_index_in_dim(hidden, count - 1, axis=1, keepdims=False)
-        logits = unstacked.project(self.model, weights, last)
-        return State(cache, start + count, state.token), logits
+        start: Int[Array, "b"],
+        counts: Int[Array, "b"],
+        tables: Int[Array, "b pages"],
+    ) -> tuple[list[LayerCache], Float[Array, "b v"]]:
+        """Logits after each row's last token, and the cache with the new ones."""
+        context = Paged(tables, start, counts)
+        positions = context.positions(tokens.shape[1])
+        hidden, cache = unstacked.hidden(self.model, weights, tokens, positions, context, cache)
+        last = jnp.maximum(counts - 1, 0)
+        newest = hidden[jnp.arange(tokens.shape[0]), last]
+        return cache, unstacked.project(self.model, weights, newest)
 
 
-def _first(state: State, logits: Array, knobs: Knobs, length: Array) -> State:
-    """The token after a prompt of ``length`` tokens; later slots count as empty again."""
-    return State(state.cache, length, sample(logits, knobs, length))
-
-
-def bucket_table(largest: int) -> tuple[int, ...]:
-    """Powers of two from 16 on, and ``largest`` itself.
-
-    >>> bucket_table(100), bucket_table(8)
-    ((16, 32, 64, 100), (8,))
-    """
-    sizes = []
-    size = SMALLEST_BUCKET
-    while size < largest:
-        sizes.append(size)
-        size *= 2
-    return (*sizes, largest)
+def _on_one_device(leaf: Any) -> Any:
+    spread = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+    return jax.device_put(leaf, jax.devices()[0]) if spread else leaf

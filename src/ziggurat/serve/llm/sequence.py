@@ -55,9 +55,10 @@ class Sequence:
         self, tokenizer: HuggingFaceTokenizer, params: SamplingParams, max_tokens: int, choice: int
     ):
         self._tokenizer, self._max_tokens, self._choice = tokenizer, max_tokens, choice
-        self._ends = set(params.stop_token_ids)
+        self.ends = set(params.stop_token_ids)
+        """Ids that end it."""
         if not params.ignore_eos:
-            self._ends |= set(tokenizer.eos_ids)
+            self.ends |= set(tokenizer.eos_ids)
         self._decoder = StreamDecoder(tokenizer)
         self._matcher = StopMatcher(params.stop)
         self._pending: list[tuple[int, TokenLogprob]] = []
@@ -66,19 +67,21 @@ class Sequence:
         """All tokens, an end id included."""
         self.finish_reason: FinishReason | None = None
 
-    def push(self, token: int, logprob: TokenLogprob | None = None) -> TokenEvent:
-        """Add the next token."""
+    def push(
+        self, token: int, logprob: TokenLogprob | None = None, *, complete: bool = False
+    ) -> TokenEvent:
+        """Add the next token; ``complete``: nothing may follow it."""
         assert self.finish_reason is None
         self.tokens.append(token)
-        ended = token in self._ends
+        ended = token in self.ends
         if logprob is not None and not ended:
             self._pending.append((self._decoded, logprob))
         text = "" if ended else self._feed(self._decoder.push(token))
         if self._matcher.stopped:
             self.finish_reason = "stop"
-        elif ended or len(self.tokens) == self._max_tokens:
+        elif ended or complete or len(self.tokens) == self._max_tokens:
             text += self._feed(self._decoder.finish())
-            ended = ended or self._matcher.stopped
+            ended = ended or complete or self._matcher.stopped
             text += "" if self._matcher.stopped else self._matcher.flush()
             self.finish_reason = "stop" if ended else "length"
         self._emitted += len(text)

@@ -1,0 +1,63 @@
+"""Which parts an application gets for the models at hand: a generator, an embedder, or both."""
+
+import dataclasses
+
+from prometheus_client import CollectorRegistry
+
+from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.app import Part
+from ziggurat.serve.embedding import EmbeddingService, TextEmbedder
+from ziggurat.serve.llm.engine import Engine
+from ziggurat.serve.llm.metrics import Metrics
+from ziggurat.serve.llm.service import TextService
+from ziggurat.serve.llm.tokens import TokenService, Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """A model that generates, and what requests call it."""
+
+    name: str
+    engine: Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedder:
+    """A model that embeds, with its tokenizer, and what requests call it."""
+
+    name: str
+    embedder: TextEmbedder
+    tokenizer: HuggingFaceTokenizer
+
+
+def openai_parts(
+    registry: CollectorRegistry,
+    generator: Generator | None = None,
+    embedder: Embedder | None = None,
+) -> list[Part]:
+    """OpenAI's endpoints for what is given, with ``/tokenize`` and ``/detokenize``.
+
+    Args:
+        registry: gets the models' metrics.
+        generator: answers ``/v1/completions`` and ``/v1/chat/completions``.
+        embedder: answers ``/v1/embeddings``.
+    """
+    metrics = Metrics(registry)
+    parts: list[Part] = []
+    vocabularies: dict[str, Vocabulary] = {}
+    if generator is not None:
+        engine = generator.engine
+        parts.append(TextService(engine, generator.name, metrics).part())
+        vocabularies[generator.name] = Vocabulary(
+            engine.tokenizer, engine.vocab_size, engine.max_length
+        )
+    if embedder is not None:
+        made = EmbeddingService(embedder.embedder, embedder.tokenizer, embedder.name, metrics)
+        parts.append(made.part())
+        known = embedder.tokenizer
+        vocabularies.setdefault(
+            embedder.name, Vocabulary(known, known.vocab_size, embedder.embedder.max_length)
+        )
+    if vocabularies:
+        parts.append(TokenService(vocabularies).part())
+    return parts

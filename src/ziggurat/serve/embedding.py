@@ -1,0 +1,176 @@
+"""``/v1/embeddings``: texts to vectors, as OpenAI answers.
+
+What embeds is whatever implements :class:`TextEmbedder`; an encoder with its pooling, usually.
+"""
+
+import asyncio
+import base64
+import time
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Float
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.app import Part
+from ziggurat.serve.bodies import Body, read
+from ziggurat.serve.errors import ContextTooLong, QueueFull, RequestError, UnknownModel
+from ziggurat.serve.http import guarded, json_response, read_body, unless_gone
+from ziggurat.serve.llm import texts
+from ziggurat.serve.llm.metrics import Metrics, ModelMetrics
+
+MAX_INPUTS = 2048
+"""Most texts in one request, as with OpenAI."""
+
+
+@runtime_checkable
+class TextEmbedder(Protocol):
+    """Turns token ids into vectors; called on one thread at a time."""
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """Length of a vector."""
+        ...
+
+    def embed(self, ids: Sequence[Sequence[int]]) -> Float[np.ndarray, "b d"]:
+        """One float32 vector for each text."""
+        ...
+
+
+class EmbeddingRequest(Body, kw_only=True):
+    """The body of ``POST /v1/embeddings``."""
+
+    model: str
+    input: str | list[Any]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    add_special_tokens: bool | None = None
+    user: str | None = None
+
+
+class EmbeddingService:
+    """``/v1/embeddings`` over one embedder.
+
+    Requests wait for each other; the texts of one are embedded together.
+
+    Args:
+        embedder: makes the vectors.
+        tokenizer: its tokenizer.
+        name: the model's name in requests.
+        metrics: where figures go.
+        max_queue: requests that may wait; more are refused.
+    """
+
+    def __init__(
+        self,
+        embedder: TextEmbedder,
+        tokenizer: HuggingFaceTokenizer,
+        name: str,
+        metrics: Metrics,
+        max_queue: int = 64,
+    ):
+        self._embedder, self._tokenizer, self._name = embedder, tokenizer, name
+        self._metrics = ModelMetrics(metrics, name)
+        self._turn, self._waiting, self._max_queue = asyncio.Lock(), 0, max_queue
+        self._created = int(time.time())
+
+    def part(self) -> Part:
+        """What it adds to the application."""
+        card = {
+            "id": self._name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "ziggurat",
+            "max_model_len": self._embedder.max_length,
+        }
+        return Part(
+            routes=[Route("/v1/embeddings", guarded(self._embeddings), methods=["POST"])],
+            cards=[card],
+        )
+
+    async def _embeddings(self, request: Request) -> Response:
+        begun = time.monotonic()
+        asked = read(EmbeddingRequest, await read_body(request))
+        if asked.model != self._name:
+            raise UnknownModel.of(asked.model, [self._name])
+        ids = await run_in_threadpool(self._ids, asked)
+        vectors = await unless_gone(request.receive, self._embed(ids))
+        tokens = sum(map(len, ids))
+        self._metrics.embedded(tokens, time.monotonic() - begun)
+        data = [
+            {"object": "embedding", "index": index, "embedding": _shown(vector, asked)}
+            for index, vector in enumerate(vectors)
+        ]
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return json_response({"object": "list", "data": data, "model": self._name, "usage": usage})
+
+    async def _embed(self, ids: list[list[int]]) -> np.ndarray:
+        if self._waiting >= self._max_queue:
+            raise QueueFull.of(self._waiting, self._max_queue)
+        self._waiting += 1
+        try:
+            await self._turn.acquire()
+        finally:
+            self._waiting -= 1
+        # Shielded: a thread cannot be given up, and the next one waits until it is done.
+        return await asyncio.shield(asyncio.ensure_future(self._in_turn(ids)))
+
+    async def _in_turn(self, ids: list[list[int]]) -> np.ndarray:
+        try:
+            return await run_in_threadpool(self._embedder.embed, ids)
+        finally:
+            self._turn.release()
+
+    def _ids(self, asked: EmbeddingRequest) -> list[list[int]]:
+        dimension = self._embedder.dimension
+        if asked.dimensions not in (None, dimension):
+            raise RequestError(
+                "dimensions",
+                found=asked.dimensions,
+                expected=f"{dimension}, the model's",
+                fix="this model's vectors cannot be shortened",
+                param="dimensions",
+            )
+        listed = texts.listed(asked.input, "input")
+        if len(listed) > MAX_INPUTS:
+            expected = f"at most {MAX_INPUTS} texts"
+            raise RequestError("input", found=len(listed), expected=expected, param="input")
+        special = asked.add_special_tokens is not False
+        ids = texts.encode(self._tokenizer, listed, "input", special=special)
+        known = self._tokenizer.vocab_size
+        for number, entry in enumerate(ids):
+            _check_ids(f"input {number}", entry, self._embedder.max_length, known)
+        return ids
+
+
+def _check_ids(what: str, ids: list[int], longest: int, known: int) -> None:
+    if not ids:
+        raise RequestError(what, found="no tokens", expected="at least one", param="input")
+    if len(ids) > longest:
+        raise ContextTooLong(
+            what,
+            found=f"{len(ids)} tokens",
+            expected=f"at most {longest}",
+            fix="shorten the text",
+            param="input",
+        )
+    unknown = next((i for i in ids if not 0 <= i < known), None)
+    if unknown is not None:
+        expected = f"ids from 0 to {known - 1}"
+        raise RequestError(what, found=unknown, expected=expected, param="input")
+
+
+def _shown(vector: np.ndarray, asked: EmbeddingRequest) -> list[float] | str:
+    if asked.encoding_format == "base64":
+        return base64.b64encode(vector.astype("<f4").tobytes()).decode()
+    return vector.tolist()

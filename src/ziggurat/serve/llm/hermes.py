@@ -1,0 +1,289 @@
+r"""Tool calls in the Hermes form, which Hermes, Qwen 2.5, Qwen 3 and others are trained on: read
+from a model's text, enforced by a grammar, and explained to models whose template does not.
+
+A call is a JSON object between tags, and several may follow each other:
+
+    <tool_call>
+    {"name": "weather", "arguments": {"city": "Paris"}}
+    </tool_call>
+
+>>> parser = CallParser()
+>>> parser.push('Let me see.\n<tool_call>\n{"name": "f", "argu')
+[TextDelta(text='Let me see.')]
+>>> parser.push('ments": {"x": ')
+[CallDelta(index=0, name='f', arguments=''), CallDelta(index=0, name=None, arguments='{"x": ')]
+>>> parser.push('1}}\n</tool_call>')
+[CallDelta(index=0, name=None, arguments='1}')]
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.llm.grammar import schema_text
+from ziggurat.serve.llm.stop import overlap
+from ziggurat.serve.llm.structured import Form
+from ziggurat.serve.llm.tools import ToolUse, schema_of
+
+OPEN, CLOSE = "<tool_call>", "</tool_call>"
+_SPACE = " \t\r\n"
+_HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
+
+
+@dataclasses.dataclass(frozen=True)
+class TextDelta:
+    """More of what the model says."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class CallDelta:
+    """More of a call: first its name, then its arguments piece by piece, as JSON text."""
+
+    index: int
+    name: str | None
+    arguments: str
+
+
+Delta = TextDelta | CallDelta
+
+
+class CallParser:
+    """Takes the calls out of a growing text.
+
+    A call is let out as soon as its name is known, its arguments as they come. White space around
+    a call is dropped. What opens like a call but is none is let out as text.
+    """
+
+    def __init__(self):
+        self._held = ""
+        self._state: Callable[[list[Delta]], bool] = self._text
+        self._object = _ObjectEnd()
+        self._after_call = False
+        self.calls = 0
+        """Calls so far."""
+
+    def push(self, text: str) -> list[Delta]:
+        """Add text; returns what can be let out."""
+        self._held += text
+        out: list[Delta] = []
+        while self._state(out):
+            pass
+        return out
+
+    def finish(self) -> list[Delta]:
+        """The rest, at the end of the text."""
+        out: list[Delta] = []
+        if self._state == self._head and not self._whole_call(self._held, out):
+            self._say(OPEN + self._held, out)
+        elif self._state == self._text:
+            self._say(self._held.lstrip(_SPACE) if self._after_call else self._held, out)
+        self._held = ""
+        return out
+
+    # Each state uses up some of what is held; it says whether the next one can go on.
+
+    def _text(self, out: list[Delta]) -> bool:
+        if self._after_call:
+            self._held = self._held.lstrip(_SPACE)
+        at = self._held.find(OPEN)
+        if at >= 0:
+            self._say(self._held[:at].rstrip(_SPACE), out)
+            self._held, self._state = self._held[at + len(OPEN) :], self._head
+            return True
+        certain = self._held[: len(self._held) - overlap(self._held, OPEN)].rstrip(_SPACE)
+        self._say(certain, out)
+        self._held = self._held[len(certain) :]
+        return False
+
+    def _head(self, out: list[Delta]) -> bool:
+        found = _HEAD.match(self._held)
+        if found and (name := _decode(found[1])) is not None:
+            self._call(name, out)
+            self._held, self._state = self._held[found.end() :], self._arguments
+            self._object = _ObjectEnd()
+            return True
+        at = self._held.find(CLOSE)
+        if at < 0:
+            return False
+        if self._whole_call(self._held[:at], out):
+            self._held = self._held[at + len(CLOSE) :]
+        else:
+            self._say(OPEN + self._held[: at + len(CLOSE)], out)
+            self._held = self._held[at + len(CLOSE) :]
+        self._state = self._text
+        return True
+
+    def _arguments(self, out: list[Delta]) -> bool:
+        end = self._object.find(self._held)
+        size = len(self._held) if end is None else end
+        if size:
+            out.append(CallDelta(self.calls - 1, None, self._held[:size]))
+        self._held = self._held[size:]
+        if end is None:
+            return False
+        self._state = self._tail
+        return True
+
+    def _tail(self, out: list[Delta]) -> bool:
+        at = self._held.find(CLOSE)
+        if at < 0:
+            self._held = self._held[-len(CLOSE) + 1 :]
+            return False
+        self._held, self._state = self._held[at + len(CLOSE) :], self._text
+        return True
+
+    def _say(self, text: str, out: list[Delta]) -> None:
+        if text:
+            self._after_call = False
+            out.append(TextDelta(text))
+
+    def _call(self, name: str, out: list[Delta]) -> None:
+        out.append(CallDelta(self.calls, name, ""))
+        self.calls += 1
+        self._after_call = True
+
+    def _whole_call(self, text: str, out: list[Delta]) -> bool:
+        """A call whose parts are in another order or form."""
+        call = _decode(text)
+        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+            return False
+        arguments = call.get("arguments", {})
+        if isinstance(arguments, str):
+            arguments = _decode(arguments)
+        if not isinstance(arguments, dict):
+            return False
+        self._call(call["name"], out)
+        out.append(CallDelta(self.calls - 1, None, json.dumps(arguments, ensure_ascii=False)))
+        return True
+
+
+class _ObjectEnd:
+    """Finds where a JSON object ends that comes in pieces."""
+
+    def __init__(self):
+        self._depth, self._quoted, self._escaped = 0, False, False
+
+    def find(self, text: str) -> int | None:
+        """Place just after the object's end in this piece, if it is there."""
+        for place, character in enumerate(text):
+            if self._escaped:
+                self._escaped = False
+            elif self._quoted:
+                self._escaped = character == "\\"
+                self._quoted = character != '"'
+            elif character == '"':
+                self._quoted = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    return place + 1
+        return None
+
+
+def _decode(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def grammar(use: ToolUse, tokenizer: HuggingFaceTokenizer, answer: Form | None = None) -> Form:
+    """What may be generated with these tools, as a grammar.
+
+    Args:
+        use: the tools. Where no call is forced, text may stand before and between calls.
+        tokenizer: a tag that is a token of its own is demanded as that token.
+        answer: a JSON form that an answer without calls must have.
+
+    Raises:
+        ValueError: a schema is no schema, or too large.
+    """
+    opening, closing = (_tag(tag, tokenizer) for tag in (OPEN, CLOSE))
+    several = ' ("\\n" call)*' if use.parallel else ""
+    lines = ["%llguidance {}", f"call: {opening} body"]
+    if use.forced:
+        lines.append(f"start: call{several}")
+    elif answer is not None:
+        lines.append(f"start: answer | call{several}")
+        lines.append(f"answer: %json {schema_text(answer.content, answer.whitespace)}")
+    else:
+        # A lazy rule ends at the first tag, so that text cannot hold one; no text holds a token.
+        lazy = "" if opening.startswith("<") else "[lazy]"
+        lines[1:] = [f"opening{lazy}: TEXT {opening}", r"TEXT: /(.|\n)*/"]
+        lines.append(f"start: {'(opening body)* TEXT' if use.parallel else 'TEXT | opening body'}")
+    functions = [tool.function for tool in use.tools]
+    choices = " | ".join(f"call_{number}" for number in range(len(functions)))
+    lines.append(f'body: "\\n" ({choices}) "\\n" {closing}')
+    for number, function in enumerate(functions):
+        head = f'{{"name": {json.dumps(function.name)}, "arguments": '
+        enforced = use.forced or function.strict
+        schema = schema_text(schema_of(function) if enforced else {"type": "object"})
+        lines.append(f'call_{number}: {json.dumps(head)} arguments_{number} "}}"')
+        lines.append(f"arguments_{number}: %json {schema}")
+    return Form("tools", "\n".join(lines) + "\n", "tools")
+
+
+def _tag(tag: str, tokenizer: HuggingFaceTokenizer) -> str:
+    """A tag as Lark: the token, where there is one of this text, else the text."""
+    number = tokenizer.backend.token_to_id(tag)
+    return json.dumps(tag) if number is None else f"<[{number}]>"
+
+
+INSTRUCTIONS = """\
+You may call functions to help with the user's request. Each line between the next tags is the \
+signature of one, as JSON:
+<tools>
+{tools}
+</tools>
+To call a function, write its name and its arguments as a JSON object between tags:
+<tool_call>
+{{"name": NAME, "arguments": {{...}}}}
+</tool_call>"""
+"""What a model is told of tools whose chat template has no place for them."""
+
+
+def explain(
+    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Messages in which tools, calls and their results are text, for templates that know none.
+
+    Tools are described in the system message, calls stand in the assistant's text, results in a
+    user's message between ``<tool_response>`` tags.
+
+    >>> explain([{"role": "tool", "content": "22 C"}], [])
+    [{'role': 'user', 'content': '<tool_response>\\n22 C\\n</tool_response>'}]
+    """
+    out: list[dict[str, Any]] = []
+    results = False
+    for message in messages:
+        role, text = message["role"], message["content"]
+        if role == "tool":
+            text = f"<tool_response>\n{text}\n</tool_response>"
+            if results:
+                out[-1]["content"] += "\n" + text
+            else:
+                out.append({"role": "user", "content": text})
+        else:
+            calls = [_call_text(call) for call in message.get("tool_calls") or ()]
+            out.append({"role": role, "content": "\n".join([*([text] if text else []), *calls])})
+        results = role == "tool"
+    if tools:
+        told = INSTRUCTIONS.format(tools="\n".join(map(json.dumps, tools)))
+        if out and out[0]["role"] == "system":
+            out[0]["content"] += "\n\n" + told
+        else:
+            out.insert(0, {"role": "system", "content": told})
+    return out
+
+
+def _call_text(call: Mapping[str, Any]) -> str:
+    function = call["function"]
+    body = {"name": function["name"], "arguments": function["arguments"]}
+    return f"{OPEN}\n{json.dumps(body, ensure_ascii=False)}\n{CLOSE}"

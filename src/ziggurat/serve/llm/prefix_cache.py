@@ -1,0 +1,107 @@
+"""Which blocks of the cache hold which prefix: a prompt that begins alike is not read again.
+
+Two of a kind: :class:`HashedPrefixes`, and :class:`NoPrefixes`, which finds nothing and against
+which the other is measured.
+"""
+
+import array
+import secrets
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import xxhash
+
+
+@runtime_checkable
+class PrefixCache(Protocol):
+    """What the engine asks of a prefix cache; also the allocator's ``Keeper``."""
+
+    def match(self, tokens: Sequence[int], digests: list[bytes]) -> list[int]:
+        """Blocks that hold the beginning of ``tokens``, the last token never among them.
+
+        Args:
+            tokens: the sequence.
+            digests: those of its blocks as far as known; it may grow.
+        """
+        ...
+
+    def add(
+        self, tokens: Sequence[int], digests: list[bytes], blocks: Sequence[int], first: int
+    ) -> None:
+        """``blocks`` hold the beginning of ``tokens`` in full; those from ``first`` on are new."""
+        ...
+
+    def keeps(self, block: int) -> bool: ...
+
+    def forget(self, block: int) -> None: ...
+
+
+class NoPrefixes:
+    """Finds nothing and keeps nothing."""
+
+    def match(self, tokens: Sequence[int], digests: list[bytes]) -> list[int]:
+        return []
+
+    def add(
+        self, tokens: Sequence[int], digests: list[bytes], blocks: Sequence[int], first: int
+    ) -> None:
+        pass
+
+    def keeps(self, block: int) -> bool:
+        return False
+
+    def forget(self, block: int) -> None:
+        pass
+
+
+class HashedPrefixes:
+    """Finds blocks by a digest of their tokens and of all before them.
+
+    A block's digest is XXH3-128 over the digest of the block before it and its own tokens, with a
+    secret seed, so that nobody can look for prompts that collide.
+
+    >>> prefixes = HashedPrefixes(block_size=2)
+    >>> prefixes.add([5, 6, 7, 8, 9], [], [11, 12], first=0)
+    >>> prefixes.match([5, 6, 7, 8], []), prefixes.match([5, 6, 7, 8, 1], [])
+    ([11], [11, 12])
+    """
+
+    def __init__(self, block_size: int):
+        self._size, self._seed = block_size, secrets.randbits(64)
+        self._blocks: dict[bytes, int] = {}
+        self._digests: dict[int, bytes] = {}
+
+    def match(self, tokens: Sequence[int], digests: list[bytes]) -> list[int]:
+        found = []
+        for index in range((len(tokens) - 1) // self._size):
+            block = self._blocks.get(self._digest(tokens, digests, index))
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def add(
+        self, tokens: Sequence[int], digests: list[bytes], blocks: Sequence[int], first: int
+    ) -> None:
+        for index in range(first, len(blocks)):
+            digest = self._digest(tokens, digests, index)
+            if digest not in self._blocks:  # another block may hold the same already
+                self._blocks[digest] = blocks[index]
+                self._digests[blocks[index]] = digest
+
+    def keeps(self, block: int) -> bool:
+        return block in self._digests
+
+    def forget(self, block: int) -> None:
+        digest = self._digests.pop(block, None)
+        if digest is not None:
+            del self._blocks[digest]
+
+    def _digest(self, tokens: Sequence[int], digests: list[bytes], index: int) -> bytes:
+        """The digest of block ``index``; ``digests`` grows up to it."""
+        while len(digests) <= index:
+            at = len(digests) * self._size
+            content = array.array("i", tokens[at : at + self._size]).tobytes()
+            before = digests[-1] if digests else b""
+            digests.append(xxhash.xxh3_128_digest(before + content, seed=self._seed))
+        return digests[index]

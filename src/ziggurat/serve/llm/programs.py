@@ -1,0 +1,166 @@
+"""Compiled programs by name: compiled once, ahead of the first call, and kept on disk if asked for.
+
+A file's name is a digest of the program's StableHLO, of the versions of jax and jaxlib, of XLA's
+flags and of the machine, so another model, shape, version or processor finds nothing rather than
+something wrong. Files appear by a rename and carry a digest of their content: a reader never sees
+half of one. They are code: keep the directory from others' hands, as with jax's own cache.
+"""
+
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import pickle
+import platform
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import serialize_executable
+
+from ziggurat.core.errors import ConfigError
+
+_log = logging.getLogger(__name__)
+DIGEST = 32
+COMPILER_OPTIONS: dict[str, Any] = {}
+"""For every program; tests ask for less effort."""
+
+
+class Programs:
+    """Named functions, each for arguments of one shape.
+
+    Args:
+        directory: where compiled programs are kept; ``None``: nowhere.
+
+    Raises:
+        ConfigError: the directory cannot be made.
+    """
+
+    def __init__(self, directory: str | Path | None = None):
+        self._files = None if directory is None else _Files(Path(directory))
+        self._makers: dict[str, Callable[[], Any]] = {}
+        self._made: dict[str, Any] = {}
+        self._compiling = threading.Lock()
+        self.loaded = 0
+        """Programs that came from disk."""
+
+    def add(
+        self, name: str, function: Callable[..., Any], *arguments: Any, donate: int | None = None
+    ) -> None:
+        """Declare a program.
+
+        Args:
+            name: to call it by.
+            function: what it does.
+            arguments: arrays, or their shapes and types.
+            donate: index of the argument that it may overwrite.
+        """
+        jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
+        abstract = jax.tree.map(_abstract, arguments)
+        self._makers[name] = lambda: self._compile(jitted.lower(*abstract))
+
+    def __getitem__(self, name: str) -> Any:
+        made = self._made.get(name)
+        if made is None:
+            with self._compiling:
+                if name not in self._made:
+                    self._made[name] = self._makers[name]()
+                made = self._made[name]
+        return made
+
+    def compile_all(self) -> tuple[int, float]:
+        """Compile what is not yet; how many programs there are, and the seconds it took."""
+        begun = time.perf_counter()
+        for name in self._makers:
+            self[name]
+        return len(self._made), time.perf_counter() - begun
+
+    def _compile(self, lowered: Any) -> Any:
+        if self._files is None:
+            return lowered.compile(compiler_options=COMPILER_OPTIONS or None)
+        key = _key(lowered)
+        found = self._files.read(key, lowered)
+        if found is not None:
+            self.loaded += 1
+            return found
+        compiled = lowered.compile(compiler_options=COMPILER_OPTIONS or None)
+        self._files.write(key, compiled)
+        return compiled
+
+
+class _Files:
+    """A directory of serialised executables."""
+
+    def __init__(self, directory: Path):
+        self._directory = directory
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = error.strerror or error
+            what = f"compile cache {directory}"
+            raise ConfigError(what, found=reason, expected="a directory") from None
+
+    def read(self, key: str, lowered: Any) -> Any | None:
+        """The program, or ``None`` if it is not there, damaged or of no use here."""
+        try:
+            content = (self._directory / key).read_bytes()
+        except OSError:
+            return None
+        digest, payload = content[:DIGEST], content[DIGEST:]
+        if hashlib.sha256(payload).digest() != digest:
+            _log.warning("compile cache: %s is damaged and is made anew", key)
+            return None
+        try:
+            return serialize_executable.deserialize_and_load(
+                payload, lowered.in_tree, lowered.out_tree, execution_devices=jax.devices()[:1]
+            )
+        except Exception as error:  # any reason of XLA's means: compile
+            _log.warning("compile cache: %s cannot be loaded (%s) and is made anew", key, error)
+            return None
+
+    def write(self, key: str, compiled: Any) -> None:
+        """Keep a program; a full or lost disk is no reason not to serve."""
+        try:
+            payload, _, _ = serialize_executable.serialize(compiled)
+        except (ValueError, pickle.PicklingError) as error:
+            _log.warning("compile cache: a program cannot be kept (%s)", error)
+            return
+        name = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._directory, delete=False) as file:
+                name = file.name
+                file.write(hashlib.sha256(payload).digest() + payload)
+            os.replace(name, self._directory / key)
+        except OSError as error:
+            _log.warning("compile cache: %s cannot be written (%s)", key, error)
+            with contextlib.suppress(OSError):
+                os.unlink(name or "")
+
+
+def _abstract(leaf: Any) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _key(lowered: Any) -> str:
+    digest = hashlib.sha256(lowered.as_text().encode())
+    digest.update(_surroundings() + repr(sorted(COMPILER_OPTIONS.items())).encode())
+    return digest.hexdigest()[:40]
+
+
+@functools.cache
+def _surroundings() -> bytes:
+    """What a compiled program depends on besides its text."""
+    from jaxlib.version import __version__ as jaxlib_version
+
+    device = jax.devices()[0]
+    facts = [jax.__version__, jaxlib_version, device.platform, device.device_kind]
+    facts += [str(jax.device_count()), os.environ.get("XLA_FLAGS", ""), platform.machine()]
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        facts += [next((line for line in lines if line.startswith("flags")), "")]
+    return "\n".join(facts).encode()

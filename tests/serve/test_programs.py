@@ -1,0 +1,61 @@
+"""Compiled programs on disk: found again, never half, never wrong."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ziggurat.core.errors import ConfigError
+from ziggurat.serve.llm.programs import Programs
+
+
+def declare(directory, factor=2.0):
+    made = Programs(directory)
+    made.add(
+        "scale", lambda x, y: (x * factor, y + 1), jnp.ones(3), np.zeros(2, np.int32), donate=0
+    )
+    return made
+
+
+def test_a_second_start_loads_what_the_first_compiled(tmp_path):
+    directory = tmp_path / "programs"
+    first = declare(directory)
+    assert first.compile_all()[0] == 1
+    assert first.loaded == 0
+    second = declare(directory)
+    assert second.compile_all()[0] == 1
+    assert second.loaded == 1
+    given = jnp.arange(3.0)
+    out, count = second["scale"](given, np.array([1, 2], np.int32))
+    assert (out.tolist(), count.tolist()) == ([0.0, 2.0, 4.0], [2, 3])
+    assert given.is_deleted(), "it may overwrite what it was given"
+    assert len(list(directory.iterdir())) == 1, "no temporary file is left"
+
+
+def test_another_program_finds_nothing(tmp_path):
+    declare(tmp_path).compile_all()
+    other = declare(tmp_path, factor=3.0)
+    other.compile_all()
+    assert other.loaded == 0
+    assert other["scale"](jnp.ones(3), np.zeros(2, np.int32))[0].tolist() == [3.0] * 3
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_a_damaged_file_is_made_anew(tmp_path, caplog, damage):
+    declare(tmp_path).compile_all()
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    again = declare(tmp_path)
+    again.compile_all()
+    assert again.loaded == 0
+    assert "is damaged" in caplog.text
+    third = declare(tmp_path)
+    third.compile_all()
+    assert third.loaded == 1
+
+
+def test_a_directory_that_cannot_be_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"compile cache .*expected a directory"):
+        Programs(tmp_path / "file")

@@ -273,10 +273,18 @@ class Scheduler:
             self._queues[queue] = None
             self._ready.notify()
 
-    def retire(self, queue: Queue, seconds: float = 60.0) -> None:
-        """Take no more requests for a queue and wait until those it has are answered."""
+    def retire(self, queue: Queue, linger_s: float = 0.0, seconds: float = 60.0) -> None:
+        """Wait until the requests of a queue are answered, then drop it.
+
+        Args:
+            queue: no longer to be found by new requests.
+            linger_s: how long it still takes those that had found it before (seconds).
+            seconds: how long its requests may take; what waits then is refused.
+        """
         with self._ready:
+            self._ready.wait_for(lambda: self._ended, linger_s)
             queue.closed = True
+            self._ready.notify_all()
             self._ready.wait_for(lambda: not queue.waiting and not self._running[queue], seconds)
             left = queue.drop()
             self._queues.pop(queue, None)

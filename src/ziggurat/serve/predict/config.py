@@ -1,7 +1,9 @@
 """How models of a repository are served: the keys of ``MODEL/model.toml``, and the server's own."""
 
 import itertools
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Discriminator
 
 from ziggurat.core import config
 
@@ -95,7 +97,7 @@ class ModelConfig:
     2
     """
 
-    versions: Latest | All | Specific = Latest()
+    versions: Annotated[Latest | All | Specific, Discriminator("kind")] = Latest()
     """Which versions are served; the highest of them answers requests that name none."""
     batching: Batching = Batching()
 

@@ -107,6 +107,7 @@ def export(
     parted = part(fn, params)
     _check_types(inputs, parted)
     tables = {name: tuple(sorted(set(values))) for name, values in (sizes or {}).items()}
+    _check_tables(inputs, tables)
     exported, outputs = _trace(parted, inputs, outputs, tables, platforms)
     whole = build(Signature, inputs=inputs, outputs=outputs)
     _check_padding(whole, tables)
@@ -131,7 +132,7 @@ def export(
             signature=whole,
             sizes=tables,
             platforms=tuple(exported.platforms),
-            x64=bool(jax.config.read("jax_enable_x64")),
+            x64=_wide(),
             weights=tuple(
                 Weight(name=name, dtype=str(array.dtype), shape=array.shape)
                 for name, array in parted.weights.items()
@@ -191,8 +192,13 @@ def _sides(signature: str | Signature) -> tuple[tuple[Tensor, ...], tuple[Tensor
     return inputs, outputs
 
 
+def _wide() -> bool:
+    """Whether JAX has 64-bit types here and now."""
+    return jax.dtypes.canonicalize_dtype(np.int64) == np.int64
+
+
 def _check_types(inputs: Sequence[Tensor], parted: Parted) -> None:
-    if jax.config.read("jax_enable_x64"):
+    if _wide():
         return
     wide = [t for t in inputs if t.dtype.itemsize == 8]
     for tensor in wide:
@@ -288,16 +294,20 @@ def _named(result: Any, declared: list[str]) -> tuple[list[str], list[Any]]:
     return names, values
 
 
-def _check_padding(signature: Signature, tables: Mapping[str, Sequence[int]]) -> None:
-    """Refuse what a server could not crop: sizes computed from a padded size."""
+def _check_tables(inputs: Sequence[Tensor], tables: Mapping[str, Sequence[int]]) -> None:
+    """Refuse sizes of what is not a symbol of the inputs, or is the batch."""
+    symbols = {size for t in inputs for size in t.shape if isinstance(size, str)} - {BATCH}
     for name, table in tables.items():
-        if name not in signature.symbols or name == BATCH or not table or table[0] < 1:
-            others = [symbol for symbol in signature.symbols if symbol != BATCH]
+        if name not in symbols or not table or table[0] < 1:
             raise ServeError(
                 f"sizes of {name}",
                 found=list(table),
-                expected=f"sizes of one or more for {others or 'no symbol'}",
+                expected=f"sizes of one or more for {' or '.join(sorted(symbols)) or 'no symbol'}",
             )
+
+
+def _check_padding(signature: Signature, tables: Mapping[str, Sequence[int]]) -> None:
+    """Refuse what a server could not crop: sizes computed from a padded size."""
     padded = {*tables, *([BATCH] if signature.batched else [])}
     for tensor in signature.outputs:
         for size in tensor.shape:

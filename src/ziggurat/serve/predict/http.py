@@ -314,10 +314,12 @@ class Infer:
         held: list[int] = []
         try:
             where: Mapping[str, str] = scope["path_params"]
-            version = self._repository.get(where["model"], where.get("version", ""))
+            name, number = where["model"], where.get("version", "")
+            self._repository.get(name, number)
             self._check_length(scope)
             json_size = header_number(scope, HEADER_LENGTH)
             body = await self._bodies.read(receive, header(scope, b"content-encoding"), held)
+            version = self._repository.get(name, number)  # another may serve since
             asked, request_id, binary = decode_infer(body, json_size, version)
             outputs = await asked.run()
             answer, size = encode_infer(version, request_id, outputs, binary)

@@ -170,7 +170,8 @@ def crop(
     >>> crop(np.zeros((4, 8, 2)), ("b", "t", 2), {"b": 3, "t": 5}).shape
     (3, 5, 2)
     """
-    return array[tuple(slice(sizes.get(s)) if isinstance(s, str) else slice(None) for s in shape)]
+    kept = (slice(sizes.get(s)) if isinstance(s, str) else slice(None) for s in shape)
+    return array[(..., *kept)]  # the dots keep a scalar an array
 
 
 def _grow(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

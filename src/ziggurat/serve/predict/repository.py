@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 SETTINGS = "model.toml"
+_LINGER_S = 0.1
+"""Longest time between finding a version and putting a decoded request into its queue."""
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
 
 
@@ -226,7 +228,7 @@ class Repository:
         with self._lock:
             old = self.serving()
             self._serving = {}
-        self._retire(old)
+        self._retire(old, 0.0)
 
     def _directory(self, name: str) -> Path:
         """The directory of a model, by a name that cannot lead out of the repository."""
@@ -260,9 +262,9 @@ class Repository:
         queue = Queue(self._scheduler, bundle.manifest, bundle.programs, limits, Statistics())
         return Version(name, number, bundle, settings, queue)
 
-    def _retire(self, versions: list[Version]) -> None:
+    def _retire(self, versions: list[Version], linger_s: float = _LINGER_S) -> None:
         for version in versions:
-            self._scheduler.retire(version.queue)
+            self._scheduler.retire(version.queue, linger_s)
 
 
 def refuse_load_parameters(parameters: dict[str, Any]) -> None:

@@ -36,6 +36,7 @@ EXTENSIONS = (
     "model_repository(unload_dependents)",
     "statistics",
 )
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _SMALL = 2**16
 """Largest body of a request that is not an inference (bytes)."""
 
@@ -125,7 +126,11 @@ class Predict:
         ]
         found += [Route(path, self._guarded(f), methods=["POST"]) for path, f in post.items()]
         found += [Route(path, self._guarded(f), methods=["GET"]) for path, f in get.items()]
-        return [*found, Route("/v2/{rest:path}", self._guarded(self._unknown))]
+        unknown = self._guarded(self._unknown)
+        return [
+            *found,
+            *(Route(path, unknown, methods=_METHODS) for path in ("/v2", "/v2/{_:path}")),
+        ]
 
     @contextlib.asynccontextmanager
     async def running(

@@ -1,6 +1,5 @@
 """A repository of three small models, made once, and a server of it on free ports."""
 
-import asyncio
 import contextlib
 import dataclasses
 import shutil
@@ -9,10 +8,10 @@ import threading
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import uvicorn
-from starlette.applications import Starlette
+from prometheus_client import CollectorRegistry
 
 from ziggurat.serve.predict import Predict, PredictConfig, export
+from ziggurat.serve.server import Server, bind
 
 TYPES = ("BOOL", "UINT8", "INT8", "INT16", "INT32", "UINT32", "FP16", "FP32", "BF16")
 SETTINGS = """
@@ -99,35 +98,27 @@ class Running:
 def serving(root, keys=(), **settings):
     """Serve a repository over HTTP and gRPC."""
     with Predict(root, PredictConfig(**settings)) as predict:
-
-        @contextlib.asynccontextmanager
-        async def lifespan(app):
-            async with predict.running("127.0.0.1:0", keys, drain_seconds=2):
-                yield
-
-        app = Starlette(routes=predict.routes(), lifespan=lifespan)
-        config = uvicorn.Config(app, port=0, log_config=None, access_log=False, lifespan="on")
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            while not server.started:
-                assert thread.is_alive(), "the server ended before it had started"
-                thread.join(0.01)
-            port = server.servers[0].sockets[0].getsockname()[1]
-            yield Running(predict, f"127.0.0.1:{port}", f"127.0.0.1:{predict.grpc.port}")
-        finally:
-            server.should_exit = True
-            thread.join(30)
-        assert not thread.is_alive()
+        registry = CollectorRegistry()
+        predict.register(registry)
+        parts = [predict.part("127.0.0.1:0", keys, drain_seconds=2)]
+        with contextlib.closing(bind("127.0.0.1", 0)) as listening:
+            server = Server(parts, listening, registry, drain_seconds=2, keys=keys)
+            predict.draining = lambda: server.should_exit
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                while not server.started:
+                    assert thread.is_alive(), "the server ended before it had started"
+                    thread.join(0.01)
+                address = server.url.removeprefix("http://")
+                yield Running(predict, address, f"127.0.0.1:{predict.grpc.port}")
+            finally:
+                server.stop()
+                thread.join(30)
+            assert not thread.is_alive()
 
 
 @pytest.fixture(scope="session")
 def server(made):
     with serving(made, model_control="explicit", max_body=2**20) as running:
         yield running
-
-
-def run(coroutine):
-    """Run to its end on a fresh event loop."""
-    return asyncio.run(coroutine)

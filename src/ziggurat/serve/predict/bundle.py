@@ -4,7 +4,6 @@ Loading parses JSON, safetensors and StableHLO and runs nothing but XLA: no pick
 code that made the bundle.
 """
 
-import logging
 import os
 import time
 from collections.abc import Sequence
@@ -21,8 +20,6 @@ from ziggurat.core.errors import CheckpointError
 from ziggurat.serve.predict import manifest as manifests
 from ziggurat.serve.predict.manifest import BundleError, Golden, Manifest
 from ziggurat.serve.predict.program import Arrays, Program
-
-_log = logging.getLogger(__name__)
 
 
 class LoadedBundle:
@@ -41,6 +38,8 @@ class LoadedBundle:
         self.path, self.manifest, self.digest = path, manifest, digest
         self.programs = tuple(programs)
         """One for each device."""
+        self.told = ""
+        """What loading did, as a sentence for a log."""
 
     @classmethod
     def load(
@@ -78,13 +77,9 @@ class LoadedBundle:
         compiled = made._warm_up()
         for program in programs:
             made._replay(program, here)
-        _log.info(
-            "%s: %d files verified, %d programs compiled, %d golden pairs reproduced in %.1f s",
-            path,
-            len(manifest.files) + 1,
-            compiled,
-            manifest.golden.cases,
-            time.monotonic() - start,
+        made.told = (
+            f"{len(manifest.files) + 1} files verified, {compiled} programs compiled, "
+            f"{manifest.golden.cases} golden pairs reproduced in {time.monotonic() - start:.1f} s"
         )
         return made
 

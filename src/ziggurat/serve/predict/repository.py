@@ -258,6 +258,7 @@ class Repository:
         except ZigguratError as error:
             self._reasons[name, number] = str(error)
             raise
+        _log.info("%s %d: %s", name, number, bundle.told)
         self._reasons.pop((name, number), None)
         queue = Queue(self._scheduler, bundle.manifest, bundle.programs, limits, Statistics())
         return Version(name, number, bundle, settings, queue)

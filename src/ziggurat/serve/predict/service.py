@@ -17,6 +17,7 @@ from starlette.types import Send
 
 from ziggurat import __version__
 from ziggurat.core.errors import ZigguratError
+from ziggurat.serve.app import Part
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.predict import http, model_card
 from ziggurat.serve.predict.batching import Scheduler
@@ -69,6 +70,8 @@ class Predict:
         self.draining = draining
         self.grpc: GrpcServer | None = None
         """The gRPC server while it runs; tells its port."""
+        self.started: Callable[[int], None] = lambda port: None
+        """Called with the gRPC port when it listens."""
         self.scheduler = Scheduler(self.settings.devices)
         self.bodies = http.Bodies(self.settings.max_body, max(2**30, 2 * self.settings.max_body))
         try:
@@ -132,6 +135,16 @@ class Predict:
             *(Route(path, unknown, methods=_METHODS) for path in ("/v2", "/v2/{_:path}")),
         ]
 
+    def part(
+        self, grpc_address: str | None = None, keys: Sequence[str] = (), drain_seconds: float = 60
+    ) -> Part:
+        """What this adds to the server's application; arguments as of :meth:`running`."""
+
+        def running() -> contextlib.AbstractAsyncContextManager[None]:
+            return self.running(grpc_address, keys, drain_seconds)
+
+        return Part(routes=self.routes(), ready=lambda: self.ready, running=running)
+
     @contextlib.asynccontextmanager
     async def running(
         self, grpc_address: str | None = None, keys: Sequence[str] = (), drain_seconds: float = 60
@@ -154,6 +167,7 @@ class Predict:
 
         self.grpc = GrpcServer(self, grpc_address, keys)
         await self.grpc.start()
+        self.started(self.grpc.port)
         try:
             yield
         finally:

@@ -36,7 +36,7 @@ PEERS = HERE / "serve_predict_peers"
 RESULT = HERE / "results" / "serve_predict.json"
 sys.path.insert(0, str(PEERS))
 
-from function import MAX_DELAY_S, MAX_ROWS, WIDTH, function, weights
+from function import MAX_ROWS, WIDTH, function, weights  # noqa: E402
 
 ITEMS = (1, 16, 128)
 CLIENTS = (1, 8, 32)
@@ -137,8 +137,7 @@ def contenders(folder: Path, peer_python: str | None) -> Iterator[list[Contender
     from ziggurat.serve.predict import export
 
     export(function, weights(), f"x:FP32[b,{WIDTH}] -> probabilities", folder / "mlp" / "1")
-    batching = f"[batching]\nmax_batch_size = {MAX_ROWS}\nmax_queue_delay_us = "
-    (folder / "mlp" / "model.toml").write_text(f"{batching}{int(MAX_DELAY_S * 1e6)}\n")
+    (folder / "mlp" / "model.toml").write_text(f"[batching]\nmax_batch_size = {MAX_ROWS}\n")
     http, grpc = (f"127.0.0.1:{free_port()}" for _ in range(2))
     infer = "/v2/models/mlp/infer"
     found = [

@@ -9,8 +9,6 @@ import numpy as np
 WIDTH, HIDDEN, CLASSES = 64, 256, 10
 MAX_ROWS = 256
 """Most rows of one execution."""
-MAX_DELAY_S = 0.0005
-"""How long a request waits for others."""
 
 
 def weights() -> dict[str, np.ndarray]:

@@ -74,7 +74,7 @@ def test_a_changed_byte_is_found_before_a_server_is_ready(copied):
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ServeError, match=r"digits/2: weights/model.safetensors: found BLAKE2b"):
+    with pytest.raises(ServeError, match=r"digits/2: weights/model.safetensors: found SHA-256"):
         Predict(copied)
 
 

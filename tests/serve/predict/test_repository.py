@@ -91,12 +91,12 @@ def test_a_failed_reload_keeps_the_old_version_serving(root, scheduler):
     program = root / "digits" / "3" / "program"
     whole = program.read_bytes()
     program.write_bytes(whole[:-1] + b"!")
-    with pytest.raises(ServeError, match="digits/3: program: found BLAKE2b"):
+    with pytest.raises(ServeError, match="digits/3: program: found SHA-256"):
         repository.load("digits")
     assert repository.get("digits") is before
     assert asyncio.run(before.queue.infer(ONE))[1].shape == (1,)
     reasons = {entry.version: entry.reason for entry in repository.index()}
-    assert "program: found BLAKE2b" in reasons["3"]
+    assert "program: found SHA-256" in reasons["3"]
     program.write_bytes(whole)
     repository.load("digits")
     assert served(repository) == [3]

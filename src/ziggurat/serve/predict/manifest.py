@@ -1,6 +1,6 @@
 """A bundle's table of contents: ``manifest.json``, and the check of every byte against it.
 
-The manifest holds size and BLAKE2b-256 digest of every other file (``b2sum -l 256`` prints the
+The manifest holds size and SHA-256 digest of every other file (``sha256sum`` prints the
 same), and a digest of itself: that of its own text with the field ``digest`` empty. It is written
 in one canonical form and refused in any other, so that no byte of a bundle can change unseen.
 """
@@ -37,8 +37,8 @@ class FileEntry:
     """One file of the bundle."""
 
     bytes: int
-    blake2b: str
-    """BLAKE2b-256, 64 hex digits."""
+    sha256: str
+    """SHA-256, 64 hex digits."""
 
 
 @config.node
@@ -116,8 +116,8 @@ def write(directory: Path, manifest: Manifest) -> str:
 
 
 def digest_file(path: Path) -> str:
-    """BLAKE2b-256 of a file's content, as 64 hex digits."""
-    digest, buffer = hashlib.blake2b(digest_size=32), bytearray(_BLOCK)
+    """SHA-256 of a file's content, as 64 hex digits."""
+    digest, buffer = hashlib.sha256(), bytearray(_BLOCK)
     view = memoryview(buffer)
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
@@ -129,7 +129,7 @@ def entries(directory: Path) -> dict[str, FileEntry]:
     """Size and digest of every file below a directory but the manifest, several at a time."""
     names = sorted(_files(directory) - {FILE})
     return {
-        name: FileEntry(bytes=(directory / name).stat().st_size, blake2b=digest)
+        name: FileEntry(bytes=(directory / name).stat().st_size, sha256=digest)
         for name, digest in zip(names, _digests(directory / name for name in names), strict=True)
     }
 
@@ -205,11 +205,11 @@ def verify(directory: Path) -> tuple[Manifest, str]:
             )
     digests = _digests(directory / name for name in manifest.files)
     for (name, entry), actual in zip(manifest.files.items(), digests, strict=True):
-        if actual != entry.blake2b:
+        if actual != entry.sha256:
             raise BundleError(
                 f"bundle {directory}: {name}",
-                found=f"BLAKE2b {actual[:16]}...",
-                expected=f"{entry.blake2b[:16]}...",
+                found=f"SHA-256 {actual[:16]}...",
+                expected=f"{entry.sha256[:16]}...",
                 fix=_DAMAGED,
             )
     return manifest, digest
@@ -220,7 +220,7 @@ def _seal(tree: Mapping[str, Any]) -> tuple[bytes, str]:
         body = {**tree, "digest": digest}
         return json.dumps(body, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
-    digest = hashlib.blake2b(text(""), digest_size=32).hexdigest()
+    digest = hashlib.sha256(text("")).hexdigest()
     return text(digest), digest
 
 

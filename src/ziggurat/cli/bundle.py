@@ -49,14 +49,16 @@ def export(
         label: KEY=VALUE, shown by inspect.
         rtol: how near a replay must come, relative to an output's largest magnitude.
     """
-    given = _imported(target)
+    given: Any = _imported(target)
     weights = _params(params)
     if factory:
-        given = given()
-        if isinstance(given, tuple) and len(given) == 2:
+        made: Any = given()
+        if isinstance(made, tuple) and len(made) == 2:
             if weights is not None:
                 raise ConfigError("--params", found=params, expected="none: the factory gave some")
-            given, weights = given
+            given, weights = made
+        else:
+            given = made
     from ziggurat.serve.predict import export as write
     from ziggurat.serve.predict import verify as check
 

@@ -159,7 +159,10 @@ def test_statistics_add_up(client, triton):
     for n in (2, 3):
         x = {"x": ("FP32", np.ones((n, 16), np.float32))}
         infer(client, triton, "digits", x, model_version="1")
+    with pytest.raises(Exception, match="found datatype FP64"):
+        infer(client, triton, "digits", {"x": ("FP64", np.ones((1, 16)))}, model_version="1")
     after = figures()
+    assert after[2]["fail"] == parts["fail"] + 1
     assert after[0] == rows + 5
     assert after[1] == executions + 2 == sum(after[3].values())
     assert after[3][2] == batches.get(2, 0) + 1

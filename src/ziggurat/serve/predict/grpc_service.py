@@ -104,7 +104,7 @@ class GrpcServer:
         for name in ("", SERVICE):
             await self._health.set(name, serving)
 
-    async def stop(self, seconds: float) -> None:
+    async def stop(self, seconds: int) -> None:
         """Take no more calls and give those under way time to end."""
         if self._server is not None:
             await self._health.enter_graceful_shutdown()
@@ -171,7 +171,9 @@ class GrpcServer:
         held = sum(map(len, request.raw_input_contents))
         self._predict.bodies.hold(held)
         try:
-            asked = read_infer(request, self._predict.repository.get)
+            version = self._predict.repository.get(request.model_name, request.model_version)
+            with infer.counting(version):
+                asked = read_infer(request, version)
             outputs = await asked.run()
         finally:
             self._predict.bodies.release(held)
@@ -226,13 +228,12 @@ class GrpcServer:
         return MESSAGES["RepositoryModelUnloadResponse"]()
 
 
-def read_infer(request: Any, find: Callable[[str, str], Version]) -> Asked:
-    """A ``ModelInferRequest`` as arrays.
+def read_infer(request: Any, version: Version) -> Asked:
+    """A ``ModelInferRequest`` to a version as arrays.
 
     Raises:
         RequestError: anything is wrong; the text says what.
     """
-    version = find(request.model_name, request.model_version)
     infer.check_inputs(version, [entry.name for entry in request.inputs])
     raw = list(request.raw_input_contents)
     if raw and len(raw) != len(request.inputs):

@@ -320,7 +320,8 @@ class Infer:
             json_size = header_number(scope, HEADER_LENGTH)
             body = await self._bodies.read(receive, header(scope, b"content-encoding"), held)
             version = self._repository.get(name, number)  # another may serve since
-            asked, request_id, binary = decode_infer(body, json_size, version)
+            with infer.counting(version):
+                asked, request_id, binary = decode_infer(body, json_size, version)
             outputs = await asked.run()
             answer, size = encode_infer(version, request_id, outputs, binary)
         except ClientLeft:

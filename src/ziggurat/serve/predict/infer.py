@@ -1,7 +1,8 @@
 """One inference request, whichever way it came: its parameters, what it asks for, and its run."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,16 @@ class Asked:
         signature = self.version.bundle.manifest.signature
         both = {t.name: (t, value) for t, value in zip(signature.outputs, values, strict=True)}
         return [both[name] for name in self.outputs]
+
+
+@contextlib.contextmanager
+def counting(version: Version) -> Iterator[None]:
+    """Count a request that is refused while it is decoded; later the queue counts it."""
+    try:
+        yield
+    except RequestError:
+        version.statistics.failed("OTHER", 0)
+        raise
 
 
 def check_inputs(version: Version, names: Iterable[str]) -> None:

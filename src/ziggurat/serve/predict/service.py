@@ -136,7 +136,7 @@ class Predict:
         ]
 
     def part(
-        self, grpc_address: str | None = None, keys: Sequence[str] = (), drain_seconds: float = 60
+        self, grpc_address: str | None = None, keys: Sequence[str] = (), drain_seconds: int = 60
     ) -> Part:
         """What this adds to the server's application; arguments as of :meth:`running`."""
 
@@ -147,7 +147,7 @@ class Predict:
 
     @contextlib.asynccontextmanager
     async def running(
-        self, grpc_address: str | None = None, keys: Sequence[str] = (), drain_seconds: float = 60
+        self, grpc_address: str | None = None, keys: Sequence[str] = (), drain_seconds: int = 60
     ) -> AsyncIterator[None]:
         """Within it the models are served on this event loop; HTTP by whoever mounts the routes,
         gRPC here. At its end calls under way are finished.

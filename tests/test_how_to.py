@@ -11,7 +11,7 @@ import pytest
 from ziggurat.cli.main import main
 
 PAGES = sorted((Path(__file__).parents[1] / "docs/how-to").glob("*.md"))
-BLOCK = re.compile(r"```(toml|console)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(r"```(toml|python|console)\n(.*?)```", re.DOTALL)
 
 
 @pytest.fixture(autouse=True)
@@ -24,13 +24,13 @@ def _keep_logging(monkeypatch):
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_page(path, tmp_path, monkeypatch, capsys):
-    """A ``toml`` block that starts with ``# NAME`` is a file; in a ``console`` block the lines
-    after ``$ ziggurat ...`` are what it prints, with ``...`` for what varies."""
+    """A ``toml`` or ``python`` block that starts with ``# NAME`` is a file; in a ``console`` block
+    the lines after ``$ ziggurat ...`` are what it prints, with ``...`` for what varies."""
     monkeypatch.chdir(tmp_path)
     same, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     done = 0
     for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")):
-        if kind == "toml":
+        if kind != "console":
             if text.startswith("# "):
                 Path(text.split()[1]).write_text(text, encoding="utf-8")
             continue

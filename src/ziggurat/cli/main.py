@@ -26,7 +26,8 @@ VERBS: dict[str, str] = {
     "profile": "say where a run's time went, and what to do about it",
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",
-    "serve": "serve a model as OpenAI's API does",
+    "bundle": "write a JAX function and its weights as one hermetic, verifiable bundle",
+    "serve": "serve a model as OpenAI's API does, and bundles as KServe v2",
     "demo": "all of it in a few minutes: train, kill, resume, export, serve",
     "doctor": "say what this machine has, what is missing and how to install it",
 }

@@ -1,4 +1,4 @@
-"""``ziggurat serve``: a model behind OpenAI's API."""
+"""``ziggurat serve``: a model behind OpenAI's API, bundles behind KServe v2, or both."""
 
 import contextlib
 import functools
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from ziggurat.cli import console
+from ziggurat.cli import console, serve_repository
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, EnvironmentError
 
@@ -19,7 +19,8 @@ def main(args: list[str]) -> int:
     example = (
         "ziggurat serve runs/tiny-python --port 8000 --max-running 32 --api-key sesame\n"
         "  curl http://127.0.0.1:8000/v1/completions -H 'authorization: Bearer sesame' \\\n"
-        '    -d \'{"model": "tiny-python", "prompt": "def add(", "max_tokens": 32}\''
+        '    -d \'{"model": "tiny-python", "prompt": "def add(", "max_tokens": 32}\'\n'
+        "  ziggurat serve REPOSITORY --grpc-port 8001"
     )
     return console.run(serve, args, "ziggurat serve", example)
 
@@ -40,18 +41,26 @@ def serve(
     compile_cache: str | None = None,
     warm_only: bool = False,
     compute: Literal["float32", "bfloat16"] = "float32",
+    repository: str | None = None,
+    grpc_port: int | None = None,
+    model_control: Literal["none", "explicit"] = "none",
+    load: tuple[str, ...] = (),
+    devices: int | None = None,
+    max_body_mib: int | None = None,
     api_key: tuple[str, ...] = (),
     access_log: bool = False,
     drain_seconds: int = 60,
 ) -> int:
-    """Serve a model over HTTP as OpenAI does, until Ctrl-C or SIGTERM.
+    """Serve a model as OpenAI does, a repository of bundles as KServe v2 does, or both, until
+    Ctrl-C or SIGTERM.
 
     /v1/chat/completions (tools, JSON schema), /v1/completions, /v1/models, /tokenize, /detokenize,
     /health, /ready, /version, /metrics. A field that is not applied is refused, never ignored.
+    A repository holds MODEL/VERSION/ bundles (ziggurat bundle) and is served below /v2.
     Without a key anyone who reaches the port may ask.
 
     Args:
-        model: a run, a checkpoint step, a Hugging Face directory or a GGUF file.
+        model: a run, a checkpoint step, a Hugging Face directory, a GGUF file, or a repository.
         host: interface to listen on.
         port: 0 takes a free one.
         name: what requests call the model; default the name of its file or directory.
@@ -66,6 +75,12 @@ def serve(
         compile_cache: directory in which compiled programs are kept for the next start.
         warm_only: compile into the compile cache and end.
         compute: type of weights and products.
+        repository: serve these bundles beside the model.
+        grpc_port: serve the repository over gRPC too; 0 takes a free port.
+        model_control: explicit: requests may load and unload the repository's models.
+        load: models of the repository to load at start; default all.
+        devices: devices of this machine that run bundles; default one.
+        max_body_mib: largest request to a bundle (MiB); default 64.
         api_key: what requests must bear as token; several may be given. Default the environment
             variable ZIGGURAT_API_KEY. /health, /ready and /metrics need none.
         access_log: write one line of JSON for each request to standard error.
@@ -77,6 +92,34 @@ def serve(
         expected = "a directory to compile into"
         raise ConfigError("--warm-only", found="no --compile-cache", expected=expected)
     keys = _keys(api_key)
+    say = functools.partial(console.output().print, markup=False, highlight=False, soft_wrap=True)
+    log = _log if access_log else None
+    limits = {
+        "max_sequence_length": max_sequence_length,
+        "max_running": max_running,
+        "max_batched_tokens": max_batched_tokens,
+        "max_queue": max_queue,
+        "block_size": block_size,
+        "cache_tokens": cache_tokens,
+        "prefix_cache": prefix_cache,
+        "compile_cache": compile_cache,
+    }
+    bundles = serve_repository.asked(
+        model,
+        repository,
+        grpc_port,
+        {
+            "model_control": "" if model_control == "none" else model_control,
+            "load": load,
+            "devices": devices,
+            "max_body": max_body_mib and max_body_mib * serve_repository.MIB,
+        },
+    )
+    if bundles is not None and bundles.alone:
+        given = {**limits, "name": name, "compute": compute, "warm_only": warm_only}
+        serve_repository.refuse_model_options(given, serve)
+        serve_repository.serve_alone(bundles, host, port, keys, log, drain_seconds, say)
+        return 0
     from ziggurat.nn.precision import Precision
 
     try:
@@ -88,31 +131,23 @@ def serve(
     except ModuleNotFoundError as error:
         fix = "pip install 'ziggurat[serve]'"
         raise EnvironmentError(f"package {error.name}", found="missing", fix=fix) from None
-    limits = {
-        "max_sequence_length": max_sequence_length,
-        "max_running": max_running,
-        "max_batched_tokens": max_batched_tokens,
-        "max_queue": max_queue,
-        "block_size": block_size,
-        "cache_tokens": cache_tokens,
-        "prefix_cache": prefix_cache,
-        "compile_cache": compile_cache,
-    }
     settings = config.from_plain(EngineConfig, limits, "command line")
-    say = functools.partial(console.output().print, markup=False, highlight=False, soft_wrap=True)
     with (
         contextlib.closing(bind(host, port)) as listening,
         LLM(model, settings, precision=Precision(compute, compute)) as llm,
+        serve_repository.opened(bundles, host, say) as predict,
     ):
         name = name or llm.name
         registry = CollectorRegistry()
+        parts = openai_parts(registry, Generator(name, llm.engine))
+        parts += serve_repository.parts(predict, bundles, registry, host, keys, drain_seconds)
         server = Server(
-            openai_parts(registry, Generator(name, llm.engine)),
+            parts,
             listening,
             registry,
             drain_seconds=drain_seconds,
             keys=keys,
-            access_log=_log if access_log else None,
+            access_log=log,
         )
         say(f"{name}: context {llm.engine.max_length} tokens, compiling")
         done = llm.engine.warm_up()
@@ -120,6 +155,7 @@ def serve(
         say(f"compiled {done.programs} programs in {done.seconds:.1f} s{kept}")
         if not warm_only:
             say(f"serving {name} on {server.url}/v1")
+            serve_repository.tell(predict, server, say)
             server.serve_forever()
     return 0
 

@@ -1,0 +1,156 @@
+"""The predict half of ``ziggurat serve``: a repository of bundles beside or without a model."""
+
+import contextlib
+import dataclasses
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ziggurat.core import config
+from ziggurat.core.errors import ConfigError, EnvironmentError, ServeError
+
+if TYPE_CHECKING:
+    from ziggurat.serve.app import Part
+    from ziggurat.serve.predict import Predict
+    from ziggurat.serve.server import Server
+
+MIB = 2**20
+EXTRA = "pip install 'ziggurat[serve]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the command line says of a repository."""
+
+    path: Path
+    alone: bool
+    """Whether no language model is served beside it."""
+    grpc_port: int | None
+    settings: Mapping[str, Any]
+
+
+def asked(
+    model: str, repository: str | None, grpc_port: int | None, settings: Mapping[str, Any]
+) -> Asked | None:
+    """Whether a repository is to be served, and how.
+
+    Args:
+        model: the verb's first argument, which may itself be a repository.
+        repository: of ``--repository``.
+        grpc_port: of ``--grpc-port``.
+        settings: the other options that are for repositories; None where not given.
+
+    Raises:
+        ConfigError: an option for repositories without one.
+    """
+    given = {key: value for key, value in settings.items() if value}
+    if repository is not None:
+        return Asked(Path(repository), False, grpc_port, given)
+    path = Path(model)
+    if (path / "manifest.json").is_file() and (path / "golden").is_dir():
+        expected = "the repository that holds it, REPOSITORY/MODEL/VERSION"
+        raise ServeError(f"serve {model}", found="one bundle", expected=expected)
+    if path.is_dir() and (not any(path.iterdir()) or any(path.glob("*/[1-9]*/manifest.json"))):
+        return Asked(path, True, grpc_port, given)
+    for option, value in {"grpc_port": grpc_port, **given}.items():
+        if value is not None:
+            raise ConfigError(f"--{option.replace('_', '-')}", found=value,
+                              expected="this option with a repository of bundles only")  # fmt: skip
+    return None
+
+
+def refuse_model_options(given: Mapping[str, object], verb: Callable[..., Any]) -> None:
+    """Refuse options of the language model's engine where there is none.
+
+    Raises:
+        ConfigError: one is not the verb's default.
+    """
+    parameters = inspect.signature(verb).parameters
+    for option, value in given.items():
+        if value != parameters[option].default:
+            raise ConfigError(f"--{option.replace('_', '-')}", found=value,
+                              expected="no such option for a repository alone")  # fmt: skip
+
+
+@contextlib.contextmanager
+def opened(what: Asked | None, host: str, say: Callable[[str], None]) -> Iterator["Predict | None"]:
+    """The repository with every model verified and compiled; None if none was asked for.
+
+    Raises:
+        ServeError: a model cannot be loaded, or the gRPC port is in use.
+    """
+    if what is None:
+        yield None
+        return
+    from ziggurat.serve.predict import Predict, PredictConfig
+    from ziggurat.serve.server import bind
+
+    if what.grpc_port is not None:
+        bind(host, what.grpc_port).close()  # told before models are loaded
+    settings = config.from_plain(PredictConfig, what.settings, "command line")
+    say(f"{what.path}: loading bundles")
+    with Predict(what.path, settings) as predict:
+        for version in predict.repository.serving():
+            signature = version.bundle.manifest.signature
+            inputs, outputs = map(str, signature.inputs), map(str, signature.outputs)
+            say(f"{version.model} {version.number}: {' '.join(inputs)} -> {' '.join(outputs)}")
+        yield predict
+
+
+def parts(
+    predict: "Predict | None",
+    what: Asked | None,
+    registry: Any,
+    host: str,
+    keys: Sequence[str],
+    drain_seconds: int,
+) -> list["Part"]:
+    """What the repository adds to the application."""
+    if predict is None or what is None:
+        return []
+    predict.register(registry)
+    inner = f"[{host}]" if ":" in host else host
+    address = None if what.grpc_port is None else f"{inner}:{what.grpc_port}"
+    return [predict.part(address, keys, drain_seconds)]
+
+
+def serve_alone(
+    what: Asked,
+    host: str,
+    port: int,
+    keys: Sequence[str],
+    access_log: Callable[[str], None] | None,
+    drain_seconds: int,
+    say: Callable[[str], None],
+) -> None:
+    """Serve a repository without a language model until Ctrl-C or SIGTERM.
+
+    Raises:
+        ServeError: a port is in use or a model cannot be loaded.
+        EnvironmentError: the extra for serving is not installed.
+    """
+    try:
+        from prometheus_client import CollectorRegistry
+
+        from ziggurat.serve.server import Server, bind
+    except ModuleNotFoundError as error:
+        raise EnvironmentError(f"package {error.name}", found="missing", fix=EXTRA) from None
+    registry = CollectorRegistry()
+    with contextlib.closing(bind(host, port)) as listening, opened(what, host, say) as predict:
+        served = parts(predict, what, registry, host, keys, drain_seconds)
+        server = Server(
+            served, listening, registry, drain_seconds=drain_seconds, keys=keys,
+            access_log=access_log,
+        )  # fmt: skip
+        tell(predict, server, say)
+        server.serve_forever()
+
+
+def tell(predict: "Predict | None", server: "Server", say: Callable[[str], None]) -> None:
+    """Say where the repository is served, and let its readiness follow the server's."""
+    if predict is None:
+        return
+    predict.draining = lambda: server.should_exit
+    predict.started = lambda port: say(f"serving gRPC on port {port}")
+    say(f"serving {len(predict.repository.serving())} model versions on {server.url}/v2")

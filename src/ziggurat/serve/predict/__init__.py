@@ -1,0 +1,54 @@
+"""Serving of everything that is not text generation: hermetic bundles behind KServe v2.
+
+:func:`export` writes a JAX function with its weights as a bundle; :class:`LoadedBundle` checks and
+runs one without the code that made it; :class:`Repository` holds models and versions;
+:class:`Predict` answers HTTP and gRPC. Names are imported on first use.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ziggurat.serve.predict.bundle import LoadedBundle
+    from ziggurat.serve.predict.config import Batching, ModelConfig, PredictConfig
+    from ziggurat.serve.predict.export import export
+    from ziggurat.serve.predict.manifest import Manifest, verify
+    from ziggurat.serve.predict.repository import Repository
+    from ziggurat.serve.predict.service import Predict
+    from ziggurat.serve.predict.signature import Signature, Tensor
+
+_HOMES = {
+    "Batching": "config",
+    "LoadedBundle": "bundle",
+    "Manifest": "manifest",
+    "ModelConfig": "config",
+    "Predict": "service",
+    "PredictConfig": "config",
+    "Repository": "repository",
+    "Signature": "signature",
+    "Tensor": "signature",
+    "export": "export",
+    "verify": "manifest",
+}
+
+__all__ = [
+    "Batching",
+    "LoadedBundle",
+    "Manifest",
+    "ModelConfig",
+    "Predict",
+    "PredictConfig",
+    "Repository",
+    "Signature",
+    "Tensor",
+    "export",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value  # the submodule `export` would otherwise shadow the function
+    return value

@@ -1,0 +1,185 @@
+"""Tensors on the wire: JSON lists, little-endian bytes, and protobuf's repeated fields.
+
+>>> from ziggurat.serve.predict.signature import Tensor
+>>> x = Tensor(name="x", datatype="FP32", shape=("b", 2))
+>>> from_json(msgspec.Raw(b"[[1, 2.5]]"), x, [1, 2]).tolist(), bytes(to_bytes(np.float32([1])))
+([[1.0, 2.5]], b'\\x00\\x00\\x80?')
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+from jaxtyping import Shaped
+
+from ziggurat.serve.errors import RequestError
+from ziggurat.serve.predict.signature import DATATYPES, Tensor
+
+_BLANK = b" \t\r\n"
+CONTENTS: dict[str, tuple[str, ...]] = {
+    "bool_contents": ("BOOL",),
+    "int_contents": ("INT8", "INT16", "INT32"),
+    "int64_contents": ("INT64",),
+    "uint_contents": ("UINT8", "UINT16", "UINT32"),
+    "uint64_contents": ("UINT64",),
+    "fp32_contents": ("FP32",),
+    "fp64_contents": ("FP64",),
+    "bytes_contents": (),
+}
+"""Field of ``InferTensorContents`` -> the data types it carries; FP16 and BF16 have none."""
+
+
+def check_header(tensor: Tensor, datatype: str, shape: Sequence[int]) -> None:
+    """Compare what a request says of an input with the signature.
+
+    Raises:
+        RequestError: another type, another rank, or a size below 0.
+    """
+    where = f"input {tensor.name}"
+    if datatype != tensor.datatype:
+        if datatype != "BYTES" and datatype not in DATATYPES:
+            raise RequestError(
+                where,
+                found=f"datatype {datatype[:40]!r}",
+                expected=tensor.datatype,
+                param=tensor.name,
+            )
+        fix = "tokenise text before you send it" if datatype == "BYTES" else ""
+        raise RequestError(
+            where,
+            found=f"datatype {datatype}",
+            expected=tensor.datatype,
+            fix=fix,
+            param=tensor.name,
+        )
+    if len(shape) != len(tensor.shape) or any(not 0 <= size < 2**31 for size in shape):
+        raise RequestError(
+            where,
+            found=f"shape {str(list(shape))[:80]}",
+            expected=f"[{', '.join(map(str, tensor.shape))}]",
+            param=tensor.name,
+        )
+
+
+def from_bytes(
+    data: bytes | memoryview, tensor: Tensor, shape: Sequence[int]
+) -> Shaped[np.ndarray, "..."]:
+    """A read-only view of row-major little-endian bytes; nothing is copied.
+
+    Raises:
+        RequestError: the number of bytes is not that of the shape, or a BOOL is neither 0 nor 1.
+    """
+    size = math.prod(shape) * tensor.dtype.itemsize
+    if len(data) != size:
+        raise RequestError(
+            f"input {tensor.name}",
+            found=f"{len(data)} bytes",
+            expected=f"{size} for {tensor.datatype}{list(shape)}",
+            param=tensor.name,
+        )
+    if tensor.datatype == "BOOL" and size and np.frombuffer(data, np.uint8).max() > 1:
+        raise RequestError(
+            f"input {tensor.name}",
+            found="a byte above 1",
+            expected="0 or 1 for BOOL",
+            param=tensor.name,
+        )
+    if not size:
+        return np.zeros(tuple(shape), tensor.dtype)
+    return np.frombuffer(data, tensor.dtype).reshape(tuple(shape))
+
+
+def from_json(raw: msgspec.Raw, tensor: Tensor, shape: Sequence[int]) -> Shaped[np.ndarray, "..."]:
+    """An array from a JSON list, flat or nested as the shape is.
+
+    Raises:
+        RequestError: not such a list, or a value that the type cannot hold.
+    """
+    where = f"input {tensor.name}: data"
+    depth = _depth(memoryview(raw), len(shape))
+    try:
+        values = _list_decoder(tensor.dtype.kind, depth).decode(raw)
+    except msgspec.ValidationError as error:
+        raise RequestError(
+            where, found=str(error), expected=f"a list of {tensor.datatype}", param=tensor.name
+        ) from None
+    return from_values(values, tensor, shape, where)
+
+
+def from_values(
+    values: Sequence[Any], tensor: Tensor, shape: Sequence[int], where: str
+) -> Shaped[np.ndarray, "..."]:
+    """An array from numbers, checked for range and count.
+
+    Raises:
+        RequestError: too few, too many, ragged, or beyond the type.
+    """
+    try:
+        with np.errstate(over="raise"):
+            array = np.array(values, tensor.dtype)
+    except (OverflowError, FloatingPointError):
+        raise RequestError(
+            where,
+            found=f"a value beyond {tensor.datatype}",
+            expected="values it can hold",
+            param=tensor.name,
+        ) from None
+    except ValueError:
+        raise RequestError(
+            where,
+            found="lists of different lengths",
+            expected=f"shape {list(shape)}",
+            param=tensor.name,
+        ) from None
+    nested = array.ndim == 1 or array.shape == tuple(shape)
+    if array.size != math.prod(shape) or not nested:
+        found = f"{array.size} values" if array.ndim == 1 else f"shape {list(array.shape)}"
+        raise RequestError(where, found=found, expected=f"shape {list(shape)}", param=tensor.name)
+    return array.reshape(tuple(shape))
+
+
+def to_bytes(array: Shaped[np.ndarray, "..."]) -> memoryview:
+    """Row-major little-endian bytes; a view if the array is contiguous."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view(np.uint8).data
+
+
+def to_json(array: Shaped[np.ndarray, "..."], name: str) -> list[Any]:
+    """Values as a flat list.
+
+    Raises:
+        RequestError: a value is not finite, which JSON cannot say.
+    """
+    if array.dtype.kind not in "biu" and not np.isfinite(array).all():
+        raise RequestError(
+            f"output {name}",
+            found="NaN or infinity, which JSON cannot hold",
+            expected="finite values",
+            fix="ask for binary_data",
+            param=name,
+        )
+    return array.ravel().tolist()
+
+
+def _depth(raw: memoryview, rank: int) -> int:
+    """How many lists open at the beginning, no more than the shape allows."""
+    depth = 0
+    for byte in raw:
+        if byte == ord("["):
+            depth += 1
+        elif byte not in _BLANK:
+            break
+        if depth >= rank:
+            break
+    return max(1, depth)
+
+
+@functools.lru_cache(256)
+def _list_decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
+    item: Any = {"b": bool, "i": int, "u": int}.get(kind, float)
+    for _ in range(depth):
+        item = list[item]
+    return msgspec.json.Decoder(item)

@@ -1,0 +1,22 @@
+"""Every example runs from start to end and says what it should."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+SAID = {
+    # A broken model or server would be right one time in ten.
+    "bundle_classifier.py": r"served: (9\d|100)% of new pictures are right",
+}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_example(path, tmp_path):
+    command = [sys.executable, str(path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(SAID[path.name], done.stdout), done.stdout

@@ -16,12 +16,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from tests.oracle import llama
+from tests.oracle import families
 
 FILE = Path(__file__).with_suffix(".npz")
 TOKENS = 24
 BASE = {
-    "vocab_size": llama.VOCABULARY,
+    "vocab_size": families.VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -64,7 +64,7 @@ class Stored:
 
 def tokens() -> np.ndarray:
     """The input ids of every case, ``[1, TOKENS]``."""
-    return llama.tokens("plain")[:, :TOKENS]
+    return families.tokens("plain")[:, :TOKENS]
 
 
 def load() -> dict[str, Stored]:
@@ -79,7 +79,7 @@ def _load(file: Any, case: str, entry: dict[str, Any]) -> Stored:
         name: file[f"{case}/{name}"].view(getattr(ml_dtypes, dtype, dtype))
         for name, dtype in entry["dtypes"].items()
     }
-    drawn = {n: llama.weight("plain", n, tuple(shape)) for n, shape in entry["drawn"].items()}
+    drawn = {n: families.drawn("plain", n, tuple(shape)) for n, shape in entry["drawn"].items()}
     tensors |= drawn
     return Stored(entry["config"], tensors, file[f"{case}/logits"])
 
@@ -97,7 +97,7 @@ def recompute(case: str) -> Stored:
     model = transformers.LlamaForCausalLM(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            drawn = llama.weight("plain", name, tuple(parameter.shape))
+            drawn = families.drawn("plain", name, tuple(parameter.shape))
             parameter.copy_(torch.from_numpy(drawn))
     groups = {f"group_{i}": group for i, group in enumerate(CASES[case])}
     apply_quantization_config(model, QuantizationConfig(config_groups=groups, ignore=["lm_head"]))

@@ -104,10 +104,17 @@ def encoder_inputs(case: str) -> dict[str, np.ndarray]:
 def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor: matrices of the config's scale, norms about one, biases about zero."""
     cases = table(case.partition("/")[0])
-    centred = (2 * _generator(case, name).random(shape) - 1).astype(np.float32)
+    return drawn(case, name, shape, cases.base["initializer_range"], cases.norms_about)
+
+
+def drawn(
+    key: str, name: str, shape: tuple[int, ...], scale: float = 0.2, norms_about: float = 1.0
+) -> np.ndarray:
+    """One tensor of a model that is in no table."""
+    centred = (2 * _generator(key, name).random(shape) - 1).astype(np.float32)
     if len(shape) > 1:
-        return centred * np.float32(cases.base["initializer_range"] * 3**0.5)
-    about = cases.norms_about if name.endswith(".weight") else 0.0
+        return centred * np.float32(scale * 3**0.5)
+    about = norms_about if name.endswith(".weight") else 0.0
     return centred * np.float32(0.3) + np.float32(about)
 
 

@@ -135,7 +135,9 @@ def test_lock_holds_pins_and_hashes_only(lock):
     entry = r"[a-z0-9-]+==[\w.+!]+( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
     text = lock.read_text(encoding="utf-8")
     assert re.fullmatch(rf"({entry}\n)+", text), "run make lock"
-    assert not re.search(r"://|--index|--find-links|^-|^(torch|triton)==|^nvidia-", text, re.MULTILINE)
+    assert not re.search(
+        r"://|--index|--find-links|^-|^(torch|triton)==|^nvidia-", text, re.MULTILINE
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """Two JAX processes save one sharded tree together and restore it; then one process reads it."""
 
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from tests.free_port import free_port
 
 from ziggurat.checkpoint import read_arrays, verify_step
 
@@ -123,9 +123,7 @@ print(*said, sep="\\n", flush=True)
 
 def run_two(program: str, directory) -> list[str]:
     """What two processes print."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", program, str(directory), port, str(rank)],

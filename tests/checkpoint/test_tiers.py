@@ -4,7 +4,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tests.free_port import free_port
 
 from ziggurat.checkpoint import CheckpointConfig, Checkpoints
 from ziggurat.checkpoint.config import MemoryTier, PersistentTier
@@ -288,9 +288,7 @@ else:
 
 
 def pair(tmp_path, phase):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     return [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(tmp_path), port, str(rank), phase],

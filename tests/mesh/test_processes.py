@@ -1,10 +1,10 @@
 """Processes agree by the key-value store; real ones, since one process proves nothing."""
 
-import socket
 import subprocess
 import sys
 
 import pytest
+from tests.free_port import free_port
 
 from ziggurat.core.errors import EnvironmentError
 from ziggurat.mesh import Processes, join
@@ -49,9 +49,7 @@ print("done", flush=True)
 
 
 def test_three_processes():
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, port, str(index)],

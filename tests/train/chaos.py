@@ -192,7 +192,7 @@ class Run:
 
     def _start(self, name: str) -> list[int]:
         self.attempts += 1
-        port = random.SystemRandom().randrange(20000, 60000)
+        port = random.SystemRandom().randrange(29_000, 32_000)  # below the ephemeral range
         pids = []
         for index in range(self.processes):
             args = ["train", str(self.file), "--set", f"name={name}", f"--set=output={self.folder}"]

@@ -2,11 +2,11 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
+from tests.free_port import free_port
 from tests.train.runs import TEXT
 from tests.train.test_resume import STEPS, wait_for_step
 
@@ -44,9 +44,7 @@ def test_a_save_in_time_is_not_disturbed():
 
 @pytest.mark.slow
 def test_two_processes_stop_after_the_same_step(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    address = f"localhost:{free_port()}"
     file, run = tmp_path / "tiny.toml", tmp_path / "both"
     file.write_text(TEXT)
     command = [sys.executable, "-m", "ziggurat.cli.main", "train", str(file), "--set=name=both"]

@@ -1,5 +1,6 @@
 """Dotted names for the leaves of a pytree, the same in checkpoints, masks, reports and errors."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,13 +15,14 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def named_leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by dotted name, in tree order.
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Leaves by dotted name, in tree order; ``is_leaf`` as in ``jax.tree.leaves``.
 
     >>> named_leaves({"a": {"b": 1}, "c": [2, 3]})
     {'a.b': 1, 'c.0': 2, 'c.1': 3}
     """
-    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    pairs = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {leaf_name(path): leaf for path, leaf in pairs}
 
 
 def map_named(function: Any, tree: Any, *rest: Any) -> Any:

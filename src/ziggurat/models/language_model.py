@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from ziggurat.core.pytrees import named_leaves
+from ziggurat.kernels.linear import QuantizedWeight, is_quantized, project_rows
 from ziggurat.mesh import Layout
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
 from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name
@@ -26,7 +27,8 @@ from ziggurat.nn.precision import Precision
 from ziggurat.nn.router import Routing
 
 Params = dict[str, Any]
-"""Nested dict of arrays; per-layer parameters are stacked on a leading layers axis."""
+"""Nested dict of arrays (or quantised weights in their place); per-layer parameters are stacked on
+a leading layers axis."""
 C = TypeVar("C", bound=AttentionContext)
 
 
@@ -58,7 +60,7 @@ class LanguageModel:
     graph: Any
     """NNX graph definition; with parameters it makes a :class:`Decoder`."""
     abstract: Params
-    """Shapes and types of the parameters."""
+    """Shapes and types of the parameters; quantised ones are :class:`QuantizedWeight` nodes."""
     axes: Params
     """Logical axis names of the parameters, tuples as leaves."""
 
@@ -135,7 +137,7 @@ class LanguageModel:
         """The same, and what the routers of mixtures of experts report, by stack of layers."""
         return nnx.merge(self.graph, params).run(tokens, positions, context)
 
-    def head(self, params: Params) -> Float[Array, "v d"]:
+    def head(self, params: Params) -> Float[Array, "v d"] | QuantizedWeight:
         """The output matrix: ``logits = hidden @ head.T``."""
         return nnx.merge(self.graph, params).head
 
@@ -157,11 +159,10 @@ class LanguageModel:
         return self.logits_of(self.head(params), hidden)
 
     def logits_of(
-        self, head: Float[Array, "v d"], hidden: Float[Array, "... d"]
+        self, head: Float[Array, "v d"] | QuantizedWeight, hidden: Float[Array, "... d"]
     ) -> Float[Array, "... v"]:
         """The same, given the output matrix."""
-        head = head.astype(hidden.dtype)
-        logits = jnp.einsum("...d,vd->...v", hidden, head, preferred_element_type=jnp.float32)
+        logits = project_rows(hidden, head)
         softcap = self.decoder.logit_softcap
         return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
@@ -175,14 +176,14 @@ class LanguageModel:
     @property
     def parameter_count(self) -> int:
         """Number of parameters; tied embeddings count once."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
+        return sum(leaf.size for leaf in self._weights.values())
 
     @property
     def matmul_parameter_count(self) -> int:
         """Parameters that multiply every token: all matrices but an untied input embedding, and of
         a mixture's experts as many as a token is sent to."""
         count = self.decoder.vocab_size * self.decoder.d_model
-        for name, leaf in named_leaves(self.abstract).items():
+        for name, leaf in self._weights.items():
             if name.endswith("kernel"):
                 mixture = self._mixture_of(name)
                 count += leaf.size if mixture is None else round(leaf.size * mixture.active_share)
@@ -202,6 +203,11 @@ class LanguageModel:
     def has_experts(self) -> bool:
         """Whether any layer is a mixture of experts."""
         return any(isinstance(block.mlp, MixtureConfig) for block in self.decoder.stacks)
+
+    @property
+    def _weights(self) -> dict[str, Any]:
+        """Parameters by name, quantised ones whole."""
+        return named_leaves(self.abstract, is_leaf=is_quantized)
 
     @property
     def attention_channels(self) -> float:

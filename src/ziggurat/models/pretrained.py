@@ -24,8 +24,17 @@ from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import leaf_name, named_leaves
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
+from ziggurat.models.compressed_tensors import compressed
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
+from ziggurat.models.quantized import (
+    FORMATS_FILE,
+    dequantized,
+    formats_of,
+    formats_text,
+    quantized,
+    read_formats,
+)
 from ziggurat.models.weight_names import TensorSource, export_weights, import_weights
 from ziggurat.nn.precision import Precision
 
@@ -113,6 +122,8 @@ def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | N
                 f"output {directory}", found="a checkpoint", expected="a new or empty directory"
             )
         files = files_of(pretrained.model.config, pretrained.tokenizer)
+        if formats := formats_of(pretrained.params):
+            files[FORMATS_FILE] = formats_text(formats).encode()
         checkpoints.save(0, {"params": pretrained.params}, records or {}, files)
     newest = checkpoints.latest()
     assert newest is not None
@@ -120,7 +131,8 @@ def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | N
 
 
 def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int = 5 * 10**9) -> Path:
-    """Write ``config.json``, safetensors and tokenizer as transformers reads them.
+    """Write ``config.json``, safetensors and tokenizer as transformers reads them; quantised weights
+    as floats again.
 
     Raises:
         CheckpointError: the directory is there already.
@@ -139,9 +151,13 @@ def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int =
     }
     layers = pretrained.model.decoder.n_layers
     names = family.hf_names(pretrained.model.config)
+    params = pretrained.params
+    if formats := formats_of(params):
+        _log.warning("%d quantised weights are written as %s", len(formats), dtype)
+        params = dequantized(params)
     with atomic.new_directory(directory) as target:
         pretrained.tokenizer.save(target)
-        tensors = export_weights(names, pretrained.params, layers=layers)
+        tensors = export_weights(names, params, layers=layers)
         write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
         (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         generation = {key: values[key] for key in ("bos_token_id", "eos_token_id")}
@@ -174,6 +190,8 @@ def _load_step(
 ) -> Pretrained:
     values = json.loads((step / MODEL_FILE).read_text())
     model = LanguageModel.build(model_config(values, str(step / MODEL_FILE)), precision)
+    if (step / FORMATS_FILE).is_file():
+        model = quantized(model, read_formats(step / FORMATS_FILE, model))
     arrays = read_arrays(step, "params")
     place = _placer(model, layout)
     params = jax.tree_util.tree_map_with_path(
@@ -187,7 +205,10 @@ def _checked(step: Path, arrays: Any, path: tuple, model: LanguageModel) -> np.n
     expected: Any = model.abstract
     try:
         for part in path:
-            arrays, expected = arrays[part.key], expected[part.key]
+            if isinstance(part, jax.tree_util.GetAttrKey):  # a part of a quantised weight
+                arrays, expected = arrays[part.name], getattr(expected, part.name)
+            else:
+                arrays, expected = arrays[part.key], expected[part.key]
     except (KeyError, TypeError):
         raise CheckpointError(
             f"checkpoint {step}", found=f"no {leaf_name(path)}", expected="the model's parameters"
@@ -205,8 +226,24 @@ def hf_model(path: Path, precision: Precision | None = None) -> tuple[Family, La
     """The family and model that a Hugging Face directory's ``config.json`` describes.
 
     Raises:
-        ModelError: it is no JSON object, or the architecture or a switch is unknown.
+        ModelError: it is no JSON object, the architecture or a switch is unknown, or the weights
+            beside it are quantised.
     """
+    family, model, settings = _hf_model(path, precision)
+    if settings is not None:
+        raise ModelError(
+            "config.json: quantization_config",
+            found="quantised weights",
+            expected="the config of float weights",
+            fix="import the whole directory with ziggurat import hf",
+        )
+    return family, model
+
+
+def _hf_model(
+    path: Path, precision: Precision | None
+) -> tuple[Family, LanguageModel, dict[str, Any] | None]:
+    """The same, and the config of quantised weights if they are."""
     try:
         values = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -221,13 +258,22 @@ def hf_model(path: Path, precision: Precision | None = None) -> tuple[Family, La
             "config.json: architectures", found=repr(architectures), expected="a list of names"
         )
     family = family_for_architecture(str(architectures[0]))
-    return family, LanguageModel.build(family.from_hf(values), precision)
+    settings = values.get("quantization_config")
+    if isinstance(settings, dict) and settings.get("quant_method") == "mxfp4":
+        settings = None  # the family's own: its view of the tensors dequantises them
+    else:
+        values.pop("quantization_config", None)
+    return family, LanguageModel.build(family.from_hf(values), precision), settings
 
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
-    family, model = hf_model(path, precision)
-    tensors = family.view(SafetensorsDirectory(path))
-    params = _read(model, family.hf_names(model.config), tensors, layout)
+    family, model, settings = _hf_model(path, precision)
+    tensors: TensorSource = family.view(SafetensorsDirectory(path))
+    names = list(family.hf_names(model.config))
+    if settings is not None:
+        formats, names, tensors = compressed(settings, names, tensors, model)
+        model = quantized(model, formats)
+    params = _read(model, names, tensors, layout)
     return Pretrained(model, params, HuggingFaceTokenizer.load(path), path.name, str(path))
 
 
@@ -283,10 +329,10 @@ def _read(model: LanguageModel, names: Any, tensors: TensorSource, layout: Layou
 
 def _placer(model: LanguageModel, layout: Layout | None) -> Callable[[str, np.ndarray], jax.Array]:
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    dtype = model.precision.param_dtype
+    wanted = named_leaves(model.abstract)
 
     def place(name: str, array: np.ndarray) -> jax.Array:
-        return jax.device_put(array.astype(dtype, copy=False), shardings.get(name))
+        return jax.device_put(array.astype(wanted[name].dtype, copy=False), shardings.get(name))
 
     return place
 

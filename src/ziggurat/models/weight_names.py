@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from ziggurat.core.errors import CheckpointError, did_you_mean
-from ziggurat.core.pytrees import named_leaves, nested
+from ziggurat.core.pytrees import named_leaves
 
 
 @runtime_checkable
@@ -121,7 +121,7 @@ def import_weights(
     shapes = named_leaves(abstract)
     flat = {n.ours: place(n.ours, _stack(n, tensors, shapes[n.ours], layers)) for n in names}
     assert flat.keys() == shapes.keys(), set(flat) ^ set(shapes)
-    return nested(flat)
+    return jax.tree.unflatten(jax.tree.structure(abstract), [flat[name] for name in shapes])
 
 
 def export_weights(

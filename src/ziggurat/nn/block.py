@@ -119,11 +119,13 @@ class Block(nnx.Module):
         state: Any,
     ) -> tuple[Float[Array, "b t d"], Any, Any]:
         """The stream after this block, the layer's new cache, and its router's report."""
-        normed = self.attention_norm(x)
-        mixed, state = self.attention(normed, positions, rotation, rule, context, state)
-        x = self._add(x, mixed, self.attention_post_norm)
-        y, routing = self.mlp(self.mlp_norm(x), counted_tokens(context))
-        return self._add(x, y, self.mlp_post_norm), state, routing
+        with jax.named_scope("attention"):
+            normed = self.attention_norm(x)
+            mixed, state = self.attention(normed, positions, rotation, rule, context, state)
+            x = self._add(x, mixed, self.attention_post_norm)
+        with jax.named_scope("mlp"):
+            y, routing = self.mlp(self.mlp_norm(x), counted_tokens(context))
+            return self._add(x, y, self.mlp_post_norm), state, routing
 
     def _add(self, x: jax.Array, y: jax.Array, post_norm: Any) -> jax.Array:
         y = y if post_norm is None else post_norm(y)

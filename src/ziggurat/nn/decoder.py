@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
+from ziggurat.kernels.linear import QuantizedWeight
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
@@ -135,7 +136,7 @@ class Decoder(nnx.Module):
         return stack
 
     @property
-    def head(self) -> Float[Array, "v d"]:
+    def head(self) -> Float[Array, "v d"] | QuantizedWeight:
         """The output matrix: logits are ``hidden @ head.T``."""
         return (self.embedding.table if self.unembedding is None else self.unembedding)[...]
 
@@ -143,7 +144,8 @@ class Decoder(nnx.Module):
         self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]
     ) -> tuple[Float[Array, "b t d"], list[Rotation | None]]:
         """What enters the first block: embeddings, and the rotary angles of every layer."""
-        x = self.embedding(tokens)
+        with jax.named_scope("embedding"):
+            x = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
             x = x * jnp.asarray(self.config.embedding_scale, self.compute)
         if self.positions is not None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ziggurat.kernels.linear import project
+from ziggurat.kernels.linear import project, take_rows
 from ziggurat.nn.precision import Precision
 
 
@@ -62,4 +62,4 @@ class Embedding(nnx.Module):
         self.compute = precision.compute
 
     def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        return jnp.take(self.table[...], ids, axis=0).astype(self.compute)
+        return take_rows(self.table[...], ids).astype(self.compute)

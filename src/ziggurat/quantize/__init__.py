@@ -1,2 +1,11 @@
-"""Quantization by rules (PTQ, QAT, QLoRA) on Qwix, without model edits. Empty until its issue
-lands."""
+"""Quantization by rules on Qwix's numbers, without model edits: recipes, quantising a parameter
+tree, and the report of what it cost.
+
+>>> from ziggurat.quantize import NAMED
+>>> sorted(NAMED)
+['fp8', 'int4', 'int8', 'nf4', 'w8a8']
+"""
+
+from ziggurat.quantize.recipe import NAMED, Recipe, Rule, resolve
+
+__all__ = ["NAMED", "Recipe", "Rule", "resolve"]

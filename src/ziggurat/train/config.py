@@ -23,6 +23,7 @@ from ziggurat.models import (
 )
 from ziggurat.nn.decoder import Remat
 from ziggurat.optim import LossConfig, OptimizerConfig
+from ziggurat.profile.sampling import ProfileConfig
 
 
 @config.node
@@ -148,6 +149,8 @@ class RunConfig:
     """What is saved, and how often."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """How the devices are used."""
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    """When a step is traced."""
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
     """What is recorded."""
 
@@ -174,7 +177,7 @@ class RunConfig:
 
 
 FREE_ON_RESUME = ("train.steps", "train.max_bad_steps", "train.stop_within_s", "evaluation")
-FREE_ON_RESUME += ("checkpoint", "mesh", "report", "output", "name")
+FREE_ON_RESUME += ("checkpoint", "mesh", "profile", "report", "output", "name")
 FREE_ON_RESUME += ("data.workers", "data.worker_patience_s", "data.prefetch")
 FREE_ON_RESUME += ("data.mixture", "data.epochs")  # the data's own state tells if they still fit
 """Keys that may change when a run is resumed; any other would make it another run."""

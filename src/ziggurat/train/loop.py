@@ -4,9 +4,10 @@ A run that has checkpoints goes on from the newest intact one: same parameters, 
 next batch, so that it ends byte for byte where an undisturbed run ends.
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from ziggurat.mesh import Processes
 from ziggurat.models import pretrained
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
+from ziggurat.profile.journal import Journal
 from ziggurat.profile.memory import compiled_memory, device_memory, host_memory
+from ziggurat.profile.sampling import TraceSampler
 from ziggurat.profile.timers import StepTimer
 from ziggurat.train.config import COMPARABLE, RunConfig, check_same_run
 from ziggurat.train.evaluation import evaluate
@@ -89,6 +92,7 @@ def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
                 if done:
                     progress.resumed(done, directory.checkpoints)
                 loop = Loop(experiment, checkpoints, sinks, progress, timer, stop)
+                loop.watch(directory, done, compiled.as_text)
                 state = loop.run(state, done, compiled)
     total = run.value.train.steps
     status = "finished"
@@ -120,6 +124,16 @@ class Loop:
         self._throughput = _Throughput(experiment)
         self._saved = -1
         self._latest: dict[str, float] = {}
+        self._journal: Journal | None = None
+        self._tracer: TraceSampler | None = None
+
+    def watch(self, directory: RunDirectory, done: int, program: Callable[[], str]) -> None:
+        """Keep account of the time, and trace a step now and then; the first process does."""
+        if Processes().first:
+            self._journal = Journal(directory.ledger, self.timer)
+            self._journal.note(done, now=True)
+            settings = self.experiment.run.profile
+            self._tracer = TraceSampler(settings, directory.traces, self.timer, program)
 
     def run(self, state: TrainState, done: int, step: Any) -> TrainState:
         """Steps ``done`` to the end; ``step`` is the compiled step."""
@@ -127,7 +141,8 @@ class Loop:
         batches = self._batches(done)
         batch = self._place_next(batches, done)
         while batch is not None and not self.stop.after(self.done):
-            with self.timer.step(self.done) as record:
+            tracing = contextlib.nullcontext() if self._tracer is None else self._tracer.step()
+            with self.timer.step(self.done) as record, tracing:
                 with self.timer.phase("step"):
                     state, metrics = step(state, batch)
                 batch = self._place_next(batches, self.done + 1)  # while the device computes
@@ -141,11 +156,15 @@ class Loop:
                 self._evaluate(state)
             if self.checkpoints.due(self.done):
                 self._save(state)
+            if self._journal is not None:
+                self._journal.note(self.done)
         if self.done == run.train.steps and not (
             run.evaluation.every and self.done % run.evaluation.every == 0
         ):
             self._evaluate(state)
         self._save(state, last=True)
+        if self._journal is not None:
+            self._journal.close(self.done)
         return state
 
     def _batches(self, done: int) -> Iterator[Batch]:

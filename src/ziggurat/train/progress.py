@@ -10,7 +10,6 @@ seconds or ``every_steps`` steps, whichever comes first, and at the end.
 
 import collections
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -19,6 +18,8 @@ from typing import SupportsFloat
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
+
+from ziggurat.profile.quantities import duration, short
 
 _SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("loss", lambda v: f"loss {v:.4g}"),
@@ -190,31 +191,3 @@ class _Facts(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["facts"], no_wrap=True, overflow="ellipsis")
-
-
-def short(value: float | int) -> str:
-    """A number with three digits and k, M, G or T.
-
-    >>> short(41234.0), short(999.6), short(7), short(0.25)
-    ('41.2k', '1k', '7', '0.25')
-    """
-    if not math.isfinite(value):
-        return str(value)
-    size, unit = abs(value), 0
-    while unit < 4 and float(f"{size:.3g}") >= 1000:
-        size, unit = size / 1000, unit + 1
-    digits = f"{size:.3g}"
-    text = digits if "e" not in digits or size < 1 else f"{size:.0f}"
-    return ("-" if value < 0 else "") + text + ("", "k", "M", "G", "T")[unit]
-
-
-def duration(seconds: float | int) -> str:
-    """Seconds as h:mm:ss, with days in front when there are any.
-
-    >>> duration(3725), duration(200000)
-    ('1:02:05', '2 d 7:33:20')
-    """
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return (f"{days} d " if days else "") + f"{hour}:{minute:02}:{second:02}"

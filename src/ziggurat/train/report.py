@@ -13,20 +13,17 @@ True
 """
 
 import dataclasses
-import importlib.resources
 import math
-import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from ziggurat.core import atomic
-from ziggurat.train.charts import Series, line_chart
+from ziggurat.profile.charts import Series, line_chart
+from ziggurat.profile.pages import render
+from ziggurat.profile.quantities import duration, short, size
 from ziggurat.train.metrics import curve
-from ziggurat.train.progress import duration, short
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,20 +128,9 @@ def write_report(path: Path, run: RunReport) -> Path:
 
 def render_report(run: RunReport) -> str:
     """The report as HTML text."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_visible,
-    )
-    files = importlib.resources.files("ziggurat.train")
-    template = environment.from_string(
-        files.joinpath("report_template.html").read_text(encoding="utf-8")
-    )
-    return template.render(
+    return render(
+        "ziggurat.train",
+        "report_template.html",
         run=run,
         headline=_headline(run),
         summary=_summary(run),
@@ -153,7 +139,7 @@ def render_report(run: RunReport) -> str:
         ledger=_ledger(run),
         wall=duration(_wall_s(run)),
         changed=sum(source != "default" for _, _, source in run.config),
-        size=_size,
+        size=size,
     )
 
 
@@ -187,8 +173,8 @@ def _summary(run: RunReport) -> list[tuple[str, str]]:
         ("lowest evaluation loss", _lowest(run, "eval_loss")),
         ("tokens/s, median", _optional(run.median_tokens_per_s, lambda v: f"{v:,.0f}")),
         ("MFU", f"{mfu:.2%}" if mfu is not None else "peak unknown on this device"),
-        ("peak device memory", _optional(run.peak_device_bytes, _size)),
-        ("peak host memory", _optional(run.peak_host_bytes, _size)),
+        ("peak device memory", _optional(run.peak_device_bytes, size)),
+        ("peak host memory", _optional(run.peak_host_bytes, size)),
         ("skipped steps", f"{run.skipped_steps:,}"),
     ]
     where = ", ".join(f"{step:,}" for step in run.resumes)
@@ -270,23 +256,3 @@ def _lowest(run: RunReport, metric: str) -> str:
 
 def _optional(value: Any, show: Any) -> str:
     return show(value) if value is not None else "not recorded"
-
-
-def _size(size_bytes: int) -> str:
-    """Bytes as text with a binary unit."""
-    size, units = float(size_bytes), ["B", "KiB", "MiB", "GiB", "TiB"]
-    while size >= 1024 and len(units) > 1:
-        size, units = size / 1024, units[1:]
-    return f"{size:.4g} {units[0]}" if size < 1000 else f"{size:.0f} {units[0]}"
-
-
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
-_INVALID = re.compile("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-
-
-def _visible(value: Any) -> Any:
-    """Text that HTML and UTF-8 can hold: control characters as their Unicode pictures."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    pictured = _CONTROL.sub(lambda found: chr(0x2400 + ord(found[0])), value.replace("\r", "␍"))
-    return _INVALID.sub("\ufffd", pictured)

@@ -8,6 +8,8 @@
       provenance.json    where each of its values came from
       checkpoints/       step_00000100/ ...
       metrics.jsonl      one line a step
+      ledger.jsonl       where the time went, a line a second
+      traces/            the newest traced step
       tensorboard/       the same for TensorBoard
       sessions.jsonl     one line each time the run was started or resumed
       report.html        written at the end
@@ -50,6 +52,14 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.jsonl"
+
+    @property
+    def traces(self) -> Path:
+        return self.path / "traces"
 
     @property
     def tensorboard(self) -> Path:

@@ -75,9 +75,10 @@ def build_step(
             scale = 1.0 / jnp.maximum(sums.weight, 1.0)
             gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
             norm = global_norm(gradients)
-            new = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
-            if router_bias_rate:
-                new = _balanced(new, sums.loads, router_bias_rate)
+            with jax.named_scope("optimizer"):
+                new = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
+                if router_bias_rate:
+                    new = _balanced(new, sums.loads, router_bias_rate)
         metrics = {name: value * scale for name, value in sums.metrics.items()}
         metrics |= {
             "grad_norm": norm,

@@ -1,32 +1,65 @@
-"""Projections: activations times a weight matrix, the dispatch point for GEMM kernels."""
+"""Projections: activations times a weight matrix, the dispatch point for GEMM kernels.
+
+A weight is an array or a :class:`QuantizedWeight`; the operations here take either.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ziggurat.core.registry import Registry
+from ziggurat.kernels.linear import quantized
+from ziggurat.kernels.linear.quantized import (
+    ActivationType,
+    QuantizedWeight,
+    Weight,
+    WeightFormat,
+    WeightType,
+    dense,
+    is_quantized,
+)
 from ziggurat.mesh import active_ways
 
-__all__ = ["IMPLEMENTATIONS", "project"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "ActivationType",
+    "QuantizedWeight",
+    "Weight",
+    "WeightFormat",
+    "WeightType",
+    "dense",
+    "is_quantized",
+    "project",
+    "project_rows",
+    "take_rows",
+]
 
 
-def _flat(x: Array, kernel: Array) -> Array:
-    out = jnp.reshape(x, (-1, x.shape[-1])) @ kernel
+def _flat(x: Array, kernel: Any) -> Array:
+    rows = jnp.reshape(x, (-1, x.shape[-1]))
+    out = quantized.product(rows, kernel) if is_quantized(kernel) else rows @ kernel
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def _batched(x: Array, kernel: Array) -> Array:
+def _batched(x: Array, kernel: Any) -> Array:
+    if is_quantized(kernel):
+        return quantized.product(x, kernel)
     return jnp.einsum("...d,df->...f", x, kernel)
 
 
-IMPLEMENTATIONS: Registry[Callable[[Array, Array], Array]] = Registry("linear implementation")
+IMPLEMENTATIONS: Registry[Callable[[Array, Any], Array]] = Registry("linear implementation")
 IMPLEMENTATIONS.add("flat", _flat)
 IMPLEMENTATIONS.add("batched", _batched)
 
 
 def project(
-    x: Float[Array, "... d"], kernel: Float[Array, "d f"], *, implementation: str = "auto"
+    x: Float[Array, "... d"],
+    kernel: Float[Array, "d f"] | QuantizedWeight,
+    *,
+    implementation: str = "auto",
 ) -> Float[Array, "... f"]:
     """``x @ kernel`` over the last dimension.
 
@@ -42,3 +75,25 @@ def project(
     if implementation == "auto":
         implementation = "flat" if active_ways("sequence") == 1 else "batched"
     return IMPLEMENTATIONS[implementation](x, kernel)
+
+
+def project_rows(
+    x: Float[Array, "... d"], table: Float[Array, "v d"] | QuantizedWeight
+) -> Float[Array, "... v"]:
+    """``x @ table.T`` in float32: hidden states to logits.
+
+    >>> import jax.numpy as jnp
+    >>> project_rows(jnp.ones((2, 3)), jnp.ones((5, 3))).shape
+    (2, 5)
+    """
+    table = table.astype(x.dtype)
+    if isinstance(table, QuantizedWeight):
+        return quantized.product(x, table, preferred=jnp.float32)
+    return jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
+
+
+def take_rows(
+    table: Float[Array, "v d"] | QuantizedWeight, ids: Int[Array, "b t"]
+) -> Float[Array, "b t d"]:
+    """Rows of a table; of a quantised one only those are dequantised."""
+    return dense(jax.tree.map(lambda part: jnp.take(part, ids, axis=0), table))

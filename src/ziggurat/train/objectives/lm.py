@@ -31,14 +31,15 @@ def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -
     def objective(params: Params, batch: Arrays) -> Sums:
         context = Packed(batch["segment_ids"])
         hidden, _, routing = model.run(params, batch["tokens"], batch["positions"], context)
-        total, metrics = next_token_loss(
-            hidden,
-            model.head(params),
-            batch["targets"],
-            batch["loss_mask"],
-            loss,
-            token_shards=shards,
-        )
+        with jax.named_scope("loss"):
+            total, metrics = next_token_loss(
+                hidden,
+                model.head(params),
+                batch["targets"],
+                batch["loss_mask"],
+                loss,
+                token_shards=shards,
+            )
         sums = {
             "loss": metrics.nll,
             "z_loss": metrics.z_loss,

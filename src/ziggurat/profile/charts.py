@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup, escape
 
-from ziggurat.train.progress import short
+from ziggurat.profile.quantities import short
 
 _NARROW, _WIDE = (500, 220), (1046, 320)
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 10, 26

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from ziggurat.train.charts import Series, line_chart, log_ticks, running_mean, thin, ticks
+from ziggurat.profile.charts import Series, line_chart, log_ticks, running_mean, thin, ticks
 
 
 def parse(svg):

@@ -1,0 +1,113 @@
+"""Models some of whose weights are quantised: which may be, their shapes and shardings, and the
+record beside a checkpoint from which they are read back.
+
+The module is the same: in the place of a kernel stands a :class:`QuantizedWeight`, and what
+multiplies it looks at its type.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ziggurat.core import config
+from ziggurat.core.errors import CheckpointError
+from ziggurat.core.pytrees import map_named, named_leaves
+from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, dense, is_quantized
+from ziggurat.models.language_model import LanguageModel, Params
+
+FORMATS_FILE = "quantization.json"
+"""Formats of the quantised weights inside a checkpoint step."""
+_STACKED = ("layers", "experts")
+
+
+def summed_axes(model: LanguageModel) -> dict[str, int]:
+    """Weights that may be quantised, with the axis over which their products sum.
+
+    These are the matrices: kernels ``[..., d, f]`` (-2), an expert's or a layer's each its own, and
+    tables of the vocabulary ``[v, d]`` (-1). Norms, biases, routers and learned positions are not.
+
+    >>> from ziggurat.models import LlamaConfig
+    >>> tiny = LlamaConfig(vocab_size=32, d_model=16, n_layers=2, n_heads=2)
+    >>> found = summed_axes(LanguageModel.build(tiny))
+    >>> found["embedding.table"], found["blocks.attention.out.kernel"], len(found)
+    (-1, -2, 8)
+    """
+    found = {}
+    for name, axes in named_leaves(model.axes, is_leaf=_is_axes).items():
+        if isinstance(axes, QuantizedWeight):
+            found[name] = axes.axis
+        elif axes[0] == "vocab":
+            found[name] = -1
+        elif "positions" not in axes and sum(axis not in _STACKED for axis in axes) >= 2:
+            found[name] = -2
+    return found
+
+
+def _is_axes(node: Any) -> bool:
+    return isinstance(node, (tuple, QuantizedWeight))
+
+
+def quantized(model: LanguageModel, formats: Mapping[str, WeightFormat]) -> LanguageModel:
+    """The model with the named weights in these formats: its shapes, types and axis names."""
+    axis, names = summed_axes(model), named_leaves(model.abstract).keys()
+    assert formats.keys() <= names
+
+    def shapes(name: str, leaf: Any) -> Any:
+        if name not in formats:
+            return leaf
+        return formats[name].abstract(leaf.shape, leaf.dtype, axis[name])
+
+    def axes(name: str, leaf: Any, names: tuple[str, ...]) -> Any:
+        if name not in formats:
+            return names
+        # scales lie on every device along the summed axis: tiles need not divide over a mesh
+        scale = list(names)
+        scale[axis[name]] = None  # pyright: ignore[reportArgumentType]
+        whole = shapes(name, leaf)
+        parts = dataclasses.replace(whole, qvalue=tuple(names), scale=tuple(scale))
+        return dataclasses.replace(parts, zero_point=whole.zero_point and tuple(scale))
+
+    return dataclasses.replace(
+        model,
+        abstract=map_named(shapes, model.abstract),
+        axes=map_named(axes, model.abstract, model.axes),
+    )
+
+
+def formats_of(params: Params) -> dict[str, WeightFormat]:
+    """Formats of the quantised weights among parameters (arrays or their shapes)."""
+    leaves = named_leaves(params, is_leaf=is_quantized)
+    return {n: leaf.format for n, leaf in leaves.items() if isinstance(leaf, QuantizedWeight)}
+
+
+def dequantized(params: Params) -> Params:
+    """Parameters with every quantised weight as an array again."""
+    return jax.tree.map(dense, params, is_leaf=is_quantized)
+
+
+def formats_text(formats: Mapping[str, WeightFormat]) -> str:
+    """Formats as the JSON that :func:`read_formats` reads."""
+    return json.dumps({name: config.to_plain(format) for name, format in formats.items()}, indent=1)
+
+
+def read_formats(path: Path, model: LanguageModel) -> dict[str, WeightFormat]:
+    """Formats from the file beside a checkpoint.
+
+    Raises:
+        CheckpointError: the file is damaged, or names what this model has not.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        formats = TypeAdapter(dict[str, WeightFormat]).validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        line = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}", found=line, expected="formats of weights") from None
+    unknown = sorted(formats.keys() - summed_axes(model).keys())
+    if unknown:
+        raise CheckpointError(f"{path}", found=unknown[0], expected="weights of this model")
+    return formats

@@ -1,0 +1,150 @@
+"""What a run's figures mean, in plain words, the costliest first."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ziggurat.profile.goodput import DOWN, REPLAY, Goodput
+from ziggurat.profile.quantities import duration, size
+
+WARM_UP_STEPS = 3
+"""Steps at the start of a session that are left out: caches fill, threads start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing that costs time or will."""
+
+    title: str
+    advice: str
+    cost_s: float
+    """Wall time it took, seconds; 0 where it is not a matter of time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    phase: str
+    share: float
+    """Of the wall time, from which on it is worth a word."""
+    title: str
+    advice: str
+
+
+_LOSSES = (
+    _Loss(
+        "data",
+        0.05,
+        "steps wait for data",
+        "raise data.workers, or run `ziggurat data prepare` once",
+    ),
+    _Loss(
+        "checkpoint",
+        0.05,
+        "saving holds training up",
+        "raise checkpoint.every, or save to a faster disk",
+    ),
+    _Loss("evaluation", 0.15, "evaluation", "raise evaluation.every, or lower evaluation.batches"),
+    _Loss("compile", 0.15, "compiling", "keep compiled programs: set JAX_COMPILATION_CACHE_DIR"),
+    _Loss(
+        REPLAY,
+        0.02,
+        "steps done again after kills",
+        "lower checkpoint.every, or keep snapshots in memory: [checkpoint.memory]",
+    ),
+    _Loss(DOWN, 0.05, "no process ran", "restart at once after a failure"),
+)
+
+
+def findings(account: Goodput, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What is worth doing about a run.
+
+    Args:
+        account: where its wall time went.
+        rows: its metrics, a row a step (``step_time_s``, ``data_time_s``, ``host_rss_bytes``,
+            ``skipped_steps``); others are passed over.
+    """
+    found = [
+        Finding(
+            f"{loss.title}: {_share(account, loss.phase):.0%} of the wall time",
+            loss.advice,
+            account.seconds[loss.phase],
+        )
+        for loss in _LOSSES
+        if _share(account, loss.phase) >= loss.share
+    ]
+    steps = [row for row in rows if "step_time_s" in row]
+    found += [*_uneven(steps), *_slower(steps), *_growing(steps), *_skipped(steps)]
+    return sorted(found, key=lambda finding: -finding.cost_s)
+
+
+def _share(account: Goodput, phase: str) -> float:
+    return account.seconds.get(phase, 0.0) / account.wall_s if account.wall_s > 0 else 0.0
+
+
+def _uneven(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """A tail of slow steps."""
+    times = [row["step_time_s"] for row in steps[WARM_UP_STEPS:]]
+    if len(times) < 50:
+        return []
+    median = statistics.median(times)
+    slow = [row for row in steps[WARM_UP_STEPS:] if row["step_time_s"] > 2 * median]
+    lost = sum(row["step_time_s"] - median for row in slow)
+    if lost < 0.05 * sum(times):
+        return []
+    worst = max(slow, key=lambda row: row["step_time_s"])
+    title = f"{len(slow)} of {len(times)} steps took more than twice the median {median:.3g} s"
+    advice = f"the slowest was step {worst['step']} with {worst['step_time_s']:.3g} s; "
+    waited = sum(row.get("data_time_s", 0.0) for row in slow) > 0.5 * lost
+    advice += "they waited for data" if waited else "look at what else the machine did then"
+    return [Finding(title, advice, lost)]
+
+
+def _slower(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Steps that take longer and longer."""
+    times = [row["step_time_s"] for row in steps[WARM_UP_STEPS:]]
+    if len(times) < 100:
+        return []
+    quarter = len(times) // 4
+    early, late = statistics.median(times[:quarter]), statistics.median(times[-quarter:])
+    if late < 1.2 * early:
+        return []
+    title = f"steps grew slower: {early:.3g} s at first, {late:.3g} s at the end"
+    return [Finding(title, "look for throttling or other load", (late - early) * len(times) / 2)]
+
+
+def _growing(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Host memory that rises all the time, not only while caches fill."""
+    points = [(row["step"], row["host_rss_bytes"]) for row in steps if "host_rss_bytes" in row]
+    points = points[len(points) // 4 :]
+    if len(points) < 50:
+        return []
+    thirds = [points[i * len(points) // 3 : (i + 1) * len(points) // 3] for i in range(3)]
+    low, mid, high = (statistics.median(value for _, value in third) for third in thirds)
+    span = thirds[2][len(thirds[2]) // 2][0] - thirds[0][len(thirds[0]) // 2][0]
+    rising = mid - low > 0.02 * low and high - mid > 0.02 * low
+    if not rising or span <= 0:
+        return []
+    title = f"host memory grows by {size((high - low) / span)} a step"
+    return [Finding(title, "something keeps references: a leak, or metrics held as arrays", 0.0)]
+
+
+def _skipped(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    skipped = max((row.get("skipped_steps", 0.0) for row in steps), default=0.0)
+    if not skipped:
+        return []
+    times = [row["step_time_s"] for row in steps]
+    title = f"{skipped:.0f} steps were skipped: loss or gradient not finite"
+    cost = skipped * statistics.median(times)
+    return [Finding(title, "lower the learning rate, or look at the data", cost)]
+
+
+def headline(account: Goodput) -> str:
+    """One sentence on the whole.
+
+    >>> headline(Goodput(10.0, {"step": 9.0, "data": 1.0}, 1, 5, 0))
+    'goodput 90.0 % of 0:00:10 in 1 session'
+    """
+    plural = "" if account.sessions == 1 else "s"
+    wall = duration(account.wall_s)
+    return f"goodput {100 * account.share:.1f} % of {wall} in {account.sessions} session{plural}"

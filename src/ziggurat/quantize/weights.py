@@ -1,0 +1,162 @@
+"""Quantising the weights of a parameter tree by a recipe, with Qwix's functions."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ziggurat.core.errors import ConfigError
+from ziggurat.core.pytrees import map_named, named_leaves
+from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, is_quantized
+from ziggurat.kernels.linear.quantized import FOUR_BIT, QTYPES
+from ziggurat.quantize.recipe import Recipe, Rule, assign, module_of
+
+Progress = Callable[[str, int, int], None]
+"""Called with a weight's name, and how many of how many weights are done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightError:
+    """What quantising did to one matrix of one layer."""
+
+    name: str
+    layer: int | None
+    """Index along the stacked axes; ``None`` where nothing is stacked."""
+    relative_error: float
+    r"""Frobenius norm :math:`\|W - \hat W\| / \|W\|`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """Parameters after a recipe, and what it did to them."""
+
+    params: dict[str, Any]
+    formats: dict[str, WeightFormat]
+    errors: list[WeightError]
+
+
+def format_of(rule: Rule) -> WeightFormat:
+    """The format that a rule with a weight type asks for."""
+    assert rule.weight is not None
+    return WeightFormat(rule.weight, rule.activation, rule.tile_size, rule.symmetric)
+
+
+def quantize_array(
+    weight: Float[Array, "..."], format: WeightFormat, axis: int, clip: float = 1.0
+) -> QuantizedWeight:
+    """One matrix, or a stack of them, as Qwix quantises it.
+
+    Args:
+        weight: ``[..., d, f]`` for ``axis`` -2, ``[v, d]`` for -1.
+        format: what it becomes.
+        axis: over which products sum.
+        clip: share of the largest magnitude that is kept.
+    """
+    import qwix
+
+    axis %= weight.ndim
+    tiles = {} if format.tile_size is None else {axis: format.tile_size}
+    method = "absmax" if format.symmetric else "minmax"
+    array = qwix.quantize(
+        weight,
+        QTYPES[format.weight],
+        channelwise_axes=[other for other in range(weight.ndim) if other != axis],
+        tiled_axes=tiles,
+        calibration_method=method if clip == 1.0 else f"{method},{clip}",
+    )
+    return QuantizedWeight.of(array, format, axis - weight.ndim)
+
+
+def quantize(
+    params: Mapping[str, Any],
+    recipe: Recipe,
+    summed_axes: Mapping[str, int],
+    progress: Progress = lambda name, done, total: None,
+) -> Quantized:
+    """Quantise the weights that a recipe's rules choose; all else stays as it is.
+
+    Matrices are taken one layer at a time, so that little more than the result is needed.
+
+    Args:
+        params: nested dict of arrays.
+        recipe: the rules.
+        summed_axes: weights that may be quantised, with the axis over which their products sum, as
+            ``ziggurat.models.quantized.summed_axes`` gives them.
+        progress: told of every weight.
+
+    Raises:
+        ConfigError: a rule decides nothing, a tile does not divide, or a weight is quantised
+            already.
+
+    >>> from ziggurat.quantize.recipe import NAMED
+    >>> tree = {"blocks": {"up": {"kernel": jnp.ones((2, 8, 4))}}, "embedding": {"table": jnp.ones((3, 8))}}
+    >>> axes = {"blocks.up.kernel": -2, "embedding.table": -1}
+    >>> done = quantize(tree, NAMED["int8"], axes)
+    >>> done.params["blocks"]["up"]["kernel"].scale.shape, len(done.errors)
+    ((2, 1, 4), 3)
+    """
+    leaves = named_leaves(params, is_leaf=is_quantized)
+    rules = assign(recipe, summed_axes)
+    for name, rule in rules.items():
+        if is_quantized(leaves[name]):
+            raise ConfigError(
+                f"quantize {name}",
+                found=f"{leaves[name].format.weight} already",
+                expected="float weights",
+                fix="quantise the model from which this one was made",
+            )
+        _check_tiles(name, leaves[name].shape, rule, summed_axes[name])
+    made: dict[str, QuantizedWeight] = {}
+    errors: list[WeightError] = []
+    for number, (name, rule) in enumerate(rules.items()):
+        progress(name, number, len(rules))
+        made[name], found = _one_by_one(leaves[name], rule, summed_axes[name])
+        stacked = leaves[name].ndim > 2
+        errors += [WeightError(name, i if stacked else None, e) for i, e in enumerate(found)]
+    tree = map_named(lambda name, leaf: made.get(name, leaf), params)
+    return Quantized(tree, {name: weight.format for name, weight in made.items()}, errors)
+
+
+def _one_by_one(weight: Array, rule: Rule, axis: int) -> tuple[QuantizedWeight, list[float]]:
+    """A stack of matrices, and the relative error of each."""
+    matrices = weight.reshape(-1, *weight.shape[-2:])
+    work = _compiled(format_of(rule), axis, rule.clip)
+    parts, errors = zip(*(jax.device_get(work(matrix)) for matrix in matrices))
+    lead = weight.shape[:-2]
+    whole = jax.tree.map(lambda *one: jnp.asarray(np.stack(one).reshape(*lead, *one[0].shape)), *parts)
+    return whole, [float(error) for error in errors]
+
+
+@functools.cache
+def _compiled(format: WeightFormat, axis: int, clip: float) -> Callable[..., Any]:
+    @jax.jit
+    def work(matrix: Array) -> tuple[QuantizedWeight, Array]:
+        made = quantize_array(matrix, format, axis, clip)
+        wide = matrix.astype(jnp.float32)
+        off = jnp.linalg.norm(wide - made.dequantized().astype(jnp.float32))
+        return made, off / jnp.maximum(jnp.linalg.norm(wide), jnp.finfo(jnp.float32).tiny)
+
+    return work
+
+
+def _check_tiles(name: str, shape: tuple[int, ...], rule: Rule, axis: int) -> None:
+    inputs, tile = shape[axis], rule.tile_size
+    where = f"recipe rule {rule.module_path!r}: {module_of(name)} of {inputs} inputs"
+    if tile is not None and inputs % tile:
+        divisors = [n for n in range(2, inputs + 1) if inputs % n == 0]
+        nearest = min(divisors, key=lambda n: (abs(n - tile), n))
+        raise ConfigError(
+            where,
+            found=f"tile_size {tile}, which does not divide {inputs}",
+            expected="a divisor",
+            fix=f"use tile_size = {nearest}",
+        )
+    if rule.weight in FOUR_BIT and inputs % 2:
+        raise ConfigError(
+            where, found=f"{rule.weight}", expected="an even number of inputs", fix="use int8"
+        )

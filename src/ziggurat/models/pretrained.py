@@ -270,7 +270,11 @@ def _hf_model(
     """The same, and the config of quantised weights if they are."""
     family, values = hf_family(path)
     _refuse_encoder(family, path)
-    settings = values.pop("quantization_config", None)
+    settings = values.get("quantization_config")
+    if isinstance(settings, dict) and settings.get("quant_method") == "mxfp4":
+        settings = None  # the family's own: its view of the tensors dequantises them
+    else:
+        values.pop("quantization_config", None)
     return family, LanguageModel.build(family.from_hf(values), precision), settings
 
 

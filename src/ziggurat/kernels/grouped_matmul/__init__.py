@@ -17,6 +17,7 @@ from ziggurat.core.errors import ShapeError
 from ziggurat.core.registry import Registry
 from ziggurat.kernels.grouped_matmul.blocked import blocked_matmul
 from ziggurat.kernels.grouped_matmul.reference import reference_matmul, row_groups
+from ziggurat.kernels.linear import QuantizedWeight, dense, is_quantized
 
 __all__ = ["IMPLEMENTATIONS", "PREFERRED", "grouped_matmul", "row_groups"]
 
@@ -40,7 +41,7 @@ PREFERRED: dict[str, str] = {"cpu": "blocked", "gpu": "ragged", "tpu": "ragged"}
 
 def grouped_matmul(
     x: Float[Array, "n d"],
-    kernel: Float[Array, "e d f"],
+    kernel: Float[Array, "e d f"] | QuantizedWeight,
     sizes: Int[Array, " e"],
     *,
     implementation: str = "auto",
@@ -54,7 +55,7 @@ def grouped_matmul(
     Args:
         x: rows sorted by group: the first ``sizes[0]`` belong to group 0, and so on. Rows beyond
             the sum of ``sizes`` belong to none; their result and gradient are 0.
-        kernel: a matrix per group.
+        kernel: a matrix per group; a quantised one is dequantised first.
         sizes: rows of each group, 0 allowed; their sum is at most ``n``.
         implementation: ``auto``, or a name of :data:`IMPLEMENTATIONS`.
 
@@ -68,7 +69,7 @@ def grouped_matmul(
 
     Paper: Gale et al. 2022 (dropless mixtures of experts), https://arxiv.org/abs/2211.15841.
     """
-    if x.ndim != 2 or kernel.ndim != 3 or sizes.shape != kernel.shape[:1]:
+    if x.ndim != 2 or kernel.ndim != 3 or sizes.shape != tuple(kernel.shape[:1]):
         raise ShapeError(
             "grouped_matmul",
             found=f"x {list(x.shape)}, kernel {list(kernel.shape)}, sizes {list(sizes.shape)}",
@@ -80,6 +81,8 @@ def grouped_matmul(
             found=f"rows of {x.shape[1]} channels",
             expected=f"{kernel.shape[1]} as the kernel has",
         )
+    if is_quantized(kernel):
+        kernel = dense(kernel).astype(x.dtype)
     if implementation == "auto":
         implementation = PREFERRED.get(jax.default_backend(), "ragged")
     return IMPLEMENTATIONS[implementation](x, kernel, sizes)

@@ -67,7 +67,7 @@ def test_the_first_rule_that_matches_the_whole_path_decides():
 @pytest.mark.parametrize(
     ("paths", "says"),
     [
-        (["blocks/.*", "blocks/attention/querry"], "did you mean blocks/attention/query"),
+        (["blocks/.*", "blocks/attention/query2"], "did you mean blocks/attention/query"),
         (["blocks/.*", "blocks/mlp/.*"], "which an earlier rule decides; .*narrower rule first"),
         (["blocks"], "no such module"),  # the whole path has to match, as in Qwix
     ],

@@ -57,7 +57,10 @@ def line(error: pytest.ExceptionInfo) -> str:
         ({"hidden_act": "mish"}, ["config.json: hidden_act", "'mish'", "silu"]),
         ({"sliding_window": 8}, ["config.json: sliding_window", "8", "null"]),
         ({"no_such_switch": 3}, ["config.json: no_such_switch", "3"]),
-        ({"quantization_config": {"bits": 4}}, ["config.json: quantization_config", "bits"]),
+        (
+            {"quantization_config": {"bits": 4}},
+            ["config.json: quantization_config", "quant_method", "compressed-tensors"],
+        ),
         ({"rope_parameters": {"rope_type": "spiral"}}, ["rope_type", "'spiral'", "llama3"]),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, ["rope_type", "'dynamic'"]),
         ({"rope_parameters": {"rope_type": "linear"}}, ["rope settings of type linear", "factor"]),

@@ -24,7 +24,7 @@ from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import leaf_name, named_leaves
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
-from ziggurat.models.compressed_tensors import compressed
+from ziggurat.models.compressed_tensors import compressed, groups
 from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
@@ -312,6 +312,8 @@ def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
     family, model, settings = _hf_model(path, precision)
+    if settings is not None:
+        groups(settings)  # what it refuses is told before any file is missed
     tensors: TensorSource = family.view(SafetensorsDirectory(path))
     names = named_as_found(family.hf_names(model.config), tensors, family.base)
     if settings is not None:

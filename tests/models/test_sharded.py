@@ -1,7 +1,7 @@
 """Sharded over eight virtual devices, a model computes what it computes on one.
 
-Tolerance 2e-5 relative to the largest logit (they are of order one), 1e-4 to each gradient's largest
-entry: shards are summed in another order, and gates and routers amplify that.
+Tolerance 2e-5 relative to the largest logit (they are of order one), 1e-4 relative to a gradient's
+largest entry: shards are summed in another order, and gates and routers amplify that.
 """
 
 import jax

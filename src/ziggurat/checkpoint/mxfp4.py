@@ -26,6 +26,6 @@ def dequantize(
     [2.0, 12.0, 0.0]
     """
     codes = np.stack([blocks & 0x0F, blocks >> 4], axis=-1).reshape(*blocks.shape[:-1], -1)
-    factors = np.ldexp(np.float32(1), scales.astype(np.int32) - 127).astype(np.float32)
-    factors = np.where(scales == 255, np.float32("nan"), factors)
+    exponents = np.where(scales == 255, 0, scales.astype(np.int32) - 127)
+    factors = np.where(scales == 255, np.float32("nan"), np.ldexp(np.float32(1), exponents))
     return (VALUES[codes] * factors[..., None]).reshape(*blocks.shape[:-2], -1)

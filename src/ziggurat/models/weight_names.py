@@ -212,9 +212,9 @@ def export_weights(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Their tensors one by one, in their order of rows and columns."""
     leaves = named_leaves(params)
-    sharers: dict[str, list[WeightName]] = collections.defaultdict(list)
+    sharers: dict[Any, list[WeightName]] = collections.defaultdict(list)
     for name in names:
-        sharers[name.theirs].append(name)
+        sharers[name.theirs, name.layers].append(name)  # stacks have layers of their own
     for members in sharers.values():
         tensors = [_unstack(name, leaves[name.ours]) for name in members]
         for index, theirs in enumerate(members[0].all_theirs(layers)):

@@ -7,7 +7,7 @@ from ziggurat.core.errors import ModelError
 from ziggurat.models import block_names
 from ziggurat.models.decoder_fields import read_fields, read_pattern, write_fields, write_pattern
 from ziggurat.models.gpt_oss.config import GptOssConfig
-from ziggurat.models.hf_config import HFConfig, checked, hf_rope, rope
+from ziggurat.models.hf_config import HFConfig, checked, hf_rope_parameters, rope
 from ziggurat.models.weight_names import Part, WeightName
 
 DEFAULTS = {
@@ -76,7 +76,7 @@ def to_hf(config: GptOssConfig) -> dict[str, Any]:
         "architectures": ["GptOssForCausalLM"],
         "model_type": "gpt_oss",
         **write_fields(config),
-        **hf_rope(config.rope),
+        "rope_parameters": hf_rope_parameters(config.rope),  # without it all is YaRN
         "sliding_window": config.window,
         "layer_types": write_pattern(config.pattern, config.n_layers),
         "attention_bias": config.attention_bias,

@@ -75,7 +75,8 @@ async def over_grpc(asked: dict, body: bytes, until: float, latencies: list[floa
         call = channel.unary_unary(asked["path"])
 
         async def one():
-            while time.perf_counter() < until:
+            sent = 0.0
+            while not sent or time.perf_counter() < until:  # one at least
                 sent = time.perf_counter()
                 await call(body)
                 latencies.append(time.perf_counter() - sent)

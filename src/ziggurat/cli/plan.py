@@ -63,6 +63,8 @@ def plan(
     else:
         found = _one(run, target, devices, analytic)
     _show(run.name, found, table)
+    if not found.fits and not search:
+        console.output().print(_remedy(run, target, devices), markup=False, highlight=False)
     _write(run.name, found, table, json, html)
     return 0 if found.fits else DOES_NOT_FIT
 
@@ -102,6 +104,30 @@ def _compiled(run: Any, prepared: Any) -> Any:
         module = "ziggurat.cli.plan_compile"
         where = [str(file), str(target), str(target.slices), str(folder)]
         return prepared.compiled([sys.executable, "-m", module, *where], folder)
+
+
+def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
+    """The least change that makes a run fit, by the analytic model: more recomputation, then
+    smaller micro-batches."""
+    from ziggurat.core import config
+    from ziggurat.plan import prepare
+    from ziggurat.plan.search import REMAT
+    from ziggurat.train.ahead_of_time import subject
+
+    changes = [{"train.remat": policy} for policy in REMAT[REMAT.index(run.train.remat) + 1 :]]
+    parts = run.train.accumulate
+    changes += [{"train.remat": "full", "train.accumulate": parts * n} for n in (2, 4, 8, 16)]
+    for change in changes:
+        overrides = [f"{key}={value!r}" for key, value in change.items()]
+        try:
+            changed = config.parse(type(run), config.to_toml(run), overrides).value
+            made = prepare(subject(changed, devices), target).plan
+        except (ConfigError, ShardingError):
+            continue
+        if made.fits:
+            options = " ".join(f"--{key}={value}" for key, value in change.items())
+            return f"nearest that fits: {options} ({made.peak_bytes / 1e9:.1f} GB, analytic)"
+    return "nothing near fits: a larger topology, more slices or shorter sequences; try --search"
 
 
 def _check_slices(run: Any, target: Any) -> None:

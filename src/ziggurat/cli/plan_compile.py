@@ -17,7 +17,7 @@ def main(args: list[str]) -> int:
     run_file, topology, slices, folder = args
     devices = Topology.parse(topology, int(slices)).devices()
     run = config.load(RunConfig, Path(run_file)).value
-    options = dict(zip(OPTIONS, (folder, True)))
+    options: dict[str, str | bool] = dict(zip(OPTIONS, (folder, True)))
     lower_step(run, devices).compile(compiler_options=options)
     return 0
 

@@ -86,8 +86,6 @@ class Prepared:
             folder: an empty folder for it.
         """
         made = program.compile_in_child(command, folder, self.topology, self.fabric)
-        if made.collectives is None:
-            return dataclasses.replace(self.plan, program=made)
         figures = estimate(
             self.topology,
             self.operations,

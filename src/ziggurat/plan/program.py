@@ -3,8 +3,8 @@
 libtpu plans memory before it generates code, and code is what takes the minutes. So a child process
 compiles, libtpu writes down the optimised program and its memory, and then the child is ended: the
 step of an 8B model takes seconds instead of minutes. The memory is that of the compiler's buffer
-assignment and lacks only the code itself, about 0.1 GB. A second reason for reading libtpu's own text: ``as_text``
-goes through jaxlib's reader, which refuses some of libtpu's asynchronous instructions.
+assignment and lacks only the code itself, about 0.1 GB. Nor would ``as_text`` do: it goes through
+jaxlib's reader, which refuses some of libtpu's asynchronous instructions.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from ziggurat.plan import compiled_text
 from ziggurat.plan.fabric import Collective, Fabric
 from ziggurat.plan.topology import Topology
 
-OPTIONS = ("xla_dump_to", "xla_dump_hlo_as_text")
+OPTIONS: tuple[str, str] = ("xla_dump_to", "xla_dump_hlo_as_text")
 """Compiler options the child gives: the folder, and true."""
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40, "": 1}
-_USED = re.compile(r"[Uu]sed ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_AVAILABLE = re.compile(r"exceeds available HBM \(([\d.]+)([KMGT]?)\)")
 _TOTAL = re.compile(r"^Memory Space: default .*\nTotal bytes: (\d+)", re.MULTILINE)
 _ARGUMENT = re.compile(r"^allocation \d+: size (\d+), page \d+, parameter \d+,", re.MULTILINE)
 _REPORT = "*after_optimizations-memory-usage-report.txt"
@@ -40,12 +40,10 @@ class Program:
 
     fits: bool
     memory: dict[str, int]
-    """Bytes per device: ``argument_bytes``, ``temp_bytes`` and their sum
-    ``peak_estimate_bytes``; only the last where the compiler gave up for lack of memory."""
+    """Bytes per device: ``argument_bytes``, ``temp_bytes``, their sum ``peak_estimate_bytes``."""
     hbm_bytes: int
     """Of one device."""
-    collectives: list[Collective] | None
-    """None where the compiler gave up."""
+    collectives: list[Collective]
     compile_s: float
     """Until the program and its memory were known; code was not generated."""
     host_rss_peak_bytes: int
@@ -80,28 +78,25 @@ def compile_in_child(
         child.kill()
         child.wait()
     elapsed, limit = time.perf_counter() - start, hbm_bytes(topology)
-    written = next(folder.glob(_LAST), None)
-    used = _USED.search(log.read_text("utf-8", "replace"))
-    collectives = None
-    if written is not None:
-        memory = read_memory(folder)
-        text = next(folder.glob("*after_optimizations.txt")).read_text("utf-8")
-        collectives = compiled_text.collectives(text, fabric)
-    elif used is not None:
-        memory = {"peak_estimate_bytes": round(float(used[1]) * _UNITS[used[2]])}
-        limit = round(float(used[3]) * _UNITS[used[4]])
-    else:
-        lines = log.read_text("utf-8", "replace").strip().splitlines()
+    said = log.read_text("utf-8", "replace")
+    refused = "RESOURCE_EXHAUSTED" in said and any(folder.glob(_REPORT))
+    if not refused and not any(folder.glob(_LAST)):
+        lines = [line for line in said.splitlines() if "Error" in line] or said.splitlines()
         raise EnvironmentError(
             f"compiling for {topology}",
             found=lines[-1][:300] if lines else f"exit code {child.returncode}",
             expected="a compiled program",
         )
+    available = _AVAILABLE.search(said)
+    if available:  # a little less than the chip has
+        limit = round(float(available[1]) * _UNITS[available[2]])
+    memory = read_memory(folder)
+    text = next(folder.glob("*after_optimizations.txt")).read_text("utf-8")
     return Program(
-        fits=memory["peak_estimate_bytes"] <= limit,
+        fits=not refused and memory["peak_estimate_bytes"] <= limit,
         memory=memory,
         hbm_bytes=limit,
-        collectives=collectives,
+        collectives=compiled_text.collectives(text, fabric),
         compile_s=elapsed,
         host_rss_peak_bytes=highest,
     )

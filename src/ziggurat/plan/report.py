@@ -101,9 +101,9 @@ def summary_rows(plan: Plan, prices: PriceTable | None) -> list[Row]:
 
 def exchange_rows(plan: Plan, most: int = 12) -> list[Row]:
     """The compiled program's dearest exchanges, gathered by kind and mesh axes."""
-    made = plan.program.collectives if plan.program else None
+    made = plan.program.collectives if plan.program else []
     totals: dict[tuple[str, str], list[float]] = {}
-    for found in made or ():
+    for found in made:
         key = found.kind, " x ".join(found.route.axes)
         entry = totals.setdefault(key, [0.0, 0.0, 0.0])
         entry[0] += found.count
@@ -140,7 +140,7 @@ def to_plain(plan: Plan, prices: PriceTable | None = None) -> dict[str, Any]:
                     "ici_s": c.ici_s,
                     "dcn_s": c.dcn_s,
                 }
-                for c in plan.program.collectives or ()
+                for c in plan.program.collectives
             ],
         }
     return {

@@ -179,8 +179,8 @@ class _Walk:
 
         def cost(walk: _Walk) -> tuple[float, float]:
             items = walk.found.items()
-            flops, size = (sum(key[i] * n for key, n in items) for i in (3, 4))
-            return float(flops), float(size)
+            flops = sum(key[3] * count for key, count in items)
+            return float(flops), float(sum(key[4] * count for key, count in items))
 
         for (kind, name, dtype, flops, size), count in max(walks, key=cost).found.items():
             self.add(kind, name, dtype, flops, size, count)

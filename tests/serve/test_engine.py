@@ -182,7 +182,6 @@ def test_a_closed_engine_refuses_and_ends_what_runs(model, params, tokenizer):
 
 def test_a_failing_device_ends_all_requests_with_the_reason(model, params, tokenizer, monkeypatch):
     with Engine(model, params, tokenizer) as engine:
-
         submitted = threading.Event()
 
         def fail(shape, lanes, counts):

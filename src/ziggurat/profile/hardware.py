@@ -6,7 +6,7 @@ format without a published figure has no peak, and utilisation is then reported 
 Sources, named in each row:
 
 * ``cloud``: Google Cloud TPU documentation, pages v4, v5e, v5p, v6e and tpu7x under
-  https://docs.cloud.google.com/tpu/docs; the data-centre network of v5e is its 2 x 100 Gbit/s a host
+  https://docs.cloud.google.com/tpu/docs; the data-centre network of v5e is 2 x 100 Gbit/s a host
   of 8 chips
 * ``jax``: the TPU table of JAX 0.10.2, ``jax/_src/pallas/mosaic/tpu_info.py``
 * ``a100``, ``h100``, ``h200``: NVIDIA's data sheets; a figure given "with sparsity" is halved

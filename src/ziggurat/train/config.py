@@ -89,7 +89,7 @@ class TrainConfig:
     max_bad_steps: int = 10
     """Stop after this many steps in a row whose loss or gradient is not finite; each is skipped."""
     compile_cache: Path | None = None
-    """Directory in which compiled programs are kept, so that a restart finds them; may be shared."""
+    """Directory that keeps compiled programs, so that a restart finds them; may be shared."""
     stop_within_s: float | None = None
     """Most time from SIGTERM to the end; then the process ends with what was saved before."""
 

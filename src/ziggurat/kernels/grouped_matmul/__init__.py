@@ -17,7 +17,7 @@ from ziggurat.core.errors import ShapeError
 from ziggurat.core.registry import Registry
 from ziggurat.kernels.grouped_matmul.blocked import blocked_matmul
 from ziggurat.kernels.grouped_matmul.reference import reference_matmul, row_groups
-from ziggurat.kernels.linear import QuantizedWeight, dense, is_quantized
+from ziggurat.kernels.linear import QuantizedWeight, dense
 
 __all__ = ["IMPLEMENTATIONS", "PREFERRED", "grouped_matmul", "row_groups"]
 
@@ -81,7 +81,7 @@ def grouped_matmul(
             found=f"rows of {x.shape[1]} channels",
             expected=f"{kernel.shape[1]} as the kernel has",
         )
-    if is_quantized(kernel):
+    if isinstance(kernel, QuantizedWeight):
         kernel = dense(kernel).astype(x.dtype)
     if implementation == "auto":
         implementation = PREFERRED.get(jax.default_backend(), "ragged")

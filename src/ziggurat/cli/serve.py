@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from ziggurat.cli import console, serve_repository
+from ziggurat.cli import console, serve_embedder, serve_repository
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, EnvironmentError
 
@@ -41,6 +41,7 @@ def serve(
     compile_cache: str | None = None,
     warm_only: bool = False,
     compute: Literal["float32", "bfloat16"] = "float32",
+    embedder: str | None = None,
     repository: str | None = None,
     grpc_port: int | None = None,
     model_control: Literal["none", "explicit"] = "none",
@@ -54,13 +55,15 @@ def serve(
     """Serve a model as OpenAI does, a repository of bundles as KServe v2 does, or both, until
     Ctrl-C or SIGTERM.
 
-    /v1/chat/completions (tools, JSON schema), /v1/completions, /v1/models, /tokenize, /detokenize,
-    /health, /ready, /version, /metrics. A field that is not applied is refused, never ignored.
+    /v1/chat/completions (tools, JSON schema), /v1/completions, /v1/embeddings, /v1/models,
+    /tokenize, /detokenize, /health, /ready, /version, /metrics. A field that is not applied is
+    refused, never ignored.
     A repository holds MODEL/VERSION/ bundles (ziggurat bundle) and is served below /v2.
     Without a key anyone who reaches the port may ask.
 
     Args:
-        model: a run, a checkpoint step, a Hugging Face directory, a GGUF file, or a repository.
+        model: a run, a checkpoint step, a Hugging Face directory, a GGUF file, an encoder of texts
+            (BERT, MiniLM), or a repository.
         host: interface to listen on.
         port: 0 takes a free one.
         name: what requests call the model; default the name of its file or directory.
@@ -75,6 +78,7 @@ def serve(
         compile_cache: directory in which compiled programs are kept for the next start.
         warm_only: compile into the compile cache and end.
         compute: type of weights and products.
+        embedder: serve this encoder of texts beside the model, by the name of its directory.
         repository: serve these bundles beside the model.
         grpc_port: serve the repository over gRPC too; 0 takes a free port.
         model_control: explicit: requests may load and unload the repository's models.
@@ -117,6 +121,7 @@ def serve(
     )
     if bundles is not None and bundles.alone:
         given = {**limits, "name": name, "compute": compute, "warm_only": warm_only}
+        given |= {"embedder": embedder}
         serve_repository.refuse_model_options(given, serve)
         serve_repository.serve_alone(bundles, host, port, keys, log, drain_seconds, say)
         return 0
@@ -132,14 +137,18 @@ def serve(
         fix = "pip install 'ziggurat[serve]'"
         raise EnvironmentError(f"package {error.name}", found="missing", fix=fix) from None
     settings = config.from_plain(EngineConfig, limits, "command line")
-    with (
-        contextlib.closing(bind(host, port)) as listening,
-        LLM(model, settings, precision=Precision(compute, compute)) as llm,
-        serve_repository.opened(bundles, host, say) as predict,
-    ):
-        name = name or llm.name
+    precision, embeds = Precision(compute, compute), serve_embedder.is_encoder(model)
+    if embeds:
+        given = {**limits, "warm_only": warm_only, "embedder": embedder}
+        serve_repository.refuse_model_options(given, serve, "an encoder of texts")
+    with contextlib.ExitStack() as closing:
+        listening = closing.enter_context(contextlib.closing(bind(host, port)))
+        llm = None if embeds else closing.enter_context(LLM(model, settings, precision=precision))
+        predict = closing.enter_context(serve_repository.opened(bundles, host, say))
+        encoder = serve_embedder.opened(model if embeds else embedder, name, embeds, precision)
+        generator = None if llm is None else Generator(name or llm.name, llm.engine)
         registry = CollectorRegistry()
-        parts = openai_parts(registry, Generator(name, llm.engine))
+        parts = openai_parts(registry, generator, encoder)
         parts += serve_repository.parts(predict, bundles, registry, host, keys, drain_seconds)
         server = Server(
             parts,
@@ -149,12 +158,15 @@ def serve(
             keys=keys,
             access_log=log,
         )
-        say(f"{name}: context {llm.engine.max_length} tokens, compiling")
-        done = llm.engine.warm_up()
-        kept = f", {done.loaded} of them from the cache" if compile_cache else ""
-        say(f"compiled {done.programs} programs in {done.seconds:.1f} s{kept}")
+        if generator is not None:
+            say(f"{generator.name}: context {generator.engine.max_length} tokens, compiling")
+            done = generator.engine.warm_up()
+            kept = f", {done.loaded} of them from the cache" if compile_cache else ""
+            say(f"compiled {done.programs} programs in {done.seconds:.1f} s{kept}")
+        serve_embedder.warm_up(encoder, say)
         if not warm_only:
-            say(f"serving {name} on {server.url}/v1")
+            names = [part.name for part in (generator, encoder) if part is not None]
+            say(f"serving {' and '.join(names)} on {server.url}/v1")
             serve_repository.tell(predict, server, say)
             server.serve_forever()
     return 0

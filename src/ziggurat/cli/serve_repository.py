@@ -60,7 +60,9 @@ def asked(
     return None
 
 
-def refuse_model_options(given: Mapping[str, object], verb: Callable[..., Any]) -> None:
+def refuse_model_options(
+    given: Mapping[str, object], verb: Callable[..., Any], served: str = "a repository alone"
+) -> None:
     """Refuse options of the language model's engine where there is none.
 
     Raises:
@@ -69,8 +71,8 @@ def refuse_model_options(given: Mapping[str, object], verb: Callable[..., Any]) 
     parameters = inspect.signature(verb).parameters
     for option, value in given.items():
         if value != parameters[option].default:
-            raise ConfigError(f"--{option.replace('_', '-')}", found=value,
-                              expected="no such option for a repository alone")  # fmt: skip
+            flag = f"--{option.replace('_', '-')}"
+            raise ConfigError(flag, found=value, expected=f"no such option for {served}")
 
 
 @contextlib.contextmanager

@@ -129,6 +129,27 @@ def test_groups(rest, group):
     assert first_group(rest, 4) == group
 
 
+def test_transfers_across_slices(fabric):
+    """libtpu hands them to the host; the text is as it writes it, attributes shortened."""
+    names = ("data", "fsdp")
+    two = Fabric(Topology.parse("v5p:2x2x2", 2), grid((2, 2, 2), (2, 8), names, slices=2))
+    assert two.across_slices == [0, 8]
+    send = (
+        "%send = (bf16[4,8,128]{2,1,0:T(8,128)(2,1)}, u32[]{:S(2)}, token[]) send(%a, %after), "
+        "channel_id=6, is_host_transfer=true, frontend_attributes="
+        '{_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        '_xla_megascale_target="{1,2}x{0:7}",_xla_megascale_transfer_type="KIND"}'
+    )
+    text = "ENTRY %main (a: f32[4]) -> f32[] {\n  LINE\n}\n"
+    size = 4 * 8 * 128 * 2
+    for kind, whole in (("ALL_REDUCE", size), ("ALL_GATHER", 2 * size)):
+        (found,) = collectives(text.replace("LINE", send.replace("KIND", kind)), two)
+        assert (found.kind, found.bytes) == (kind.lower().replace("_", "-"), whole)
+        assert found.route.axes == ("data",)
+        assert found.ici_s == 0
+    assert found.dcn_s == pytest.approx(size / 6.25e9)
+
+
 def test_routes_use_the_links_of_the_axes_they_span():
     """A v5p chip has six links of 100 GB/s each way."""
     names = ("data", "fsdp", "tensor")

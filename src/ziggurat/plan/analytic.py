@@ -108,7 +108,8 @@ def memory(step: Step, fabric: Fabric) -> dict[str, float]:
     layer = tokens * (2 * COMPUTE_BYTES * widths + 4 * 4 * _width(step))
     kept = _kept_for_backward(step, sizes)
     logits = _logits_chunk(step) / tensor / (sizes["context"] * _batch(sizes))
-    loss = head * (4 + COMPUTE_BYTES) + 1.5 * logits + tokens * _width(step) * COMPUTE_BYTES
+    # the head gathered, its gradient so far and a chunk's in float32; logits and their gradient
+    loss = head * (8 + COMPUTE_BYTES) + 2 * logits + tokens * _width(step) * COMPUTE_BYTES
     backward = gradients + 2 * layer_weights + layer
     return {
         "argument_bytes": float(arguments),

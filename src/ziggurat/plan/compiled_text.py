@@ -2,7 +2,8 @@
 
 Every instruction counts as often as its computation runs: the bodies of loops by their trip count,
 which for a scan is the constant that the loop's condition compares with. On TPU a reduce-scatter is
-written as an all-reduce inside a computation called ``all-reduce-scatter``.
+written as an all-reduce inside a computation called ``all-reduce-scatter``, and what crosses slices
+as a ``send`` to the host, marked as a transfer of the multi-slice runtime.
 """
 
 import math
@@ -12,13 +13,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ziggurat.plan.fabric import Collective, Fabric
+from ziggurat.plan.fabric import FACTORS, Collective, Fabric
 
 _HEADER = re.compile(r"^(ENTRY )?%?(?P<name>[\w.\-]+) \(.*\{\s*$")
 _COLLECTIVE = re.compile(
     r"^\s+(?:ROOT )?%?[\w.\-]+ = (?P<type>.*?) (?:ragged-)?"
     r"(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)"
     r"(?P<start>-start)?\((?P<rest>.*)$"
+)
+_TRANSFER = re.compile(
+    r"^\s+(?:ROOT )?%?[\w.\-]+ = \((?P<type>\w+\[[\d,]*\]).* send\("
+    r'.*_xla_megascale_transfer_type="(?P<kind>\w+)"'
 )
 _CALLED = re.compile(r"(?:calls|body|to_apply|called_computations)=\{?%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
@@ -78,6 +83,10 @@ def collectives(text: str, fabric: Fabric) -> list[Collective]:
     found: dict[tuple, float] = {}
     for name, lines in program.computations.items():
         for line in lines if counts[name] else ():
+            transfer = _TRANSFER.match(line)
+            if transfer:
+                key = _across(transfer, fabric)
+                found[key] = found.get(key, 0.0) + counts[name]
             match = _COLLECTIVE.match(line)
             if match is None:
                 continue
@@ -131,6 +140,15 @@ def first_group(rest: str, devices: int) -> list[int]:
             part = tuple(slice(None) if name in along else 0 for name in sizes)
             return np.atleast_1d(numbers[part]).ravel().tolist()
     return list(range(devices))
+
+
+def _across(transfer: re.Match, fabric: Fabric) -> tuple[str, float, tuple[int, ...]]:
+    """Kind, bytes and devices of what one device exchanges with its like in other slices."""
+    kind = transfer["kind"].lower().replace("_", "-")
+    kind = kind if kind in FACTORS else "collective-permute"
+    members = fabric.across_slices
+    size = _size(transfer["type"], kind, started=False)
+    return kind, size * len(members) if kind == "all-gather" else size, tuple(members)
 
 
 def _calls(text: Text, line: str) -> Iterator[tuple[str, float]]:

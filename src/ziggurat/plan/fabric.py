@@ -99,6 +99,13 @@ class Fabric:
         """Devices."""
         return len(self._slices)
 
+    @property
+    def across_slices(self) -> list[int]:
+        """The first device and those in its place in other slices."""
+        same = (self._coordinates == self._coordinates[0]).all(axis=1)
+        _, first = np.unique(self._slices[same], return_index=True)
+        return np.flatnonzero(same)[first].tolist()
+
     def along(self, axes: Sequence[str]) -> Route:
         """The route of the groups along some mesh axes."""
         numbers = np.arange(self.size).reshape(self.shape)

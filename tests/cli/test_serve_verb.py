@@ -10,10 +10,13 @@ import urllib.error
 import urllib.request
 
 import jax
+import numpy as np
 import pytest
+from tests.oracle import minilm
 from tests.quick_jit import OPTIONS
 
 from ziggurat.cli import main, serve
+from ziggurat.core.errors import ConfigError
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig, pretrained
 from ziggurat.serve.llm import programs
@@ -129,3 +132,36 @@ def test_help_has_an_example(capsys):
         serve.main(["--help"])
     assert stop.value.code == 0
     assert "example:" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(minilm.directory() is None, reason=f"package {minilm.PACKAGE}")
+def test_minilm_through_the_openai_client_equals_its_own_vectors():
+    """Tolerance 2e-6 on vectors of length one: sums in another order."""
+    openai = pytest.importorskip("openai")
+    options = [str(minilm.directory()), "--port", "0", "--name", "minilm"]
+    program = f"import sys; from ziggurat.cli.serve import main; sys.exit(main({options!r}))"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[0] == "minilm: 384 numbers a text of 256 tokens\n"
+        url = lines[2].removeprefix("serving minilm on ").strip()
+        _, vectors = minilm.load()
+        with openai.OpenAI(base_url=url, api_key="none", max_retries=5) as client:
+            answer = client.embeddings.create(model="minilm", input=list(minilm.TEXTS))
+            assert [model.id for model in client.models.list()] == ["minilm"]
+        found = np.asarray([entry.embedding for entry in answer.data])
+        np.testing.assert_allclose(found, vectors, atol=2e-6, rtol=0)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
+def test_what_does_not_go_with_an_encoder_is_refused(saved):
+    if minilm.directory() is not None:
+        with pytest.raises(ConfigError, match="--max-running: found 3; expected no such option"):
+            serve.main([str(minilm.directory()), "--max-running", "3"])
+    with pytest.raises(ConfigError, match=r"--embedder: found .* a directory of an encoder"):
+        serve.main([str(saved), *FEW, "--embedder", str(saved), "--port", "0"])

@@ -2,12 +2,15 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ziggurat.core import atomic, config
 from ziggurat.profile.timers import StepTimer
-from ziggurat.profile.trace import origins, tracing
+from ziggurat.profile.trace import can_trace, origins, tracing
+
+_log = logging.getLogger(__name__)
 
 MODULES = "modules.json"
 """File beside the traces: the named scope of every instruction of the step's program."""
@@ -49,22 +52,34 @@ class TraceSampler:
         self._settings, self._directory = settings, directory
         self._timer, self._program = timer, program
         self._due_s = timer.wall_s() + settings.trace_after_s
+        self._wanted = settings.trace
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Around one step, from its launch until its results are there."""
-        if not self._settings.trace or self._timer.wall_s() < self._due_s:
+        if not self._wanted or self._timer.wall_s() < self._due_s:
             yield
             return
         with self._timer.phase("trace"):
-            self._directory.mkdir(parents=True, exist_ok=True)
-            modules = json.dumps(origins(self._program()))
-            atomic.write_file(self._directory / MODULES, modules)
-            recording = contextlib.ExitStack()
-            recording.enter_context(tracing(self._directory))
+            recording = self._begin()
         try:
             yield
         finally:
             with self._timer.phase("trace"):
                 recording.close()
             self._due_s = self._timer.wall_s() + self._settings.trace_every_s
+
+    def _begin(self) -> contextlib.ExitStack:
+        """A trace that has begun, or nothing where none can be taken: that stops no training."""
+        recording = contextlib.ExitStack()
+        try:
+            if not can_trace():
+                raise RuntimeError("libtpu is loaded, and there is no TPU")
+            self._directory.mkdir(parents=True, exist_ok=True)
+            modules = json.dumps(origins(self._program()))
+            atomic.write_file(self._directory / MODULES, modules)
+            recording.enter_context(tracing(self._directory))
+        except (OSError, RuntimeError) as error:  # e.g. someone else is tracing this process
+            _log.warning("no trace of a step can be taken: %s", error)
+            self._wanted = False
+        return recording

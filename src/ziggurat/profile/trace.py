@@ -29,6 +29,18 @@ class Operation:
     count: int
 
 
+def can_trace() -> bool:
+    """Whether a trace can be taken in this process.
+
+    Not where libtpu was loaded to compile for chips that are not here: its profiler and the one of
+    another version of jaxlib crash each other (libtpu 0.0.42 with jaxlib 0.10.2).
+    """
+    import jax
+    from jax._src.lib import xla_client
+
+    return jax.default_backend() == "tpu" or not xla_client.pjrt_plugin_loaded("tpu")
+
+
 @contextlib.contextmanager
 def tracing(directory: Path) -> Iterator[None]:
     """Record what devices and host do inside the block, in XProf's format."""

@@ -1,5 +1,6 @@
 """Names of topologies, and what is said of wrong ones."""
 
+import jax
 import pytest
 
 from ziggurat.core.errors import ConfigError
@@ -38,6 +39,15 @@ def test_wrong_names_get_the_nearest(name, text):
 def test_slices():
     with pytest.raises(ConfigError, match="--slices: found 0"):
         Topology.parse("v5e:2x2", 0)
+
+
+def test_a_process_that_described_a_topology_can_still_be_profiled(tmp_path):
+    """Left to JAX, libtpu's profiler would be registered too, and end the process."""
+    pytest.importorskip("libtpu")
+    assert len(Topology.parse("v5e:2x2").devices()) == 4
+    with jax.profiler.trace(str(tmp_path)):
+        jax.block_until_ready(jax.numpy.ones(3) + 1)
+    assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 def test_larger_and_rings():

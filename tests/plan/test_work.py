@@ -99,7 +99,7 @@ def test_element_wise_work_between_products_is_one_pass():
 
 def test_scopes_name_the_kinds():
     def step(x, w):
-        with jax.named_scope("attention"):
+        with jax.named_scope("attend"):
             y = x @ w
         with jax.named_scope("optimizer"):
             return y, w - 0.1 * w

@@ -6,6 +6,7 @@ from tests.train.runs import run
 
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.pytrees import size_bytes
+from ziggurat.plan import Topology
 from ziggurat.train.ahead_of_time import abstract_step, lower_step
 
 LARGER = ("model.d_model=256", "model.n_heads=4", "model.d_ff=512", "data.sequence_length=256")
@@ -13,9 +14,7 @@ LARGER = ("model.d_model=256", "model.n_heads=4", "model.d_ff=512", "data.sequen
 
 def topology(name: str):
     pytest.importorskip("libtpu")
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(name, "tpu").devices
+    return Topology.parse(name).devices()
 
 
 @pytest.mark.tpu_compile

@@ -3,8 +3,9 @@
 libtpu plans memory before it generates code, and code is what takes the minutes. So a child process
 compiles, libtpu writes down the optimised program and its memory, and then the child is ended: the
 step of an 8B model takes seconds instead of minutes. The memory is the total of buffer assignment,
-by which the compiler refuses programs too; it lacks only the code itself, about 0.1 GB. Nor would ``as_text`` do: it goes through
-jaxlib's reader, which refuses some of libtpu's asynchronous instructions.
+by which the compiler refuses programs too; it lacks only the code itself, about 0.1 GB. Nor would
+``as_text`` do: it goes through jaxlib's reader, which refuses some of libtpu's asynchronous
+instructions.
 """
 
 import contextlib

@@ -143,6 +143,7 @@ class Topology:
 
         options = {} if self.slices == 1 else {"num_slices": self.slices}
         try:
+            _load_libtpu()
             return list(topologies.get_topology_desc(str(self), "tpu", **options).devices)
         except Exception as error:
             line = str(error).strip().partition("\n")[0][:200]
@@ -152,6 +153,16 @@ class Topology:
                 expected="a description from libtpu",
                 fix='pip install "ziggurat[plan-tpu]"',
             ) from error
+
+
+def _load_libtpu() -> None:
+    """Load libtpu before JAX does, which would also register its profiler: with no TPU that brings
+    the process down as soon as anything is profiled in it, on whatever device."""
+    import libtpu
+    from jaxlib import xla_client
+
+    if not xla_client.pjrt_plugin_loaded("tpu"):
+        xla_client.load_pjrt_plugin_dynamically("tpu", libtpu.get_library_path())
 
 
 def _nearest(generation: Generation, shape: tuple[int, ...]) -> list[tuple[int, ...]]:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 MATMUL, ATTENTION, MEMORY, OPTIMIZER = "matmul", "attention", "memory-bound", "optimizer"
 KINDS: tuple[str, ...] = (MATMUL, ATTENTION, MEMORY, OPTIMIZER)
-"""Where time goes: products with weights, attention, everything else, the optimizer's update."""
+"""Where time goes: products with weights, scores and mixing of attention, the rest, the update."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +57,8 @@ class KernelWork(NamedTuple):
 KERNELS: list[KernelWork] = []
 """Kernels that skip part of their grid; :func:`register_kernel` adds to them."""
 
+_SCOPES = {"optimizer": OPTIMIZER, "attend": ATTENTION}
+"""``jax.named_scope`` in ``train.step`` and ``kernels.attention`` -> kind."""
 _DOTS = ("dot_general", "ragged_dot_general", "ragged_dot", "conv_general_dilated")
 _MOVES = {
     "gather": lambda e: 2 * _size_bytes(e.outvars[0].aval),
@@ -288,9 +290,9 @@ def _fused_traffic(
 
 
 def _kind(scope: str, otherwise: str) -> str:
-    for word in (OPTIMIZER, ATTENTION):
+    for word, kind in _SCOPES.items():
         if re.search(rf"\b{word}\b", scope):
-            return word
+            return kind
     return otherwise
 
 

@@ -70,7 +70,7 @@ def attention(
             expected="an aligned causal mask",
             fix="use 'auto'",
         )
-    with jax.named_scope("attention"):
+    with jax.named_scope("attend"):  # scores and mixing, without the projections
         return IMPLEMENTATIONS[implementation](
             query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks
         )

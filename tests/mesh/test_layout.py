@@ -22,6 +22,7 @@ SPECS = {
     "experts": "expert",
     "layers": "pipeline",
     "head_dim": None,
+    "latent": None,
 }
 
 

@@ -36,7 +36,7 @@ def can_trace() -> bool:
     another version of jaxlib crash each other (libtpu 0.0.42 with jaxlib 0.10.2).
     """
     import jax
-    from jax._src.lib import xla_client
+    from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 
     return jax.default_backend() == "tpu" or not xla_client.pjrt_plugin_loaded("tpu")
 

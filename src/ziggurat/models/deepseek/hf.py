@@ -1,15 +1,13 @@
 """DeepSeek-V3 in Hugging Face's ``config.json`` and safetensors."""
 
-import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from ziggurat.models import block_names
 from ziggurat.models.deepseek.config import DeepseekV3Config
 from ziggurat.models.hf_config import HFConfig, activation, checked, hf_activation, hf_rope, rope
+from ziggurat.models.rotary_order import pairs_to_halves, reordered
 from ziggurat.models.weight_names import WeightName
 from ziggurat.nn.moe import MixtureConfig
 
@@ -136,29 +134,10 @@ def _attention(
     biases = [*down, "attention.latent", "attention.out"] if config.attention_bias else []
     names = block_names.projections(stack, table, layers, biases)
     if config.interleaved_rope:
-        orders = {query: _order(config, config.n_heads, config.plain_dim)}
-        orders[latent] = _order(config, 1, config.latent)
-        names = [_reordered(name, orders) for name in names]
+        rotary = config.rotary_dim
+        orders = {
+            query: pairs_to_halves(config.n_heads, config.plain_dim, rotary),
+            latent: pairs_to_halves(1, config.latent, rotary),
+        }
+        names = [reordered(name, orders) for name in names]
     return block_names.scales(stack, norms, layers) + names
-
-
-def _order(config: DeepseekV3Config, heads: int, plain: int) -> np.ndarray:
-    """Rows of a projection: of each head the plain ones, then the first of all pairs of rotary
-    ones, then the second."""
-    rotary = config.rotary_dim
-    one = np.concatenate(
-        [np.arange(plain), plain + np.arange(0, rotary, 2), plain + np.arange(1, rotary, 2)]
-    )
-    return (np.arange(heads)[:, None] * (plain + rotary) + one).reshape(-1)
-
-
-def _reordered(name: WeightName, orders: Mapping[str, np.ndarray]) -> WeightName:
-    for theirs, order in orders.items():
-        if f".{theirs}." in name.theirs:
-            by, back = _taker(order), _taker(np.argsort(order))
-            return dataclasses.replace(name, reorder=by, restore=back)
-    return name
-
-
-def _taker(rows: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda tensor: tensor[rows]

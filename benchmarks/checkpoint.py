@@ -26,7 +26,7 @@ import subprocess
 import tempfile
 import time
 import unittest.mock
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,11 +83,10 @@ def raw(tree: dict[str, jax.Array]) -> Contender:
 def ziggurat(tree: dict[str, jax.Array], with_digests: bool) -> Contender:
     """Our own save and restore of the disk tier."""
     like = {"params": abstract(tree)}
-    none = unittest.mock.patch.object(digests, "digest_file", return_value="0" * 32)
 
     def run(directory: Path) -> Times:
         config = CheckpointConfig(verify=with_digests)
-        hashing = contextlib.nullcontext() if with_digests else none
+        hashing = contextlib.nullcontext() if with_digests else no_digests()
         with hashing, Checkpoints(directory, config) as checkpoints:
             report = checkpoints.save(1, {"params": tree}, {"step": 1})
             checkpoints.wait()
@@ -97,6 +96,16 @@ def ziggurat(tree: dict[str, jax.Array], with_digests: bool) -> Contender:
         return Times(report.blocking_s, report.total_s, restore)
 
     return run
+
+
+@contextlib.contextmanager
+def no_digests() -> Iterator[None]:
+    """Digests cost nothing inside: every file's is zero."""
+    with contextlib.ExitStack() as patches:
+        for name in ("digest_file", "digest_cached_file"):
+            patch = unittest.mock.patch.object(digests, name, return_value="0" * 32)
+            patches.enter_context(patch)
+        yield
 
 
 def memory_tier(tree: dict[str, jax.Array]) -> Contender:
@@ -248,14 +257,26 @@ def contenders(tree: dict[str, jax.Array], torch_too: bool) -> dict[str, Contend
     return chosen
 
 
-def measure(gb: float, rounds: int, parent: Path, torch_too: bool) -> dict[str, list[Times]]:
-    """Times of each contender per round, in turn; the first save of each is a warm-up of 64 MB."""
+VERIFYING = ("ziggurat", "ziggurat, no digests")
+
+
+def measure(
+    gb: float, rounds: int, verify_rounds: int, parent: Path, torch_too: bool
+) -> tuple[dict[str, list[Times]], dict[str, list[Times]]]:
+    """Times of each contender per round, in turn, and of many more rounds with digests and without;
+    the first save of each is a warm-up of 64 MB."""
     small = make_tree(LEAF_BYTES / 2**30)
     for run in contenders(small, torch_too).values():
         with tempfile.TemporaryDirectory(dir=parent) as folder:
             run(Path(folder))
     tree = make_tree(gb)
     entries = contenders(tree, torch_too)
+    pair = {name: entries[name] for name in VERIFYING}
+    return in_turn(entries, rounds, parent), in_turn(pair, verify_rounds, parent)
+
+
+def in_turn(entries: dict[str, Contender], rounds: int, parent: Path) -> dict[str, list[Times]]:
+    """Each contender once per round, every round another one first."""
     times: dict[str, list[Times]] = {name: [] for name in entries}
     for number in range(rounds):
         names = list(entries)
@@ -270,7 +291,7 @@ def measure(gb: float, rounds: int, parent: Path, torch_too: bool) -> dict[str, 
     return times
 
 
-def summary(times: dict[str, list[Times]]) -> dict[str, Any]:
+def summary(times: dict[str, list[Times]], verifying: dict[str, list[Times]]) -> dict[str, Any]:
     """Medians with their spread, and totals against the raw disk in the same round."""
     result: dict[str, Any] = {}
     for name, runs in times.items():
@@ -280,10 +301,10 @@ def summary(times: dict[str, list[Times]]) -> dict[str, Any]:
         pairs = list(zip(runs, times["raw"], strict=True))
         entry["total_against_raw"] = spread([run.total / disk.total for run, disk in pairs])
         result[name] = entry
-    own, without = times["ziggurat"], times["ziggurat, no digests"]
-    ratios = [a.total / b.total - 1 for a, b in zip(own, without, strict=True)]
+    own, pairs = times["ziggurat"], list(zip(*(verifying[name] for name in VERIFYING), strict=True))
     result["goals"] = {
-        "verify_part_of_save": spread(ratios),
+        "verify_part_of_save": spread([a.total / b.total - 1 for a, b in pairs]),
+        "verify_part_of_restore": spread([a.restore / b.restore - 1 for a, b in pairs]),
         "blocking_part_of_total": spread([run.blocking / run.total for run in own]),
         "restore_disk_over_memory": spread(
             [a.restore / b.restore for a, b in zip(own, times["memory tier"], strict=True)]
@@ -293,8 +314,14 @@ def summary(times: dict[str, list[Times]]) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and greatest; and with ten values or more, the middle half."""
+    middle = {}
+    if len(values) >= 10:
+        quarters = statistics.quantiles(values, n=4)
+        middle = {"lower_quartile": round(quarters[0], 4), "upper_quartile": round(quarters[2], 4)}
     return {
         "median": round(statistics.median(values), 4),
+        **middle,
         "min": round(min(values), 4),
         "max": round(max(values), 4),
     }
@@ -330,15 +357,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Checkpoints against disk, Orbax and torch.")
     parser.add_argument("--gb", type=float, nargs="+", default=[1.0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--verify-rounds", type=int, default=20, help="with and without digests")
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--no-result", action="store_true", help="print only")
     options = parser.parse_args()
     logging.disable(logging.INFO)
-    result: dict[str, Any] = {"rounds": options.rounds, "machine": facts(), "gb": {}}
+    result: dict[str, Any] = {
+        "rounds": options.rounds,
+        "verify_rounds": options.verify_rounds,
+        "machine": facts(),
+        "gb": {},
+    }
     for gb in options.gb:
-        times = measure(gb, options.rounds, options.directory, not options.no_torch)
-        result["gb"][f"{gb:g}"] = summary(times)
+        times = measure(
+            gb, options.rounds, options.verify_rounds, options.directory, not options.no_torch
+        )
+        result["gb"][f"{gb:g}"] = summary(*times)
         show(gb, result["gb"][f"{gb:g}"])
     if not options.no_result:
         RESULT.parent.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@
 ['bdbda1eb6e05adc4800d98e5524fefbc']
 """
 
+import mmap
 import os
 import threading
 from collections.abc import Iterable
@@ -20,8 +21,14 @@ THREADS = min(8, os.cpu_count() or 1)
 """Threads that digest files; the hash runs outside the interpreter's lock."""
 _BLOCK = 1 << 22
 _POLL_S = 0.02
-_UNFINISHED = ".__lock"
-"""End of the name under which TensorStore writes a file, before it syncs and renames it."""
+
+
+class _Stamp(NamedTuple):
+    """What tells whether a file has changed."""
+
+    bytes: int
+    inode: int
+    modified_ns: int
 
 
 class Known(NamedTuple):
@@ -43,6 +50,19 @@ def digest_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_cached_file(path: Path) -> str:
+    """XXH3-128 of a file that was written just now, in place in the page cache.
+
+    Half the time of :func:`digest_file`, which copies. A disk that fails under a mapping ends the
+    process, so this is not for files that have to come from the disk.
+    """
+    with open(path, "rb", buffering=0) as file:
+        if not os.fstat(file.fileno()).st_size:
+            return xxhash.xxh3_128_hexdigest(b"")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return xxhash.xxh3_128_hexdigest(content)
+
+
 def digest_files(paths: Iterable[Path]) -> list[str]:
     """XXH3-128 of each file, several at a time.
 
@@ -54,17 +74,22 @@ def digest_files(paths: Iterable[Path]) -> list[str]:
 
 
 def known(path: Path) -> Known:
-    """Digest a file and note what it was like before."""
-    before = path.stat()
-    return Known(before.st_size, digest_file(path), before.st_ino, before.st_mtime_ns)
+    """Digest a file that was written just now, and note what it was like before."""
+    before = _stamp(path)
+    return Known(before.bytes, digest_cached_file(path), before.inode, before.modified_ns)
+
+
+def _stamp(path: Path) -> _Stamp:
+    status = path.stat()
+    return _Stamp(status.st_size, status.st_ino, status.st_mtime_ns)
 
 
 class WhileWriting:
     """Digests the finished data files below a directory while others are still being written.
 
-    TensorStore writes a data file under another name, syncs and renames it; from then on it never
-    changes. A thread looks for such files and hands them to a small pool, so that after the last
-    write only the last file is left to read, from the page cache.
+    A thread looks for files that have not changed since its last look and hands them to a small
+    pool: most are read from the page cache while the store syncs them to the disk, which takes as
+    long as the writing. A file that changes later is read again.
 
     Args:
         directory: where array items are written.
@@ -76,7 +101,8 @@ class WhileWriting:
         self._pattern = f"*/ocdbt.process_{process}/d/*"
         self._done = threading.Event()
         self._pool = ThreadPoolExecutor(THREADS, "digest")
-        self._found: dict[str, Future[Known]] = {}
+        self._seen: dict[str, _Stamp] = {}
+        self._found: dict[str, tuple[_Stamp, Future[Known]]] = {}
         self._watcher = threading.Thread(target=self._watch, name="digest-watch", daemon=True)
 
     def __enter__(self) -> "WhileWriting":
@@ -89,22 +115,28 @@ class WhileWriting:
         self._pool.shutdown(cancel_futures=True)
 
     def result(self) -> dict[str, Known]:
-        """Digests of all finished files by path below the directory; call it after the last write.
+        """Digests of all files by path below the directory; call it after the last write.
 
         Raises:
             OSError: a file cannot be read.
         """
         self._done.set()
         self._watcher.join()
-        self._look()
-        return {name: future.result() for name, future in self._found.items()}
+        self._look(finished=True)
+        return {name: future.result() for name, (_, future) in self._found.items()}
 
     def _watch(self) -> None:
         while not self._done.wait(_POLL_S):
-            self._look()
+            self._look(finished=False)
 
-    def _look(self) -> None:
+    def _look(self, finished: bool) -> None:
         for path in self._directory.glob(self._pattern):
             name = path.relative_to(self._directory).as_posix()
-            if name not in self._found and not name.endswith(_UNFINISHED):
-                self._found[name] = self._pool.submit(known, path)
+            try:
+                stamp = _stamp(path)
+            except FileNotFoundError:  # renamed meanwhile
+                continue
+            still = finished or self._seen.get(name) == stamp
+            self._seen[name] = stamp
+            if still and (name not in self._found or self._found[name][0] != stamp):
+                self._found[name] = (stamp, self._pool.submit(known, path))

@@ -35,7 +35,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from ziggurat.checkpoint import CheckpointConfig, Checkpoints, digests
+from ziggurat.checkpoint import CheckpointConfig, Checkpoints, digests, manifest
 
 RESULT = Path(__file__).parent / "results" / "checkpoint.json"
 LEAF_BYTES = 1 << 26
@@ -96,6 +96,50 @@ def ziggurat(tree: dict[str, jax.Array], with_digests: bool) -> Contender:
         return Times(report.blocking_s, report.total_s, restore)
 
     return run
+
+
+def digest_costs(tree: dict[str, jax.Array], rounds: int, parent: Path) -> dict[str, Any]:
+    """What digests cost inside saves: how long a save waits for them after its last write, and
+    their processor time as a part of what all cores had, were nothing of it overlapped.
+
+    Both are parts of the same save, so that the disk's moods, many times larger, do not matter.
+    """
+    waits, works = [], []
+    for _ in range(rounds):
+        folder, seconds = Path(tempfile.mkdtemp(dir=parent)), {"wait": 0.0, "work": 0.0}
+        with contextlib.ExitStack() as patches:
+            for owner, name, clock, entry in (
+                (digests.WhileWriting, "result", time.perf_counter, "wait"),
+                (manifest, "digest_files", time.perf_counter, "wait"),
+                (digests, "digest_cached_file", time.thread_time, "work"),
+                (digests, "digest_file", time.thread_time, "work"),
+            ):
+                patched = counted(getattr(owner, name), clock, seconds, entry)
+                patches.enter_context(unittest.mock.patch.object(owner, name, patched))
+            with Checkpoints(folder, CheckpointConfig()) as checkpoints:
+                os.sync()
+                report = checkpoints.save(1, {"params": tree}, {"step": 1})
+                checkpoints.wait()
+        shutil.rmtree(folder)
+        assert report.total_s is not None
+        waits.append(seconds["wait"] / report.total_s)
+        works.append(seconds["work"] / report.total_s / (os.cpu_count() or 1))
+    return {"digest_wait_part_of_save": spread(waits), "digest_work_part_of_cores": spread(works)}
+
+
+def counted(
+    function: Callable[..., Any], clock: Callable[[], float], seconds: dict[str, float], entry: str
+) -> Callable[..., Any]:
+    """``function``, whose time is added to an entry."""
+
+    def call(*arguments: Any) -> Any:
+        start = clock()
+        try:
+            return function(*arguments)
+        finally:
+            seconds[entry] += clock() - start
+
+    return call
 
 
 @contextlib.contextmanager
@@ -374,6 +418,8 @@ def main() -> None:
             gb, options.rounds, options.verify_rounds, options.directory, not options.no_torch
         )
         result["gb"][f"{gb:g}"] = summary(*times)
+        costs = digest_costs(make_tree(gb), options.verify_rounds, options.directory)
+        result["gb"][f"{gb:g}"]["goals"] |= costs
         show(gb, result["gb"][f"{gb:g}"])
     if not options.no_result:
         RESULT.parent.mkdir(exist_ok=True)

@@ -60,8 +60,8 @@ def ziggurat_step(*overrides: str) -> Callable[[], float]:
         """,
         overrides,
     ).value
-    step, abstract, struct, _ = abstract_step(run, jax.devices()[:1])
-    compiled = step.lower(abstract, struct).compile()
+    step, (abstract, struct, frozen), _ = abstract_step(run, jax.devices()[:1])
+    compiled = step.lower(abstract, struct, frozen).compile()
     model = LanguageModel.build(run.model)
     optimizer = optim.build(run.optimizer, total_steps=1000, axes=model.axes)
     state = initial_state(model, optimizer, abstract, 0)
@@ -77,7 +77,7 @@ def ziggurat_step(*overrides: str) -> Callable[[], float]:
     box = [state]
 
     def one() -> float:
-        box[0], metrics = compiled(box[0], batch)
+        box[0], metrics = compiled(box[0], batch, frozen)
         return float(metrics["loss"])
 
     return one

@@ -1,6 +1,13 @@
-"""Test set-up: eight virtual CPU devices, strict ranks, and no accelerator even if one is there."""
+"""Test set-up: eight virtual CPU devices, strict ranks, no accelerator even if one is there, and
+programs compiled once: by whichever test process needs one first, for all others and for the
+processes that tests start."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -8,3 +15,15 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+# Test processes share two cores: PyTorch's threads would only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One cache of compiled programs for a whole run, made by the process that began it."""
+    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    directory = tempfile.mkdtemp(prefix="ziggurat-tests-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    config.add_cleanup(lambda: shutil.rmtree(Path(directory), ignore_errors=True))

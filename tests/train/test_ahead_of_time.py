@@ -42,8 +42,8 @@ def test_the_step_compiles_for_tpu(name, overrides):
 def test_the_step_lowers_for_cuda():
     from jax import export
 
-    step, state, batch, _ = abstract_step(run(*LARGER), jax.devices()[:1])
-    exported = export.export(step, platforms=["cuda"])(state, batch)
+    step, arguments, _ = abstract_step(run(*LARGER), jax.devices()[:1])
+    exported = export.export(step, platforms=["cuda"])(*arguments)
     assert exported.platforms == ("cuda",)
     assert "stablehlo.dot_general" in exported.mlir_module()
 
@@ -68,8 +68,9 @@ def test_peak_memory_is_bounded():
         "train.remat='full'",
         "mesh.fsdp=1",
     )
-    step, state, batch, _ = abstract_step(config, jax.devices()[:1])
-    memory = step.lower(state, batch).compile().memory_analysis()
+    step, arguments, _ = abstract_step(config, jax.devices()[:1])
+    state = arguments[0]
+    memory = step.lower(*arguments).compile().memory_analysis()
     peak = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -85,8 +86,9 @@ def test_peak_memory_is_bounded():
 
 
 def test_the_state_is_donated():
-    step, state, batch, _ = abstract_step(run(), jax.devices()[:1])
-    memory = step.lower(state, batch).compile().memory_analysis()
+    step, arguments, _ = abstract_step(run(), jax.devices()[:1])
+    state = arguments[0]
+    memory = step.lower(*arguments).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= size_bytes(state.params) + size_bytes(state.optimizer)
 
 

@@ -62,7 +62,7 @@ def test_losses_and_correcting_biases():
 
     @quick_jit
     def everything(state, batch):
-        return *step(state, batch), objective(state.params, batch)
+        return *step(state, batch), objective(state.params, batch, {})
 
     new, metrics, whole = everything(state, batch())
     counts = whole.loads["blocks_1"]

@@ -70,12 +70,13 @@ def plan(
 
 
 def _one(run: Any, target: Any, devices: list[Any], analytic: bool) -> Any:
+    from ziggurat.cli.objectives import known
     from ziggurat.plan import prepare
     from ziggurat.train.ahead_of_time import subject
 
     _check_slices(run, target)
     try:
-        seen = subject(run, devices)
+        seen = subject(run, devices, known())
     except ShardingError as error:
         near = _nearest(run, target, devices)
         raise ShardingError(
@@ -109,6 +110,7 @@ def _compiled(run: Any, prepared: Any) -> Any:
 def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
     """The least change that makes a run fit, by the analytic model: more recomputation, then
     smaller micro-batches."""
+    from ziggurat.cli.objectives import known
     from ziggurat.core import config
     from ziggurat.plan import prepare
     from ziggurat.plan.search import REMAT
@@ -121,7 +123,7 @@ def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
         overrides = [f"{key}={value!r}" for key, value in change.items()]
         try:
             changed = config.parse(type(run), config.to_toml(run), overrides).value
-            made = prepare(subject(changed, devices), target).plan
+            made = prepare(subject(changed, devices, known()), target).plan
         except (ConfigError, ShardingError):
             continue
         if made.fits:
@@ -180,12 +182,14 @@ def _check_state(seen: Any, target: Any) -> None:
 def _candidates(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -> list[Any]:
     """Layouts that divide the run, over the topology as given."""
     from ziggurat import mesh
+    from ziggurat.cli.objectives import known
     from ziggurat.core import config
     from ziggurat.plan.search import Candidate, candidates
-    from ziggurat.train.ahead_of_time import abstract_model, divides
+    from ziggurat.train.ahead_of_time import divides
+    from ziggurat.train.parts import kind_of
 
     layout = mesh.build(mesh.MeshConfig(fsdp=-1), devices)
-    model = abstract_model(run, layout)
+    model = kind_of(run, known()).program(run, layout).model
 
     def fine(candidate: Candidate) -> bool:
         return divides(_with(config, run, candidate), devices, model)
@@ -207,8 +211,8 @@ def _nearest(run: Any, target: Any, devices: list[Any]) -> str:
     from ziggurat.plan.search import nearest
 
     wanted = {a: getattr(run.mesh, a) for a in ("data", "fsdp", "tensor")}
-    known = _candidates(run, target, devices, (run.train.remat,))
-    found = nearest({a: n for a, n in wanted.items() if n > 1}, known)
+    possible = _candidates(run, target, devices, (run.train.remat,))
+    found = nearest({a: n for a, n in wanted.items() if n > 1}, possible)
     if found is None:
         return ""
     return " ".join(f"--{key}" for key in found.overrides if key.startswith("mesh."))
@@ -236,6 +240,7 @@ def _search(run: Any, target: Any, devices: list[Any], file: Path, compile_best:
 def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -> list[Any]:
     """Candidates with their analytic plans, best first. Where a mesh fits with less recomputation,
     more of it can only be slower and is passed over."""
+    from ziggurat.cli.objectives import known
     from ziggurat.core import config
     from ziggurat.plan import prepare
     from ziggurat.plan.search import rank
@@ -246,7 +251,7 @@ def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -
         key = tuple(sorted(candidate.mesh.items()))
         if key in settled:
             continue
-        seen = subject(_with(config, run, candidate), devices)
+        seen = subject(_with(config, run, candidate), devices, known())
         try:
             _check_state(seen, target)
         except ConfigError:
@@ -260,7 +265,7 @@ def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -
     if not tried:
         full = {"data": 1, "fsdp": -1, "tensor": 1}
         wide = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, **full))
-        _check_state(subject(wide, devices), target)
+        _check_state(subject(wide, devices, known()), target)
         raise ShardingError(
             "search", found="no mesh that divides the run", expected="another batch or topology"
         )

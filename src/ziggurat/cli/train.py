@@ -66,13 +66,15 @@ def _show(run, everything: bool) -> None:
 
 
 def _describe(run) -> int:
+    from ziggurat.cli.objectives import known
     from ziggurat.train.experiment import prepare
 
-    experiment = prepare(run)
+    experiment = prepare(run, objectives=known())
     out = console.output()
     out.print(f"parameters      {experiment.model.parameter_count:,}")
-    out.print(f"tokens a step   {run.data.batch_size * run.data.sequence_length:,}")
-    steps = experiment.data.steps_per_epoch
+    data = experiment.data
+    out.print(f"tokens a step   {data.batch_size * data.sequence_length:,}")
+    steps = data.steps_per_epoch
     out.print(f"steps an epoch  {'not known of a stream' if steps is None else f'{steps:,}'}")
     used = {axis: size for axis, size in experiment.layout.sizes.items() if size > 1}
     out.print(f"mesh            {used or 'one device'}")
@@ -80,11 +82,12 @@ def _describe(run) -> int:
 
 
 def _train(run) -> int:
+    from ziggurat.cli.objectives import known
     from ziggurat.mesh import Processes
     from ziggurat.train.loop import train as train_run
     from ziggurat.train.summary import report
 
-    outcome = train_run(run)
+    outcome = train_run(run, objectives=known())
     everyone = Processes()
     if not everyone.first:
         return 0
@@ -105,15 +108,15 @@ def _train(run) -> int:
 
 def _samples(outcome):
     """What the trained model makes of the run file's prompts, greedily."""
-    from ziggurat.models.pretrained import Pretrained
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
     from ziggurat.train.report import Sample
 
-    experiment, run = outcome.experiment, outcome.run.value
-    model = Pretrained(
-        experiment.model, outcome.state.params, experiment.tokenizer, run.name, str(run.directory)
-    )
-    limit = min(experiment.model.config.max_sequence_length, run.data.sequence_length)
+    parts, run = outcome.experiment.parts, outcome.run.value
+    if parts.pretrained is None:
+        _log.warning("no samples in the report: what was trained writes no text")
+        return []
+    model = parts.pretrained(outcome.state.params)
+    limit = min(model.model.config.max_sequence_length, parts.data.sequence_length)
     params = SamplingParams(max_tokens=run.report.sample_tokens, temperature=0.0)
     with LLM(model, EngineConfig(max_sequence_length=limit)) as llm:
         return [

@@ -25,7 +25,7 @@ import json
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, dataclass_transform
 
@@ -66,6 +66,17 @@ class Resolved(Generic[T]):
             (key, _as_toml_value(value), self.provenance.get(key, "default"))
             for key, value in _leaves(to_plain(self.value))
         ]
+
+
+def kind_or(default: str) -> Callable[[Any], str]:
+    """For ``pydantic.Discriminator``: a union of nodes is told apart by ``kind``, and a table
+    without one is of kind ``default``. Every member then needs its ``pydantic.Tag``."""
+
+    def kind(value: Any) -> str:
+        given = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
+        return default if given is None else str(given)
+
+    return kind
 
 
 def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> Resolved[T]:

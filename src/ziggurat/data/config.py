@@ -14,8 +14,9 @@ from ziggurat.data.sources import Source
 
 @config.node
 class DataConfig:
-    """What a model is trained on."""
+    """Text that a model is trained on."""
 
+    kind: Literal["text"] = "text"
     sources: tuple[Source, ...]
     """Where documents come from, read in this order."""
     sequence_length: int

@@ -13,7 +13,7 @@
 True
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,42 +22,44 @@ from ziggurat import mesh as mesh_
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import Layout
-from ziggurat.models import LanguageModel
 from ziggurat.plan import Subject
 from ziggurat.profile.flops import training_flops_per_token
-from ziggurat.train.config import PretrainedModel, RunConfig
-from ziggurat.train.experiment import batch_struct, check_mesh, compiled_parts, precision
+from ziggurat.train.config import RunConfig
+from ziggurat.train.experiment import check_mesh, compiled_parts
+from ziggurat.train.objectives.kinds import OBJECTIVES
+from ziggurat.train.parts import Objectives, Program, Trainable, kind_of
 from ziggurat.train.state import TrainState, abstract_state
 
 
 def abstract_step(
-    run: RunConfig, devices: Sequence[Any]
-) -> tuple[Any, TrainState, dict[str, jax.ShapeDtypeStruct], Layout]:
+    run: RunConfig, devices: Sequence[Any], objectives: Objectives = OBJECTIVES
+) -> tuple[Any, tuple[TrainState, Mapping[str, jax.ShapeDtypeStruct], Any], Layout]:
     """The jitted step of a run with the shapes of its arguments; reads no data, allocates nothing.
 
     Args:
         run: a run file; its model must be given by its dimensions.
         devices: real ones, or those of a topology description.
+        objectives: the kinds of objective known, by name.
 
     Returns:
-        The step, the state's and the batch's shapes with their shardings, and the layout.
+        The step; shapes and shardings of state, batch and what is frozen; and the layout.
 
     Raises:
         ConfigError: the model is given by a path.
         ShardingError: something does not divide over the devices.
     """
-    step, state, batch, layout, _ = _parts(run, devices)
-    return step, state, batch, layout
+    step, arguments, layout, _ = _parts(run, devices, objectives)
+    return step, arguments, layout
 
 
-def subject(run: RunConfig, devices: Sequence[Any]) -> Subject:
+def subject(run: RunConfig, devices: Sequence[Any], objectives: Objectives = OBJECTIVES) -> Subject:
     """A run's step as ``ziggurat.plan`` takes it.
 
     Raises:
         ConfigError, ShardingError: as :func:`abstract_step`.
     """
-    step, state, batch, layout, model = _parts(run, devices)
-    length = run.data.sequence_length
+    step, arguments, layout, program = _parts(run, devices, objectives)
+    model, length = program.model, run.data.sequence_length
     per_token = training_flops_per_token(
         model.matmul_parameter_count,
         layers=1,
@@ -67,8 +69,8 @@ def subject(run: RunConfig, devices: Sequence[Any]) -> Subject:
     )
     return Subject(
         step=step,
-        arguments=(state, batch),
-        params=named_leaves(state.params),
+        arguments=arguments,
+        params=named_leaves(arguments[0].params),
         mesh=layout.mesh,
         tokens=run.data.batch_size * length,
         model_flops_per_token=per_token,
@@ -77,7 +79,7 @@ def subject(run: RunConfig, devices: Sequence[Any]) -> Subject:
     )
 
 
-def divides(run: RunConfig, devices: Sequence[Any], model: LanguageModel) -> bool:
+def divides(run: RunConfig, devices: Sequence[Any], model: Trainable) -> bool:
     """Whether a run's batch, sequence and parameters divide over its mesh; traces nothing."""
     try:
         layout = mesh_.build(run.mesh, devices)
@@ -88,37 +90,24 @@ def divides(run: RunConfig, devices: Sequence[Any], model: LanguageModel) -> boo
     return True
 
 
-def abstract_model(run: RunConfig, layout: Layout) -> LanguageModel:
-    """The run's model, traced for its devices.
-
-    Raises:
-        ConfigError: the model is given by a path.
-    """
-    if isinstance(run.model, PretrainedModel):
-        raise ConfigError(
-            "model", found="a path", expected="dimensions", fix="give [model] with its sizes"
-        )
-    return LanguageModel.build(
-        run.model, precision(run.train, layout), run.train.remat, run.train.attention
-    )
-
-
 def _parts(
-    run: RunConfig, devices: Sequence[Any]
-) -> tuple[Any, TrainState, dict[str, jax.ShapeDtypeStruct], Layout, LanguageModel]:
+    run: RunConfig, devices: Sequence[Any], objectives: Objectives
+) -> tuple[Any, tuple[TrainState, Mapping[str, jax.ShapeDtypeStruct], Any], Layout, Program]:
     layout = mesh_.build(run.mesh, devices)
-    model = abstract_model(run, layout)
+    program = kind_of(run, objectives).program(run, layout)
     check_mesh(run, layout)
-    optimizer, step, _ = compiled_parts(run, layout, model)
-    batch = batch_struct(layout, run.data.batch_size, run.data.sequence_length)
-    return step, abstract_state(model, optimizer, layout), batch, layout, model
+    optimizer, step, _ = compiled_parts(run, layout, program)
+    state = abstract_state(program.model, optimizer, layout)
+    return step, (state, program.batch, program.frozen), layout, program
 
 
-def lower_step(run: RunConfig, devices: Sequence[Any]) -> jax.stages.Lowered:
+def lower_step(
+    run: RunConfig, devices: Sequence[Any], objectives: Objectives = OBJECTIVES
+) -> jax.stages.Lowered:
     """The step lowered for ``devices``; ``.compile()`` gives program and memory.
 
     Raises:
         ConfigError, ShardingError: as :func:`abstract_step`.
     """
-    step, state, batch, _ = abstract_step(run, devices)
-    return step.lower(state, batch)
+    step, arguments, _ = abstract_step(run, devices, objectives)
+    return step.lower(*arguments)

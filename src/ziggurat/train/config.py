@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator
+from pydantic import Discriminator, Tag
 
 from ziggurat.checkpoint import CheckpointConfig
 from ziggurat.core import config
@@ -27,8 +27,9 @@ from ziggurat.models import (
     Qwen3MoeConfig,
 )
 from ziggurat.nn.decoder import Remat
-from ziggurat.optim import LossConfig, OptimizerConfig
+from ziggurat.optim import OptimizerConfig
 from ziggurat.profile.sampling import ProfileConfig
+from ziggurat.train.objectives.nodes import LanguageModelling, ObjectiveNode
 
 
 @config.node
@@ -57,17 +58,8 @@ ModelNode = Annotated[
 """Architecture to train from scratch, by family, or weights to start from."""
 
 
-@config.node
-class LanguageModelling:
-    """Predict every next token (pretraining)."""
-
-    kind: Literal["lm"] = "lm"
-    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
-    """The cross-entropy and how it is computed."""
-
-
-Objective = LanguageModelling
-"""Post-training objectives join here as a union by ``kind``."""
+DataNode = Annotated[Annotated[DataConfig, Tag("text")], Discriminator(config.kind_or("text"))]
+"""What to train on; a table without ``kind`` is text."""
 
 
 @config.node
@@ -148,9 +140,9 @@ class RunConfig:
     """Architecture, or weights to start from."""
     tokenizer: TokenizerConfig | None = None
     """How text becomes ids; default: the pretrained model's own."""
-    data: DataConfig
+    data: DataNode
     """What to train on."""
-    objective: Objective = dataclasses.field(default_factory=LanguageModelling)
+    objective: ObjectiveNode = dataclasses.field(default_factory=LanguageModelling)
     """What to learn."""
     optimizer: OptimizerConfig
     """How to learn it."""

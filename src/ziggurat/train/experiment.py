@@ -2,24 +2,20 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ziggurat import data as data_
 from ziggurat import mesh as mesh_
 from ziggurat import optim
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.protocols import Batch
-from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset
-from ziggurat.mesh import Layout, Processes
-from ziggurat.models import LanguageModel, Params, pretrained
-from ziggurat.nn.precision import Precision
-from ziggurat.train.config import PretrainedModel, RunConfig, TrainConfig
-from ziggurat.train.objectives.lm import language_modelling
+from ziggurat.mesh import Layout
+from ziggurat.train.config import RunConfig
+from ziggurat.train.objectives.kinds import OBJECTIVES
+from ziggurat.train.parts import Objectives, Parts, Program, Trainable, TrainingData, kind_of
 from ziggurat.train.state import TrainState, abstract_state, initial_state
 from ziggurat.train.step import Step, build_evaluation, build_step
 
@@ -28,14 +24,11 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The parts of a run."""
+    """The parts of a run, compiled for its devices."""
 
     run: RunConfig
     layout: Layout
-    model: LanguageModel
-    tokenizer: HuggingFaceTokenizer
-    data: Dataset
-    eval_data: PackedDataset | None
+    parts: Parts
     optimizer: optim.Optimizer
     abstract: TrainState
     """Shapes, types and shardings of the state."""
@@ -46,33 +39,43 @@ class Experiment:
     initial: Callable[[], TrainState]
     """The state before the first step."""
 
+    @property
+    def model(self) -> Trainable:
+        return self.parts.program.model
+
+    @property
+    def data(self) -> TrainingData:
+        return self.parts.data
+
     def place(self, batch: Batch) -> dict[str, jax.Array]:
         """A host's rows as global arrays on the mesh."""
-        sharding = self.layout.sharding(("batch", "sequence"))
-        first = local_rows(self.layout, self.data.batch_size).start
+        structs = self.batch_struct()
+        return {name: self._place(rows, structs[name]) for name, rows in batch.items()}
 
-        def one(rows: np.ndarray) -> jax.Array:
-            shape = (self.data.batch_size, *rows.shape[1:])
+    def _place(self, rows: np.ndarray, struct: jax.ShapeDtypeStruct) -> jax.Array:
+        first = local_rows(self.layout, struct.shape[0]).start
 
-            def part(index: Any) -> np.ndarray:
-                start, stop, _ = index[0].indices(shape[0])
-                return rows[(slice(start - first, stop - first), *index[1:])]
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[0].indices(struct.shape[0])
+            return rows[(slice(start - first, stop - first), *index[1:])]
 
-            return jax.make_array_from_callback(shape, sharding, part)
+        assert struct.sharding is not None
+        return jax.make_array_from_callback(struct.shape, struct.sharding, part)
 
-        return {name: one(rows) for name, rows in batch.items()}
-
-    def batch_struct(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def batch_struct(self) -> Mapping[str, jax.ShapeDtypeStruct]:
         """Shapes, types and shardings of a batch, for compiling ahead."""
-        return batch_struct(self.layout, self.data.batch_size, self.data.sequence_length)
+        return self.parts.program.batch
 
 
-def prepare(run: RunConfig, devices: Sequence[Any] | None = None) -> Experiment:
+def prepare(
+    run: RunConfig, devices: Sequence[Any] | None = None, objectives: Objectives = OBJECTIVES
+) -> Experiment:
     """Build all parts; reads and tokenises the data, traces the model, compiles nothing.
 
     Args:
         run: the run file.
         devices: devices of the mesh, by default all.
+        objectives: the kinds of objective known, by name.
 
     Raises:
         ConfigError: parts do not fit together (vocabulary, batch and mesh).
@@ -80,63 +83,34 @@ def prepare(run: RunConfig, devices: Sequence[Any] | None = None) -> Experiment:
     """
     layout = mesh_.build(run.mesh, devices)
     check_mesh(run, layout)
-    start = load_start(run)
-    tokenizer = _first_alone("tokenizer", lambda: _tokenizer(run, start))
-    model = LanguageModel.build(
-        run.model if start is None else start.model.config,  # pyright: ignore[reportArgumentType]
-        precision(run.train, layout),
-        run.train.remat,
-        run.train.attention,
-    )
-    check_vocabulary(tokenizer.vocab_size, model)
-    training, held_out = _first_alone("data", lambda: _data(run, tokenizer))
-    if training.steps is not None and training.steps < run.train.steps:
+    parts = kind_of(run, objectives).parts(run, layout)
+    if parts.data.steps is not None and parts.data.steps < run.train.steps:
         raise ConfigError(
             "train.steps",
             found=run.train.steps,
-            expected=f"at most {training.steps}, what {run.data.epochs} epochs hold",
+            expected=f"at most {parts.data.steps}, what the data's epochs hold",
             fix="raise data.epochs, or leave it out to repeat the data",
         )
-    return assemble(
-        run, layout, model, tokenizer, training, held_out, start.params if start else None
-    )
+    return assemble(run, layout, parts)
 
 
-def assemble(
-    run: RunConfig,
-    layout: Layout,
-    model: LanguageModel,
-    tokenizer: HuggingFaceTokenizer,
-    training: Dataset,
-    held_out: PackedDataset | None,
-    params: Params | None = None,
-) -> Experiment:
+def assemble(run: RunConfig, layout: Layout, parts: Parts) -> Experiment:
     """Join built parts: objective, optimizer, step and evaluation."""
-    optimizer, step, evaluate = compiled_parts(run, layout, model)
+    model = parts.program.model
+    optimizer, step, evaluate = compiled_parts(run, layout, parts.program)
     abstract = abstract_state(model, optimizer, layout)
 
     def initial() -> TrainState:
-        return initial_state(model, optimizer, abstract, run.seed, params)
+        return initial_state(model, optimizer, abstract, run.seed, parts.start)
 
-    return Experiment(
-        run=run,
-        layout=layout,
-        model=model,
-        tokenizer=tokenizer,
-        data=training,
-        eval_data=held_out,
-        optimizer=optimizer,
-        abstract=abstract,
-        step=step,
-        evaluate=evaluate,
-        initial=initial,
-    )
+    return Experiment(run, layout, parts, optimizer, abstract, step, evaluate, initial)
 
 
 def compiled_parts(
-    run: RunConfig, layout: Layout, model: LanguageModel
+    run: RunConfig, layout: Layout, program: Program
 ) -> tuple[optim.Optimizer, Any, Any]:
     """Optimizer, jitted step and jitted evaluation; also what ahead-of-time compilation needs."""
+    model = program.model
     if layout.sizes["expert"] > 1 and not model.has_experts:
         raise ShardingError(
             "mesh.expert",
@@ -144,39 +118,20 @@ def compiled_parts(
             expected="1 for a model without experts",
             fix="use the devices on another axis, e.g. fsdp or data",
         )
-    objective = language_modelling(model, run.objective.loss, layout)
     optimizer = optim.build(run.optimizer, total_steps=run.train.steps, axes=model.axes)
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer, layout))
     step = jax.jit(
         build_step(
-            objective,
+            program.sums,
             optimizer,
             layout,
             accumulate=run.train.accumulate,
-            router_bias_rate=run.objective.loss.router_bias_rate,
+            router_bias_rate=program.router_bias_rate,
         ),
         donate_argnums=0,
         out_shardings=(shardings, layout.replicated()),
     )
-    return optimizer, step, jax.jit(build_evaluation(objective, layout))
-
-
-def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes, types and shardings of a language-model batch."""
-    sharding = layout.sharding(("batch", "sequence"))
-    integers = ("tokens", "targets", "segment_ids", "positions")
-    types = {**dict.fromkeys(integers, jnp.int32), "loss_mask": jnp.float32}
-    return {
-        name: jax.ShapeDtypeStruct((batch, length), dtype, sharding=sharding)
-        for name, dtype in types.items()
-    }
-
-
-def precision(train: TrainConfig, layout: Layout) -> Precision:
-    """Parameter and compute types of a run on its devices."""
-    on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
-    auto = "float32" if on_cpu else "bfloat16"
-    return Precision(train.param_dtype, auto if train.precision == "auto" else train.precision)
+    return optimizer, step, jax.jit(build_evaluation(program.sums, layout))
 
 
 def local_rows(layout: Layout, batch_size: int) -> slice:
@@ -209,55 +164,3 @@ def check_mesh(run: RunConfig, layout: Layout) -> None:
         )
     layout.require_divides("a micro-batch", micro)
     layout.require_divides("a row", {"sequence": run.data.sequence_length})
-
-
-def check_vocabulary(tokens: int, model: LanguageModel) -> None:
-    """Refuse a tokenizer whose ids the model has no rows for.
-
-    Raises:
-        ConfigError: the tokenizer has more ids than the model.
-    """
-    if tokens > model.decoder.vocab_size:
-        raise ConfigError(
-            "model.vocab_size",
-            found=model.decoder.vocab_size,
-            expected=f"at least {tokens}, the ids of the tokenizer",
-            fix="raise model.vocab_size or lower tokenizer.vocab_size",
-        )
-
-
-def load_start(run: RunConfig) -> "pretrained.Pretrained | None":
-    """The weights a run starts from, if it names any."""
-    if isinstance(run.model, PretrainedModel):
-        return pretrained.load(run.model.path)
-    return None
-
-
-def _first_alone(what: str, make: Callable[[], Any]) -> Any:
-    """What ``make`` returns; the first process fills the cache before the others look into it."""
-    made: list[Any] = []
-    Processes().once(f"prepare {what}", lambda: made.append(make()))
-    return made[0] if made else make()
-
-
-def _data(run: RunConfig, tokenizer: HuggingFaceTokenizer) -> tuple[Dataset, PackedDataset | None]:
-    cache = run.output / "cache"
-    training = data_.build(run.data, tokenizer, run.seed, cache)
-    if not run.data.eval_fraction:
-        return training, None
-    held_out = data_.build(run.data, tokenizer, run.seed, cache, "eval")
-    assert isinstance(held_out, PackedDataset), "a stream holds nothing out"
-    return training, held_out
-
-
-def _tokenizer(run: RunConfig, start: "pretrained.Pretrained | None") -> HuggingFaceTokenizer:
-    if run.tokenizer is not None:
-        return data_.tokenizer_for(run.tokenizer, run.data, run.output / "cache")
-    if start is None:
-        raise ConfigError(
-            "tokenizer",
-            found="nothing",
-            expected="a [tokenizer] table, since the model is new",
-            fix='e.g. kind = "train_bpe"',
-        )
-    return start.tokenizer

@@ -21,7 +21,7 @@ from ziggurat.core.config import Resolved
 from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Processes
-from ziggurat.models import pretrained
+from ziggurat.models import Params
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.journal import Journal
@@ -32,6 +32,8 @@ from ziggurat.train.config import COMPARABLE, RunConfig, check_same_run
 from ziggurat.train.evaluation import evaluate
 from ziggurat.train.experiment import Experiment, local_rows, prepare
 from ziggurat.train.metrics import JsonLinesSink, Sinks, TensorBoardSink
+from ziggurat.train.objectives.kinds import OBJECTIVES
+from ziggurat.train.parts import Objectives
 from ziggurat.train.progress import TrainProgress
 from ziggurat.train.run_directory import RunDirectory
 from ziggurat.train.state import TrainState
@@ -59,12 +61,17 @@ class Outcome:
         return self.status == "finished"
 
 
-def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
+def train(
+    run: Resolved[RunConfig],
+    console: Console | None = None,
+    objectives: Objectives = OBJECTIVES,
+) -> Outcome:
     """Train a run to its end, from its newest checkpoint if it has one.
 
     Args:
         run: the resolved run file.
         console: where progress goes; default standard error.
+        objectives: the kinds of objective known, by name; default those of this package.
 
     Raises:
         TrainError: too many steps in a row were not finite; the last checkpoint stays.
@@ -74,7 +81,7 @@ def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
     everyone = Processes()
     with timer.phase("start"):
         identity = everyone.once("open the run", lambda: directory.open(run))
-        experiment = prepare(run.value)
+        experiment = prepare(run.value, objectives=objectives)
     stop = StopRequest(run.value.train.stop_within_s, everyone)
     if not everyone.first:
         console = Console(quiet=True)
@@ -87,7 +94,9 @@ def train(run: Resolved[RunConfig], console: Console | None = None) -> Outcome:
             if everyone.first:
                 directory.start_session(done)
         with timer.phase("compile"):
-            compiled = experiment.step.lower(state, experiment.batch_struct()).compile()  # pyright: ignore
+            arguments = (state, experiment.batch_struct(), experiment.parts.frozen)
+            compiled = experiment.step.lower(*arguments).compile()  # pyright: ignore
+            del arguments
             # the first collective waits 30 s for the others, and one of them may compile for longer
             everyone.barrier("compiled")
         with stop.listening(), _sinks(run.value, directory, done) as sinks:
@@ -125,8 +134,9 @@ class Loop:
         self.experiment, self.checkpoints, self.stop = experiment, checkpoints, stop
         self.sinks, self.progress, self.timer = sinks, progress, timer
         self.done = 0
-        self._files = pretrained.files_of(experiment.model.config, experiment.tokenizer)
-        self._files["run.toml"] = config.to_toml(experiment.run).encode()
+        self._rollout = experiment.parts.rollout
+        run_file = config.to_toml(experiment.run).encode()
+        self._files = {**experiment.parts.files, "run.toml": run_file}
         self._throughput = _Throughput(experiment)
         self._saved = -1
         self._latest: dict[str, float] = {}
@@ -144,17 +154,20 @@ class Loop:
     def run(self, state: TrainState, done: int, step: Any) -> TrainState:
         """Steps ``done`` to the end; ``step`` is the compiled step."""
         self.done, run = done, self.experiment.run
+        data, frozen = self.experiment.data, self.experiment.parts.frozen
         batches = self._batches(done)
-        batch = self._place_next(batches, done)
+        batch = self._next(batches, done)
         while batch is not None and not self.stop.after(self.done):
             tracing = contextlib.nullcontext() if self._tracer is None else self._tracer.step()
             with self.timer.step(self.done) as record, tracing:
+                batch, figures = self._rolled_out(state.params, batch)
                 with self.timer.phase("step"):
-                    state, metrics = step(state, batch)
-                batch = self._place_next(batches, self.done + 1)  # while the device computes
+                    state, metrics = step(state, batch, frozen)
+                batch = self._next(batches, self.done + 1)  # while the device computes
                 with self.timer.phase("step"):
                     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
-                record.tokens = run.data.batch_size * run.data.sequence_length
+                record.tokens = data.batch_size * data.sequence_length
+            values |= figures
             self.done += 1
             self._write(values)
             self._check_finite(values)
@@ -177,13 +190,24 @@ class Loop:
         data = self.experiment.data
         return data.iterate(done, local_rows(self.experiment.layout, data.batch_size))
 
-    def _place_next(self, batches: Iterator[Batch], step: int) -> dict[str, jax.Array] | None:
-        """The batch of ``step`` on the devices; None after the last step or the end of the data."""
+    def _next(self, batches: Iterator[Batch], step: int) -> Any:
+        """The batch of ``step``, on the devices unless it is still to be rolled out; None after the
+        last step or the end of the data."""
         if step >= self.experiment.run.train.steps:
             return None
         with self.timer.phase("data"):
             batch = next(batches, None)
-            return None if batch is None else self.experiment.place(batch)
+            if batch is None or self._rollout is not None:
+                return batch
+            return self.experiment.place(batch)
+
+    def _rolled_out(self, params: Params, batch: Any) -> tuple[Any, dict[str, float]]:
+        """What the step trains on, made from prompts where the objective asks for that."""
+        if self._rollout is None:
+            return batch, {}
+        with self.timer.phase("rollout"):
+            rows, figures = self._rollout(params, batch, self.done)
+            return self.experiment.place(rows), figures
 
     def _write(self, values: dict[str, float]) -> None:
         record = self.timer.records[-1]
@@ -216,9 +240,9 @@ class Loop:
             )
 
     def _evaluate(self, state: TrainState) -> None:
-        if self.experiment.eval_data is not None:
-            with self.timer.phase("evaluation"):
-                values = evaluate(self.experiment, state.params)
+        with self.timer.phase("evaluation"):
+            values = evaluate(self.experiment, state.params)
+        if values:
             self._record(values)
 
     def _save(self, state: TrainState, last: bool = False) -> None:
@@ -254,7 +278,7 @@ class _Throughput:
             layers=1,
             heads=1,
             head_dim=experiment.model.attention_channels,
-            sequence=experiment.run.data.sequence_length,
+            sequence=experiment.data.sequence_length,
         )
 
     def of(self, tokens_per_s: float) -> dict[str, float]:

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from ziggurat.core import prng
 from ziggurat.core.pytrees import map_named
 from ziggurat.mesh import Layout
-from ziggurat.models import LanguageModel, Params
+from ziggurat.models import Params
 from ziggurat.optim import Optimizer, state_axes
+from ziggurat.train.trainable import Trainable
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +32,7 @@ class TrainState:
     """int32 scalar: how many such steps came last."""
 
 
-def abstract_state(model: LanguageModel, optimizer: Optimizer, layout: Layout) -> TrainState:
+def abstract_state(model: Trainable, optimizer: Optimizer, layout: Layout) -> TrainState:
     """Shapes, types and shardings of the whole state; allocates nothing.
 
     Optimizer moments are sharded like the parameters they belong to.
@@ -58,7 +59,7 @@ def abstract_state(model: LanguageModel, optimizer: Optimizer, layout: Layout) -
 
 
 def initial_state(
-    model: LanguageModel,
+    model: Trainable,
     optimizer: Optimizer,
     abstract: TrainState,
     seed: int,

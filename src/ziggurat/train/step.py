@@ -30,8 +30,10 @@ class Sums(NamedTuple):
     """Tokens sent to each expert, by stack of layers."""
 
 
-Objective = Callable[[Params, Arrays], Sums]
-Step = Callable[[TrainState, Arrays], tuple[TrainState, dict[str, jax.Array]]]
+Objective = Callable[[Params, Arrays, Params], Sums]
+"""``(params, batch, frozen) -> Sums``; ``frozen`` are arrays that are read and not trained."""
+Step = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+"""``(state, batch, frozen) -> (state, metrics)``."""
 
 
 def build_step(
@@ -61,11 +63,13 @@ def build_step(
         ``bad_steps_in_a_row``.
     """
 
-    def differentiated(params: Params, batch: Arrays) -> tuple[Any, Sums]:
-        sums = objective(params, batch)
-        return sums.loss, sums
+    def step(
+        state: TrainState, batch: Arrays, frozen: Params | None = None
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        def differentiated(params: Params, batch: Arrays) -> tuple[Any, Sums]:
+            sums = objective(params, batch, frozen or {})
+            return sums.loss, sums
 
-    def step(state: TrainState, batch: Arrays) -> tuple[TrainState, dict[str, jax.Array]]:
         with layout.active():
             gradient = jax.grad(differentiated, has_aux=True)
             if accumulate == 1:
@@ -92,12 +96,14 @@ def build_step(
     return step
 
 
-def build_evaluation(objective: Objective, layout: Layout) -> Callable[[Params, Arrays], Sums]:
+def build_evaluation(
+    objective: Objective, layout: Layout
+) -> Callable[[Params, Arrays, Params], Sums]:
     """The objective's sums over a batch without gradients, to be jitted."""
 
-    def evaluate(params: Params, batch: Arrays) -> Sums:
+    def evaluate(params: Params, batch: Arrays, frozen: Params) -> Sums:
         with layout.active():
-            return objective(params, batch)
+            return objective(params, batch, frozen)
 
     return evaluate
 

@@ -40,7 +40,7 @@ def test_the_models_soft_cap_is_in_the_loss_and_its_gradients():
         log_probs = jax.nn.log_softmax(model.logits(params, tokens, positions, context))
         return -(jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0] * mask).sum()
 
-    found = quick_jit(jax.value_and_grad(lambda p: objective(p, batch).loss))(params)
+    found = quick_jit(jax.value_and_grad(lambda p: objective(p, batch, {}).loss))(params)
     expected = quick_jit(jax.value_and_grad(plain))(params)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     wanted = named_leaves(expected[1])

@@ -1,1 +1,5 @@
-"""Objectives: what a step minimises, as a function from parameters and batch to sums."""
+"""Kinds of objective: what a run learns, each behind the seam of :mod:`ziggurat.train.parts`.
+
+``nodes`` declares the run file's ``[objective]``, ``kinds`` lists those of this package, and
+``text`` holds what objectives over text share.
+"""

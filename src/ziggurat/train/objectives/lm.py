@@ -7,12 +7,55 @@ import jax
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.linear import QuantizedWeight, is_quantized
 from ziggurat.mesh import Layout
-from ziggurat.models import LanguageModel, Params
+from ziggurat.models import LanguageModel, Params, pretrained
 from ziggurat.nn.attention_context import Packed
 from ziggurat.nn.moe import MixtureConfig
 from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, router_z_loss
 from ziggurat.optim import LossConfig, next_token_loss
+from ziggurat.train.config import RunConfig
+from ziggurat.train.objectives import text
+from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
+
+
+class PackedText:
+    """Next tokens of packed documents (``kind = "lm"``)."""
+
+    def program(self, run: RunConfig, layout: Layout) -> Program:
+        return _program(run, layout, text.abstract_model(run, layout))
+
+    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+        start = text.load_start(run)
+        if start is None:
+            model = text.abstract_model(run, layout)
+        else:
+            model = text.build_model(start.model.config, run, layout)
+        tokenizer = text.load_tokenizer(run, start, model)
+        data, held_out = text.load_data(run, tokenizer)
+
+        def trained(params: Params) -> pretrained.Pretrained:
+            return pretrained.Pretrained(model, params, tokenizer, run.name, str(run.directory))
+
+        return Parts(
+            program=_program(run, layout, model),
+            data=data,
+            files=pretrained.files_of(model.config, tokenizer),
+            start=None if start is None else start.params,
+            tokenizer=tokenizer,
+            eval_data=held_out,
+            perplexity=True,
+            pretrained=trained,
+        )
+
+
+def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
+    loss = run.objective.loss
+    return Program(
+        model=model,
+        sums=language_modelling(model, loss, layout),
+        batch=text.batch_struct(layout, run.data.batch_size, run.data.sequence_length),
+        router_bias_rate=loss.router_bias_rate,
+    )
 
 
 def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -> Objective:
@@ -30,7 +73,7 @@ def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -
     _check(model, loss)
     shards = layout.ways("batch") * layout.ways("sequence")
 
-    def objective(params: Params, batch: Arrays) -> Sums:
+    def objective(params: Params, batch: Arrays, frozen: Params) -> Sums:
         context = Packed(batch["segment_ids"])
         hidden, _, routing = model.run(params, batch["tokens"], batch["positions"], context)
         with jax.named_scope("loss"):

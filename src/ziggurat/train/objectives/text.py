@@ -1,0 +1,115 @@
+"""What objectives over packed text share: the model to start from, its tokenizer, its data."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ziggurat import data as data_
+from ziggurat.core.errors import ConfigError
+from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset
+from ziggurat.mesh import Layout, Processes
+from ziggurat.models import LanguageModel, ModelConfig, pretrained
+from ziggurat.nn.precision import Precision
+from ziggurat.train.config import PretrainedModel, RunConfig, TrainConfig
+
+
+def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a language-model batch."""
+    sharding = layout.sharding(("batch", "sequence"))
+    integers = ("tokens", "targets", "segment_ids", "positions")
+    types = {**dict.fromkeys(integers, jnp.int32), "loss_mask": jnp.float32}
+    return {
+        name: jax.ShapeDtypeStruct((batch, length), dtype, sharding=sharding)
+        for name, dtype in types.items()
+    }
+
+
+def precision(train: TrainConfig, layout: Layout) -> Precision:
+    """Parameter and compute types of a run on its devices."""
+    on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
+    auto = "float32" if on_cpu else "bfloat16"
+    return Precision(train.param_dtype, auto if train.precision == "auto" else train.precision)
+
+
+def build_model(config: ModelConfig, run: RunConfig, layout: Layout) -> LanguageModel:
+    """The model of ``config``, traced for the run's devices."""
+    train = run.train
+    return LanguageModel.build(config, precision(train, layout), train.remat, train.attention)
+
+
+def abstract_model(run: RunConfig, layout: Layout) -> LanguageModel:
+    """The run's model without its weights.
+
+    Raises:
+        ConfigError: the model is given by a path.
+    """
+    if isinstance(run.model, PretrainedModel):
+        raise ConfigError(
+            "model", found="a path", expected="dimensions", fix="give [model] with its sizes"
+        )
+    return build_model(run.model, run, layout)
+
+
+def load_start(run: RunConfig) -> "pretrained.Pretrained | None":
+    """The weights a run starts from, if it names any."""
+    if isinstance(run.model, PretrainedModel):
+        return pretrained.load(run.model.path)
+    return None
+
+
+def load_tokenizer(
+    run: RunConfig, start: "pretrained.Pretrained | None", model: LanguageModel
+) -> HuggingFaceTokenizer:
+    """The run's tokenizer, else that of the weights it starts from.
+
+    Raises:
+        ConfigError: there is neither, or it has ids that the model has no rows for.
+    """
+    made = first_alone("tokenizer", lambda: _tokenizer(run, start))
+    if made.vocab_size > model.decoder.vocab_size:
+        raise ConfigError(
+            "model.vocab_size",
+            found=model.decoder.vocab_size,
+            expected=f"at least {made.vocab_size}, the ids of the tokenizer",
+            fix="raise model.vocab_size or lower tokenizer.vocab_size",
+        )
+    return made
+
+
+def load_data(
+    run: RunConfig, tokenizer: HuggingFaceTokenizer
+) -> tuple[Dataset, PackedDataset | None]:
+    """Training batches, and held-out ones if the run holds any out."""
+    return first_alone("data", lambda: _data(run, tokenizer))
+
+
+def first_alone(what: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` returns; the first process fills the cache before the others look into it."""
+    made: list[Any] = []
+    Processes().once(f"prepare {what}", lambda: made.append(make()))
+    return made[0] if made else make()
+
+
+def _data(run: RunConfig, tokenizer: HuggingFaceTokenizer) -> tuple[Dataset, PackedDataset | None]:
+    cache = run.output / "cache"
+    training = data_.build(run.data, tokenizer, run.seed, cache)
+    if not run.data.eval_fraction:
+        return training, None
+    held_out = data_.build(run.data, tokenizer, run.seed, cache, "eval")
+    assert isinstance(held_out, PackedDataset), "a stream holds nothing out"
+    return training, held_out
+
+
+def _tokenizer(run: RunConfig, start: "pretrained.Pretrained | None") -> HuggingFaceTokenizer:
+    if run.tokenizer is not None:
+        return data_.tokenizer_for(run.tokenizer, run.data, run.output / "cache")
+    if start is None:
+        raise ConfigError(
+            "tokenizer",
+            found="nothing",
+            expected="a [tokenizer] table, since the model is new",
+            fix='e.g. kind = "train_bpe"',
+        )
+    return start.tokenizer

@@ -1,0 +1,152 @@
+"""What a kind of objective makes of a run: the seam between the one training loop and everything
+that can be learned with it.
+
+The run file's ``[objective]`` names a kind; an :class:`ObjectiveKind` turns run and mesh into a
+:class:`Program` (what is compiled; reads no data) and :class:`Parts` (what is trained, and on
+what). Kinds of this package are in ``train.objectives``; those of packages above arrive as an
+argument of ``train.loop.train``.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from ziggurat.core.errors import ConfigError, did_you_mean
+from ziggurat.core.protocols import Batch, BatchSource
+from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.mesh import Layout
+from ziggurat.models import Params
+from ziggurat.models.pretrained import Pretrained
+from ziggurat.train.config import RunConfig
+from ziggurat.train.step import Objective
+from ziggurat.train.trainable import Trainable
+
+
+@runtime_checkable
+class TrainingData(BatchSource, Protocol):
+    """Batches by step that end, or do not, and know their place again."""
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a row, by which throughput is counted."""
+        ...
+
+    @property
+    def steps(self) -> int | None:
+        """Steps until the data ends; None if they go on forever."""
+        ...
+
+    @property
+    def steps_per_epoch(self) -> int | None: ...
+
+    def check_state(self, state: Mapping[str, Any]) -> int:
+        """The step that comes next after ``state`` was stored.
+
+        Raises:
+            DataError: it was stored of other data.
+        """
+        ...
+
+
+@runtime_checkable
+class Rollout(Protocol):
+    """Makes the batch of a step from its prompts and the parameters of that moment.
+
+    The draws must follow from (seed, step, row), so that a run resumed at this step makes the same
+    batch again.
+    """
+
+    def __call__(self, params: Params, batch: Batch, step: int) -> tuple[Batch, dict[str, float]]:
+        """Rows of the training batch, as ``Program.batch`` describes them, and figures to record.
+
+        Args:
+            params: the trained parameters; valid until the call returns.
+            batch: this process's rows of the data's batch.
+            step: the step they are for, from 0.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What is compiled of a run; holds shapes only."""
+
+    model: Trainable
+    sums: Objective
+    """``(params, batch, frozen) -> Sums``."""
+    batch: Mapping[str, jax.ShapeDtypeStruct]
+    """Global shapes, types and shardings of a step's batch; rows come first."""
+    frozen: Params = dataclasses.field(default_factory=dict)
+    """The same of what the objective reads and nobody trains: a reference policy, a teacher, the
+    weights under an adapter."""
+    router_bias_rate: float = 0.0
+    """See ``train.step.build_step``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What a run trains, and on what."""
+
+    program: Program
+    data: TrainingData
+    files: Mapping[str, bytes | Path]
+    """What every checkpoint holds beside arrays, so that it can be read alone."""
+    start: Params | None = None
+    """Parameters to start from; fresh ones if not given."""
+    frozen: Params = dataclasses.field(default_factory=dict)
+    """Arrays of ``program.frozen``, in their places. No part of a checkpoint."""
+    tokenizer: HuggingFaceTokenizer | None = None
+    eval_data: TrainingData | None = None
+    """Held-out batches, of which the first are evaluated."""
+    perplexity: bool = False
+    """Whether the loss is in nats a token, so that its exponential is a perplexity."""
+    rollout: Rollout | None = None
+    evaluate: Callable[[Params], dict[str, float]] | None = None
+    """Evaluation that is more than the mean over ``eval_data``; figures by name (``eval_...``)."""
+    pretrained: Callable[[Params], Pretrained] | None = None
+    """The language model that trained parameters stand for, ready to generate."""
+
+
+@runtime_checkable
+class ObjectiveKind(Protocol):
+    """One ``kind`` of objective."""
+
+    def program(self, run: RunConfig, layout: Layout) -> Program:
+        """What is compiled, from the run file alone.
+
+        Raises:
+            ConfigError: the run cannot be compiled without reading weights or data.
+        """
+        ...
+
+    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+        """What is trained, and on what; reads weights and data.
+
+        Raises:
+            ConfigError: parts of the run do not fit together.
+            DataError, ModelError, ShardingError: as the parts say.
+        """
+        ...
+
+
+Objectives = Mapping[str, ObjectiveKind]
+
+
+def kind_of(run: RunConfig, objectives: Objectives) -> ObjectiveKind:
+    """The kind a run asks for.
+
+    Raises:
+        ConfigError: it is not among ``objectives``.
+    """
+    name = run.objective.kind
+    if name not in objectives:
+        raise ConfigError(
+            "objective.kind",
+            found=name,
+            expected="one of " + ", ".join(objectives),
+            fix=did_you_mean(name, objectives) or "pass its package's OBJECTIVES to train()",
+        )
+    return objectives[name]

@@ -56,11 +56,14 @@ def digest_cached_file(path: Path) -> str:
     Half the time of :func:`digest_file`, which copies. A disk that fails under a mapping ends the
     process, so this is not for files that have to come from the disk.
     """
+    digest = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as file:
-        if not os.fstat(file.fileno()).st_size:
-            return xxhash.xxh3_128_hexdigest(b"")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return xxhash.xxh3_128_hexdigest(content)
+        size = os.fstat(file.fileno()).st_size
+        for start in range(0, size, _BLOCK):  # mapped pages count as the process's memory
+            length = min(_BLOCK, size - start)
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=start) as content:
+                digest.update(content)
+    return digest.hexdigest()
 
 
 def digest_files(paths: Iterable[Path]) -> list[str]:

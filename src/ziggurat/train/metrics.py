@@ -171,9 +171,15 @@ class TensorBoardSink(_Closing):
             ) from error
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Add one scalar event per metric."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, float(value), step)
+        """Add one event that holds all metrics of a step."""
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
+
+        values = [
+            Summary.Value(tag=name, simple_value=float(value)) for name, value in metrics.items()
+        ]
+        events = self._writer.file_writer
+        assert events is not None, "written after closing"
+        events.add_summary(Summary(value=values), step)
 
     def close(self) -> None:
         """Write what is left and close; closing twice is fine."""

@@ -21,13 +21,16 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oracle check static docs bench lock clean
+.PHONY: help demo tour test test-oracle check static docs bench lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
 
 demo: $(VENV)/has-demo  ## from a real model to a served one, in a few minutes
 	@$(BIN)/ziggurat demo
+
+tour: $(VENV)/has-dev  ## one command of every function, and a page that links the results
+	@$(BIN)/ziggurat tour
 
 test: $(VENV)/has-dev  ## the tests that need no PyTorch and take minutes
 	@$(PY) -m pytest -q -n $(JOBS) -m "$(SMALL)"

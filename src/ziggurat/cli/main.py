@@ -29,6 +29,7 @@ VERBS: dict[str, str] = {
     "bundle": "write a JAX function and its weights as one hermetic, verifiable bundle",
     "serve": "serve a model as OpenAI's API does, and bundles as KServe v2",
     "demo": "all of it in a few minutes: train, kill, resume, export, serve",
+    "tour": "one command of every function, and a page that links all results",
     "doctor": "say what this machine has, what is missing and how to install it",
 }
 """Verb -> what it does, in the order of the help text. To add a verb, add its module and a line."""

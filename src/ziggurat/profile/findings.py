@@ -45,7 +45,7 @@ _LOSSES = (
         "raise checkpoint.every, or save to a faster disk",
     ),
     _Loss("evaluation", 0.15, "evaluation", "raise evaluation.every, or lower evaluation.batches"),
-    _Loss("compile", 0.15, "compiling", "keep compiled programs: set JAX_COMPILATION_CACHE_DIR"),
+    _Loss("compile", 0.15, "compiling", "keep compiled programs: set train.compile_cache"),
     _Loss(
         REPLAY,
         0.02,

@@ -118,6 +118,20 @@ def answer(model: Any, prompt: list[int]) -> Answer:
     return Answer(prompt, first[0], logits, out[len(prompt) :], min(margins))
 
 
+def confirmed(model: Any, stored: Answer) -> Answer:
+    """The answer, given that the continuation begins as stored: one forward pass instead of one for
+    each token. If it comes out as stored, it is by induction what :func:`answer` finds."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(torch.tensor([stored.prompt + stored.greedy])).logits[0]
+    rows = logits[len(stored.prompt) - 1 : -1].topk(TOP)
+    first = [round(value, 6) for value in rows.values[0].tolist()]
+    margin = float((rows.values[:, 0] - rows.values[:, 1]).min())
+    greedy = rows.indices[:, 0].tolist()
+    return Answer(stored.prompt, rows.indices[0].tolist(), first, greedy, margin)
+
+
 def compare(found: list[Answer], stored: list[Answer]) -> None:
     """Fail where recomputed answers differ from the stored ones."""
     for new, old in zip(found, stored, strict=True):
@@ -134,9 +148,10 @@ def main() -> None:
     file = gguf_file()
     if file is None:
         raise SystemExit(f"package {PACKAGE} is not installed; it carries the weights")
-    answers = recompute(file)
     if not write:
-        return compare(answers, load())
+        model = torch_model(file)
+        return compare([confirmed(model, entry) for entry in load()], load())
+    answers = recompute(file)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     document = {"file": file.name, "versions": versions}
     document["answers"] = [dataclasses.asdict(answer) for answer in answers]

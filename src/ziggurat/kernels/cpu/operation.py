@@ -1,0 +1,93 @@
+"""Operations of the library as JAX sees them: the C++ call where it may stand, XLA's form elsewhere.
+
+What an operation becomes is decided when a program is lowered, because only then is certain where it
+will run: the C++ call stands in programs for one CPU device, or for each of several within
+``shard_map``. A program for another platform, one that XLA partitions by itself, and one that is
+exported (to be run where there may be no such library) get the plain form instead.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from ziggurat.kernels.cpu.library import PREFIX, available
+
+Shapes = Sequence[jax.ShapeDtypeStruct]
+
+
+def operation(
+    name: str, shapes: Callable[..., Shapes], plain: Callable[..., Sequence[jax.Array]]
+) -> Callable[..., list[jax.Array]]:
+    """A function ``(*arrays, **attributes) -> list of arrays`` that JAX can trace.
+
+    Differentiating it differentiates the plain form; give it a ``jax.custom_vjp`` where that is too
+    slow. Under ``vmap`` it runs once for each element, in turn.
+
+    Args:
+        name: of the handler, as in its source file.
+        shapes: from the arguments' shapes and the attributes to those of the results.
+        plain: the same operation by ``jax.numpy``.
+
+    Attributes are numbers or strings and known while tracing; a Python float arrives in C++ as
+    ``double``, an integer as ``int64_t``, a Boolean as ``bool``.
+    """
+    primitive = Primitive(PREFIX + name)
+    primitive.multiple_results = True
+
+    def abstract(*arguments: Any, **attributes: Any) -> list[Any]:
+        made = shapes(*arguments, **attributes)
+        return [jax.core.ShapedArray(x.shape, x.dtype) for x in made]
+
+    def lower(context: Any, *operands: Any, **attributes: Any) -> Any:
+        if available(name) and _may_call(context.module_context):
+            return jax.ffi.ffi_lowering(PREFIX + name)(context, *operands, **attributes)
+        form = functools.partial(plain, **attributes)
+        return mlir.lower_fun(form, multiple_results=True)(context, *operands)
+
+    @functools.lru_cache(maxsize=64)
+    def compiled(attributes: tuple[tuple[str, Any], ...]) -> Callable[..., list[jax.Array]]:
+        return jax.jit(lambda *arrays: primitive.bind(*arrays, **dict(attributes)))
+
+    def differentiate(primals: Any, tangents: Any, **attributes: Any) -> Any:
+        tangents = [ad.instantiate_zeros(t) for t in tangents]
+        form = functools.partial(plain, **attributes)
+        return jax.jvp(lambda *arrays: list(form(*arrays)), tuple(primals), tuple(tangents))
+
+    def batch(arguments: Any, axes: Any, **attributes: Any) -> Any:
+        mapped = [place for place, axis in enumerate(axes) if axis is not batching.not_mapped]
+        rows = [jnp.moveaxis(arguments[place], axes[place], 0) for place in mapped]
+
+        def one(row: Any) -> list[jax.Array]:
+            whole = list(arguments)
+            for place, part in zip(mapped, row):
+                whole[place] = part
+            return primitive.bind(*whole, **attributes)
+
+        results = jax.lax.map(one, rows)
+        return results, [0] * len(results)
+
+    primitive.def_impl(lambda *arrays, **given: compiled(tuple(sorted(given.items())))(*arrays))
+    primitive.def_abstract_eval(abstract)
+    mlir.register_lowering(primitive, lower)
+    ad.primitive_jvps[primitive] = differentiate
+    batching.primitive_batchers[primitive] = batch
+
+    def call(*arrays: jax.Array, **attributes: Any) -> list[jax.Array]:
+        return primitive.bind(*arrays, **attributes)
+
+    return call
+
+
+def _may_call(module: Any) -> bool:
+    """Whether a program being lowered runs on one CPU, here."""
+    if tuple(module.platforms) != ("cpu",) or module.lowering_parameters.for_export:
+        return False
+    context = module.axis_context
+    if isinstance(context, mlir.SPMDAxisContext):  # within shard_map: all axes must be manual
+        return context.mesh.size == 1 or context.manual_axes == frozenset(context.mesh.axis_names)
+    return getattr(context, "num_devices", 1) == 1

@@ -2,7 +2,8 @@
 
 An editable install gets the library for this machine's CPU, beside the sources. A wheel, which may
 travel, gets one for every level of this kind of machine, and the right one is picked where it runs.
-Without a compiler, or if compiling fails, the package is built all the same and uses XLA's own code.
+Without a compiler, or if compiling fails, the package is built all the same; it then uses XLA's own
+code.
 """
 
 import platform

@@ -1,8 +1,8 @@
 """Building the C++ library; the standard library only, since the package's build calls it too.
 
-A library is built for a *level*, a set of CPU features with a name. Its file carries the level and a
-digest of all that went into it (sources, flags, the version of XLA's interface), so that a library
-of other sources is never taken for this one.
+A library is built for a *level*, a set of CPU features with a name. Its file carries the level and
+a digest of all that went into it (sources, flags, the version of XLA's interface), so that a
+library of other sources is never taken for this one.
 """
 
 import concurrent.futures
@@ -78,9 +78,7 @@ def cpu_features() -> frozenset[str]:
     return frozenset(found[1].split()) if found else frozenset()
 
 
-def levels(
-    machine: str | None = None, features: frozenset[str] | None = None
-) -> tuple[Level, ...]:
+def levels(machine: str | None = None, features: frozenset[str] | None = None) -> tuple[Level, ...]:
     """The levels that a CPU can run, best first; default this machine's.
 
     >>> [level.name for level in levels("x86_64", frozenset({"avx2", "fma", "bmi1", "bmi2",
@@ -126,7 +124,7 @@ def file_name(level: Level) -> str:
 
 
 def compiler(environment: Mapping[str, str] = os.environ) -> list[str] | None:
-    """The C++ compiler's command: ``CXX`` if set, else g++ or clang++; ``None`` if there is none."""
+    """The C++ compiler's command: ``CXX`` if set, else g++ or clang++; ``None`` without any."""
     named = shlex.split(environment.get("CXX", ""))
     for command in [named] if named else [["g++"], ["clang++"], ["c++"]]:
         found = shutil.which(command[0], path=environment.get("PATH"))

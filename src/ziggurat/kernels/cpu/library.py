@@ -1,8 +1,8 @@
 """Finding the built library and giving its handlers to XLA.
 
 It is looked for beside the package's sources, where installing puts it, and in the user's cache,
-where ``ziggurat kernels build`` puts it when the former cannot be written. Only a library of exactly
-these sources, for a level that this CPU has, is loaded.
+where ``ziggurat kernels build`` puts it when the former cannot be written. Only a library of
+exactly these sources, for a level that this CPU has, is loaded.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.cpu import build
 
 SWITCH = "ZIGGURAT_CPU_KERNELS"
-"""Environment variable: ``off`` leaves the library alone, ``auto`` (default) uses it if it is there."""
+"""Environment variable: ``off`` leaves the library alone, ``auto`` (default) uses it if there."""
 PREFIX = "ziggurat_"
 """Of the names under which XLA knows the handlers."""
 
@@ -78,7 +78,9 @@ def library() -> Library:
     stale = any(build.stale_libraries(directory) for directory in directories())
     what = "built from other sources" if stale else "not built"
     if build.compiler() is None:
-        return _without(f"{what}, and no C++ compiler is here; install g++, then ziggurat kernels build")
+        return _without(
+            f"{what}, and no C++ compiler is here; install g++, then ziggurat kernels build"
+        )
     return _without(f"{what}; run ziggurat kernels build")
 
 

@@ -1,7 +1,7 @@
-"""Operations of the library as JAX sees them: the C++ call where it may stand, XLA's form elsewhere.
+"""Operations of the library as JAX sees them: the C++ call where it may stand, else the plain form.
 
-What an operation becomes is decided when a program is lowered, because only then is certain where it
-will run: the C++ call stands in programs for one CPU device, or for each of several within
+What an operation becomes is decided when a program is lowered, because only then is certain where
+it will run: the C++ call stands in programs for one CPU device, or for each of several within
 ``shard_map``. A program for another platform, one that XLA partitions by itself, and one that is
 exported (to be run where there may be no such library) get the plain form instead.
 """
@@ -16,8 +16,17 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from ziggurat.kernels.cpu.library import PREFIX, available
+from ziggurat.kernels.placement import platform
 
 Shapes = Sequence[jax.ShapeDtypeStruct]
+
+
+def usable(name: str, *arrays: jax.Array) -> bool:
+    """Whether ``auto`` may take an operation of the library for these arrays: all float32, and what
+    is traced now will run on CPU."""
+    if platform() != "cpu" or not available(name):
+        return False
+    return all(x.dtype == jnp.float32 for x in arrays)
 
 
 def operation(

@@ -1,7 +1,6 @@
 """Products and the linear cross-entropy by the C++ kernels: equal to the plain forms."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +43,8 @@ SIZES = [  # m, n, k: register tiles, panels, slabs and row blocks whole, partia
 
 @pytest.mark.parametrize(("m", "n", "k"), SIZES, ids=str)
 def test_products_of_every_form(m, n, k):
-    """Against float64; the error of a sum of k terms near one grows as the root of k."""
+    """Against float64; terms are near one, so that partial sums are near the root of k and their
+    roundings add up to some k units in the last place."""
     (a, b) = draw((m, k), (k, n))
     expected = np.asarray(a, np.float64) @ np.asarray(b, np.float64)
 
@@ -57,7 +57,7 @@ def test_products_of_every_form(m, n, k):
         ]
 
     for found in every(a, b):
-        np.testing.assert_allclose(found, expected, atol=2e-6 * max(1, math.sqrt(k)), rtol=1e-6)
+        np.testing.assert_allclose(found, expected, atol=2e-7 * max(5, k), rtol=1e-6)
 
 
 def test_project_with_gradients():
@@ -90,7 +90,7 @@ def test_where_auto_takes_the_kernel():
     x, kernel = draw((64, 32), (32, 48))
 
     def stands(x, kernel) -> bool:
-        return "ziggurat_product" in jax.jit(lambda x, k: project(x, k)).lower(x, kernel).as_text()
+        return "@ziggurat_product(" in jax.jit(lambda x, k: project(x, k)).lower(x, kernel).as_text()
 
     assert stands(x, kernel)
     assert not stands(x[:1], kernel)
@@ -101,7 +101,7 @@ def test_where_auto_takes_the_kernel():
         with pytest.raises(ConfigError, match="expected float32 on one CPU device"):
             project(x, kernel, implementation="cpu")
     exported = export.export(jax.jit(lambda x, k: project(x, k)))(x, kernel)
-    assert "ziggurat" not in exported.mlir_module()
+    assert "@ziggurat" not in exported.mlir_module()
 
 
 LOSSES = [

@@ -112,7 +112,8 @@ def interface_version() -> str:
 @functools.cache
 def digest() -> str:
     """Sixteen hexadecimal digits for all that decides what is built."""
-    state = hashlib.sha256(repr((FLAGS, LEVELS, interface_version())).encode())
+    flags = FLAGS, [(level.name, level.flags) for level in LEVELS]
+    state = hashlib.sha256(repr((flags, interface_version())).encode())
     for path in sorted(SOURCE.iterdir()):
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return state.hexdigest()[:16]

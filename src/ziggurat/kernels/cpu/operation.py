@@ -68,7 +68,7 @@ def operation(
         return jax.jvp(lambda *arrays: list(form(*arrays)), tuple(primals), tuple(tangents))
 
     def batch(arguments: Any, axes: Any, **attributes: Any) -> Any:
-        mapped = [place for place, axis in enumerate(axes) if axis is not batching.not_mapped]
+        mapped = [place for place, axis in enumerate(axes) if axis is not None]
         rows = [jnp.moveaxis(arguments[place], axes[place], 0) for place in mapped]
 
         def one(row: Any) -> list[jax.Array]:

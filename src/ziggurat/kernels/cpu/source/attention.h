@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "tile.h"
+#include "transpose.h"
 
 namespace ziggurat {
 
@@ -81,14 +82,7 @@ ZIGGURAT_INLINE IntVec visible(const Attention& a, int64_t row, int64_t query, i
 // beyond the last. Keys are `row` apart.
 inline void copy_panels(const float* from, int64_t row, int64_t keys, int64_t channels, float* to) {
   for (int64_t first = 0; first < keys; first += kKeys, to += kKeys * channels) {
-    const int64_t there = std::min(kKeys, keys - first);
-    for (int64_t e = 0; e < there; e++) {
-      const float* source = from + (first + e) * row;
-      for (int64_t p = 0; p < channels; p++) to[p * kKeys + e] = source[p];
-    }
-    for (int64_t p = 0; p < channels; p++) {
-      for (int64_t e = there; e < kKeys; e++) to[p * kKeys + e] = 0;
-    }
+    copy_transposed(channels, std::min(kKeys, keys - first), kKeys, from + first * row, row, to);
   }
 }
 

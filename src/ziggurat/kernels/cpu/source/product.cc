@@ -8,6 +8,7 @@
 #include "handlers.h"
 #include "threads.h"
 #include "tile.h"
+#include "transpose.h"
 
 namespace ziggurat {
 namespace {
@@ -21,27 +22,23 @@ constexpr int64_t kTasksEach = 4;           // tasks for each thread, so that th
 int64_t up(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
 int64_t parts(int64_t x, int64_t unit) { return (x + unit - 1) / unit; }
 
-// `count` lines, each of `width` elements (padded with zeros to `padded`), into to[line][padded];
-// element e of line p is at from[p * line + e * step].
+// `count` lines of `width` elements, lines `row` apart, to [line][padded] with zeros from `width` on.
 ZIGGURAT_INLINE void copy_lines(int64_t count, int64_t width, int64_t padded, const float* from,
-                                int64_t line, int64_t step, float* to) {
-  if (step == 1) {
-    for (int64_t p = 0; p < count; p++) {
-      for (int64_t e = 0; e < width; e++) to[p * padded + e] = from[p * line + e];
-      for (int64_t e = width; e < padded; e++) to[p * padded + e] = 0;
-    }
-    return;
+                                int64_t row, float* to) {
+  for (int64_t p = 0; p < count; p++) {
+    for (int64_t e = 0; e < width; e++) to[p * padded + e] = from[p * row + e];
+    for (int64_t e = width; e < padded; e++) to[p * padded + e] = 0;
   }
-  constexpr int64_t kChunk = 16;  // a cache line of each source row at a time
-  for (int64_t start = 0; start < count; start += kChunk) {
-    const int64_t stop = std::min(start + kChunk, count);
-    for (int64_t e = 0; e < width; e++) {
-      for (int64_t p = start; p < stop; p++) to[p * padded + e] = from[p * line + e * step];
-    }
-    for (int64_t e = width; e < padded; e++) {
-      for (int64_t p = start; p < stop; p++) to[p * padded + e] = 0;
-    }
-  }
+}
+
+// A part of a matrix whose lines run along the summed dimension (`along`) or across it, to
+// [summed][padded].
+void copy_part(const float* data, int64_t row, bool along, int64_t start, int64_t depth,
+               int64_t first, int64_t width, int64_t padded, float* to) {
+  if (along) copy_transposed(depth, width, padded, data + first * row + start, row, to);
+  else if (width == padded && padded == kPanel) copy_lines(depth, kPanel, kPanel, data + start * row + first, row, to);
+  else if (width == padded && padded == kRows) copy_lines(depth, kRows, kRows, data + start * row + first, row, to);
+  else copy_lines(depth, width, padded, data + start * row + first, row, to);
 }
 
 template <int vectors>
@@ -102,14 +99,12 @@ void multiply(int64_t m, int64_t n, int64_t k, Matrix a, Matrix b, float* c, int
     const auto copy = [&](int64_t place) {
       if (place < panels) {
         const int64_t first = place * kPanel, width = std::min(kPanel, n - first);
-        const int64_t line = b.transposed ? 1 : b.row, step = b.transposed ? b.row : 1;
-        copy_lines(depth, width, up(width, kLanes), b.data + start * line + first * step, line, step,
-                   packed_b + first * depth);
+        copy_part(b.data, b.row, b.transposed, start, depth, first, width, up(width, kLanes),
+                  packed_b + first * depth);
       } else {
         const int64_t first = (place - panels) * kRows, width = std::min<int64_t>(kRows, m - first);
-        const int64_t line = a.transposed ? a.row : 1, step = a.transposed ? 1 : a.row;
-        copy_lines(depth, width, kRows, a.data + start * line + first * step, line, step,
-                   packed_a + first * depth);
+        copy_part(a.data, a.row, !a.transposed, start, depth, first, width, kRows,
+                  packed_a + first * depth);
       }
     };
     parallel(parts(panels + strips, run), [&](int64_t task) {

@@ -76,6 +76,28 @@ def test_project_with_gradients():
         np.testing.assert_allclose(one, other, atol=1e-4, rtol=1e-5)
 
 
+@pytest.mark.parametrize("transpose_a", [False, True])
+@pytest.mark.parametrize("transpose_b", [False, True])
+def test_derivatives_of_every_form_and_order(transpose_a, transpose_b):
+    a, b = draw((6, 5), (5, 7))
+    a, b = a.T if transpose_a else a, b.T if transpose_b else b
+
+    def kernel(a, b):
+        return (multiply(a, b, transpose_a=transpose_a, transpose_b=transpose_b)[0] ** 3).sum()
+
+    def plain(a, b):
+        return (((a.T if transpose_a else a) @ (b.T if transpose_b else b)) ** 3).sum()
+
+    def every(function):
+        tangent = jax.jvp(function, (a, b), (jnp.sin(a), jnp.cos(b)))[1]
+        second = jax.grad(lambda a, b: sum((x**2).sum() for x in jax.grad(function, (0, 1))(a, b)))
+        return [tangent, jax.grad(function, (0, 1))(a, b), second(a, b)]
+
+    found, expected = (jax.tree.leaves(quick_jit(lambda f=f: every(f))()) for f in (kernel, plain))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-3)
+
+
 def test_the_same_bits_for_every_call():
     x, kernel = draw((500, 300), (300, 200))
     program = jax.jit(functools.partial(project, implementation="cpu"))
@@ -90,7 +112,9 @@ def test_where_auto_takes_the_kernel():
     x, kernel = draw((64, 32), (32, 48))
 
     def stands(x, kernel) -> bool:
-        return "@ziggurat_product(" in jax.jit(lambda x, k: project(x, k)).lower(x, kernel).as_text()
+        return (
+            "@ziggurat_product(" in jax.jit(lambda x, k: project(x, k)).lower(x, kernel).as_text()
+        )
 
     assert stands(x, kernel)
     assert not stands(x[:1], kernel)

@@ -19,6 +19,7 @@ from ziggurat.kernels.cpu.library import PREFIX, available
 from ziggurat.kernels.placement import platform
 
 Shapes = Sequence[jax.ShapeDtypeStruct]
+Transpose = Callable[..., jax.Array]
 
 
 def usable(name: str, *arrays: jax.Array) -> bool:
@@ -30,7 +31,10 @@ def usable(name: str, *arrays: jax.Array) -> bool:
 
 
 def operation(
-    name: str, shapes: Callable[..., Shapes], plain: Callable[..., Sequence[jax.Array]]
+    name: str,
+    shapes: Callable[..., Shapes],
+    plain: Callable[..., Sequence[jax.Array]],
+    transposes: tuple[Transpose, Transpose] | None = None,
 ) -> Callable[..., list[jax.Array]]:
     """A function ``(*arrays, **attributes) -> list of arrays`` that JAX can trace.
 
@@ -41,6 +45,9 @@ def operation(
         name: of the handler, as in its source file.
         shapes: from the arguments' shapes and the attributes to those of the results.
         plain: the same operation by ``jax.numpy``.
+        transposes: for an operation that is linear in each of two arrays and has one result: from
+            ``(cotangent, other array, **attributes)`` to the gradient of the first and of the
+            second. Then derivatives, forward and backward, call the operation too.
 
     Attributes are numbers or strings and known while tracing; a Python float arrives in C++ as
     ``double``, an integer as ``int64_t``, a Boolean as ``bool``.
@@ -62,11 +69,6 @@ def operation(
     def compiled(attributes: tuple[tuple[str, Any], ...]) -> Callable[..., list[jax.Array]]:
         return jax.jit(lambda *arrays: primitive.bind(*arrays, **dict(attributes)))
 
-    def differentiate(primals: Any, tangents: Any, **attributes: Any) -> Any:
-        tangents = [ad.instantiate_zeros(t) for t in tangents]
-        form = functools.partial(plain, **attributes)
-        return jax.jvp(lambda *arrays: list(form(*arrays)), tuple(primals), tuple(tangents))
-
     def batch(arguments: Any, axes: Any, **attributes: Any) -> Any:
         mapped = [place for place, axis in enumerate(axes) if axis is not None]
         rows = [jnp.moveaxis(arguments[place], axes[place], 0) for place in mapped]
@@ -83,13 +85,47 @@ def operation(
     primitive.def_impl(lambda *arrays, **given: compiled(tuple(sorted(given.items())))(*arrays))
     primitive.def_abstract_eval(abstract)
     mlir.register_lowering(primitive, lower)
-    ad.primitive_jvps[primitive] = differentiate
+    if transposes is None:
+        ad.primitive_jvps[primitive] = functools.partial(_plain_tangents, plain)
+    else:
+        ad.primitive_jvps[primitive] = functools.partial(_bilinear_tangents, primitive)
+        ad.primitive_transposes[primitive] = functools.partial(_bilinear_transpose, *transposes)
     batching.primitive_batchers[primitive] = batch
 
     def call(*arrays: jax.Array, **attributes: Any) -> list[jax.Array]:
         return primitive.bind(*arrays, **attributes)
 
     return call
+
+
+def _plain_tangents(plain: Any, primals: Any, tangents: Any, **attributes: Any) -> Any:
+    tangents = [ad.instantiate_zeros(t) for t in tangents]
+
+    def form(*arrays: jax.Array) -> list[jax.Array]:
+        return list(plain(*arrays, **attributes))
+
+    return jax.jvp(form, tuple(primals), tuple(tangents))
+
+
+def _bilinear_tangents(primitive: Any, primals: Any, tangents: Any, **attributes: Any) -> Any:
+    (a, b), (d_a, d_b) = primals, tangents
+    out = primitive.bind(a, b, **attributes)
+    parts = [(d_a, b)] if not isinstance(d_a, ad.Zero) else []
+    parts += [(a, d_b)] if not isinstance(d_b, ad.Zero) else []
+    found = [primitive.bind(*part, **attributes)[0] for part in parts]
+    if not found:
+        return out, [ad.Zero.from_primal_value(out[0])]
+    return out, [functools.reduce(jnp.add, found)]
+
+
+def _bilinear_transpose(first: Any, second: Any, cotangents: Any, a: Any, b: Any, **given: Any):
+    (cotangent,) = cotangents
+    unknown = a if ad.is_undefined_primal(a) else b
+    if isinstance(cotangent, ad.Zero):
+        gradient = ad.Zero(unknown.aval)
+    else:
+        gradient = first(cotangent, b, **given) if unknown is a else second(cotangent, a, **given)
+    return (gradient, None) if unknown is a else (None, gradient)
 
 
 def _may_call(module: Any) -> bool:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from ziggurat.core.registry import Registry
 from ziggurat.kernels.choices import chosen
 from ziggurat.kernels.linear import cpu, quantized
+from ziggurat.kernels.linear.cpu import is_product
 from ziggurat.kernels.linear.quantized import (
     ActivationType,
     QuantizedWeight,
@@ -33,6 +34,7 @@ __all__ = [
     "WeightFormat",
     "WeightType",
     "dense",
+    "is_product",
     "is_quantized",
     "project",
     "project_rows",

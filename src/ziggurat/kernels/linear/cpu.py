@@ -1,10 +1,13 @@
 """Products of float32 matrices on CPU by our C++ kernel, forward and both gradients."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
+from ziggurat.kernels.cpu.library import PREFIX
 from ziggurat.kernels.cpu.operation import operation, usable
 from ziggurat.kernels.placement import one_device
 
@@ -18,7 +21,8 @@ def serves(x: jax.Array, kernel: jax.Array) -> bool:
 
 
 def cpu_project(x: Float[Array, "... d"], kernel: Float[Array, "d f"]) -> Float[Array, "... f"]:
-    """``x @ kernel`` with all leading dimensions joined.
+    """``x @ kernel``. The backward pass keeps ``x`` as it is, so that projections of the same
+    activations keep them once.
 
     Raises:
         ConfigError: the kernel is not built, or not for this platform, type or sharding.
@@ -30,37 +34,39 @@ def cpu_project(x: Float[Array, "... d"], kernel: Float[Array, "d f"]) -> Float[
             expected="float32 on one CPU device with built kernels",
             fix="use 'auto'; ziggurat kernels list says what is built",
         )
-    rows = x.reshape(-1, x.shape[-1])
-    return _product(rows, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
-
-
-@jax.custom_vjp
-def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return multiply(x, kernel, transpose_a=False, transpose_b=False)[0]
-
-
-def _forward(x: jax.Array, kernel: jax.Array):
-    return _product(x, kernel), (x, kernel)
-
-
-def _backward(kept: tuple[jax.Array, jax.Array], d_out: jax.Array):
-    x, kernel = kept
-    (d_x,) = multiply(d_out, kernel, transpose_a=False, transpose_b=True)
-    (d_kernel,) = multiply(x, d_out, transpose_a=True, transpose_b=False)
-    return d_x, d_kernel
-
-
-_product.defvjp(_forward, _backward)
+    (out,) = multiply(x, kernel, transpose_a=False, transpose_b=False)
+    return out
 
 
 def _shapes(a, b, *, transpose_a: bool, transpose_b: bool):
-    shape = a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1]
-    return [jax.ShapeDtypeStruct(shape, jnp.float32)]
+    rows = a.shape[-1:] if transpose_a else a.shape[:-1]
+    columns = b.shape[:-1] if transpose_b else b.shape[-1:]
+    return [jax.ShapeDtypeStruct((*rows, *columns), jnp.float32)]
 
 
 def _plain(a: jax.Array, b: jax.Array, *, transpose_a: bool, transpose_b: bool):
-    return [(a.T if transpose_a else a) @ (b.T if transpose_b else b)]
+    (made,) = _shapes(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
+    a, b = (x.reshape(-1, x.shape[-1]) for x in (a, b))
+    out = (a.T if transpose_a else a) @ (b.T if transpose_b else b)
+    return [out.reshape(made.shape)]
 
 
-multiply = operation("product", _shapes, _plain)
-"""``[a @ b]``, each matrix as it is or transposed."""
+def _gradient_of_a(d_out: jax.Array, b: jax.Array, *, transpose_a: bool, transpose_b: bool):
+    if transpose_a:
+        return multiply(b, d_out, transpose_a=transpose_b, transpose_b=True)[0]
+    return multiply(d_out, b, transpose_a=False, transpose_b=not transpose_b)[0]
+
+
+def _gradient_of_b(d_out: jax.Array, a: jax.Array, *, transpose_a: bool, transpose_b: bool):
+    if transpose_b:
+        return multiply(d_out, a, transpose_a=True, transpose_b=transpose_a)[0]
+    return multiply(a, d_out, transpose_a=not transpose_a, transpose_b=False)[0]
+
+
+multiply = operation("product", _shapes, _plain, (_gradient_of_a, _gradient_of_b))
+"""``[a @ b]``, each as it is or transposed; all dimensions but the last count as one."""
+
+
+def is_product(primitive: Any) -> bool:
+    """Whether a primitive is the kernel's product, for rules of what a backward pass keeps."""
+    return primitive.name == f"{PREFIX}product"

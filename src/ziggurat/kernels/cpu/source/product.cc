@@ -123,12 +123,25 @@ namespace {
 
 using F32 = ffi::Buffer<ffi::F32>;
 
-// [m, k] x [k, n], each as it is or transposed.
+struct Lines {
+  int64_t count, length;
+};
+
+Lines lines(const F32& x) {
+  const auto sizes = x.dimensions();
+  Lines found{1, sizes[sizes.size() - 1]};
+  for (size_t i = 0; i + 1 < sizes.size(); i++) found.count *= sizes[i];
+  return found;
+}
+
+// [m, k] x [k, n], each as it is or transposed; all dimensions but the last count as one.
 ffi::Error product(bool transpose_a, bool transpose_b, F32 a, F32 b, ffi::Result<F32> out) {
-  const auto left = a.dimensions(), right = b.dimensions(), made = out->dimensions();
-  const int64_t k = left[transpose_a ? 0 : 1];
-  multiply(made[0], made[1], k, {a.typed_data(), left[1], transpose_a},
-           {b.typed_data(), right[1], transpose_b}, out->typed_data(), made[1], false);
+  const Lines left = lines(a), right = lines(b);
+  const int64_t m = transpose_a ? left.length : left.count;
+  const int64_t k = transpose_a ? left.count : left.length;
+  const int64_t n = transpose_b ? right.count : right.length;
+  multiply(m, n, k, {a.typed_data(), left.length, transpose_a},
+           {b.typed_data(), right.length, transpose_b}, out->typed_data(), n, false);
   return ffi::Error::Success();
 }
 

@@ -2,9 +2,11 @@
 
 import ctypes
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tests.kernels.cpu_library import require_library
@@ -126,3 +128,73 @@ def test_without_a_library_everything_works_as_before():
     )
     environment = {**os.environ, library.SWITCH: "off"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+class App:
+    """What hatchling hands a build hook to speak through."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def display_warning(self, text):
+        self.warnings.append(text)
+
+    def display_waiting(self, text):
+        pass
+
+
+@pytest.fixture
+def hook(monkeypatch, tmp_path):
+    """The package's build hook with a compiler that only notes what it is asked for."""
+    pytest.importorskip("hatchling")
+    root = Path(__file__).parents[2]
+    made = []
+
+    def built(level, directory=None):
+        made.append(level.name)
+        (tmp_path / build.file_name(level)).touch()
+
+    monkeypatch.setattr(build, "LIBRARY", tmp_path)
+    monkeypatch.setattr(build, "build", built)
+    monkeypatch.setattr(build, "remove_stale", list)
+    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(build, "levels", lambda: build.LEVELS[1:3])
+    kind = runpy.run_path(str(root / "hatch_build.py"))["CpuKernels"]
+    found = kind(str(root), {}, None, None, str(tmp_path), "wheel", App())
+    return found, made
+
+
+def test_an_editable_install_builds_for_this_cpu(hook):
+    found, made = hook
+    data = {"force_include": {}, "pure_python": True}
+    found.initialize("editable", data)
+    assert made == ["x86-64-v4"]
+    assert data == {"force_include": {}, "pure_python": True}
+    found.initialize("editable", data)
+    assert made == ["x86-64-v4"], "it is there already"
+
+
+def test_a_wheel_carries_every_level_and_the_systems_name(hook):
+    found, made = hook
+    data = {"force_include": {}, "pure_python": True}
+    found.initialize("standard", data)
+    assert made == ["x86-64-v4-vnni", "x86-64-v4", "x86-64-v3"]
+    places = set(data["force_include"].values())
+    assert places == {
+        f"ziggurat/kernels/cpu/library/{build.file_name(x)}" for x in build.LEVELS[:3]
+    }
+    assert data["pure_python"] is False
+    assert data["tag"].startswith("py3-none-")
+
+
+def test_a_package_is_built_without_a_compiler_too(hook, monkeypatch):
+    found, _ = hook
+
+    def fails(level, directory=None):
+        raise EnvironmentError("building the CPU kernels", found="no C++ compiler")
+
+    monkeypatch.setattr(build, "build", fails)
+    data = {"force_include": {}, "pure_python": True}
+    found.initialize("standard", data)
+    assert data == {"force_include": {}, "pure_python": True}
+    assert found.app.warnings == ["building the CPU kernels: found no C++ compiler"]

@@ -97,7 +97,7 @@ def test_bench_times_every_usable_implementation(capsys):
     ("args", "part"),
     [
         (["benhc"], "did you mean bench"),
-        (["bench", "atention"], "did you mean attention"),
+        (["bench", "attentoin"], "did you mean attention"),
         (["bench", "linear", "--rounds", "0"], "--rounds: found 0"),
     ],
 )

@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import functools
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ SWITCH = "ZIGGURAT_CPU_KERNELS"
 """Environment variable: ``off`` leaves the library alone, ``auto`` (default) uses it if there."""
 PREFIX = "ziggurat_"
 """Of the names under which XLA knows the handlers."""
+_LOCK = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +100,19 @@ def _without(why: str) -> Library:
 
 
 def _load(path: Path, level: build.Level) -> Library:
+    with _LOCK:
+        return _loaded(path, level)
+
+
+@functools.cache  # XLA takes a handler under a name once
+def _loaded(path: Path, level: build.Level) -> Library:
     try:
         opened = ctypes.CDLL(str(path))
-    except OSError as error:
+        digest = opened.ziggurat_digest
+    except (OSError, AttributeError) as error:
         return _without(f"{path.name} does not load: {error}; run ziggurat kernels build")
-    opened.ziggurat_digest.restype = ctypes.c_char_p
-    if opened.ziggurat_digest().decode() != build.digest():
+    digest.restype = ctypes.c_char_p
+    if digest().decode() != build.digest():
         return _without(f"{path.name} is not what its name says; run ziggurat kernels build")
     opened.ziggurat_threads.restype = ctypes.c_int64
     targets = frozenset(_register(opened))

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <thread>
@@ -25,6 +26,16 @@ void pause() {
 #endif
 }
 
+// Cores that a container's quota amounts to, rounded up; 0: no quota (Linux, cgroup v2).
+int64_t quota() {
+  FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r");
+  if (file == nullptr) return 0;
+  long long share = 0, period = 0;
+  const bool given = std::fscanf(file, "%lld %lld", &share, &period) == 2 && period > 0;
+  std::fclose(file);
+  return given ? (share + period - 1) / period : 0;
+}
+
 int64_t count_cores() {
   if (const char* given = std::getenv("ZIGGURAT_CPU_THREADS")) {
     const int64_t wanted = std::atoll(given);
@@ -32,7 +43,10 @@ int64_t count_cores() {
   }
 #if defined(__linux__)
   cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) == 0) return CPU_COUNT(&set);
+  if (sched_getaffinity(0, sizeof(set), &set) == 0) {
+    const int64_t allowed = CPU_COUNT(&set), share = quota();
+    return share > 0 && share < allowed ? share : allowed;
+  }
 #endif
   const int64_t found = std::thread::hardware_concurrency();
   return found > 0 ? found : 1;

@@ -16,8 +16,8 @@
 
 namespace ziggurat {
 
-// Threads that may work at once, the caller's included: the cores this process may use, or
-// ZIGGURAT_CPU_THREADS.
+// Threads that may work at once, the caller's included: the cores this process may use by its
+// affinity and its container's quota, or ZIGGURAT_CPU_THREADS.
 int64_t thread_count();
 
 using Task = void (*)(const void* context, int64_t task);

@@ -60,8 +60,9 @@ def test_products_of_every_form(m, n, k):
         np.testing.assert_allclose(found, expected, atol=2e-7 * max(5, k), rtol=1e-6)
 
 
-def test_project_with_gradients():
-    x, kernel = draw((3, 20, 40), (40, 70))
+@pytest.mark.parametrize("leading", [(), (3, 20)], ids=str)
+def test_project_with_gradients(leading):
+    x, kernel = draw((*leading, 40), (40, 70))
 
     def total(x, kernel, implementation):
         return (project(x, kernel, implementation=implementation) ** 2).sum()

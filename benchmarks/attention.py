@@ -1,6 +1,6 @@
-"""The plain forms of attention against each other, interleaved: seconds forward and with gradients.
+"""The forms of attention against each other, interleaved: seconds forward and with gradients.
 
-Shows what formulation alone is worth on XLA::
+Shows what formulation alone is worth on XLA, and what the C++ kernel adds::
 
     python benchmarks/attention.py --length 512
 """
@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ziggurat.kernels.attention import AttentionMask, attention
+from ziggurat.kernels.cpu.library import available
 
-FORMS = ("reference", "grouped", "blocked")
+FORMS = ("reference", "grouped", "blocked", *(["cpu"] if available("attention") else []))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +11,7 @@ from ziggurat.cli import doctor
 CPU = doctor.Device("cpu", "cpu", 1, None)
 TPU = doctor.Device("tpu", "TPU v5 lite", 4, 16.0)
 GOOD = {"jax": "0.10.2", "jaxlib": "0.10.2"}
-MACHINE = {"c_compiler": "cc", "disk_free_gib": 100.0}
+MACHINE = {"cpu_kernels": "x86-64-v3, 2 threads", "disk_free_gib": 100.0}
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +109,8 @@ def test_jax_that_raises_is_reported(monkeypatch):
         ([CPU], {"jaxlib": "0.10.1"}, {}, {}, "jax 0.10.2 beside jaxlib 0.10.1"),
         ([CPU], {"jax-cuda13-plugin": "0.9"}, {}, {}, "jax-cuda13-plugin 0.9 beside"),
         ([CPU], {}, {"disk_free_gib": 1.5}, {}, "1.5 GiB of disk"),
-        ([CPU], {}, {"c_compiler": None}, {}, "no C compiler"),
+        ([CPU], {}, {"cpu_kernels": "none: not built; do this"}, {}, "slower: not built; do this"),
+        ([TPU], {}, {"cpu_kernels": "none: not built; do this"}, {}, None),
         ([CPU], {}, {}, {}, None),
     ],
 )
@@ -123,8 +125,13 @@ def test_a_gpu_that_jax_does_not_see(monkeypatch, tmp_path):
     assert "ziggurat[cuda]" in doctor.find_traps([CPU], GOOD, MACHINE, {})[0]
 
 
-def test_c_compiler_follows_cc(monkeypatch):
-    monkeypatch.setattr(doctor.shutil, "which", {"gcc": "a/gcc", "my-cc": "a/my-cc"}.get)
-    assert doctor.c_compiler({}) == "a/gcc"
-    assert doctor.c_compiler({"CC": "my-cc -O2"}) == "a/my-cc"
-    assert doctor.c_compiler({"CC": "absent"}) is None
+def test_kernels_are_named_by_level_or_by_what_is_missing(monkeypatch):
+    from ziggurat.kernels.cpu import library
+
+    built = library.Library(Path("a.so"), "x86-64-v3", frozenset({"product"}), "", 4)
+    for found, said in (
+        (built, "x86-64-v3, 4 threads"),
+        (library.Library(None, None, frozenset(), "because"), "none: because"),
+    ):
+        monkeypatch.setattr(library, "library", lambda found=found: found)
+        assert doctor.cpu_kernels() == said

@@ -81,3 +81,31 @@ def test_rows_cut_over_devices_are_refused():
     layout = mesh_.build(mesh_.MeshConfig(fsdp=1, context=2), jax.devices()[:2])
     with layout.active(), pytest.raises(ConfigError, match="whole rows"):
         attention(*inputs(), packed(), scale=1.0, implementation="splash")
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_forward_and_backward_compile_for_every_generation(name):
+    """On a mesh, as ``auto`` takes it there; with a window, a cap and sinks."""
+    pytest.importorskip("libtpu")
+    from ziggurat.plan import Topology
+
+    layout = mesh_.build(mesh_.MeshConfig(fsdp=-1), Topology.parse(name).devices())
+    rows = layout.ways("batch")
+
+    def struct(axes, *shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding(axes, shape))
+
+    whole = ("batch", None, None, None)
+    args = [struct(whole, rows, 256, heads, 128) for heads in (2, 1, 1)]
+    ids = struct(("batch", None), rows, 256, dtype=jnp.int32)
+    sinks = struct((None,), 2, dtype=jnp.float32)
+
+    def loss(args, sinks, ids):
+        who = AttentionMask(ids, ids, ids, ids, aligned=True, window=150)
+        return attention(*args, who, scale=0.1, softcap=20.0, sinks=sinks).sum()
+
+    with layout.active():
+        lowered = jax.jit(jax.grad(loss, (0, 1))).lower(args, sinks, ids)
+    assert lowered.as_text().count("tpu_custom_call") >= 3  # forward, dq, dkv
+    assert lowered.compile().memory_analysis() is not None

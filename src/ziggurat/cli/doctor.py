@@ -8,7 +8,6 @@ import dataclasses
 import json as json_format
 import os
 import platform
-import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -19,6 +18,7 @@ from ziggurat.cli import console
 PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 PLUGINS = ("libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "jax-metal")
 LEAST_DISK_GIB = 10
+NO_KERNELS = "none: "
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -163,7 +163,7 @@ def start_jax() -> tuple[list[Device], str | None]:
 
 
 def describe_machine(directory: Path) -> dict[str, str | int | float | None]:
-    """Python, system, cores, memory, free disk and the C compiler."""
+    """Python, system, cores, memory, free disk, and the C++ kernels or why they are not there."""
     import psutil
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -173,16 +173,18 @@ def describe_machine(directory: Path) -> dict[str, str | int | float | None]:
         "cores": cores,
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "disk_free_gib": round(shutil.disk_usage(directory).free / 2**30, 1),
-        "c_compiler": c_compiler(os.environ),
+        "cpu_kernels": cpu_kernels(),
     }
 
 
-def c_compiler(environment: Mapping[str, str]) -> str | None:
-    """The C compiler that would build CPU kernels: ``CC`` if set, else cc, gcc or clang."""
-    named = shlex.split(environment.get("CC", ""))[:1]
-    return next(
-        (found for name in named or ("cc", "gcc", "clang") if (found := shutil.which(name))), None
-    )
+def cpu_kernels() -> str:
+    """For which CPUs the C++ kernels in use were built, or why none are; see ``kernels.cpu``."""
+    from ziggurat.kernels.cpu.library import library
+
+    found = library()
+    if not found.path:
+        return f"{NO_KERNELS}{found.why_not}"
+    return f"{found.level}, {found.threads} threads"
 
 
 def find_traps(
@@ -218,8 +220,10 @@ def find_traps(
     disk = machine.get("disk_free_gib")
     if isinstance(disk, float) and disk < LEAST_DISK_GIB:
         traps.append(f"{disk} GiB of disk are free here; checkpoints want {LEAST_DISK_GIB} or more")
-    if not machine.get("c_compiler"):
-        traps.append("no C compiler: CPU kernels in C cannot be built; install gcc or clang")
+    kernels = str(machine.get("cpu_kernels"))
+    if platforms == {"cpu"} and kernels.startswith(NO_KERNELS):
+        why_not = kernels.removeprefix(NO_KERNELS)
+        traps.append(f"no C++ kernels, so training on this CPU is slower: {why_not}")
     return traps
 
 

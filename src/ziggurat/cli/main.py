@@ -23,6 +23,7 @@ VERBS: dict[str, str] = {
     "export": "write a model as transformers reads it, or its weights as PyTorch does",
     "quantize": "make a model smaller by rules, and say what it costs",
     "checkpoints": "list what a run has saved, and verify it",
+    "kernels": "list, time, tune and build the implementations of operations",
     "profile": "say where a run's time went, and what to do about it",
     "generate": "continue a prompt",
     "chat": "talk to a model in the terminal",

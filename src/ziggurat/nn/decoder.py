@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
-from ziggurat.kernels.linear import QuantizedWeight
+from ziggurat.kernels.linear import QuantizedWeight, is_product
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
@@ -30,9 +30,15 @@ from ziggurat.nn.stacking import Place, Run, places, runs, stacked
 C = TypeVar("C", bound=AttentionContext)
 Remat = Literal["none", "full", "dots"]
 
+
+def _keep_products(primitive: Any, *arguments: Any, **attributes: Any) -> bool:
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return is_product(primitive) or bool(dots(primitive, *arguments, **attributes))
+
+
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _keep_products,
 }
 """What a block keeps for its backward pass: ``none`` (all of it), ``full`` (only its input),
 ``dots`` (the results of weight products, recomputing attention and element-wise work)."""

@@ -50,7 +50,9 @@ class Run:
 
     def fold(self, stacks: Sequence[Any], state: Any) -> Any:
         """What the scan goes over: parameters by stack and per-layer state, ``[repeats, m, ...]``
-        for the ``m`` layers of a period that lie there; :meth:`unfold` takes them apart."""
+        for the ``m`` layers of a period that lie there, ``[repeats, ...]`` where that is one;
+        :meth:`unfold` takes them apart. What the scan hands to a layer untouched it need not keep
+        for the backward pass; an element of it would be kept, a second copy of all weights."""
         members = collections.Counter(place.stack for place in self.places)
         first = {place.stack: place.index for place in reversed(self.places)}
         parameters = {
@@ -62,15 +64,18 @@ class Run:
     def unfold(self, folded: Any) -> list[tuple[Any, Any]]:
         """Parameters and state of each layer of one period."""
         parameters, state = folded
+        members = collections.Counter(place.stack for place in self.places)
         first = {place.stack: place.index for place in reversed(self.places)}
+
+        def one(tree: Any, index: int, count: int) -> Any:
+            return tree if count == 1 else jax.tree.map(lambda x: x[index], tree)
+
         return [
             (
-                jax.tree.map(
-                    lambda x, p=place: x[p.index - first[p.stack]], parameters[place.stack]
-                ),
-                jax.tree.map(lambda x, i=i: x[i], state),
+                one(parameters[p.stack], p.index - first[p.stack], members[p.stack]),
+                one(state, i, self.period),
             )
-            for i, place in enumerate(self.places)
+            for i, p in enumerate(self.places)
         ]
 
     def joined(self, states: Sequence[Any]) -> Any:
@@ -85,6 +90,8 @@ class Run:
         count = self.repeats * members
         if count != leaf.shape[0]:
             leaf = jax.lax.slice_in_dim(leaf, first, first + count)
+        if members == 1:
+            return leaf
         return leaf.reshape(self.repeats, members, *leaf.shape[1:])
 
 

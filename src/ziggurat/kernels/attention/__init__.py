@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.registry import Registry
+from ziggurat.kernels.attention import cpu
+from ziggurat.kernels.attention.cpu import cpu_attention
 from ziggurat.kernels.attention.mask import AttentionMask
 from ziggurat.kernels.attention.reference import (
     SMALLEST_BLOCK,
@@ -18,7 +20,9 @@ from ziggurat.kernels.attention.reference import (
     grouped_attention,
     reference_attention,
 )
-from ziggurat.kernels.attention.splash import platform, serves, splash_attention
+from ziggurat.kernels.attention.splash import serves, splash_attention
+from ziggurat.kernels.choices import chosen
+from ziggurat.kernels.placement import platform
 from ziggurat.mesh import active_ways
 
 __all__ = ["IMPLEMENTATIONS", "AttentionMask", "attention"]
@@ -28,6 +32,7 @@ IMPLEMENTATIONS.add("reference", reference_attention)
 IMPLEMENTATIONS.add("grouped", grouped_attention)
 IMPLEMENTATIONS.add("blocked", blocked_attention)
 IMPLEMENTATIONS.add("splash", splash_attention)
+IMPLEMENTATIONS.add("cpu", cpu_attention)
 
 
 def attention(
@@ -62,7 +67,7 @@ def attention(
     https://arxiv.org/abs/2305.13245.
     """
     if implementation == "auto":
-        implementation = _choose(query.shape[2], mask)
+        implementation = _choose(query, key, value, mask)
     if implementation == "blocked" and not (mask.aligned and mask.causal):
         raise ConfigError(
             "attention implementation",
@@ -76,10 +81,17 @@ def attention(
         )
 
 
-def _choose(heads: int, mask: AttentionMask) -> str:
+def _choose(query: Array, key: Array, value: Array, mask: AttentionMask) -> str:
     """Blocks need whole rows on one device; short rows have nothing to skip."""
-    length = mask.query_positions.shape[1]
+    length, heads = query.shape[1:3]
     if platform() == "tpu" and serves(length, heads, mask):
         return "splash"
     whole = mask.aligned and mask.causal and active_ways("sequence") == 1
+    long = length >= cpu.LEAST_QUERIES
+    able = {"cpu": long and cpu.serves(query, key, value), "blocked": whole, "grouped": True}
+    tuned = chosen("attention", length) if long else None
+    if tuned and able.get(tuned):
+        return tuned
+    if able["cpu"]:
+        return "cpu"
     return "blocked" if whole and length >= 2 * SMALLEST_BLOCK else "grouped"

@@ -13,26 +13,16 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.attention.mask import AttentionMask
-from ziggurat.mesh import Layout, active_layout
+from ziggurat.kernels.attention.per_device import on_each_device, whole_on_a_device
+from ziggurat.kernels.placement import platform
 
 LANES, LARGEST_BLOCK = 128, 512
 """A block's edge is a multiple of the first; the second is not tuned for any one chip."""
 
 
-def platform() -> str:
-    """Where what is traced now will run: the active layout's devices, else JAX's backend."""
-    layout = active_layout()
-    return jax.default_backend() if layout is None else layout.mesh.devices.flat[0].platform
-
-
 def serves(length: int, heads: int, mask: AttentionMask) -> bool:
     """Whether the kernel can take these rows: whole on a device, in blocks of full lanes."""
-    layout = active_layout()
-    whole = layout is None or (
-        layout.ways("sequence") == 1
-        and layout.ways("heads") == layout.ways("kv_heads")
-        and heads % layout.ways("heads") == 0
-    )
+    whole = whole_on_a_device(heads)
     return whole and mask.aligned and mask.causal and length % LANES == 0
 
 
@@ -62,36 +52,15 @@ def splash_attention(
     interpret = platform() != "tpu"
     attend = functools.partial(_local, window=mask.window, softcap=softcap, interpret=interpret)
     query = (query * scale).astype(query.dtype)
-    layout = active_layout()
-    if layout is not None and layout.mesh.size > 1:
-        attend = _on_each_device(attend, layout)
-    return attend(query, key, value, mask.query_segments, mask.key_segments, sinks)
-
-
-def _on_each_device(attend, layout: Layout):
-    rows = layout.spec(("batch", None))
-    q = layout.spec(("batch", None, "heads", None))
-    kv = layout.spec(("batch", None, "kv_heads", None))
-
-    def call(query, key, value, query_segments, key_segments, sinks):
-        specs = (q, kv, kv, rows, rows, layout.spec(("heads",)))
-        given = (query, key, value, query_segments, key_segments, sinks)
-        specs = tuple(None if x is None else spec for x, spec in zip(given, specs))
-        # the kernel does not say over which axes its results vary, so that cannot be checked
-        local = jax.shard_map(
-            attend, mesh=layout.mesh, in_specs=specs, out_specs=q, check_vma=False
-        )
-        return local(*given)
-
-    return call
+    segments = mask.query_segments, mask.key_segments
+    return on_each_device(attend, query, key, value, segments, sinks)
 
 
 def _local(
     query: Float[Array, "b t h c"],
     key: Float[Array, "b s k c"],
     value: Float[Array, "b s k z"],
-    query_segments: Int[Array, "b t"] | None,
-    key_segments: Int[Array, "b s"] | None,
+    per_row: tuple[Int[Array, "b t"] | None, Int[Array, "b s"] | None],
     sinks: Float[Array, "h"] | None,
     *,
     window: int | None,
@@ -101,6 +70,7 @@ def _local(
     """One device's rows and heads."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+    query_segments, key_segments = per_row
     length, heads = query.shape[1:3]
     size = max(n for n in (LANES, 2 * LANES, LARGEST_BLOCK) if length % n == 0)
     edges = dict.fromkeys(("block_q", "block_kv", "block_q_dkv", "block_kv_dkv"), size)

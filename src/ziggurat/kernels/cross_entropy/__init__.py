@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ConfigError, ShapeError
+from ziggurat.kernels.choices import chosen
 from ziggurat.kernels.cross_entropy import chunked as _chunked  # noqa: F401  registers itself
+from ziggurat.kernels.cross_entropy import cpu
 from ziggurat.kernels.cross_entropy import reference as _reference  # noqa: F401
 from ziggurat.kernels.cross_entropy.interface import (
     IMPLEMENTATIONS,
     LOG_PROBS,
-    PREFERRED,
     Implementation,
     LinearCrossEntropy,
     Options,
@@ -28,7 +29,6 @@ from ziggurat.kernels.cross_entropy.interface import (
 __all__ = [
     "IMPLEMENTATIONS",
     "LOG_PROBS",
-    "PREFERRED",
     "Implementation",
     "LinearCrossEntropy",
     "Options",
@@ -98,7 +98,7 @@ def linear_cross_entropy(
     dtype = jnp.dtype(hidden.dtype if compute_dtype is None else compute_dtype)
     options = Options(float(z_loss), logit_softcap, chunk_tokens, token_shards, dtype)
     _check_options(options)
-    run = IMPLEMENTATIONS[_name(implementation)]
+    run = IMPLEMENTATIONS[_name(implementation, hidden, weight, options)]
     return run(hidden, weight, targets, weights.astype(jnp.float32), options)
 
 
@@ -132,12 +132,17 @@ def linear_log_probs(
     dtype = jnp.dtype(hidden.dtype if compute_dtype is None else compute_dtype)
     options = Options(0.0, logit_softcap, chunk_tokens, token_shards, dtype)
     _check_options(options)
-    return LOG_PROBS[_name(implementation)](hidden, weight, targets, options)
+    return LOG_PROBS[_name(implementation, hidden, weight, options)](
+        hidden, weight, targets, options
+    )
 
 
-def _name(implementation: str) -> str:
-    auto = PREFERRED.get(jax.default_backend(), "chunked")
-    return auto if implementation == "auto" else implementation
+def _name(implementation: str, hidden: Array, weight: Array, options: Options) -> str:
+    if implementation != "auto":
+        return implementation
+    if not cpu.serves(hidden, weight, options):
+        return "chunked"
+    return chosen("cross_entropy", hidden.shape[0]) or "cpu"
 
 
 def _check_options(options: Options) -> None:

@@ -12,6 +12,7 @@ https://arxiv.org/abs/2410.10989, section 3.2 (fused linear cross-entropy).
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +44,10 @@ class TokenStatistics(NamedTuple):
     log_normalizer: Float[Array, "*c"]
     correct: Array
     """bool"""
+
+
+Scan = Callable[..., tuple[TokenStatistics, Array | None, Array | None]]
+"""What :func:`scan_chunks` is."""
 
 
 def split(n: int, options: Options) -> tuple[int, int]:
@@ -188,24 +193,22 @@ def _sums(
     return result, nll + z_loss
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _cross_entropy(
-    hidden: Array, weight: Array, targets: Array, weights: Array, options: Options
+    hidden: Array, weight: Array, targets: Array, weights: Array, options: Options, scan: Scan
 ) -> LinearCrossEntropy:
-    statistics, _, _ = scan_chunks(hidden, weight, targets, weights, options, False, False)
+    statistics, _, _ = scan(hidden, weight, targets, weights, options, False, False)
     return _sums(statistics, weights, options)[0]
 
 
-def _forward(hidden: Any, weight: Any, targets: Any, weights: Any, options: Options):
+def _forward(hidden: Any, weight: Any, targets: Any, weights: Any, options: Options, scan: Scan):
     arrays = (hidden.value, weight.value, targets.value, weights.value)
-    statistics, d_hidden, d_weight = scan_chunks(
-        *arrays, options, hidden.perturbed, weight.perturbed
-    )
+    statistics, d_hidden, d_weight = scan(*arrays, options, hidden.perturbed, weight.perturbed)
     result, token_loss = _sums(statistics, weights.value, options)
     return result, (d_hidden, d_weight, token_loss if weights.perturbed else None)
 
 
-def _backward(options: Options, residuals: Any, cotangent: LinearCrossEntropy):
+def _backward(options: Options, scan: Scan, residuals: Any, cotangent: LinearCrossEntropy):
     factor = cotangent.loss
     d_hidden, d_weight, d_weights = (
         None if x is None or isinstance(factor, SymbolicZero) else (factor * x).astype(x.dtype)
@@ -226,29 +229,41 @@ def chunked(
     options: Options,
 ) -> LinearCrossEntropy:
     """The sums of :class:`LinearCrossEntropy` with one chunk of logits in memory at a time."""
-    result: Any = _cross_entropy(hidden, weight, targets, weights, options)
+    return summed(hidden, weight, targets, weights, options, scan_chunks)
+
+
+def summed(
+    hidden: Float[Array, "n d"],
+    weight: Float[Array, "v d"],
+    targets: Int[Array, " n"],
+    weights: Float[Array, " n"],
+    options: Options,
+    scan: Scan,
+) -> LinearCrossEntropy:
+    """The same by any function that does what :func:`scan_chunks` does."""
+    result: Any = _cross_entropy(hidden, weight, targets, weights, options, scan)
     loss, *reports = result
     return LinearCrossEntropy(loss, *(jax.lax.stop_gradient(x) for x in reports))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _log_probs(hidden: Array, weight: Array, targets: Array, options: Options) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _log_probs(hidden: Array, weight: Array, targets: Array, options: Options, scan: Scan) -> Array:
     ones = jnp.ones(targets.shape, jnp.float32)
-    return scan_chunks(hidden, weight, targets, ones, options, False, False)[0].log_prob
+    return scan(hidden, weight, targets, ones, options, False, False)[0].log_prob
 
 
-def _log_probs_forward(hidden: Any, weight: Any, targets: Any, options: Options):
+def _log_probs_forward(hidden: Any, weight: Any, targets: Any, options: Options, scan: Scan):
     arrays = hidden.value, weight.value, targets.value
     wanted = _Wanted(hidden.perturbed, weight.perturbed)
-    return _log_probs(*arrays, options), (arrays, wanted)
+    return _log_probs(*arrays, options, scan), (arrays, wanted)
 
 
-def _log_probs_backward(options: Options, residuals: Any, cotangent: Any):
+def _log_probs_backward(options: Options, scan: Scan, residuals: Any, cotangent: Any):
     (hidden, weight, targets), wanted = residuals
     if isinstance(cotangent, SymbolicZero):
         return None, None, None
     weights = -cotangent.astype(jnp.float32)
-    _, d_hidden, d_weight = scan_chunks(
+    _, d_hidden, d_weight = scan(
         hidden, weight, targets, weights, options, wanted.hidden, wanted.weight
     )
     return d_hidden, d_weight, None
@@ -266,5 +281,16 @@ def chunked_log_probs(
 ) -> Float[Array, " n"]:
     """Per-token log-probabilities. Each token's factor in the gradient is known only in the
     backward pass, which therefore computes the logits again, chunk by chunk."""
-    result: Any = _log_probs(hidden, weight, targets, options)
+    return each_log_prob(hidden, weight, targets, options, scan_chunks)
+
+
+def each_log_prob(
+    hidden: Float[Array, "n d"],
+    weight: Float[Array, "v d"],
+    targets: Int[Array, " n"],
+    options: Options,
+    scan: Scan,
+) -> Float[Array, " n"]:
+    """The same by any function that does what :func:`scan_chunks` does."""
+    result: Any = _log_probs(hidden, weight, targets, options, scan)
     return result

@@ -55,6 +55,3 @@ LogProbs = Callable[
 
 LOG_PROBS: Registry[LogProbs] = Registry("log-probability implementation")
 """Implementations of the per-token form by name."""
-
-PREFERRED: dict[str, str] = {"cpu": "chunked", "gpu": "chunked", "tpu": "chunked"}
-"""What ``auto`` means on each JAX backend."""

@@ -3,6 +3,7 @@
 A weight is an array or a :class:`QuantizedWeight`; the operations here take either.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.registry import Registry
-from ziggurat.kernels.linear import quantized
+from ziggurat.kernels.choices import chosen
+from ziggurat.kernels.linear import cpu, quantized
+from ziggurat.kernels.linear.cpu import is_product
 from ziggurat.kernels.linear.quantized import (
     ActivationType,
     QuantizedWeight,
@@ -31,6 +34,7 @@ __all__ = [
     "WeightFormat",
     "WeightType",
     "dense",
+    "is_product",
     "is_quantized",
     "project",
     "project_rows",
@@ -53,6 +57,7 @@ def _batched(x: Array, kernel: Any) -> Array:
 IMPLEMENTATIONS: Registry[Callable[[Array, Any], Array]] = Registry("linear implementation")
 IMPLEMENTATIONS.add("flat", _flat)
 IMPLEMENTATIONS.add("batched", _batched)
+IMPLEMENTATIONS.add("cpu", cpu.cpu_project)
 
 
 def project(
@@ -66,15 +71,25 @@ def project(
     ``flat`` joins all leading dimensions into one before the product: on XLA:CPU a product with
     3-D activations takes about twice as long in the backward pass. ``batched`` keeps them apart,
     which a sequence sharded over a mesh needs (joined dimensions could not stay sharded); ``auto``
-    takes it then, and ``flat`` otherwise.
+    takes it then, ``cpu``, our own kernel, for float32 on one CPU device where it is built, and
+    ``flat`` otherwise.
 
     >>> import jax.numpy as jnp
     >>> project(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
     (2, 3, 5)
     """
     if implementation == "auto":
-        implementation = "flat" if active_ways("sequence") == 1 else "batched"
+        implementation = _choose(x, kernel)
     return IMPLEMENTATIONS[implementation](x, kernel)
+
+
+def _choose(x: Array, kernel: Any) -> str:
+    if active_ways("sequence") > 1:
+        return "batched"
+    if is_quantized(kernel) or not cpu.serves(x, kernel):
+        return "flat"
+    rows = math.prod(x.shape[:-1])
+    return chosen("linear", rows) or ("cpu" if rows >= cpu.LEAST_ROWS else "flat")
 
 
 def project_rows(

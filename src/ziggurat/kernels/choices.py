@@ -1,0 +1,97 @@
+"""What ``auto`` means on this machine, where it was measured: a file, never a measurement in a run.
+
+``ziggurat kernels tune`` writes, for each operation and number of rows, the implementation that was
+fastest. The file is named by the CPU, the number of threads and all versions that matter, so that
+it is not taken for another machine or after an update. Without one the operations' own rules hold.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import platform as host
+import re
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ziggurat.core import atomic
+from ziggurat.kernels.cpu.library import library
+from ziggurat.kernels.placement import platform
+
+Table = Mapping[str, Mapping[int, str]]
+"""Operation -> rows (a power of two) -> implementation."""
+
+
+def directory() -> Path:
+    """Where the files lie: the user's cache."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "ziggurat" / "kernels"
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """What a measurement depends on."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    found = library()
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cpu": model[1] if model else host.processor() or host.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        "threads": found.threads,
+        "jax": metadata.version("jax"),
+        "jaxlib": metadata.version("jaxlib"),
+        "kernels": found.path.stem if found.path else "",
+    }
+
+
+def path() -> Path:
+    """The file of this machine, whether it is there or not."""
+    key = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:16]
+    return directory() / f"choices-{key}.json"
+
+
+def save(choices: Table, seconds: Mapping[str, Any]) -> Path:
+    """Write what was chosen and the times that decided; the next process goes by it."""
+    target = path()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine(), "choices": choices, "seconds": seconds}
+    atomic.write_file(target, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    saved.cache_clear()
+    return target
+
+
+@functools.cache
+def saved() -> Table:
+    """The choices of this machine's file; empty without one, or if it cannot be read."""
+    try:
+        choices = json.loads(path().read_text(encoding="utf-8"))["choices"]
+        return {
+            operation: {int(rows): str(name) for rows, name in table.items()}
+            for operation, table in choices.items()
+        }
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
+
+
+def chosen(operation: str, rows: int) -> str | None:
+    """What was fastest here for this many rows; ``None`` where nobody measured, or where what is
+    traced now runs elsewhere.
+
+    The nearest measured number counts, powers of two apart, the smaller of two as near.
+    """
+    if platform() != jax.default_backend():
+        return None
+    table = saved().get(operation)
+    if not table:
+        return None
+    power = max(rows - 1, 0).bit_length()
+    near = min(sorted(table), key=lambda size: abs(max(size - 1, 0).bit_length() - power))
+    return table[near]

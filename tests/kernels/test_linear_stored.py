@@ -4,20 +4,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.kernels.cpu_library import require_library
 
-from ziggurat.kernels.cpu.library import available, library
 from ziggurat.kernels.linear import (
     QuantizedWeight,
     WeightFormat,
-    stored,
     project,
     project_each,
     project_rows,
+    stored,
 )
 from ziggurat.kernels.linear.quantized import FOUR_BIT
 
-needs_cpp = pytest.mark.skipif(not available("project"), reason=library().why_not)
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    require_library()
 
 
 def weight(kind, k, n, axis, tile=None, symmetric=True):
@@ -57,7 +61,6 @@ FORMS = [
 ]
 
 
-@needs_cpp
 @pytest.mark.parametrize("axis", [-2, -1])
 @pytest.mark.parametrize(("kind", "tile", "symmetric"), FORMS)
 def test_products_are_those_of_the_dequantised_weight(kind, tile, symmetric, axis):
@@ -73,7 +76,6 @@ def test_products_are_those_of_the_dequantised_weight(kind, tile, symmetric, axi
         close(found, x, matrix)
 
 
-@needs_cpp
 @pytest.mark.parametrize("kind", ["float32", "int4"])
 def test_matrices_that_share_activations_share_a_call(kind):
     tile = 32 if kind == "int4" else None
@@ -85,7 +87,6 @@ def test_matrices_that_share_activations_share_a_call(kind):
         close(found.reshape(2, -1), x.reshape(2, -1), floats(kernel))
 
 
-@needs_cpp
 def test_many_rows_of_a_quantised_weight_are_multiplied_too():
     made, x = weight("int8", 96, 80, -2), jnp.asarray(RNG.normal(size=(70, 96)), jnp.float32)
     close(project(x, made), x, floats(made))

@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tests.kernels.cpu_library import require_library
 from tests.quick_jit import quick_jit
 
 from ziggurat.kernels.attention import AttentionMask, attention
-from ziggurat.kernels.cpu.library import available, library
 from ziggurat.kernels.paged_attention import Cache, Rows, cpu, paged_attention
 
 SLOTS, PAGES, HEADS, KV_HEADS, KEY_DIM, VALUE_DIM = 4, 16, 6, 2, 24, 5
@@ -14,7 +14,11 @@ ROWS = [(0, 7), (16, 1), (37, 7), (50, 6), (0, 0)]
 """Tokens in the cache before, and new ones; the last row is padding."""
 LONG = [(300, 1), (3, 1), (999, 1)]
 """One new token each, far enough apart that a long row's tokens are shared out."""
-needs_cpp = pytest.mark.skipif(not available("paged_attention"), reason=library().why_not)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built():
+    require_library()
 
 
 def draw(*shape, seed=0):
@@ -77,7 +81,7 @@ def check(lengths, pages, **options):
             np.testing.assert_array_equal(blocks[:, : length + count].transpose(1, 0, 2), full[0])
 
 
-@pytest.mark.parametrize("implementation", ["reference", pytest.param("cpu", marks=needs_cpp)])
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
 @pytest.mark.parametrize(
     ("window", "softcap", "sinks"),
     [(None, None, False), (None, 2.0, True), (5, None, True), (40, 2.0, False)],
@@ -93,14 +97,13 @@ def test_tables_longer_than_a_span_are_read_in_a_loop(window, span):
     check(ROWS, PAGES, window=window, span=span, implementation="reference")
 
 
-@needs_cpp
 @pytest.mark.parametrize(("window", "sinks"), [(None, True), (130, False)])
 def test_tokens_of_long_rows_are_shared_out(window, sinks):
     sink = draw(HEADS, seed=4) if sinks else None
     check(LONG, 256, window=window, sinks=sink, implementation="cpu")
 
 
-@pytest.mark.parametrize("implementation", ["reference", pytest.param("cpu", marks=needs_cpp)])
+@pytest.mark.parametrize("implementation", ["reference", "cpu"])
 def test_padding_writes_to_no_one_s_block(implementation):
     cache = Cache(*(jnp.full((1, 4, 2, 3), 7.0) for _ in range(2)))
     counts = jnp.array([1, 0])

@@ -79,7 +79,9 @@ def project(
     """
     if implementation == "auto":
         implementation = _choose(x, kernel)
-    return IMPLEMENTATIONS[implementation](x, kernel.astype(x.dtype))
+    if implementation != "stored":
+        kernel = kernel.astype(x.dtype)
+    return IMPLEMENTATIONS[implementation](x, kernel)
 
 
 def project_each(
@@ -100,11 +102,12 @@ def project_each(
 def _choose(x: Array, kernel: Any) -> str:
     if active_ways("sequence") > 1:
         return "batched"
-    rows = math.prod(x.shape[:-1])
-    as_stored = stored.serves(x, [kernel], -2)
+    if stored.serves(x, [kernel], -2):
+        return "stored"
     if is_quantized(kernel) or not cpu.serves(x, kernel):
-        return "stored" if as_stored else "flat"
-    return chosen("linear", rows) or ("stored" if as_stored else "cpu")
+        return "flat"
+    rows = math.prod(x.shape[:-1])
+    return chosen("linear", rows) or ("cpu" if rows >= cpu.LEAST_ROWS else "flat")
 
 
 def project_rows(x: Float[Array, "... d"], table: Weight) -> Float[Array, "... v"]:

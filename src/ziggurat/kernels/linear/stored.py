@@ -32,8 +32,9 @@ MOST_TOGETHER = 8
 """Weights in one call."""
 BLOCK = 32
 """Tiles of scales are multiples of it."""
-_STORED = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "nf4": 4}
-_QUANTIZED: dict[int, WeightType] = {2: "int8", 3: "int4", 4: "nf4"}
+_FLOATS = {"float32": 0, "bfloat16": 1}
+_QUANTIZED: dict[WeightType, int] = {"int8": 2, "int4": 3, "nf4": 4}
+"""What the C++ calls the types."""
 
 
 def serves(x: Any, weights: Sequence[Weight], axis: int) -> bool:
@@ -47,28 +48,26 @@ def serves(x: Any, weights: Sequence[Weight], axis: int) -> bool:
         weights: the matrices.
         axis: over which products sum: -2 of kernels, -1 of tables.
     """
+    if not usable("project", x) or len(weights) > MOST_TOGETHER or 0 in x.shape:
+        return False
+    if not all(weight.ndim == 2 for weight in weights):
+        return False
     first = weights[0]
-    if not isinstance(first, (jax.Array, QuantizedWeight)):
-        return False
-    kind = first.format.weight if isinstance(first, QuantizedWeight) else str(first.dtype)
-    if kind not in _STORED or len(weights) > MOST_TOGETHER or not usable("project", x):
-        return False
-    if not all(weight.ndim == 2 for weight in weights) or 0 in x.shape:
-        return False
     if isinstance(first, QuantizedWeight):
         return all(_reads(weight, first, axis) for weight in weights)
-    alike = all(isinstance(w, jax.Array) and w.dtype == first.dtype for w in weights)
+    floats = isinstance(first, jax.Array) and str(first.dtype) in _FLOATS
+    alike = floats and all(isinstance(w, jax.Array) and w.dtype == first.dtype for w in weights)
     return alike and x.size // x.shape[-1] <= MOST_ROWS
 
 
 def _reads(weight: Weight, first: QuantizedWeight, axis: int) -> bool:
     if not isinstance(weight, QuantizedWeight) or weight.format != first.format:
         return False
-    tile, good = weight.format.tile_size, weight.format.activation is None
-    even = weight.format.weight not in FOUR_BIT or weight.shape[axis] % 2 == 0
+    kind, tile = weight.format.weight, weight.format.tile_size
     return (
-        good
-        and even
+        kind in _QUANTIZED
+        and weight.format.activation is None
+        and (kind not in FOUR_BIT or weight.shape[axis] % 2 == 0)
         and (tile is None or tile % BLOCK == 0)
         and weight.axis % weight.ndim == axis % weight.ndim
     )
@@ -84,7 +83,7 @@ def stored_project(x: Float[Array, "... d"], kernel: Weight) -> Float[Array, "..
         raise ConfigError(
             "linear implementation",
             found=f"'stored' for {x.dtype} and {kernel.dtype}",
-            expected=f"float32 on a CPU with built kernels, at most {MOST_ROWS} rows of a float one",
+            expected=f"float32 on a CPU with built kernels; floats: at most {MOST_ROWS} rows",
             fix="use 'auto'; ziggurat kernels list says what is built",
         )
     return products(x, [kernel], -2)[0]
@@ -95,16 +94,15 @@ def products(
 ) -> list[Float[Array, "... f"]]:
     """``x`` times each of the weights, which :func:`serves` has approved; float32."""
     rows, first = x.reshape(-1, x.shape[-1]), weights[0]
-    stored, tile, shifted = _STORED.get(str(first.dtype), 0), x.shape[-1], False
-    scaled = isinstance(first, QuantizedWeight)
-    parts: list[Array] = []
+    given = {"table": axis == -1, "tile": x.shape[-1], "scaled": False, "shifted": False}
     if isinstance(first, QuantizedWeight):
-        stored, tile = _STORED[first.format.weight], first.format.tile_size or tile
-        shifted = first.zero_point is not None
-    for weight in weights:
-        parts += jax.tree.leaves(weight.astype(x.dtype) if scaled else weight)
-    given = {"stored": stored, "table": axis == -1, "tile": tile}
-    made = _project(rows, *parts, **given, scaled=scaled, shifted=shifted)
+        weights = [weight.astype(x.dtype) for weight in weights]
+        given |= {"scaled": True, "shifted": first.zero_point is not None}
+        given |= {"stored": _QUANTIZED[first.format.weight]}
+        given |= {"tile": first.format.tile_size or x.shape[-1]}
+    else:
+        given |= {"stored": _FLOATS[str(first.dtype)]}
+    made = _project(rows, *jax.tree.leaves(weights), **given)
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in made]
 
 
@@ -121,11 +119,12 @@ def _plain(
 ) -> list[Array]:
     size, axis = 1 + scaled + shifted, -1 if table else -2
     each = [parts[i : i + size] for i in range(0, len(parts), size)]
-    if stored not in _QUANTIZED:
+    if not scaled:
         floats = [values.astype(x.dtype) for (values,) in each]
         return [x @ (values.T if table else values) for values in floats]
     tile_size = None if tile == x.shape[1] else tile
-    format = WeightFormat(_QUANTIZED[stored], tile_size=tile_size, symmetric=not shifted)
+    names: dict[int, WeightType] = {number: name for name, number in _QUANTIZED.items()}
+    format = WeightFormat(names[stored], tile_size=tile_size, symmetric=not shifted)
     weights = [QuantizedWeight(*some, *[None] * (3 - size), format, axis) for some in each]
     return [qwix_product(x, weight, jnp.float32) for weight in weights]
 

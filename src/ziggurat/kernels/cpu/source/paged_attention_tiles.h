@@ -15,7 +15,7 @@ struct Kernels {
   static constexpr int W = L::width;
 
   // exp to about one unit in the last place; x <= 88, from -87 down the smallest normal number.
-  static inline Floats exponential(Floats x) {
+  static ZIGGURAT_INLINE Floats exponential(Floats x) {
     x = L::max(x, L::all(-87.0f));
     Floats n = L::round(L::mul(x, L::all(1.44269504088896341f)));
     Floats r = L::fma(n, L::all(-0.693359375f), x);
@@ -31,7 +31,7 @@ struct Kernels {
     return L::mul(p, L::power_of_two(n));
   }
 
-  static inline Floats capped(Floats x, float cap) {  // cap * tanh(x / cap)
+  static ZIGGURAT_INLINE Floats capped(Floats x, float cap) {  // cap * tanh(x / cap)
     Floats y = L::mul(x, L::all(2.0f / cap));
     y = L::max(L::min(y, L::all(30.0f)), L::all(-30.0f));
     Floats e = exponential(y), one = L::all(1.0f);
@@ -39,37 +39,45 @@ struct Kernels {
   }
 
   // Scores of one query against W tokens.
-  static inline Floats scores(const float* query, const float* const* keys, int64_t c) {
+  static ZIGGURAT_INLINE Floats scores(const float* query, const float* const* keys, int64_t c) {
     Floats sum[W];
+    ZIGGURAT_UNROLL
     for (int s = 0; s < W; ++s) sum[s] = L::zero();
     int64_t i = 0;
     for (; i + W <= c; i += W) {
       Floats q = L::load(query + i);
+      ZIGGURAT_UNROLL
       for (int s = 0; s < W; ++s) sum[s] = L::fma(q, L::load(keys[s] + i), sum[s]);
     }
     if (i < c) {
       Floats q = L::load_part(query + i, (int)(c - i));
-      for (int s = 0; s < W; ++s)
+      ZIGGURAT_UNROLL
+      for (int s = 0; s < W; ++s) {
         sum[s] = L::fma(q, L::load_part(keys[s] + i, (int)(c - i)), sum[s]);
+      }
     }
     return L::sums(sum);
   }
 
   // out = out * shrink + weights x values, V vectors from channel z on.
   template <int V>
-  static inline void mix(float* out, const float* weights, const float* const* values,
+  static ZIGGURAT_INLINE void mix(float* out, const float* weights, const float* const* values,
                          int64_t count, float shrink, int64_t z) {
     Floats sum[V];
+    ZIGGURAT_UNROLL
     for (int v = 0; v < V; ++v) sum[v] = L::mul(L::load(out + z + v * W), L::all(shrink));
     for (int64_t s = 0; s < count; ++s) {
       Floats weight = L::all(weights[s]);
-      for (int v = 0; v < V; ++v)
+      ZIGGURAT_UNROLL
+      for (int v = 0; v < V; ++v) {
         sum[v] = L::fma(weight, L::load(values[s] + z + v * W), sum[v]);
+      }
     }
+    ZIGGURAT_UNROLL
     for (int v = 0; v < V; ++v) L::store(out + z + v * W, sum[v]);
   }
 
-  static inline void mix_all(float* out, const float* weights, const float* const* values,
+  static void mix_all(float* out, const float* weights, const float* const* values,
                              int64_t count, float shrink, int64_t channels) {
     constexpr int V = 4;
     int64_t z = 0;
@@ -84,7 +92,7 @@ struct Kernels {
   }
 
   // Tokens [first, last) against one query; those outside [from, to) it does not see.
-  static inline void query(const Attention& a, const float* query, const float* const* keys,
+  static void query(const Attention& a, const float* query, const float* const* keys,
                            const float* const* values, int64_t first, int64_t from, int64_t to,
                            float* out, float& total, float& peak) {
     alignas(64) float weights[tokens_together];
@@ -112,7 +120,7 @@ struct Kernels {
     mix_all(out, weights + begin, values + begin, end - begin, shrink, a.z);
   }
 
-  static inline float one_exponential(float x) {
+  static ZIGGURAT_INLINE float one_exponential(float x) {
     alignas(64) float lanes[W];
     L::store(lanes, exponential(L::all(x)));
     return lanes[0];

@@ -110,7 +110,7 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
     const auto values = arguments.get<ffi::AnyBuffer>(i * parts);
     const auto scales = arguments.get<ffi::AnyBuffer>(i * parts + (scaled ? 1 : 0));
     const auto zeros = arguments.get<ffi::AnyBuffer>(i * parts + (shifted ? 2 : 0));
-    const auto y = results.get<ffi::AnyBuffer>(i);
+    auto y = results.get<ffi::AnyBuffer>(i);
     if (!values || !scales || !zeros || !y) return ffi::Error::InvalidArgument("project: buffers");
     const auto kind = static_cast<Stored>(stored);
     const int64_t n = (*y)->dimensions().back();

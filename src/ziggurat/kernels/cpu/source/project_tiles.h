@@ -45,19 +45,19 @@ struct Kernels {
     static constexpr int step = 1;
     const float* values;
     int64_t stride;
-    inline void load(int64_t k, int64_t j, Floats* out) const {
+    ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
       out[0] = L::load(values + k * stride + j);
     }
-    inline float at(int64_t k, int64_t j) const { return values[k * stride + j]; }
+    ZIGGURAT_INLINE float at(int64_t k, int64_t j) const { return values[k * stride + j]; }
   };
   struct Bfloat16 {
     static constexpr int step = 1;
     const uint16_t* values;
     int64_t stride;
-    inline void load(int64_t k, int64_t j, Floats* out) const {
+    ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
       out[0] = L::from_bf16(values + k * stride + j);
     }
-    inline float at(int64_t k, int64_t j) const {
+    ZIGGURAT_INLINE float at(int64_t k, int64_t j) const {
       uint32_t bits = (uint32_t)values[k * stride + j] << 16;
       float value;
       __builtin_memcpy(&value, &bits, 4);
@@ -68,10 +68,10 @@ struct Kernels {
     static constexpr int step = 1;
     const int8_t* values;
     int64_t stride;
-    inline void load(int64_t k, int64_t j, Floats* out) const {
+    ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
       out[0] = L::from_int8(values + k * stride + j);
     }
-    inline float at(int64_t k, int64_t j) const { return values[k * stride + j]; }
+    ZIGGURAT_INLINE float at(int64_t k, int64_t j) const { return values[k * stride + j]; }
   };
   struct Halves {
     static constexpr int step = 2;
@@ -79,10 +79,10 @@ struct Kernels {
     int64_t stride;
     Codes codes;
     const float* table;
-    inline void load(int64_t k, int64_t j, Floats* out) const {
+    ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
       L::from_halves(values + (k >> 1) * stride + j, codes, out[0], out[1]);
     }
-    inline float at(int64_t k, int64_t j) const {
+    ZIGGURAT_INLINE float at(int64_t k, int64_t j) const {
       uint8_t byte = values[(k >> 1) * stride + j];
       return table[k & 1 ? byte >> 4 : byte & 15];
     }
@@ -98,7 +98,7 @@ struct Kernels {
     int64_t stride;
     bool first;  // y has nothing yet
 
-    inline void add(int64_t row, int64_t j, Floats sum) const {
+    ZIGGURAT_INLINE void add(int64_t row, int64_t j, Floats sum) const {
       if (zeros) {
         Floats zero = L::from_int8(zeros + j);
         sum = L::sub(sum, L::mul(zero, L::all(sums[row * stride])));
@@ -107,7 +107,7 @@ struct Kernels {
       float* to = y + row * n + j;
       L::store(to, first ? sum : L::add(L::load(to), sum));
     }
-    inline void add(int64_t row, int64_t j, float sum) const {
+    ZIGGURAT_INLINE void add(int64_t row, int64_t j, float sum) const {
       if (zeros) sum -= zeros[j] * sums[row * stride];
       if (scales) sum *= scales[j];
       float* to = y + row * n + j;
@@ -117,28 +117,39 @@ struct Kernels {
 
   // M rows times V vectors of columns. `shift` is where the columns of `source` lie in y.
   template <int M, int V, class Source>
-  static inline void tile(const Source& source, const float* x, int64_t ldx, int64_t k0, int64_t k1,
+  static ZIGGURAT_INLINE void tile(const Source& source, const float* x, int64_t ldx, int64_t k0, int64_t k1,
                           int64_t j, int64_t row, int64_t shift, const Output& output) {
     constexpr int step = Source::step;
     Floats sum[M][V];
-    for (int m = 0; m < M; ++m)
+    ZIGGURAT_UNROLL
+    for (int m = 0; m < M; ++m) {
+      ZIGGURAT_UNROLL
       for (int v = 0; v < V; ++v) sum[m][v] = L::zero();
+    }
     for (int64_t k = k0; k < k1; k += step) {
       Floats weight[V][step];
+      ZIGGURAT_UNROLL
       for (int v = 0; v < V; ++v) source.load(k, j + v * W, weight[v]);
-      for (int m = 0; m < M; ++m)
+      ZIGGURAT_UNROLL
+      for (int m = 0; m < M; ++m) {
+        ZIGGURAT_UNROLL
         for (int s = 0; s < step; ++s) {
           Floats factor = L::all(x[m * ldx + k + s]);
+          ZIGGURAT_UNROLL
           for (int v = 0; v < V; ++v) sum[m][v] = L::fma(factor, weight[v][s], sum[m][v]);
         }
+      }
     }
-    for (int m = 0; m < M; ++m)
+    ZIGGURAT_UNROLL
+    for (int m = 0; m < M; ++m) {
+      ZIGGURAT_UNROLL
       for (int v = 0; v < V; ++v) output.add(row + m, shift + j + v * W, sum[m][v]);
+    }
   }
 
   // `count` rows, at most few, times columns [first, last).
   template <int M, class Source>
-  static inline void columns(const Source& source, const float* x, int64_t ldx, int64_t k0,
+  static void columns(const Source& source, const float* x, int64_t ldx, int64_t k0,
                              int64_t k1, int64_t first, int64_t last, int64_t row, int64_t shift,
                              const Output& output) {
     constexpr int V = M == 1 ? 2 * L::vectors : L::vectors;
@@ -149,16 +160,17 @@ struct Kernels {
       for (; j + 2 * W <= last; j += 2 * W)
         tile<M, 2>(source, x, ldx, k0, k1, j, row, shift, output);
     for (; j + W <= last; j += W) tile<M, 1>(source, x, ldx, k0, k1, j, row, shift, output);
-    for (; j < last; ++j)
+    for (; j < last; ++j) {
       for (int m = 0; m < M; ++m) {
         float sum = 0;
         for (int64_t k = k0; k < k1; ++k) sum += x[m * ldx + k] * source.at(k, j);
         output.add(row + m, shift + j, sum);
       }
+    }
   }
 
   template <class Source>
-  static inline void rows(const Source& source, const float* x, int64_t ldx, int64_t count,
+  static void rows(const Source& source, const float* x, int64_t ldx, int64_t count,
                           int64_t k0, int64_t k1, int64_t first, int64_t last, int64_t shift,
                           const Output& output) {
     int64_t row = 0;
@@ -170,7 +182,7 @@ struct Kernels {
     if (count - row == 1) columns<1>(source, rest, ldx, k0, k1, first, last, row, shift, output);
   }
 
-  static inline Output output(const Activations& x, const Weight& w, int64_t k, float* y) {
+  static ZIGGURAT_INLINE Output output(const Activations& x, const Weight& w, int64_t k, float* y) {
     int64_t blocks = (w.k + block - 1) / block, tile = k / w.tile;
     return {y,
             w.n,
@@ -209,7 +221,7 @@ struct Kernels {
   }
 
   template <class Source>
-  static inline void convert(const Source& source, int64_t k0, int64_t k1, int64_t first,
+  static void convert(const Source& source, int64_t k0, int64_t k1, int64_t first,
                              int64_t width, float* buffer) {
     constexpr int step = Source::step;
     for (int64_t k = k0; k < k1; k += step) {
@@ -218,10 +230,12 @@ struct Kernels {
       for (; j + W <= width; j += W) {
         Floats values[step];
         source.load(k, first + j, values);
+        ZIGGURAT_UNROLL
         for (int s = 0; s < step; ++s) L::store(to + s * scratch + j, values[s]);
       }
-      for (; j < width; ++j)
+      for (; j < width; ++j) {
         for (int s = 0; s < step; ++s) to[s * scratch + j] = source.at(k + s, first + j);
+      }
     }
   }
 
@@ -239,36 +253,43 @@ struct Kernels {
 
   // R rows of the table times M rows of activations, over values [k0, k1).
   template <int R, int M, class Source>
-  static inline void dots(const Source& source, const float* x, int64_t ldx, int64_t row,
+  static ZIGGURAT_INLINE void dots(const Source& source, const float* x, int64_t ldx, int64_t row,
                           int64_t k0, int64_t k1, Floats (&sum)[R][M]) {
     constexpr int step = Source::step;
     for (int64_t k = k0; k < k1; k += step * W) {
       Floats factor[M][step];
-      for (int m = 0; m < M; ++m)
+      ZIGGURAT_UNROLL
+      for (int m = 0; m < M; ++m) {
+        ZIGGURAT_UNROLL
         for (int s = 0; s < step; ++s) factor[m][s] = L::load(x + m * ldx + k + s * W);
+      }
+      ZIGGURAT_UNROLL
       for (int r = 0; r < R; ++r) {
         Floats weight[step];
         source.load_row(row + r, k, weight);
-        for (int m = 0; m < M; ++m)
+        ZIGGURAT_UNROLL
+        for (int m = 0; m < M; ++m) {
+          ZIGGURAT_UNROLL
           for (int s = 0; s < step; ++s) sum[r][m] = L::fma(weight[s], factor[m][s], sum[r][m]);
+        }
       }
     }
   }
 
   template <class Source>
   struct Rows : Source {
-    inline void load_row(int64_t row, int64_t k, Floats* out) const {
+    ZIGGURAT_INLINE void load_row(int64_t row, int64_t k, Floats* out) const {
       // a row is contiguous: what `load` takes for columns are its values
       Source::load(0, row * (this->stride) + k / Source::step, out);
     }
-    inline float value(int64_t row, int64_t k) const {
+    ZIGGURAT_INLINE float value(int64_t row, int64_t k) const {
       return Source::step == 1 ? Source::at(0, row * this->stride + k)
                                : Source::at(k & 1, row * this->stride + (k >> 1));
     }
   };
 
   template <int R, int M, class Source>
-  static inline void table_tile(const Rows<Source>& source, const Activations& x, const Weight& w,
+  static void table_tile(const Rows<Source>& source, const Activations& x, const Weight& w,
                                 int64_t row, int64_t from, float* y) {
     constexpr int chunk = Source::step * W;
     const float* ordered = Source::step == 1 ? x.rows : x.paired;
@@ -276,16 +297,24 @@ struct Kernels {
     int64_t tiles = w.k / w.tile;
     float total[R][M] = {};
     Floats sums[R][M];
-    for (int r = 0; r < R; ++r)
+    ZIGGURAT_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ZIGGURAT_UNROLL
       for (int m = 0; m < M; ++m) sums[r][m] = L::zero();
+    }
     for (int64_t t = 0; t < tiles; ++t) {
       int64_t k0 = t * w.tile, k1 = k0 + w.tile, whole = k0 + w.tile / chunk * chunk;
       Floats part[R][M];
-      for (int r = 0; r < R; ++r)
+      ZIGGURAT_UNROLL
+      for (int r = 0; r < R; ++r) {
+        ZIGGURAT_UNROLL
         for (int m = 0; m < M; ++m) part[r][m] = L::zero();
+      }
       dots<R, M>(source, ordered, x.k, row, k0, whole, part);
+      ZIGGURAT_UNROLL
       for (int r = 0; r < R; ++r) {
         float scale = w.scales ? w.scales[(row + r) * tiles + t] : 1.0f;
+        ZIGGURAT_UNROLL
         for (int m = 0; m < M; ++m) {
           sums[r][m] = L::fma(part[r][m], L::all(scale), sums[r][m]);
           float rest = 0;
@@ -297,13 +326,17 @@ struct Kernels {
         }
       }
     }
-    for (int r = 0; r < R; ++r)
-      for (int m = 0; m < M; ++m)
+    ZIGGURAT_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ZIGGURAT_UNROLL
+      for (int m = 0; m < M; ++m) {
         y[(from + m) * w.n + row + r] = total[r][m] + L::sum(sums[r][m]);
+      }
+    }
   }
 
   template <int R, class Source>
-  static inline void table_rows(const Rows<Source>& source, const Activations& x, const Weight& w,
+  static void table_rows(const Rows<Source>& source, const Activations& x, const Weight& w,
                                 int64_t row, float* y) {
     int64_t from = 0;
     for (; from + 4 <= x.count; from += 4) table_tile<R, 4>(source, x, w, row, from, y);

@@ -1,6 +1,8 @@
 """Paged attention in C++ on CPUs: keys and values are read where they lie, those of a head once for
 all the query heads that share it, and new ones are written into the same memory."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -35,7 +37,7 @@ def cpu_paged_attention(
 
 
 def _shapes(
-    query: Array, key: Array, value: Array, keys: Array, values: Array, *rest: Array, **rules: float
+    query: Any, key: Any, value: Any, keys: Any, values: Any, *rest: Any, **rules: Any
 ) -> list[jax.ShapeDtypeStruct]:
     out = (*query.shape[:3], values.shape[3])
     kept = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (keys, values)]

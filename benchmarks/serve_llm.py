@@ -15,6 +15,7 @@ test-oracle`` installs all three). PATH is a Python that has the package xllamac
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import itertools
 import json
@@ -63,7 +64,8 @@ class Ziggurat:
         model = pretrained.load(gguf_file())
         if width != "float32":
             axes = summed_axes(model.model)
-            model.params = quantize(model.params, NAMED[width], axes).params
+            params = quantize(model.params, NAMED[width], axes).params
+            model = dataclasses.replace(model, params=params)
         self.llm = LLM(model, settings)
         self.first: list[float] = []
         self.between: list[float] = []

@@ -12,6 +12,7 @@ namespace ziggurat::projection {
 
 constexpr int64_t few = 4;       // rows for which weights are converted as they are used
 constexpr int64_t scratch = 64;  // columns of a converted tile
+constexpr int64_t ahead = 8;     // rows of a table asked for before they are read
 
 // Values of four-bit codes: integers in two's complement, and the quantiles of a normal
 // distribution that QLoRA uses (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
@@ -43,6 +44,7 @@ struct Kernels {
   // Sources give `step` consecutive values of the summed axis for W columns, or one column's alone.
   struct Float32 {
     static constexpr int step = 1;
+    static constexpr int line = 16;  // columns in a line of the cache
     const float* values;
     int64_t stride;
     ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
@@ -52,6 +54,7 @@ struct Kernels {
   };
   struct Bfloat16 {
     static constexpr int step = 1;
+    static constexpr int line = 32;
     const uint16_t* values;
     int64_t stride;
     ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
@@ -66,6 +69,7 @@ struct Kernels {
   };
   struct Int8 {
     static constexpr int step = 1;
+    static constexpr int line = 64;
     const int8_t* values;
     int64_t stride;
     ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
@@ -75,6 +79,7 @@ struct Kernels {
   };
   struct Halves {
     static constexpr int step = 2;
+    static constexpr int line = 64;
     const uint8_t* values;
     int64_t stride;
     Codes codes;
@@ -115,6 +120,15 @@ struct Kernels {
     }
   };
 
+  // Asks for `columns` columns of one row, soon to be read.
+  template <int columns, class Source>
+  static ZIGGURAT_INLINE void fetch(const Source& source, int64_t k, int64_t j) {
+    ZIGGURAT_UNROLL
+    for (int i = 0; i < columns; i += Source::line) {
+      __builtin_prefetch(source.values + k / Source::step * source.stride + j + i);
+    }
+  }
+
   // M rows times V vectors of columns. `shift` is where the columns of `source` lie in y.
   template <int M, int V, class Source>
   static ZIGGURAT_INLINE void tile(const Source& source, const float* x, int64_t ldx, int64_t k0, int64_t k1,
@@ -128,6 +142,7 @@ struct Kernels {
     }
     for (int64_t k = k0; k < k1; k += step) {
       Floats weight[V][step];
+      fetch<V * W>(source, k, j + V * W);
       ZIGGURAT_UNROLL
       for (int v = 0; v < V; ++v) source.load(k, j + v * W, weight[v]);
       ZIGGURAT_UNROLL
@@ -266,6 +281,7 @@ struct Kernels {
       ZIGGURAT_UNROLL
       for (int r = 0; r < R; ++r) {
         Floats weight[step];
+        source.fetch_row(row + r + ahead, k);
         source.load_row(row + r, k, weight);
         ZIGGURAT_UNROLL
         for (int m = 0; m < M; ++m) {
@@ -281,6 +297,9 @@ struct Kernels {
     ZIGGURAT_INLINE void load_row(int64_t row, int64_t k, Floats* out) const {
       // a row is contiguous: what `load` takes for columns are its values
       Source::load(0, row * (this->stride) + k / Source::step, out);
+    }
+    ZIGGURAT_INLINE void fetch_row(int64_t row, int64_t k) const {
+      __builtin_prefetch(this->values + row * this->stride + k / Source::step);
     }
     ZIGGURAT_INLINE float value(int64_t row, int64_t k) const {
       return Source::step == 1 ? Source::at(0, row * this->stride + k)

@@ -40,7 +40,9 @@ struct Lanes {
   static ZIGGURAT_INLINE Floats div(Floats a, Floats b) { return _mm512_div_ps(a, b); }
   static ZIGGURAT_INLINE Floats max(Floats a, Floats b) { return _mm512_max_ps(a, b); }
   static ZIGGURAT_INLINE Floats min(Floats a, Floats b) { return _mm512_min_ps(a, b); }
-  static ZIGGURAT_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  static ZIGGURAT_INLINE Floats fma(Floats a, Floats b, Floats c) {
+    return _mm512_fmadd_ps(a, b, c);
+  }
   static ZIGGURAT_INLINE float sum(Floats x) { return _mm512_reduce_add_ps(x); }
   static ZIGGURAT_INLINE float largest(Floats x) { return _mm512_reduce_max_ps(x); }
 
@@ -58,7 +60,8 @@ struct Lanes {
   };
   static ZIGGURAT_INLINE Codes codes(const float* p) { return {_mm512_loadu_ps(p)}; }
   // Values of the low and of the high halves of `width` bytes.
-  static ZIGGURAT_INLINE void from_halves(const uint8_t* p, Codes codes, Floats& low, Floats& high) {
+  static ZIGGURAT_INLINE void from_halves(const uint8_t* p, Codes codes, Floats& low,
+                                          Floats& high) {
     __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
     low = _mm512_permutexvar_ps(bytes, codes.values);  // looks at four bits only
     high = _mm512_permutexvar_ps(_mm512_srli_epi32(bytes, 4), codes.values);
@@ -129,7 +132,9 @@ struct Lanes {
   static ZIGGURAT_INLINE Floats div(Floats a, Floats b) { return _mm256_div_ps(a, b); }
   static ZIGGURAT_INLINE Floats max(Floats a, Floats b) { return _mm256_max_ps(a, b); }
   static ZIGGURAT_INLINE Floats min(Floats a, Floats b) { return _mm256_min_ps(a, b); }
-  static ZIGGURAT_INLINE Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  static ZIGGURAT_INLINE Floats fma(Floats a, Floats b, Floats c) {
+    return _mm256_fmadd_ps(a, b, c);
+  }
   static ZIGGURAT_INLINE float sum(Floats x) {
     __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     half = _mm_add_ps(half, _mm_movehl_ps(half, half));
@@ -157,7 +162,8 @@ struct Lanes {
     return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
   }
   // Values of the low and of the high halves of `width` bytes.
-  static ZIGGURAT_INLINE void from_halves(const uint8_t* p, Codes codes, Floats& low, Floats& high) {
+  static ZIGGURAT_INLINE void from_halves(const uint8_t* p, Codes codes, Floats& low,
+                                          Floats& high) {
     __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
     low = value(bytes, codes);
     high = value(_mm256_srli_epi32(bytes, 4), codes);

@@ -1,5 +1,5 @@
-// Offers paged attention to XLA: writes new keys and values into the cache, which is the same memory
-// before and after, and attends.
+// Offers paged attention to XLA: writes new keys and values into the cache, which is the same
+// memory before and after, and attends.
 #include "paged_attention.h"
 
 #include <algorithm>
@@ -78,7 +78,9 @@ void merge(const Attention& a, const Tile& tile, const Partial* parts, int64_t c
     float peak = a.sinks ? a.sinks[head] : hidden;
     for (int64_t s = 0; s < count; s++) peak = std::max(peak, parts[s].peak[r]);
     float total = a.sinks ? std::exp(a.sinks[head] - peak) : 0;
-    for (int64_t s = 0; s < count; s++) total += parts[s].total[r] * std::exp(parts[s].peak[r] - peak);
+    for (int64_t s = 0; s < count; s++) {
+      total += parts[s].total[r] * std::exp(parts[s].peak[r] - peak);
+    }
     for (int64_t s = 0; s < count; s++) {
       const float share = std::exp(parts[s].peak[r] - peak) / std::max(total, 1e-30f);
       const float* from = parts[s].out + r * a.z;

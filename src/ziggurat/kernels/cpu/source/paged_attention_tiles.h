@@ -62,7 +62,7 @@ struct Kernels {
   // out = out * shrink + weights x values, V vectors from channel z on.
   template <int V>
   static ZIGGURAT_INLINE void mix(float* out, const float* weights, const float* const* values,
-                         int64_t count, float shrink, int64_t z) {
+                                  int64_t count, float shrink, int64_t z) {
     Floats sum[V];
     ZIGGURAT_UNROLL
     for (int v = 0; v < V; ++v) sum[v] = L::mul(L::load(out + z + v * W), L::all(shrink));
@@ -78,7 +78,7 @@ struct Kernels {
   }
 
   static void mix_all(float* out, const float* weights, const float* const* values,
-                             int64_t count, float shrink, int64_t channels) {
+                      int64_t count, float shrink, int64_t channels) {
     constexpr int V = 4;
     int64_t z = 0;
     for (; z + V * W <= channels; z += V * W) mix<V>(out, weights, values, count, shrink, z);
@@ -93,8 +93,8 @@ struct Kernels {
 
   // Tokens [first, last) against one query; those outside [from, to) it does not see.
   static void query(const Attention& a, const float* query, const float* const* keys,
-                           const float* const* values, int64_t first, int64_t from, int64_t to,
-                           float* out, float& total, float& peak) {
+                    const float* const* values, int64_t first, int64_t from, int64_t to,
+                    float* out, float& total, float& peak) {
     alignas(64) float weights[tokens_together];
     const int64_t begin = from - first, end = to - first, start = begin / W * W;
     Floats highest = L::all(hidden);

@@ -1,5 +1,6 @@
-// Offers the product to XLA: `project(x, weights...) -> products`, several matrices of one kind with
-// the same activations in one call, since a call's fixed cost shows where a token takes milliseconds.
+// Offers the product to XLA: `project(x, weights...) -> products`, several matrices of one kind
+// with the same activations in one call, since a call's fixed cost shows where a token takes
+// milliseconds.
 #include "project.h"
 
 #include <algorithm>
@@ -101,7 +102,8 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
   Job job = {};
   const int64_t parts = 1 + scaled + shifted;
   job.count = static_cast<int64_t>(results.size());
-  if (job.count < 1 || job.count > most || static_cast<int64_t>(arguments.size()) != job.count * parts ||
+  const int64_t given = static_cast<int64_t>(arguments.size());
+  if (job.count < 1 || job.count > most || given != job.count * parts ||
       x.dimensions().size() != 2)
     return ffi::Error::InvalidArgument("project: wrong number of arguments");
   const int64_t k = x.dimensions()[1];

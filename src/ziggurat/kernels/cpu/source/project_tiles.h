@@ -131,8 +131,9 @@ struct Kernels {
 
   // M rows times V vectors of columns. `shift` is where the columns of `source` lie in y.
   template <int M, int V, class Source>
-  static ZIGGURAT_INLINE void tile(const Source& source, const float* x, int64_t ldx, int64_t k0, int64_t k1,
-                          int64_t j, int64_t row, int64_t shift, const Output& output) {
+  static ZIGGURAT_INLINE void tile(const Source& source, const float* x, int64_t ldx, int64_t k0,
+                                   int64_t k1, int64_t j, int64_t row, int64_t shift,
+                                   const Output& output) {
     constexpr int step = Source::step;
     Floats sum[M][V];
     ZIGGURAT_UNROLL
@@ -164,9 +165,9 @@ struct Kernels {
 
   // `count` rows, at most few, times columns [first, last).
   template <int M, class Source>
-  static void columns(const Source& source, const float* x, int64_t ldx, int64_t k0,
-                             int64_t k1, int64_t first, int64_t last, int64_t row, int64_t shift,
-                             const Output& output) {
+  static void columns(const Source& source, const float* x, int64_t ldx, int64_t k0, int64_t k1,
+                      int64_t first, int64_t last, int64_t row, int64_t shift,
+                      const Output& output) {
     constexpr int V = M == 1 ? 2 * L::vectors : L::vectors;
     int64_t j = first;
     for (; j + V * W <= last; j += V * W)
@@ -185,9 +186,8 @@ struct Kernels {
   }
 
   template <class Source>
-  static void rows(const Source& source, const float* x, int64_t ldx, int64_t count,
-                          int64_t k0, int64_t k1, int64_t first, int64_t last, int64_t shift,
-                          const Output& output) {
+  static void rows(const Source& source, const float* x, int64_t ldx, int64_t count, int64_t k0,
+                   int64_t k1, int64_t first, int64_t last, int64_t shift, const Output& output) {
     int64_t row = 0;
     for (; row + 4 <= count; row += 4)
       columns<4>(source, x + row * ldx, ldx, k0, k1, first, last, row, shift, output);
@@ -236,8 +236,8 @@ struct Kernels {
   }
 
   template <class Source>
-  static void convert(const Source& source, int64_t k0, int64_t k1, int64_t first,
-                             int64_t width, float* buffer) {
+  static void convert(const Source& source, int64_t k0, int64_t k1, int64_t first, int64_t width,
+                      float* buffer) {
     constexpr int step = Source::step;
     for (int64_t k = k0; k < k1; k += step) {
       float* to = buffer + (k - k0) * scratch;
@@ -269,7 +269,7 @@ struct Kernels {
   // R rows of the table times M rows of activations, over values [k0, k1).
   template <int R, int M, class Source>
   static ZIGGURAT_INLINE void dots(const Source& source, const float* x, int64_t ldx, int64_t row,
-                          int64_t k0, int64_t k1, Floats (&sum)[R][M]) {
+                                   int64_t k0, int64_t k1, Floats (&sum)[R][M]) {
     constexpr int step = Source::step;
     for (int64_t k = k0; k < k1; k += step * W) {
       Floats factor[M][step];
@@ -309,7 +309,7 @@ struct Kernels {
 
   template <int R, int M, class Source>
   static void table_tile(const Rows<Source>& source, const Activations& x, const Weight& w,
-                                int64_t row, int64_t from, float* y) {
+                         int64_t row, int64_t from, float* y) {
     constexpr int chunk = Source::step * W;
     const float* ordered = Source::step == 1 ? x.rows : x.paired;
     ordered += from * x.k;
@@ -356,7 +356,7 @@ struct Kernels {
 
   template <int R, class Source>
   static void table_rows(const Rows<Source>& source, const Activations& x, const Weight& w,
-                                int64_t row, float* y) {
+                         int64_t row, float* y) {
     int64_t from = 0;
     for (; from + 4 <= x.count; from += 4) table_tile<R, 4>(source, x, w, row, from, y);
     if (x.count - from == 3) table_tile<R, 3>(source, x, w, row, from, y);
@@ -368,6 +368,9 @@ struct Kernels {
   static void table(const Rows<Source>& source, const Activations& x, const Weight& w,
                     int64_t first, int64_t last, float* y) {
     int64_t row = first;
+    if (x.count == 1) {
+      for (; row + 8 <= last; row += 8) table_tile<8, 1>(source, x, w, row, 0, y);
+    }
     for (; row + 4 <= last; row += 4) table_rows<4>(source, x, w, row, y);
     for (; row < last; ++row) table_rows<1>(source, x, w, row, y);
   }

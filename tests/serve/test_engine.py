@@ -4,8 +4,14 @@ import threading
 
 import numpy as np
 import pytest
+from tests.kernels.cpu_library import require_library
 
 from ziggurat.core.errors import ConfigError
+from ziggurat.kernels.linear import stored
+from ziggurat.kernels.paged_attention import cpu as paged_cpu
+from ziggurat.models.quantized import summed_axes
+from ziggurat.quantize import NAMED
+from ziggurat.quantize.weights import quantize
 from ziggurat.serve.errors import ContextTooLong, EngineStopped, QueueFull, RequestError
 from ziggurat.serve.llm import programs
 from ziggurat.serve.llm.engine import Engine, EngineConfig
@@ -202,7 +208,7 @@ def test_warm_up_compiles_everything_there_is(model, params, tokenizer, monkeypa
     settings = EngineConfig(max_sequence_length=64, max_prefill_chunk=16, max_running=2)
     with Engine(model, params, tokenizer, settings) as engine:
         done = engine.warm_up()
-        assert done.programs == 3 + 2 * 3 + 1  # steps 1x1, 2x1 and 1x16; samplers; history
+        assert done.programs == 3 + 2 * 2 + 1  # steps 1x1, 2x1 and 1x16; shapers, scores; history
         assert done.seconds > 0
         assert done.loaded == 0
         monkeypatch.setattr(programs.Programs, "_compile", None)  # nothing more is compiled
@@ -260,3 +266,27 @@ def test_llm_generates_and_chats_and_batches(model, params, tokenizer):
         with pytest.raises(RequestError, match="prompt: found no tokens"):
             llm.generate(["ab", ""], greedy)
         assert llm.generate("ab", greedy)[0] == texts[0], "the engine is free again"
+
+
+@pytest.mark.parametrize("recipe", ["int8", "int4"])
+def test_kernels_of_the_cpu_give_the_tokens_of_the_definitions(
+    model, params, tokenizer, monkeypatch, recipe
+):
+    """Greedy, several rows at once, quantised; float weights are compared with one forward pass
+    above."""
+    require_library()
+    small = quantize(params, NAMED[recipe], summed_axes(model)).params
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(0, 256, size).tolist() for size in (1, 5, 33)]
+    asked = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+
+    def tokens():
+        settings = EngineConfig(max_sequence_length=64, max_prefill_chunk=32, max_running=2)
+        with Engine(model, small, tokenizer, settings) as made:
+            running = [made.submit(prompt, asked) for prompt in prompts]
+            return [[event.token for event in one] for one in running]
+
+    found = tokens()
+    for module in (stored, paged_cpu):
+        monkeypatch.setattr(module, "usable", lambda name, *arrays: False)
+    assert found == tokens()

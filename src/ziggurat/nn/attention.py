@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule
 from ziggurat.nn.block import CacheShape
-from ziggurat.nn.linear import Linear, constant
+from ziggurat.nn.linear import Linear, apply_each, constant
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import Rotation, rotate
@@ -93,9 +93,9 @@ class Attention(nnx.Module):
         state: Any,
     ) -> tuple[Float[Array, "b t d"], Any]:
         b, t, _ = x.shape
-        query = self.query(x).reshape(b, t, self.heads, self.head_dim)
-        key = self.key(x).reshape(b, t, self.kv_heads, self.head_dim)
-        value = self.value(x).reshape(b, t, self.kv_heads, self.head_dim)
+        query, key, value = apply_each((self.query, self.key, self.value), x)
+        query = query.reshape(b, t, self.heads, self.head_dim)
+        key, value = (y.reshape(b, t, self.kv_heads, self.head_dim) for y in (key, value))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:

@@ -1,11 +1,13 @@
 """Linear layers and embeddings, with logical axis names on every parameter."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ziggurat.kernels.linear import project, take_rows
+from ziggurat.kernels.linear import project, project_each, take_rows
 from ziggurat.nn.precision import Precision
 
 
@@ -50,8 +52,17 @@ class Linear(nnx.Module):
         self.bias = constant(0.0, (d_out,), axes[1:], precision) if bias else None
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... f"]:
-        y = project(x, self.kernel[...].astype(x.dtype))
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return self.shifted(project(x, self.kernel[...]))
+
+    def shifted(self, y: Float[Array, "... f"]) -> Float[Array, "... f"]:
+        """Products with the kernel, the bias added."""
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+def apply_each(layers: Sequence[Linear], x: Float[Array, "... d"]) -> list[Float[Array, "... f"]]:
+    """What each of the layers makes of the same ``x``; where a kernel can, in one go."""
+    products = project_each(x, [layer.kernel[...] for layer in layers])
+    return [layer.shifted(y) for layer, y in zip(layers, products)]
 
 
 class Embedding(nnx.Module):

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from ziggurat.mesh import constrain
-from ziggurat.nn.linear import Linear
+from ziggurat.nn.linear import Linear, apply_each
 from ziggurat.nn.precision import Precision
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh"]
@@ -68,7 +68,8 @@ class GatedMLP(nnx.Module):
         self, x: Float[Array, "b t d"], counted: Bool[Array, "b t"] | None = None
     ) -> tuple[Float[Array, "b t d"], None]:
         """``y``, and no router's report."""
-        hidden = ACTIVATIONS[self.activation](self.gate(x)) * self.up(x)
+        gate, up = apply_each((self.gate, self.up), x)
+        hidden = ACTIVATIONS[self.activation](gate) * up
         return self.down(constrain(hidden, ("batch", "sequence", "mlp"))), None
 
 

@@ -7,7 +7,7 @@ exported (to be run where there may be no such library) get the plain form inste
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +35,7 @@ def operation(
     shapes: Callable[..., Shapes],
     plain: Callable[..., Sequence[jax.Array]],
     transposes: tuple[Transpose, Transpose] | None = None,
+    aliases: Mapping[int, int] | None = None,
 ) -> Callable[..., list[jax.Array]]:
     """A function ``(*arrays, **attributes) -> list of arrays`` that JAX can trace.
 
@@ -48,6 +49,8 @@ def operation(
         transposes: for an operation that is linear in each of two arrays and has one result: from
             ``(cotangent, other array, **attributes)`` to the gradient of the first and of the
             second. Then derivatives, forward and backward, call the operation too.
+        aliases: arguments, by place, whose memory becomes that of a result; XLA copies one first
+            where it is still needed.
 
     Attributes are numbers or strings and known while tracing; a Python float arrives in C++ as
     ``double``, an integer as ``int64_t``, a Boolean as ``bool``.
@@ -61,7 +64,8 @@ def operation(
 
     def lower(context: Any, *operands: Any, **attributes: Any) -> Any:
         if available(name) and _may_call(context.module_context):
-            return jax.ffi.ffi_lowering(PREFIX + name)(context, *operands, **attributes)
+            rule = jax.ffi.ffi_lowering(PREFIX + name, operand_output_aliases=aliases)
+            return rule(context, *operands, **attributes)
         form = functools.partial(plain, **attributes)
         return mlir.lower_fun(form, multiple_results=True)(context, *operands)
 

@@ -4,7 +4,7 @@ A weight is an array or a :class:`QuantizedWeight`; the operations here take eit
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.core.registry import Registry
 from ziggurat.kernels.choices import chosen
-from ziggurat.kernels.linear import cpu, quantized
+from ziggurat.kernels.linear import cpu, quantized, stored
 from ziggurat.kernels.linear.cpu import is_product
 from ziggurat.kernels.linear.quantized import (
     ActivationType,
@@ -37,6 +37,7 @@ __all__ = [
     "is_product",
     "is_quantized",
     "project",
+    "project_each",
     "project_rows",
     "take_rows",
 ]
@@ -58,21 +59,19 @@ IMPLEMENTATIONS: Registry[Callable[[Array, Any], Array]] = Registry("linear impl
 IMPLEMENTATIONS.add("flat", _flat)
 IMPLEMENTATIONS.add("batched", _batched)
 IMPLEMENTATIONS.add("cpu", cpu.cpu_project)
+IMPLEMENTATIONS.add("stored", stored.stored_project)
 
 
 def project(
-    x: Float[Array, "... d"],
-    kernel: Float[Array, "d f"] | QuantizedWeight,
-    *,
-    implementation: str = "auto",
+    x: Float[Array, "... d"], kernel: Weight, *, implementation: str = "auto"
 ) -> Float[Array, "... f"]:
-    """``x @ kernel`` over the last dimension.
+    """``x @ kernel`` over the last dimension, in the type of ``x``.
 
     ``flat`` joins all leading dimensions into one before the product: on XLA:CPU a product with
     3-D activations takes about twice as long in the backward pass. ``batched`` keeps them apart,
     which a sequence sharded over a mesh needs (joined dimensions could not stay sharded); ``auto``
-    takes it then, ``cpu``, our own kernel, for float32 on one CPU device where it is built, and
-    ``flat`` otherwise.
+    takes it then. On one CPU device with built kernels it takes ``stored`` for few rows and for
+    most quantised weights, and ``cpu`` for many rows of float32; ``flat`` otherwise.
 
     >>> import jax.numpy as jnp
     >>> project(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
@@ -80,27 +79,46 @@ def project(
     """
     if implementation == "auto":
         implementation = _choose(x, kernel)
+    if implementation != "stored":
+        kernel = kernel.astype(x.dtype)
     return IMPLEMENTATIONS[implementation](x, kernel)
+
+
+def project_each(
+    x: Float[Array, "... d"], kernels: Sequence[Weight]
+) -> list[Float[Array, "... f"]]:
+    """:func:`project` by several kernels; by ``stored`` in one call where they are alike.
+
+    >>> import jax.numpy as jnp
+    >>> [y.shape for y in project_each(jnp.ones((2, 4)), [jnp.ones((4, 5)), jnp.ones((4, 3))])]
+    [(2, 5), (2, 3)]
+    """
+    names = {_choose(x, kernel) for kernel in kernels}
+    if names == {"stored"} and stored.serves(x, kernels, -2):
+        return stored.products(x, kernels, -2)
+    return [project(x, kernel) for kernel in kernels]
 
 
 def _choose(x: Array, kernel: Any) -> str:
     if active_ways("sequence") > 1:
         return "batched"
+    if stored.serves(x, [kernel], -2):
+        return "stored"
     if is_quantized(kernel) or not cpu.serves(x, kernel):
         return "flat"
     rows = math.prod(x.shape[:-1])
     return chosen("linear", rows) or ("cpu" if rows >= cpu.LEAST_ROWS else "flat")
 
 
-def project_rows(
-    x: Float[Array, "... d"], table: Float[Array, "v d"] | QuantizedWeight
-) -> Float[Array, "... v"]:
+def project_rows(x: Float[Array, "... d"], table: Weight) -> Float[Array, "... v"]:
     """``x @ table.T`` in float32: hidden states to logits.
 
     >>> import jax.numpy as jnp
     >>> project_rows(jnp.ones((2, 3)), jnp.ones((5, 3))).shape
     (2, 5)
     """
+    if stored.serves(x, [table], -1):
+        return stored.products(x, [table], -1)[0]
     table = table.astype(x.dtype)
     if isinstance(table, QuantizedWeight):
         return quantized.product(x, table, preferred=jnp.float32)

@@ -190,7 +190,10 @@ def unpack(packed: UInt8[Array, "..."], axis: int, *, signed: bool) -> Integer[A
     return (values ^ 8).astype(jnp.int8) - 8 if signed else values
 
 
-def _qwix_product(x: Array, weight: QuantizedWeight, preferred: Any) -> Array:
+def qwix_product(
+    x: Float[Array, "... d"], weight: QuantizedWeight, preferred: Any
+) -> Float[Array, "... f"]:
+    """The definition of :func:`product`."""
     import qwix
 
     format, axis = weight.format, x.ndim - 1
@@ -210,7 +213,7 @@ def _qwix_product(x: Array, weight: QuantizedWeight, preferred: Any) -> Array:
 IMPLEMENTATIONS: Registry[Callable[[Array, QuantizedWeight, Any], Array]] = Registry(
     "quantised product"
 )
-IMPLEMENTATIONS.add("qwix", _qwix_product)
+IMPLEMENTATIONS.add("qwix", qwix_product)
 
 
 def product(
@@ -224,8 +227,7 @@ def product(
 
     Without a type of activations the weight is dequantised into the product, which XLA fuses where
     it can; with one, each token of ``x`` is quantised and integers are multiplied (for tiles of at
-    least 128, below which Qwix dequantises both). ``auto`` is ``qwix``, the definition; kernels of
-    a backend join :data:`IMPLEMENTATIONS`.
+    least 128, below which Qwix dequantises both). ``auto`` is ``qwix``, the definition.
     """
     name = "qwix" if implementation == "auto" else implementation
     return IMPLEMENTATIONS[name](x, weight, preferred)

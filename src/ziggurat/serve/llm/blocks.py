@@ -4,9 +4,6 @@ import collections
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-SINK = 0
-"""The block that padding is written to; nobody holds it and nobody's tokens are in it."""
-
 
 @runtime_checkable
 class Keeper(Protocol):
@@ -22,7 +19,7 @@ class Keeper(Protocol):
 
 
 class BlockAllocator:
-    """Counts references to blocks ``1`` to ``total``.
+    """Counts references to blocks ``1`` to ``total``; block 0 takes what is padding.
 
     A block with no reference is free. Free blocks without anything worth keeping are taken first,
     then the one that has been free the longest.

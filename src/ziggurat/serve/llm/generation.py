@@ -150,6 +150,12 @@ class Choice(Lane):
         return keeps_history(self.generation.params)
 
     @property
+    def shaped(self) -> bool:
+        """Whether its next token is drawn from anything but the model's own logits."""
+        few = len(self.output.tokens) < self.generation.params.min_tokens
+        return few or self.keeps_history or self.constraint is not None
+
+    @property
     def constraint(self) -> Constraint | None:
         """What its text must obey."""
         made = self.generation.constraints

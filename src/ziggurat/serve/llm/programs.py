@@ -1,9 +1,10 @@
 """Compiled programs by name: compiled once, ahead of the first call, and kept on disk if asked for.
 
-A file's name is a digest of the program's StableHLO, of the versions of jax and jaxlib, of XLA's
-flags and of the machine, so another model, shape, version or processor finds nothing rather than
-something wrong. Files appear by a rename and carry a digest of their content: a reader never sees
-half of one. They are code: keep the directory from others' hands, as with jax's own cache.
+A file's name is a digest of the program's StableHLO, of the versions of jax, jaxlib and the C++
+kernels that it may call, of XLA's flags and of the machine, so another model, shape, version or
+processor finds nothing rather than something wrong. Files appear by a rename and carry a digest of
+their content: a reader never sees half of one. They are code: keep the directory from others'
+hands, as with jax's own cache.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ import jax
 from jax.experimental import serialize_executable
 
 from ziggurat.core.errors import ConfigError
+from ziggurat.kernels.cpu.library import library
 
 _log = logging.getLogger(__name__)
 DIGEST = 32
@@ -159,6 +161,8 @@ def _surroundings() -> bytes:
 
     device = jax.devices()[0]
     facts = [jax.__version__, jaxlib_version, device.platform, device.device_kind]
+    kernels = library().path
+    facts += ["" if kernels is None else kernels.name]
     facts += [str(jax.device_count()), os.environ.get("XLA_FLAGS", ""), platform.machine()]
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()

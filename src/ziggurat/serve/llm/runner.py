@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ziggurat.kernels.paged_attention import Cache
 from ziggurat.models import LanguageModel, Params, unstacked
 from ziggurat.models.unstacked import Unstacked
 from ziggurat.serve.llm import history
 from ziggurat.serve.llm.buckets import Buckets, Shape
 from ziggurat.serve.llm.generation import Choice
 from ziggurat.serve.llm.history import History
-from ziggurat.serve.llm.paged import LayerCache, Paged
+from ziggurat.serve.llm.paged import Paged
 from ziggurat.serve.llm.programs import Programs
 from ziggurat.serve.llm.sampling import GREEDY, MAX_BIASES, Knobs, log_probabilities, sample
 from ziggurat.serve.llm.settings import CacheDimensions
@@ -71,13 +72,18 @@ class ModelRunner:
             by index the log-probabilities of those that ask for them. Empty if none has come to its
             end.
         """
+        ready = [count == lane.pending for lane, count in zip(lanes, counts)]
+        drawing = [lane if is_ready else None for lane, is_ready in zip(lanes, ready)]
+        knobs = Knobs.stack([lane.knobs if lane else GREEDY for lane in drawing], shape.rows)
+        shaped = any(lane.shaped for lane in drawing if lane is not None)
+        first = Knobs.stack([], shape.rows) if shaped else knobs  # a draw that is not used is cheap
         inputs = self._inputs(shape, lanes, counts)
         step = self.programs[f"step {shape}"]
-        self._cache, logits = step(self._weights, self._cache, *inputs)
-        ready = [count == lane.pending for lane, count in zip(lanes, counts)]
+        self._cache, logits, tokens = step(self._weights, self._cache, *inputs, first)
         if not any(ready):
             return [], {}
-        tokens = self._sample(shape.rows, lanes, ready, logits)
+        if shaped:
+            tokens = self._sample_shaped(drawing, logits, knobs)
         wanted = [lane.generation.params.logprobs is not None for lane in lanes]
         scores = None
         if any(want and is_ready for want, is_ready in zip(wanted, ready)):
@@ -103,24 +109,20 @@ class ModelRunner:
             start[row], new[row], tables[row] = lane.cached, count, lane.table
         return tokens, start, new, tables
 
-    def _sample(
-        self, rows: int, lanes: Sequence[Choice], ready: Sequence[bool], logits: Array
+    def _sample_shaped(
+        self, drawing: Sequence[Choice | None], logits: Array, knobs: Knobs
     ) -> Array:
-        drawing = [lane if is_ready else None for lane, is_ready in zip(lanes, ready)]
-        knobs = Knobs.stack([lane.knobs if lane else GREEDY for lane in drawing], rows)
+        rows = logits.shape[0]
         positions = np.zeros(rows, np.int32)
-        positions[: len(lanes)] = [len(lane.tokens) for lane in lanes]
-        allowed = [lane.allowed() if lane else None for lane in drawing]
-        shaped = any(lane.keeps_history for lane in drawing if lane is not None)
-        if not shaped and all(mask is None for mask in allowed):
-            return self.programs[f"sample {rows}"](logits, knobs, positions)
         words = np.full((rows, -(-self._vocab // history.WORD)), 0xFFFFFFFF, np.uint32)
-        for row, mask in enumerate(allowed):
-            if mask is not None:
-                words[row] = mask
         slots = np.full(rows, self.buckets.max_running, np.int32)
         for row, lane in enumerate(drawing):
-            if lane is not None and lane.keeps_history:
+            if lane is None:
+                continue
+            positions[row] = len(lane.tokens)
+            if (mask := lane.allowed()) is not None:
+                words[row] = mask
+            if lane.keeps_history:
                 slots[row] = self._slot(lane)
         kept = self._kept()
         program = self.programs[f"sample shaped {rows}"]
@@ -146,14 +148,14 @@ class ModelRunner:
             self._history = History.empty(self.buckets.max_running, self._vocab)
         return self._history
 
-    def _empty(self) -> list[LayerCache]:
+    def _empty(self) -> list[Cache]:
         dtype, cache = self.model.precision.compute_dtype, []
         blocks, slots = self._dims.blocks + 1, self._dims.block_size
         for layer in self.model.decoder.layers:
             shape = layer.block.attention.cache
             dims = (shape.key_dim, shape.value_dim)
             pair = (jnp.zeros((shape.kv_heads, blocks, slots, dim), dtype) for dim in dims)
-            cache.append(tuple(pair))
+            cache.append(Cache(*pair))
         return cache
 
     def _declare(self) -> None:
@@ -166,14 +168,13 @@ class ModelRunner:
         for shape in self.buckets.shapes:
             rows = shape.rows
             inputs = (array(*shape), array(rows), array(rows), array(rows, width))
-            arguments = (self._weights, self._cache, *inputs)
+            arguments = (self._weights, self._cache, *inputs, Knobs.stack([], rows))
             self.programs.add(f"step {shape}", self._step, *arguments, donate=1)
         kept = jax.eval_shape(lambda: History.empty(self.buckets.max_running, vocab))
         for rows in self.buckets.rows:
             logits, each = array(rows, vocab, dtype=np.float32), array(rows)
             knobs = Knobs.stack([], rows)
             words = array(rows, -(-vocab // history.WORD), dtype=np.uint32)
-            self.programs.add(f"sample {rows}", sample, logits, knobs, each)
             shaped = (kept, logits, each, knobs, words, each)
             self.programs.add(f"sample shaped {rows}", history.sample_shaped, *shaped, donate=0)
             self.programs.add(f"logprobs {rows}", log_probabilities, logits, each)
@@ -185,19 +186,22 @@ class ModelRunner:
     def _step(
         self,
         weights: Unstacked,
-        cache: list[LayerCache],
+        cache: list[Cache],
         tokens: Int[Array, "b t"],
         start: Int[Array, "b"],
         counts: Int[Array, "b"],
         tables: Int[Array, "b pages"],
-    ) -> tuple[list[LayerCache], Float[Array, "b v"]]:
-        """Logits after each row's last token, and the cache with the new ones."""
+        knobs: Knobs,
+    ) -> tuple[list[Cache], Float[Array, "b v"], Int[Array, "b"]]:
+        """The cache with the new tokens, logits after each row's last, and the token that is drawn
+        from them."""
         context = Paged(tables, start, counts)
         positions = context.positions(tokens.shape[1])
         hidden, cache = unstacked.hidden(self.model, weights, tokens, positions, context, cache)
         last = jnp.maximum(counts - 1, 0)
         newest = hidden[jnp.arange(tokens.shape[0]), last]
-        return cache, unstacked.project(self.model, weights, newest)
+        logits = unstacked.project(self.model, weights, newest)
+        return cache, logits, sample(logits, knobs, start + counts)
 
 
 def _on_one_device(leaf: Any) -> Any:

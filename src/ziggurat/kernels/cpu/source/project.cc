@@ -1,0 +1,154 @@
+// Offers the product to XLA: `project(x, weights...) -> products`, several matrices of one kind
+// with the same activations in one call, since a call's fixed cost shows where a token takes
+// milliseconds.
+#include "project.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "handlers.h"
+#include "project_tiles.h"
+#include "threads.h"
+
+namespace ziggurat::projection {
+
+#if defined(ZIGGURAT_LANES)
+namespace {
+
+constexpr int64_t most = 8;               // weights in a call
+constexpr int64_t columns_together = 16;  // a cache line of floats
+constexpr int64_t rows_together = 4;
+
+struct Job {
+  Activations x;
+  Weight weights[most];
+  float* y[most];
+  int64_t units[most + 1];  // where each weight's units of columns begin
+  int64_t count;
+};
+
+// Units [first, last) of all weights' columns one after another.
+void run_units(const Job& job, int64_t first, int64_t last) {
+  for (int64_t i = 0; i < job.count; i++) {
+    const int64_t from = std::max(first, job.units[i]), to = std::min(last, job.units[i + 1]);
+    if (from >= to) continue;
+    const Weight& w = job.weights[i];
+    const int64_t unit = w.table ? rows_together : columns_together;
+    Kernels::project(job.x, w, (from - job.units[i]) * unit,
+                     std::min(w.n, (to - job.units[i]) * unit), job.y[i]);
+  }
+}
+
+// Sums of activations over the values that share a zero point, or over the blocks of a kernel.
+void add_up(const float* x, int64_t rows, int64_t k, int64_t size, float* sums) {
+  for (int64_t row = 0; row < rows; row++)
+    for (int64_t from = 0; from < k; from += size) {
+      float sum = 0;
+      for (int64_t i = from; i < std::min(k, from + size); i++) sum += x[row * k + i];
+      *sums++ = sum;
+    }
+}
+
+// Activations in chunks of two vectors: first a chunk's even values, then its odd ones.
+void pair(const float* x, int64_t values, int64_t k, float* paired) {
+  constexpr int64_t width = Lanes::width;
+  for (int64_t row = 0; row < values; row += k)
+    for (int64_t from = 0; from + 2 * width <= k; from += 2 * width)
+      for (int64_t i = 0; i < width; i++) {
+        paired[row + from + i] = x[row + from + 2 * i];
+        paired[row + from + width + i] = x[row + from + 2 * i + 1];
+      }
+}
+
+bool four_bit(Stored stored) { return stored == Stored::int4 || stored == Stored::nf4; }
+
+void run(Job& job) {
+  const Weight& w = job.weights[0];
+  const int64_t values = job.x.count * job.x.k, size = w.table ? w.tile : block;
+  const bool sums = w.zeros != nullptr, paired = w.table && four_bit(w.stored);
+  Workspace space(sizeof(float) * ((paired ? values : 0) +
+                                   (sums ? job.x.count * ((job.x.k + size - 1) / size) : 0)));
+  float* free = space.as<float>();
+  if (paired) {
+    pair(job.x.rows, values, job.x.k, free);
+    job.x.paired = free;
+    free += values;
+  }
+  if (sums) {
+    add_up(job.x.rows, job.x.count, job.x.k, size, free);
+    job.x.sums = free;
+  }
+  const int64_t units = job.units[job.count], threads = thread_count();
+  const int64_t parts = std::min(units, w.table ? 8 * threads : 2 * threads);
+  parallel(parts, [&](int64_t part) {
+    run_units(job, units * part / parts, units * (part + 1) / parts);
+  });
+}
+
+bool stored_as(ffi::DataType type, Stored stored) {
+  switch (stored) {
+    case Stored::float32: return type == ffi::F32;
+    case Stored::bfloat16: return type == ffi::BF16;
+    case Stored::int8: return type == ffi::S8;
+    case Stored::int4:
+    case Stored::nf4: return type == ffi::U8;
+  }
+  return false;
+}
+
+ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
+                   ffi::RemainingRets results, int64_t stored, bool table, int64_t tile,
+                   bool scaled, bool shifted) {
+  Job job = {};
+  const int64_t parts = 1 + scaled + shifted;
+  job.count = static_cast<int64_t>(results.size());
+  const int64_t given = static_cast<int64_t>(arguments.size());
+  if (job.count < 1 || job.count > most || given != job.count * parts ||
+      x.dimensions().size() != 2)
+    return ffi::Error::InvalidArgument("project: wrong number of arguments");
+  const int64_t k = x.dimensions()[1];
+  job.x = {x.typed_data(), nullptr, nullptr, x.dimensions()[0], k};
+  for (int64_t i = 0; i < job.count; i++) {
+    const auto values = arguments.get<ffi::AnyBuffer>(i * parts);
+    const auto scales = arguments.get<ffi::AnyBuffer>(i * parts + (scaled ? 1 : 0));
+    const auto zeros = arguments.get<ffi::AnyBuffer>(i * parts + (shifted ? 2 : 0));
+    auto y = results.get<ffi::AnyBuffer>(i);
+    if (!values || !scales || !zeros || !y) return ffi::Error::InvalidArgument("project: buffers");
+    const auto kind = static_cast<Stored>(stored);
+    const int64_t n = (*y)->dimensions().back();
+    const int64_t held = four_bit(kind) ? k / 2 : k;
+    if (!stored_as(values->element_type(), kind) ||
+        static_cast<int64_t>(values->element_count()) != held * n ||
+        (*y)->element_type() != ffi::F32)
+      return ffi::Error::InvalidArgument("project: a weight of another type or shape");
+    job.weights[i] = {kind,
+                      table,
+                      values->untyped_data(),
+                      scaled ? scales->reinterpret_data<float>() : nullptr,
+                      shifted ? zeros->reinterpret_data<int8_t>() : nullptr,
+                      tile,
+                      k,
+                      n};
+    job.y[i] = (*y)->reinterpret_data<float>();
+    const int64_t unit = table ? rows_together : columns_together;
+    job.units[i + 1] = job.units[i] + (n + unit - 1) / unit;
+  }
+  run(job);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+ZIGGURAT_HANDLER(project, project,
+                 ffi::Ffi::Bind()
+                     .Arg<ffi::Buffer<ffi::F32>>()
+                     .RemainingArgs()
+                     .RemainingRets()
+                     .Attr<int64_t>("stored")
+                     .Attr<bool>("table")
+                     .Attr<int64_t>("tile")
+                     .Attr<bool>("scaled")
+                     .Attr<bool>("shifted"));
+#endif
+
+}  // namespace ziggurat::projection

@@ -1,0 +1,132 @@
+"""Products of a few rows of activations with weights as they are stored, in C++ on CPUs.
+
+One row times a matrix is a matter of reading the matrix once. XLA:CPU reads float32 at about half
+of the memory's speed, and what is stored in other types several times slower than that, since it
+converts the weight first. Here weights are converted in registers, in the order in which they lie
+in memory, and several matrices that the same activations meet (queries, keys and values; gate and
+up) share one call. Sums are taken in float32 over 32 values at a time, so results differ from the
+definition's by rounding only.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ziggurat.core.errors import ConfigError
+from ziggurat.kernels.cpu.operation import operation, usable
+from ziggurat.kernels.linear.quantized import (
+    FOUR_BIT,
+    QuantizedWeight,
+    Weight,
+    WeightFormat,
+    WeightType,
+    qwix_product,
+)
+
+MOST_ROWS = 32
+"""Rows of activations up to which a float matrix is multiplied here; more are XLA's."""
+MOST_TOGETHER = 8
+"""Weights in one call."""
+BLOCK = 32
+"""Tiles of scales are multiples of it."""
+_FLOATS = {"float32": 0, "bfloat16": 1}
+_QUANTIZED: dict[WeightType, int] = {"int8": 2, "int4": 3, "nf4": 4}
+"""What the C++ calls the types."""
+
+
+def serves(x: Any, weights: Sequence[Weight], axis: int) -> bool:
+    """Whether the products of ``x`` with these weights can be taken here, in one call.
+
+    The program may still turn out to be one for several devices or for export; then it gets the
+    definition.
+
+    Args:
+        x: activations ``[..., d]``.
+        weights: the matrices.
+        axis: over which products sum: -2 of kernels, -1 of tables.
+    """
+    if not usable("project", x) or len(weights) > MOST_TOGETHER or 0 in x.shape:
+        return False
+    if not all(weight.ndim == 2 for weight in weights):
+        return False
+    first = weights[0]
+    if isinstance(first, QuantizedWeight):
+        return all(_reads(weight, first, axis) for weight in weights)
+    floats = isinstance(first, jax.Array) and str(first.dtype) in _FLOATS
+    alike = floats and all(isinstance(w, jax.Array) and w.dtype == first.dtype for w in weights)
+    return alike and x.size // x.shape[-1] <= MOST_ROWS
+
+
+def _reads(weight: Weight, first: QuantizedWeight, axis: int) -> bool:
+    if not isinstance(weight, QuantizedWeight) or weight.format != first.format:
+        return False
+    kind, tile = weight.format.weight, weight.format.tile_size
+    return (
+        kind in _QUANTIZED
+        and weight.format.activation is None
+        and (kind not in FOUR_BIT or weight.shape[axis] % 2 == 0)
+        and (tile is None or tile % BLOCK == 0)
+        and weight.axis % weight.ndim == axis % weight.ndim
+    )
+
+
+def stored_project(x: Float[Array, "... d"], kernel: Weight) -> Float[Array, "... f"]:
+    """``x @ kernel``.
+
+    Raises:
+        ConfigError: :func:`serves` says no.
+    """
+    if not serves(x, [kernel], -2):
+        raise ConfigError(
+            "linear implementation",
+            found=f"'stored' for {x.dtype} and {kernel.dtype}",
+            expected=f"float32 on a CPU with built kernels; floats: at most {MOST_ROWS} rows",
+            fix="use 'auto'; ziggurat kernels list says what is built",
+        )
+    return products(x, [kernel], -2)[0]
+
+
+def products(
+    x: Float[Array, "... d"], weights: Sequence[Weight], axis: int
+) -> list[Float[Array, "... f"]]:
+    """``x`` times each of the weights, which :func:`serves` has approved; float32."""
+    rows, first = x.reshape(-1, x.shape[-1]), weights[0]
+    given = {"table": axis == -1, "tile": x.shape[-1], "scaled": False, "shifted": False}
+    if isinstance(first, QuantizedWeight):
+        weights = [weight.astype(x.dtype) for weight in weights]
+        given |= {"scaled": True, "shifted": first.zero_point is not None}
+        given |= {"stored": _QUANTIZED[first.format.weight]}
+        given |= {"tile": first.format.tile_size or x.shape[-1]}
+    else:
+        given |= {"stored": _FLOATS[str(first.dtype)]}
+    made = _project(rows, *jax.tree.leaves(weights), **given)
+    return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in made]
+
+
+def _shapes(
+    x: Any, *parts: Any, stored: int, table: bool, tile: int, scaled: bool, shifted: bool
+) -> list[jax.ShapeDtypeStruct]:
+    values = parts[:: 1 + scaled + shifted]
+    columns = [part.shape[0 if table else 1] for part in values]
+    return [jax.ShapeDtypeStruct((x.shape[0], n), jnp.float32) for n in columns]
+
+
+def _plain(
+    x: Array, *parts: Array, stored: int, table: bool, tile: int, scaled: bool, shifted: bool
+) -> list[Array]:
+    size, axis = 1 + scaled + shifted, -1 if table else -2
+    each = [parts[i : i + size] for i in range(0, len(parts), size)]
+    if not scaled:
+        floats = [values.astype(x.dtype) for (values,) in each]
+        return [x @ (values.T if table else values) for values in floats]
+    tile_size = None if tile == x.shape[1] else tile
+    names: dict[int, WeightType] = {number: name for name, number in _QUANTIZED.items()}
+    format = WeightFormat(names[stored], tile_size=tile_size, symmetric=not shifted)
+    weights = [QuantizedWeight(*some, *[None] * (3 - size), format, axis) for some in each]
+    return [qwix_product(x, weight, jnp.float32) for weight in weights]
+
+
+_project = operation("project", _shapes, _plain)

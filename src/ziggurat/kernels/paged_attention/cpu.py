@@ -1,0 +1,76 @@
+"""Paged attention in C++ on CPUs: keys and values are read where they lie, those of a head once for
+all the query heads that share it, and new ones are written into the same memory."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ziggurat.kernels.cpu.operation import operation, usable
+from ziggurat.kernels.paged_attention.reference import Cache, Rows, reference_paged_attention
+
+
+def serves(query: Float[Array, "b t h c"], cache: Cache) -> bool:
+    """Whether the C++ is here and takes these types."""
+    return usable("paged_attention", query, *cache)
+
+
+def cpu_paged_attention(
+    query: Float[Array, "b t h c"],
+    key: Float[Array, "b t k c"],
+    value: Float[Array, "b t k z"],
+    cache: Cache,
+    rows: Rows,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    sinks: Float[Array, "h"] | None = None,
+) -> tuple[Float[Array, "b t h z"], Cache]:
+    """See :func:`ziggurat.kernels.paged_attention.paged_attention`. Queries of padding give zeros,
+    and padding is written nowhere."""
+    sinks = jnp.zeros(0) if sinks is None else sinks.astype(jnp.float32)
+    rules = {"scale": float(scale), "softcap": float(softcap or 0), "window": window or 0}
+    out, *after = _attend(query, key, value, *cache, *rows, sinks, **rules)
+    return out, Cache(*after)
+
+
+def _shapes(
+    query: Any, key: Any, value: Any, keys: Any, values: Any, *rest: Any, **rules: Any
+) -> list[jax.ShapeDtypeStruct]:
+    out = (*query.shape[:3], values.shape[3])
+    kept = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (keys, values)]
+    return [jax.ShapeDtypeStruct(out, query.dtype), *kept]
+
+
+def _plain(
+    query: Array,
+    key: Array,
+    value: Array,
+    keys: Array,
+    values: Array,
+    tables: Array,
+    positions: Array,
+    counts: Array,
+    sinks: Array,
+    *,
+    scale: float,
+    softcap: float,
+    window: int,
+) -> list[Array]:
+    out, cache = reference_paged_attention(
+        query,
+        key,
+        value,
+        Cache(keys, values),
+        Rows(tables, positions, counts),
+        scale=scale,
+        softcap=softcap or None,
+        window=window or None,
+        sinks=sinks if sinks.size else None,
+    )
+    return [out, *cache]
+
+
+_attend = operation("paged_attention", _shapes, _plain, aliases={3: 1, 4: 2})

@@ -1,0 +1,130 @@
+"""Paged attention in plain jax.numpy: a scatter of the new tokens, a gather of all."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+SINK = 0
+"""The block that padding is written to; nobody's tokens are in it."""
+SPAN = 256
+"""Slots read at once; longer tables are read in a loop up to the longest in use."""
+HIDDEN = -1e30
+"""Score of a token that a query does not see."""
+
+
+class Cache(NamedTuple):
+    """Keys and values of one layer. Heads lead: blocks gathered by a table are then laid out as
+    the products want them, with no transposition."""
+
+    keys: Float[Array, "k blocks slots c"]
+    values: Float[Array, "k blocks slots z"]
+
+
+class Rows(NamedTuple):
+    """New tokens of several sequences, each with a table of the blocks that hold its tokens."""
+
+    tables: Int[Array, "b pages"]
+    """Position ``p`` of a row lives in slot ``p % slots`` of block ``tables[row, p // slots]``."""
+    positions: Int[Array, "b t"]
+    """Positions of the new tokens; padding repeats the last."""
+    counts: Int[Array, "b"]
+    """New tokens of each row; what is behind them is padding."""
+
+
+def written(
+    cache: Cache, key: Float[Array, "b t k c"], value: Float[Array, "b t k z"], rows: Rows
+) -> Cache:
+    """The cache with the new tokens; padding goes to the sink."""
+    slots, width = cache.keys.shape[2], key.shape[1]
+    slot = rows.positions % slots
+    block = jnp.take_along_axis(rows.tables, rows.positions // slots, axis=1)
+    block = jnp.where(jnp.arange(width)[None] < rows.counts[:, None], block, SINK)
+    return Cache(
+        *(
+            old.at[:, block, slot].set(new.transpose(2, 0, 1, 3).astype(old.dtype))
+            for old, new in zip(cache, (key, value))
+        )
+    )
+
+
+def reference_paged_attention(
+    query: Float[Array, "b t h c"],
+    key: Float[Array, "b t k c"],
+    value: Float[Array, "b t k z"],
+    cache: Cache,
+    rows: Rows,
+    *,
+    scale: float,
+    softcap: float | None = None,
+    window: int | None = None,
+    sinks: Float[Array, "h"] | None = None,
+    span: int = SPAN,
+) -> tuple[Float[Array, "b t h z"], Cache]:
+    """The definition: a running softmax over spans of the tables, from the first that a window
+    leaves visible to the last that any row uses (Milakov and Gimelshein 2018,
+    https://arxiv.org/abs/1805.02867)."""
+    cache = written(cache, key, value, rows)
+    b, t, h, c = query.shape
+    k, _, slots, _ = cache.keys.shape
+    g = h // k
+    q = (query * scale).reshape(b, t, k, g, c).transpose(2, 0, 3, 1, 4).reshape(k, b, g * t, c)
+    at_rows = jnp.tile(rows.positions, (1, g))[None, :, :, None]  # [1 b g*t 1]
+    tables, taken, spans = _in_spans(rows.tables, slots, span)
+
+    def read(index, carry):
+        peak, total, out = carry
+        some = jax.lax.dynamic_slice_in_dim(tables, index * taken, taken, axis=1)
+        here = [
+            x[:, some].reshape(k, b, taken * slots, x.shape[3]).astype(query.dtype) for x in cache
+        ]
+        scores = jnp.einsum("kbnc,kbsc->kbns", q, here[0], preferred_element_type=jnp.float32)
+        if softcap is not None:
+            scores = softcap * jnp.tanh(scores / softcap)
+        at = index * taken * slots + jnp.arange(taken * slots)
+        visible = at <= at_rows
+        if window is not None:
+            visible &= at > at_rows - window
+        scores = jnp.where(visible, scores, HIDDEN)
+        higher = jnp.maximum(peak, scores.max(-1, keepdims=True))
+        weights = jnp.where(visible, jnp.exp(scores - higher), 0.0)
+        shrink = jnp.exp(peak - higher)
+        part = jnp.einsum("kbns,kbsz->kbnz", weights.astype(query.dtype), here[1])
+        return higher, total * shrink + weights.sum(-1, keepdims=True), out * shrink + part
+
+    shape = (k, b, g * t, 1)
+    carry = (
+        jnp.full(shape, HIDDEN),
+        jnp.zeros(shape),
+        jnp.zeros((*shape[:3], cache.values.shape[3])),
+    )
+    if spans == 1:
+        peak, total, out = read(0, carry)
+    else:
+        first, last = _visible(rows, window, taken * slots)
+        peak, total, out = jax.lax.fori_loop(first, last, read, carry)
+    if sinks is not None:  # exp may overflow only where the sink takes everything
+        sink = jnp.repeat(sinks.astype(jnp.float32).reshape(k, g), t, axis=1)
+        total += jnp.exp(sink[:, None, :, None] - peak)
+    out = (out / jnp.maximum(total, 1e-30)).reshape(k, b, g, t, -1)
+    return out.transpose(1, 3, 0, 2, 4).reshape(b, t, h, -1).astype(query.dtype), cache
+
+
+def _in_spans(tables: Array, slots: int, span: int) -> tuple[Array, int, int]:
+    """Tables padded to whole spans, blocks in a span, and number of spans."""
+    pages = tables.shape[1]
+    taken = min(max(span // slots, 1), pages)
+    spans = -(-pages // taken)
+    padding = ((0, 0), (0, spans * taken - pages))
+    return jnp.pad(tables, padding, constant_values=SINK), taken, spans
+
+
+def _visible(rows: Rows, window: int | None, span: int) -> tuple[Array, Array]:
+    """The first span that a row sees, and the one after the last."""
+    used = rows.counts > 0
+    last = -(-jnp.max(jnp.where(used, rows.positions[:, -1] + 1, 0)) // span)
+    if window is None:
+        return jnp.zeros_like(last), last
+    begins = jnp.where(used, rows.positions[:, 0], jnp.iinfo(jnp.int32).max)
+    return jnp.maximum(jnp.min(begins) - window + 1, 0) // span, last

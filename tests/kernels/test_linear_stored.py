@@ -1,0 +1,164 @@
+"""Products in C++ with weights as stored, against float64 products with what these stand for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.kernels.cpu_library import require_library
+
+from ziggurat.kernels.linear import (
+    QuantizedWeight,
+    WeightFormat,
+    dense,
+    project,
+    project_each,
+    project_rows,
+    stored,
+)
+from ziggurat.kernels.linear.quantized import FOUR_BIT
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def library():
+    require_library()
+
+
+def weight(kind, k, n, axis, tile=None, symmetric=True):
+    """A random matrix ``[k, n]``, for axis -1 ``[n, k]``, as stored."""
+    shape = (k, n) if axis == -2 else (n, k)
+    if kind in ("float32", "bfloat16"):
+        return jnp.asarray(RNG.normal(size=shape), kind)
+    format = WeightFormat(kind, tile_size=tile, symmetric=symmetric)
+    parts = format.abstract(shape, jnp.float32, axis)
+    low, high = (0, 256) if kind in FOUR_BIT else (-128, 128)
+    values = RNG.integers(low, high, parts.qvalue.shape).astype(parts.qvalue.dtype)
+    scale = RNG.uniform(0.1, 1.0, parts.scale.shape).astype(np.float32)
+    zero = None if symmetric else jnp.asarray(RNG.integers(-8, 8, scale.shape), jnp.int8)
+    return QuantizedWeight(jnp.asarray(values), jnp.asarray(scale), zero, format, axis)
+
+
+def floats(made):
+    """What it stands for, in float64; integers by hand, which is faster than by Qwix."""
+    if not isinstance(made, QuantizedWeight) or made.format.weight == "nf4":
+        return np.asarray(dense(made), np.float64)
+    values = np.moveaxis(np.asarray(made.qvalue), made.axis, -1)
+    if made.format.weight == "int4":
+        pairs = np.stack([values & 15, values >> 4], axis=-1).astype(np.int8)
+        values = ((pairs ^ 8) - 8).reshape(*values.shape[:-1], -1)
+    scale = np.moveaxis(np.asarray(made.scale, np.float64), made.axis, -1)
+    zero = 0 if made.zero_point is None else np.moveaxis(made.zero_point, made.axis, -1)[..., None]
+    tiles = values.reshape(*scale.shape, -1)
+    whole = (tiles.astype(np.float64) - zero) * scale[..., None]
+    return np.moveaxis(whole.reshape(values.shape), -1, made.axis)
+
+
+def close(found, x, matrix):
+    """Sums of k float32 terms in some order: 1e-6 of the sum of magnitudes, a few roundings."""
+    x = np.asarray(x, np.float64)
+    bound = 1e-6 * (np.abs(x) @ np.abs(matrix)) + 1e-30
+    assert found.dtype == jnp.float32
+    assert (np.abs(np.asarray(found) - x @ matrix) <= bound).all()
+
+
+FORMS = [
+    ("float32", None, True),
+    ("bfloat16", None, True),
+    ("int8", None, True),
+    ("int8", 64, False),
+    ("int4", 32, False),
+    ("int4", None, True),
+    ("nf4", 64, True),
+]
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.parametrize(("kind", "tile", "symmetric"), FORMS)
+def test_products_are_those_of_the_dequantised_weight(kind, tile, symmetric, axis):
+    """Rows below, at and above those converted in registers; columns and values that fill vectors
+    and that do not."""
+    for rows, k, n in ((1, 64, 96), (2, 192, 37), (3, 64, 5), (4, 128, 64), (7, 64, 130)):
+        k = k if tile else k - 10
+        made, x = weight(kind, k, n, axis, tile, symmetric), RNG.normal(size=(rows, k))
+        x = jnp.asarray(x, jnp.float32)
+        assert stored.serves(x, [made], axis)
+        matrix = floats(made) if axis == -2 else floats(made).T
+        (found,) = stored.products(x, [made], axis)
+        close(found, x, matrix)
+
+
+@pytest.mark.parametrize("kind", ["float32", "int4"])
+def test_matrices_that_share_activations_share_a_call(kind):
+    tile = 32 if kind == "int4" else None
+    kernels = [weight(kind, 64, n, -2, tile) for n in (48, 7, 16)]
+    x = jnp.asarray(RNG.normal(size=(2, 1, 64)), jnp.float32)
+    text = jax.jit(project_each).lower(x, kernels).as_text()
+    assert text.count("@ziggurat_project") == 1
+    for found, kernel in zip(project_each(x, kernels), kernels):
+        close(found.reshape(2, -1), x.reshape(2, -1), floats(kernel))
+
+
+def test_many_rows_of_a_quantised_weight_are_multiplied_too():
+    made, x = weight("int8", 96, 80, -2), jnp.asarray(RNG.normal(size=(70, 96)), jnp.float32)
+    close(project(x, made), x, floats(made))
+
+
+def refused():
+    """What is left to the definition, and why."""
+    x = jnp.ones((2, 64))
+    odd = WeightFormat("int8", tile_size=16)
+    activations = WeightFormat("int8", activation="int8")
+    eight = weight("int8", 64, 8, -2)
+    return {
+        "activations of another type": (x.astype(jnp.bfloat16), [eight]),
+        "many rows of a float matrix": (jnp.ones((stored.MOST_ROWS + 1, 64)), [jnp.ones((64, 8))]),
+        "a type without a kernel": (x, [weight("fp8_e4m3", 64, 8, -2)]),
+        "small tiles": (x, [QuantizedWeight(eight.qvalue, jnp.ones((4, 8)), None, odd, -2)]),
+        "activations to be quantised": (
+            x,
+            [QuantizedWeight(eight.qvalue, eight.scale, None, activations, -2)],
+        ),
+        "unlike formats": (x, [eight, weight("int4", 64, 8, -2)]),
+        "a float and a quantised one": (x, [jnp.ones((64, 8)), eight]),
+        "a table as a kernel": (x, [weight("int8", 8, 64, -1)]),
+        "a stack": (x, [jnp.ones((2, 64, 8))]),
+    }
+
+
+@pytest.mark.parametrize("why", list(refused()))
+def test_what_has_no_kernel_is_left_to_the_definition(why):
+    x, weights = refused()[why]
+    assert not stored.serves(x, weights, -2)
+
+
+@pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
+def test_programs_for_elsewhere_hold_no_call(kind):
+    made, x = weight(kind, 64, 8, -2, 32 if kind == "int4" else None), jnp.ones((1, 64))
+    traced = jax.jit(project).trace(x, made)
+    assert "@ziggurat" not in traced.lower(lowering_platforms=("tpu",)).as_text()
+    exported = jax.export.export(jax.jit(project), platforms=("cpu",))(x, made)
+    assert "@ziggurat" not in exported.mlir_module()
+    expected = np.ones((1, 64)) @ floats(made)
+    np.testing.assert_allclose(exported.call(x, made), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_without_the_library_results_are_the_same(monkeypatch):
+    made, x = weight("int8", 64, 24, -1), jnp.asarray(RNG.normal(size=(3, 64)), jnp.float32)
+    found = project_rows(x, made)
+    monkeypatch.setattr(stored, "usable", lambda name, *arrays: False)
+    np.testing.assert_allclose(found, project_rows(x, made), rtol=1e-5, atol=1e-3)
+
+
+def test_gradients_and_maps_are_the_definitions():
+    x, w = (jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((2, 3, 6), (6, 4)))
+
+    def loss(x, w, implementation):
+        return (project(x, w, implementation=implementation) ** 2).sum()
+
+    for found, expected in zip(
+        jax.grad(loss, (0, 1))(x, w, "auto"), jax.grad(loss, (0, 1))(x, w, "flat")
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    mapped = jax.vmap(project, in_axes=(0, None))(x, w)
+    np.testing.assert_allclose(mapped, project(x, w, implementation="flat"), atol=1e-5)

@@ -127,6 +127,29 @@ def build(mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
     return Layout(Mesh(arranged, AXES, axis_types=types), {**DEFAULT_RULES, **mesh.rules})
 
 
+def abstract(mesh: MeshConfig, count: int) -> Layout:
+    """The layout of ``count`` devices that need not be here, to see what divides over them.
+
+    It makes shardings, but no array can be placed by it.
+
+    Raises:
+        ShardingError: the sizes do not multiply to the number of devices.
+
+    >>> abstract(MeshConfig(data=-1, fsdp=1), 6).ways("batch")
+    6
+    """
+    slices = math.prod(getattr(mesh.dcn, axis, 1) for axis in AXES)
+    if count % slices:
+        raise ShardingError(
+            "mesh.dcn", found=f"{slices} slices", expected=f"a divisor of {count} devices"
+        )
+    ici = _fill(mesh, count // slices, slices)
+    sizes = tuple(ici[axis] * getattr(mesh.dcn, axis, 1) for axis in AXES)
+    types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    nowhere: Any = jax.sharding.AbstractMesh(sizes, AXES, axis_types=types)
+    return Layout(nowhere, {**DEFAULT_RULES, **mesh.rules})
+
+
 def active_layout() -> Layout | None:
     """The layout under which this is traced, for what must know it; ``None`` outside."""
     return _active.get()

@@ -1,0 +1,40 @@
+"""Imported by hosts under test: notes the digest of every row that goes to a device, and makes
+steps slow enough to be disturbed."""
+
+import os
+import time
+
+import numpy as np
+import xxhash
+
+from ziggurat.train.experiment import Experiment, local_rows
+from ziggurat.train.loop import Loop
+
+FOLDER, PAUSE_S = os.environ["NOTING_FOLDER"], float(os.environ["NOTING_PAUSE_S"])
+_place, _place_next = Experiment.place, Loop._place_next
+# unbuffered and appended: a line is there before its step can be
+_file = open(f"{FOLDER}/rows.{os.getpid()}", "ab", buffering=0)  # noqa: SIM115
+
+
+def _noting(self, batch):
+    first = local_rows(self.layout, self.data.batch_size).start
+    step = getattr(self, "_placed", None)
+    if step is not None:  # else a batch of an evaluation
+        lines = []
+        for row in range(len(next(iter(batch.values())))):
+            digest = xxhash.xxh3_64()
+            for key in sorted(batch):
+                digest.update(np.ascontiguousarray(batch[key][row]).tobytes())
+            lines.append(f"{step} {first + row} {digest.hexdigest()}\n")
+        _file.write("".join(lines).encode())
+    return _place(self, batch)
+
+
+def _numbered(self, batches, step):
+    object.__setattr__(self.experiment, "_placed", step)
+    time.sleep(PAUSE_S)
+    return _place_next(self, batches, step)
+
+
+Experiment.place = _noting  # pyright: ignore
+Loop._place_next = _numbered  # pyright: ignore

@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.cluster.runs import Run
+from tests.cluster.runs import Run, start_cluster
 
 from ziggurat.cluster.record import read_events
 from ziggurat.core.errors import ClusterError
@@ -74,7 +74,7 @@ def disturb_and_compare(given: argparse.Namespace, numbers: list[int], folder: P
     killer = Killer(random.Random(given.seed), given.kills, numbers, steps)
     began = time.monotonic()
     options = {"engine": given.engine, "hosts": numbers[-1], "spares": given.spares}
-    with war.cluster(pause_s=PAUSE_S, **options) as cluster:
+    with start_cluster(folder / "cluster", PAUSE_S, **options) as cluster:
         killer.cluster = cluster
         killer.start()
         outcome = war.train(cluster, numbers[-1])
@@ -82,9 +82,9 @@ def disturb_and_compare(given: argparse.Namespace, numbers: list[int], folder: P
         account = cluster.ledger.account()
     took = time.monotonic() - began
     peace = Run(folder, "peace", *overrides)
-    with peace.cluster(hosts=numbers[-1]) as cluster:
+    with start_cluster(folder / "in peace", hosts=numbers[-1]) as cluster:
         peace.train(cluster, numbers[-1])
-    events = read_events(war.directory / "cluster")
+    events = read_events(folder / "cluster")
     times = recovery_times(killer.kills, events)
     shown = {name: round(value, 2) for name, value in account.seconds.items()}
     row = {

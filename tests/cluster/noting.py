@@ -10,10 +10,8 @@ import xxhash
 from ziggurat.train.experiment import Experiment, local_rows
 from ziggurat.train.loop import Loop
 
-FOLDER, PAUSE_S = os.environ["NOTING_FOLDER"], float(os.environ["NOTING_PAUSE_S"])
+PAUSE_S = float(os.environ["NOTING_PAUSE_S"])
 _place, _place_next = Experiment.place, Loop._place_next
-# unbuffered and appended: a line is there before its step can be
-_file = open(f"{FOLDER}/rows.{os.getpid()}", "ab", buffering=0)  # noqa: SIM115
 
 
 def _noting(self, batch):
@@ -26,7 +24,10 @@ def _noting(self, batch):
             for key in sorted(batch):
                 digest.update(np.ascontiguousarray(batch[key][row]).tobytes())
             lines.append(f"{step} {first + row} {digest.hexdigest()}\n")
-        _file.write("".join(lines).encode())
+        folder = self.run.output / f"{self.run.name}.rows"
+        # unbuffered and appended: a line is there before its step can be
+        with open(folder / str(os.getpid()), "ab", buffering=0) as file:
+            file.write("".join(lines).encode())
     return _place(self, batch)
 
 

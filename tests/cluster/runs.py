@@ -45,6 +45,16 @@ tensorboard = false
 PROGRAM = "ziggurat.train.elastic:train_on"
 
 
+def start_cluster(directory: Path, pause_s: float = 0.0, **options) -> Cluster:
+    """A cluster whose hosts are ready to train, slowly, and note what they see."""
+    return Cluster(
+        directory=directory,
+        preload=["ziggurat.train.elastic", "tests.cluster.noting"],
+        env={"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "NOTING_PAUSE_S": str(pause_s)},
+        **options,
+    )
+
+
 class Run:
     """One run in ``folder/name``; the token cache is shared with the others there."""
 
@@ -55,16 +65,6 @@ class Run:
         self.directory = folder / name
         self.rows = folder / f"{name}.rows"
         self.rows.mkdir(exist_ok=True)
-
-    def cluster(self, pause_s: float = 0.0, **options) -> Cluster:
-        env = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-        env |= {"NOTING_FOLDER": str(self.rows), "NOTING_PAUSE_S": str(pause_s)}
-        return Cluster(
-            directory=self.directory / "cluster",
-            preload=["ziggurat.train.elastic", "tests.cluster.noting"],
-            env=env,
-            **options,
-        )
 
     def train(self, cluster: Cluster, wanted: int):
         return cluster.train(

@@ -206,7 +206,7 @@ class Cluster:
         """
         payload = functions.pack(program, arguments)
         check_usable(self.wanted.hosts, usable)
-        self._usable = usable
+        self._usable, self.wanted.stop = usable, ""
         supervision = Supervision(
             self._hosts,
             self._worlds,
@@ -218,13 +218,12 @@ class Cluster:
             self._start_missing,
         )
         self._supervision = supervision
-        self._form()
         self.ledger.charge("init")
         try:
             with self._listening():
                 outcome = supervision.run(payload)
         finally:
-            self._usable = any_number
+            self._usable, self._supervision = any_number, None
         self._record.note("ended", stopped=outcome.stopped, step=supervision.step)
         return outcome
 
@@ -237,6 +236,7 @@ class Cluster:
         if hosts < 1:
             raise ClusterError("hosts", found=hosts, expected="a number >= 1")
         check_usable(hosts, self._usable)
+        self.wanted.hosts = hosts
         self._hosts.events.put((None, messages.Caller("resize", {"hosts": hosts})))
 
     def status(self) -> dict[str, Any]:
@@ -317,9 +317,12 @@ class Cluster:
             self._failed_starts[host.name] = 0
         if self._supervision is not None:
             self._supervision.other(host, message)
+        elif isinstance(message, messages.Ended) and host is not None:
+            _log.warning("%s is lost: %s", host.name, host.how)
 
     def _note_start(self, host: Host) -> None:
         """A host that ended before it was ready; before there was a world that is an error."""
+        time.sleep(0.3)  # its last words are on their way
         raise ClusterError(
             f"{host.name} did not start",
             found=host.how + (f"; it printed last: {host.lines[-1][:300]}" if host.lines else ""),

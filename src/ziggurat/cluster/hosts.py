@@ -27,9 +27,10 @@ _log = logging.getLogger(__name__)
 PING_S = 1.0
 LOOK_S = 0.25
 _SHOWN_LINES = 40
+_EXPLAINED_S = 0.1
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Host:
     """One process that is, or was, a host."""
 
@@ -51,6 +52,8 @@ class Host:
     step: int = -1
     lines: list[str] = dataclasses.field(default_factory=list)
     """The last lines that it printed."""
+    gone: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Set once its engine has told of its end."""
 
     def send(self, message: Any) -> None:
         """Send; a host that is gone is found out otherwise."""
@@ -117,7 +120,7 @@ class Hosts:
             preload=self._preload,
             env=self._env,
             printed=lambda line: self._print(host, line),
-            ended=lambda how: self.events.put((host, messages.Ended(how))),
+            ended=lambda how: self._ended(host, how),
         )
         host.handle = self._engine.start(orders)
         return host
@@ -249,7 +252,12 @@ class Hosts:
                 else:
                     self.events.put((host, message))
         except Closed:
+            host.gone.wait(_EXPLAINED_S)  # its engine may know how
             self.events.put((host, messages.Ended("its connection closed")))
+
+    def _ended(self, host: Host, how: str) -> None:
+        self.events.put((host, messages.Ended(how)))
+        host.gone.set()
 
     def _print(self, host: Host, line: str) -> None:
         del host.lines[:-_SHOWN_LINES]

@@ -35,6 +35,7 @@ class RayEngine:
     """
 
     def __init__(self, hosts: int, address: str | None = None):
+        options = {"address": address} if address else _local(2 * hosts)
         try:
             import ray
         except ImportError as error:
@@ -45,8 +46,6 @@ class RayEngine:
                 fix='pip install "ziggurat[cluster]", or use --engine subprocess',
             ) from error
         self._ray, self._own = ray, address is None
-        # One for each host that lives, and one for each that takes the place of a dying one.
-        options: dict[str, Any] = {"address": address} if address else _local(2 * hosts)
         try:
             ray.init(
                 **options,
@@ -120,7 +119,12 @@ class _Actor:
 
 
 def _local(slots: int) -> dict[str, Any]:
-    """Options of a Ray that serves this controller alone."""
+    """Options of a Ray that serves this controller alone; before Ray is imported.
+
+    There is a slot for each host, and one for what takes the place of each that is dying.
+    """
+    # Ray's name for it; elsewhere it means: use the loopback address
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:  # a secret of this cluster's own, in no file
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

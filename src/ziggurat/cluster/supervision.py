@@ -105,6 +105,7 @@ class Supervision:
         self.step = 0
         self._recoveries, self._in_vain = 0, 0
         self._lost_at: float | None = None
+        self._formed = False
 
     def run(self, payload: bytes) -> Outcome:
         """Call the program until it returns on all hosts, or was asked to leave for good.
@@ -147,7 +148,8 @@ class Supervision:
             if count:
                 before = self._worlds.generation
                 if self._worlds.form(ready[:count]):
-                    self._ledger.charge("reform" if self._worlds.generation > 1 else "init")
+                    self._ledger.charge("reform" if self._formed else "init")
+                    self._formed = True
                     if self._worlds.generation > before:
                         self._say_formed()
                         self._restart()
@@ -223,8 +225,8 @@ class Supervision:
         elif isinstance(message, messages.Notice) and host is not None:
             self._say("notice", f"{host.name} will be taken away", host=host.name)
         elif isinstance(message, messages.Caller):
-            self._wanted.hosts = message.arguments["hosts"]
-            self._say("resize", f"{self._wanted.hosts} hosts wanted", hosts=self._wanted.hosts)
+            hosts = message.arguments["hosts"]
+            self._say("resize", f"{hosts} hosts wanted", hosts=hosts)
             self._restart()
 
     def _report(self, generation: _Generation, host: Host, report: messages.Report) -> None:

@@ -31,6 +31,8 @@ class Worlds:
         """Of the world that there is, by index; empty when there is none."""
         self.generation = 0
         self._service: Service | None = None
+        self._inside: list[Host] = []
+        """Whom the service knows: they must leave before it ends."""
 
     def form(self, chosen: Sequence[Host]) -> bool:
         """Make a world of these hosts; False if one of them did not get there.
@@ -47,18 +49,16 @@ class Worlds:
         if len(placed) > 1:
             self._service = Service(self._bind, len(placed))
         address = "" if self._service is None else self._service.address
+        left_out = [host for host in self._inside if host not in placed and host.state != "lost"]
         for host in self._hosts.alive.values():
             host.index = None
         entering: dict[int, Host] = {}
+        for host in left_out:  # each into a world of its own
+            self._send(host, entering, "", 1, 0)
         for index, host in enumerate(placed):
             host.index, host.step = index, -1
-            number = self._hosts.next_number()
-            entering[number] = host
-            host.send(
-                messages.Enter(
-                    number, self.generation, address, len(placed), index, within_s=self._enter_s
-                )
-            )
+            self._send(host, entering, address, len(placed), index)
+        self._inside = placed
         fine = self._all_answer(entering, self._enter_s)
         if old is not None:
             old.close()  # everybody has left it
@@ -84,6 +84,15 @@ class Worlds:
         """End the service; hosts have ended before."""
         if self._service is not None:
             self._service.close()
+
+    def _send(
+        self, host: Host, entering: dict[int, Host], address: str, count: int, index: int
+    ) -> None:
+        number = self._hosts.next_number()
+        entering[number] = host
+        host.send(
+            messages.Enter(number, self.generation, address, count, index, within_s=self._enter_s)
+        )
 
     def _all_answer(self, waiting: dict[int, Host], within_s: float) -> bool:
         """Wait for answers; whoever gives none is killed. False if one failed or died."""

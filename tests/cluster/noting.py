@@ -11,7 +11,7 @@ from ziggurat.train.experiment import Experiment, local_rows
 from ziggurat.train.loop import Loop
 
 PAUSE_S = float(os.environ["NOTING_PAUSE_S"])
-_place, _place_next = Experiment.place, Loop._place_next
+_place, _next = Experiment.place, Loop._next
 
 
 def _noting(self, batch):
@@ -34,8 +34,8 @@ def _noting(self, batch):
 def _numbered(self, batches, step):
     object.__setattr__(self.experiment, "_placed", step)
     time.sleep(PAUSE_S)
-    return _place_next(self, batches, step)
+    return _next(self, batches, step)
 
 
 Experiment.place = _noting  # pyright: ignore
-Loop._place_next = _numbered  # pyright: ignore
+Loop._next = _numbered  # pyright: ignore

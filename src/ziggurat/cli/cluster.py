@@ -44,6 +44,7 @@ def run(
         silence_s: time without a sign of life after which a host is killed (seconds).
         step_deadline_s: time without a step after which the hosts that lag are killed (seconds).
     """
+    from ziggurat.cli.objectives import known
     from ziggurat.cluster import Cluster
     from ziggurat.core import config
     from ziggurat.train.config import RunConfig
@@ -65,16 +66,11 @@ def run(
         devices = set(cluster.run("jax:local_device_count"))
         if len(devices) > 1:
             raise ConfigError("hosts", found=f"{sorted(devices)} devices", expected="as many each")
-        from ziggurat.train.elastic import usable
+        from ziggurat.train.elastic import train_on, usable
 
-        program = "ziggurat.train.elastic:train_on"
+        check = usable(resolved.value, devices.pop(), hosts, known())
         outcome = cluster.train(
-            program,
-            text,
-            str(run_file),
-            tuple(overrides),
-            hosts,
-            usable=usable(resolved.value, devices.pop(), hosts),
+            train_on, text, str(run_file), tuple(overrides), hosts, known, usable=check
         )
         account = cluster.ledger.account()
     out = console.output()

@@ -13,16 +13,19 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+import jax
+
 from ziggurat import mesh as mesh_
 from ziggurat.core import config
 from ziggurat.core.compile_cache import keeping_compiled
 from ziggurat.core.errors import ConfigError, ShardingError
-from ziggurat.models import LanguageModel
-from ziggurat.nn.precision import Precision
+from ziggurat.mesh import MeshConfig
 from ziggurat.profile.timers import StepTimer
-from ziggurat.train.config import PretrainedModel, RunConfig
+from ziggurat.train.config import RunConfig
 from ziggurat.train.experiment import check_mesh
 from ziggurat.train.loop import train
+from ziggurat.train.objectives.kinds import OBJECTIVES
+from ziggurat.train.parts import Objectives, kind_of
 from ziggurat.train.stopping import StopRequest
 from ziggurat.train.summary import report
 
@@ -66,7 +69,12 @@ class LeaveRequest(StopRequest):
 
 
 def train_on(
-    world: Surroundings, text: str, source: str, overrides: Sequence[str], wanted: int
+    world: Surroundings,
+    text: str,
+    source: str,
+    overrides: Sequence[str],
+    wanted: int,
+    objectives: Callable[[], Objectives] | None = None,
 ) -> dict[str, Any]:
     """Train a run in this world, from its newest checkpoint to its end or until asked to leave.
 
@@ -76,6 +84,7 @@ def train_on(
         source: its name, for messages.
         overrides: changes to it, ``"key=value"``.
         wanted: hosts for which ``train.accumulate`` of the run file is meant.
+        objectives: returns the kinds of objective known; default those of this package.
 
     Returns:
         ``status``, ``step`` and ``directory``.
@@ -83,8 +92,6 @@ def train_on(
     Raises:
         ZigguratError: as :func:`ziggurat.train.loop.train`.
     """
-    import jax
-
     timer = StepTimer()
     run = config.parse(RunConfig, text, overrides, source=source)
     fitted = fit(run.value, world.count, jax.local_device_count(), wanted)
@@ -92,7 +99,8 @@ def train_on(
     stop = LeaveRequest(world, timer, fitted.train.stop_within_s)
     kept = None if fitted.train.compile_cache else fitted.output / "cache" / "compiled"
     with keeping_compiled(kept, least_s=0.0):
-        outcome = train(run, stop=stop, timer=timer)
+        known = OBJECTIVES if objectives is None else objectives()
+        outcome = train(run, objectives=known, stop=stop, timer=timer)
     step = int(outcome.state.step)
     world.report(step, timer.ledger(), now=True)
     if world.index == 0:
@@ -135,18 +143,23 @@ def fit(run: RunConfig, hosts: int, devices: int, wanted: int) -> RunConfig:
     return fitted
 
 
-def usable(run: RunConfig, devices: int, wanted: int) -> Callable[[int], str]:
+def usable(
+    run: RunConfig, devices: int, wanted: int, objectives: Objectives = OBJECTIVES
+) -> Callable[[int], str]:
     """Says for a number of hosts why the run cannot use it; empty when it can.
 
     Args:
         run: the run as its file says.
         devices: of each host.
         wanted: hosts for which it was written.
+        objectives: the kinds of objective known.
     """
-    model = None
-    if not isinstance(run.model, PretrainedModel):
-        precision = Precision("float32", "float32")  # sizes are all that counts here
-        model = LanguageModel.build(run.model, precision, run.train.remat, run.train.attention)
+    here = dataclasses.replace(run, mesh=MeshConfig())  # sizes are all that counts
+    layout = mesh_.build(here.mesh, jax.devices()[:1])
+    try:
+        model = kind_of(run, objectives).program(here, layout).model
+    except ConfigError:  # only the weights know its sizes
+        model = None
 
     def why_not(hosts: int) -> str:
         try:

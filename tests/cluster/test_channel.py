@@ -40,10 +40,14 @@ def test_a_wrong_secret_is_refused(listener):
 
 class Bomb:
     def __reduce__(self):
-        return exploded.set, ()
+        return explode, ()
 
 
 exploded = threading.Event()
+
+
+def explode():
+    exploded.set()
 
 
 @pytest.mark.parametrize("greeting", [b"", b"ziggurat-cluster-1"])

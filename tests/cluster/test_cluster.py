@@ -67,10 +67,9 @@ def test_a_host_that_dies_is_replaced(cluster):
     assert cluster.run(programs.total) == [2.0, 2.0]
     after = cluster.run("os:getpid")
     assert after[0] != before[0]
-    assert {row["host"]: row["state"] for row in cluster.status()["hosts"]} == {
-        "host-0": "in the world",
-        "host-1": "in the world",
-    }
+    states = {row["host"]: row["state"] for row in cluster.status()["hosts"]}
+    assert states.pop("host-0") in ("starting", "ready")  # anew, as a spare
+    assert states == {"host-1": "in the world", "host-2": "in the world"}
 
 
 def test_settings_that_cannot_be(tmp_path):

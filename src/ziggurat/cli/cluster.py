@@ -44,11 +44,14 @@ def run(
         silence_s: time without a sign of life after which a host is killed (seconds).
         step_deadline_s: time without a step after which the hosts that lag are killed (seconds).
     """
+    import jax
+
     from ziggurat.cli.objectives import known
     from ziggurat.cluster import Cluster
     from ziggurat.core import config
     from ziggurat.train.config import RunConfig
 
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for the hosts
     resolved = config.load(RunConfig, run_file, overrides)
     text = run_file.read_text(encoding="utf-8")
     directory = resolved.value.directory

@@ -97,7 +97,7 @@ class Cluster:
             undo.callback(self._record.close)
             self.ledger = Ledger(self._record.ledger)
             self._hosts = Hosts(
-                engine_for(engine, hosts + spares, address),
+                engine_for(engine, address),
                 bind=bind,
                 preload=tuple(preload),
                 env=env or {},

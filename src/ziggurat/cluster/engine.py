@@ -6,7 +6,7 @@ the same on both.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ziggurat.core.errors import ClusterError, did_you_mean
 
@@ -31,6 +31,7 @@ class Orders:
     """Takes how the process ended; called once."""
 
 
+@runtime_checkable
 class Handle(Protocol):
     """A process that was started."""
 
@@ -38,6 +39,7 @@ class Handle(Protocol):
         """End it at once, by force; it may have ended already."""
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Starts processes."""
 
@@ -49,12 +51,11 @@ class Engine(Protocol):
         """Give back what belongs to the engine itself."""
 
 
-def engine_for(name: str, hosts: int, address: str | None) -> Engine:
+def engine_for(name: str, address: str | None) -> Engine:
     """The engine of this name.
 
     Args:
         name: ``subprocess`` or ``ray``.
-        hosts: how many hosts there will be at most, for a Ray that is started here.
         address: of a Ray cluster that runs already.
 
     Raises:
@@ -71,7 +72,7 @@ def engine_for(name: str, hosts: int, address: str | None) -> Engine:
     if name == "ray":
         from ziggurat.cluster.ray_engine import RayEngine
 
-        return RayEngine(hosts, address)
+        return RayEngine(address)
     if address is not None:
         raise ClusterError("address of a cluster", found=address, expected="engine ray with it")
     from ziggurat.cluster.local_engine import LocalEngine

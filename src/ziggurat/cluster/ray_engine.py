@@ -22,10 +22,9 @@ _STORE_BYTES = 80 << 20
 
 
 class RayEngine:
-    """Starts hosts as actors.
+    """Starts hosts as actors: of one CPU slot each, on a Ray started here of none.
 
     Args:
-        hosts: most actors at a time; a Ray started here gets as many slots.
         address: of a Ray cluster that runs already; by default one is started for this controller,
             on loopback, without dashboard and usage statistics, and ends with it.
 
@@ -34,8 +33,8 @@ class RayEngine:
         ClusterError: Ray does not start, or is not at the address.
     """
 
-    def __init__(self, hosts: int, address: str | None = None):
-        options = {"address": address} if address else _local(2 * hosts)
+    def __init__(self, address: str | None = None):
+        options = {"address": address} if address else _local()
         try:
             import ray
         except ImportError as error:
@@ -60,7 +59,8 @@ class RayEngine:
                 expected="a Ray cluster that answers" if address else "a local Ray",
                 fix="check the address and its ports" if address else "use --engine subprocess",
             ) from error
-        self._actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0)(_Actor)
+        slots = 1 if address else 0
+        self._actor = ray.remote(num_cpus=slots, max_restarts=0, max_task_retries=0)(_Actor)
 
     def start(self, orders: Orders) -> "RayHandle":
         here = [path or os.getcwd() for path in sys.path] if self._own else []
@@ -118,18 +118,15 @@ class _Actor:
         serve(*orders, send_output=True)
 
 
-def _local(slots: int) -> dict[str, Any]:
-    """Options of a Ray that serves this controller alone; before Ray is imported.
-
-    There is a slot for each host, and one for what takes the place of each that is dying.
-    """
+def _local() -> dict[str, Any]:
+    """Options of a Ray that serves this controller alone; before Ray is imported."""
     # Ray's name for it; elsewhere it means: use the loopback address
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if "RAY_AUTH_MODE" not in os.environ:  # a secret of this cluster's own, in no file
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     return {
-        "num_cpus": slots,
+        "num_cpus": 1,  # so many processes Ray keeps ready, unasked
         "object_store_memory": _STORE_BYTES,
         "include_dashboard": False,
         "_node_ip_address": "127.0.0.1",

@@ -53,6 +53,9 @@ class Worker:
             task = self._tasks.get()
             if isinstance(task, messages.End):
                 return
+            if isinstance(task, messages.Interrupt):
+                self._leave()
+                continue
             self._send(self._answer(task))
 
     def _answer(self, task: messages.Call | messages.Enter) -> messages.Returned | messages.Raised:
@@ -76,8 +79,7 @@ class Worker:
     def _enter(self, task: messages.Enter) -> bytes:
         from ziggurat.mesh import world
 
-        world.leave()
-        self._world = None
+        self._leave()
         world.enter(task.address, task.count, task.index, task.within_s)
 
         def tell(step: int, ledger_s: Mapping[str, float]) -> None:
@@ -85,6 +87,13 @@ class Worker:
 
         self._world = World(self._name, task.generation, task.index, task.count, tell)
         return functions.dump(None, "nothing")
+
+    def _leave(self) -> None:
+        """Leave the world; those that wait for this process in a collective hear of it so."""
+        from ziggurat.mesh import world
+
+        world.leave()
+        self._world = None
 
     def _listen(self) -> None:
         """Hear commands; in a thread of its own."""
@@ -102,6 +111,7 @@ class Worker:
                 self._world.go(message.leave_at)
             elif isinstance(message, messages.Interrupt):
                 self._interrupt(message.reason)
+                self._tasks.put(message)
             elif isinstance(message, messages.Dump):
                 faulthandler.dump_traceback(all_threads=True)
             elif isinstance(message, messages.End):

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -30,6 +30,7 @@ from ziggurat.train.stopping import StopRequest
 from ziggurat.train.summary import report
 
 
+@runtime_checkable
 class Surroundings(Protocol):
     """What training needs of :class:`ziggurat.cluster.World`."""
 

@@ -59,6 +59,16 @@ def test_going_on_without_leaving():
     assert not world.left
 
 
+def test_another_call_in_the_same_world():
+    world = World("host-0", 3, 1, 2, lambda step, ledger: None)
+    world.hold()
+    world.go(4)
+    assert world.after(4)
+    again = world.again()
+    assert not again.after(4)
+    assert (again.generation, again.index, again.count, again.left) == (3, 1, 2, False)
+
+
 def test_reports_are_sparse():
     told = []
     world = World("host-0", 1, 0, 1, lambda step, ledger: told.append(step))

@@ -104,6 +104,8 @@ class Worker:
                 _end("the controller is gone")
             self._heard = time.monotonic()
             if isinstance(message, (messages.Call, messages.Enter)):
+                if isinstance(message, messages.Call) and message.in_world and self._world:
+                    self._world = self._world.again()  # before a command can mean this call
                 self._tasks.put(message)
             elif isinstance(message, messages.Hold):
                 self._send(messages.Held(-1 if self._world is None else self._world.hold()))

@@ -53,6 +53,10 @@ class World:
         self._held = False
         self._leave_at: int | None = None
 
+    def again(self) -> "World":
+        """The same world for another call of a program, which nobody has asked to leave."""
+        return World(self.host, self.generation, self.index, self.count, self._tell)
+
     def after(self, step: int) -> bool:
         """Whether to leave now, with ``step`` steps done; every process asks between all steps."""
         with self._guard:

@@ -5,11 +5,11 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ziggurat.core.errors import ShardingError
 from ziggurat.core.pytrees import map_named
@@ -17,6 +17,8 @@ from ziggurat.mesh.config import AXES, DEFAULT_RULES, MeshConfig
 
 A = TypeVar("A")
 Axes = tuple[str | None, ...]
+# Only :func:`abstract` makes one without devices, and who asks for it knows.
+AnyMesh = Mesh if TYPE_CHECKING else Mesh | AbstractMesh
 
 _active: contextvars.ContextVar["Layout | None"] = contextvars.ContextVar("layout", default=None)
 
@@ -25,7 +27,7 @@ _active: contextvars.ContextVar["Layout | None"] = contextvars.ContextVar("layou
 class Layout:
     """A mesh and the rules that place arrays on it."""
 
-    mesh: Mesh
+    mesh: AnyMesh
     rules: Mapping[str, tuple[str, ...]]
 
     @property
@@ -146,7 +148,7 @@ def abstract(mesh: MeshConfig, count: int) -> Layout:
     ici = _fill(mesh, count // slices, slices)
     sizes = tuple(ici[axis] * getattr(mesh.dcn, axis, 1) for axis in AXES)
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    nowhere: Any = jax.sharding.AbstractMesh(sizes, AXES, axis_types=types)
+    nowhere: Any = AbstractMesh(sizes, AXES, axis_types=types)
     return Layout(nowhere, {**DEFAULT_RULES, **mesh.rules})
 
 

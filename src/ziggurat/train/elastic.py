@@ -8,10 +8,12 @@ about as many rows at a time as before; which numbers of hosts are possible says
 
 import contextlib
 import dataclasses
+import logging
 import math
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
@@ -28,6 +30,9 @@ from ziggurat.train.objectives.kinds import OBJECTIVES
 from ziggurat.train.parts import Objectives, kind_of
 from ziggurat.train.stopping import StopRequest
 from ziggurat.train.summary import report
+
+_log = logging.getLogger(__name__)
+_MOST_KEPT = 8
 
 
 @runtime_checkable
@@ -101,12 +106,53 @@ def train_on(
     kept = None if fitted.train.compile_cache else fitted.output / "cache" / "compiled"
     with keeping_compiled(kept, least_s=0.0):
         known = OBJECTIVES if objectives is None else objectives()
-        outcome = train(run, objectives=known, stop=stop, timer=timer)
-    step = int(outcome.state.step)
-    world.report(step, timer.ledger(), now=True)
+        step = Programs(world, fitted)
+        outcome = train(run, objectives=known, stop=stop, timer=timer, compiled_step=step)
+    done = int(outcome.state.step)
+    world.report(done, timer.ledger(), now=True)
     if world.index == 0:
         report(outcome)
-    return {"status": outcome.status, "step": step, "directory": str(fitted.directory)}
+    return {"status": outcome.status, "step": done, "directory": str(fitted.directory)}
+
+
+class Programs:
+    """The steps that this process has compiled, for each world it was in, and for the next like it.
+
+    Backends and their programs end with a world. Serialised ones do not, and loading one takes
+    milliseconds where tracing and lowering take seconds, which the compile cache cannot save.
+
+    Args:
+        world: the hosts.
+        run: its settings; where it lives does not matter.
+    """
+
+    _kept: ClassVar[dict[tuple[Any, ...], tuple[Any, ...]]] = {}
+
+    def __init__(self, world: Surroundings, run: RunConfig):
+        same = config.to_toml(dataclasses.replace(run, name="any", output=Path()))
+        self._place = (same, world.count, world.index)
+
+    def __call__(self, step: Any, arguments: tuple[Any, ...]) -> Any:
+        """The compiled step."""
+        from jax.experimental import serialize_executable
+
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        key = (*self._place, str(structure), shapes)
+        if key in self._kept:
+            try:
+                return serialize_executable.deserialize_and_load(*self._kept[key])
+            except Exception as error:  # a backend that cannot: compile as if for the first time
+                _log.debug("loading a step compiled before: %s", error)
+                del self._kept[key]
+        compiled = step.lower(*arguments).compile()
+        try:
+            self._kept[key] = serialize_executable.serialize(compiled)
+            if len(self._kept) > _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+        except Exception as error:
+            _log.debug("keeping a compiled step: %s", error)
+        return compiled
 
 
 def fit(run: RunConfig, hosts: int, devices: int, wanted: int) -> RunConfig:

@@ -68,6 +68,7 @@ def train(
     *,
     stop: StopRequest | None = None,
     timer: StepTimer | None = None,
+    compiled_step: Callable[[Any, tuple[Any, ...]], Any] | None = None,
 ) -> Outcome:
     """Train a run to its end, from its newest checkpoint if it has one.
 
@@ -78,6 +79,8 @@ def train(
         stop: who asks the run to stop; default signals do.
         timer: keeps account of the time, from when the caller made it; default from here, and the
             time since the process began counts too.
+        compiled_step: makes of the jitted step and its arguments a compiled one; default by tracing
+            and compiling it.
 
     Raises:
         TrainError: too many steps in a row were not finite; the last checkpoint stays.
@@ -102,7 +105,7 @@ def train(
                 directory.start_session(done)
         with timer.phase("compile"):
             arguments = (state, experiment.batch_struct(), experiment.parts.frozen)
-            compiled = experiment.step.lower(*arguments).compile()  # pyright: ignore
+            compiled = (compiled_step or _compiled)(experiment.step, arguments)
             del arguments
             # the first collective waits 30 s for the others, and one of them may compile for longer
             everyone.barrier("compiled")
@@ -297,6 +300,10 @@ class _Throughput:
     def of(self, tokens_per_s: float) -> dict[str, float]:
         used = mfu(tokens_per_s, self._flops, self._chips, self._peak)
         return {"tokens_per_s": tokens_per_s} | ({} if used is None else {"mfu": used})
+
+
+def _compiled(step: Any, arguments: tuple[Any, ...]) -> Any:
+    return step.lower(*arguments).compile()
 
 
 def open_checkpoints(run: RunConfig, directory: RunDirectory, identity: str) -> Tiers:

@@ -1,6 +1,7 @@
 """``ziggurat cluster``: one controller that trains over hosts, whichever are there."""
 
 import logging
+import os
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +45,8 @@ def run(
         silence_s: time without a sign of life after which a host is killed (seconds).
         step_deadline_s: time without a step after which the hosts that lag are killed (seconds).
     """
+    # JAX warns, each time, that its recoverable mode is experimental
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
     from ziggurat.cli.objectives import known

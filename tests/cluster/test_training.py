@@ -70,7 +70,6 @@ def events_of(directory, since):
 
 def test_rank_0_is_killed_and_a_spare_takes_its_place(folder, cluster, peace):
     run, began = Run(folder, "killed", f"train.steps={STEPS}"), time.time()
-    before = cluster.ledger.account()
     wait_for_hosts(cluster, 3)
     Disturbance(cluster, 7, kill)
     outcome = run.train(cluster, 2)
@@ -80,7 +79,7 @@ def test_rank_0_is_killed_and_a_spare_takes_its_place(folder, cluster, peace):
     compare(run, peace, exact=True)
     assert sum(account.seconds.values()) == pytest.approx(account.wall_s)
     for name in ("step", "reform", "start"):
-        assert account.seconds[name] > before.seconds.get(name, 0.0)
+        assert account.seconds[name] > 0.0
     events = events_of(folder / "cluster", began)
     kept = iter([event["event"] for event in events])
     order = ("resumed", "lost", "broken", "formed", "resumed", "recovered", "ended")

@@ -92,6 +92,7 @@ class Cluster:
         self._failed_starts: Counter[str] = Counter()
         self._usable: Usable = any_number
         self._supervision: Supervision | None = None
+        self._trained = False
         self._record = Record(directory)
         with contextlib.ExitStack() as undo:
             undo.callback(self._record.close)
@@ -207,6 +208,10 @@ class Cluster:
         payload = functions.pack(program, arguments)
         check_usable(self.wanted.hosts, usable)
         self._usable, self.wanted.stop = usable, ""
+        if self._trained:  # another program, another account
+            self.ledger.close()
+            self.ledger = Ledger(self._record.ledger)
+        self._trained = True
         supervision = Supervision(
             self._hosts,
             self._worlds,

@@ -34,7 +34,7 @@ class RayEngine:
     """
 
     def __init__(self, address: str | None = None):
-        options = {"address": address} if address else _local()
+        options: dict[str, Any] = {"address": address} if address else _local()
         try:
             import ray
         except ImportError as error:

@@ -103,7 +103,7 @@ class Worlds:
                     if waiting.pop(message.number, None) is None:
                         continue
                     failed = isinstance(message, messages.Raised)
-                    if failed:
+                    if isinstance(message, messages.Raised):
                         _log.debug("%s: %s: %s", host and host.name, message.kind, message.line)
                 elif isinstance(message, messages.Ended):
                     gone = [number for number, one in waiting.items() if one is host]

@@ -18,7 +18,10 @@ from ziggurat.mesh.config import AXES, DEFAULT_RULES, MeshConfig
 A = TypeVar("A")
 Axes = tuple[str | None, ...]
 # Only :func:`abstract` makes one without devices, and who asks for it knows.
-AnyMesh = Mesh if TYPE_CHECKING else Mesh | AbstractMesh
+if TYPE_CHECKING:
+    AnyMesh = Mesh
+else:
+    AnyMesh = Mesh | AbstractMesh
 
 _active: contextvars.ContextVar["Layout | None"] = contextvars.ContextVar("layout", default=None)
 

@@ -117,7 +117,7 @@ def _state() -> Any:
 
 
 def _connect(address: str, index: int, within_s: float) -> Any:
-    from jax._src.lib import _jax
+    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
     client = _jax.get_distributed_runtime_client(
         address,
@@ -144,7 +144,7 @@ def _meet(count: int) -> None:
 
 
 def _start(host: str, count: int) -> tuple[str, Any]:
-    from jax._src.lib import _jax
+    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
     problem: object = ""
     for _ in range(_TRIES):

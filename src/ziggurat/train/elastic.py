@@ -115,11 +115,26 @@ def train_on(
     return {"status": outcome.status, "step": done, "directory": str(fitted.directory)}
 
 
+class _CacheHits:
+    """How many programs this process has found in the compile cache."""
+
+    count = 0
+
+    @classmethod
+    def listen(cls, event: str, **_: Any) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            cls.count += 1
+
+
+jax.monitoring.register_event_listener(_CacheHits.listen)
+
+
 class Programs:
     """The steps that this process has compiled, for each world it was in, and for the next like it.
 
     Backends and their programs end with a world. Serialised ones do not, and loading one takes
-    milliseconds where tracing and lowering take seconds, which the compile cache cannot save.
+    milliseconds where tracing and lowering take seconds, which the compile cache cannot save. What
+    came out of that cache is not kept: XLA:CPU writes such a program without its functions.
 
     Args:
         world: the hosts.
@@ -145,7 +160,10 @@ class Programs:
             except Exception as error:  # a backend that cannot: compile as if for the first time
                 _log.debug("loading a step compiled before: %s", error)
                 del self._kept[key]
+        before = _CacheHits.count
         compiled = step.lower(*arguments).compile()
+        if _CacheHits.count > before:
+            return compiled
         try:
             self._kept[key] = serialize_executable.serialize(compiled)
             if len(self._kept) > _MOST_KEPT:

@@ -21,7 +21,7 @@ class LocalEngine:
         environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)
         arguments = [host, str(port), orders.name, orders.life, *orders.preload]
         process = subprocess.Popen(
-            [sys.executable, "-m", "ziggurat.cluster.worker", *arguments],
+            [sys.executable, "-m", "ziggurat.cluster", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -89,7 +89,6 @@ class Worker:
         return functions.dump(None, "nothing")
 
     def _leave(self) -> None:
-        """Leave the world; those that wait for this process in a collective hear of it so."""
         from ziggurat.mesh import world
 
         world.leave()
@@ -120,9 +119,10 @@ class Worker:
                 self._tasks.put(message)
 
     def _interrupt(self, reason: str) -> None:
-        from ziggurat.mesh import processes
+        from ziggurat.mesh import processes, world
 
         processes.interrupt(reason)
+        world.sever()
         if self._world is not None:
             self._world.go(None)
 

@@ -12,7 +12,9 @@ True
 import contextlib
 import gc
 import logging
+import os
 import socket
+import stat
 from typing import Any
 
 import jax
@@ -24,6 +26,8 @@ _log = logging.getLogger(__name__)
 HEARTBEAT_S = 10
 """Silence after which the service calls a process dead. The controller is sooner to notice."""
 _SHUTDOWN_S = 5
+_links: set[int] = set()
+"""Sockets that collectives of this world use."""
 _TRIES = 20
 
 
@@ -80,7 +84,9 @@ def enter(address: str, count: int, index: int, within_s: float = 60.0) -> None:
             state.client = _connect(address, index, within_s)
             state.coordinator_address = address
         state.process_id, state.num_processes = index, count
+        before = set(_sockets())
         _meet(count)
+        _links.update(set(_sockets()) - before)
     except Exception as error:
         line = str(error).strip().partition("\n")[0][:200]
         raise EnvironmentError(
@@ -93,6 +99,7 @@ def enter(address: str, count: int, index: int, within_s: float = 60.0) -> None:
 def leave() -> None:
     """Forget the world, its devices and all arrays on them; does nothing outside of one."""
     state = _state()
+    sever()
     with contextlib.suppress(Exception):  # what was under way may have failed with a peer
         jax.effects_barrier()
     client, state.client = state.client, None
@@ -108,6 +115,32 @@ def leave() -> None:
 
         clear_backends()
     gc.collect()
+
+
+def sever() -> None:
+    """Close this process's connections to the others: a collective that waits for one of them, here
+    or there, fails at once; for who knows that the world is broken, from any thread.
+
+    A collective over three or more is a ring: the neighbours of a process that died hear of it, but
+    the others wait for those neighbours, which have nothing to say.
+    """
+    links, found = set(_links), _sockets()
+    _links.clear()
+    for number in links & found.keys():
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(found[number])) as link:
+            link.shutdown(socket.SHUT_RDWR)
+
+
+def _sockets() -> dict[int, int]:
+    """Sockets of this process, as the system numbers them, and their descriptors."""
+    found = {}
+    with contextlib.suppress(FileNotFoundError):  # not Linux: nothing is severed then
+        for name in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):
+                entry = os.stat(int(name))
+                if stat.S_ISSOCK(entry.st_mode):
+                    found[entry.st_ino] = int(name)
+    return found
 
 
 def _state() -> Any:

@@ -73,7 +73,8 @@ def disturb_and_compare(given: argparse.Namespace, numbers: list[int], folder: P
     war = Run(folder, "war", *overrides)
     killer = Killer(random.Random(given.seed), given.kills, numbers, steps)
     began = time.monotonic()
-    options = {"engine": given.engine, "hosts": numbers[-1], "spares": given.spares}
+    # from the least hosts up: others are asked for on the way
+    options = {"engine": given.engine, "hosts": numbers[0], "spares": given.spares}
     with start_cluster(folder / "cluster", PAUSE_S, **options) as cluster:
         killer.cluster = cluster
         killer.start()

@@ -42,6 +42,8 @@ linger_s = 20
 [report]
 tensorboard = false
 """
+# less effort spent on machine code: compiling is what tests wait for
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 PROGRAM = "ziggurat.train.elastic:train_on"
 
 
@@ -50,7 +52,7 @@ def start_cluster(directory: Path, pause_s: float = 0.0, **options) -> Cluster:
     return Cluster(
         directory=directory,
         preload=["ziggurat.train.elastic", "tests.cluster.noting"],
-        env={"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "NOTING_PAUSE_S": str(pause_s)},
+        env={"XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", "NOTING_PAUSE_S": str(pause_s)},
         **options,
     )
 

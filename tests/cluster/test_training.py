@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 from tests.cluster.conftest import PAUSE_S
-from tests.cluster.runs import RUN, Run, start_cluster
+from tests.cluster.runs import QUICK, RUN, Run, start_cluster
 
 from ziggurat.cli.main import main
 from ziggurat.cluster.record import ask, read_events
@@ -129,7 +129,7 @@ def test_the_controller_is_killed(folder):
     file.write_text(RUN)
     command = [sys.executable, "-m", "ziggurat.cli.main", "cluster", "run", str(file)]
     command += ["--hosts=1", "--set=name=orphaned", f"--set=output={folder}", "--train.steps=4000"]
-    env = {**os.environ, "XLA_FLAGS": "", "NOTING_PAUSE_S": "0"}
+    env = {**os.environ, "XLA_FLAGS": QUICK, "NOTING_PAUSE_S": "0"}
     log = open(folder / "orphaned.log", "w+b")  # noqa: SIM115
     controller = subprocess.Popen(command, env=env, stdout=log, stderr=log)
     run, deadline = Run(folder, "orphaned"), time.monotonic() + 120

@@ -28,6 +28,7 @@ PING_S = 1.0
 LOOK_S = 0.25
 _SHOWN_LINES = 40
 _EXPLAINED_S = 0.1
+_MOST_KEPT = 16
 
 
 @dataclasses.dataclass(eq=False)
@@ -105,6 +106,7 @@ class Hosts:
         self.closed = threading.Event()
         self._numbers = itertools.count(1)
         self._looked = 0.0
+        self._kept: dict[str, bytes] = {}
         self.listener = Listener(bind, self.secret, self._serve)
         threading.Thread(target=self._ping, name="ping", daemon=True).start()
 
@@ -249,11 +251,20 @@ class Hosts:
                 host.heard = time.monotonic()
                 if isinstance(message, messages.Output):
                     self._print(host, message.line)
+                elif isinstance(message, messages.Keep):
+                    self._keep(message)
+                elif isinstance(message, messages.Fetch):
+                    host.send(messages.Kept(message.name, self._kept.get(message.name)))
                 else:
                     self.events.put((host, message))
         except Closed:
             host.gone.wait(_EXPLAINED_S)  # its engine may know how
             self.events.put((host, messages.Ended("its connection closed")))
+
+    def _keep(self, message: messages.Keep) -> None:
+        self._kept[message.name] = message.content
+        while len(self._kept) > _MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
 
     def _ended(self, host: Host, how: str) -> None:
         self.events.put((host, messages.Ended(how)))

@@ -131,6 +131,29 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
+class Keep:
+    """Host to controller: keep this for those who ask for it by name."""
+
+    name: str
+    content: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetch:
+    """Host to controller: send what is kept under a name."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The answer to a :class:`Fetch`."""
+
+    name: str
+    content: bytes | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Notice:
     """This host will be taken away soon: it got SIGTERM."""
 

@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 BEAT_S = 0.5
 ORPHAN_S = 30.0
 """Silence of the controller after which a host ends itself."""
+FETCH_S = 60.0
+"""How long to wait for what the controller keeps."""
 ORPHANED = 3
 """Exit code then."""
 
@@ -41,6 +43,7 @@ class Worker:
         self._world: World | None = None
         self._heard = time.monotonic()
         self._noticed = False
+        self._fetched: queue.SimpleQueue[messages.Kept] = queue.SimpleQueue()
         channel.send(messages.Hello(name, life, os.getpid(), this_machine(), installed_versions()))
 
     def run(self) -> None:
@@ -57,6 +60,21 @@ class Worker:
                 self._leave()
                 continue
             self._send(self._answer(task))
+
+    def keep(self, name: str, content: bytes) -> None:
+        """See :class:`ziggurat.cluster.world.World`."""
+        self._send(messages.Keep(name, content))
+
+    def fetch(self, name: str) -> bytes | None:
+        """See :class:`ziggurat.cluster.world.World`."""
+        self._send(messages.Fetch(name))
+        try:
+            while True:
+                answer = self._fetched.get(timeout=FETCH_S)
+                if answer.name == name:
+                    return answer.content
+        except queue.Empty:
+            return None
 
     def _answer(self, task: messages.Call | messages.Enter) -> messages.Returned | messages.Raised:
         try:
@@ -85,7 +103,8 @@ class Worker:
         def tell(step: int, ledger_s: Mapping[str, float]) -> None:
             self._send(messages.Report(task.generation, step, dict(ledger_s)))
 
-        self._world = World(self._name, task.generation, task.index, task.count, tell)
+        place = (self._name, task.generation, task.index, task.count)
+        self._world = World(*place, tell, self)
         return functions.dump(None, "nothing")
 
     def _leave(self) -> None:
@@ -115,6 +134,8 @@ class Worker:
                 self._tasks.put(message)
             elif isinstance(message, messages.Dump):
                 faulthandler.dump_traceback(all_threads=True)
+            elif isinstance(message, messages.Kept):
+                self._fetched.put(message)
             elif isinstance(message, messages.End):
                 self._tasks.put(message)
 

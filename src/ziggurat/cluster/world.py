@@ -10,8 +10,18 @@ and nothing otherwise.
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
 
 REPORT_EVERY_S = 0.1
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Where :meth:`World.keep` puts things."""
+
+    def keep(self, name: str, content: bytes) -> None: ...
+
+    def fetch(self, name: str) -> bytes | None: ...
 
 
 class World:
@@ -23,6 +33,7 @@ class World:
         index: this process, from 0.
         count: all processes.
         tell: takes (step, seconds by phase) to the controller.
+        store: what the controller keeps for all hosts.
 
     >>> world = World("host-0", 1, 0, 1, lambda step, ledger: None)
     >>> [world.after(step) for step in range(3)]
@@ -41,13 +52,14 @@ class World:
         index: int,
         count: int,
         tell: Callable[[int, Mapping[str, float]], None],
+        store: "Store | None" = None,
     ):
         self.host, self.generation, self.index, self.count = host, generation, index, count
         self.left = False
         """Whether :meth:`after` has told the program to leave."""
         self.step = -1
         """The newest boundary that was passed."""
-        self._tell = tell
+        self._tell, self._store = tell, store
         self._told_at = self._reports = 0
         self._guard = threading.Lock()
         self._held = False
@@ -55,7 +67,7 @@ class World:
 
     def again(self) -> "World":
         """The same world for another call of a program, which nobody has asked to leave."""
-        return World(self.host, self.generation, self.index, self.count, self._tell)
+        return World(self.host, self.generation, self.index, self.count, self._tell, self._store)
 
     def after(self, step: int) -> bool:
         """Whether to leave now, with ``step`` steps done; every process asks between all steps."""
@@ -77,6 +89,16 @@ class World:
         if now or self._reports < 2 or passed - self._told_at >= REPORT_EVERY_S:
             self._told_at, self._reports = passed, self._reports + 1
             self._tell(step, ledger_s)
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Let the controller keep something that a host of a later world can use, such as a
+        compiled program; of many things it keeps the newest."""
+        if self._store is not None:
+            self._store.keep(name, content)
+
+    def fetch(self, name: str) -> bytes | None:
+        """What a host of this or an earlier world had kept, if the controller has it still."""
+        return None if self._store is None else self._store.fetch(name)
 
     def hold(self) -> int:
         """Let nobody pass another boundary until :meth:`go`; for the thread that hears commands."""

@@ -128,6 +128,7 @@ def sever() -> None:
     _links.clear()
     for number in links & found.keys():
         with contextlib.suppress(OSError), socket.socket(fileno=os.dup(found[number])) as link:
+            link.getpeername()  # raises for one that listens, whose owner would not bear it
             link.shutdown(socket.SHUT_RDWR)
 
 

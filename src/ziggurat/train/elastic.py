@@ -8,12 +8,14 @@ about as many rows at a time as before; which numbers of hosts are possible says
 
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import math
+import pickle
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -32,7 +34,6 @@ from ziggurat.train.stopping import StopRequest
 from ziggurat.train.summary import report
 
 _log = logging.getLogger(__name__)
-_MOST_KEPT = 8
 
 
 @runtime_checkable
@@ -48,6 +49,12 @@ class Surroundings(Protocol):
 
     def report(self, step: int, ledger_s: Mapping[str, float], *, now: bool = False) -> None:
         """Tell how far we are."""
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Keep something for hosts to come."""
+
+    def fetch(self, name: str) -> bytes | None:
+        """What was kept."""
 
 
 class LeaveRequest(StopRequest):
@@ -130,47 +137,52 @@ jax.monitoring.register_event_listener(_CacheHits.listen)
 
 
 class Programs:
-    """The steps that this process has compiled, for each world it was in, and for the next like it.
+    """The steps that hosts have compiled, for each world there was, and for the next like it.
 
-    Backends and their programs end with a world. Serialised ones do not, and loading one takes
-    milliseconds where tracing and lowering take seconds, which the compile cache cannot save. What
-    came out of that cache is not kept: XLA:CPU writes such a program without its functions.
+    Backends and their programs end with a world. Serialised ones do not: the controller keeps them,
+    and a host that enters a world of a size that was there before, even a new host, loads the step
+    in milliseconds, where tracing and lowering take seconds that no compile cache saves. What came
+    out of that cache is not kept: XLA:CPU writes such a program without its functions.
 
     Args:
         world: the hosts.
         run: its settings; where it lives does not matter.
     """
 
-    _kept: ClassVar[dict[tuple[Any, ...], tuple[Any, ...]]] = {}
-
     def __init__(self, world: Surroundings, run: RunConfig):
-        same = config.to_toml(dataclasses.replace(run, name="any", output=Path()))
-        self._place = (same, world.count, world.index)
+        self._world = world
+        self._run = config.to_toml(dataclasses.replace(run, name="any", output=Path()))
 
     def __call__(self, step: Any, arguments: tuple[Any, ...]) -> Any:
         """The compiled step."""
         from jax.experimental import serialize_executable
 
-        leaves, structure = jax.tree.flatten(arguments)
-        shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        key = (*self._place, str(structure), shapes)
-        if key in self._kept:
+        name = self._name(arguments)
+        content = self._world.fetch(name)
+        if content is not None:
             try:
-                return serialize_executable.deserialize_and_load(*self._kept[key])
+                program, *trees = pickle.loads(content)  # of the controller, which proved itself
+                structures = map(jax.tree.structure, trees)
+                return serialize_executable.deserialize_and_load(program, *structures)
             except Exception as error:  # a backend that cannot: compile as if for the first time
                 _log.debug("loading a step compiled before: %s", error)
-                del self._kept[key]
         before = _CacheHits.count
         compiled = step.lower(*arguments).compile()
-        if _CacheHits.count > before:
-            return compiled
-        try:
-            self._kept[key] = serialize_executable.serialize(compiled)
-            if len(self._kept) > _MOST_KEPT:
-                del self._kept[next(iter(self._kept))]
-        except Exception as error:
-            _log.debug("keeping a compiled step: %s", error)
+        if self._world.index == 0 and _CacheHits.count == before:
+            try:
+                program, *structures = serialize_executable.serialize(compiled)
+                trees = [one.unflatten([0] * one.num_leaves) for one in structures]
+                self._world.keep(name, pickle.dumps((program, *trees)))
+            except Exception as error:
+                _log.debug("keeping a compiled step: %s", error)
         return compiled
+
+    def _name(self, arguments: tuple[Any, ...]) -> str:
+        """Of the program: same settings, world size, shapes."""
+        leaves, structure = jax.tree.flatten(arguments)
+        shapes = [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
+        text = f"{self._run}{self._world.count}{jax.device_count()}{structure}{shapes}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fit(run: RunConfig, hosts: int, devices: int, wanted: int) -> RunConfig:

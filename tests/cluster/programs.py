@@ -37,21 +37,20 @@ def sleep(seconds):
     time.sleep(seconds)
 
 
-def count_to(world, folder, last, pause_s):
-    """A program that counts, and writes where it is; its checkpoint is the number of a file."""
+def count_and_hang(world, folder, last):
+    """A program that counts with a collective in each step; on its first try one host hangs."""
     from pathlib import Path
 
-    file = Path(folder) / "count"
+    file, tried = Path(folder) / "count", Path(folder) / "tried"
     step = int(file.read_text()) if file.exists() else 0
     began = time.monotonic()
     while step < last and not world.after(step):
-        world.report(step, {"step": time.monotonic() - began})
+        world.report(step, {"step": time.monotonic() - began}, now=True)
         total()
         step += 1
         if world.index == 0:
-            part = file.with_suffix(".part")
-            part.write_text(str(step))
-            part.replace(file)
-        time.sleep(pause_s)
-    world.report(step, {"step": time.monotonic() - began}, now=True)
+            file.write_text(str(step))
+        elif step == 3 and not tried.exists():
+            tried.write_text("yes")
+            time.sleep(3600)
     return step, world.count

@@ -72,6 +72,15 @@ def test_a_host_that_dies_is_replaced(cluster):
     assert states == {"host-1": "in the world", "host-2": "in the world"}
 
 
+def test_a_host_that_hangs_and_still_lives(cluster, printed, tmp_path, monkeypatch):
+    """The one that lags prints where it is, and is killed; the program goes on without it."""
+    monkeypatch.setattr(cluster, "_step_deadline_s", 2.0)
+    outcome = cluster.train(programs.count_and_hang, str(tmp_path), 8)
+    assert outcome.recoveries == 1
+    assert {steps for steps, _ in outcome.values} == {8}
+    assert any("in count_and_hang" in line for _, line in printed)
+
+
 def test_settings_that_cannot_be(tmp_path):
     for options, said in (
         ({"hosts": 0}, "hosts: found 0"),

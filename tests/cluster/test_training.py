@@ -111,6 +111,19 @@ def test_grown_by_command_then_a_host_hangs(folder, cluster, peace):
     compare(run, peace, exact=False)
 
 
+def test_a_host_is_told_that_it_will_be_taken_away(folder, cluster, peace):
+    run, began = Run(folder, "noticed", f"train.steps={STEPS}"), time.time()
+    wait_for_hosts(cluster, 3)
+    cluster.wanted.hosts = 2
+    Disturbance(cluster, 4, lambda status: kill(status, 1, signal.SIGTERM))
+    outcome = run.train(cluster, 2)
+    assert (outcome.recoveries, outcome.stopped) == (0, "")  # nothing broke, nothing was done again
+    events = [event["event"] for event in events_of(folder / "cluster", began)]
+    assert "notice" in events
+    assert "formed" in events[events.index("notice") :]
+    compare(run, peace, exact=True)
+
+
 def test_the_controller_is_told_to_stop(folder, cluster, peace):
     run = Run(folder, "stopped", f"train.steps={STEPS}")
     Disturbance(cluster, 3, lambda status: os.kill(os.getpid(), signal.SIGTERM))

@@ -82,7 +82,8 @@ def disturb_and_compare(given: argparse.Namespace, numbers: list[int], folder: P
         killer.join(10)
         account = cluster.ledger.account()
     took = time.monotonic() - began
-    peace = Run(folder, "peace", *overrides)
+    rarely = ["checkpoint.every=1000000", "checkpoint.memory.every=1000000"]
+    peace = Run(folder, "peace", *overrides, *rarely)
     with start_cluster(folder / "in peace", hosts=numbers[-1]) as cluster:
         peace.train(cluster, numbers[-1])
     events = read_events(folder / "cluster")

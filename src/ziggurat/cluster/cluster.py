@@ -59,10 +59,6 @@ class Cluster:
     Raises:
         ClusterError: hosts do not start, or a setting is wrong.
         EnvironmentError: Ray is not installed.
-
-    >>> with Cluster(hosts=1) as cluster:  # doctest: +SKIP
-    ...     cluster.run("math:sqrt", 2.25)
-    [1.5]
     """
 
     def __init__(

@@ -59,7 +59,8 @@ class Worlds:
             host.index, host.step = index, -1
             self._send(host, entering, address, len(placed), index)
         self._inside = placed
-        fine = self._all_answer(entering, self._enter_s)
+        # once one is gone, most of the others wait for it where nothing can call them back
+        fine = self._all_answer(entering, self._enter_s, self._patience_s / 2)
         if old is not None:
             old.close()  # everybody has left it
         if fine:
@@ -78,7 +79,7 @@ class Worlds:
             if host.state != "lost":
                 host.send(messages.Interrupt(reason))
         waiting = {number: host for number, host in calls.items() if host.state != "lost"}
-        self._all_answer(waiting, self._patience_s)
+        self._all_answer(waiting, self._patience_s, self._patience_s)
 
     def close(self) -> None:
         """End the service; hosts have ended before."""
@@ -94,9 +95,11 @@ class Worlds:
             messages.Enter(number, self.generation, address, count, index, within_s=self._enter_s)
         )
 
-    def _all_answer(self, waiting: dict[int, Host], within_s: float) -> bool:
-        """Wait for answers; whoever gives none is killed. False if one failed or died."""
-        deadline, fine = time.monotonic() + within_s, True
+    def _all_answer(self, waiting: dict[int, Host], within_s: float, patience_s: float) -> bool:
+        """Wait for answers, for ``patience_s`` more once one failed or died; whoever gives none is
+        killed. False if one failed, died or was killed."""
+        began, fine = time.monotonic(), True
+        deadline = began + within_s
         while waiting:
             for host, message in self._hosts.wait(LOOK_S):
                 if isinstance(message, (messages.Returned, messages.Raised)):
@@ -116,13 +119,14 @@ class Worlds:
                     self._other(host, message)
                 if failed and fine:
                     fine = False
-                    deadline = min(deadline, time.monotonic() + self._patience_s)
+                    deadline = min(deadline, time.monotonic() + patience_s)
                 if not waiting:
                     break
             if waiting and time.monotonic() > deadline:
                 fine = False
+                waited = time.monotonic() - began
                 for host in waiting.values():
-                    self._hosts.kill(host, f"it did not answer within {within_s:g} s")
+                    self._hosts.kill(host, f"it did not answer for {waited:.1f} s")
                     self._other(host, messages.Ended(host.how))
                 waiting.clear()
         return fine

@@ -97,7 +97,7 @@ class RayHandle:
             self._ray.get(self._running)
             how = "ended"
         except Exception as error:
-            how = " ".join(str(error).split())[:300] or type(error).__name__
+            how = str(error).strip().partition("\n")[0][:200] or type(error).__name__
         self.kill()  # gives its slot back
         self._orders.ended(how)
 

@@ -15,6 +15,7 @@ from tests.free_port import free_port
 
 from ziggurat.checkpoint import CheckpointConfig, Checkpoints
 from ziggurat.checkpoint.config import MemoryTier, PersistentTier
+from ziggurat.checkpoint.identity import run_identity
 from ziggurat.checkpoint.tiers import Newest, Tiers
 from ziggurat.core.errors import CheckpointError, ConfigError
 
@@ -321,3 +322,32 @@ def test_a_lost_host_comes_back_from_its_neighbour(tmp_path, private):
             trainer.kill()
     assert [out for out, _ in outputs] == ["done\n", "done\n"], outputs
     assert Checkpoints(tmp_path / "run").latest() is not None
+
+
+class Several(Processes):
+    """As many processes as a test says."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.number = count
+
+    @property
+    def count(self):
+        return self.number
+
+    def once(self, name, call):
+        return call()
+
+
+def test_another_number_of_processes_is_another_course(tmp_path):
+    """Snapshots of two processes say nothing of a run that one process went on with."""
+
+    def name(count):
+        return run_identity(tmp_path, "run", Several(count), lambda: None)
+
+    first = name(2)
+    assert name(2) == first  # they were killed, and start again
+    alone = name(1)
+    assert alone != first
+    assert name(1) == alone
+    assert name(2) not in (first, alone)

@@ -4,6 +4,10 @@ Snapshots in memory are found by the path of the directory. A snapshot that outl
 not be taken for one of the next run in a directory of the same name. What the caller says of the
 run is therefore joined with a name that is drawn in the directory: a directory removed and made
 anew forgets its snapshots, even if the run file is the same.
+
+The name is drawn anew when the number of processes is another than before. Snapshots of two
+processes may outlive a spell with one, which went back to an older step on disk and on from there;
+taken up again by two, they would leave out the steps that the one has not come to.
 """
 
 import uuid
@@ -48,9 +52,11 @@ def run_identity(
         path = directory / NAME
         try:
             claim()
-            if not path.exists():
-                atomic.write_file(path, uuid.uuid4().hex)
-            return path.read_text(encoding="utf-8")
+            known = path.read_text(encoding="utf-8") if path.exists() else ""
+            if known.partition(" ")[2] != str(processes.count):
+                known = f"{uuid.uuid4().hex} {processes.count}"
+                atomic.write_file(path, known)
+            return known
         except OSError as error:
             raise CheckpointError(
                 f"checkpoint directory {directory}", found=error, expected="a writable directory"

@@ -287,7 +287,7 @@ class Memory:
                 assert self._link is not None
                 self._link.ask("commit", owner=header["process"], slot=slot, header=header)
                 self._send(header, content, keep)
-        except (CheckpointError, OSError) as error:
+        except (CheckpointError, EnvironmentError, OSError) as error:
             problem = _as_error(step, error)
         try:
             said = self.processes.gather("snapshot", None if problem is None else str(problem))

@@ -17,6 +17,7 @@ from ziggurat.core.errors import ZigguratError
 
 VERBS: dict[str, str] = {
     "train": "train a run file, or go on with an interrupted run",
+    "cluster": "train over several hosts from one process, whichever of them are there",
     "plan": "say whether a run fits a TPU topology, how fast and at what cost, without a TPU",
     "data": "prepare a run's data and look into it: stats, sample, decode, trace",
     "import": "read a Hugging Face directory, a GGUF file or other weights into a checkpoint",

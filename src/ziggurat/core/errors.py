@@ -71,6 +71,10 @@ class ServeError(ZigguratError):
     """A server cannot start, or a request asks for what is not there."""
 
 
+class ClusterError(ZigguratError):
+    """Hosts cannot be started, reached or used together, or a function failed on one of them."""
+
+
 class EnvironmentError(ZigguratError):
     """Something this machine lacks: a package, a device, disk or memory."""
 

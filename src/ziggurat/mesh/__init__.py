@@ -11,7 +11,7 @@ P(('data', 'fsdp', 'expert'), 'context', None)
 """
 
 from ziggurat.mesh.config import AXES, DcnConfig, MeshConfig
-from ziggurat.mesh.layout import Layout, active_layout, active_ways, build, constrain
+from ziggurat.mesh.layout import Layout, abstract, active_layout, active_ways, build, constrain
 from ziggurat.mesh.processes import Processes, join
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Layout",
     "MeshConfig",
     "Processes",
+    "abstract",
     "active_layout",
     "active_ways",
     "build",

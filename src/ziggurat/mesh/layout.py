@@ -5,11 +5,11 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from ziggurat.core.errors import ShardingError
 from ziggurat.core.pytrees import map_named
@@ -17,6 +17,11 @@ from ziggurat.mesh.config import AXES, DEFAULT_RULES, MeshConfig
 
 A = TypeVar("A")
 Axes = tuple[str | None, ...]
+# Only :func:`abstract` makes one without devices, and who asks for it knows.
+if TYPE_CHECKING:
+    AnyMesh = Mesh
+else:
+    AnyMesh = Mesh | AbstractMesh
 
 _active: contextvars.ContextVar["Layout | None"] = contextvars.ContextVar("layout", default=None)
 
@@ -25,7 +30,7 @@ _active: contextvars.ContextVar["Layout | None"] = contextvars.ContextVar("layou
 class Layout:
     """A mesh and the rules that place arrays on it."""
 
-    mesh: Mesh
+    mesh: AnyMesh
     rules: Mapping[str, tuple[str, ...]]
 
     @property
@@ -125,6 +130,29 @@ def build(mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
     assert arranged.shape == shape
     types = (jax.sharding.AxisType.Auto,) * len(AXES)
     return Layout(Mesh(arranged, AXES, axis_types=types), {**DEFAULT_RULES, **mesh.rules})
+
+
+def abstract(mesh: MeshConfig, count: int) -> Layout:
+    """The layout of ``count`` devices that need not be here, to see what divides over them.
+
+    It makes shardings, but no array can be placed by it.
+
+    Raises:
+        ShardingError: the sizes do not multiply to the number of devices.
+
+    >>> abstract(MeshConfig(data=-1, fsdp=1), 6).ways("batch")
+    6
+    """
+    slices = math.prod(getattr(mesh.dcn, axis, 1) for axis in AXES)
+    if count % slices:
+        raise ShardingError(
+            "mesh.dcn", found=f"{slices} slices", expected=f"a divisor of {count} devices"
+        )
+    ici = _fill(mesh, count // slices, slices)
+    sizes = tuple(ici[axis] * getattr(mesh.dcn, axis, 1) for axis in AXES)
+    types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    nowhere: Any = AbstractMesh(sizes, AXES, axis_types=types)
+    return Layout(nowhere, {**DEFAULT_RULES, **mesh.rules})
 
 
 def active_layout() -> Layout | None:

@@ -12,6 +12,7 @@ one process every call returns at once.
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +24,12 @@ PATIENCE_S = 600.0
 """How long a process waits for the others before it calls the run broken."""
 
 _calls: dict[str, int] = {}
-"""Calls so far by name, in this process: a key of the store and a barrier serve once."""
+"""Calls so far by name, in this process: a key of the store serves once."""
 _counting = threading.Lock()
+_LOOK_MS = 250
+"""How often a process that waits for others looks whether :func:`interrupt` was called."""
+_interrupted: list[str] = []
+"""Why nobody need wait any more, once somebody said so."""
 
 
 def join(coordinator: str, count: int | None = None, index: int | None = None) -> None:
@@ -61,6 +66,21 @@ def join(coordinator: str, count: int | None = None, index: int | None = None) -
             expected="all processes",
             fix="start every process with the same --coordinator and --processes",
         ) from error
+
+
+def interrupt(reason: str) -> None:
+    """Let every wait of this process for the others fail, now and until :func:`begin`.
+
+    For who knows that one of them is gone; called from another thread.
+    """
+    _interrupted.append(reason)
+
+
+def begin() -> None:
+    """A new set of processes starts here: nothing is counted yet, and waiting makes sense again."""
+    with _counting:
+        _calls.clear()
+    _interrupted.clear()
 
 
 class Processes:
@@ -100,16 +120,16 @@ class Processes:
         if self.count == 1:
             return [json.loads(json.dumps(value))]
         key, client = self._key(name), self._client()
-        client.key_value_set(f"{key}/{self.index}", json.dumps(value))
         try:
-            answers = [
-                client.blocking_key_value_get(f"{key}/{index}", self._patience_ms)
-                for index in range(self.count)
-            ]
-            client.wait_at_barrier(f"{key}/read", self._patience_ms)
+            client.key_value_set(f"{key}/{self.index}", json.dumps(value))
+            answers = [self._wait(client, f"{key}/{index}") for index in range(self.count)]
+            client.key_value_set(f"{key}/read/{self.index}", "yes")
+            if self.first:
+                for index in range(1, self.count):
+                    self._wait(client, f"{key}/read/{index}")
+                client.key_value_delete(key)
         except Exception as error:
             raise self._lost(name, error) from error
-        client.key_value_delete(f"{key}/{self.index}")
         return [json.loads(answer) for answer in answers]
 
     def agree(self, name: str, value: Any = None) -> Any:
@@ -148,10 +168,19 @@ class Processes:
             EnvironmentError: a process did not come in time.
         """
         if self.count > 1:
+            self.gather(name, None)
+
+    def _wait(self, client: Any, key: str) -> str:
+        """The value of a key, once it is there."""
+        deadline = time.monotonic() + self._patience_ms / 1000
+        while not _interrupted:
+            left_ms = int(1000 * (deadline - time.monotonic()))
             try:
-                self._client().wait_at_barrier(self._key(name), self._patience_ms)
-            except Exception as error:
-                raise self._lost(name, error) from error
+                return client.blocking_key_value_get(key, max(min(left_ms, _LOOK_MS), 1))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error) or left_ms <= _LOOK_MS:
+                    raise
+        raise InterruptedError(_interrupted[0])
 
     def _key(self, name: str) -> str:
         with _counting:

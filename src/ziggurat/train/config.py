@@ -183,7 +183,7 @@ class RunConfig:
 
 FREE_ON_RESUME = ("train.steps", "train.max_bad_steps", "train.stop_within_s", "evaluation")
 FREE_ON_RESUME += ("checkpoint", "mesh", "profile", "report", "output", "name")
-FREE_ON_RESUME += ("train.compile_cache",)
+FREE_ON_RESUME += ("train.compile_cache", "train.accumulate")
 FREE_ON_RESUME += ("data.workers", "data.worker_patience_s", "data.prefetch")
 FREE_ON_RESUME += ("data.mixture", "data.epochs")  # the data's own state tells if they still fit
 """Keys that may change when a run is resumed; any other would make it another run."""

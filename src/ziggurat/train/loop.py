@@ -65,6 +65,10 @@ def train(
     run: Resolved[RunConfig],
     console: Console | None = None,
     objectives: Objectives = OBJECTIVES,
+    *,
+    stop: StopRequest | None = None,
+    timer: StepTimer | None = None,
+    compiled_step: Callable[[Any, tuple[Any, ...]], Any] | None = None,
 ) -> Outcome:
     """Train a run to its end, from its newest checkpoint if it has one.
 
@@ -72,17 +76,23 @@ def train(
         run: the resolved run file.
         console: where progress goes; default standard error.
         objectives: the kinds of objective known, by name; default those of this package.
+        stop: who asks the run to stop; default signals do.
+        timer: keeps account of the time, from when the caller made it; default from here, and the
+            time since the process began counts too.
+        compiled_step: makes of the jitted step and its arguments a compiled one; default by tracing
+            and compiling it.
 
     Raises:
         TrainError: too many steps in a row were not finite; the last checkpoint stays.
         ConfigError, DataError, ModelError, ShardingError, CheckpointError: as their parts say.
     """
-    timer, directory = StepTimer(), RunDirectory(run.value.directory)
+    launched_s = None if timer is None else 0.0
+    timer, directory = timer or StepTimer(), RunDirectory(run.value.directory)
     everyone = Processes()
     with timer.phase("start"):
         identity = everyone.once("open the run", lambda: directory.open(run))
         experiment = prepare(run.value, objectives=objectives)
-    stop = StopRequest(run.value.train.stop_within_s, everyone)
+    stop = stop or StopRequest(run.value.train.stop_within_s, everyone)
     if not everyone.first:
         console = Console(quiet=True)
     with (
@@ -95,7 +105,7 @@ def train(
                 directory.start_session(done)
         with timer.phase("compile"):
             arguments = (state, experiment.batch_struct(), experiment.parts.frozen)
-            compiled = experiment.step.lower(*arguments).compile()  # pyright: ignore
+            compiled = (compiled_step or _compiled)(experiment.step, arguments)
             del arguments
             # the first collective waits 30 s for the others, and one of them may compile for longer
             everyone.barrier("compiled")
@@ -107,7 +117,7 @@ def train(
                 if done:
                     progress.resumed(done, directory.checkpoints)
                 loop = Loop(experiment, checkpoints, sinks, progress, timer, stop)
-                loop.watch(directory, done, compiled.as_text)
+                loop.watch(directory, done, compiled.as_text, launched_s)
                 state = loop.run(state, done, compiled)
     total = run.value.train.steps
     status = "finished"
@@ -143,10 +153,16 @@ class Loop:
         self._journal: Journal | None = None
         self._tracer: TraceSampler | None = None
 
-    def watch(self, directory: RunDirectory, done: int, program: Callable[[], str]) -> None:
+    def watch(
+        self,
+        directory: RunDirectory,
+        done: int,
+        program: Callable[[], str],
+        launched_s: float | None = None,
+    ) -> None:
         """Keep account of the time, and trace a step now and then; the first process does."""
         if Processes().first:
-            self._journal = Journal(directory.ledger, self.timer)
+            self._journal = Journal(directory.ledger, self.timer, launched_s=launched_s)
             self._journal.note(done, now=True)
             settings = self.experiment.run.profile
             self._tracer = TraceSampler(settings, directory.traces, self.timer, program)
@@ -284,6 +300,10 @@ class _Throughput:
     def of(self, tokens_per_s: float) -> dict[str, float]:
         used = mfu(tokens_per_s, self._flops, self._chips, self._peak)
         return {"tokens_per_s": tokens_per_s} | ({} if used is None else {"mfu": used})
+
+
+def _compiled(step: Any, arguments: tuple[Any, ...]) -> Any:
+    return step.lower(*arguments).compile()
 
 
 def open_checkpoints(run: RunConfig, directory: RunDirectory, identity: str) -> Tiers:

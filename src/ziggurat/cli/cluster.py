@@ -1,0 +1,200 @@
+"""``ziggurat cluster``: one controller that trains over hosts, whichever are there."""
+
+import logging
+import os
+from json import dumps
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+from ziggurat.cli import console
+from ziggurat.core.errors import ConfigError, did_you_mean
+
+_log = logging.getLogger(__name__)
+EXAMPLES = {
+    "run": "ziggurat cluster run recipes/tiny-python.toml --hosts 2 --spares 1",
+    "resize": "ziggurat cluster resize runs/tiny-python --hosts 3",
+    "status": "ziggurat cluster status runs/tiny-python",
+}
+STOPPED = "to go on, give the same command again"
+
+
+def run(
+    run_file: Path,
+    /,
+    hosts: int,
+    spares: int = 0,
+    engine: Literal["subprocess", "ray"] = "subprocess",
+    address: str | None = None,
+    bind: str = "127.0.0.1",
+    silence_s: float = 20.0,
+    step_deadline_s: float = 900.0,
+    overrides: tuple[str, ...] = (),
+) -> int:
+    """Train a run file over several hosts from this process; lost hosts are replaced, and training
+    goes on from the newest checkpoint with the hosts that are there.
+
+    Args:
+        run_file: TOML file, see recipes/; its train.accumulate is meant for --hosts.
+        hosts: processes that train together.
+        spares: processes that are warm and take the place of lost ones at once.
+        engine: where hosts are: processes of this machine, or actors of Ray.
+        address: of a Ray cluster that runs already; by default one is started here.
+        bind: address of this machine on which hosts reach the controller.
+        silence_s: time without a sign of life after which a host is killed (seconds).
+        step_deadline_s: time without a step after which the hosts that lag are killed (seconds).
+    """
+    # JAX warns, each time, that its recoverable mode is experimental
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    from ziggurat.cli.objectives import known
+    from ziggurat.cluster import Cluster
+    from ziggurat.core import config
+    from ziggurat.train.config import RunConfig
+
+    jax.config.update("jax_platforms", "cpu")  # accelerators are for the hosts
+    resolved = config.load(RunConfig, run_file, overrides)
+    text = run_file.read_text(encoding="utf-8")
+    directory = resolved.value.directory
+    with Cluster(
+        engine,
+        hosts,
+        spares,
+        address=address,
+        bind=bind,
+        directory=directory / "cluster",
+        preload=("ziggurat.train.elastic",),
+        silence_s=silence_s,
+        step_deadline_s=step_deadline_s,
+    ) as cluster:
+        devices = set(cluster.run("jax:local_device_count"))
+        if len(devices) > 1:
+            raise ConfigError("hosts", found=f"{sorted(devices)} devices", expected="as many each")
+        from ziggurat.train.elastic import train_on, usable
+
+        check = usable(resolved.value, devices.pop(), hosts, known())
+        outcome = cluster.train(
+            train_on, text, str(run_file), tuple(overrides), hosts, known, usable=check
+        )
+        account = cluster.ledger.account()
+    out = console.output()
+    first = outcome.values[0]
+    out.print(f"{first['status']}: {first['directory']}", soft_wrap=True, highlight=False)
+    out.print(f"{outcome.generations} worlds, {outcome.recoveries} recoveries", highlight=False)
+    _print_account(account.seconds, account.wall_s)
+    if outcome.stopped:
+        out.print(STOPPED)
+    return 0
+
+
+def resize(directory: Path, /, hosts: int) -> int:
+    """Train with another number of hosts, from the next step that all have done.
+
+    Args:
+        directory: the run's directory.
+        hosts: how many from now on.
+    """
+    from ziggurat.cluster.record import ask
+
+    ask(_cluster_of(directory), "resize", hosts=hosts)
+    console.output().print(f"{hosts} hosts from the next boundary on")
+    return 0
+
+
+def status(directory: Path, /, json: bool = False) -> int:
+    """Show a cluster's hosts, the losses so far and where the time went.
+
+    Args:
+        directory: the run's directory.
+        json: print JSON.
+    """
+    from ziggurat.cluster.record import ask, read_events
+    from ziggurat.core.errors import ClusterError
+    from ziggurat.profile.goodput import goodput
+    from ziggurat.profile.journal import read_journal
+
+    folder = _cluster_of(directory)
+    found: dict[str, Any]
+    try:
+        found = ask(folder, "status")
+    except ClusterError as error:
+        account = goodput(read_journal(folder / "ledger.jsonl"))
+        found = {"hosts": [], "controller": str(error), "step": account.steps}
+        found |= {"wall_s": account.wall_s, "seconds": dict(account.seconds)}
+    recoveries = [event for event in read_events(folder) if event["event"] == "recovered"]
+    found["recovery_s"] = [event["seconds"] for event in recoveries]
+    if json:
+        console.output().print_json(dumps(found))
+        return 0
+    _print_status(found)
+    return 0
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    out = console.output()
+    if found["hosts"]:
+        table = Table("host", "state", "index", "pid", "step", "heard of, s ago")
+        for row in found["hosts"]:
+            cells = [row[key] for key in ("host", "state", "index", "pid", "step", "heard_s")]
+            table.add_row(*("" if cell is None else str(cell) for cell in cells))
+        out.print(table)
+        out.print(f"world {found['generation']}, step {found['step']}, {found['wanted']} wanted")
+    else:
+        out.print(f"no controller is at work; step {found['step']} was the last it told of")
+    times = sorted(found["recovery_s"])
+    if times:
+        middle = times[len(times) // 2]
+        out.print(f"{len(times)} recoveries: median {middle:.2f} s, longest {times[-1]:.2f} s")
+    _print_account(found["seconds"], found["wall_s"])
+
+
+def _print_account(seconds: dict[str, float] | Any, wall_s: float) -> None:
+    table = Table("where the time went", "seconds", "share")
+    for name, value in sorted(seconds.items(), key=lambda pair: -pair[1]):
+        if value >= 0.005:
+            table.add_row(name, f"{value:.2f}", f"{value / max(wall_s, 1e-9):.1%}")
+    table.add_row("wall time", f"{wall_s:.2f}", "")
+    console.output().print(table)
+
+
+def _cluster_of(directory: Path) -> Path:
+    folder = directory / "cluster"
+    if not folder.is_dir():
+        raise ConfigError(
+            f"run {directory}",
+            found="no directory cluster in it" if directory.is_dir() else "no such directory",
+            expected="the directory of a run that ziggurat cluster run has begun",
+        )
+    return folder
+
+
+def main(args: list[str]) -> int:
+    """Run ``ziggurat cluster`` or one of its subcommands."""
+    commands = {"run": run, "resize": resize, "status": status}
+    if not args or args[0] in ("-h", "--help"):
+        lines = [f"  {name:<8}{_summary(command)}" for name, command in commands.items()]
+        examples = "\n".join(f"  {example}" for example in EXAMPLES.values())
+        console.output().print(
+            "usage: ziggurat cluster COMMAND [OPTIONS]\n\ncommands:\n"
+            + "\n".join(lines)
+            + f"\n\nexample:\n{examples}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise SystemExit(0)
+    if args[0] not in commands:
+        raise ConfigError(
+            "ziggurat cluster",
+            found=repr(args[0]),
+            expected=f"one of {', '.join(commands)}",
+            fix=did_you_mean(args[0], commands),
+        )
+    name = args[0]
+    return console.run(commands[name], args[1:], f"ziggurat cluster {name}", EXAMPLES[name])
+
+
+def _summary(command: Any) -> str:
+    return " ".join(command.__doc__.partition("\n\n")[0].split())

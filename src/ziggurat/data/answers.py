@@ -126,8 +126,8 @@ class AnswerDataset:
 
     @property
     def sequence_length(self) -> int:
-        """Tokens in a row."""
-        return self.config.sequence_length
+        """Tokens in a row, of both answers together."""
+        return 2 * self.config.sequence_length
 
     @property
     def vocab_size(self) -> int:
@@ -168,7 +168,7 @@ class AnswerDataset:
         return None if epochs is None else epochs * self.rows_per_epoch
 
     def _left_out(self) -> str:
-        return f"{max(self._too_long)} have prompts of {self.sequence_length} tokens or more"
+        return f"{max(self._too_long)} have prompts of {self.config.sequence_length} tokens or more"
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Rows ``rows`` (default all) of the global batch of step ``step``; those after the end of
@@ -178,13 +178,13 @@ class AnswerDataset:
             DataError: the data ends before ``step``, or ``rows`` is not within the batch.
         """
         first, stop = check_rows(rows, self.batch_size)
-        items = self._of(step)
+        items, size = self._of(step), self.config.sequence_length
         if self.kind == "labelled":
             return self._labelled(items, first, stop)
         batch: Batch = {}
         for side, name in enumerate(VIEWS["preference"]):
             mine = [self._answer(side, item[side]) for item in items[first:stop]]
-            filled = padded(mine + [None] * (stop - first - len(mine)), self.sequence_length)
+            filled = padded(mine + [None] * (stop - first - len(mine)), size)
             batch |= {f"{name}_{array}": filled[array] for array in ARRAYS}
         return batch
 
@@ -204,8 +204,8 @@ class AnswerDataset:
             # alone in its batch an answer has no other
             others.append(self._answer(*next_).after(own) if len(items) > 1 else None)
             labels[row - first] = side == 0
-        batch = padded(answers, self.sequence_length)
-        other = padded(others, self.sequence_length)
+        batch = padded(answers, self.config.sequence_length)
+        other = padded(others, self.config.sequence_length)
         return batch | {f"other_{name}": other[name] for name in ARRAYS} | {"desirable": labels}
 
     def _answer(self, side: int, number: int) -> Answer:
@@ -226,7 +226,7 @@ class AnswerDataset:
     def _held(self, side: int, number: int) -> Held:
         store_ = self.stores[side]
         length = int(store_.offsets[number + 1] - store_.offsets[number])
-        length = min(length, self.sequence_length)
+        length = min(length, self.config.sequence_length)
         return Held(VIEWS[self.kind][side], *store_.identity(number), 0, length)
 
     def _of(self, step: int) -> Int64[np.ndarray, "n 2"]:
@@ -296,7 +296,7 @@ class AnswerDataset:
             "seed": self.seed,
             "records": self.rows_per_epoch,
             "content": digest([[s.content for s in self.stores], items]),
-            "sequence_length": self.sequence_length,
+            "sequence_length": self.config.sequence_length,
             "batch_size": self.batch_size,
             "order": order_digest(self.config),
         }

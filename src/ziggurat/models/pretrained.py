@@ -212,8 +212,7 @@ def _load_step(
     if (step / adapters.ADAPTER_FILE).is_file():
         record = adapters.read_record(step)
         base = load(record.base, precision=precision, layout=layout)
-        shapes, _ = adapters.adapter_shapes(base.model, record.lora)
-        arrays = place_arrays(step, read_arrays(step, "params"), shapes, {})
+        arrays = read_adapters(step, base.model, record.lora)
         tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
         whole = dataclasses.replace(base, tokenizer=tokenizer, name=name)
         return _with_adapters(whole, step, record.lora, arrays)
@@ -224,6 +223,16 @@ def _load_step(
     params = place_arrays(step, read_arrays(step, "params"), model.abstract, shardings)
     tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
     return Pretrained(model, params, tokenizer, name, str(step))
+
+
+def read_adapters(step: Path, model: LanguageModel, lora: adapters.Lora) -> Params:
+    """The adapters that a step holds.
+
+    Raises:
+        CheckpointError: one is missing or of another shape.
+    """
+    shapes, _ = adapters.adapter_shapes(model, lora)
+    return place_arrays(step, read_arrays(step, "params"), shapes, {})
 
 
 def _with_adapters(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from ziggurat.core.errors import ConfigError
-from ziggurat.kernels.linear import QuantizedWeight, is_quantized
+from ziggurat.kernels.linear import dense, is_quantized
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params, pretrained
 from ziggurat.nn.attention_context import Packed
@@ -58,7 +58,9 @@ def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
     )
 
 
-def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -> Objective:
+def language_modelling(
+    model: LanguageModel, loss: LossConfig, layout: Layout, *, frozen_base: bool = False
+) -> Objective:
     """The objective of pretraining over batches of ``core.protocols.Batch``.
 
     Its sums are ``nll`` (nats), ``z_loss`` and ``correct``; the weight is the number of targets.
@@ -66,19 +68,24 @@ def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -
     coefficients) and ``max_expert_load``, and the loads by which routers' biases are corrected.
     Padding is no part of them.
 
+    Args:
+        model: the model.
+        loss: the objective's node.
+        layout: where arrays live.
+        frozen_base: whether adapters are trained and not the weights, which may be quantised then.
+
     Raises:
         ConfigError: the loss asks for what the model has not: experts, or a correcting bias; or
             the model's weights are quantised.
     """
-    _check(model, loss)
+    _check(model, loss, frozen_base)
     shards = layout.ways("batch") * layout.ways("sequence")
 
     def objective(params: Params, batch: Arrays, frozen: Params) -> Sums:
         context = Packed(batch["segment_ids"])
         hidden, _, routing = model.run(params, batch["tokens"], batch["positions"], context)
         with jax.named_scope("loss"):
-            head = model.head(params)
-            assert not isinstance(head, QuantizedWeight), "refused above"
+            head = dense(model.head(params))
             total, metrics = next_token_loss(
                 hidden,
                 head,
@@ -117,8 +124,9 @@ def _router_losses(
     return extra * tokens, reports
 
 
-def _check(model: LanguageModel, loss: LossConfig) -> None:
-    if any(map(is_quantized, jax.tree.leaves(model.abstract, is_leaf=is_quantized))):
+def _check(model: LanguageModel, loss: LossConfig, frozen_base: bool) -> None:
+    leaves = jax.tree.leaves(model.abstract, is_leaf=is_quantized)
+    if any(map(is_quantized, leaves)) and not frozen_base:
         raise ConfigError(
             "model",
             found="quantised weights",

@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ziggurat.core.errors import ConfigError
-from ziggurat.data import AnswerDataset, DataConfig, HuggingFaceTokenizer, build_answers
+from ziggurat.data import AnswerDataset, HuggingFaceTokenizer, build_answers
 from ziggurat.data.answers import ARRAYS, Kind
 from ziggurat.mesh import Layout
 from ziggurat.train.config import RunConfig
@@ -24,14 +23,7 @@ def load_answers(
     Raises:
         ConfigError, DataError: as :func:`ziggurat.data.build_answers`.
     """
-    config = run.data
-    if not isinstance(config, DataConfig):
-        raise ConfigError(
-            "data.kind",
-            found=repr(config.kind),
-            expected="'text', whose sources hold answers",
-        )
-    cache = run.output / "cache"
+    config, cache = run.data, run.output / "cache"
 
     def make() -> tuple[AnswerDataset, AnswerDataset | None]:
         training = build_answers(config, tokenizer, run.seed, cache, kind)

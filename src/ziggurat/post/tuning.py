@@ -173,8 +173,8 @@ def begin(
         reference: the policy to be held to: a path, None for the start itself, False for none.
 
     Raises:
-        ConfigError: data of another kind than text; adapters or a policy to be held to without weights to start from, or quantised
-            weights without adapters.
+        ConfigError: data of another kind than text; adapters or a policy to be held to without
+            weights to start from; or quantised weights without adapters.
         ModelError, CheckpointError: as the model's reader.
     """
     if not isinstance(run.data, DataConfig):

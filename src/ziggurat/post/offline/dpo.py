@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.post import tuning
-from ziggurat.post.offline.answers import SIDES, load_answers, pair_struct
 from ziggurat.post.log_probs import stacked, token_log_probs, unstacked
 from ziggurat.post.losses.dpo import dpo
+from ziggurat.post.offline.answers import SIDES, load_answers, pair_struct
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.post import tuning
-from ziggurat.post.offline.answers import OTHER, labelled_struct, load_answers
 from ziggurat.post.log_probs import ARRAYS, token_log_probs
 from ziggurat.post.losses.kto import kto, reference_point
+from ziggurat.post.offline.answers import OTHER, labelled_struct, load_answers
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.post import tuning
-from ziggurat.post.offline.answers import SIDES, load_answers, pair_struct
 from ziggurat.post.log_probs import stacked, unstacked
 from ziggurat.post.losses.reward import bradley_terry
+from ziggurat.post.offline.answers import SIDES, load_answers, pair_struct
 from ziggurat.post.reward_model import HEAD, scores
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig

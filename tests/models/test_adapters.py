@@ -77,7 +77,7 @@ def test_what_peft_has_more_is_refused(stored, base, tmp_path):
     model = pretrained.load(base).model
     for number, (changes, found) in enumerate(
         (
-            ({"use_dora": True}, "use_dora: found True, expected False"),
+            ({"use_dora": True}, "use_dora: found True; expected False"),
             ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern: found"),
             ({"bias": "all"}, "bias: found all"),
             ({"peft_type": "IA3"}, "peft_type: found IA3"),
@@ -155,7 +155,7 @@ def test_a_quantised_base_is_joined_and_gives_gradients():
     arrays = drawn(small, lora)
     joined = adapters.attached(params, arrays, lora.scale)
     rebuilt, whole = adapters.merge_into(small, params, arrays, lora)
-    assert formats_of(joined.get("blocks")["mlp"]) == {}
+    assert len(formats_of(joined)) == 3
     assert not formats_of(whole)
     assert jax.tree.structure(rebuilt.abstract) == jax.tree.structure(model.abstract)
     np.testing.assert_allclose(logits(small, joined), logits(model, whole), atol=2e-5)

@@ -105,9 +105,11 @@ def _trainer(**settings: Any) -> Any:
     )
 
 
-def _model(log_probs: Any) -> Any:
-    """A model whose per-token log-probabilities are given."""
+def _model(log_probs: Any, mask: Any) -> Any:
+    """A model whose per-token log-probabilities are given; 0 outside of answers, as TRL has it."""
     import torch
+
+    log_probs = log_probs * mask
 
     def forward(**_: Any) -> Any:
         return types.SimpleNamespace(
@@ -150,7 +152,11 @@ def _dpo(given: Any, leaf: Any, loss: str, beta: float, smoothing: float = 0.0, 
         inputs = _inputs(given, rows)
         inputs["ref_chosen_logps"] = given["reference"][group]
         inputs["ref_rejected_logps"] = given["reference"][group + PAIRS]
-        losses.append(DPOTrainer._compute_loss(trainer, _model(leaf[rows]), inputs, False))
+        losses.append(
+            DPOTrainer._compute_loss(
+                trainer, _model(leaf[rows], given["mask"][rows]), inputs, False
+            )
+        )
     return torch.stack(losses).mean()
 
 
@@ -169,7 +175,7 @@ def _kto(given: Any, leaf: Any, beta: float, desirable: float, undesirable: floa
     inputs = _inputs(given, torch.arange(2 * PAIRS))
     inputs |= {"label": given["desirable"], "ref_logps": given["reference"]}
     inputs["ref_KL_logps"] = given["mismatched_reference"]
-    return KTOTrainer._compute_loss(trainer, _model(leaf), inputs, False)
+    return KTOTrainer._compute_loss(trainer, _model(leaf, given["mask"]), inputs, False)
 
 
 def _reward(given: Any, leaf: Any, margin: bool = False, centering: float | None = None):

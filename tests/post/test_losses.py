@@ -77,7 +77,7 @@ def test_equals_trl(case):
 
 def test_smoothing_belongs_to_two_kinds():
     one = jnp.ones(1)
-    with pytest.raises(ConfigError, match=r"ipo: label_smoothing: found 0.1, expected 0"):
+    with pytest.raises(ConfigError, match=r"ipo: label_smoothing: found 0.1; expected 0"):
         dpo_loss(one, one, one, one, beta=0.1, kind="ipo", label_smoothing=0.1)
     with pytest.raises(ConfigError, match="found no numbers of tokens"):
         dpo_loss(one, one, one, one, beta=0.1, kind="ipo")

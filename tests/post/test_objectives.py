@@ -190,8 +190,8 @@ def test_a_student_comes_to_predict_as_its_teacher(here):
 @pytest.mark.parametrize(
     ("overrides", "found"),
     [
-        (("objective.kind='dpo'", "data.sources.0.content='chosen'"), "found 'chosen', expected"),
-        (("objective.kind='lm'", ADAPTER), "adapter: found 'a table', expected nothing for this"),
+        (("objective.kind='dpo'", "data.sources.0.content='chosen'"), "found 'chosen'; expected"),
+        (("objective.kind='lm'", ADAPTER), "adapter: found 'a table'; expected nothing for this"),
         (("objective.kind='dpo'", "objective.label_smoothing=0.6"), "a chance below 0.5"),
         (
             ("objective.kind='sft'", "objective.chat_template='none.jinja'"),

@@ -99,7 +99,7 @@ class AnswerDataset:
         self,
         config: DataConfig,
         stores: Sequence[TokenStore],
-        numbers: Sequence[Int64[np.ndarray, "n"] | None],
+        numbers: Sequence[Int64[np.ndarray, "_"] | None],
         kind: Kind,
         seed: int,
         split: Split = "train",
@@ -188,7 +188,7 @@ class AnswerDataset:
             batch |= {f"{name}_{array}": filled[array] for array in ARRAYS}
         return batch
 
-    def _labelled(self, items: Int64[np.ndarray, "n 2"], first: int, stop: int) -> Batch:
+    def _labelled(self, items: list[list[int]], first: int, stop: int) -> Batch:
         answers: list[Answer | None] = []
         others: list[Answer | None] = []
         labels = np.zeros((stop - first, 1), np.float32)
@@ -219,7 +219,7 @@ class AnswerDataset:
         first, stop = check_rows(rows, self.batch_size)
         held: list[list[Held]] = []
         for item in self._of(step)[first:stop]:
-            pairs = enumerate(item) if self.kind == "preference" else [tuple(item)]
+            pairs = enumerate(item) if self.kind == "preference" else [item]
             held.append([self._held(side, number) for side, number in pairs])
         return held + [[] for _ in range(stop - first - len(held))]
 
@@ -229,7 +229,7 @@ class AnswerDataset:
         length = min(length, self.config.sequence_length)
         return Held(VIEWS[self.kind][side], *store_.identity(number), 0, length)
 
-    def _of(self, step: int) -> Int64[np.ndarray, "n 2"]:
+    def _of(self, step: int) -> list[list[int]]:
         """The items of the global batch of a step; fewer than its rows where the data ends."""
         if step < 0 or (self.steps is not None and step >= self.steps):
             raise DataError(
@@ -245,7 +245,7 @@ class AnswerDataset:
             for epoch in np.unique(epochs).tolist():
                 mine = epochs == epoch
                 places[mine] = Permutation(count, self.seed, epoch, "records")(places[mine])
-        return self._items[places]
+        return self._items[places].tolist()
 
     def iterate(self, start: int, rows: slice | None = None) -> Iterator[Batch]:
         """The batches from step ``start`` on, made ahead, until the data ends.
@@ -377,8 +377,8 @@ def _that_fit(
 
 
 def _pairs(
-    stores: Sequence[TokenStore], used: Sequence[Int64[np.ndarray, "n"]]
-) -> Int64[np.ndarray, "n 2"]:
+    stores: Sequence[TokenStore], used: Sequence[Int64[np.ndarray, "_"]]
+) -> Int64[np.ndarray, "records 2"]:
     """Numbers of the chosen and the rejected answer of each record that has both."""
     ours, theirs = used
     where = {stores[1].identity(number): number for number in theirs.tolist()}
@@ -387,7 +387,7 @@ def _pairs(
     return pairs[pairs[:, 1] >= 0]
 
 
-def _judged(used: Sequence[Int64[np.ndarray, "n"]]) -> Int64[np.ndarray, "n 2"]:
+def _judged(used: Sequence[Int64[np.ndarray, "_"]]) -> Int64[np.ndarray, "records 2"]:
     """Kind and number of each labelled answer."""
     parts = [np.stack([np.full(len(n), side), n], 1) for side, n in enumerate(used)]
     return np.concatenate(parts).astype(np.int64)

@@ -87,7 +87,9 @@ def _answer(source: Any, file: SourceFile, number: int, get: Get) -> Document | 
     answer, prompt = get(key), _prompt(source, get)
     if isinstance(prompt, str) and isinstance(answer, str):
         return _completed(prompt, checked_text(answer, key), file, number)
-    if isinstance(answer, str) and prompt is not None:
+    if isinstance(answer, str) and prompt is None:
+        raise Fault(f"{key!r}: a text and no prompt", "a prompt, or whole conversations")
+    if isinstance(answer, str):
         answer = [{"role": "assistant", "content": checked_text(answer, key)}]
     turns = checked_messages([answer] if isinstance(answer, Mapping) else answer, key)
     if turns[0]["role"] not in ("assistant", "tool"):

@@ -26,7 +26,8 @@ def _keep_logging(monkeypatch):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_page(path, tmp_path, monkeypatch, capsys):
     """A ``toml`` or ``python`` block that starts with ``# NAME`` is a file; in a ``console`` block
-    the lines after ``$ ziggurat ...`` or ``$ python FILE`` are what it prints, with ``...`` for what varies."""
+    the lines after ``$ ziggurat ...`` or ``$ python FILE`` are what it prints, with ``...`` for
+    what varies."""
     monkeypatch.chdir(tmp_path)
     same, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     done = 0

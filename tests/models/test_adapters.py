@@ -10,7 +10,7 @@ import qwix
 from tests.oracle import peft_lora as oracle
 from tests.quick_jit import quick_jit
 
-from ziggurat.checkpoint import SafetensorsDirectory, write_sharded
+from ziggurat.checkpoint import Checkpoints, SafetensorsDirectory, write_sharded
 from ziggurat.core.errors import CheckpointError, ConfigError, ModelError
 from ziggurat.core.pytrees import map_named, named_leaves
 from ziggurat.data.tokenizers import byte_level
@@ -182,3 +182,29 @@ def test_stored_adapters_are_pefts(case, stored, base, tmp_path):
     peft.write_peft(tmp_path / "back", *peft.read_peft(directory, model), model, str(base))
     found = oracle.logits_of(tmp_path / "back")
     np.testing.assert_allclose(found, stored[case].logits, atol=1e-5 * np.abs(found).max())
+
+
+def test_a_step_of_adapters_is_read_merged_while_its_base_is_there(base, tmp_path):
+    """Also after base and step have moved together; another base in its place is refused."""
+    whole = pretrained.load(base)
+    here = tmp_path / "runs"
+    pretrained.save(whole, here / "base")
+    lora = adapters.Lora(rank=2, targets=".*/query")
+    arrays = drawn(whole.model, lora)
+    place = here / "base/step_00000000"
+    record = adapters.AdapterRecord(lora, place, adapters.fingerprint(place))
+    step = here / "tuned/checkpoints/step_00000003"
+    files = pretrained.files_of(whole.model.config, whole.tokenizer)
+    files |= {adapters.ADAPTER_FILE: record.text(step).encode()}
+    with Checkpoints(step.parent) as checkpoints:
+        checkpoints.save(3, {"params": arrays}, {}, files)
+    joined = adapters.attached(whole.params, arrays, lora.scale)
+    expected = named_leaves(adapters.merged(joined))
+    for moved in (False, True):
+        loaded = pretrained.load((here.rename(tmp_path / "moved") if moved else here) / "tuned")
+        assert loaded.name == "tuned"
+        for name, leaf in named_leaves(loaded.params).items():
+            np.testing.assert_array_equal(leaf, expected[name])
+    (tmp_path / "moved/base/step_00000000/manifest.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="another model than the adapters were trained on"):
+        pretrained.load(tmp_path / "moved/tuned")

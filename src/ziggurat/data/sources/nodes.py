@@ -34,7 +34,7 @@ DEFAULT_KEYS = {"text": "text", "messages": "messages", "prompt_completion": "pr
 """The key of a record's document where none is given."""
 LABEL = "label"
 """The key of a labelled answer's label."""
-PROMPTS = ("prompt", "messages")
+PROMPTS: tuple[str, ...] = ("prompt", "messages")
 """The keys under which a record with answers may have its prompt."""
 
 

@@ -14,6 +14,7 @@ from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, route
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
+from ziggurat.train.objectives.nodes import LanguageModelling
 from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 
@@ -49,6 +50,7 @@ class PackedText:
 
 
 def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
+    assert isinstance(run.objective, LanguageModelling)
     loss = run.objective.loss
     return Program(
         model=model,

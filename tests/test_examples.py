@@ -11,6 +11,7 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 SAID = {
     # A broken model or server would be right one time in ten.
     "bundle_classifier.py": r"served: (9\d|100)% of new pictures are right",
+    "chain_data.py": r"pairs.jsonl: 2000 records",
 }
 
 

@@ -3,6 +3,7 @@
 import doctest
 import logging
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -25,7 +26,8 @@ def _keep_logging(monkeypatch):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_page(path, tmp_path, monkeypatch, capsys):
     """A ``toml`` or ``python`` block that starts with ``# NAME`` is a file; in a ``console`` block
-    the lines after ``$ ziggurat ...`` are what it prints, with ``...`` for what varies."""
+    the lines after ``$ ziggurat ...`` or ``$ python FILE`` are what it prints, with ``...`` for
+    what varies."""
     monkeypatch.chdir(tmp_path)
     same, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     done = 0
@@ -37,9 +39,12 @@ def test_page(path, tmp_path, monkeypatch, capsys):
         for command in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
             line, _, expected = command.partition("\n")
             program, *args = shlex.split(line)
-            assert program == "ziggurat"
             capsys.readouterr()
-            assert main(args) == 0
+            if program == "python":
+                runpy.run_path(args[0], run_name="__main__")
+            else:
+                assert program == "ziggurat"
+                assert main(args) == 0
             shown = capsys.readouterr().out
             assert same.check_output(expected, shown, options), f"{line}\n{shown}"
             done += 1

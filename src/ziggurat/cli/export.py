@@ -1,4 +1,5 @@
-"""``ziggurat export``: write a model, or the tensors of a checkpoint, as others read them."""
+"""``ziggurat export``: write a model, its adapters, or the tensors of a checkpoint, as others read
+them."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,11 +8,12 @@ from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError
 
 EXAMPLE = """ziggurat export hf runs/tiny-python --output exported
+  ziggurat export peft runs/chain-dpo --output adapters
   ziggurat export weights ckpt.pt --to safetensors --output ckpt.safetensors"""
 
 
 def export(
-    kind: Literal["hf", "weights"],
+    kind: Literal["hf", "peft", "weights"],
     model: Path,
     /,
     output: Path,
@@ -21,13 +23,16 @@ def export(
     item: str | None = None,
     select: tuple[str, ...] = (),
 ) -> int:
-    """Write config.json, safetensors and tokenizer as transformers reads them; or the tensors of
-    any checkpoint, bit for bit and under their own names, in another container.
+    """Write config.json, safetensors and tokenizer as transformers reads them; adapters as PEFT
+    reads them; or the tensors of any checkpoint, bit for bit and under their own names, in another
+    container.
 
     Args:
-        kind: hf (a whole model) or weights (tensors alone, of a model of any kind).
-        model: hf: a run, a checkpoint step, a Hugging Face directory or a GGUF file; weights: a
-            .pt file, a DCP or Orbax directory, safetensors, a run or a checkpoint step.
+        kind: hf (a whole model, adapters merged), peft (adapters alone) or weights (tensors alone,
+            of a model of any kind).
+        model: hf: a run, a checkpoint step, a Hugging Face directory, PEFT's adapters or a GGUF
+            file; peft: a run that trained adapters, or a step of one; weights: a .pt file, a DCP or
+            Orbax directory, safetensors, a run or a checkpoint step.
         output: new directory or file.
         dtype: hf: type of the stored weights, default float32.
         max_shard_gb: hf: largest safetensors file, in GB; default 5.
@@ -36,14 +41,20 @@ def export(
         item: weights: which tree of an Orbax checkpoint or of a step; ours: params.
         select: weights: only tensors that match one of these patterns, such as 'model.*'.
     """
-    foreign = {"to": to, "item": item, "select": select or None}
-    own = {"dtype": dtype, "max-shard-gb": max_shard_gb}
-    for option, value in (foreign if kind == "hf" else own).items():
-        if value is not None:
-            other = "weights" if kind == "hf" else "hf"
-            raise ConfigError(
-                f"export {kind} --{option}", found=value, expected=f"this option for {other} only"
-            )
+    options = {
+        "weights": {"to": to, "item": item, "select": select or None},
+        "hf": {"dtype": dtype, "max-shard-gb": max_shard_gb},
+    }
+    for other in options.keys() - {kind}:
+        for option, value in options[other].items():
+            if value is not None:
+                raise ConfigError(
+                    f"export {kind} --{option}",
+                    found=value,
+                    expected=f"this option for {other} only",
+                )
+    if kind == "peft":
+        return _export_peft(model, output)
     if kind == "weights":
         return _export_weights(model, output, to, item, select)
     from ziggurat.models import pretrained, pretrained_encoder
@@ -58,6 +69,27 @@ def export(
         loaded = pretrained.load(model, precision=stored)
         path = pretrained.export_hf(loaded, output, max_shard_bytes=shard)
     console.output().print(f"{loaded.source} -> {path}")
+    return 0
+
+
+def _export_peft(run: Path, output: Path) -> int:
+    import json
+
+    from ziggurat.core.errors import ModelError
+    from ziggurat.models import LanguageModel, adapters, peft, pretrained
+
+    step = pretrained.step_directory(run)
+    if step is None or not (step / adapters.ADAPTER_FILE).is_file():
+        raise ModelError(
+            f"model {run}", found="no adapters", expected="a run with an [adapter] table"
+        )
+    record = adapters.read_record(step)
+    file = step / pretrained.MODEL_FILE
+    values = json.loads(file.read_text(encoding="utf-8"))
+    model = LanguageModel.build(pretrained.model_config(values, str(file)))
+    arrays = pretrained.read_adapters(step, model, record.lora)
+    path = peft.write_peft(output, record.lora, arrays, model, str(record.base))
+    console.output().print(f"{step} -> {path}: adapters of {record.base}", markup=False)
     return 0
 
 
@@ -90,9 +122,9 @@ def _export_weights(
 
 
 def main(args: list[str]) -> int:
-    if args and args[0] not in ("hf", "weights", "--help", "-h"):
+    if args and args[0] not in ("hf", "peft", "weights", "--help", "-h"):
         raise ConfigError(
-            "export", found=repr(args[0]), expected="hf or weights",
+            "export", found=repr(args[0]), expected="hf, peft or weights",
             fix=EXAMPLE.partition("\n")[0],
         )  # fmt: skip
     return console.run(export, args, "ziggurat export", EXAMPLE)

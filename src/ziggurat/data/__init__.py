@@ -13,6 +13,7 @@ function of (config, seed, s) and of nothing else.
 ((2, 16), 5)
 """
 
+from ziggurat.data.answers import AnswerDataset, build_answers
 from ziggurat.data.config import DataConfig
 from ziggurat.data.dataset import Held, PackedDataset
 from ziggurat.data.deduplicate import Deduplicate
@@ -45,6 +46,7 @@ from ziggurat.data.tokenizers import (
 )
 
 __all__ = [
+    "AnswerDataset",
     "ArrayRecords",
     "BestFit",
     "ByteTokenizer",
@@ -73,6 +75,7 @@ __all__ = [
     "TrainBpe",
     "WebDataset",
     "build",
+    "build_answers",
     "byte_level",
     "documents",
     "read",

@@ -7,8 +7,9 @@
 >>> template = template.replace(said, "{% if m.role == 'assistant' %}" + said + "{% endif %}")
 >>> tokenizer = HuggingFaceTokenizer(byte_level().backend, chat_templates={"default": template})
 >>> talk = ({"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"})
->>> rendered(Document("", "file", 1, messages=talk), tokenizer)
-Document(text='<user><assistant>Ho', file='file', record=1, learned=((17, 19),), messages=None)
+>>> made = rendered(Document("", "file", 1, messages=talk), tokenizer)
+>>> made.text, made.learned
+('<user><assistant>Ho', ((17, 19),))
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Document:
     Learned is what the template puts into ``{% generation %}`` blocks. Without such blocks it is
     what each message of the assistant adds to the text before it, opening of its turn excluded and
     closing included: ``r(m[:i + 1])`` after ``r(m[:i] + opening)``, for r the template. That needs
-    each of them to be a beginning of the whole text.
+    each of them to be a beginning of the whole text. Messages before ``document.learn_from`` are
+    not learned.
 
     Args:
         document: with or without messages; one without is returned as it is.
@@ -48,6 +50,8 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Document:
     )
     if not _GENERATION.search(template):
         spans = _added(document, tokenizer, template, text)
+    elif document.learn_from:
+        spans = _later(document, spans)
     learned = tuple((start, end) for start, end in spans if end > start)
     return dataclasses.replace(document, text=text, learned=learned, messages=None)
 
@@ -69,6 +73,19 @@ def template_of(tokenizer: Tokenizer) -> str:
     return template
 
 
+def _later(document: Document, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Generation blocks of the messages that may be learned."""
+    assert document.messages is not None
+    turns = [n for n, message in enumerate(document.messages) if message["role"] == "assistant"]
+    if len(turns) != len(spans):
+        raise DataError(
+            "chat template",
+            found=f"{len(spans)} generation blocks for {len(turns)} messages of the assistant",
+            expected="one for each, to tell an answer from the turns before it",
+        )
+    return [span for turn, span in zip(turns, spans) if turn >= document.learn_from]
+
+
 def _added(
     document: Document, tokenizer: HuggingFaceTokenizer, template: str, whole: str
 ) -> list[tuple[int, int]]:
@@ -76,7 +93,7 @@ def _added(
     messages = document.messages or ()
     spans: list[tuple[int, int]] = []
     for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or number < document.learn_from:
             continue
         # A message of the assistant may follow another one, or open the conversation.
         opened = _render(template, messages[:number], True, tokenizer)

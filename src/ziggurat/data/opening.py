@@ -129,6 +129,6 @@ def documents(config: DataConfig, split: Split | None = None) -> Iterator[str]:
     >>> len(list(documents(DataConfig(sources=(source,), sequence_length=8, batch_size=1))))
     5
     """
-    for document in sources_.read(config.sources):
+    for document in sources_.read([v for s in config.sources for v in sources_.views(s)]):
         if split is None or store.is_held_out(document, config.eval_fraction) == (split == "eval"):
             yield document.text

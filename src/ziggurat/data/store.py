@@ -34,6 +34,7 @@ from ziggurat.data.encode import Encoder
 from ziggurat.data.order import mix
 from ziggurat.data.prepare import Progress
 from ziggurat.data.sources import Document, Source, SourceFile, list_files, reading, signature
+from ziggurat.data.sources.nodes import ANSWERS
 
 logger = logging.getLogger(__name__)
 
@@ -258,6 +259,8 @@ def _key(
     parts: list[Any] = [FORMAT, digest, encoder.prefix, encoder.eos, signature(sources, listed)]
     if any(_content(source) == "messages" for source in sources):
         parts.append(conversation.template_of(tokenizer))
+    elif any(_content(source) in ANSWERS for source in sources):
+        parts.append(tokenizer.chat_template)
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 

@@ -1,5 +1,6 @@
-"""Trained models from whatever holds them: a run, a checkpoint step, a Hugging Face directory, or a
-GGUF file. Its ``config.json`` or metadata alone selects the family."""
+"""Trained models from whatever holds them: a run, a checkpoint step, a Hugging Face directory, a
+directory of PEFT's adapters, or a GGUF file. Its ``config.json`` or metadata alone selects the
+family."""
 
 import dataclasses
 import json
@@ -24,9 +25,11 @@ from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import leaf_name, named_leaves
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
+from ziggurat.models import adapters, peft
 from ziggurat.models.compressed_tensors import compressed, groups
 from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
+from ziggurat.models.gguf import tokenizer_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.placing import placement
 from ziggurat.models.quantized import (
@@ -76,7 +79,8 @@ def load(
 
     Args:
         path: a run directory (its newest intact step), a step directory, a Hugging Face directory
-            (``config.json`` and safetensors), or a GGUF file.
+            (``config.json`` and safetensors), a GGUF file, or a directory of PEFT's adapters.
+            Adapters, a run's or PEFT's, are added to their base.
         precision: parameter and compute types; default float32.
         layout: where parameters go; default the first device.
 
@@ -97,6 +101,9 @@ def load(
     step = step_directory(path)
     if step is not None:
         return _load_step(step, path.name, precision, layout)
+    if peft.is_peft(path):
+        base = load(peft.base_of(path), precision=precision, layout=layout)
+        return _with_adapters(base, path, *peft.read_peft(path, base.model))
     if (path / "config.json").is_file():
         return _load_hf(path, precision, layout)
     raise ModelError(
@@ -202,6 +209,13 @@ def _load_step(
     values = json.loads((step / MODEL_FILE).read_text())
     settings = model_config(values, str(step / MODEL_FILE))
     _refuse_encoder(FAMILIES[settings.kind], step)
+    if (step / adapters.ADAPTER_FILE).is_file():
+        record = adapters.read_record(step)
+        base = load(record.base, precision=precision, layout=layout)
+        arrays = read_adapters(step, base.model, record.lora)
+        tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
+        whole = dataclasses.replace(base, tokenizer=tokenizer, name=name)
+        return _with_adapters(whole, step, record.lora, arrays)
     model = LanguageModel.build(settings, precision)
     if (step / FORMATS_FILE).is_file():
         model = quantized(model, read_formats(step / FORMATS_FILE, model))
@@ -209,6 +223,25 @@ def _load_step(
     params = place_arrays(step, read_arrays(step, "params"), model.abstract, shardings)
     tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
     return Pretrained(model, params, tokenizer, name, str(step))
+
+
+def read_adapters(step: Path, model: LanguageModel, lora: adapters.Lora) -> Params:
+    """The adapters that a step holds.
+
+    Raises:
+        CheckpointError: one is missing or of another shape.
+    """
+    shapes, _ = adapters.adapter_shapes(model, lora)
+    return place_arrays(step, read_arrays(step, "params"), shapes, {})
+
+
+def _with_adapters(
+    base: Pretrained, source: Path, lora: adapters.Lora, arrays: Params
+) -> Pretrained:
+    """A model with adapters added to it; a layout's shardings stay those of the base."""
+    model, params = adapters.merge_into(base.model, base.params, arrays, lora)
+    name = source.name if peft.is_peft(source) else base.name
+    return dataclasses.replace(base, model=model, params=params, name=name, source=str(source))
 
 
 def place_arrays(step: Path, arrays: Any, abstract: Params, shardings: Mapping[str, Any]) -> Params:
@@ -334,27 +367,8 @@ def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -
     settings = dataclasses.replace(settings, tie_embeddings=not untied)  # pyright: ignore
     model = LanguageModel.build(settings, precision)
     params = read_weights(family, model, family.gguf_names(settings), file, layout)
-    tokenizer = _gguf_tokenizer(file)
+    tokenizer = tokenizer_of(file)
     return Pretrained(model, params, tokenizer, path.stem, str(path))
-
-
-def _gguf_tokenizer(file: GgufFile) -> HuggingFaceTokenizer:
-    import tokenizers
-
-    from ziggurat.checkpoint.gguf_tokenizer import byte_level_bpe
-
-    pieces = file.tokenizer()
-    ids = {"bos_token": pieces.bos_id, "eos_token": pieces.eos_id}
-    ids |= {"unk_token": pieces.unknown_id, "pad_token": pieces.padding_id}
-    named = {role: pieces.tokens[number] for role, number in ids.items() if number is not None}
-    backend = tokenizers.Tokenizer.from_str(byte_level_bpe(pieces))
-    template = pieces.chat_template
-    return HuggingFaceTokenizer(
-        backend,
-        named,
-        end_ids=[] if pieces.eot_id is None else [pieces.eot_id],
-        chat_templates={} if template is None else {"default": template},
-    )
 
 
 def read_weights(

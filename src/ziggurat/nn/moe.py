@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from ziggurat.kernels.grouped_matmul import grouped_matmul, row_groups
-from ziggurat.kernels.linear import dense, is_quantized
+from ziggurat.kernels.linear import dense, is_weight_node
 from ziggurat.mesh import Layout, active_layout
 from ziggurat.nn.linear import constant, parameter
 from ziggurat.nn.mlp import ACTIVATIONS, Activation, GatedMLP, GatedMlpConfig
@@ -193,7 +193,7 @@ def _mix_on_mesh(
     # each axis that splits the experts or their width is an axis of the tokens too, or of neither
     along = {axis: d for d in (0, 1) for axis in _names(tokens[d]) if axis in split}
     alike = tuple(axis for axis in split if axis not in along)
-    parameters = jax.tree.map(dense, parameters, is_leaf=is_quantized)
+    parameters = jax.tree.map(dense, parameters, is_leaf=is_weight_node)
     ways = math.prod(layout.sizes[axis] for axis in _names(over_width))
 
     def gathered(array: Array) -> Array:

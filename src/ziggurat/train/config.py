@@ -26,6 +26,7 @@ from ziggurat.models import (
     Qwen3Config,
     Qwen3MoeConfig,
 )
+from ziggurat.models.adapters import Lora
 from ziggurat.nn.decoder import Remat
 from ziggurat.optim import OptimizerConfig
 from ziggurat.profile.sampling import ProfileConfig
@@ -121,6 +122,8 @@ class ReportConfig:
         config.require(self.sample_tokens >= 1, "sample_tokens", self.sample_tokens, "at least 1")
 
 
+ADAPTED = ("sft", "dpo", "kto", "reward", "distill")
+"""Kinds of objective that train adapters if asked to."""
 EVALUATION_METRICS = ("eval_loss", "eval_perplexity", "eval_accuracy")
 COMPARABLE = ("loss", "accuracy", "grad_norm", *EVALUATION_METRICS)
 """What checkpoints can be compared by."""
@@ -144,6 +147,8 @@ class RunConfig:
     """What to train on."""
     objective: ObjectiveNode = dataclasses.field(default_factory=LanguageModelling)
     """What to learn."""
+    adapter: Lora | None = None
+    """Train adapters beside the weights, which stay as they are; all weights if not given."""
     optimizer: OptimizerConfig
     """How to learn it."""
     train: TrainConfig
@@ -163,6 +168,9 @@ class RunConfig:
         plain = self.name not in ("", ".", "..") and "/" not in self.name and "\\" not in self.name
         config.require(plain, "name", self.name, "a directory name without slashes")
         config.require(self.seed >= 0, "seed", self.seed, "a number >= 0")
+        kind = self.objective.kind
+        expected = "nothing for this objective; those of post-training take one"
+        config.require(self.adapter is None or kind in ADAPTED, "adapter", "a table", expected)
         if self.checkpoint.keep_best:
             self._check_metric(self.checkpoint.metric)
 

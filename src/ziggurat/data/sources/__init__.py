@@ -19,6 +19,7 @@ from ziggurat.data.sources.nodes import (
     Source,
     TextFiles,
     WebDataset,
+    views,
 )
 from ziggurat.data.sources.reading import read
 from ziggurat.data.sources.records import Document, ReadReport
@@ -38,4 +39,5 @@ __all__ = [
     "list_files",
     "read",
     "signature",
+    "views",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ziggurat.core.errors import EnvironmentError
 from ziggurat.data.sources import files
+from ziggurat.data.sources.contents import document
 from ziggurat.data.sources.files import SourceFile
 from ziggurat.data.sources.nodes import ArrayRecords
 from ziggurat.data.sources.records import (
@@ -15,7 +16,6 @@ from ziggurat.data.sources.records import (
     Fault,
     Records,
     decoded,
-    document,
     json_object,
     keyed,
 )

@@ -4,6 +4,7 @@ from typing import Any
 
 from ziggurat.core.errors import DataError
 from ziggurat.data.sources import files
+from ziggurat.data.sources.contents import document
 from ziggurat.data.sources.files import SourceFile
 from ziggurat.data.sources.nodes import JsonLines, TextFiles
 from ziggurat.data.sources.records import (
@@ -12,7 +13,6 @@ from ziggurat.data.sources.records import (
     Fault,
     Records,
     decoded,
-    document,
     json_object,
     keyed,
 )

@@ -1,18 +1,41 @@
 """The configuration of a source: where its records lie and what of each is the document."""
 
 import codecs
+import dataclasses
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator
 
 from ziggurat.core import config
 
-Content = Literal["text", "messages", "prompt_completion"]
+Content = Literal[
+    "text",
+    "messages",
+    "prompt_completion",
+    "preference",
+    "chosen",
+    "rejected",
+    "labelled",
+    "desirable",
+    "undesirable",
+]
 """What a record holds: a text, all of it learned; a conversation, of which the assistant's turns
-are learned; or a prompt and its completion, of which the completion is."""
+are learned; a prompt and its completion, of which the completion is. ``preference`` is a prompt
+with a chosen and a rejected answer, and ``labelled`` a prompt with an answer that a label calls
+good or bad: objectives that compare answers take them. One answer of each alone is a document like
+any other: ``chosen``, ``rejected``, ``desirable``, ``undesirable``."""
+
+VIEWS = {"preference": ("chosen", "rejected"), "labelled": ("desirable", "undesirable")}
+"""The two kinds of documents in records that hold several answers."""
+ANSWERS = frozenset(view for pair in VIEWS.values() for view in pair)
+"""Contents whose document is one answer of such a record."""
 
 DEFAULT_KEYS = {"text": "text", "messages": "messages", "prompt_completion": "prompt"}
 """The key of a record's document where none is given."""
+LABEL = "label"
+"""The key of a labelled answer's label."""
+PROMPTS: tuple[str, ...] = ("prompt", "messages")
+"""The keys under which a record with answers may have its prompt."""
 
 
 @config.node
@@ -60,11 +83,12 @@ class _Records(_Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        completed = ("prompt_completion", "labelled", *VIEWS["labelled"])
         config.require(
-            self.completion is None or self.content == "prompt_completion",
+            self.completion is None or self.content in completed,
             "completion",
             self.completion,
-            "nothing, unless content is prompt_completion",
+            "nothing, unless content is prompt_completion or labelled",
         )
 
 
@@ -154,6 +178,9 @@ class WebDataset(_Files, _Records):
             self.completion,
             "an extension, such as json.completion",
         )
+        several = self.content in ANSWERS or self.content in VIEWS
+        expected = "text, messages or prompt_completion in WebDataset shards"
+        config.require(not several, "content", self.content, expected)
 
 
 Source = Annotated[
@@ -162,12 +189,40 @@ Source = Annotated[
 ]
 
 
+def given_key(source: Any) -> str | None:
+    """The field, column or extension that the configuration names."""
+    return getattr(source, "field", None) or getattr(source, "column", None)
+
+
 def key_of(source: Any) -> str:
     """Name of the field, column or extension that holds a record's document."""
-    given = getattr(source, "field", None) or getattr(source, "column", None)
-    return given or DEFAULT_KEYS[source.content]
+    return given_key(source) or DEFAULT_KEYS[source.content]
 
 
 def completion_of(source: Any) -> str:
     """The same for the completion."""
     return source.completion or "completion"
+
+
+def keys_of(source: Any) -> tuple[list[str], list[str]]:
+    """Names of the fields that a source's records must have, and of those that they may have."""
+    if source.content not in ANSWERS:
+        more = [completion_of(source)] if source.content == "prompt_completion" else []
+        return [key_of(source), *more], []
+    given = given_key(source)
+    prompts = [] if given else list(PROMPTS)
+    needed = [given] if given else []
+    if source.content in VIEWS["labelled"]:
+        return [*needed, completion_of(source), LABEL], prompts
+    return [*needed, *VIEWS["preference"]], prompts
+
+
+def views(source: Any) -> tuple[Any, ...]:
+    """A source of several answers a record as one source for each kind of answer; any other as it
+    is.
+
+    >>> [view.content for view in views(JsonLines(path="pairs.jsonl", content="preference"))]
+    ['chosen', 'rejected']
+    """
+    kinds = VIEWS.get(getattr(source, "content", "text"), ())
+    return tuple(dataclasses.replace(source, content=kind) for kind in kinds) or (source,)

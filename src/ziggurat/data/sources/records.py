@@ -8,7 +8,6 @@ from typing import Any
 
 from ziggurat.core.errors import DataError, did_you_mean
 from ziggurat.data.sources.files import SourceFile
-from ziggurat.data.sources.nodes import completion_of, key_of
 
 SHOWN_FAULTS = 5
 """How many damaged records a report names; it counts them all."""
@@ -29,6 +28,8 @@ class Document:
     """Ranges of characters that are learned; None means all."""
     messages: tuple[Mapping[str, Any], ...] | None = None
     """The conversation, if it is one."""
+    learn_from: int = 0
+    """Of a conversation, the first message that may be learned: those before are a prompt."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,38 +93,6 @@ class Fault(Exception):
         return Damaged(file.name, record, *self.args, word=word)
 
 
-def document(
-    source: Any, file: SourceFile, number: int, get: Callable[[str], Any]
-) -> Document | None:
-    """The document of one record.
-
-    Args:
-        source: says what a record holds.
-        file: where the record stands.
-        number: its number there.
-        get: the record's value under a key; raises :class:`Fault` if there is none.
-
-    Raises:
-        Fault: a value is missing or of the wrong type.
-    """
-    key = key_of(source)
-    value = get(key)
-    if source.content == "text":
-        text = checked_text(value, key)
-        return Document(text, file.name, number) if text else None
-    if source.content == "messages":
-        messages = _messages(value, key)
-        if not any(message["role"] == "assistant" for message in messages):
-            return None
-        said = [m["content"] for m in messages if isinstance(m.get("content"), str)]
-        return Document("\n".join(said), file.name, number, messages=messages)
-    prompt, other = checked_text(value, key), completion_of(source)
-    whole = prompt + checked_text(get(other), other)
-    if len(whole) == len(prompt):
-        return None
-    return Document(whole, file.name, number, learned=((len(prompt), len(whole)),))
-
-
 def keyed(record: Mapping[str, Any]) -> Callable[[str], Any]:
     """Access to a JSON object's values that says which keys there are."""
     return functools.partial(_value, record)
@@ -180,7 +149,7 @@ def checked_text(value: Any, key: str) -> str:
     return value
 
 
-def _messages(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
+def checked_messages(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
     """Messages as mappings with a role; columns of lists, as old data sets keep them, turned."""
     if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
         if len({len(column) for column in value.values()}) != 1:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from ziggurat.data.sources import files
+from ziggurat.data.sources.contents import document
 from ziggurat.data.sources.files import SourceFile
 from ziggurat.data.sources.nodes import WebDataset
-from ziggurat.data.sources.records import Fault, Records, decoded, document, json_object, keyed
+from ziggurat.data.sources.records import Fault, Records, decoded, json_object, keyed
 
 
 def shard_records(source: WebDataset, file: SourceFile) -> Records:

@@ -5,9 +5,10 @@ from typing import Any
 
 from ziggurat.core.errors import DataError, did_you_mean
 from ziggurat.data.sources import files
+from ziggurat.data.sources.contents import document
 from ziggurat.data.sources.files import SourceFile
-from ziggurat.data.sources.nodes import HuggingFaceDataset, Parquet, completion_of, key_of
-from ziggurat.data.sources.records import Fault, Records, document
+from ziggurat.data.sources.nodes import ANSWERS, LABEL, HuggingFaceDataset, Parquet, keys_of
+from ziggurat.data.sources.records import Fault, Records
 
 BATCH_ROWS = 1024
 
@@ -101,9 +102,8 @@ def _columns(source: Any, file: SourceFile, schema: Any) -> list[str]:
     Raises:
         DataError: one is not there or of a type that holds no document.
     """
-    wanted = [key_of(source)]
-    if source.content == "prompt_completion":
-        wanted.append(completion_of(source))
+    wanted, optional = keys_of(source)
+    wanted += [name for name in optional if name in schema.names]
     for name in wanted:
         if name not in schema.names:
             raise DataError(
@@ -122,13 +122,15 @@ def _check_type(source: Any, file: SourceFile, name: str, kind: Any) -> None:
     found = kind
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    if source.content == "messages":
-        good = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_struct(kind)
+    strings = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    messages = (pa.types.is_list, pa.types.is_large_list, pa.types.is_struct)
+    if name == LABEL and source.content in ANSWERS:
+        good, expected = (pa.types.is_boolean, pa.types.is_integer), "true and false"
+    elif source.content in ANSWERS:
+        good, expected = (*strings, *messages), "strings or lists of messages"
+    elif source.content == "messages":
+        good, expected = messages, "a list of messages"
     else:
-        good = any(
-            is_(kind)
-            for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-        )
-    if not good:
-        expected = "a list of messages" if source.content == "messages" else "strings"
+        good, expected = strings, "strings"
+    if not any(is_(kind) for is_ in good):
         raise DataError(f"{file.name} column {name!r}", found=found, expected=expected)

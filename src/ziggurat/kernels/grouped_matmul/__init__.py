@@ -17,7 +17,7 @@ from ziggurat.core.errors import ShapeError
 from ziggurat.core.registry import Registry
 from ziggurat.kernels.grouped_matmul.blocked import blocked_matmul
 from ziggurat.kernels.grouped_matmul.reference import reference_matmul, row_groups
-from ziggurat.kernels.linear import QuantizedWeight, dense
+from ziggurat.kernels.linear import LoraWeight, QuantizedWeight, dense
 
 __all__ = ["IMPLEMENTATIONS", "PREFERRED", "grouped_matmul", "row_groups"]
 
@@ -41,7 +41,7 @@ PREFERRED: dict[str, str] = {"cpu": "blocked", "gpu": "ragged", "tpu": "ragged"}
 
 def grouped_matmul(
     x: Float[Array, "n d"],
-    kernel: Float[Array, "e d f"] | QuantizedWeight,
+    kernel: Float[Array, "e d f"] | QuantizedWeight | LoraWeight,
     sizes: Int[Array, " e"],
     *,
     implementation: str = "auto",
@@ -55,7 +55,7 @@ def grouped_matmul(
     Args:
         x: rows sorted by group: the first ``sizes[0]`` belong to group 0, and so on. Rows beyond
             the sum of ``sizes`` belong to none; their result and gradient are 0.
-        kernel: a matrix per group; a quantised one is dequantised first.
+        kernel: a matrix per group; a quantised or adapted one is made an array first.
         sizes: rows of each group, 0 allowed; their sum is at most ``n``.
         implementation: ``auto``, or a name of :data:`IMPLEMENTATIONS`.
 
@@ -81,7 +81,7 @@ def grouped_matmul(
             found=f"rows of {x.shape[1]} channels",
             expected=f"{kernel.shape[1]} as the kernel has",
         )
-    if isinstance(kernel, QuantizedWeight):
+    if isinstance(kernel, (QuantizedWeight, LoraWeight)):
         kernel = dense(kernel).astype(x.dtype)
     if implementation == "auto":
         implementation = PREFERRED.get(jax.default_backend(), "ragged")

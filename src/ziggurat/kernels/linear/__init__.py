@@ -1,6 +1,7 @@
 """Projections: activations times a weight matrix, the dispatch point for GEMM kernels.
 
-A weight is an array or a :class:`QuantizedWeight`; the operations here take either.
+A weight is an array, a :class:`QuantizedWeight` or a :class:`LoraWeight`; the operations here take
+any of them.
 """
 
 import math
@@ -15,13 +16,13 @@ from ziggurat.core.registry import Registry
 from ziggurat.kernels.choices import chosen
 from ziggurat.kernels.linear import cpu, quantized, stored
 from ziggurat.kernels.linear.cpu import is_product
+from ziggurat.kernels.linear.lora import LoraWeight, is_adapted
 from ziggurat.kernels.linear.quantized import (
     ActivationType,
     QuantizedWeight,
     Weight,
     WeightFormat,
     WeightType,
-    dense,
     is_quantized,
 )
 from ziggurat.mesh import active_ways
@@ -29,18 +30,31 @@ from ziggurat.mesh import active_ways
 __all__ = [
     "IMPLEMENTATIONS",
     "ActivationType",
+    "LoraWeight",
     "QuantizedWeight",
     "Weight",
     "WeightFormat",
     "WeightType",
     "dense",
+    "is_adapted",
     "is_product",
     "is_quantized",
+    "is_weight_node",
     "project",
     "project_each",
     "project_rows",
     "take_rows",
 ]
+
+
+def is_weight_node(node: Any) -> bool:
+    """For ``is_leaf``: whether a node of a parameter tree stands in the place of an array."""
+    return is_quantized(node) or is_adapted(node)
+
+
+def dense(weight: Weight | LoraWeight) -> Float[Array, "..."]:
+    """A weight as an array, for an operation without a path for it."""
+    return weight.merged() if isinstance(weight, LoraWeight) else quantized.dense(weight)
 
 
 def _flat(x: Array, kernel: Any) -> Array:
@@ -63,7 +77,7 @@ IMPLEMENTATIONS.add("stored", stored.stored_project)
 
 
 def project(
-    x: Float[Array, "... d"], kernel: Weight, *, implementation: str = "auto"
+    x: Float[Array, "... d"], kernel: Weight | LoraWeight, *, implementation: str = "auto"
 ) -> Float[Array, "... f"]:
     """``x @ kernel`` over the last dimension, in the type of ``x``.
 
@@ -71,12 +85,16 @@ def project(
     3-D activations takes about twice as long in the backward pass. ``batched`` keeps them apart,
     which a sequence sharded over a mesh needs (joined dimensions could not stay sharded); ``auto``
     takes it then. On one CPU device with built kernels it takes ``stored`` for few rows and for
-    most quantised weights, and ``cpu`` for many rows of float32; ``flat`` otherwise.
+    most quantised weights, and ``cpu`` for many rows of float32; ``flat`` otherwise. An adapted
+    kernel is taken part by part, so that its sum exists nowhere.
 
     >>> import jax.numpy as jnp
     >>> project(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
     (2, 3, 5)
     """
+    if isinstance(kernel, LoraWeight):
+        thin = project(project(x, kernel.a, implementation=implementation), kernel.b)
+        return project(x, kernel.base, implementation=implementation) + kernel.scale * thin
     if implementation == "auto":
         implementation = _choose(x, kernel)
     if implementation != "stored":
@@ -85,7 +103,7 @@ def project(
 
 
 def project_each(
-    x: Float[Array, "... d"], kernels: Sequence[Weight]
+    x: Float[Array, "... d"], kernels: Sequence[Weight | LoraWeight]
 ) -> list[Float[Array, "... f"]]:
     """:func:`project` by several kernels; by ``stored`` in one call where they are alike.
 
@@ -93,6 +111,8 @@ def project_each(
     >>> [y.shape for y in project_each(jnp.ones((2, 4)), [jnp.ones((4, 5)), jnp.ones((4, 3))])]
     [(2, 5), (2, 3)]
     """
+    if any(map(is_adapted, kernels)):
+        return [project(x, kernel) for kernel in kernels]
     names = {_choose(x, kernel) for kernel in kernels}
     if names == {"stored"} and stored.serves(x, kernels, -2):
         return stored.products(x, kernels, -2)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from ziggurat.core.errors import ConfigError
-from ziggurat.kernels.linear import QuantizedWeight, is_quantized
+from ziggurat.kernels.linear import dense, is_quantized
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params, pretrained
 from ziggurat.nn.attention_context import Packed
@@ -14,6 +14,7 @@ from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, route
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
+from ziggurat.train.objectives.nodes import LanguageModelling
 from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 
@@ -49,6 +50,7 @@ class PackedText:
 
 
 def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
+    assert isinstance(run.objective, LanguageModelling)
     loss = run.objective.loss
     return Program(
         model=model,
@@ -58,7 +60,9 @@ def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
     )
 
 
-def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -> Objective:
+def language_modelling(
+    model: LanguageModel, loss: LossConfig, layout: Layout, *, frozen_base: bool = False
+) -> Objective:
     """The objective of pretraining over batches of ``core.protocols.Batch``.
 
     Its sums are ``nll`` (nats), ``z_loss`` and ``correct``; the weight is the number of targets.
@@ -66,19 +70,24 @@ def language_modelling(model: LanguageModel, loss: LossConfig, layout: Layout) -
     coefficients) and ``max_expert_load``, and the loads by which routers' biases are corrected.
     Padding is no part of them.
 
+    Args:
+        model: the model.
+        loss: the objective's node.
+        layout: where arrays live.
+        frozen_base: whether adapters are trained and not the weights, which may be quantised then.
+
     Raises:
         ConfigError: the loss asks for what the model has not: experts, or a correcting bias; or
             the model's weights are quantised.
     """
-    _check(model, loss)
+    _check(model, loss, frozen_base)
     shards = layout.ways("batch") * layout.ways("sequence")
 
     def objective(params: Params, batch: Arrays, frozen: Params) -> Sums:
         context = Packed(batch["segment_ids"])
         hidden, _, routing = model.run(params, batch["tokens"], batch["positions"], context)
         with jax.named_scope("loss"):
-            head = model.head(params)
-            assert not isinstance(head, QuantizedWeight), "refused above"
+            head = dense(model.head(params))
             total, metrics = next_token_loss(
                 hidden,
                 head,
@@ -117,8 +126,9 @@ def _router_losses(
     return extra * tokens, reports
 
 
-def _check(model: LanguageModel, loss: LossConfig) -> None:
-    if any(map(is_quantized, jax.tree.leaves(model.abstract, is_leaf=is_quantized))):
+def _check(model: LanguageModel, loss: LossConfig, frozen_base: bool) -> None:
+    leaves = jax.tree.leaves(model.abstract, is_leaf=is_quantized)
+    if any(map(is_quantized, leaves)) and not frozen_base:
         raise ConfigError(
             "model",
             found="quantised weights",

@@ -1,0 +1,1 @@
+"""Objectives over given data: fine-tuning, preference, judged answers, rewards, distillation."""

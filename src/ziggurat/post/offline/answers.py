@@ -1,0 +1,48 @@
+"""What objectives over whole answers share: their data and the shapes of their batches."""
+
+import jax
+import jax.numpy as jnp
+
+from ziggurat.data import AnswerDataset, DataConfig, HuggingFaceTokenizer, build_answers
+from ziggurat.data.answers import ARRAYS, Kind
+from ziggurat.mesh import Layout
+from ziggurat.train.config import RunConfig
+from ziggurat.train.objectives import text
+
+SIDES = ("chosen_", "rejected_")
+"""What the arrays of a pair's answers start with."""
+OTHER = "other_"
+"""What those of another row's answer start with."""
+
+
+def load_answers(
+    run: RunConfig, tokenizer: HuggingFaceTokenizer, kind: Kind
+) -> tuple[AnswerDataset, AnswerDataset | None]:
+    """Training batches, and held-out ones if the run holds any out.
+
+    Raises:
+        ConfigError, DataError: as :func:`ziggurat.data.build_answers`.
+    """
+    config, cache = run.data, run.output / "cache"
+    assert isinstance(config, DataConfig), "refused before"
+
+    def make() -> tuple[AnswerDataset, AnswerDataset | None]:
+        training = build_answers(config, tokenizer, run.seed, cache, kind)
+        if not config.eval_fraction:
+            return training, None
+        return training, build_answers(config, tokenizer, run.seed, cache, kind, "eval")
+
+    return text.first_alone("data", make)
+
+
+def pair_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and shardings of a batch of pairs."""
+    one = text.batch_struct(layout, batch, length)
+    return {side + name: one[name] for side in SIDES for name in ARRAYS}
+
+
+def labelled_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """The same of labelled answers."""
+    one = text.batch_struct(layout, batch, length)
+    label = jax.ShapeDtypeStruct((batch, 1), jnp.float32, sharding=layout.sharding(("batch", None)))
+    return one | {OTHER + name: one[name] for name in ARRAYS} | {"desirable": label}

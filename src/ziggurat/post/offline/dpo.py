@@ -1,0 +1,102 @@
+"""Direct preference optimisation over pairs of answers."""
+
+import jax
+import jax.numpy as jnp
+
+from ziggurat.mesh import Layout
+from ziggurat.models import Params
+from ziggurat.post import tuning
+from ziggurat.post.log_probs import stacked, token_log_probs, unstacked
+from ziggurat.post.losses.dpo import dpo
+from ziggurat.post.offline.answers import SIDES, load_answers, pair_struct
+from ziggurat.post.tuning import Tuned
+from ziggurat.train.config import RunConfig
+from ziggurat.train.objectives import text
+from ziggurat.train.objectives.nodes import DirectPreference
+from ziggurat.train.parts import Parts, Program
+from ziggurat.train.step import Arrays, Objective, Sums
+
+
+class Preferred:
+    """``kind = "dpo"``."""
+
+    def program(self, run: RunConfig, layout: Layout) -> Program:
+        model = text.abstract_model(run, layout)
+        tuned = Tuned(model=model, lora=run.adapter, frozen_passes=1)
+        return _program(run, layout, tuned, tuned.frozen_shapes(layout, reference=True))
+
+    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+        start = tuning.begin(run, layout, frozen_passes=1, reference=_node(run).reference)
+        tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
+        data, held_out = load_answers(run, tokenizer, "preference")
+        return Parts(
+            program=_program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
+            data=data,
+            files=tuning.files_of(run, start, tokenizer),
+            start=start.params,
+            frozen=start.frozen,
+            tokenizer=tokenizer,
+            eval_data=held_out,
+            pretrained=tuning.trained_model(run, start, tokenizer),
+        )
+
+
+def _node(run: RunConfig) -> DirectPreference:
+    assert isinstance(run.objective, DirectPreference)
+    return run.objective
+
+
+def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Program:
+    return Program(
+        model=tuned,
+        sums=direct_preference(tuned, _node(run), layout),
+        batch=pair_struct(layout, run.data.batch_size, run.data.sequence_length),
+        frozen=frozen,
+    )
+
+
+def direct_preference(tuned: Tuned, node: DirectPreference, layout: Layout) -> Objective:
+    """Sums over pairs; their weight is the number of pairs.
+
+    Metrics, as means over pairs: ``rewards/chosen`` and ``rewards/rejected``, beta times the
+    answers' log-ratios; ``rewards/margins``, their difference; ``rewards/accuracies``, also as
+    ``accuracy``: how often it is positive; ``logps/chosen`` and ``logps/rejected``, nats an
+    answer.
+    """
+    shards = layout.ways("batch") * layout.ways("sequence")
+
+    def objective(params: Params, batch: Arrays, frozen: Params) -> Sums:
+        both = stacked(batch, SIDES)
+
+        def log_probs(weights: Params) -> tuple[jax.Array, jax.Array]:
+            found = token_log_probs(tuned.model, weights, both, token_shards=shards)
+            return unstacked(found.sum(-1))
+
+        chosen, rejected = log_probs(tuned.policy(params, frozen))
+        held = jax.lax.stop_gradient(log_probs(tuned.reference(frozen)))
+        tokens = unstacked(both["loss_mask"].sum(-1))
+        counted = jnp.minimum(*tokens) > 0
+        losses = dpo(
+            *(chosen, rejected, *held),
+            beta=node.beta,
+            kind=node.loss,
+            label_smoothing=node.label_smoothing,
+            chosen_tokens=tokens[0],
+            rejected_tokens=tokens[1],
+        )
+        rewards = node.beta * (chosen - held[0]), node.beta * (rejected - held[1])
+        right = (rewards[0] > rewards[1]).astype(jnp.float32)
+        rows = {
+            "loss": losses,
+            "accuracy": right,
+            "rewards/chosen": rewards[0],
+            "rewards/rejected": rewards[1],
+            "rewards/margins": rewards[0] - rewards[1],
+            "rewards/accuracies": right,
+            "logps/chosen": chosen,
+            "logps/rejected": rejected,
+        }
+        sums = {name: jnp.where(counted, row, 0.0).sum() for name, row in rows.items()}
+        return Sums(sums["loss"], counted.sum().astype(jnp.float32), sums)
+
+    return objective

@@ -1,0 +1,101 @@
+"""Kahneman-Tversky optimisation over labelled answers."""
+
+import jax
+import jax.numpy as jnp
+
+from ziggurat.mesh import Layout
+from ziggurat.models import Params
+from ziggurat.post import tuning
+from ziggurat.post.log_probs import ARRAYS, token_log_probs
+from ziggurat.post.losses.kto import kto, reference_point
+from ziggurat.post.offline.answers import OTHER, labelled_struct, load_answers
+from ziggurat.post.tuning import Tuned
+from ziggurat.train.config import RunConfig
+from ziggurat.train.objectives import text
+from ziggurat.train.objectives.nodes import KahnemanTversky
+from ziggurat.train.parts import Parts, Program
+from ziggurat.train.step import Arrays, Objective, Sums
+
+
+class Judged:
+    """``kind = "kto"``."""
+
+    def program(self, run: RunConfig, layout: Layout) -> Program:
+        model = text.abstract_model(run, layout)
+        tuned = Tuned(model=model, lora=run.adapter, frozen_passes=3)
+        return _program(run, layout, tuned, tuned.frozen_shapes(layout, reference=True))
+
+    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+        start = tuning.begin(run, layout, frozen_passes=3, reference=_node(run).reference)
+        tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
+        data, held_out = load_answers(run, tokenizer, "labelled")
+        return Parts(
+            program=_program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
+            data=data,
+            files=tuning.files_of(run, start, tokenizer),
+            start=start.params,
+            frozen=start.frozen,
+            tokenizer=tokenizer,
+            eval_data=held_out,
+            pretrained=tuning.trained_model(run, start, tokenizer),
+        )
+
+
+def _node(run: RunConfig) -> KahnemanTversky:
+    assert isinstance(run.objective, KahnemanTversky)
+    return run.objective
+
+
+def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Program:
+    return Program(
+        model=tuned,
+        sums=kahneman_tversky(tuned, _node(run), layout),
+        batch=labelled_struct(layout, run.data.batch_size, run.data.sequence_length),
+        frozen=frozen,
+    )
+
+
+def kahneman_tversky(tuned: Tuned, node: KahnemanTversky, layout: Layout) -> Objective:
+    """Sums over answers; their weight is the number of answers.
+
+    The reference point is estimated from each micro-batch, whose answers are put behind each
+    other's prompts. Metrics: ``kl``, that estimate in nats; ``rewards/chosen`` and
+    ``logps/chosen``, means over the good answers of a micro-batch (0 if there are none);
+    ``rewards/rejected`` and ``logps/rejected`` over the bad ones; ``rewards/margins``; and
+    ``accuracy``, how often a good answer's reward is positive or a bad one's negative.
+    """
+    shards = layout.ways("batch") * layout.ways("sequence")
+
+    def answers(weights: Params, batch: Arrays) -> jax.Array:
+        return token_log_probs(tuned.model, weights, batch, token_shards=shards).sum(-1)
+
+    def objective(params: Params, batch: Arrays, frozen: Params) -> Sums:
+        policy, held = tuned.policy(params, frozen), tuned.reference(frozen)
+        others = {name: batch[OTHER + name] for name in ARRAYS}
+        drift = answers(jax.lax.stop_gradient(policy), others) - answers(held, others)
+        matched = (others["loss_mask"].sum(-1) > 0).astype(jnp.float32)
+        kl = reference_point(drift, matched)
+        log_probs = answers(policy, batch)
+        ratio = log_probs - jax.lax.stop_gradient(answers(held, batch))
+        good = batch["desirable"][:, 0] > 0
+        counted = (batch["loss_mask"].sum(-1) > 0).astype(jnp.float32)
+        weights = (node.desirable_weight, node.undesirable_weight)
+        losses = kto(
+            *(ratio, good, kl),
+            beta=node.beta,
+            desirable_weight=weights[0],
+            undesirable_weight=weights[1],
+        )
+        loss, weight = (losses * counted).sum(), counted.sum()
+        figures = {"kl": kl}
+        for name, of in (("chosen", good), ("rejected", ~good)):
+            share = of * counted
+            mean = share / jnp.maximum(share.sum(), 1.0)
+            figures[f"rewards/{name}"] = node.beta * (ratio * mean).sum()
+            figures[f"logps/{name}"] = (log_probs * mean).sum()
+        figures["rewards/margins"] = figures["rewards/chosen"] - figures["rewards/rejected"]
+        right = jnp.where(good, ratio > 0, ratio < 0) * counted
+        sums = {"loss": loss, "accuracy": right.sum()}
+        return Sums(loss, weight, sums | {n: value * weight for n, value in figures.items()})
+
+    return objective

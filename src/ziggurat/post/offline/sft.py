@@ -1,0 +1,117 @@
+"""Supervised fine-tuning: next tokens of packed conversations, loss on what is to be learned."""
+
+from pathlib import Path
+
+from ziggurat.core.errors import ConfigError
+from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.mesh import Layout
+from ziggurat.models import Params
+from ziggurat.post import tuning
+from ziggurat.post.tuning import Tuned
+from ziggurat.train.config import RunConfig
+from ziggurat.train.objectives import text
+from ziggurat.train.objectives.lm import language_modelling
+from ziggurat.train.objectives.nodes import FineTuning
+from ziggurat.train.parts import Parts, Program
+from ziggurat.train.step import Arrays, Objective, Sums
+
+CHATML = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message.role }}\n"
+    "{% if message.role == 'assistant' %}"
+    "{% generation %}{{ message.content }}<|im_end|>{% endgeneration %}\n"
+    "{% else %}{{ message.content }}<|im_end|>\n{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""OpenAI's markup of turns, with marks around what the assistant says."""
+
+
+class FineTuned:
+    """``kind = "sft"``."""
+
+    def program(self, run: RunConfig, layout: Layout) -> Program:
+        tuned = Tuned(model=text.abstract_model(run, layout), lora=run.adapter)
+        return _program(run, layout, tuned, tuned.frozen_shapes(layout, reference=False))
+
+    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+        start = tuning.begin(run, layout)
+        node = _node(run)
+        tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
+        if node.chat_template is not None:
+            tokenizer = with_template(tokenizer, node.chat_template)
+        data, held_out = text.load_data(run, tokenizer)
+        return Parts(
+            program=_program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
+            data=data,
+            files=tuning.files_of(run, start, tokenizer),
+            start=start.params,
+            frozen=start.frozen,
+            tokenizer=tokenizer,
+            eval_data=held_out,
+            perplexity=True,
+            pretrained=tuning.trained_model(run, start, tokenizer),
+        )
+
+
+def _node(run: RunConfig) -> FineTuning:
+    assert isinstance(run.objective, FineTuning)
+    return run.objective
+
+
+def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Program:
+    loss = _node(run).loss
+    if tuned.lora is not None and loss.router_bias_rate:
+        raise ConfigError(
+            "objective.loss.router_bias_rate",
+            found=loss.router_bias_rate,
+            expected="0 with an adapter, whose base stays as it is",
+        )
+    return Program(
+        model=tuned,
+        sums=fine_tuning(tuned, run, layout),
+        batch=text.batch_struct(layout, run.data.batch_size, run.data.sequence_length),
+        frozen=frozen,
+        router_bias_rate=loss.router_bias_rate,
+    )
+
+
+def fine_tuning(tuned: Tuned, run: RunConfig, layout: Layout) -> Objective:
+    """The sums of language modelling, whose targets are those that ``loss_mask`` counts."""
+    adapted = tuned.lora is not None
+    inner = language_modelling(tuned.model, _node(run).loss, layout, frozen_base=adapted)
+
+    def objective(params: Params, batch: Arrays, frozen: Params) -> Sums:
+        sums = inner(tuned.policy(params, frozen), batch, {})
+        return sums if not adapted else sums._replace(loads={})
+
+    return objective
+
+
+def with_template(tokenizer: HuggingFaceTokenizer, template: str) -> HuggingFaceTokenizer:
+    """The tokenizer with another chat template.
+
+    Args:
+        tokenizer: stays as it is.
+        template: ``chatml``, or a file with a jinja template.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if template != "chatml":
+        try:
+            text_ = Path(template).read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                "objective.chat_template",
+                found=f"{template!r} ({error.strerror})",
+                expected='"chatml" or a readable file',
+            ) from None
+    else:
+        text_ = CHATML
+    return HuggingFaceTokenizer(
+        tokenizer.backend,
+        tokenizer.settings,
+        end_ids=tokenizer.eos_ids[1:],
+        chat_templates={**tokenizer.chat_templates, "default": text_},
+    )

@@ -105,6 +105,8 @@ class ProceduralTask:
     @property
     def scorer(self) -> Scorer:
         node = self._node
+        if node.reward is not None:
+            return Function(_absolute(node.reward))
         settings = tuple((key, value) for key, value in node.settings.items())
         return ReasoningGymScorer(node.name, settings, node.answer)
 

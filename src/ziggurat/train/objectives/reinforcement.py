@@ -26,11 +26,16 @@ class ReasoningGym:
     """Seed of the first training problem; held-out ones lie 2^31 further."""
     held_out: int = 200
     """Problems that training never sees."""
+    reward: str | None = None
+    """A function in place of the task's own score: ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``, of
+    prompt, completion and row."""
     answer: str | None = None
-    """Regular expression whose first group is the answer in a completion, the last match counts;
-    default all of it."""
+    """For the task's own score: regular expression whose first group is the answer in a completion,
+    the last match counts; default all of it."""
 
     def __post_init__(self):
+        fine = self.reward is None or ":" in self.reward
+        config.require(fine, "reward", self.reward, "FILE.py:FUNCTION or MODULE:FUNCTION")
         config.require(0 <= self.seed < 2**30, "seed", self.seed, "a number from 0 to 2^30 - 1")
         _check(self.held_out, self.answer)
 

@@ -23,8 +23,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 from rich.console import Console
-from ziggurat.cli.objectives import known
 
+from ziggurat.cli.objectives import known
 from ziggurat.core import config
 from ziggurat.models import pretrained
 from ziggurat.post.rl import tasks
@@ -136,10 +136,9 @@ def one_seed(directory: Path, seed: int, options: argparse.Namespace) -> dict[st
             file.write(json.dumps({"text": text}) + "\n")
     common = [f"seed={seed}", f"output={directory}", "report.tensorboard=false"]
     first, first_s = run(FIRST, f"data.sources.0.path={worked}", "sft", *common, *options.first)
-    second, second_s = run(
-        SECOND, f"model.path={first.directory.path}", "grpo", *common, f"data.task.seed={seed * APART}",
-        *options.second,
-    )  # fmt: skip
+    further = [f"data.task.seed={seed * APART}", *options.second]
+    weights = f"model.path={first.directory.path}"
+    second, second_s = run(SECOND, weights, "grpo", *common, *further)
     start, end = (accuracy(outcome, task) for outcome in (first, second))
     entry = {
         "seed": seed,

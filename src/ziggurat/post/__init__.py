@@ -1,6 +1,22 @@
-"""Post-training: SFT, preference, RL and distillation objectives. Empty until its issue lands."""
+"""Post-training: the objectives behind ``[objective] kind = "grpo"`` and the like.
 
-from ziggurat.train.parts import Objectives
+>>> from ziggurat import post
+>>> "grpo" in post.OBJECTIVES
+True
+"""
 
-OBJECTIVES: Objectives = {}
-"""The kinds of this package by their names in the run file."""
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ziggurat.post.kinds import OBJECTIVES
+
+__all__ = ["OBJECTIVES"]
+
+
+def __getattr__(name: str) -> Any:
+    """Kinds are imported when they are asked for: reward processes need none of them."""
+    if name != "OBJECTIVES":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ziggurat.post.kinds import OBJECTIVES
+
+    return OBJECTIVES

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ziggurat.core import atomic
@@ -88,7 +89,9 @@ class Collector:
         sampler = rows.pop("sampler_log_probs")
         rewards = shaped_rewards(groups, node)
         kept = kept_rows(groups, rewards, node)
-        advantages = policy.group_advantages(rewards, baseline=node.baseline, scale=node.scale)
+        advantages = policy.group_advantages(
+            jnp.asarray(rewards), baseline=node.baseline, scale=node.scale
+        )
         figures = _figures(groups, rewards, kept, rows["loss_mask"], entropies) | gap
         rows |= {
             "old_log_probs": old,

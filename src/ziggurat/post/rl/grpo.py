@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from ziggurat.core import prng
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.protocols import Batch
+from ziggurat.data.tokenizers import TrainBpe
 from ziggurat.kernels.cross_entropy import linear_log_probs
 from ziggurat.kernels.linear import QuantizedWeight, is_quantized
 from ziggurat.mesh import Layout
@@ -201,14 +202,21 @@ def _check(run: RunConfig) -> tuple[Grpo, Problems]:
     """The run's nodes, if they fit together.
 
     Raises:
-        ConfigError: other data than problems; no room for prompts; a checkpoint between the steps
-            that learn from one rollout.
+        ConfigError: other data than problems; a tokenizer to be trained; no room for prompts; a
+            checkpoint between the steps that learn from one rollout.
     """
     node, data = run.objective, run.data
     assert isinstance(node, Grpo)
     if not isinstance(data, Problems):
         raise ConfigError(
             "data.kind", found=data.kind, expected="problems, for objective.kind = 'grpo'"
+        )
+    if isinstance(run.tokenizer, TrainBpe):
+        raise ConfigError(
+            "tokenizer.kind",
+            found="train_bpe",
+            expected="bytes or load: there are no documents to train one on",
+            fix="start from a model that has a tokenizer, and leave [tokenizer] out",
         )
     if node.sampling.max_tokens >= data.sequence_length:
         raise ConfigError(

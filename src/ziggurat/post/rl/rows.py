@@ -1,7 +1,8 @@
-"""From judged completions to the rows of a training batch; plain numpy."""
+"""From judged completions to the rows of a training batch, on the host."""
 
 from collections.abc import Sequence
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
@@ -40,7 +41,7 @@ def shaped_rewards(groups: Sequence[Group], node: Grpo) -> Float32[np.ndarray, "
     """Rewards of all completions, with the cost of long ones if the run asks for it."""
     rewards = np.array([group.rewards for group in groups], np.float32)
     if node.overlong_margin:
-        lengths = np.array([[len(d.tokens) for d in g.completions] for g in groups], np.int32)
+        lengths = jnp.array([[len(d.tokens) for d in g.completions] for g in groups])
         longest, margin = node.sampling.max_tokens, node.overlong_margin
         rewards += np.asarray(policy.overlong_cost(lengths, longest=longest, margin=margin))
     return rewards
@@ -52,7 +53,7 @@ def kept_rows(
     """1 for completions that are learned from, 0 for those that the run's switches leave out."""
     kept = np.ones(rewards.shape, np.float32)
     if node.dynamic_sampling:
-        kept *= np.asarray(policy.informative(rewards))[:, None]
+        kept *= np.asarray(policy.informative(jnp.asarray(rewards)))[:, None]
     if node.mask_truncated:
         kept *= np.array([[d.ended for d in g.completions] for g in groups], np.float32)
     return kept.reshape(-1)

@@ -8,6 +8,7 @@ from pydantic import Discriminator, Tag
 
 from ziggurat.core import config
 from ziggurat.optim import LossConfig
+from ziggurat.train.objectives.reinforcement import Grpo
 
 
 @config.node
@@ -20,7 +21,7 @@ class LanguageModelling:
 
 
 ObjectiveNode = Annotated[
-    Annotated[LanguageModelling, Tag("lm")],
+    Annotated[LanguageModelling, Tag("lm")] | Annotated[Grpo, Tag("grpo")],
     Discriminator(config.kind_or("lm")),
 ]
 """What to learn; a table without ``kind`` is language modelling."""

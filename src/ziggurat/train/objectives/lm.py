@@ -22,9 +22,11 @@ class PackedText:
     """Next tokens of packed documents (``kind = "lm"``)."""
 
     def program(self, run: RunConfig, layout: Layout) -> Program:
+        text.require_text(run)
         return _program(run, layout, text.abstract_model(run, layout))
 
     def parts(self, run: RunConfig, layout: Layout) -> Parts:
+        text.require_text(run)
         start = text.load_start(run)
         if start is None:
             model = text.abstract_model(run, layout)

@@ -15,6 +15,20 @@ from ziggurat.nn.precision import Precision
 from ziggurat.train.config import PretrainedModel, RunConfig, TrainConfig
 
 
+def require_text(run: RunConfig) -> None:
+    """Refuse data that holds no documents.
+
+    Raises:
+        ConfigError: ``data.kind`` is another than ``text``.
+    """
+    if not isinstance(run.data, data_.DataConfig):
+        raise ConfigError(
+            "data.kind",
+            found=repr(run.data.kind),
+            expected=f"'text', for objective.kind = {run.objective.kind!r}",
+        )
+
+
 def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a language-model batch."""
     sharding = layout.sharding(("batch", "sequence"))

@@ -143,7 +143,8 @@ class ProceduralTask:
 
 
 class FileTask:
-    """Prompts of a JSON-lines file; the last ``held_out`` of them, or another file, are held out.
+    """Prompts of a JSON-lines file; the last ``held_out`` of them, or those of another, are held out,
+    and are left out of training wherever else they stand.
 
     A line is an object with ``prompt``, a text; everything else in it is the row that the reward
     function gets, ``answer`` for our own verifiers.
@@ -158,12 +159,8 @@ class FileTask:
         else:
             held = _read(node.held_out_path, "answer" if _is_verifier(node.reward) else None)
             held = held[: node.held_out]
-        if not rows:
-            raise DataError(
-                f"prompts {node.path}",
-                found=f"{len(held)} prompts, all held out",
-                expected="more than data.task.held_out",
-            )
+        prompts = {problem.prompt for problem in held}
+        rows = [problem for problem in rows if problem.prompt not in prompts]
         self._rows: dict[str, list[Problem]] = {"train": rows, "held_out": held}
 
     @property
@@ -199,6 +196,7 @@ class ProblemSource:
 
     Raises:
         ConfigError: the group does not divide the batch.
+        DataError: all problems are held out.
 
     >>> node = ReasoningGym(name="chain_sum", held_out=3)
     >>> data = Problems(task=node, batch_size=8, sequence_length=64)
@@ -212,6 +210,12 @@ class ProblemSource:
                 "objective.group",
                 found=group,
                 expected=f"a divisor of data.batch_size, {data.batch_size}",
+            )
+        if task.count == 0:
+            raise DataError(
+                "data.task",
+                found=f"{task.held_out} problems, all held out",
+                expected="more than data.task.held_out",
             )
         self.task, self.data, self._seed, self._updates = task, data, seed, updates
         self.problems = data.batch_size // group

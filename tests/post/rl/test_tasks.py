@@ -13,10 +13,10 @@ from ziggurat.train.objectives.reinforcement import (
 )
 
 
-def small_task(**settings):
+def small_task(held_out=20, **settings):
     """Sums of two digits: a hundred questions, so that parts would meet by chance."""
     settings = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1} | settings
-    return ReasoningGym(name="chain_sum", settings=settings, held_out=20)
+    return ReasoningGym(name="chain_sum", settings=settings, held_out=held_out)
 
 
 def test_held_out_problems_are_never_trained_on():
@@ -30,7 +30,7 @@ def test_held_out_problems_are_never_trained_on():
 
 
 def test_a_task_that_is_all_held_out_is_refused():
-    task = tasks.build(small_task(min_terms=1, max_terms=1))  # ten questions
+    task = tasks.build(small_task(200, min_terms=1, max_terms=1))  # ten questions
     with pytest.raises(DataError, match="held out too"):
         task.problem(0)
     with pytest.raises(ConfigError, match="task chain_sum"):

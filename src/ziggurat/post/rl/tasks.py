@@ -143,8 +143,8 @@ class ProceduralTask:
 
 
 class FileTask:
-    """Prompts of a JSON-lines file; the last ``held_out`` of them, or those of another, are held out,
-    and are left out of training wherever else they stand.
+    """Prompts of a JSON-lines file; the last ``held_out`` of them, or those of another, are held
+    out, and left out of training wherever else they stand.
 
     A line is an object with ``prompt``, a text; everything else in it is the row that the reward
     function gets, ``answer`` for our own verifiers.

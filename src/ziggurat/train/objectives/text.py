@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ziggurat import data as data_
 from ziggurat.core.errors import ConfigError
-from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset
+from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset, tokenizers
 from ziggurat.mesh import Layout, Processes
 from ziggurat.models import LanguageModel, ModelConfig, pretrained
 from ziggurat.nn.precision import Precision
@@ -118,6 +118,8 @@ def _data(run: RunConfig, tokenizer: HuggingFaceTokenizer) -> tuple[Dataset, Pac
 
 def _tokenizer(run: RunConfig, start: "pretrained.Pretrained | None") -> HuggingFaceTokenizer:
     if run.tokenizer is not None:
+        if not isinstance(run.data, data_.DataConfig):
+            return tokenizers.tokenizer(run.tokenizer)
         return data_.tokenizer_for(run.tokenizer, run.data, run.output / "cache")
     if start is None:
         raise ConfigError(

@@ -35,15 +35,17 @@ from ziggurat.train.loop import Outcome, train
 from ziggurat.train.metrics import read_metrics
 from ziggurat.train.objectives.reinforcement import PromptForm, ReasoningGym, RewardConfig
 
+LONGEST, MOST = 32, 9
+"""Tokens of prompt and completion together, and of a completion."""
 TASK = """kind = "reasoning_gym"
-name = "chain_sum"
-settings = { min_terms = 3, max_terms = 3, min_digits = 1, max_digits = 1 }
+name = "spell_backward"
+settings = { min_word_len = 3, max_word_len = 6 }
 held_out = 400
 """
 FIRST = """
 [model]
 kind = "llama"
-vocab_size = 320
+vocab_size = 300
 d_model = 128
 n_layers = 4
 n_heads = 4
@@ -53,7 +55,7 @@ max_sequence_length = 64
 
 [tokenizer]
 kind = "train_bpe"
-vocab_size = 320
+vocab_size = 300
 
 [data]
 sources = [{ kind = "jsonl", path = "PATH" }]
@@ -61,12 +63,13 @@ sequence_length = 64
 batch_size = 32
 
 [optimizer]
-kind = "adamw"
-lr = 3e-3
-schedule = { kind = "cosine", warmup_steps = 20 }
+kind = "muon"
+lr = 2e-2
+adam_lr = 3e-3
+schedule = { kind = "cosine", warmup_steps = 10 }
 
 [train]
-steps = 200
+steps = 120
 """
 SECOND = f"""
 [model]
@@ -76,23 +79,23 @@ path = "PATH"
 [data]
 kind = "problems"
 batch_size = 128
-sequence_length = 32
+sequence_length = {LONGEST}
 
 [data.task]
 {TASK}
 [objective]
 kind = "grpo"
 group = 8
-sampling = {{ max_tokens = 6, max_running = 128 }}
+sampling = {{ max_tokens = {MOST}, max_running = 128 }}
 
 [optimizer]
 kind = "adamw"
-lr = 3e-4
+lr = 5e-4
 weight_decay = 0.0
 schedule = {{ kind = "constant", warmup_steps = 5 }}
 
 [train]
-steps = 120
+steps = 80
 """
 WORKED = 1 << 20
 """Number of the first worked problem: far from those that GRPO takes, which begin at 0."""
@@ -176,8 +179,8 @@ def accuracy(outcome: Outcome, task: tasks.Task) -> Tally:
         RewardConfig(),
         model=loaded.model,
         tokenizer=loaded.tokenizer,
-        longest=32,
-        max_tokens=6,
+        longest=LONGEST,
+        max_tokens=MOST,
         running=128,
     )
     try:

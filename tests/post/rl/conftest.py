@@ -32,8 +32,8 @@ def model():
             vocab_size=257,
             d_model=32,
             n_layers=2,
-            n_heads=4,
-            n_kv_heads=2,
+            n_heads=2,
+            n_kv_heads=1,
             max_sequence_length=64,
             init_std=0.3,
         )
@@ -48,6 +48,6 @@ def weights(model):
 
 @pytest.fixture(scope="module")
 def sampler(model, weights, tokenizer):
-    made = Sampler(model, weights[0], tokenizer, longest=LONGEST, running=8)
+    made = Sampler(model, weights[0], tokenizer, longest=LONGEST, running=4)
     yield made
     made.close()

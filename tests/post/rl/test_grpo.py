@@ -10,6 +10,7 @@ from ziggurat.core.pytrees import named_leaves
 from ziggurat.post import OBJECTIVES
 from ziggurat.post.rl.arena import Arena
 from ziggurat.train.config import RunConfig
+from ziggurat.train.experiment import prepare
 from ziggurat.train.loop import train
 from ziggurat.train.metrics import read_metrics
 
@@ -20,9 +21,8 @@ name = "tiny"
 kind = "llama"
 vocab_size = 257
 d_model = 32
-n_layers = 2
-n_heads = 4
-n_kv_heads = 2
+n_layers = 1
+n_heads = 2
 d_ff = 64
 
 [tokenizer]
@@ -30,19 +30,19 @@ kind = "bytes"
 
 [data]
 kind = "problems"
-batch_size = 32
-sequence_length = 24
+batch_size = 16
+sequence_length = 16
 task = { kind = "prompts", path = "prompts.jsonl", reward = "reward.py:plain", held_out = 4 }
 
 [objective]
 kind = "grpo"
-group = 8
+group = 4
 reward = { success = 0.9, processes = 1 }
-sampling = { max_tokens = 8, max_running = 32 }
+sampling = { max_tokens = 6, max_running = 4 }
 
 [optimizer]
 kind = "adamw"
-lr = 1e-2
+lr = 2e-2
 schedule = { kind = "constant" }
 
 [train]
@@ -50,6 +50,9 @@ steps = 6
 
 [checkpoint]
 every = 2
+
+[evaluation]
+batches = 1
 
 [report]
 tensorboard = false
@@ -97,7 +100,7 @@ def test_reward_rises_and_everything_is_recorded():
     assert first["ratio"] == pytest.approx(1, abs=1e-5)
     assert 0 < first["entropy"] < np.log(257)
     assert first["clip_fraction"] == 0
-    assert 1 <= first["completion_tokens"] <= 8
+    assert 1 <= first["completion_tokens"] <= 6
     assert [row["weights_version"] for row in rows] == list(range(16))
     assert first["generated_tokens_per_s"] > 0
     assert "rollout" in outcome.timer.records[0].phases_s
@@ -134,17 +137,25 @@ def test_a_killed_run_makes_the_same_rollouts_again(monkeypatch):
     assert ratios[1] != pytest.approx(1, abs=1e-4)  # the second step learns off policy
 
 
-def test_a_sampler_that_is_not_the_policy_is_found(monkeypatch):
+def test_a_sampler_that_is_not_the_policy_is_found(monkeypatch, caplog):
     play = Arena.play
 
     def other(self, params, *rest):
         return play(self, jax.tree.map(lambda leaf: leaf * 1.01, params), *rest)
 
     monkeypatch.setattr(Arena, "play", other)
-    with pytest.raises(TrainError, match="gap_limit"):
-        run("train.steps=1")
-    outcome = run("name=warned", "train.steps=1", "objective.sampling.gap_action='warn'")
-    assert outcome.finished
+    for action in ("error", "warn"):
+        made = resolved(f"objective.sampling.gap_action='{action}'").value
+        experiment = prepare(made, objectives=OBJECTIVES)
+        params, rollout = experiment.initial().params, experiment.parts.rollout
+        assert rollout is not None
+        if action == "error":
+            with pytest.raises(TrainError, match="gap_limit"):
+                rollout(params, experiment.data.batch(0), 0)
+        else:
+            _, figures = rollout(params, experiment.data.batch(0), 0)
+            assert figures["sampler_gap_mean"] > 1e-4
+            assert "gap_limit" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -152,12 +163,12 @@ def test_a_sampler_that_is_not_the_policy_is_found(monkeypatch):
     [
         ("objective.group=5", "objective.group"),
         ("objective.updates=3", "checkpoint.every"),
-        ("objective.sampling.max_tokens=24", "max_tokens"),
+        ("objective.sampling.max_tokens=16", "max_tokens"),
         ("objective.evaluation.k=2", "objective.evaluation"),
         ("data.task.reward='exakt'", "line 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(override, said):
     with pytest.raises(Exception, match=said) as error:
-        run(override)
+        prepare(resolved(override).value, objectives=OBJECTIVES)
     assert error.type is ConfigError or "prompts.jsonl" in str(error.value)

@@ -28,7 +28,7 @@ def test_draws_depend_on_weights_and_keys_alone(sampler, model, weights, tokeniz
     assert drawn(sampler, weights[0], step=4) != first
     assert drawn(sampler, weights[0]) == first  # bit for bit, whatever came between
     assert set(sampler.engine._programs._made) == compiled, "new weights compile nothing"
-    fresh = Sampler(model, weights[1], tokenizer, longest=48, running=8)
+    fresh = Sampler(model, weights[1], tokenizer, longest=48, running=4)
     assert drawn(fresh, weights[1], version=2) == other  # no trace of the weights before
     fresh.close()
     tokens = [tuple(completion[0]) for group in first for completion in group]

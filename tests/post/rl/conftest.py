@@ -34,6 +34,7 @@ def model():
             n_layers=2,
             n_heads=2,
             n_kv_heads=1,
+            d_ff=64,
             max_sequence_length=64,
             init_std=0.3,
         )

@@ -1,4 +1,7 @@
-"""The objective in the training loop: it learns, resumes bit for bit, measures, and refuses."""
+"""The objective in the training loop: it learns, resumes bit for bit, measures, and refuses.
+
+All runs, and the sampler of the other tests here, have the same shapes, and so the same programs.
+"""
 
 import jax
 import numpy as np
@@ -21,8 +24,9 @@ name = "tiny"
 kind = "llama"
 vocab_size = 257
 d_model = 32
-n_layers = 1
+n_layers = 2
 n_heads = 2
+n_kv_heads = 1
 d_ff = 64
 
 [tokenizer]
@@ -31,12 +35,13 @@ kind = "bytes"
 [data]
 kind = "problems"
 batch_size = 16
-sequence_length = 16
+sequence_length = 48
 task = { kind = "prompts", path = "prompts.jsonl", reward = "reward.py:plain", held_out = 4 }
 
 [objective]
 kind = "grpo"
 group = 4
+kl_coef = 0.01
 reward = { success = 0.9, processes = 1 }
 sampling = { max_tokens = 6, max_running = 4 }
 
@@ -89,7 +94,7 @@ def measured(outcome):
 
 
 def test_reward_rises_and_everything_is_recorded():
-    outcome = run("train.steps=16", "objective.kl_coef=0.01", "objective.scale='none'")
+    outcome = run("train.steps=16", "objective.scale='none'")
     rows = [row for row in read_metrics(outcome.directory.metrics) if "loss" in row]
     rewards = [row["reward"] for row in rows]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.1
@@ -163,7 +168,7 @@ def test_a_sampler_that_is_not_the_policy_is_found(monkeypatch, caplog):
     [
         ("objective.group=5", "objective.group"),
         ("objective.updates=3", "checkpoint.every"),
-        ("objective.sampling.max_tokens=16", "max_tokens"),
+        ("objective.sampling.max_tokens=48", "max_tokens"),
         ("objective.evaluation.k=2", "objective.evaluation"),
         ("data.task.reward='exakt'", "line 1"),
     ],

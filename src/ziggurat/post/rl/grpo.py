@@ -1,7 +1,7 @@
 """The objective ``grpo``: what the training loop needs to learn from rollouts."""
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -241,9 +241,10 @@ def _reference(
     """The weights that the run begins with, in their places."""
     if start is None:
         return model.init(prng.stream(run.seed, "init"), layout)
-    place: Callable[..., Any] = lambda leaf, like, sharding: jax.device_put(  # noqa: E731
-        jnp.asarray(leaf, like.dtype), sharding
-    )
+
+    def place(leaf: Any, like: Any, sharding: Any) -> jax.Array:
+        return jax.device_put(jnp.asarray(leaf, like.dtype), sharding)
+
     return jax.tree.map(place, start.params, model.abstract, model.shardings(layout))
 
 

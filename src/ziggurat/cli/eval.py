@@ -115,7 +115,7 @@ def _asked(
             raise ConfigError(f"task {task}", found=found, expected="--reward, and no --settings")
         tree = {"path": task, "reward": reward, "held_out": problems, "held_out_path": task}
         made = config.from_plain(nodes.PromptFile, tree | _given(answer), "command line")
-        return nodes.Problems(task=made, form=form, **_SIZES), nodes.RewardConfig(), None
+        return _problems(made, form), nodes.RewardConfig(), None
     if reward is not None:
         raise ConfigError(f"task {task}", found="--reward", expected="it for .jsonl files only")
     overrides = [f"settings.{setting}" for setting in settings]
@@ -123,11 +123,14 @@ def _asked(
         overrides.append(f"answer={answer}")
     base = f"name = {json.dumps(task)}\nheld_out = {problems}"
     named = config.parse(nodes.ReasoningGym, base, overrides, "command line").value
-    return nodes.Problems(task=named, form=form, **_SIZES), nodes.RewardConfig(), None
+    return _problems(named, form), nodes.RewardConfig(), None
 
 
-_SIZES = {"batch_size": 2, "sequence_length": 2}
-"""Those of a training batch, of which there is none."""
+def _problems(task: Any, form: Any) -> Any:
+    """Problems without a training batch, which is never made."""
+    from ziggurat.train.objectives.reinforcement import Problems
+
+    return Problems(task=task, form=form, batch_size=2, sequence_length=2)
 
 
 def _given(answer: str | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, route
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
+from ziggurat.train.objectives.nodes import LanguageModelling
 from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 
@@ -22,11 +23,11 @@ class PackedText:
     """Next tokens of packed documents (``kind = "lm"``)."""
 
     def program(self, run: RunConfig, layout: Layout) -> Program:
-        text.require_text(run)
+        text.documents(run)  # refuses others
         return _program(run, layout, text.abstract_model(run, layout))
 
     def parts(self, run: RunConfig, layout: Layout) -> Parts:
-        text.require_text(run)
+        text.documents(run)  # refuses others
         start = text.load_start(run)
         if start is None:
             model = text.abstract_model(run, layout)
@@ -51,6 +52,7 @@ class PackedText:
 
 
 def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
+    assert isinstance(run.objective, LanguageModelling)
     loss = run.objective.loss
     return Program(
         model=model,

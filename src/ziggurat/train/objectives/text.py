@@ -15,8 +15,8 @@ from ziggurat.nn.precision import Precision
 from ziggurat.train.config import PretrainedModel, RunConfig, TrainConfig
 
 
-def require_text(run: RunConfig) -> None:
-    """Refuse data that holds no documents.
+def documents(run: RunConfig) -> data_.DataConfig:
+    """The run's data, if it is documents.
 
     Raises:
         ConfigError: ``data.kind`` is another than ``text``.
@@ -27,6 +27,7 @@ def require_text(run: RunConfig) -> None:
             found=repr(run.data.kind),
             expected=f"'text', for objective.kind = {run.objective.kind!r}",
         )
+    return run.data
 
 
 def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -107,11 +108,11 @@ def first_alone(what: str, make: Callable[[], Any]) -> Any:
 
 
 def _data(run: RunConfig, tokenizer: HuggingFaceTokenizer) -> tuple[Dataset, PackedDataset | None]:
-    cache = run.output / "cache"
-    training = data_.build(run.data, tokenizer, run.seed, cache)
-    if not run.data.eval_fraction:
+    config, cache = documents(run), run.output / "cache"
+    training = data_.build(config, tokenizer, run.seed, cache)
+    if not config.eval_fraction:
         return training, None
-    held_out = data_.build(run.data, tokenizer, run.seed, cache, "eval")
+    held_out = data_.build(config, tokenizer, run.seed, cache, "eval")
     assert isinstance(held_out, PackedDataset), "a stream holds nothing out"
     return training, held_out
 

@@ -22,6 +22,7 @@ VERBS: dict[str, str] = {
     "data": "prepare a run's data and look into it: stats, sample, decode, trace",
     "import": "read a Hugging Face directory, a GGUF file or other weights into a checkpoint",
     "export": "write a model as transformers reads it, or its weights as PyTorch does",
+    "eval": "say how often a model solves problems it has not seen, and its loss on text",
     "quantize": "make a model smaller by rules, and say what it costs",
     "checkpoints": "list what a run has saved, and verify it",
     "kernels": "list, time, tune and build the implementations of operations",

@@ -33,4 +33,6 @@ DIMENSIONS = (
     Dimension("y", "latent", "channels of a compressed query, key or value"),
     Dimension("l", "layers", "stacked layers"),
     Dimension("e", "experts", "experts of a mixture"),
+    Dimension("p", "problems", "problems that completions are sampled for"),
+    Dimension("q", "completions", "completions of one problem"),
 )

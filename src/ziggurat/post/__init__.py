@@ -1,7 +1,7 @@
-"""Post-training: the objectives behind ``[objective] kind = "sft"`` and the like.
+"""Post-training: the objectives behind ``[objective] kind = "sft"``, ``"grpo"`` and the like.
 
 >>> from ziggurat import post
->>> "dpo" in post.OBJECTIVES
+>>> {"sft", "dpo", "grpo"} <= set(post.OBJECTIVES)
 True
 """
 

@@ -5,6 +5,7 @@ from ziggurat.post.offline.dpo import Preferred
 from ziggurat.post.offline.kto import Judged
 from ziggurat.post.offline.reward import Scored
 from ziggurat.post.offline.sft import FineTuned
+from ziggurat.post.rl.grpo import GroupRelative
 from ziggurat.train.parts import Objectives
 
 OBJECTIVES: Objectives = {
@@ -13,4 +14,5 @@ OBJECTIVES: Objectives = {
     "kto": Judged(),
     "reward": Scored(),
     "distill": Distilled(),
+    "grpo": GroupRelative(),
 }

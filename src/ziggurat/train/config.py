@@ -31,6 +31,7 @@ from ziggurat.nn.decoder import Remat
 from ziggurat.optim import OptimizerConfig
 from ziggurat.profile.sampling import ProfileConfig
 from ziggurat.train.objectives.nodes import LanguageModelling, ObjectiveNode
+from ziggurat.train.objectives.reinforcement import Problems
 
 
 @config.node
@@ -59,7 +60,10 @@ ModelNode = Annotated[
 """Architecture to train from scratch, by family, or weights to start from."""
 
 
-DataNode = Annotated[Annotated[DataConfig, Tag("text")], Discriminator(config.kind_or("text"))]
+DataNode = Annotated[
+    Annotated[DataConfig, Tag("text")] | Annotated[Problems, Tag("problems")],
+    Discriminator(config.kind_or("text")),
+]
 """What to train on; a table without ``kind`` is text."""
 
 
@@ -194,6 +198,7 @@ FREE_ON_RESUME += ("checkpoint", "mesh", "profile", "report", "output", "name")
 FREE_ON_RESUME += ("train.compile_cache", "train.accumulate")
 FREE_ON_RESUME += ("data.workers", "data.worker_patience_s", "data.prefetch")
 FREE_ON_RESUME += ("data.mixture", "data.epochs")  # the data's own state tells if they still fit
+FREE_ON_RESUME += ("objective.evaluation", "objective.reward.processes")
 """Keys that may change when a run is resumed; any other would make it another run."""
 
 

@@ -7,7 +7,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import LanguageModel, Params
@@ -77,6 +77,8 @@ class Engine:
         tokenizer: the model's.
         settings: limits.
         monitor: hears of every token and every ended request.
+        scores: tell with each token the log-probability with which it was drawn: at the request's
+            temperature, before bias, penalties, constraints and truncation.
 
     Raises:
         ConfigError: the context asked for is longer than the model's, or than the cache.
@@ -89,6 +91,8 @@ class Engine:
         tokenizer: HuggingFaceTokenizer,
         settings: EngineConfig | None = None,
         monitor: Monitor | None = None,
+        *,
+        scores: bool = False,
     ):
         self.settings = settings = settings or EngineConfig()
         self.max_length = context_length(settings, model.config.max_sequence_length)
@@ -98,7 +102,9 @@ class Engine:
         chunk = min(settings.max_prefill_chunk, settings.max_batched_tokens, self.max_length)
         buckets = Buckets(settings.max_running, chunk)
         self._programs = Programs(settings.compile_cache)
-        self._runner = ModelRunner(model, params, cache, buckets, self._programs)
+        self._runner = ModelRunner(model, params, cache, buckets, self._programs, scores)
+        self.version = 0
+        """Of the weights, as :meth:`load` was told."""
         prefixes = HashedPrefixes(cache.block_size) if settings.prefix_cache else NoPrefixes()
         self._pages = Pages(cache.blocks, cache.block_size, cache.width, prefixes)
         limits = Limits(settings.max_running, settings.max_batched_tokens, chunk)
@@ -134,8 +140,6 @@ class Engine:
         """
         generation = Generation(prompt, params, self._checked(prompt, params), listener)
         with self._changed:
-            if self._closed or self._failure:
-                raise EngineStopped("engine", found=self._failure or "closed", expected="running")
             waiting = self.waiting
             if waiting >= self.settings.max_queue:
                 raise QueueFull(
@@ -144,12 +148,49 @@ class Engine:
                     expected=f"fewer than {self.settings.max_queue}",
                     fix="try again later",
                 )
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
-                self._thread.start()
-            self._inbox.append(generation)
-            self._changed.notify()
+            self._take([generation])
         return generation
+
+    def submit_together(
+        self,
+        requests: Sequence[tuple[Sequence[int], SamplingParams]],
+        listener: Callable[[int], Listener],
+    ) -> list[Generation]:
+        """Put several requests into the queue at once, however many it may hold.
+
+        An idle engine with an empty prefix cache then takes the same steps whenever it is given the
+        same requests, so that their tokens agree bit for bit.
+
+        Args:
+            requests: token ids of the prompt, and how to generate.
+            listener: makes the listener of each, by its place.
+
+        Raises:
+            RequestError, ContextTooLong, EngineStopped: see :meth:`submit`; none is taken then.
+        """
+        made = [
+            Generation(prompt, params, self._checked(prompt, params), listener(place))
+            for place, (prompt, params) in enumerate(requests)
+        ]
+        with self._changed:
+            self._take(made)
+        return made
+
+    def load(self, params: Params, version: int) -> None:
+        """Go on with other weights, of the same shapes and types; nothing is compiled.
+
+        What the prefix cache holds is forgotten. Nothing may be waiting or running.
+
+        Args:
+            params: the parameters; see :meth:`ModelRunner.load`.
+            version: what they are to be called.
+        """
+        with self._changed:
+            assert not self._inbox
+            assert not self._active, "requests would change weights half-way"
+            self._runner.load(params)
+            self._pages.forget_prefixes()
+            self.version = version
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[TokenEvent]:
         """Events of one request as they come; stopping the iteration cancels it."""
@@ -205,6 +246,16 @@ class Engine:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _take(self, generations: Sequence[Generation]) -> None:
+        """Hand requests to the thread, which is started if need be; the lock is held."""
+        if self._closed or self._failure:
+            raise EngineStopped("engine", found=self._failure or "closed", expected="running")
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+            self._thread.start()
+        self._inbox += generations
+        self._changed.notify()
 
     def _checked(self, prompt: Sequence[int], params: SamplingParams) -> int:
         """The most tokens the request may generate."""
@@ -278,13 +329,16 @@ class Engine:
 
     def _run(self, shape: Shape, lanes: list[Choice], counts: list[int]) -> None:
         """Read tokens of some lanes, and push the next one of those that have no more to read."""
-        tokens, logprobs = self._runner.run(shape, lanes, counts)
+        drawn = self._runner.run(shape, lanes, counts)
         for row, (lane, count) in enumerate(zip(lanes, counts)):
             self._pages.advance(lane, count)
             if lane.pending == 0:
-                self._push(lane, tokens[row], logprobs.get(row))
+                score = None if drawn.scores is None else drawn.scores[row]
+                self._push(lane, drawn.tokens[row], drawn.logprobs.get(row), score)
 
-    def _push(self, lane: Choice, token: int, logprobs: Logprobs | None) -> None:
+    def _push(
+        self, lane: Choice, token: int, logprobs: Logprobs | None, score: float | None
+    ) -> None:
         generation = lane.generation
         if not generation.forked:
             generation.forked = True
@@ -295,7 +349,7 @@ class Engine:
         lane.tokens.append(token)
         self._count(lane)
         logprob = None if logprobs is None else self._describe(token, logprobs, generation.params)
-        event = lane.output.push(token, logprob, complete=complete)
+        event = lane.output.push(token, logprob, score=score, complete=complete)
         if event.finish_reason is not None:
             generation.timeline.finish_reasons.append(event.finish_reason)
             generation.lanes.remove(lane)

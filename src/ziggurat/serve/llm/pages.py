@@ -85,6 +85,10 @@ class Pages:
         self.allocator.give_back(lane.blocks)
         lane.blocks, lane.table, lane.cached, lane.registered = [], None, 0, 0
 
+    def forget_prefixes(self) -> None:
+        """Find nothing that has been read so far: the model is another one now."""
+        self._prefixes.clear()
+
     def _extend(self, lane: Lane, blocks: list[int]) -> None:
         assert lane.table is not None
         start = len(lane.blocks)

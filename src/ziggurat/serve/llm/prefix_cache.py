@@ -35,6 +35,10 @@ class PrefixCache(Protocol):
 
     def forget(self, block: int) -> None: ...
 
+    def clear(self) -> None:
+        """Nothing that any block holds is of use any more."""
+        ...
+
 
 class NoPrefixes:
     """Finds nothing and keeps nothing."""
@@ -51,6 +55,9 @@ class NoPrefixes:
         return False
 
     def forget(self, block: int) -> None:
+        pass
+
+    def clear(self) -> None:
         pass
 
 
@@ -96,6 +103,10 @@ class HashedPrefixes:
         digest = self._digests.pop(block, None)
         if digest is not None:
             del self._blocks[digest]
+
+    def clear(self) -> None:
+        self._blocks.clear()
+        self._digests.clear()
 
     def _digest(self, tokens: Sequence[int], digests: list[bytes], index: int) -> bytes:
         """The digest of block ``index``; ``digests`` grows up to it."""

@@ -17,7 +17,14 @@ from ziggurat.serve.llm.generation import Choice
 from ziggurat.serve.llm.history import History
 from ziggurat.serve.llm.paged import Paged
 from ziggurat.serve.llm.programs import Programs
-from ziggurat.serve.llm.sampling import GREEDY, MAX_BIASES, Knobs, log_probabilities, sample
+from ziggurat.serve.llm.sampling import (
+    GREEDY,
+    MAX_BIASES,
+    Knobs,
+    drawn_log_probabilities,
+    log_probabilities,
+    sample,
+)
 from ziggurat.serve.llm.settings import CacheDimensions
 
 
@@ -27,6 +34,17 @@ class Logprobs(NamedTuple):
     chosen: float
     top: list[float]
     ids: list[int]
+
+
+class Drawn(NamedTuple):
+    """What a step chose, a place for each lane; empty if none has come to its end."""
+
+    tokens: list[int]
+    """Of meaning only where the lane has no further tokens to read."""
+    logprobs: dict[int, Logprobs]
+    """By index, of lanes that ask for them."""
+    scores: list[float] | None
+    """Log-probabilities at the lanes' temperatures, if the runner tells them."""
 
 
 class ModelRunner:
@@ -39,6 +57,7 @@ class ModelRunner:
         cache: the cache's dimensions.
         buckets: the shapes of steps.
         programs: compiles them.
+        scores: tell for each token with which log-probability it was drawn.
     """
 
     def __init__(
@@ -48,29 +67,28 @@ class ModelRunner:
         cache: CacheDimensions,
         buckets: Buckets,
         programs: Programs,
+        scores: bool = False,
     ):
         self.model, self.buckets, self.programs = model, buckets, programs
-        self._dims, self._vocab = cache, model.decoder.vocab_size
-        self._weights = Unstacked.of(model, jax.tree.map(_on_one_device, params))
+        self._dims, self._vocab, self._scores = cache, model.decoder.vocab_size, scores
+        self.load(params)
         self._cache = self._empty()
         self._history: History | None = None
         self._stays: dict[int, object] = {}
         self._declare()
 
-    def run(
-        self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]
-    ) -> tuple[list[int], dict[int, Logprobs]]:
+    def load(self, params: Params) -> None:
+        """Go on with other weights of the same shapes. Stacked layers are copied apart, by programs
+        that are compiled once; all other arrays are taken as they are."""
+        self._weights = Unstacked.of(self.model, jax.tree.map(_on_one_device, params))
+
+    def run(self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]) -> Drawn:
         """Read the next ``counts`` tokens of each lane and choose the one after.
 
         Args:
             shape: a shape of the buckets that holds them.
             lanes: whose; they have blocks for these tokens.
             counts: how many of each.
-
-        Returns:
-            A token for each lane, of meaning only where the lane has no further tokens to read, and
-            by index the log-probabilities of those that ask for them. Empty if none has come to its
-            end.
         """
         ready = [count == lane.pending for lane, count in zip(lanes, counts)]
         drawing = [lane if is_ready else None for lane, is_ready in zip(lanes, ready)]
@@ -81,20 +99,29 @@ class ModelRunner:
         step = self.programs[f"step {shape}"]
         self._cache, logits, tokens = step(self._weights, self._cache, *inputs, first)
         if not any(ready):
-            return [], {}
+            return Drawn([], {}, None)
         if shaped:
             tokens = self._sample_shaped(drawing, logits, knobs)
+        scores = self._scored(shape.rows, lanes, logits, tokens) if self._scores else None
         wanted = [lane.generation.params.logprobs is not None for lane in lanes]
-        scores = None
-        if any(want and is_ready for want, is_ready in zip(wanted, ready)):
-            scores = self.programs[f"logprobs {shape.rows}"](logits, tokens)
-        host = np.asarray(tokens)[: len(lanes)].tolist()
-        if scores is None:
-            return host, {}
-        chosen, top, ids = (np.asarray(part) for part in scores)
         rows = [row for row in range(len(lanes)) if wanted[row] and ready[row]]
-        found = {r: Logprobs(float(chosen[r]), top[r].tolist(), ids[r].tolist()) for r in rows}
-        return host, found
+        found = self._logprobs(shape.rows, rows, logits, tokens) if rows else {}
+        return Drawn(np.asarray(tokens)[: len(lanes)].tolist(), found, scores)
+
+    def _logprobs(
+        self, size: int, rows: Sequence[int], logits: Array, tokens: Array
+    ) -> dict[int, Logprobs]:
+        found = self.programs[f"logprobs {size}"](logits, tokens)
+        chosen, top, ids = (np.asarray(part) for part in found)
+        return {r: Logprobs(float(chosen[r]), top[r].tolist(), ids[r].tolist()) for r in rows}
+
+    def _scored(
+        self, rows: int, lanes: Sequence[Choice], logits: Array, tokens: Array
+    ) -> list[float]:
+        temperatures = np.zeros(rows, np.float32)
+        temperatures[: len(lanes)] = [lane.generation.params.temperature for lane in lanes]
+        scores = self.programs[f"scores {rows}"](logits, tokens, temperatures)
+        return np.asarray(scores)[: len(lanes)].tolist()
 
     def _inputs(
         self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]
@@ -178,6 +205,9 @@ class ModelRunner:
             shaped = (kept, logits, each, knobs, words, each)
             self.programs.add(f"sample shaped {rows}", history.sample_shaped, *shaped, donate=0)
             self.programs.add(f"logprobs {rows}", log_probabilities, logits, each)
+            if self._scores:
+                heat = array(rows, dtype=np.float32)
+                self.programs.add(f"scores {rows}", drawn_log_probabilities, logits, each, heat)
         bias = array(MAX_BIASES), array(MAX_BIASES, dtype=np.float32)
         tokens = array(width * self._dims.block_size)
         row = (kept, array(), tokens, array(), array(), bias)

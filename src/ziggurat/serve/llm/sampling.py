@@ -265,3 +265,13 @@ def log_probabilities(
     chosen = jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
     top, ids = jax.lax.top_k(scores, min(count, scores.shape[-1]))
     return chosen, top, ids
+
+
+def drawn_log_probabilities(
+    logits: Float[Array, "b v"], tokens: Int[Array, "b"], temperature: Float[Array, "b"]
+) -> Float[Array, "b"]:
+    """Log-probability of ``tokens`` at each row's temperature (at 0 that of the model itself),
+    before truncation: what a trainer needs to know of its sampler."""
+    scaled = logits / jnp.where(temperature == 0, 1.0, temperature)[:, None]
+    scores = jax.nn.log_softmax(scaled, axis=-1)
+    return jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]

@@ -39,6 +39,8 @@ class TokenEvent:
     """Set on a generation's last event: ``stop`` (end id or stop text) or ``length``."""
     logprobs: tuple[TokenLogprob, ...] = ()
     """One entry for each token whose text begins in this event's text, if asked for."""
+    score: float | None = None
+    """See ``scores`` of :class:`ziggurat.serve.llm.engine.Engine`."""
 
 
 class Sequence:
@@ -68,7 +70,12 @@ class Sequence:
         self.finish_reason: FinishReason | None = None
 
     def push(
-        self, token: int, logprob: TokenLogprob | None = None, *, complete: bool = False
+        self,
+        token: int,
+        logprob: TokenLogprob | None = None,
+        *,
+        score: float | None = None,
+        complete: bool = False,
     ) -> TokenEvent:
         """Add the next token; ``complete``: nothing may follow it."""
         assert self.finish_reason is None
@@ -85,7 +92,7 @@ class Sequence:
             text += "" if self._matcher.stopped else self._matcher.flush()
             self.finish_reason = "stop" if ended else "length"
         self._emitted += len(text)
-        return TokenEvent(token, text, self._choice, self.finish_reason, self._due())
+        return TokenEvent(token, text, self._choice, self.finish_reason, self._due(), score)
 
     def _feed(self, text: str) -> str:
         self._decoded += len(text)

@@ -23,9 +23,11 @@ class PackedText:
     """Next tokens of packed documents (``kind = "lm"``)."""
 
     def program(self, run: RunConfig, layout: Layout) -> Program:
+        text.documents(run)  # refuses others
         return _program(run, layout, text.abstract_model(run, layout))
 
     def parts(self, run: RunConfig, layout: Layout) -> Parts:
+        text.documents(run)  # refuses others
         start = text.load_start(run)
         if start is None:
             model = text.abstract_model(run, layout)

@@ -9,6 +9,7 @@ from pydantic import Discriminator, Tag
 
 from ziggurat.core import config
 from ziggurat.optim import LossConfig
+from ziggurat.train.objectives.reinforcement import Grpo
 
 
 @config.node
@@ -117,7 +118,8 @@ ObjectiveNode = Annotated[
     | Annotated[DirectPreference, Tag("dpo")]
     | Annotated[KahnemanTversky, Tag("kto")]
     | Annotated[RewardModelling, Tag("reward")]
-    | Annotated[Distillation, Tag("distill")],
+    | Annotated[Distillation, Tag("distill")]
+    | Annotated[Grpo, Tag("grpo")],
     Discriminator(config.kind_or("lm")),
 ]
 """What to learn; a table without ``kind`` is language modelling."""

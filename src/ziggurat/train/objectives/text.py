@@ -8,11 +8,26 @@ import jax.numpy as jnp
 
 from ziggurat import data as data_
 from ziggurat.core.errors import ConfigError
-from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset
+from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset, tokenizers
 from ziggurat.mesh import Layout, Processes
 from ziggurat.models import LanguageModel, ModelConfig, pretrained
 from ziggurat.nn.precision import Precision
 from ziggurat.train.config import PretrainedModel, RunConfig, TrainConfig
+
+
+def documents(run: RunConfig) -> data_.DataConfig:
+    """The run's data, if it is documents.
+
+    Raises:
+        ConfigError: ``data.kind`` is another than ``text``.
+    """
+    if not isinstance(run.data, data_.DataConfig):
+        raise ConfigError(
+            "data.kind",
+            found=repr(run.data.kind),
+            expected=f"'text', for objective.kind = {run.objective.kind!r}",
+        )
+    return run.data
 
 
 def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -93,17 +108,19 @@ def first_alone(what: str, make: Callable[[], Any]) -> Any:
 
 
 def _data(run: RunConfig, tokenizer: HuggingFaceTokenizer) -> tuple[Dataset, PackedDataset | None]:
-    cache = run.output / "cache"
-    training = data_.build(run.data, tokenizer, run.seed, cache)
-    if not run.data.eval_fraction:
+    config, cache = documents(run), run.output / "cache"
+    training = data_.build(config, tokenizer, run.seed, cache)
+    if not config.eval_fraction:
         return training, None
-    held_out = data_.build(run.data, tokenizer, run.seed, cache, "eval")
+    held_out = data_.build(config, tokenizer, run.seed, cache, "eval")
     assert isinstance(held_out, PackedDataset), "a stream holds nothing out"
     return training, held_out
 
 
 def _tokenizer(run: RunConfig, start: "pretrained.Pretrained | None") -> HuggingFaceTokenizer:
     if run.tokenizer is not None:
+        if not isinstance(run.data, data_.DataConfig):
+            return tokenizers.tokenizer(run.tokenizer)
         return data_.tokenizer_for(run.tokenizer, run.data, run.output / "cache")
     if start is None:
         raise ConfigError(

@@ -1,0 +1,217 @@
+"""Does GRPO raise held-out accuracy? Three seeds from scratch to the end, with intervals.
+
+For each seed a model of under a million parameters is trained on worked problems (a minute), then
+by GRPO on further problems of the same procedural task, from the first run's checkpoint. Both are
+measured on the same problems, which neither has seen: greedy answers, Wilson's 95% interval. Over
+seeds, the gain's interval is Student's. Time per phase and generated tokens per second come from
+the run's own metrics. Prints a table; ``--output`` writes JSON::
+
+    python benchmarks/grpo_accuracy.py --output benchmarks/results/grpo_accuracy.json
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+from rich.console import Console
+
+from ziggurat.cli.objectives import known
+from ziggurat.core import config
+from ziggurat.models import pretrained
+from ziggurat.post.rl import tasks
+from ziggurat.post.rl.accuracy import Tally, measure
+from ziggurat.post.rl.arena import Arena
+from ziggurat.train.config import RunConfig
+from ziggurat.train.loop import Outcome, train
+from ziggurat.train.metrics import read_metrics
+from ziggurat.train.objectives.reinforcement import PromptForm, ReasoningGym, RewardConfig
+
+LONGEST, MOST = 32, 9
+"""Tokens of prompt and completion together, and of a completion."""
+TASK = """kind = "reasoning_gym"
+name = "spell_backward"
+settings = { min_word_len = 3, max_word_len = 6 }
+held_out = 400
+"""
+FIRST = """
+[model]
+kind = "llama"
+vocab_size = 300
+d_model = 128
+n_layers = 4
+n_heads = 4
+n_kv_heads = 2
+d_ff = 352
+max_sequence_length = 64
+
+[tokenizer]
+kind = "train_bpe"
+vocab_size = 300
+
+[data]
+sources = [{ kind = "jsonl", path = "PATH" }]
+sequence_length = 64
+batch_size = 32
+
+[optimizer]
+kind = "muon"
+lr = 2e-2
+adam_lr = 3e-3
+schedule = { kind = "cosine", warmup_steps = 10 }
+
+[train]
+steps = 120
+"""
+SECOND = f"""
+[model]
+kind = "pretrained"
+path = "PATH"
+
+[data]
+kind = "problems"
+batch_size = 128
+sequence_length = {LONGEST}
+
+[data.task]
+{TASK}
+[objective]
+kind = "grpo"
+group = 8
+sampling = {{ max_tokens = {MOST}, max_running = 128 }}
+
+[optimizer]
+kind = "adamw"
+lr = 5e-4
+weight_decay = 0.0
+schedule = {{ kind = "constant", warmup_steps = 5 }}
+
+[train]
+steps = 80
+"""
+WORKED = 1 << 20
+"""Number of the first worked problem: far from those that GRPO takes, which begin at 0."""
+APART = 10**7
+"""Between the seeds of the task: its problems come from consecutive ones."""
+EXAMPLES = 20_000
+QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+"""Student's 97.5% quantile by number of seeds."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3, choices=sorted(QUANTILE))
+    parser.add_argument("--examples", type=int, default=EXAMPLES)
+    parser.add_argument("--first", nargs="*", default=[], help="overrides of the first run")
+    parser.add_argument("--second", nargs="*", default=[], help="overrides of the second run")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        found = [one_seed(Path(directory), seed, options) for seed in range(options.seeds)]
+    gains = [entry["end"]["accuracy"] - entry["start"]["accuracy"] for entry in found]
+    middle = statistics.mean(gains)
+    half = QUANTILE[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
+    print(f"gain over {len(gains)} seeds: {middle:.3f} [{middle - half:.3f}, {middle + half:.3f}]")
+    if options.output is not None:
+        machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "jax": jax.__version__}
+        body: dict[str, Any] = {"task": TASK.splitlines(), "machine": machine, "seeds": found}
+        body["gain"] = {"mean": middle, "interval_95": [middle - half, middle + half]}
+        options.output.write_text(json.dumps(body, indent=1) + "\n")
+
+
+def one_seed(directory: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Both runs and both measurements of a seed."""
+    node = config.parse(ReasoningGym, TASK, [f"seed={seed * APART}"]).value
+    worked = directory / f"worked-{seed}.jsonl"
+    task = tasks.build(node)
+    with worked.open("w") as file:
+        for number in range(WORKED, WORKED + options.examples):
+            problem = task.problem(number)
+            text = f"{problem.prompt} {problem.row['answer']}"
+            file.write(json.dumps({"text": text}) + "\n")
+    common = [f"seed={seed}", f"output={directory}", "report.tensorboard=false"]
+    first, first_s = run(FIRST, f"data.sources.0.path={worked}", "sft", *common, *options.first)
+    further = [f"data.task.seed={seed * APART}", *options.second]
+    weights = f"model.path={first.directory.path}"
+    second, second_s = run(SECOND, weights, "grpo", *common, *further)
+    start, end = (accuracy(outcome, task) for outcome in (first, second))
+    entry = {
+        "seed": seed,
+        "parameters": first.experiment.model.parameter_count,
+        "start": shown(start),
+        "end": shown(end),
+        "sft_s": first_s,
+        "grpo_s": second_s,
+        "grpo_steps": second.run.value.train.steps,
+        "time": times(second),
+    }
+    print(
+        f"seed {seed}: {bounds(start)} -> {bounds(end)}  "
+        f"({first_s:.0f} s and {second_s:.0f} s)  {entry['time']}",
+        flush=True,
+    )
+    return entry
+
+
+def run(text: str, start: str, name: str, *overrides: str) -> tuple[Outcome, float]:
+    """A run to its end, and its seconds; each seed has a directory of its own name."""
+    seed = next(o for o in overrides if o.startswith("seed=")).removeprefix("seed=")
+    made = config.parse(RunConfig, f'name = "{name}-{seed}"\n{text}', [start, *overrides])
+    begun = time.perf_counter()
+    outcome = train(made, Console(quiet=True), known())
+    return outcome, time.perf_counter() - begun
+
+
+def accuracy(outcome: Outcome, task: tasks.Task) -> Tally:
+    """Greedy answers to all held-out problems."""
+    loaded = pretrained.load(outcome.directory.path)
+    arena = Arena(
+        task,
+        PromptForm(),
+        RewardConfig(),
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        longest=LONGEST,
+        max_tokens=MOST,
+        running=128,
+    )
+    try:
+        return measure(
+            arena, loaded.params, task.held_out, samples=1, temperature=0.0, success=1.0, seed=0
+        )
+    finally:
+        arena.close()
+
+
+def shown(tally: Tally) -> dict[str, Any]:
+    return {"accuracy": tally.pass_at(1), "interval_95": list(tally.interval())}
+
+
+def bounds(tally: Tally) -> str:
+    low, high = tally.interval()
+    return f"{tally.pass_at(1):.3f} [{low:.3f}, {high:.3f}]"
+
+
+def times(outcome: Outcome) -> dict[str, float]:
+    """Median seconds of a step's phases, and of the parts of a rollout."""
+    records = outcome.timer.records[2:]
+    rows = [row for row in read_metrics(outcome.directory.metrics) if "generation_s" in row][2:]
+    phases = {
+        f"{name}_s": statistics.median(record.phases_s.get(name, 0.0) for record in records)
+        for name in ("rollout", "step")
+    }
+    names = ("generation_s", "judging_s", "scoring_s", "generated_tokens_per_s")
+    parts = {name: statistics.median(row[name] for row in rows) for name in names}
+    return {name: round(value, 4) for name, value in (phases | parts).items()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Reinforcement learning: tasks, rewards, rollouts by the serving engine, the GRPO objective."""

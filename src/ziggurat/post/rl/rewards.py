@@ -1,0 +1,194 @@
+"""Rewards computed in processes of their own: one that hangs or dies costs its completion a stated
+reward, and never the run.
+
+Each process judges one completion at a time. When it takes longer than the limit, or dies, it and
+its children are killed, the completion counts as failed, and another process takes its place. The
+order in which processes finish changes nothing: a verdict belongs to its completion.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from multiprocessing import connection
+from typing import Literal
+
+from ziggurat.core.errors import TrainError, ZigguratError
+from ziggurat.data import interpreter
+from ziggurat.post.rl.reward_process import Asked
+from ziggurat.post.rl.scoring import Scorer
+
+_log = logging.getLogger(__name__)
+START_S = 120.0
+"""Longest time from a process's start until it has loaded its function."""
+Failure = Literal["timeout", "crash", "error"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of one completion."""
+
+    reward: float
+    failure: Failure | None = None
+    """Why the reward is the one for failures."""
+
+
+class Rewards:
+    """Judges completions in worker processes.
+
+    Args:
+        scorer: what loads the function, in each process.
+        timeout_s: longest time for one completion, seconds.
+        on_failure: reward of a completion whose judge hung, died or raised.
+        processes: how many judge together.
+
+    Raises:
+        ConfigError, EnvironmentError: the function cannot be loaded.
+        TrainError: a process did not start.
+
+    >>> from ziggurat.post.rl.scoring import Verifier
+    >>> with Rewards(Verifier("exact"), processes=1) as rewards:
+    ...     rewards.judge([("1 + 1 =", "2", {"answer": "2"})])
+    [Verdict(reward=1.0, failure=None)]
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        *,
+        timeout_s: float = 10.0,
+        on_failure: float = 0.0,
+        processes: int = 2,
+    ):
+        self._scorer, self._timeout, self._on_failure = scorer, timeout_s, on_failure
+        self._workers: list[_Worker] = []
+        try:
+            self._workers += [_Worker(scorer) for _ in range(processes)]
+            for worker in self._workers:
+                worker.wait_ready()
+        except ZigguratError:
+            self.close()
+            raise
+
+    def judge(self, asked: Sequence[Asked]) -> list[Verdict]:
+        """A verdict for each completion, in order.
+
+        Args:
+            asked: prompt, completion and row of each.
+        """
+        verdicts: list[Verdict | None] = [None] * len(asked)
+        waiting = collections.deque(range(len(asked)))
+        while waiting or any(worker.task is not None for worker in self._workers):
+            for place, worker in enumerate(self._workers):
+                if waiting and worker.task is None:
+                    if worker.gone:
+                        worker = self._workers[place] = self._replaced(worker)
+                    number = waiting.popleft()
+                    worker.ask(number, asked[number], self._timeout)
+            for worker in self._due():
+                number = worker.task
+                assert number is not None
+                verdicts[number] = self._verdict(worker, asked[number])
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.kill()
+        self._workers = []
+
+    def __enter__(self) -> "Rewards":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _due(self) -> "list[_Worker]":
+        """Workers that have answered, died or run out of time; waits for the first."""
+        busy = [worker for worker in self._workers if worker.task is not None]
+        left = min(worker.deadline for worker in busy) - time.monotonic()
+        ready = connection.wait([worker.link for worker in busy], max(left, 0.0))
+        now = time.monotonic()
+        return [w for w in busy if w.link in ready or w.deadline <= now]
+
+    def _verdict(self, worker: "_Worker", asked: Asked) -> Verdict:
+        failure: Failure = "timeout"
+        why = f"no answer within {self._timeout} s"
+        if worker.link.poll():
+            try:
+                reward, why = worker.answer()
+                if reward is not None:
+                    return Verdict(reward)
+                failure = "error"
+            except (EOFError, OSError):
+                failure, why = "crash", "its process died"
+        if failure != "error":
+            worker.kill()
+        worker.task = None
+        _log.warning("reward of %r: %s; it counts %s", asked[1][:80], why, self._on_failure)
+        return Verdict(self._on_failure, failure)
+
+    def _replaced(self, worker: "_Worker") -> "_Worker":
+        made = _Worker(self._scorer)
+        made.wait_ready()
+        return made
+
+
+class _Worker:
+    """One process, the socket to it, and the completion it judges."""
+
+    def __init__(self, scorer: Scorer):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.process: subprocess.Popen = interpreter.start(
+                "from ziggurat.post.rl import reward_process; "
+                f"reward_process.serve({theirs.fileno()})",
+                [theirs.fileno()],
+            )
+        self.link = connection.Connection(ours.detach())
+        self.task: int | None = None
+        self.deadline = 0.0
+        self.gone = False
+        with contextlib.suppress(OSError):  # that it died is found when it is waited for
+            self.link.send_bytes(pickle.dumps(scorer))
+
+    def wait_ready(self) -> None:
+        found: object = f"no answer within {START_S:.0f} s"
+        if self.link.poll(START_S):
+            try:
+                answer = self.link.recv()
+                if answer is None:
+                    return
+                self.kill()
+                raise answer
+            except (EOFError, OSError):
+                found = f"its end, exit code {self.process.wait()}"
+        self.kill()
+        raise TrainError("reward process", found=found, expected="one that is ready")
+
+    def ask(self, number: int, asked: Asked, timeout: float) -> None:
+        self.task, self.deadline = number, time.monotonic() + timeout
+        with contextlib.suppress(OSError):  # it died since: its verdict will say so
+            self.link.send(asked)
+
+    def answer(self) -> tuple[float | None, str]:
+        answer = self.link.recv()
+        self.task = None
+        return answer
+
+    def kill(self) -> None:
+        """End the process and what it started."""
+        if self.gone:
+            return
+        self.gone = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.link.close()

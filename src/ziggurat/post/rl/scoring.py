@@ -1,0 +1,218 @@
+"""What judges a completion: a verifier of ours, a task of reasoning-gym, or a user's function.
+
+This module runs inside reward processes (:mod:`ziggurat.post.rl.rewards`) and imports no JAX.
+
+>>> score = Verifier("exact").load()
+>>> score("2 + 2 =", " 4", {"answer": "4"}), score("2 + 2 =", "5", {"answer": "4"})
+(1.0, 0.0)
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ziggurat.core.errors import ConfigError, EnvironmentError, did_you_mean
+
+Row = Mapping[str, Any]
+"""What a problem says of itself besides its prompt, as JSON holds it."""
+Score = Callable[[str, str, Row], float]
+"""``score(prompt, completion, row)``."""
+_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Small and picklable; loads what scores in the process that does it."""
+
+    def load(self) -> Score:
+        """The function.
+
+        Raises:
+            ConfigError, EnvironmentError: it cannot be had.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Verifier:
+    """1 if the answer found in a completion is the row's ``answer``, else 0."""
+
+    name: str
+    """``exact``: the same text but for white space around it; ``number``: the last number in it is
+    the same number."""
+    pattern: str | None = None
+    """See :func:`answer_in`."""
+
+    def load(self) -> Score:
+        agree = VERIFIERS.get(self.name)
+        if agree is None:
+            known = sorted(VERIFIERS)
+            raise ConfigError(
+                "reward",
+                found=repr(self.name),
+                expected=f"one of {', '.join(known)}, FILE.py:FUNCTION or MODULE:FUNCTION",
+                fix=did_you_mean(self.name, known),
+            )
+
+        def score(prompt: str, completion: str, row: Row) -> float:
+            answer = answer_in(completion, self.pattern)
+            return float(answer is not None and agree(answer, str(row["answer"])))
+
+        return score
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A user's ``function(prompt, completion, row) -> number``."""
+
+    target: str
+    """``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
+
+    def load(self) -> Score:
+        place, _, name = self.target.rpartition(":")
+        try:
+            module = _from_file(Path(place)) if place.endswith(".py") else _imported(place)
+        except Exception as error:
+            line = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ConfigError(
+                f"reward {self.target}", found=line, expected="a module that can be imported"
+            ) from None
+        function = getattr(module, name, None)
+        if not callable(function):
+            known = [n for n, value in vars(module).items() if callable(value)]
+            raise ConfigError(
+                f"reward {self.target}",
+                found=f"no function {name} in {place}",
+                expected="a function of prompt, completion and row",
+                fix=did_you_mean(name, known),
+            )
+        return function  # pyright: ignore[reportReturnType]
+
+
+@dataclasses.dataclass(frozen=True)
+class ReasoningGymScorer:
+    """``score_answer`` of a task of reasoning-gym, for the problem of the row's seed and index."""
+
+    name: str
+    settings: tuple[tuple[str, Any], ...] = ()
+    pattern: str | None = None
+    """See :func:`answer_in`."""
+
+    def load(self) -> Score:
+        @functools.lru_cache(maxsize=64)  # a group's completions come one after the other
+        def entry(seed: int, index: int) -> tuple[Any, Any]:
+            made = procedural(self.name, dict(self.settings), seed)
+            return made, made[index]
+
+        def score(prompt: str, completion: str, row: Row) -> float:
+            made, problem = entry(row["seed"], row["index"])
+            return float(made.score_answer(answer_in(completion, self.pattern), entry=problem))
+
+        return score
+
+
+def answer_in(completion: str, pattern: str | None) -> str | None:
+    r"""The answer in a completion: what the last match's first group holds, stripped; without a
+    pattern all of it.
+
+    >>> answer_in("so <answer>1</answer>, no: <answer> 2 </answer>", r"<answer>(.*?)</answer>")
+    '2'
+    >>> answer_in("no idea", r"<answer>(.*?)</answer>") is None
+    True
+    """
+    if pattern is None:
+        return completion.strip()
+    found = None
+    for match in re.finditer(pattern, completion, re.DOTALL):
+        found = match
+    return None if found is None else found.group(1).strip()
+
+
+def procedural(name: str, settings: Mapping[str, Any], seed: int) -> Any:
+    """A data set of reasoning-gym.
+
+    Raises:
+        EnvironmentError: the package is missing.
+        ConfigError: there is no such task, or it does not take these settings.
+    """
+    try:
+        from reasoning_gym import factory
+    except ImportError:
+        raise EnvironmentError(
+            f"task {name}",
+            found="no package reasoning-gym",
+            expected="it, for procedural tasks",
+            fix="pip install reasoning-gym",
+        ) from None
+    if name not in factory.DATASETS:
+        raise ConfigError(
+            "task.name",
+            found=repr(name),
+            expected="a task of reasoning-gym",
+            fix=did_you_mean(name, factory.DATASETS) or f"e.g. {', '.join(_some(factory))}",
+        )
+    try:
+        plain = {key: list(v) if isinstance(v, tuple) else v for key, v in settings.items()}
+        return factory.create_dataset(name, seed=seed, size=ENDLESS, **plain)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"task {name}", found=" ".join(str(error).split()), expected="settings that it takes"
+        ) from None
+
+
+ENDLESS = 1 << 30
+"""Problems of a procedural task: each index is a seed."""
+
+
+def checked(value: Any) -> float:
+    """What a reward function gave, as a number.
+
+    Raises:
+        ValueError: it is none, or not finite.
+    """
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"a reward of {number}")
+    return number
+
+
+def _same_text(answer: str, expected: str) -> bool:
+    return answer.strip() == expected.strip()
+
+
+def _same_number(answer: str, expected: str) -> bool:
+    numbers = [_NUMBER.findall(text) for text in (answer, expected)]
+    if not all(numbers):
+        return False
+    left, right = (float(found[-1].replace(",", "")) for found in numbers)
+    return math.isclose(left, right, rel_tol=1e-9, abs_tol=1e-9)
+
+
+VERIFIERS: dict[str, Callable[[str, str], bool]] = {"exact": _same_text, "number": _same_number}
+
+
+def _some(factory: Any) -> list[str]:
+    return sorted(factory.DATASETS)[:5]
+
+
+def _imported(name: str) -> Any:
+    if not name:
+        raise ValueError("no module is named")
+    return importlib.import_module(name)
+
+
+def _from_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"reward_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -11,7 +11,7 @@ EXAMPLE = """ziggurat export hf runs/tiny-python --output exported
 
 
 def export(
-    kind: Literal["hf", "weights"],
+    kind: Literal["hf", "diffusers", "weights"],
     model: Path,
     /,
     output: Path,
@@ -21,16 +21,18 @@ def export(
     item: str | None = None,
     select: tuple[str, ...] = (),
 ) -> int:
-    """Write config.json, safetensors and tokenizer as transformers reads them; or the tensors of
-    any checkpoint, bit for bit and under their own names, in another container.
+    """Write config.json, safetensors and tokenizer as transformers reads them; a diffusion model as
+    diffusers reads it; or the tensors of any checkpoint, bit for bit and under their own names, in
+    another container.
 
     Args:
-        kind: hf (a whole model) or weights (tensors alone, of a model of any kind).
-        model: hf: a run, a checkpoint step, a Hugging Face directory or a GGUF file; weights: a
-            .pt file, a DCP or Orbax directory, safetensors, a run or a checkpoint step.
+        kind: hf or diffusers (a whole model) or weights (tensors alone, of a model of any kind).
+        model: hf: a run, a checkpoint step, a Hugging Face directory or a GGUF file; diffusers: a
+            run or a step of a diffusion model; weights: a .pt file, a DCP or Orbax directory,
+            safetensors, a run or a checkpoint step.
         output: new directory or file.
-        dtype: hf: type of the stored weights, default float32.
-        max_shard_gb: hf: largest safetensors file, in GB; default 5.
+        dtype: hf, diffusers: type of the stored weights, default float32.
+        max_shard_gb: hf, diffusers: largest safetensors file, in GB; default 5.
         to: weights: the container: safetensors (a file if the output's name ends so), pt (a file
             for torch.load), distcp (for torch.distributed.checkpoint) or orbax.
         item: weights: which tree of an Orbax checkpoint or of a step; ours: params.
@@ -38,9 +40,9 @@ def export(
     """
     foreign = {"to": to, "item": item, "select": select or None}
     own = {"dtype": dtype, "max-shard-gb": max_shard_gb}
-    for option, value in (foreign if kind == "hf" else own).items():
+    for option, value in (own if kind == "weights" else foreign).items():
         if value is not None:
-            other = "weights" if kind == "hf" else "hf"
+            other = "hf and diffusers" if kind == "weights" else "weights"
             raise ConfigError(
                 f"export {kind} --{option}", found=value, expected=f"this option for {other} only"
             )
@@ -51,6 +53,13 @@ def export(
 
     shard = int((5.0 if max_shard_gb is None else max_shard_gb) * 10**9)
     stored = Precision(param=dtype or "float32")
+    if kind == "diffusers":
+        from ziggurat.models import diffusers_layout, image_pipeline
+
+        pipeline = image_pipeline.load(model, precision=stored)
+        path = diffusers_layout.export(pipeline, output, max_shard_bytes=shard)
+        console.output().print(f"{pipeline.source} -> {path}", soft_wrap=True)
+        return 0
     if model.is_dir() and pretrained_encoder.is_encoder(model):
         loaded = pretrained_encoder.load(model, precision=stored)
         path = pretrained_encoder.export_hf(loaded, output, max_shard_bytes=shard)
@@ -90,9 +99,9 @@ def _export_weights(
 
 
 def main(args: list[str]) -> int:
-    if args and args[0] not in ("hf", "weights", "--help", "-h"):
+    if args and args[0] not in ("hf", "diffusers", "weights", "--help", "-h"):
         raise ConfigError(
-            "export", found=repr(args[0]), expected="hf or weights",
+            "export", found=repr(args[0]), expected="hf, diffusers or weights",
             fix=EXAMPLE.partition("\n")[0],
         )  # fmt: skip
     return console.run(export, args, "ziggurat export", EXAMPLE)

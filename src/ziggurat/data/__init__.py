@@ -18,6 +18,8 @@ from ziggurat.data.dataset import Held, PackedDataset
 from ziggurat.data.deduplicate import Deduplicate
 from ziggurat.data.filter import Filter
 from ziggurat.data.huggingface import HuggingFaceTokenizer
+from ziggurat.data.image_sources import Digits, ImageArrays, ImageFolder, open_images
+from ziggurat.data.images import ImageData, ImageDataset, build_images
 from ziggurat.data.mixture import Mixture, Stage
 from ziggurat.data.opening import Dataset, build, documents, tokenizer_for
 from ziggurat.data.packing import BestFit, Concat, FirstFit, Single
@@ -52,12 +54,17 @@ __all__ = [
     "DataConfig",
     "Dataset",
     "Deduplicate",
+    "Digits",
     "Document",
     "Filter",
     "FirstFit",
     "Held",
     "HuggingFaceDataset",
     "HuggingFaceTokenizer",
+    "ImageArrays",
+    "ImageData",
+    "ImageDataset",
+    "ImageFolder",
     "JsonLines",
     "LoadTokenizer",
     "Mixture",
@@ -73,8 +80,10 @@ __all__ = [
     "TrainBpe",
     "WebDataset",
     "build",
+    "build_images",
     "byte_level",
     "documents",
+    "open_images",
     "read",
     "tokenise",
     "tokenizer",

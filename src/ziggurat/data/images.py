@@ -70,6 +70,7 @@ class ImageDataset:
         seed: the run's seed.
         split: which side of the held-out line; ``eval`` is one pass in the source's order, without
             augmentation.
+        tokens: what an image is to the model, by which throughput is counted.
 
     Raises:
         DataError: no image is on that side.
@@ -81,7 +82,9 @@ class ImageDataset:
         store: ImageStore,
         seed: int,
         split: Literal["train", "eval"] = "train",
+        tokens: int = 1,
     ):
+        self.sequence_length = tokens
         self.config, self.store, self.seed, self.split = data, store, seed, split
         held = np.array([_fraction(name) < data.eval_fraction for name in store.identities])
         self._numbers = np.flatnonzero(held if split == "eval" else ~held)
@@ -208,7 +211,7 @@ class ImageDataset:
 
 
 def build_images(
-    data: ImageData, seed: int, split: Literal["train", "eval"] = "train"
+    data: ImageData, seed: int, split: Literal["train", "eval"] = "train", tokens: int = 1
 ) -> ImageDataset:
     """The images a run file declares.
 
@@ -216,7 +219,7 @@ def build_images(
         DataError: nothing is there, or nothing on that side of the held-out line.
         EnvironmentError: a package that reads them is missing.
     """
-    return ImageDataset(data, open_images(data.source), seed, split)
+    return ImageDataset(data, open_images(data.source), seed, split, tokens)
 
 
 def _fraction(name: str) -> float:

@@ -11,7 +11,6 @@ parameters.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -146,22 +145,18 @@ class DiffusionModel:
 
     @property
     def matmul_parameter_count(self) -> int:
-        """Parameters that multiply every token: all matrices but those of time, class and
-        modulation, which multiply once for an image (:attr:`image_parameter_count`)."""
-        return self._matrices(per_image=False)
-
-    @property
-    def image_parameter_count(self) -> int:
-        """Parameters that multiply once for an image."""
-        return self._matrices(per_image=True)
-
-    def _matrices(self, *, per_image: bool) -> int:
-        count = 0
+        """Parameters that multiply every token: all matrices; those of time, class and modulation
+        multiply once for an image, and count by so much less."""
+        count = 0.0
         for name, leaf in named_leaves(self.abstract).items():
             once = "conditioning" in name or "modulation" in name
-            if (name.endswith("kernel") or name == "patch") and once == per_image:
-                count += leaf.size
-        return count
+            if name.endswith("kernel") or name == "patch":
+                count += leaf.size / (self.config.tokens if once else 1)
+        return round(count)
+
+    @property
+    def has_experts(self) -> bool:
+        return False
 
     @property
     def attention_channels(self) -> float:
@@ -241,12 +236,3 @@ class AutoencoderModel:
     def parameter_count(self) -> int:
         """Number of parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
-
-
-def training_flops_per_image(model: DiffusionModel) -> float:
-    """FLOPs of one image in training, forward and backward (three times the forward pass): 6 for
-    each parameter and token it multiplies, and 12 for each attention channel, query and key."""
-    tokens = model.config.tokens
-    products = model.matmul_parameter_count * tokens + model.image_parameter_count
-    attention = model.attention_channels * math.pow(tokens, 2)
-    return 6.0 * products + 12.0 * attention

@@ -36,7 +36,7 @@ from ziggurat.train.objectives.kinds import OBJECTIVES
 from ziggurat.train.parts import Objectives
 from ziggurat.train.progress import TrainProgress
 from ziggurat.train.run_directory import RunDirectory
-from ziggurat.train.state import TrainState
+from ziggurat.train.state import AVERAGE, TrainState
 from ziggurat.train.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
@@ -241,14 +241,13 @@ class Loop:
 
     def _evaluate(self, state: TrainState) -> None:
         with self.timer.phase("evaluation"):
-            values = evaluate(self.experiment, state.params)
+            values = evaluate(self.experiment, state.evaluated)
         if values:
             self._record(values)
 
     def _save(self, state: TrainState, last: bool = False) -> None:
         if self._saved == self.done and not last:
             return
-        arrays = {"params": state.params, "optimizer": state.optimizer}
         metrics = {name: self._latest[name] for name in COMPARABLE if name in self._latest}
         counters = {"skipped": int(state.skipped), "bad_in_a_row": int(state.bad_in_a_row)}
         records = {
@@ -258,7 +257,7 @@ class Loop:
         }
         with self.timer.phase("checkpoint"):
             report = self.checkpoints.save(
-                self.done, arrays, records, self._files, metrics=metrics, final=last
+                self.done, state.arrays, records, self._files, metrics=metrics, final=last
             )
         if report.disk is not None:
             self.sinks.write(self.done - 1, {"checkpoint_blocking_s": report.blocking_s})
@@ -300,8 +299,7 @@ def _first_state(experiment: Experiment, checkpoints: Tiers) -> tuple[TrainState
     if checkpoints.latest() is None:
         return experiment.initial(), 0
     abstract = experiment.abstract
-    like = {"params": abstract.params, "optimizer": abstract.optimizer}
-    restored = checkpoints.restore(None, like)
+    restored = checkpoints.restore(None, abstract.arrays)
     _log.info("step %d from %s in %.2f s", restored.step, restored.tier, restored.seconds)
     done = experiment.data.check_state(restored.records["data"])
     checkpoints.discard_after(done)
@@ -316,6 +314,7 @@ def _first_state(experiment: Experiment, checkpoints: Tiers) -> tuple[TrainState
         step=counter(done),
         skipped=counter(counters["skipped"]),
         bad_in_a_row=counter(counters["bad_in_a_row"]),
+        average=restored.arrays.get(AVERAGE),
     )
     return state, done
 

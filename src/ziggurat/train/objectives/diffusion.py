@@ -36,7 +36,7 @@ def diffusion(model: DiffusionModel, node: FlowMatching | Ddpm, seed: int) -> Ob
         )
     draw = flow_levels if isinstance(node, FlowMatching) else discrete_levels
 
-    def objective(params: Params, batch: Arrays) -> Sums:
+    def objective(params: Params, batch: Arrays, frozen: Params) -> Sums:
         images, step, index = batch["images"], batch["step"], batch["index"]
         noise = normal_rows(seed, step, index, images.shape[1:])
         time, alpha, sigma, weight = draw(node, seed, step, index)  # pyright: ignore

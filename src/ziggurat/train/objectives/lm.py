@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax
 
 from ziggurat.core.errors import ConfigError
+from ziggurat.data import DataConfig
 from ziggurat.kernels.linear import QuantizedWeight, is_quantized
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params, pretrained
@@ -14,6 +15,7 @@ from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, route
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
+from ziggurat.train.objectives.nodes import LanguageModelling
 from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 
@@ -49,6 +51,8 @@ class PackedText:
 
 
 def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
+    assert isinstance(run.objective, LanguageModelling), "kinds and nodes have the same names"
+    assert isinstance(run.data, DataConfig), "the run file is checked"
     loss = run.objective.loss
     return Program(
         model=model,

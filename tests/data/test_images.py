@@ -90,7 +90,7 @@ def test_augmentation_moves_and_mirrors(tmp_path):
     image = np.arange(16, dtype=np.uint8).reshape(1, 4, 4, 1)
     np.savez(tmp_path / "one.npz", images=image, labels=np.zeros(1, int))
     plain = open_images(ImageArrays(path=tmp_path / "one.npz")).read(np.array([0]))[0]
-    data = dataset(tmp_path / "one.npz", flip=True, shift=1, batch_size=64)
+    data = dataset(tmp_path / "one.npz", flip=True, shift=1, batch_size=256)
     seen = {x.tobytes() for x in data.batch(0)["images"]}
     assert len(seen) == 18  # nine places, mirrored or not
     assert plain.tobytes() in seen

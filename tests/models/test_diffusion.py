@@ -98,12 +98,10 @@ def test_autoencoder_computes_what_diffusers_does(case, tmp_path, stored):
         np.testing.assert_allclose(array, expected, atol=TOLERANCE * scale, rtol=0, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    "mesh", [MeshConfig(fsdp=4, tensor=1, data=2), MeshConfig(fsdp=2, tensor=1, context=4)], ids=str
-)
-def test_sharded_equals_unsharded(mesh, plain):
+def test_sharded_equals_unsharded(plain):
+    """Gradients to 1e-5 of the largest: shards are summed in another order."""
     model, params = plain
-    layout = build(mesh)
+    layout = build(MeshConfig(data=2, fsdp=2, context=2, tensor=1))
     x = jnp.asarray(oracle.images("sharded", (8, 8, 8, 3)))
     time, labels = jnp.linspace(0, 999, 8), jnp.arange(8) % 6
 
@@ -121,10 +119,9 @@ def test_sharded_equals_unsharded(mesh, plain):
     rows = layout.sharding(("batch", None, None, None))
     found = quick_jit(sharded)(placed, jax.device_put(x, rows))
     np.testing.assert_allclose(found[0], expected[0], rtol=2e-5)
+    largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected[1]))
     jax.tree.map(
-        lambda f, e: np.testing.assert_allclose(f, e, atol=1e-4 * float(jnp.abs(e).max()) + 1e-7),
-        found[1],
-        expected[1],
+        lambda f, e: np.testing.assert_allclose(f, e, atol=1e-5 * largest), found[1], expected[1]
     )
 
 

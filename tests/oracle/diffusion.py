@@ -135,11 +135,12 @@ def generator(name: str) -> np.random.Generator:
 
 
 def drawn(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A weight: about one for the scales of norms, small elsewhere."""
-    scale = "norm" in name and name.endswith("weight") and len(shape) == 1
-    width = max(1, int(np.prod(shape[1:])))
-    values = 0.1 * generator(name).standard_normal(shape) * (3 if width > 1 else 1)
-    return (values + (1.0 if scale else 0.0)).astype(np.float32)
+    """A weight: about one for the scales of norms; else such that results stay of order one."""
+    values = generator(name).standard_normal(shape)
+    if len(shape) == 1:
+        scale = "norm" in name and name.endswith("weight")
+        return (0.1 * values + (1.0 if scale else 0.0)).astype(np.float32)
+    return (values / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
 def weights(shapes: dict[str, list[int]], *, shared: bool = False) -> dict[str, np.ndarray]:

@@ -1,6 +1,7 @@
 """The diffusion objectives: what they draw, what they learn, and that a run of them resumes."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -157,9 +158,11 @@ def test_a_run_learns_and_its_average_follows(finished):
 
 
 def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(finished, tmp_path):
-    stopped = resolved(f"output={tmp_path}", "train.steps=4")
-    train(stopped)
+    """The average too; the last checkpoint is taken away, and the run made to do its steps again."""
+    shutil.copytree(finished.directory.path, tmp_path / "digits")
+    shutil.rmtree(tmp_path / "digits" / "checkpoints" / "step_00000006")
     again = train(resolved(f"output={tmp_path}"))
+    assert again.directory.read_sessions()[-1]["step"] == 4
     for name in ("params", "optimizer", "average"):
         ours, theirs = getattr(again.state, name), getattr(finished.state, name)
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)

@@ -14,7 +14,7 @@ anything is traced; one scanned function (``ziggurat.models.diffusion.sampling``
 """
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -263,14 +263,13 @@ def _second_order(
     return SamplingPlan(prediction, 1.0, None, **columns)
 
 
-def _shifted(process: RectifiedFlow, sigmas: np.ndarray) -> np.ndarray:
+def _shifted(process: RectifiedFlow, sigmas: Any) -> Any:
     return process.shift * sigmas / (1 + (process.shift - 1) * sigmas)
 
 
 def _flow_euler(process: RectifiedFlow, sampling: Sampling) -> SamplingPlan:
-    last = _shifted(process, np.array(1 / FLOW_LEVELS))
-    ends = (1.0, float(last))
-    sigmas = _shifted(process, np.linspace(*ends, sampling.steps))
+    last = _shifted(process, 1 / FLOW_LEVELS)
+    sigmas = _shifted(process, np.linspace(1.0, last, sampling.steps))
     step = np.diff(sigmas, append=0.0)
     columns = _columns(
         sampling.steps,

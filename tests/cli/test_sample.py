@@ -49,15 +49,15 @@ def test_all_classes_are_drawn_by_default(drawn):
 
 def test_batch_and_company_change_no_image(model, drawn, tmp_path, capsys):
     file, picture = tmp_path / "b.npz", tmp_path / "b.png"
-    options = ["--count", "4", "--steps", "3", "--batch", "3", "--seed", "4"]
+    options = ["--count", "14", "--steps", "3", "--batch", "12", "--seed", "4"]
     where = ["--images", str(file), "--grid", str(picture)]
     assert main(["sample", str(model), "--class", "bee", *options, *where]) == 0
     with np.load(file) as again:
-        assert again["seeds"].tolist() == [4, 5, 6, 7]
-        np.testing.assert_allclose(again["images"], drawn["images"][4:8], atol=1e-5)
-    assert "4 images of 1 classes" in capsys.readouterr().out
+        assert again["seeds"].tolist() == list(range(4, 18))
+        np.testing.assert_allclose(again["images"][:4], drawn["images"][4:8], atol=1e-5)
+    assert "14 images of 1 class in" in capsys.readouterr().out
     with Image.open(picture) as opened:
-        assert opened.size == (4 * 50 + 2, 50 + 2)
+        assert opened.size == (14 * 50 + 2, 50 + 2)
         pixels = np.asarray(opened)[2:50, 2:50]
     tile = np.round(drawn["images"][4, :, :, 0] * 255).repeat(6, 0).repeat(6, 1)
     assert np.abs(pixels - tile).max() <= 1

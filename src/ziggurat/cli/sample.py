@@ -78,7 +78,8 @@ def sample(
     out = console.output()
     took = time.perf_counter() - start
     out.print(
-        f"{len(drawn)} images of {len(labels)} classes in {took:.1f} s: {sampling.method}, "
+        f"{len(drawn)} images of {len(labels)} {'class' if len(labels) == 1 else 'classes'} "
+        f"in {took:.1f} s: {sampling.method}, "
         f"{sampling.steps} steps, guidance {guidance:g}"
     )
     if grid is not None:

@@ -143,7 +143,7 @@ def _samples(outcome):
     if parts.pretrained is None:
         _log.warning("no samples in the report: what was trained writes no text")
         return []
-    model = parts.pretrained(outcome.state.params)
+    model = parts.pretrained(outcome.state.evaluated)
     limit = min(model.model.config.max_sequence_length, parts.data.sequence_length)
     params = SamplingParams(max_tokens=run.report.sample_tokens, temperature=0.0)
     with LLM(model, EngineConfig(max_sequence_length=limit)) as llm:

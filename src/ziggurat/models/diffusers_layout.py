@@ -22,9 +22,10 @@ from ziggurat.models.autoencoder_kl import diffusers as autoencoder_files
 from ziggurat.models.diffusion import DiscreteNoise
 from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.dit import diffusers as dit_files
-from ziggurat.models.image_pipeline import AUTOENCODER, PARAMS, ImagePipeline, Surroundings
+from ziggurat.models.image_pipeline import AUTOENCODER, ImagePipeline, Surroundings
 from ziggurat.models.language_model import Params
 from ziggurat.models.placing import placement
+from ziggurat.models.pretrained import PARAMS
 from ziggurat.models.weight_names import export_weights, import_weights
 from ziggurat.nn.precision import Precision
 

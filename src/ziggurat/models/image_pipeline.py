@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ziggurat.checkpoint import Checkpoints, read_arrays
-from ziggurat.checkpoint.steps import read_records
 from ziggurat.core import config
 from ziggurat.core.errors import CheckpointError, ConfigError, ModelError
 from ziggurat.core.pytrees import named_leaves
@@ -34,15 +33,20 @@ from ziggurat.models.diffusion import (
 from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.dit import DitConfig
 from ziggurat.models.language_model import Params
-from ziggurat.models.pretrained import MODEL_FILE, place_arrays, step_directory
+from ziggurat.models.pretrained import (
+    MODEL_FILE,
+    PARAMS,
+    place_arrays,
+    step_directory,
+    trained_item,
+)
 from ziggurat.nn.decoder import Remat
 from ziggurat.nn.precision import Precision
 
 DIFFUSION_FILE = "diffusion.json"
 """Process, names of classes and the autoencoder's config, inside a checkpoint step."""
-AVERAGE, PARAMS, AUTOENCODER = "average", "params", "autoencoder"
-"""Items of a step: averaged parameters (if it has them, they are what images are drawn from), the
-last ones, and those of the autoencoder (if there is one)."""
+AUTOENCODER = "autoencoder"
+"""Item of a step that holds the autoencoder's parameters, if there is one."""
 KINDS = {"dit": DitConfig}
 """Families of diffusion models by ``kind``."""
 Draw = Callable[[Params, Int[Array, "b"], Int[Array, "b"]], Float[Array, "b i j p"]]
@@ -273,8 +277,7 @@ def _load_step(
     around = config.from_plain(Surroundings, json.loads(file.read_text()), str(file))
     model = DiffusionModel.build(settings, precision, remat)
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    item = AVERAGE if averaged and _has_average(step) else PARAMS
-    arrays = read_arrays(step, item)
+    arrays = read_arrays(step, trained_item(step) if averaged else PARAMS)
     weights = {PARAMS: place_arrays(step, arrays, model.abstract, shardings)}
     autoencoder = None
     if around.autoencoder is not None:
@@ -282,7 +285,3 @@ def _load_step(
         stored = read_arrays(step, AUTOENCODER)
         weights[AUTOENCODER] = place_arrays(step, stored, autoencoder.abstract, {})
     return ImagePipeline(model, weights, around, autoencoder, name, str(step))
-
-
-def _has_average(step: Path) -> bool:
-    return bool(read_records(step).get("counters", {}).get("averaged", False))

@@ -22,6 +22,7 @@ from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Processes
 from ziggurat.models import Params
+from ziggurat.models.pretrained import AVERAGE
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.journal import Journal
@@ -36,7 +37,7 @@ from ziggurat.train.objectives.kinds import OBJECTIVES
 from ziggurat.train.parts import Objectives
 from ziggurat.train.progress import TrainProgress
 from ziggurat.train.run_directory import RunDirectory
-from ziggurat.train.state import AVERAGE, TrainState
+from ziggurat.train.state import TrainState
 from ziggurat.train.stopping import StopRequest
 
 _log = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from ziggurat.core import prng
 from ziggurat.core.pytrees import map_named
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
+from ziggurat.models.pretrained import AVERAGE, PARAMS
 from ziggurat.optim import Optimizer, state_axes
 from ziggurat.train.trainable import Trainable
 
@@ -42,11 +43,7 @@ class TrainState:
     def arrays(self) -> dict[str, Any]:
         """Items of a checkpoint."""
         average = {} if self.average is None else {AVERAGE: self.average}
-        return {"params": self.params, "optimizer": self.optimizer} | average
-
-
-AVERAGE = "average"
-"""Item of a checkpoint that holds the average."""
+        return {PARAMS: self.params, "optimizer": self.optimizer} | average
 
 
 def abstract_state(

@@ -158,7 +158,7 @@ def test_a_run_learns_and_its_average_follows(finished):
 
 
 def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(finished, tmp_path):
-    """The average too; the last checkpoint is taken away, and the run made to do its steps again."""
+    """The average too; the last checkpoint is taken away, and its steps are done again."""
     shutil.copytree(finished.directory.path, tmp_path / "digits")
     shutil.rmtree(tmp_path / "digits" / "checkpoints" / "step_00000006")
     again = train(resolved(f"output={tmp_path}"))

@@ -11,6 +11,7 @@ from ziggurat.data import ImageDataset
 from ziggurat.mesh import Layout
 from ziggurat.models import DiffusionModel, image_pipeline
 from ziggurat.models.image_pipeline import Surroundings
+from ziggurat.models.pretrained import PARAMS
 from ziggurat.train.config import DitConfig, RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.diffusion import diffusion
@@ -43,7 +44,7 @@ class LabelledImages:
             program=_program(run, layout, model),
             data=data,
             files=image_pipeline.files_of(settings, around),
-            start=None if start is None else start.weights[image_pipeline.PARAMS],
+            start=None if start is None else start.weights[PARAMS],
             eval_data=held_out,
         )
 

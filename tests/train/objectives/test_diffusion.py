@@ -17,6 +17,7 @@ from ziggurat.models import DiffusionModel, DitConfig, image_pipeline
 from ziggurat.models.diffusion import DiscreteNoise, RectifiedFlow
 from ziggurat.train.ahead_of_time import subject
 from ziggurat.train.config import RunConfig
+from ziggurat.train.experiment import prepare
 from ziggurat.train.loop import train
 from ziggurat.train.metrics import read_metrics
 from ziggurat.train.objectives.diffusion import diffusion, flow_levels, min_snr_weights
@@ -93,34 +94,29 @@ def finished(tmp_path_factory):
     ],
     ids=lambda node: f"{node.kind}-{node.prediction}",
 )
-def test_the_parts_of_a_batch_sum_to_the_whole(node, batch):
-    """Draws are of a row, not of its place in a micro-batch or on a device."""
+def test_draws_are_of_a_row_not_of_its_place(node, batch):
+    """So micro-batches, devices and hosts change nothing. A model that says zero has the loss of
+    its target: the image's mean square, or the variance of noise."""
     model = DiffusionModel.build(DIT)
     params = jax.tree.map(
         lambda leaf: 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), model.abstract
     )
     sums = quick_jit(diffusion(model, node, seed=4))
     whole = sums(params, batch, {})
-    halves = [
-        sums(params, {name: rows[part] for name, rows in batch.items()}, {})
-        for part in (slice(0, None, 2), slice(1, None, 2))
-    ]
     assert float(whole.weight) == 16
-    assert np.isfinite(whole.loss)
-    np.testing.assert_allclose(sum(h.loss for h in halves), whole.loss, rtol=1e-5)
-    hidden = sums(params, batch | {"weight": batch["weight"].at[8:].set(0.0)}, {})
-    assert float(hidden.weight) == 8
-    assert float(hidden.loss) < float(whole.loss)
-
-
-def test_a_model_that_says_nothing_has_the_loss_of_its_target(batch):
-    """A fresh model predicts zero; then the loss of predicting noise is its variance, one."""
-    model = DiffusionModel.build(DIT)
-    params = model.init(jax.random.key(0))
-    big = {name: jnp.tile(rows, (32, *[1] * (rows.ndim - 1))) for name, rows in batch.items()}
-    big["index"] = jnp.arange(512)
-    sums = quick_jit(diffusion(model, Ddpm(), seed=0))(params, big, {})
-    assert abs(float(sums.loss / sums.weight) - 1) < 0.03
+    turned = sums(params, {name: rows[::-1] for name, rows in batch.items()}, {})
+    np.testing.assert_allclose(turned.loss, whole.loss, rtol=1e-5)
+    odd = jnp.arange(16) % 2
+    halves = [sums(params, batch | {"weight": w.astype(jnp.float32)}, {}) for w in (odd, 1 - odd)]
+    assert [float(half.weight) for half in halves] == [8, 8]
+    np.testing.assert_allclose(sum(half.loss for half in halves), whole.loss, rtol=1e-5)
+    another = sums(params, batch | {"step": batch["step"] + 1}, {})
+    assert abs(float(another.loss / whole.loss) - 1) > 1e-3
+    silent = float(sums(jax.tree.map(jnp.zeros_like, params), batch, {}).loss / 16)
+    if node.prediction == "x0":
+        assert silent == pytest.approx(float(jnp.mean(batch["images"] ** 2)), rel=1e-5)
+    elif node.prediction == "epsilon":
+        assert abs(silent - 1) < 0.15
 
 
 def test_levels_are_drawn_as_declared():
@@ -181,17 +177,15 @@ def test_a_checkpoint_can_be_drawn_from_alone(finished):
         np.testing.assert_array_equal(found.weights["params"]["patch"], params["patch"])
 
 
-def test_training_goes_on_from_trained_weights(finished, tmp_path):
+def test_training_goes_on_from_trained_weights(finished):
     path = json.dumps(str(finished.directory.path))
     text = TEXT[: TEXT.index("[model]")] + TEXT[TEXT.index("[data]") :]
-    start = f"[model]\nkind = 'pretrained'\npath = {path}\n"
-    overrides = (f"output={tmp_path}", "train.steps=1", "optimizer.lr=1e-9")
-    tuned = train(config.parse(RunConfig, text + start, overrides))
-    np.testing.assert_allclose(
-        tuned.state.params["patch"], finished.state.average["patch"], atol=1e-6
-    )
+    text += f"[model]\nkind = 'pretrained'\npath = {path}\n"
+    tuned = prepare(config.parse(RunConfig, text).value)
+    assert tuned.parts.start is not None
+    np.testing.assert_array_equal(tuned.parts.start["patch"], finished.state.average["patch"])
     with pytest.raises(ConfigError, match="what the weights were trained for: RectifiedFlow"):
-        train(config.parse(RunConfig, text + start, (*overrides, 'objective.kind="ddpm"')))
+        prepare(config.parse(RunConfig, text, ['objective.kind="ddpm"']).value)
 
 
 @pytest.mark.parametrize(

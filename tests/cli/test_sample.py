@@ -99,6 +99,12 @@ def test_bad_options_are_named(options, said, model, capsys, monkeypatch, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_other_verbs_say_what_it_is(model, capsys):
+    assert main(["generate", str(model), "--prompt", "x"]) == 2
+    said = "found a diffusion model (dit); expected a language model; it draws: ziggurat sample"
+    assert said in capsys.readouterr().err
+
+
 def test_what_is_no_diffusion_model_is_refused(tmp_path, capsys):
     assert main(["sample", str(tmp_path), "--grid", str(tmp_path / "x.png")]) == 2
     assert "neither checkpoints nor diffusers'" in capsys.readouterr().err

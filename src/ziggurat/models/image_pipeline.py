@@ -34,6 +34,7 @@ from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.dit import DitConfig
 from ziggurat.models.language_model import Params
 from ziggurat.models.pretrained import (
+    DIFFUSION_FILE,
     MODEL_FILE,
     PARAMS,
     place_arrays,
@@ -43,8 +44,6 @@ from ziggurat.models.pretrained import (
 from ziggurat.nn.decoder import Remat
 from ziggurat.nn.precision import Precision
 
-DIFFUSION_FILE = "diffusion.json"
-"""Process, names of classes and the autoencoder's config, inside a checkpoint step."""
 AUTOENCODER = "autoencoder"
 """Item of a step that holds the autoencoder's parameters, if there is one."""
 KINDS = {"dit": DitConfig}
@@ -255,11 +254,6 @@ def save(
     newest = checkpoints.latest()
     assert newest is not None
     return newest.path
-
-
-def is_diffusion(step: Path) -> bool:
-    """Whether a checkpoint step holds a diffusion model."""
-    return (step / DIFFUSION_FILE).is_file()
 
 
 def _load_step(

@@ -53,6 +53,8 @@ MODEL_FILE = "model.json"
 """The family's config inside a checkpoint step."""
 ROPE_DIVISORS = "rope_freqs.weight"
 """Tensor of a GGUF file that scales rotary frequencies; it becomes part of the config."""
+DIFFUSION_FILE = "diffusion.json"
+"""Inside a step of a diffusion model: its process, classes and autoencoder."""
 PARAMS, AVERAGE = "params", "average"
 """Items of a checkpoint step: the last parameters, and their moving average if the run kept one,
 which is then what the model is."""
@@ -210,6 +212,13 @@ def _load_step(
     step: Path, name: str, precision: Precision | None, layout: Layout | None
 ) -> Pretrained:
     values = json.loads((step / MODEL_FILE).read_text())
+    if (step / DIFFUSION_FILE).is_file():
+        raise ModelError(
+            f"model {step}",
+            found=f"a diffusion model ({values.get('kind')})",
+            expected="a language model",
+            fix="it draws: ziggurat sample",
+        )
     settings = model_config(values, str(step / MODEL_FILE))
     _refuse_encoder(FAMILIES[settings.kind], step)
     model = LanguageModel.build(settings, precision)

@@ -10,11 +10,13 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.data import ImageDataset
 from ziggurat.mesh import Layout
 from ziggurat.models import DiffusionModel, image_pipeline
+from ziggurat.models.diffusion import Process
 from ziggurat.models.image_pipeline import Surroundings
 from ziggurat.models.pretrained import PARAMS
-from ziggurat.train.config import DitConfig, RunConfig
+from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.diffusion import diffusion
+from ziggurat.train.objectives.nodes import Ddpm, FlowMatching
 from ziggurat.train.parts import Parts, Program
 
 
@@ -29,17 +31,15 @@ class LabelledImages:
         return _program(run, layout, _build(run.model, run, layout))
 
     def parts(self, run: RunConfig, layout: Layout) -> Parts:
-        start = None
-        if isinstance(run.model, DitConfig):
-            settings: Any = run.model
-        else:
+        start, settings, process = None, run.model, _objective(run)
+        if isinstance(run.model, PretrainedModel):
             start = image_pipeline.load(run.model.path)
             settings = start.model.config
-            _check_start(run, start)
+            _check_start(process, start)
         model = _build(settings, run, layout)
         data, held_out = text.first_alone("images", lambda: _data(run, model))
         _check_images(data, model)
-        around = Surroundings.of(run.objective, data.store.classes)
+        around = Surroundings.of(process, data.store.classes)
         return Parts(
             program=_program(run, layout, model),
             data=data,
@@ -63,6 +63,11 @@ def batch_struct(
     return {"images": pixels} | structs
 
 
+def _objective(run: RunConfig) -> FlowMatching | Ddpm:
+    assert isinstance(run.objective, (FlowMatching, Ddpm)), "kinds and nodes have the same names"
+    return run.objective
+
+
 def _build(settings: Any, run: RunConfig, layout: Layout) -> DiffusionModel:
     train = run.train
     precision = text.precision(train, layout)
@@ -72,7 +77,7 @@ def _build(settings: Any, run: RunConfig, layout: Layout) -> DiffusionModel:
 def _program(run: RunConfig, layout: Layout, model: DiffusionModel) -> Program:
     return Program(
         model=model,
-        sums=diffusion(model, run.objective, run.seed),  # pyright: ignore[reportArgumentType]
+        sums=diffusion(model, _objective(run), run.seed),
         batch=batch_struct(layout, run.data.batch_size, model.image_shape),
     )
 
@@ -110,7 +115,7 @@ def _check_images(data: ImageDataset, model: DiffusionModel) -> None:
         )
 
 
-def _check_start(run: RunConfig, start: image_pipeline.ImagePipeline) -> None:
+def _check_start(process: Process, start: image_pipeline.ImagePipeline) -> None:
     """Refuse weights that were trained for another process, or for latents.
 
     Raises:
@@ -120,7 +125,7 @@ def _check_start(run: RunConfig, start: image_pipeline.ImagePipeline) -> None:
         raise ConfigError(
             "model.path", found="a model of latents", expected="one of images, which are trained"
         )
-    ours = Surroundings.of(run.objective).process  # pyright: ignore[reportArgumentType]
+    ours = Surroundings.of(process).process
     if start.around.process != ours:
         raise ConfigError(
             "objective",

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 
 from ziggurat import data as data_
 from ziggurat.core.errors import ConfigError
-from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset
+from ziggurat.data import DataConfig, Dataset, HuggingFaceTokenizer, PackedDataset
 from ziggurat.mesh import Layout, Processes
 from ziggurat.models import LanguageModel, ModelConfig, pretrained
 from ziggurat.nn.precision import Precision
-from ziggurat.train.config import PretrainedModel, RunConfig, TrainConfig
+from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig, TrainConfig
 
 
 def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -49,6 +49,7 @@ def abstract_model(run: RunConfig, layout: Layout) -> LanguageModel:
         raise ConfigError(
             "model", found="a path", expected="dimensions", fix="give [model] with its sizes"
         )
+    assert not isinstance(run.model, DitConfig), "the run file is checked"
     return build_model(run.model, run, layout)
 
 
@@ -94,6 +95,7 @@ def first_alone(what: str, make: Callable[[], Any]) -> Any:
 
 def _data(run: RunConfig, tokenizer: HuggingFaceTokenizer) -> tuple[Dataset, PackedDataset | None]:
     cache = run.output / "cache"
+    assert isinstance(run.data, DataConfig), "the run file is checked"
     training = data_.build(run.data, tokenizer, run.seed, cache)
     if not run.data.eval_fraction:
         return training, None
@@ -104,6 +106,7 @@ def _data(run: RunConfig, tokenizer: HuggingFaceTokenizer) -> tuple[Dataset, Pac
 
 def _tokenizer(run: RunConfig, start: "pretrained.Pretrained | None") -> HuggingFaceTokenizer:
     if run.tokenizer is not None:
+        assert isinstance(run.data, DataConfig), "the run file is checked"
         return data_.tokenizer_for(run.tokenizer, run.data, run.output / "cache")
     if start is None:
         raise ConfigError(

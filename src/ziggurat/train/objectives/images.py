@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ziggurat import data as data_
 from ziggurat.core.errors import ConfigError
 from ziggurat.data import ImageDataset
+from ziggurat.data.image_sources import pillow
 from ziggurat.mesh import Layout
 from ziggurat.models import DiffusionModel, image_pipeline
 from ziggurat.models.diffusion import Process
@@ -31,6 +32,8 @@ class LabelledImages:
         return _program(run, layout, _build(run.model, run, layout))
 
     def parts(self, run: RunConfig, layout: Layout) -> Parts:
+        if run.report.sample_images:
+            pillow()  # lest a run end without its picture
         start, settings, process = None, run.model, _objective(run)
         if isinstance(run.model, PretrainedModel):
             start = image_pipeline.load(run.model.path)

@@ -108,7 +108,7 @@ def _digits() -> ImageStore:
             expected="it, since the digits come with it",
             fix="pip install scikit-learn",
         ) from None
-    images, labels = load_digits(return_X_y=True)
+    images, labels = map(np.asarray, load_digits(return_X_y=True))
     scaled = images.reshape(-1, 8, 8, 1).astype(np.float32) / DIGITS_LEVELS
     return _in_memory(scaled, labels, "digits")
 

@@ -237,7 +237,9 @@ class DiffusionTransformer(nnx.Module):
         self, time: Float[Array, "b"], labels: Int[Array, "b"]
     ) -> Float[Array, "b d"]:
         """The first block's, which also steers the last norm where blocks have their own."""
-        graph, params = nnx.split(self.blocks.conditioning)
+        own = self.blocks.conditioning
+        assert own is not None, "only where it is not shared"
+        graph, params = nnx.split(own)
         first = jax.tree.map(lambda leaf: leaf[0], params)
         return nnx.merge(graph, first)(time, labels)
 

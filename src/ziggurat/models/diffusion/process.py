@@ -99,7 +99,7 @@ def alphas_cumulative(process: DiscreteNoise) -> Float[np.ndarray, "t"]:
     if process.schedule == "linear":
         betas = np.linspace(*ends, count)
     elif process.schedule == "scaled_linear":
-        roots = np.linspace(*np.sqrt(ends), count).astype(np.float32)
+        roots = np.linspace(ends[0] ** 0.5, ends[1] ** 0.5, count).astype(np.float32)
         betas = np.square(roots)
     else:
         at = np.arange(count + 1) / count

@@ -52,7 +52,7 @@ class PackedText:
 
 
 def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
-    assert isinstance(run.objective, LanguageModelling)
+    assert isinstance(run.objective, LanguageModelling), "kinds and nodes have the same names"
     loss = run.objective.loss
     return Program(
         model=model,

@@ -11,6 +11,12 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.cross_entropy import linear_cross_entropy, linear_log_probs
 
 
+@pytest.fixture(autouse=True)
+def _chunked(monkeypatch):
+    """``auto`` is ``chunked`` here; the C++ kernel has tests of its own."""
+    monkeypatch.setattr("ziggurat.kernels.cross_entropy.cpu.serves", lambda *_: False)
+
+
 def inputs(n=21, d=16, v=50):
     keys = jax.random.split(jax.random.key(0), 3)
     hidden = jax.random.normal(keys[0], (n, d))

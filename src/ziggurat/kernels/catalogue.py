@@ -66,8 +66,8 @@ def _attention(rows: int) -> Case:
     positions = jnp.tile(jnp.arange(rows)[None], (4, 1))
     mask = attention.AttentionMask(positions, positions, aligned=True)
 
-    def call(name: str, *arrays: jax.Array) -> jax.Array:
-        return attention.attention(*arrays, mask, scale=0.125, implementation=name)
+    def call(name: str, query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return attention.attention(query, key, value, mask, scale=0.125, implementation=name)
 
     names = _usable("attention", "grouped", "blocked", "cpu")
     return Case("grouped", names, call, draw(*[(4, rows, 8, 64)] * 3))
@@ -77,8 +77,8 @@ def _attention(rows: int) -> Case:
 def _linear(rows: int) -> Case:
     """512 channels to 1024."""
 
-    def call(name: str, *arrays: jax.Array) -> jax.Array:
-        return linear.project(*arrays, implementation=name)
+    def call(name: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return linear.project(x, kernel, implementation=name)
 
     return Case("flat", _usable("linear", "flat", "cpu"), call, draw((rows, 512), (512, 1024)))
 

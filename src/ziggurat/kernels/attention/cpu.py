@@ -124,8 +124,9 @@ def _scores(query, key, rule) -> jax.Array:
     return cap * jnp.tanh(scores / cap) if cap else scores
 
 
-def _weights(scores, at, key_at, segments, key_segments, log_sums, rule) -> jax.Array:
+def _weights(scores, masks, log_sums, rule) -> jax.Array:
     """Softmax by known log-sums; 0 where hidden."""
+    at, key_at, segments, key_segments = masks
     both = (segments, key_segments) if rule["segments"] else (None, None)
     who = AttentionMask(at, key_at, *both, causal=rule["causal"], window=rule["window"] or None)
     visible = who.dense()[:, None]
@@ -137,13 +138,13 @@ def _weights(scores, at, key_at, segments, key_segments, log_sums, rule) -> jax.
 def _plain(query, key, value, *masks_and_sink, sinks, **rule):
     *masks, sink = masks_and_sink
     scores = _scores(query, key, rule)
-    hidden = _weights(scores, *masks, None, rule)
+    hidden = _weights(scores, masks, None, rule)
     if sinks:
         rows = jnp.broadcast_to(sink[None, :, None, None], (*hidden.shape[:3], 1))
         hidden = jnp.concatenate([hidden, rows], -1)
     log_sums = jax.nn.logsumexp(hidden, axis=-1)
     log_sums = jnp.where(log_sums <= HIDDEN / 2, 0.0, log_sums)
-    weights = _weights(scores, *masks, log_sums, rule)
+    weights = _weights(scores, masks, log_sums, rule)
     value = jnp.repeat(value, query.shape[2] // value.shape[2], axis=2)
     return jnp.einsum("bhts,bshz->bthz", weights, value), log_sums
 
@@ -152,7 +153,7 @@ def _plain_gradient(query, key, value, *rest, **rule):
     *masks, out, log_sums, d_out = rest
     groups = query.shape[2] // key.shape[2]
     scores, scored = jax.vjp(lambda query, key: _scores(query, key, rule), query, key)
-    weights = _weights(scores, *masks, log_sums, rule)
+    weights = _weights(scores, masks, log_sums, rule)
     wide = jnp.repeat(value, groups, axis=2)
     inner = (d_out * out).sum(-1).transpose(0, 2, 1)[..., None]
     slopes = weights * (jnp.einsum("bthz,bshz->bhts", d_out, wide) - inner)

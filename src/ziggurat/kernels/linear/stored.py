@@ -126,7 +126,10 @@ def _plain(
     tile_size = None if tile == x.shape[1] else tile
     names: dict[int, WeightType] = {number: name for name, number in _QUANTIZED.items()}
     format = WeightFormat(names[stored], tile_size=tile_size, symmetric=not shifted)
-    weights = [QuantizedWeight(*some, *[None] * (3 - size), format, axis) for some in each]
+    weights = [
+        QuantizedWeight(values, scale, zeros[0] if zeros else None, format, axis)
+        for values, scale, *zeros in each
+    ]
     return [qwix_product(x, weight, jnp.float32) for weight in weights]
 
 

@@ -81,8 +81,8 @@ def test_linear_goes_by_the_file(monkeypatch):
     require_library()
     taken = []
     monkeypatch.setattr(linear, "chosen", lambda operation, rows: taken.append(rows) or "flat")
-    assert linear._choose(jnp.ones((4, 8, 3)), jnp.ones((3, 2))) == "flat"
-    assert taken == [32]
+    assert linear._choose(jnp.ones((4, 16, 3)), jnp.ones((3, 2))) == "flat"
+    assert taken == [64]
 
 
 def test_bench_times_every_usable_implementation(capsys):

@@ -9,7 +9,8 @@ from tests.quick_jit import quick_jit
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.linear import IMPLEMENTATIONS, project
 
-FORMS = [name for name in IMPLEMENTATIONS if name != "cpu"]  # see test_cpu_products.py
+CPP = {"cpu", "stored"}  # see test_cpu_products.py and test_linear_stored.py
+FORMS = [name for name in IMPLEMENTATIONS if name not in CPP]
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3), (2, 1, 5)], ids=str)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ziggurat.core.registry import Registry
-from ziggurat.kernels import attention, cross_entropy, grouped_matmul, linear
+from ziggurat.kernels import attention, cross_entropy, grouped_matmul, linear, paged_attention
 from ziggurat.kernels.cpu.library import library
 from ziggurat.kernels.linear import quantized
 from ziggurat.kernels.measure import Case, case, draw
@@ -20,6 +20,7 @@ OPERATIONS: dict[str, Registry] = {
     "cross_entropy": cross_entropy.IMPLEMENTATIONS,
     "log_probs": cross_entropy.LOG_PROBS,
     "grouped_matmul": grouped_matmul.IMPLEMENTATIONS,
+    "paged_attention": paged_attention.IMPLEMENTATIONS,
     "quantized_product": quantized.IMPLEMENTATIONS,
 }
 """Operations that choose among implementations."""
@@ -50,7 +51,7 @@ def _why_not(name: str) -> str:
     platform = jax.default_backend()
     if name == "splash" and platform != "tpu":
         return f"for TPU; this is {platform} (there is an interpreter, for tests)"
-    if name == "cpu":
+    if name in ("cpu", "stored"):
         return library().why_not if platform == "cpu" else f"for CPU; this is {platform}"
     return ""
 

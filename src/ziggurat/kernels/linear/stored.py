@@ -25,6 +25,7 @@ from ziggurat.kernels.linear.quantized import (
     WeightType,
     qwix_product,
 )
+from ziggurat.kernels.placement import one_device
 
 MOST_ROWS = 32
 """Rows of activations up to which a float matrix is multiplied here; more are XLA's."""
@@ -40,17 +41,17 @@ _QUANTIZED: dict[WeightType, int] = {"int8": 2, "int4": 3, "nf4": 4}
 def serves(x: Any, weights: Sequence[Weight], axis: int) -> bool:
     """Whether the products of ``x`` with these weights can be taken here, in one call.
 
-    The program may still turn out to be one for several devices or for export; then it gets the
-    definition.
+    The program may still turn out to be one that XLA partitions, or that is exported; then it gets
+    the definition.
 
     Args:
         x: activations ``[..., d]``.
         weights: the matrices.
         axis: over which products sum: -2 of kernels, -1 of tables.
     """
-    if not usable("project", x) or len(weights) > MOST_TOGETHER or 0 in x.shape:
+    if not (one_device() and usable("project", x)) or len(weights) > MOST_TOGETHER:
         return False
-    if not all(weight.ndim == 2 for weight in weights):
+    if 0 in x.shape or not all(weight.ndim == 2 for weight in weights):
         return False
     first = weights[0]
     if isinstance(first, QuantizedWeight):
@@ -125,7 +126,10 @@ def _plain(
     tile_size = None if tile == x.shape[1] else tile
     names: dict[int, WeightType] = {number: name for name, number in _QUANTIZED.items()}
     format = WeightFormat(names[stored], tile_size=tile_size, symmetric=not shifted)
-    weights = [QuantizedWeight(*some, *[None] * (3 - size), format, axis) for some in each]
+    weights = [
+        QuantizedWeight(values, scale, zeros[0] if zeros else None, format, axis)
+        for values, scale, *zeros in each
+    ]
     return [qwix_product(x, weight, jnp.float32) for weight in weights]
 
 

@@ -17,7 +17,7 @@ train = { steps = 4 }
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["runn"], "found 'runn'; expected one of run, resize, status; did you mean run?"),
+        (["rn"], "found 'rn'; expected one of run, resize, status; did you mean run?"),
         (["run", "nowhere.toml", "--hosts", "2"], "nowhere.toml: found no such file"),
         (["run", "small.toml", "--hosts", "0"], "hosts: found 0; expected a number >= 1"),
         (["run", "small.toml", "--hosts", "2", "--bind", "203.0.113.7"], "give --bind an address"),

@@ -19,7 +19,7 @@ def printed():
 @pytest.fixture(scope="session")
 def cluster(folder, printed):
     """Two hosts and a spare."""
-    options = {"hosts": 2, "spares": 1, "silence_s": 8.0}
+    options = {"hosts": 2, "spares": 1, "silence_s": 6.0}
     options["printed"] = lambda *pair: printed.append(pair)
     with start_cluster(folder / "cluster", PAUSE_S, **options) as cluster:
         yield cluster

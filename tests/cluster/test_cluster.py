@@ -86,6 +86,7 @@ def test_settings_that_cannot_be(tmp_path):
         ({"hosts": 0}, "hosts: found 0"),
         ({"engine": "rai"}, "did you mean ray?"),
         ({"address": "somewhere:1"}, "expected engine ray"),
+        ({"bind": "0.0.0.0"}, "expected one address by which hosts reach"),
         ({"bind": "203.0.113.7"}, "give --bind an address of this machine"),
     ):
         with pytest.raises(ClusterError, match=said):

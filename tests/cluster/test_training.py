@@ -107,7 +107,7 @@ def test_grown_by_command_then_a_host_hangs(folder, cluster, peace):
     events = events_of(folder / "cluster", began)
     formed = [len(event["hosts"]) for event in events if event["event"] == "formed"]
     assert formed[:2] == [1, 2]
-    assert "no sign of life for 8 s" in str([e["how"] for e in events if e["event"] == "lost"])
+    assert "no sign of life for 6 s" in str([e["how"] for e in events if e["event"] == "lost"])
     compare(run, peace, exact=False)
 
 

@@ -83,6 +83,10 @@ class Cluster:
         for name, value, least in (("hosts", hosts, 1), ("spares", spares, 0)):
             if value < least:
                 raise ClusterError(name, found=value, expected=f"a number >= {least}")
+        if bind in ("", "0.0.0.0", "::"):
+            raise ClusterError(
+                "bind", found=repr(bind), expected="one address by which hosts reach this machine"
+            )
         self.wanted = Wanted(hosts, spares)
         self._bind, self._restarts, self._step_deadline_s = bind, restart, step_deadline_s
         self._failed_starts: Counter[str] = Counter()

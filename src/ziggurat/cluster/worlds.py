@@ -9,6 +9,7 @@ from ziggurat.cluster.hosts import LOOK_S, Host, Hosts
 from ziggurat.mesh.world import Service
 
 _log = logging.getLogger(__name__)
+_DUMP_S = 0.3
 Other = Callable[[Host | None, object], None]
 """Takes events that a wait was not for."""
 
@@ -124,6 +125,9 @@ class Worlds:
                     break
             if waiting and time.monotonic() > deadline:
                 fine = False
+                for host in waiting.values():
+                    host.send(messages.Dump())  # where it hangs goes to its output
+                time.sleep(_DUMP_S)
                 waited = time.monotonic() - began
                 for host in waiting.values():
                     self._hosts.kill(host, f"it did not answer for {waited:.1f} s")

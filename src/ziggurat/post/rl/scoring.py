@@ -106,6 +106,8 @@ class ReasoningGymScorer:
     """See :func:`answer_in`."""
 
     def load(self) -> Score:
+        procedural(self.name, dict(self.settings), 0)  # the import counts as starting
+
         @functools.cache  # one to train on, one held out; some read files
         def made(seed: int) -> Any:
             return procedural(self.name, dict(self.settings), seed)

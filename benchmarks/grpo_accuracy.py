@@ -70,7 +70,7 @@ adam_lr = 3e-3
 schedule = { kind = "cosine", warmup_steps = 10 }
 
 [train]
-steps = 150
+steps = 120
 """
 SECOND = f"""
 [model]
@@ -91,12 +91,12 @@ sampling = {{ max_tokens = {MOST}, max_running = 128 }}
 
 [optimizer]
 kind = "adamw"
-lr = 3e-4
+lr = 4e-4
 weight_decay = 0.0
 schedule = {{ kind = "constant", warmup_steps = 5 }}
 
 [train]
-steps = 60
+steps = 50
 """
 REWARD = """def exact(prompt, completion, row):
     return completion.strip() == row["answer"]

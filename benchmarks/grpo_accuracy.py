@@ -1,10 +1,11 @@
 """Does GRPO raise held-out accuracy? Three seeds from scratch to the end, with intervals.
 
 For each seed a model of under a million parameters is trained on worked problems (a minute), then
-by GRPO on further problems of the same procedural task, from the first run's checkpoint. Both are
-measured on the same problems, which neither has seen: greedy answers, Wilson's 95% interval. Over
-seeds, the gain's interval is Student's. Time per phase and generated tokens per second come from
-the run's own metrics. Prints a table; ``--output`` writes JSON::
+by GRPO on further problems of the same procedural task, from the first run's checkpoint. The reward
+is 1 for the right answer and 0 for any other; the task's own pays in part for answers that do not
+end. Both models are measured on the same problems, which neither has seen: greedy answers, Wilson's
+95% interval. Over seeds, the gain's interval is Student's. Time per phase and generated tokens per
+second come from the run's own metrics. Prints a table; ``--output`` writes JSON::
 
     python benchmarks/grpo_accuracy.py --output benchmarks/results/grpo_accuracy.json
 """
@@ -90,12 +91,15 @@ sampling = {{ max_tokens = {MOST}, max_running = 128 }}
 
 [optimizer]
 kind = "adamw"
-lr = 5e-4
+lr = 4e-4
 weight_decay = 0.0
 schedule = {{ kind = "constant", warmup_steps = 5 }}
 
 [train]
-steps = 80
+steps = 50
+"""
+REWARD = """def exact(prompt, completion, row):
+    return completion.strip() == row["answer"]
 """
 WORKED = 1 << 20
 """Number of the first worked problem: far from those that GRPO takes, which begin at 0."""
@@ -139,7 +143,10 @@ def one_seed(directory: Path, seed: int, options: argparse.Namespace) -> dict[st
             file.write(json.dumps({"text": text}) + "\n")
     common = [f"seed={seed}", f"output={directory}", "report.tensorboard=false"]
     first, first_s = run(FIRST, f"data.sources.0.path={worked}", "sft", *common, *options.first)
-    further = [f"data.task.seed={seed * APART}", *options.second]
+    judge = directory / "judge.py"
+    judge.write_text(REWARD)
+    further = [f"data.task.seed={seed * APART}", f"data.task.reward={judge}:exact"]
+    further += options.second
     weights = f"model.path={first.directory.path}"
     second, second_s = run(SECOND, weights, "grpo", *common, *further)
     start, end = (accuracy(outcome, task) for outcome in (first, second))

@@ -106,14 +106,20 @@ class ReasoningGymScorer:
     """See :func:`answer_in`."""
 
     def load(self) -> Score:
+        procedural(self.name, dict(self.settings), 0)  # the import counts as starting
+
+        @functools.cache  # one to train on, one held out; some read files
+        def made(seed: int) -> Any:
+            return procedural(self.name, dict(self.settings), seed)
+
         @functools.lru_cache(maxsize=64)  # a group's completions come one after the other
-        def entry(seed: int, index: int) -> tuple[Any, Any]:
-            made = procedural(self.name, dict(self.settings), seed)
-            return made, made[index]
+        def problem(seed: int, index: int) -> Any:
+            return made(seed)[index]
 
         def score(prompt: str, completion: str, row: Row) -> float:
-            made, problem = entry(row["seed"], row["index"])
-            return float(made.score_answer(answer_in(completion, self.pattern), entry=problem))
+            seed, answer = row["seed"], answer_in(completion, self.pattern)
+            entry = problem(seed, row["index"])
+            return float(made(seed).score_answer(answer, entry=entry))
 
         return score
 

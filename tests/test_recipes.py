@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ziggurat.core import config
-from ziggurat.models import LanguageModel
+from ziggurat.models import DiffusionModel, DitConfig, LanguageModel
 from ziggurat.train.config import PretrainedModel, RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -19,7 +19,9 @@ def test_recipe(path):
     assert len(lines) <= 30
     run = config.load(RunConfig, path).value
     assert run.name == path.stem
-    if not isinstance(run.model, PretrainedModel):
+    if isinstance(run.model, DitConfig):
+        assert DiffusionModel.build(run.model).parameter_count > 0
+    elif not isinstance(run.model, PretrainedModel):
         assert LanguageModel.build(run.model).parameter_count > 0
 
 

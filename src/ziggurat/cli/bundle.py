@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ziggurat.cli import console
+from ziggurat.cli.bundle_images import EXAMPLE as IMAGES_EXAMPLE
+from ziggurat.cli.bundle_images import images
 from ziggurat.core.errors import ConfigError, ModelError, ServeError, ZigguratError, did_you_mean
 
 EXAMPLES = {
     "export": "ziggurat bundle export scorer:score models/scorer/1 --params weights.safetensors "
     '\\\n    --signature "x:FP32[b,4] -> score"',
+    "images": IMAGES_EXAMPLE,
     "inspect": "ziggurat bundle inspect models/scorer/1",
     "verify": "ziggurat bundle verify models/scorer/1 --replay",
 }
@@ -136,6 +139,7 @@ def verify(path: Path, /, replay: bool = False) -> int:
 
 VERBS: dict[str, tuple[Callable[..., int], str]] = {
     "export": (export, "trace a function and write it with its weights"),
+    "images": (images, "write a diffusion model with its sampler: class ids and seeds to images"),
     "inspect": (inspect, "show signature, weights, platforms and versions"),
     "verify": (verify, "check every byte, and with --replay the outputs"),
 }

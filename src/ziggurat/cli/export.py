@@ -13,7 +13,7 @@ EXAMPLE = """ziggurat export hf runs/tiny-python --output exported
 
 
 def export(
-    kind: Literal["hf", "peft", "weights"],
+    kind: Literal["hf", "peft", "diffusers", "weights"],
     model: Path,
     /,
     output: Path,
@@ -24,27 +24,27 @@ def export(
     select: tuple[str, ...] = (),
 ) -> int:
     """Write config.json, safetensors and tokenizer as transformers reads them; adapters as PEFT
-    reads them; or the tensors of any checkpoint, bit for bit and under their own names, in another
-    container.
+    reads them; a diffusion model as diffusers reads it; or the tensors of any checkpoint, bit for
+    bit and under their own names, in another container.
 
     Args:
-        kind: hf (a whole model, adapters merged), peft (adapters alone) or weights (tensors alone,
-            of a model of any kind).
+        kind: hf (a whole model, adapters merged), peft (adapters alone), diffusers (a whole
+            diffusion model) or weights (tensors alone, of a model of any kind).
         model: hf: a run, a checkpoint step, a Hugging Face directory, PEFT's adapters or a GGUF
-            file; peft: a run that trained adapters, or a step of one; weights: a .pt file, a DCP or
-            Orbax directory, safetensors, a run or a checkpoint step.
+            file; peft: a run that trained adapters, or a step of one; diffusers: a run or a step of
+            a diffusion model; weights: a .pt file, a DCP or Orbax directory, safetensors, a run or
+            a checkpoint step.
         output: new directory or file.
-        dtype: hf: type of the stored weights, default float32.
-        max_shard_gb: hf: largest safetensors file, in GB; default 5.
+        dtype: hf, diffusers: type of the stored weights, default float32.
+        max_shard_gb: hf, diffusers: largest safetensors file, in GB; default 5.
         to: weights: the container: safetensors (a file if the output's name ends so), pt (a file
             for torch.load), distcp (for torch.distributed.checkpoint) or orbax.
         item: weights: which tree of an Orbax checkpoint or of a step; ours: params.
         select: weights: only tensors that match one of these patterns, such as 'model.*'.
     """
-    options = {
-        "weights": {"to": to, "item": item, "select": select or None},
-        "hf": {"dtype": dtype, "max-shard-gb": max_shard_gb},
-    }
+    whole = {"dtype": dtype, "max-shard-gb": max_shard_gb}
+    options = {"weights": {"to": to, "item": item, "select": select or None}}
+    options |= {"hf": whole} if kind != "diffusers" else {}
     for other in options.keys() - {kind}:
         for option, value in options[other].items():
             if value is not None:
@@ -62,6 +62,13 @@ def export(
 
     shard = int((5.0 if max_shard_gb is None else max_shard_gb) * 10**9)
     stored = Precision(param=dtype or "float32")
+    if kind == "diffusers":
+        from ziggurat.models import diffusers_layout, image_pipeline
+
+        pipeline = image_pipeline.load(model, precision=stored)
+        path = diffusers_layout.export(pipeline, output, max_shard_bytes=shard)
+        console.output().print(f"{pipeline.source} -> {path}", soft_wrap=True)
+        return 0
     if model.is_dir() and pretrained_encoder.is_encoder(model):
         loaded = pretrained_encoder.load(model, precision=stored)
         path = pretrained_encoder.export_hf(loaded, output, max_shard_bytes=shard)
@@ -122,9 +129,9 @@ def _export_weights(
 
 
 def main(args: list[str]) -> int:
-    if args and args[0] not in ("hf", "peft", "weights", "--help", "-h"):
+    if args and args[0] not in ("hf", "peft", "diffusers", "weights", "--help", "-h"):
         raise ConfigError(
-            "export", found=repr(args[0]), expected="hf, peft or weights",
+            "export", found=repr(args[0]), expected="hf, peft, diffusers or weights",
             fix=EXAMPLE.partition("\n")[0],
         )  # fmt: skip
     return console.run(export, args, "ziggurat export", EXAMPLE)

@@ -11,7 +11,7 @@ EXAMPLE = """ziggurat import hf DOWNLOADS/SmolLM2-135M --output models/smollm2
 
 
 def import_(
-    kind: Literal["hf", "gguf", "weights"],
+    kind: Literal["hf", "gguf", "diffusers", "weights"],
     source: Path,
     /,
     output: Path,
@@ -20,12 +20,13 @@ def import_(
     prefix_strip: str | None = None,
     item: str | None = None,
 ) -> int:
-    """Read a Hugging Face directory, a GGUF file, or the weights of another program's checkpoint
-    into a checkpoint that every verb takes. No pickle is executed.
+    """Read a Hugging Face directory, a GGUF file, a pipeline of diffusers, or the weights of
+    another program's checkpoint into a checkpoint that every verb takes. No pickle is executed.
 
     Args:
-        kind: hf (config.json and safetensors), gguf (one file, dequantised) or weights (a .pt
-            file, a DCP or Orbax directory, safetensors, with names of Hugging Face or TorchTitan).
+        kind: hf (config.json and safetensors), gguf (one file, dequantised), diffusers
+            (model_index.json, or a DiT's config.json) or weights (a .pt file, a DCP or Orbax
+            directory, safetensors, with names of Hugging Face or TorchTitan).
         source: the directory or file.
         output: new directory for the checkpoint.
         verify: hf and gguf: compare logits with transformers and keep the result beside the
@@ -43,6 +44,8 @@ def import_(
             raise ConfigError(
                 f"import {kind} --{option}", found=value, expected="this option for weights only"
             )
+    if kind == "diffusers":
+        return _import_diffusers(source, output, verify)
     from ziggurat.models import pretrained, pretrained_encoder, proof
     from ziggurat.models.quantized import formats_of
 
@@ -85,6 +88,24 @@ def _import_encoder(source: Path, output: Path, verify: str) -> int:
         out.print(f"largest difference of states from transformers: {difference:.2e}")
     path = pretrained_encoder.save(encoder, output, records)
     out.print(f"written: {path}")
+    return 0
+
+
+def _import_diffusers(source: Path, output: Path, verify: str) -> int:
+    if verify == "always":
+        raise ConfigError(
+            "import diffusers --verify", found="always", expected="auto or never: nothing compares"
+        )
+    from ziggurat.models import diffusers_layout, image_pipeline
+
+    out = console.output()
+    pipeline = diffusers_layout.load(source)
+    latents = pipeline.autoencoder
+    beside = "" if latents is None else f", autoencoder {latents.parameter_count:,}"
+    kind = pipeline.model.config.kind
+    out.print(f"{kind}: {pipeline.model.parameter_count:,} parameters{beside}")
+    path = image_pipeline.save(pipeline, output, {"source": source.name})
+    out.print(f"written: {path}", soft_wrap=True)
     return 0
 
 
@@ -132,6 +153,16 @@ def _import_weights(
 def _check_kind(kind: str, source: Path) -> None:
     if kind == "weights":
         return
+    if kind == "diffusers":
+        from ziggurat.models.diffusers_layout import is_diffusers
+
+        if not source.is_dir() or not is_diffusers(source):
+            raise ModelError(
+                f"import diffusers {source}",
+                found="no model_index.json, and no config.json of diffusers",
+                expected="a directory of diffusers",
+            )
+        return
     if source.exists() and source.is_file() != (kind == "gguf"):
         raise ModelError(
             f"import {kind} {source}",
@@ -146,9 +177,9 @@ def _check_kind(kind: str, source: Path) -> None:
 
 
 def main(args: list[str]) -> int:
-    if args and args[0] not in ("hf", "gguf", "weights", "--help", "-h"):
+    if args and args[0] not in ("hf", "gguf", "diffusers", "weights", "--help", "-h"):
         raise ConfigError(
-            "import", found=repr(args[0]), expected="hf, gguf or weights",
+            "import", found=repr(args[0]), expected="hf, gguf, diffusers or weights",
             fix=EXAMPLE.partition("\n")[0],
         )  # fmt: skip
     return console.run(import_, args, "ziggurat import", EXAMPLE)

@@ -97,13 +97,41 @@ def _train(run) -> int:
     elif outcome.finished and run.value.report.prompts:
         with outcome.timer.phase("samples"):
             samples = _samples(outcome)
-    path = report(outcome, samples)
+    pictures = []
+    if outcome.finished and run.value.report.sample_images:
+        with outcome.timer.phase("samples"):
+            pictures = [_picture(run.value)]
+    path = report(outcome, samples, pictures)
     out = console.output()
     out.print(f"{outcome.status}: {run.value.directory}")
     out.print(f"report: {path}")
     if not outcome.finished:
         out.print("to go on, give the same command again")
     return 0
+
+
+def _picture(run):
+    """A row of drawn images for each class, by the checkpoint that was just written."""
+    import jax
+    import numpy as np
+
+    from ziggurat.data.image_grid import data_uri, grid, png
+    from ziggurat.models import image_pipeline
+    from ziggurat.train.report import Picture
+
+    pipeline = image_pipeline.load(run.directory)
+    sampling, guidance = pipeline.default_sampling, run.report.sample_guidance
+    classes, each = pipeline.model.config.classes, run.report.sample_images
+    labels = np.repeat(np.arange(classes, dtype=np.int32), each)
+    seeds = np.arange(len(labels), dtype=np.int32)
+    drawn = jax.jit(pipeline.draw(sampling, guidance))(pipeline.weights, labels, seeds)
+    names = ", ".join(pipeline.around.labels) or f"0 to {classes - 1}"
+    title = (
+        f"{each} images of each class, a row each: {names}. {sampling.method}, "
+        f"{sampling.steps} steps, guidance {guidance:g}."
+    )
+    picture = grid(np.asarray(drawn), columns=each)
+    return Picture(title=title, uri=data_uri(png(picture)))
 
 
 def _samples(outcome):
@@ -115,7 +143,7 @@ def _samples(outcome):
     if parts.pretrained is None:
         _log.warning("no samples in the report: what was trained writes no text")
         return []
-    model = parts.pretrained(outcome.state.params)
+    model = parts.pretrained(outcome.state.evaluated)
     limit = min(model.model.config.max_sequence_length, parts.data.sequence_length)
     params = SamplingParams(max_tokens=run.report.sample_tokens, temperature=0.0)
     with LLM(model, EngineConfig(max_sequence_length=limit)) as llm:

@@ -18,7 +18,7 @@ class Dimension:
 
 
 DIMENSIONS = (
-    Dimension("b", "batch", "sequences in a batch"),
+    Dimension("b", "batch", "sequences or images in a batch"),
     Dimension("t", "sequence", "tokens (query positions) in a sequence"),
     Dimension("s", "key_sequence", "key/value positions attended to"),
     Dimension("n", "tokens", "flattened tokens, b times t"),
@@ -35,4 +35,7 @@ DIMENSIONS = (
     Dimension("e", "experts", "experts of a mixture"),
     Dimension("p", "problems", "problems that completions are sampled for"),
     Dimension("q", "completions", "completions of one problem"),
+    Dimension("i", "image_height", "rows of an image or of its latents"),
+    Dimension("j", "image_width", "columns of an image or of its latents"),
+    Dimension("o", "channels", "channels of an image, of its latents or of a convolution"),
 )

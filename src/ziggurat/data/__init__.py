@@ -19,6 +19,8 @@ from ziggurat.data.dataset import Held, PackedDataset
 from ziggurat.data.deduplicate import Deduplicate
 from ziggurat.data.filter import Filter
 from ziggurat.data.huggingface import HuggingFaceTokenizer
+from ziggurat.data.image_sources import Digits, ImageArrays, ImageFolder, open_images
+from ziggurat.data.images import ImageData, ImageDataset, build_images
 from ziggurat.data.mixture import Mixture, Stage
 from ziggurat.data.opening import Dataset, build, documents, tokenizer_for
 from ziggurat.data.packing import BestFit, Concat, FirstFit, Single
@@ -54,12 +56,17 @@ __all__ = [
     "DataConfig",
     "Dataset",
     "Deduplicate",
+    "Digits",
     "Document",
     "Filter",
     "FirstFit",
     "Held",
     "HuggingFaceDataset",
     "HuggingFaceTokenizer",
+    "ImageArrays",
+    "ImageData",
+    "ImageDataset",
+    "ImageFolder",
     "JsonLines",
     "LoadTokenizer",
     "Mixture",
@@ -76,8 +83,10 @@ __all__ = [
     "WebDataset",
     "build",
     "build_answers",
+    "build_images",
     "byte_level",
     "documents",
+    "open_images",
     "read",
     "tokenise",
     "tokenizer",

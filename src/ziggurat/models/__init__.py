@@ -7,8 +7,11 @@
 139584
 """
 
+from ziggurat.models.autoencoder_kl import AutoencoderKLConfig
 from ziggurat.models.bert import BertConfig
 from ziggurat.models.deepseek import DeepseekV3Config
+from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
+from ziggurat.models.dit import DitConfig
 from ziggurat.models.encoder_model import EncoderModel
 from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
 from ziggurat.models.gemma import Gemma2Config, Gemma3Config
@@ -23,8 +26,12 @@ from ziggurat.models.text_embedder import TextEmbedder
 
 __all__ = [
     "FAMILIES",
+    "AutoencoderKLConfig",
+    "AutoencoderModel",
     "BertConfig",
     "DeepseekV3Config",
+    "DiffusionModel",
+    "DitConfig",
     "EncoderModel",
     "Family",
     "Gemma2Config",

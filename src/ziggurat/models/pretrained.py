@@ -20,6 +20,7 @@ from ziggurat.checkpoint import (
     read_arrays,
     write_sharded,
 )
+from ziggurat.checkpoint.manifest import read_manifest
 from ziggurat.core import atomic, config
 from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import leaf_name, named_leaves
@@ -55,6 +56,11 @@ MODEL_FILE = "model.json"
 """The family's config inside a checkpoint step."""
 ROPE_DIVISORS = "rope_freqs.weight"
 """Tensor of a GGUF file that scales rotary frequencies; it becomes part of the config."""
+DIFFUSION_FILE = "diffusion.json"
+"""Inside a step of a diffusion model: its process, classes and autoencoder."""
+PARAMS, AVERAGE = "params", "average"
+"""Items of a checkpoint step: the last parameters, and their moving average if the run kept one,
+which is then what the model is."""
 TOKENIZER = "tokenizer"
 """Directory of the tokenizer inside a checkpoint step."""
 
@@ -80,7 +86,8 @@ def load(
     Args:
         path: a run directory (its newest intact step), a step directory, a Hugging Face directory
             (``config.json`` and safetensors), a GGUF file, or a directory of PEFT's adapters.
-            Adapters, a run's or PEFT's, are added to their base.
+            Adapters, a run's or PEFT's, are added to their base. Of a run that kept an average of
+            its parameters, that is read.
         precision: parameter and compute types; default float32.
         layout: where parameters go; default the first device.
 
@@ -203,10 +210,22 @@ def step_directory(path: Path) -> Path | None:
     return None
 
 
+def trained_item(step: Path) -> str:
+    """The item of a step that holds the model: the average of its parameters, if there is one."""
+    return AVERAGE if AVERAGE in read_manifest(step).items else PARAMS
+
+
 def _load_step(
     step: Path, name: str, precision: Precision | None, layout: Layout | None
 ) -> Pretrained:
     values = json.loads((step / MODEL_FILE).read_text())
+    if (step / DIFFUSION_FILE).is_file():
+        raise ModelError(
+            f"model {step}",
+            found=f"a diffusion model ({values.get('kind')})",
+            expected="a language model",
+            fix="it draws: ziggurat sample",
+        )
     settings = model_config(values, str(step / MODEL_FILE))
     _refuse_encoder(FAMILIES[settings.kind], step)
     if (step / adapters.ADAPTER_FILE).is_file():
@@ -220,7 +239,8 @@ def _load_step(
     if (step / FORMATS_FILE).is_file():
         model = quantized(model, read_formats(step / FORMATS_FILE, model))
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    params = place_arrays(step, read_arrays(step, "params"), model.abstract, shardings)
+    arrays = read_arrays(step, trained_item(step))
+    params = place_arrays(step, arrays, model.abstract, shardings)
     tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
     return Pretrained(model, params, tokenizer, name, str(step))
 
@@ -232,7 +252,7 @@ def read_adapters(step: Path, model: LanguageModel, lora: adapters.Lora) -> Para
         CheckpointError: one is missing or of another shape.
     """
     shapes, _ = adapters.adapter_shapes(model, lora)
-    return place_arrays(step, read_arrays(step, "params"), shapes, {})
+    return place_arrays(step, read_arrays(step, trained_item(step)), shapes, {})
 
 
 def _with_adapters(

@@ -1,7 +1,8 @@
 """Layers in Flax NNX.
 
 Linear, norm, rope, attention with an attention-context argument, gated MLP, embeddings, and the
-scanned decoder made of them, with logical axis names on every parameter.
+scanned decoder made of them; convolutions, the diffusion transformer and the autoencoder of its
+latents; with logical axis names on every parameter.
 """
 
 from ziggurat.nn.attention import Attention, GroupedAttentionConfig
@@ -14,8 +15,11 @@ from ziggurat.nn.attention_context import (
     Packed,
 )
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
+from ziggurat.nn.convolution import Convolution, GroupNorm, ResidualBlock
 from ziggurat.nn.decoder import Decoder, DecoderConfig
+from ziggurat.nn.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from ziggurat.nn.encoder import Encoder, EncoderConfig
+from ziggurat.nn.image_autoencoder import ImageAutoencoder, ImageAutoencoderConfig
 from ziggurat.nn.latent_attention import LatentAttention, LatentAttentionConfig
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
@@ -34,14 +38,20 @@ __all__ = [
     "Both",
     "Cached",
     "Causal",
+    "Convolution",
     "Decoder",
     "DecoderConfig",
+    "DiffusionTransformer",
+    "DiffusionTransformerConfig",
     "Embedding",
     "Encoder",
     "EncoderConfig",
     "GatedMLP",
     "GatedMlpConfig",
+    "GroupNorm",
     "GroupedAttentionConfig",
+    "ImageAutoencoder",
+    "ImageAutoencoderConfig",
     "LatentAttention",
     "LatentAttentionConfig",
     "LayerConfig",
@@ -55,6 +65,7 @@ __all__ = [
     "PlainMlpConfig",
     "Precision",
     "RMSNorm",
+    "ResidualBlock",
     "RopeConfig",
     "RouterConfig",
     "Routing",

@@ -137,19 +137,18 @@ def counted_tokens(context: AttentionContext) -> Bool[Array, "b t"] | None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Both:
-    """Attention in both directions over rows padded to one length (encoders)."""
+    """Attention in both directions (encoders, diffusion), over rows padded to one length or not."""
 
-    mask: Int[Array, "b t"]
-    """1 for a token, 0 for padding, which no token sees."""
+    mask: Int[Array, "b t"] | None = None
+    """1 for a token, 0 for padding, which no token sees; ``None``: no padding."""
 
     @property
     def state(self) -> State:
         return ()
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
-        mask = AttentionMask(
-            positions, positions, jnp.ones_like(self.mask), self.mask, causal=False
-        )
+        segments = () if self.mask is None else (jnp.ones_like(self.mask), self.mask)
+        mask = AttentionMask(positions, positions, *segments, causal=False)
         return attend_by_rule(query, key, value, mask, rule, sinks), state
 
     def advance(self, state: State, tokens: int) -> "Both":

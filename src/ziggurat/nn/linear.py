@@ -12,7 +12,11 @@ from ziggurat.nn.precision import Precision
 
 
 def parameter(
-    rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], std: float, precision: Precision
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    std: float,
+    precision: Precision,
 ) -> nnx.Param:
     """A parameter drawn from N(0, std), carrying the logical names of its dimensions."""
     draw = std * jax.random.normal(rngs.params(), shape, jnp.float32)
@@ -20,7 +24,7 @@ def parameter(
 
 
 def constant(
-    value: float, shape: tuple[int, ...], axes: tuple[str, ...], p: Precision
+    value: float, shape: tuple[int, ...], axes: tuple[str | None, ...], p: Precision
 ) -> nnx.Param:
     """A parameter that starts at one value (norm scales, biases)."""
     return nnx.Param(jnp.full(shape, value, p.param_dtype), axes=axes)
@@ -32,7 +36,7 @@ class Linear(nnx.Module):
     Args:
         d_in: input width.
         d_out: output width.
-        axes: logical names of ``(d_in, d_out)``.
+        axes: logical names of ``(d_in, d_out)``; None: the same on all devices.
         bias: whether ``b`` exists.
         std: standard deviation of the initial weights.
     """
@@ -41,7 +45,7 @@ class Linear(nnx.Module):
         self,
         d_in: int,
         d_out: int,
-        axes: tuple[str, str],
+        axes: tuple[str | None, str | None],
         *,
         bias: bool,
         std: float,

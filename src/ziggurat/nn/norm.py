@@ -71,9 +71,15 @@ class LayerNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
         shape = (1,) * (x.ndim - 1) + (-1,)
         scale, bias = (p[...].reshape(shape).astype(jnp.float32) for p in (self.scale, self.bias))
-        return (centred * jax.lax.rsqrt(variance + self.eps) * scale + bias).astype(x.dtype)
+        return (standardised(x, self.eps) * scale + bias).astype(x.dtype)
+
+
+def standardised(x: Float[Array, "... d"], eps: float) -> Float[Array, "... d"]:
+    r""":math:`(x - \mu) / \sqrt{\sigma^2 + \epsilon}` over the last dimension, in float32: a layer
+    norm without parameters."""
+    wide = x.astype(jnp.float32)
+    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(centred * centred, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + eps)

@@ -59,7 +59,8 @@ def subject(run: RunConfig, devices: Sequence[Any], objectives: Objectives = OBJ
         ConfigError, ShardingError: as :func:`abstract_step`.
     """
     step, arguments, layout, program = _parts(run, devices, objectives)
-    model, length = program.model, run.data.sequence_length
+    model, length = program.model, run.row_tokens
+    assert length is not None, "a model given by its sizes says how many tokens a row has"
     per_token = training_flops_per_token(
         model.matmul_parameter_count,
         layers=1,
@@ -97,7 +98,8 @@ def _parts(
     program = kind_of(run, objectives).program(run, layout)
     check_mesh(run, layout)
     optimizer, step, _ = compiled_parts(run, layout, program)
-    state = abstract_state(program.model, optimizer, layout)
+    averaged = run.train.ema_decay is not None
+    state = abstract_state(program.model, optimizer, layout, averaged=averaged)
     return step, (state, program.batch, program.frozen), layout, program
 
 

@@ -12,10 +12,11 @@ from pydantic import Discriminator, Tag
 from ziggurat.checkpoint import CheckpointConfig
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
-from ziggurat.data import DataConfig, TokenizerConfig
+from ziggurat.data import DataConfig, ImageData, TokenizerConfig
 from ziggurat.mesh import MeshConfig
 from ziggurat.models import (
     DeepseekV3Config,
+    DitConfig,
     Gemma2Config,
     Gemma3Config,
     Gpt2Config,
@@ -40,7 +41,8 @@ class PretrainedModel:
 
     kind: Literal["pretrained"] = "pretrained"
     path: Path
-    """A run, a checkpoint step, a Hugging Face directory or a GGUF file."""
+    """A run, a checkpoint step, a Hugging Face directory, a GGUF file, or a pipeline of
+    diffusers."""
 
 
 ModelNode = Annotated[
@@ -54,6 +56,7 @@ ModelNode = Annotated[
     | Qwen3MoeConfig
     | DeepseekV3Config
     | GptOssConfig
+    | DitConfig
     | PretrainedModel,
     Discriminator("kind"),
 ]
@@ -61,7 +64,9 @@ ModelNode = Annotated[
 
 
 DataNode = Annotated[
-    Annotated[DataConfig, Tag("text")] | Annotated[Problems, Tag("problems")],
+    Annotated[DataConfig, Tag("text")]
+    | Annotated[Problems, Tag("problems")]
+    | Annotated[ImageData, Tag("images")],
     Discriminator(config.kind_or("text")),
 ]
 """What to train on; a table without ``kind`` is text."""
@@ -79,6 +84,9 @@ class TrainConfig:
     """Type of activations and products; ``auto``: bfloat16 on accelerators, float32 on CPU."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which parameters are stored and updated."""
+    ema_decay: float | None = None
+    """Keep an average of the parameters, of which each step leaves this share, fewer in the first
+    steps; it is evaluated and drawn from. E.g. 0.999; default none."""
     remat: Remat = "none"
     """What blocks keep for the backward pass: all, weight products only, or their input only."""
     attention: str = "auto"
@@ -93,6 +101,8 @@ class TrainConfig:
     def __post_init__(self):
         for name in ("steps", "accumulate", "max_bad_steps"):
             config.require(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
+        decay = self.ema_decay
+        config.require(decay is None or 0 < decay < 1, "ema_decay", decay, "between 0 and 1")
         within = self.stop_within_s
         config.require(within is None or within > 0, "stop_within_s", within, "more than 0")
 
@@ -121,13 +131,20 @@ class ReportConfig:
     """Prompts that the trained model continues in the report."""
     sample_tokens: int = 64
     """Tokens generated for each prompt."""
+    sample_images: int = 0
+    """Images of each class in the report's picture, for models that draw."""
+    sample_guidance: float = 1.0
+    """How much more of its class an image gets than without it."""
 
     def __post_init__(self):
         config.require(self.sample_tokens >= 1, "sample_tokens", self.sample_tokens, "at least 1")
+        config.require(self.sample_images >= 0, "sample_images", self.sample_images, "at least 0")
 
 
 ADAPTED = ("sft", "dpo", "kto", "reward", "distill")
 """Kinds of objective that train adapters if asked to."""
+IMAGE_OBJECTIVES = ("flow", "ddpm")
+"""Kinds of objective that learn from images; all others learn from text."""
 EVALUATION_METRICS = ("eval_loss", "eval_perplexity", "eval_accuracy")
 COMPARABLE = ("loss", "accuracy", "grad_norm", *EVALUATION_METRICS)
 """What checkpoints can be compared by."""
@@ -177,6 +194,26 @@ class RunConfig:
         config.require(self.adapter is None or kind in ADAPTED, "adapter", "a table", expected)
         if self.checkpoint.keep_best:
             self._check_metric(self.checkpoint.metric)
+        self._check_images()
+
+    def _check_images(self) -> None:
+        """Whether model, data and objective are all of images, or none of them."""
+        images = self.objective.kind in IMAGE_OBJECTIVES
+        found, wanted = self.data.kind, "images" if images else "text or problems"
+        fits = (found == "images") == images
+        config.require(fits, "data.kind", found, f"{wanted} for {self.objective.kind}")
+        model, drawn = self.model.kind, self.model.kind == "dit"
+        expected = "dit" if images else "a language model"
+        fits = drawn == images or model == "pretrained"
+        config.require(fits, "model.kind", model, f"{expected} for {self.objective.kind}")
+        if images:
+            nothing = f"nothing for {self.objective.kind}"
+            config.require(self.tokenizer is None, "tokenizer", "a table", nothing)
+            config.require(not self.report.prompts, "report.prompts", "prompts", nothing)
+        else:
+            drawn = self.report.sample_images
+            expected = f"0 for {self.objective.kind}, which draws nothing"
+            config.require(drawn == 0, "report.sample_images", drawn, expected)
 
     def _check_metric(self, metric: str) -> None:
         """Whether ``checkpoint.keep_best`` has something to go by at every checkpoint."""
@@ -186,6 +223,13 @@ class RunConfig:
         if metric in EVALUATION_METRICS:
             expected = "data.eval_fraction and evaluation.every set, or another metric"
             config.require(held, "checkpoint.metric", metric, expected)
+
+    @property
+    def row_tokens(self) -> int | None:
+        """Tokens of a row inside the model; None where only weights will tell."""
+        if isinstance(self.data, ImageData):
+            return self.model.tokens if isinstance(self.model, DitConfig) else None
+        return self.data.sequence_length
 
     @property
     def directory(self) -> Path:

@@ -98,7 +98,7 @@ def assemble(run: RunConfig, layout: Layout, parts: Parts) -> Experiment:
     """Join built parts: objective, optimizer, step and evaluation."""
     model = parts.program.model
     optimizer, step, evaluate = compiled_parts(run, layout, parts.program)
-    abstract = abstract_state(model, optimizer, layout)
+    abstract = abstract_state(model, optimizer, layout, averaged=run.train.ema_decay is not None)
 
     def initial() -> TrainState:
         return initial_state(model, optimizer, abstract, run.seed, parts.start)
@@ -119,7 +119,9 @@ def compiled_parts(
             fix="use the devices on another axis, e.g. fsdp or data",
         )
     optimizer = optim.build(run.optimizer, total_steps=run.train.steps, axes=model.axes)
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, optimizer, layout))
+    decay = run.train.ema_decay
+    abstract = abstract_state(model, optimizer, layout, averaged=decay is not None)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(
         build_step(
             program.sums,
@@ -127,6 +129,7 @@ def compiled_parts(
             layout,
             accumulate=run.train.accumulate,
             router_bias_rate=program.router_bias_rate,
+            ema_decay=decay,
         ),
         donate_argnums=0,
         out_shardings=(shardings, layout.replicated()),
@@ -163,4 +166,5 @@ def check_mesh(run: RunConfig, layout: Layout) -> None:
             expected=f"a divisor of data.batch_size = {run.data.batch_size}",
         )
     layout.require_divides("a micro-batch", micro)
-    layout.require_divides("a row", {"sequence": run.data.sequence_length})
+    if run.row_tokens is not None:
+        layout.require_divides("a row", {"sequence": run.row_tokens})

@@ -22,6 +22,7 @@ from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Processes
 from ziggurat.models import Params
+from ziggurat.models.pretrained import AVERAGE
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.journal import Journal
@@ -257,14 +258,13 @@ class Loop:
 
     def _evaluate(self, state: TrainState) -> None:
         with self.timer.phase("evaluation"):
-            values = evaluate(self.experiment, state.params)
+            values = evaluate(self.experiment, state.evaluated)
         if values:
             self._record(values)
 
     def _save(self, state: TrainState, last: bool = False) -> None:
         if self._saved == self.done and not last:
             return
-        arrays = {"params": state.params, "optimizer": state.optimizer}
         metrics = {name: self._latest[name] for name in COMPARABLE if name in self._latest}
         counters = {"skipped": int(state.skipped), "bad_in_a_row": int(state.bad_in_a_row)}
         records = {
@@ -274,7 +274,7 @@ class Loop:
         }
         with self.timer.phase("checkpoint"):
             report = self.checkpoints.save(
-                self.done, arrays, records, self._files, metrics=metrics, final=last
+                self.done, state.arrays, records, self._files, metrics=metrics, final=last
             )
         if report.disk is not None:
             self.sinks.write(self.done - 1, {"checkpoint_blocking_s": report.blocking_s})
@@ -320,8 +320,7 @@ def _first_state(experiment: Experiment, checkpoints: Tiers) -> tuple[TrainState
     if checkpoints.latest() is None:
         return experiment.initial(), 0
     abstract = experiment.abstract
-    like = {"params": abstract.params, "optimizer": abstract.optimizer}
-    restored = checkpoints.restore(None, like)
+    restored = checkpoints.restore(None, abstract.arrays)
     _log.info("step %d from %s in %.2f s", restored.step, restored.tier, restored.seconds)
     done = experiment.data.check_state(restored.records["data"])
     checkpoints.discard_after(done)
@@ -336,6 +335,7 @@ def _first_state(experiment: Experiment, checkpoints: Tiers) -> tuple[TrainState
         step=counter(done),
         skipped=counter(counters["skipped"]),
         bad_in_a_row=counter(counters["bad_in_a_row"]),
+        average=restored.arrays.get(AVERAGE),
     )
     return state, done
 

@@ -37,6 +37,19 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """Images the model drew, as one picture."""
+
+    title: str
+    """What is on it, from left to right and top to bottom."""
+    uri: str
+    """The PNG file as a ``data:`` address (``data.image_grid.data_uri``)."""
+
+    def __post_init__(self):
+        assert self.uri.startswith("data:image/png;base64,"), "a page loads nothing from elsewhere"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedCheckpoint:
     """A checkpoint the run left."""
 
@@ -83,6 +96,7 @@ class RunReport:
     config: Sequence[tuple[str, str, str]] = ()
     """Rows (key, value, source) of ``core.config.Resolved.table``."""
     samples: Sequence[Sample] = ()
+    pictures: Sequence[Picture] = ()
     checkpoints: Sequence[SavedCheckpoint] = ()
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Package or machine fact -> version or text."""

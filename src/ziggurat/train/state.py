@@ -10,6 +10,7 @@ from ziggurat.core import prng
 from ziggurat.core.pytrees import map_named
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
+from ziggurat.models.pretrained import AVERAGE, PARAMS
 from ziggurat.optim import Optimizer, state_axes
 from ziggurat.train.trainable import Trainable
 
@@ -30,12 +31,27 @@ class TrainState:
     """int32 scalar: steps whose update was left out because loss or gradient was not finite."""
     bad_in_a_row: Any
     """int32 scalar: how many such steps came last."""
+    average: Params | None = None
+    """Moving average of the parameters, where the run keeps one."""
+
+    @property
+    def evaluated(self) -> Params:
+        """What is evaluated and drawn from: the average where there is one."""
+        return self.params if self.average is None else self.average
+
+    @property
+    def arrays(self) -> dict[str, Any]:
+        """Items of a checkpoint."""
+        average = {} if self.average is None else {AVERAGE: self.average}
+        return {PARAMS: self.params, "optimizer": self.optimizer} | average
 
 
-def abstract_state(model: Trainable, optimizer: Optimizer, layout: Layout) -> TrainState:
+def abstract_state(
+    model: Trainable, optimizer: Optimizer, layout: Layout, *, averaged: bool = False
+) -> TrainState:
     """Shapes, types and shardings of the whole state; allocates nothing.
 
-    Optimizer moments are sharded like the parameters they belong to.
+    Optimizer moments and the average are sharded like the parameters they belong to.
 
     Raises:
         ShardingError: a dimension does not divide over the mesh.
@@ -49,12 +65,14 @@ def abstract_state(model: Trainable, optimizer: Optimizer, layout: Layout) -> Tr
         return jax.tree.map(one, shardings, abstract)
 
     counter = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.replicated())
+    params = place(model.shardings(layout), model.abstract)
     return TrainState(
-        params=place(model.shardings(layout), model.abstract),
+        params=params,
         optimizer=place(layout.tree(state_axes(moments, model.axes), moments), moments),
         step=counter,
         skipped=counter,
         bad_in_a_row=counter,
+        average=params if averaged else None,
     )
 
 
@@ -79,7 +97,8 @@ def initial_state(
     def make(given: Params | None) -> TrainState:
         fresh = model.init(prng.stream(seed, "init")) if given is None else given
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(fresh, optimizer.transform.init(fresh), zero, zero, zero)
+        average = None if abstract.average is None else fresh
+        return TrainState(fresh, optimizer.transform.init(fresh), zero, zero, zero, average)
 
     if params is not None:
         params = map_named(

@@ -43,6 +43,7 @@ def build_step(
     *,
     accumulate: int = 1,
     router_bias_rate: float = 0.0,
+    ema_decay: float | None = None,
 ) -> Step:
     r"""The step of an objective under an optimizer.
 
@@ -56,6 +57,7 @@ def build_step(
         layout: where activations live while tracing.
         accumulate: number of micro-batches; divides the batch.
         router_bias_rate: how far the correcting biases of routers move against experts' loads.
+        ema_decay: share of the state's average that a step leaves, if it has one.
 
     Returns:
         A pure function; jit it, donating the state. Metrics: ``loss`` and the objective's others
@@ -83,6 +85,8 @@ def build_step(
                 new = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
                 if router_bias_rate:
                     new = _balanced(new, sums.loads, router_bias_rate)
+                if ema_decay is not None:
+                    new = _averaged(new, ema_decay)
         metrics = {name: value * scale for name, value in sums.metrics.items()}
         metrics |= {
             "grad_norm": norm,
@@ -141,7 +145,22 @@ def _update(
         step=state.step + 1,
         skipped=state.skipped + bad,
         bad_in_a_row=jnp.where(fine, 0, state.bad_in_a_row + 1),
+        average=state.average,
     )
+
+
+def _averaged(state: TrainState, decay: float) -> TrainState:
+    r"""The average moved towards the new parameters by :math:`1 - \min(d, (1 + s) / (10 + s))` at
+    the ``s``-th update, so that it forgets where it began; left as it is by a skipped step."""
+    updates = (state.step - state.skipped).astype(jnp.float32)
+    rate = 1.0 - jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
+    rate = jnp.where(state.bad_in_a_row == 0, rate, 0.0)
+
+    def moved(average: jax.Array, new: jax.Array) -> jax.Array:
+        wide = average.astype(jnp.float32)
+        return (wide + rate * (new.astype(jnp.float32) - wide)).astype(average.dtype)
+
+    return dataclasses.replace(state, average=jax.tree.map(moved, state.average, state.params))
 
 
 def _balanced(state: TrainState, loads: Mapping[str, jax.Array], rate: float) -> TrainState:

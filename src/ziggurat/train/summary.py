@@ -12,12 +12,14 @@ from ziggurat.profile.hardware import chip_count
 from ziggurat.profile.memory import device_memory, host_memory
 from ziggurat.train.loop import Outcome
 from ziggurat.train.metrics import read_metrics
-from ziggurat.train.report import RunReport, Sample, SavedCheckpoint, write_report
+from ziggurat.train.report import Picture, RunReport, Sample, SavedCheckpoint, write_report
 
 PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def report(outcome: Outcome, samples: Sequence[Sample] = ()) -> Path:
+def report(
+    outcome: Outcome, samples: Sequence[Sample] = (), pictures: Sequence[Picture] = ()
+) -> Path:
     """Write ``report.html`` of a run; returns its path."""
     run, experiment, directory = outcome.run.value, outcome.experiment, outcome.directory
     devices = list(experiment.layout.mesh.devices.flatten())
@@ -45,6 +47,7 @@ def report(outcome: Outcome, samples: Sequence[Sample] = ()) -> Path:
             resumes=[row["step"] for row in sessions[1:]],
             config=outcome.run.table(),
             samples=samples,
+            pictures=pictures,
             checkpoints=[
                 SavedCheckpoint(step=info.step, path=str(info.path), size_bytes=info.bytes)
                 for info in Checkpoints(directory.checkpoints).steps()

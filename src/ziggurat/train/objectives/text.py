@@ -12,7 +12,7 @@ from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset, tokenize
 from ziggurat.mesh import Layout, Processes
 from ziggurat.models import LanguageModel, ModelConfig, pretrained
 from ziggurat.nn.precision import Precision
-from ziggurat.train.config import PretrainedModel, RunConfig, TrainConfig
+from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig, TrainConfig
 
 
 def documents(run: RunConfig) -> data_.DataConfig:
@@ -64,6 +64,7 @@ def abstract_model(run: RunConfig, layout: Layout) -> LanguageModel:
         raise ConfigError(
             "model", found="a path", expected="dimensions", fix="give [model] with its sizes"
         )
+    assert not isinstance(run.model, DitConfig), "the run file is checked"
     return build_model(run.model, run, layout)
 
 

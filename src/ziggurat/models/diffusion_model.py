@@ -1,0 +1,238 @@
+"""A diffusion model, and the autoencoder of its latents, as pure functions over nested dicts of
+parameters.
+
+>>> from ziggurat.models import DitConfig
+>>> config = DitConfig(image_size=8, channels=1, classes=10, d_model=16, n_layers=2, n_heads=2)
+>>> model = DiffusionModel.build(config)
+>>> params = model.init(jax.random.key(0))
+>>> images, labels = jnp.zeros((3, 8, 8, 1)), jnp.array([0, 3, 10])
+>>> model.predict(params, images, jnp.full(3, 500.0), labels).shape
+(3, 8, 8, 1)
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, Key
+
+from ziggurat.core.pytrees import named_leaves
+from ziggurat.mesh import Layout
+from ziggurat.models.autoencoder_kl.config import AutoencoderKLConfig
+from ziggurat.models.language_model import Params, traced
+from ziggurat.nn.decoder import Remat
+from ziggurat.nn.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
+from ziggurat.nn.image_autoencoder import ImageAutoencoder
+from ziggurat.nn.precision import Precision
+
+
+@runtime_checkable
+class DiffusionFamilyConfig(Protocol):
+    """What a diffusion family's config node offers."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def image_size(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def classes(self) -> int: ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of an image inside the model."""
+        ...
+
+    def transformer(self) -> DiffusionTransformerConfig:
+        """The diffusion transformer this config stands for."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionModel:
+    """A family's config with its traced structure; holds no arrays."""
+
+    config: DiffusionFamilyConfig
+    transformer: DiffusionTransformerConfig
+    precision: Precision
+    graph: Any
+    """NNX graph definition; with parameters it makes a ``DiffusionTransformer``."""
+    abstract: Params
+    """Shapes and types of the parameters."""
+    axes: Params
+    """Logical axis names of the parameters, tuples as leaves."""
+
+    @classmethod
+    def build(
+        cls,
+        config: DiffusionFamilyConfig,
+        precision: Precision | None = None,
+        remat: Remat = "none",
+        attention_kernel: str = "auto",
+    ) -> "DiffusionModel":
+        """Trace the model's structure; allocates nothing.
+
+        Args:
+            config: a family's config node, e.g. ``DitConfig``.
+            precision: parameter and compute types (default float32 for both).
+            remat: what a block keeps for its backward pass.
+            attention_kernel: a name of ``ziggurat.kernels.attention``, or ``"auto"``.
+        """
+        precision, transformer = precision or Precision(), config.transformer()
+
+        def make(key: Key[Array, ""]) -> DiffusionTransformer:
+            return DiffusionTransformer(
+                transformer,
+                precision=precision,
+                remat=remat,
+                attention_kernel=attention_kernel,
+                rngs=nnx.Rngs(params=key),
+            )
+
+        return cls(config, transformer, precision, *traced(make))
+
+    def init(self, key: Key[Array, ""], layout: Layout | None = None) -> Params:
+        """Fresh parameters, created sharded when a layout is given (never whole on one device)."""
+
+        def make(key: Key[Array, ""]) -> Params:
+            rngs = nnx.Rngs(params=key)
+            module = DiffusionTransformer(self.transformer, precision=self.precision, rngs=rngs)
+            return nnx.to_pure_dict(nnx.split(module)[1])
+
+        return jax.jit(make, out_shardings=None if layout is None else self.shardings(layout))(key)
+
+    def shardings(self, layout: Layout) -> Params:
+        """Where each parameter lives.
+
+        Raises:
+            ShardingError: heads or another dimension does not divide over the mesh.
+        """
+        layout.require_divides("the heads", self.transformer.attention.divided)
+        return layout.tree(self.axes, self.abstract)
+
+    def predict(
+        self,
+        params: Params,
+        x: Float[Array, "b i j o"],
+        time: Float[Array, "b"],
+        labels: Int[Array, "b"],
+    ) -> Float[Array, "b i j o"]:
+        """What the model says of noisy images, in float32; a predicted variance is left out."""
+        output = nnx.merge(self.graph, params)(x, time, labels)
+        return output[..., : x.shape[-1]].astype(jnp.float32)
+
+    @property
+    def none(self) -> int:
+        """The label that stands for no class."""
+        return self.config.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Rows, columns and channels of what the model works on."""
+        return (self.config.image_size, self.config.image_size, self.config.channels)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
+
+    @property
+    def matmul_parameter_count(self) -> int:
+        """Parameters that multiply every token: all matrices; those of time, class and modulation
+        multiply once for an image, and count by so much less."""
+        count = 0.0
+        for name, leaf in named_leaves(self.abstract).items():
+            once = "conditioning" in name or "modulation" in name
+            if name.endswith("kernel") or name == "patch":
+                count += leaf.size / (self.config.tokens if once else 1)
+        return round(count)
+
+    @property
+    def has_experts(self) -> bool:
+        return False
+
+    @property
+    def attention_channels(self) -> float:
+        """Query channels of all heads of all layers: each costs 4 FLOPs per query and key."""
+        attention = self.transformer.attention
+        return self.transformer.n_layers * (attention.score_channels + attention.mix_channels) / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderModel:
+    """An autoencoder's config with its traced structure; holds no arrays.
+
+    >>> config = AutoencoderKLConfig(level_channels=(8, 16), groups=4)
+    >>> model = AutoencoderModel.build(config)
+    >>> params = model.init(jax.random.key(0))
+    >>> latents, _ = model.encode(params, jnp.zeros((1, 8, 8, 3)))
+    >>> latents.shape, model.decode(params, latents).shape
+    ((1, 4, 4, 4), (1, 8, 8, 3))
+    """
+
+    config: AutoencoderKLConfig
+    precision: Precision
+    graph: Any
+    """NNX graph definition; with parameters it makes an ``ImageAutoencoder``."""
+    abstract: Params
+    """Shapes and types of the parameters."""
+    axes: Params
+    """Logical axis names of the parameters, tuples as leaves."""
+
+    @classmethod
+    def build(
+        cls, config: AutoencoderKLConfig, precision: Precision | None = None
+    ) -> "AutoencoderModel":
+        """Trace the model's structure; allocates nothing."""
+        precision = precision or Precision()
+        return cls(config, precision, *traced(cls._maker(config, precision)))
+
+    @staticmethod
+    def _maker(
+        config: AutoencoderKLConfig, precision: Precision
+    ) -> Callable[[Key[Array, ""]], ImageAutoencoder]:
+        def make(key: Key[Array, ""]) -> ImageAutoencoder:
+            rngs = nnx.Rngs(params=key)
+            return ImageAutoencoder(config.autoencoder(), precision=precision, rngs=rngs)
+
+        return make
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        """Fresh parameters."""
+        make = self._maker(self.config, self.precision)
+        return jax.jit(lambda key: nnx.to_pure_dict(nnx.split(make(key))[1]))(key)
+
+    def shardings(self, layout: Layout) -> Params:
+        """Where each parameter lives.
+
+        Raises:
+            ShardingError: channels do not divide over the mesh.
+        """
+        return layout.tree(self.axes, self.abstract)
+
+    def encode(
+        self, params: Params, images: Float[Array, "b i j o"]
+    ) -> tuple[Float[Array, "b _ _ _"], Float[Array, "b _ _ _"]]:
+        """Means and standard deviations of the latents of images of -1 to 1, scaled for a
+        diffusion model, in float32."""
+        config = self.config
+        mean, deviation = nnx.merge(self.graph, params).encode(images)
+        mean, deviation = (x.astype(jnp.float32) for x in (mean, deviation))
+        return (mean - config.shift) * config.scaling, deviation * config.scaling
+
+    def decode(self, params: Params, latents: Float[Array, "b i j o"]) -> Float[Array, "b _ _ _"]:
+        """Images, about -1 to 1, of latents as a diffusion model has them, in float32."""
+        plain = latents / self.config.scaling + self.config.shift
+        return nnx.merge(self.graph, params).decode(plain).astype(jnp.float32)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))

@@ -28,8 +28,8 @@ def export(
     bit and under their own names, in another container.
 
     Args:
-        kind: hf (a whole language model, adapters merged), peft (adapters alone), diffusers (a
-            whole diffusion model) or weights (tensors alone, of a model of any kind).
+        kind: hf (a whole model, adapters merged), peft (adapters alone), diffusers (a whole
+            diffusion model) or weights (tensors alone, of a model of any kind).
         model: hf: a run, a checkpoint step, a Hugging Face directory, PEFT's adapters or a GGUF
             file; peft: a run that trained adapters, or a step of one; diffusers: a run or a step of
             a diffusion model; weights: a .pt file, a DCP or Orbax directory, safetensors, a run or
@@ -42,15 +42,17 @@ def export(
         item: weights: which tree of an Orbax checkpoint or of a step; ours: params.
         select: weights: only tensors that match one of these patterns, such as 'model.*'.
     """
-    options = {
-        ("weights",): {"to": to, "item": item, "select": select or None},
-        ("hf", "diffusers"): {"dtype": dtype, "max-shard-gb": max_shard_gb},
-    }
-    for kinds, values in options.items():
-        for option, value in values.items():
-            if value is not None and kind not in kinds:
-                expected = f"this option for {' and '.join(kinds)} only"
-                raise ConfigError(f"export {kind} --{option}", found=value, expected=expected)
+    whole = {"dtype": dtype, "max-shard-gb": max_shard_gb}
+    options = {"weights": {"to": to, "item": item, "select": select or None}}
+    options |= {"hf": whole} if kind != "diffusers" else {}
+    for other in options.keys() - {kind}:
+        for option, value in options[other].items():
+            if value is not None:
+                raise ConfigError(
+                    f"export {kind} --{option}",
+                    found=value,
+                    expected=f"this option for {other} only",
+                )
     if kind == "peft":
         return _export_peft(model, output)
     if kind == "weights":

@@ -33,9 +33,9 @@ DIMENSIONS = (
     Dimension("y", "latent", "channels of a compressed query, key or value"),
     Dimension("l", "layers", "stacked layers"),
     Dimension("e", "experts", "experts of a mixture"),
-    Dimension("m", "problems", "problems that completions are sampled for"),
+    Dimension("p", "problems", "problems that completions are sampled for"),
     Dimension("q", "completions", "completions of one problem"),
     Dimension("i", "image_height", "rows of an image or of its latents"),
     Dimension("j", "image_width", "columns of an image or of its latents"),
-    Dimension("p", "channels", "channels of an image, of its latents or of a convolution"),
+    Dimension("o", "channels", "channels of an image, of its latents or of a convolution"),
 )

@@ -18,8 +18,8 @@ from ziggurat.data.image_sources import pillow
 
 
 def grid(
-    images: Float[np.ndarray, "n i j p"], *, columns: int, gap: int = 2, at_least: int = 48
-) -> UInt8[np.ndarray, "_ _ p"]:
+    images: Float[np.ndarray, "n i j o"], *, columns: int, gap: int = 2, at_least: int = 48
+) -> UInt8[np.ndarray, "_ _ o"]:
     """Images of 0 to 1 in rows of ``columns``, on white.
 
     Args:
@@ -44,7 +44,7 @@ def grid(
     return picture
 
 
-def png(picture: UInt8[np.ndarray, "i j p"]) -> bytes:
+def png(picture: UInt8[np.ndarray, "i j o"]) -> bytes:
     """A picture as a PNG file's content.
 
     Raises:
@@ -62,7 +62,7 @@ def png(picture: UInt8[np.ndarray, "i j p"]) -> bytes:
     return content.getvalue()
 
 
-def write_png(path: Path, picture: UInt8[np.ndarray, "i j p"]) -> None:
+def write_png(path: Path, picture: UInt8[np.ndarray, "i j o"]) -> None:
     """Write a picture, replacing an older one atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic.write_file(path, png(picture))

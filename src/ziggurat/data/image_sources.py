@@ -78,7 +78,7 @@ class ImageStore:
     """Digest of what decides the images."""
     identities: Sequence[str]
     """What tells one image from another, whatever its number."""
-    read: Callable[[Any], Float[np.ndarray, "m i j p"]]
+    read: Callable[[Any], Float[np.ndarray, "m i j o"]]
     """From numbers to images of -1 to 1."""
 
     @property
@@ -194,7 +194,7 @@ def _folder(source: ImageFolder) -> ImageStore:
 
 def _read_files(
     files: Sequence[Path], side: int, channels: int, numbers: np.ndarray
-) -> Float[np.ndarray, "m i j p"]:
+) -> Float[np.ndarray, "m i j o"]:
     images = [_read_file(files[number], side, channels) for number in numbers.tolist()]
     return np.stack(images) if images else np.zeros((0, side, side, channels), np.float32)
 

@@ -60,7 +60,7 @@ class ImageData:
 class ImageDataset:
     """Batches of images; implements :class:`ziggurat.core.protocols.BatchSource`.
 
-    A batch holds ``images`` (float32 ``[b, i, j, p]``, -1 to 1), ``labels``, ``step`` and ``index``
+    A batch holds ``images`` (float32 ``[b, i, j, o]``, -1 to 1), ``labels``, ``step`` and ``index``
     (int32 ``[b]``; the last two key every draw for that row) and ``weight`` (float32 ``[b]``, 0 in
     the rows that fill up the last batch of the last epoch).
 
@@ -196,8 +196,8 @@ class ImageDataset:
         return self._numbers[within]
 
     def _augmented(
-        self, image: Float[np.ndarray, "i j p"], step: int, row: int
-    ) -> Float[np.ndarray, "i j p"]:
+        self, image: Float[np.ndarray, "i j o"], step: int, row: int
+    ) -> Float[np.ndarray, "i j o"]:
         from ziggurat.core import prng  # late: it imports JAX, which configuration must not
 
         draw = prng.host_stream(self.seed, "images augment", step, row)

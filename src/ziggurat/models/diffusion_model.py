@@ -120,10 +120,10 @@ class DiffusionModel:
     def predict(
         self,
         params: Params,
-        x: Float[Array, "b i j p"],
+        x: Float[Array, "b i j o"],
         time: Float[Array, "b"],
         labels: Int[Array, "b"],
-    ) -> Float[Array, "b i j p"]:
+    ) -> Float[Array, "b i j o"]:
         """What the model says of noisy images, in float32; a predicted variance is left out."""
         output = nnx.merge(self.graph, params)(x, time, labels)
         return output[..., : x.shape[-1]].astype(jnp.float32)
@@ -218,8 +218,8 @@ class AutoencoderModel:
         return layout.tree(self.axes, self.abstract)
 
     def encode(
-        self, params: Params, images: Float[Array, "b i j p"]
-    ) -> tuple[Float[Array, "b _ _ q"], Float[Array, "b _ _ q"]]:
+        self, params: Params, images: Float[Array, "b i j o"]
+    ) -> tuple[Float[Array, "b _ _ _"], Float[Array, "b _ _ _"]]:
         """Means and standard deviations of the latents of images of -1 to 1, scaled for a
         diffusion model, in float32."""
         config = self.config
@@ -227,7 +227,7 @@ class AutoencoderModel:
         mean, deviation = (x.astype(jnp.float32) for x in (mean, deviation))
         return (mean - config.shift) * config.scaling, deviation * config.scaling
 
-    def decode(self, params: Params, latents: Float[Array, "b i j p"]) -> Float[Array, "b _ _ _"]:
+    def decode(self, params: Params, latents: Float[Array, "b i j o"]) -> Float[Array, "b _ _ _"]:
         """Images, about -1 to 1, of latents as a diffusion model has them, in float32."""
         plain = latents / self.config.scaling + self.config.shift
         return nnx.merge(self.graph, params).decode(plain).astype(jnp.float32)

@@ -48,7 +48,7 @@ AUTOENCODER = "autoencoder"
 """Item of a step that holds the autoencoder's parameters, if there is one."""
 KINDS = {"dit": DitConfig}
 """Families of diffusion models by ``kind``."""
-Draw = Callable[[Params, Int[Array, "b"], Int[Array, "b"]], Float[Array, "b i j p"]]
+Draw = Callable[[Params, Int[Array, "b"], Int[Array, "b"]], Float[Array, "b i j o"]]
 """``(weights, labels, seeds) -> images`` of 0 to 1."""
 
 
@@ -141,7 +141,7 @@ class ImagePipeline:
 
         def images(
             weights: Params, labels: Int[Array, "b"], seeds: Int[Array, "b"]
-        ) -> Float[Array, "b i j p"]:
+        ) -> Float[Array, "b i j o"]:
             def predict(x: jax.Array, time: jax.Array, classes: jax.Array) -> jax.Array:
                 return model.predict(weights[PARAMS], x, time, classes)
 

@@ -252,7 +252,7 @@ def read_adapters(step: Path, model: LanguageModel, lora: adapters.Lora) -> Para
         CheckpointError: one is missing or of another shape.
     """
     shapes, _ = adapters.adapter_shapes(model, lora)
-    return place_arrays(step, read_arrays(step, "params"), shapes, {})
+    return place_arrays(step, read_arrays(step, trained_item(step)), shapes, {})
 
 
 def _with_adapters(

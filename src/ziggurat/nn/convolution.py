@@ -1,5 +1,5 @@
 """Convolutions over images and what stands between them: group norms, residual blocks, halving and
-doubling. Images are ``[b, i, j, p]``, channels last; kernels ``[out, in, rows, columns]``, as most
+doubling. Images are ``[b, i, j, o]``, channels last; kernels ``[out, in, rows, columns]``, as most
 files hold them."""
 
 import jax
@@ -45,7 +45,7 @@ class Convolution(nnx.Module):
         self.stride = stride
         self.padding = ((size - 1) // 2, size // 2) if padding is None else padding
 
-    def __call__(self, x: Float[Array, "b i j p"]) -> Float[Array, "b _ _ _"]:
+    def __call__(self, x: Float[Array, "b i j o"]) -> Float[Array, "b _ _ _"]:
         y = jax.lax.conv_general_dilated(
             x,
             self.kernel[...].astype(x.dtype),
@@ -67,7 +67,7 @@ class GroupNorm(nnx.Module):
         self.bias = constant(0.0, (channels,), (None,), precision)
         self.groups, self.eps = groups, eps
 
-    def __call__(self, x: Float[Array, "b i j p"]) -> Float[Array, "b i j p"]:
+    def __call__(self, x: Float[Array, "b i j o"]) -> Float[Array, "b i j o"]:
         b, _, _, channels = x.shape
         wide = x.astype(jnp.float32).reshape(b, -1, self.groups, channels // self.groups)
         centred = wide - jnp.mean(wide, axis=(1, 3), keepdims=True)
@@ -108,7 +108,7 @@ class ResidualBlock(nnx.Module):
         self.shortcut = None if same else convolution(channels_in, 1)
         self.activation = activation
 
-    def __call__(self, x: Float[Array, "b i j p"]) -> Float[Array, "b i j q"]:
+    def __call__(self, x: Float[Array, "b i j o"]) -> Float[Array, "b i j _"]:
         act = ACTIVATIONS[self.activation]
         y = self.convolution_in(act(self.norm_in(x)))
         y = self.convolution_out(act(self.norm_out(y)))
@@ -123,7 +123,7 @@ class Halving(nnx.Module):
             channels, channels, stride=2, padding=(0, 1), precision=precision, rngs=rngs
         )
 
-    def __call__(self, x: Float[Array, "b i j p"]) -> Float[Array, "b _ _ p"]:
+    def __call__(self, x: Float[Array, "b i j o"]) -> Float[Array, "b _ _ o"]:
         return self.convolution(x)
 
 
@@ -133,5 +133,5 @@ class Doubling(nnx.Module):
     def __init__(self, channels: int, *, precision: Precision, rngs: nnx.Rngs):
         self.convolution = Convolution(channels, channels, precision=precision, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b i j p"]) -> Float[Array, "b _ _ p"]:
+    def __call__(self, x: Float[Array, "b i j o"]) -> Float[Array, "b _ _ o"]:
         return self.convolution(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))

@@ -171,10 +171,10 @@ class DiffusionTransformer(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "b i j p"],
+        x: Float[Array, "b i j o"],
         time: Float[Array, "b"],
         labels: Int[Array, "b"],
-    ) -> Float[Array, "b i j q"]:
+    ) -> Float[Array, "b i j _"]:
         """Predictions.
 
         Args:
@@ -194,7 +194,7 @@ class DiffusionTransformer(nnx.Module):
         normed = standardised(tokens, NORM_EPS).astype(tokens.dtype) * (1 + scale) + shift
         return self._image(self.out(normed), x.shape[1], x.shape[2])
 
-    def _embed(self, x: Float[Array, "b i j p"]) -> Float[Array, "b t d"]:
+    def _embed(self, x: Float[Array, "b i j o"]) -> Float[Array, "b t d"]:
         """Patches as tokens, with their positions added."""
         b, height, width, channels = x.shape
         size = self.config.patch_size

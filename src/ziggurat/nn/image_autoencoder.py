@@ -58,7 +58,7 @@ class PixelAttention(nnx.Module):
         self.attention = attention.build(channels, channels**-0.5, precision, rngs)
         self.rule = AttentionRule(channels**-0.5)
 
-    def __call__(self, x: Float[Array, "b i j p"]) -> Float[Array, "b i j p"]:
+    def __call__(self, x: Float[Array, "b i j o"]) -> Float[Array, "b i j o"]:
         b, height, width, channels = x.shape
         rows = self.norm(x).reshape(b, height * width, channels)
         positions = jnp.broadcast_to(jnp.arange(height * width)[None], rows.shape[:2])
@@ -93,7 +93,7 @@ class Chain(nnx.Module):
             self.add("middle_attention", attention)
         self.add("middle_block_1", block(c, channels, channels, precision, rngs))
 
-    def __call__(self, x: Float[Array, "b i j p"]) -> Float[Array, "b _ _ _"]:
+    def __call__(self, x: Float[Array, "b i j o"]) -> Float[Array, "b _ _ _"]:
         for name in self.order:
             x = getattr(self, name)(x)
             if name == "norm_out":
@@ -102,7 +102,7 @@ class Chain(nnx.Module):
 
 
 class ImageEncoder(Chain):
-    """Images ``[b, i, j, p]`` to means and log-variances of latents, one after the other."""
+    """Images ``[b, i, j, o]`` to means and log-variances of latents, one after the other."""
 
     def _build(self, c: ImageAutoencoderConfig, precision: Precision, rngs: nnx.Rngs) -> None:
         channels = c.channels[0]
@@ -126,7 +126,7 @@ class ImageEncoder(Chain):
 
 
 class ImageDecoder(Chain):
-    """Latents ``[b, i, j, p]`` to images."""
+    """Latents ``[b, i, j, o]`` to images."""
 
     def _build(self, c: ImageAutoencoderConfig, precision: Precision, rngs: nnx.Rngs) -> None:
         channels, latents = c.channels[-1], c.latent_channels
@@ -158,13 +158,13 @@ class ImageAutoencoder(nnx.Module):
 
     def encode(
         self, images: Float[Array, "b _ _ _"]
-    ) -> tuple[Float[Array, "b i j p"], Float[Array, "b i j p"]]:
+    ) -> tuple[Float[Array, "b i j o"], Float[Array, "b i j o"]]:
         """Means and standard deviations of the latents."""
         mean, log_variance = jnp.split(self.encoder(images.astype(self.compute)), 2, axis=-1)
         bounded = jnp.clip(log_variance, SMALLEST_LOG_VARIANCE, LARGEST_LOG_VARIANCE)
         return mean, jnp.exp(0.5 * bounded)
 
-    def decode(self, latents: Float[Array, "b i j p"]) -> Float[Array, "b _ _ _"]:
+    def decode(self, latents: Float[Array, "b i j o"]) -> Float[Array, "b _ _ _"]:
         """Images of latents."""
         return self.decoder(latents.astype(self.compute))
 

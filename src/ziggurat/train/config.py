@@ -199,9 +199,9 @@ class RunConfig:
     def _check_images(self) -> None:
         """Whether model, data and objective are all of images, or none of them."""
         images = self.objective.kind in IMAGE_OBJECTIVES
-        found = self.data.kind
-        wanted = "images" if images else "problems" if self.objective.kind == "grpo" else "text"
-        config.require(found == wanted, "data.kind", found, f"{wanted} for {self.objective.kind}")
+        found, wanted = self.data.kind, "images" if images else "text or problems"
+        fits = (found == "images") == images
+        config.require(fits, "data.kind", found, f"{wanted} for {self.objective.kind}")
         model, drawn = self.model.kind, self.model.kind == "dit"
         expected = "dit" if images else "a language model"
         fits = drawn == images or model == "pretrained"
@@ -227,9 +227,9 @@ class RunConfig:
     @property
     def row_tokens(self) -> int | None:
         """Tokens of a row inside the model; None where only weights will tell."""
-        if isinstance(self.data, DataConfig):
-            return self.data.sequence_length
-        return self.model.tokens if isinstance(self.model, DitConfig) else None
+        if isinstance(self.data, ImageData):
+            return self.model.tokens if isinstance(self.model, DitConfig) else None
+        return self.data.sequence_length
 
     @property
     def directory(self) -> Path:

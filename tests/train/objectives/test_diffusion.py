@@ -192,7 +192,7 @@ def test_training_goes_on_from_trained_weights(finished):
     [
         ("model.image_size=16", "found 16 and 1; expected 8 and 1, as the images have"),
         ("model.classes=9", "model.classes: found 9; expected at least 10"),
-        ('objective.kind="lm"', "data.kind: found 'images', expected text for lm"),
+        ('objective.kind="lm"', "data.kind: found 'images', expected text or problems for lm"),
         ("model.learned_variance=true", "does not train a variance"),
         ('report.prompts=["x"]', "expected nothing for flow"),
         ("train.ema_decay=1.5", "between 0 and 1"),

@@ -111,11 +111,10 @@ def project_each(
     >>> [y.shape for y in project_each(jnp.ones((2, 4)), [jnp.ones((4, 5)), jnp.ones((4, 3))])]
     [(2, 5), (2, 3)]
     """
-    if any(map(is_adapted, kernels)):
-        return [project(x, kernel) for kernel in kernels]
-    names = {_choose(x, kernel) for kernel in kernels}
-    if names == {"stored"} and stored.serves(x, kernels, -2):
-        return stored.products(x, kernels, -2)
+    plain = [kernel for kernel in kernels if not isinstance(kernel, LoraWeight)]
+    alike = len(plain) == len(kernels) and {_choose(x, kernel) for kernel in plain} == {"stored"}
+    if alike and stored.serves(x, plain, -2):
+        return stored.products(x, plain, -2)
     return [project(x, kernel) for kernel in kernels]
 
 

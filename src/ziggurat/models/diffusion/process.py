@@ -115,11 +115,11 @@ def alphas_cumulative(process: DiscreteNoise) -> Float[np.ndarray, "t"]:
 
 
 def mixed(
-    image: Float[Array, "b i j p"],
-    noise: Float[Array, "b i j p"],
+    image: Float[Array, "b i j o"],
+    noise: Float[Array, "b i j o"],
     alpha: Float[Array, "b"],
     sigma: Float[Array, "b"],
-) -> Float[Array, "b i j p"]:
+) -> Float[Array, "b i j o"]:
     r""":math:`\alpha x_0 + \sigma \epsilon`, row by row."""
     alpha, sigma = (level[:, None, None, None] for level in (alpha, sigma))
     return alpha * image + sigma * noise
@@ -127,11 +127,11 @@ def mixed(
 
 def target(
     prediction: Prediction,
-    image: Float[Array, "b i j p"],
-    noise: Float[Array, "b i j p"],
+    image: Float[Array, "b i j o"],
+    noise: Float[Array, "b i j o"],
     alpha: Float[Array, "b"],
     sigma: Float[Array, "b"],
-) -> Float[Array, "b i j p"]:
+) -> Float[Array, "b i j o"]:
     """What a model should predict of the mixture."""
     if prediction == "epsilon":
         return noise

@@ -20,17 +20,17 @@ from ziggurat.models.diffusion.plans import COLUMNS, SamplingPlan
 from ziggurat.models.diffusion.process import image_and_noise
 
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
-"""``(x [b, i, j, p], time [b]) -> prediction [b, i, j, p]``."""
+"""``(x [b, i, j, o], time [b]) -> prediction [b, i, j, o]``."""
 
 
 def sample(
     predict: Predict,
     plan: SamplingPlan,
-    start: Float[Array, "b i j p"],
+    start: Float[Array, "b i j o"],
     noise: Callable[[jax.Array], jax.Array] | None = None,
     *,
     trajectory: bool = False,
-) -> Float[Array, "*steps b i j p"]:
+) -> Float[Array, "*steps b i j o"]:
     """Images from noise.
 
     Args:
@@ -39,7 +39,7 @@ def sample(
         start: noise of standard deviation one; the plan scales it.
         noise: from the number of a step (traced) to fresh noise of ``start``'s shape; needed where
             the plan is stochastic.
-        trajectory: return ``x`` after every step, ``[n, b, i, j, p]``, rather than after the last.
+        trajectory: return ``x`` after every step, ``[n, b, i, j, o]``, rather than after the last.
     """
     assert noise is not None or not plan.stochastic, "a stochastic sampler needs noise"
     rows = {name: jnp.asarray(getattr(plan, name)) for name in COLUMNS}
@@ -94,7 +94,7 @@ def guided(
 
 def row_noise(
     seeds: Int[Array, "b"], purpose: str, shape: tuple[int, int, int], step: Any = 0
-) -> Float[Array, "b i j p"]:
+) -> Float[Array, "b i j o"]:
     """Standard normal noise that depends on each row's own seed and the step alone, so that a row
     is the same whatever else is in its batch."""
 

@@ -159,8 +159,8 @@ def k3(log_probs: Float[Array, "b t"], reference: Float[Array, "b t"]) -> Float[
 
 
 def group_advantages(
-    rewards: Float[Array, "m q"], *, baseline: Baseline = "mean", scale: Scale = "group"
-) -> Float[Array, "m q"]:
+    rewards: Float[Array, "p q"], *, baseline: Baseline = "mean", scale: Scale = "group"
+) -> Float[Array, "p q"]:
     r"""How much better each of a prompt's completions is than the others.
 
     .. math::
@@ -215,7 +215,7 @@ def overlong_cost(lengths: Int[Array, "..."], *, longest: int, margin: int) -> F
     return jnp.where(lengths > longest, -1.0, jnp.minimum(over, 0.0))
 
 
-def informative(rewards: Float[Array, "m q"]) -> Float[Array, "m"]:
+def informative(rewards: Float[Array, "p q"]) -> Float[Array, "p"]:
     """1 for groups whose rewards differ, 0 for those that teach nothing (DAPO's dynamic sampling,
     equation 11).
 

@@ -51,7 +51,7 @@ class Distilled:
             program=Program(
                 model=start.tuned,
                 sums=distillation(start.tuned, teacher, node),
-                batch=text.batch_struct(layout, run.data.batch_size, run.data.sequence_length),
+                batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
                 frozen=tuning.shapes_of(frozen),
             ),
             data=data,

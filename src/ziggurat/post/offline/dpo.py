@@ -50,7 +50,7 @@ def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Pr
     return Program(
         model=tuned,
         sums=direct_preference(tuned, _node(run), layout),
-        batch=pair_struct(layout, run.data.batch_size, run.data.sequence_length),
+        batch=pair_struct(layout, run.data.batch_size, text.row_tokens(run)),
         frozen=frozen,
     )
 

@@ -50,7 +50,7 @@ def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Pr
     return Program(
         model=tuned,
         sums=kahneman_tversky(tuned, _node(run), layout),
-        batch=labelled_struct(layout, run.data.batch_size, run.data.sequence_length),
+        batch=labelled_struct(layout, run.data.batch_size, text.row_tokens(run)),
         frozen=frozen,
     )
 

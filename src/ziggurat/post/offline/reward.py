@@ -48,7 +48,7 @@ def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Pr
     return Program(
         model=tuned,
         sums=reward_modelling(tuned, _node(run)),
-        batch=pair_struct(layout, run.data.batch_size, run.data.sequence_length),
+        batch=pair_struct(layout, run.data.batch_size, text.row_tokens(run)),
         frozen=frozen,
     )
 

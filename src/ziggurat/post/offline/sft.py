@@ -70,7 +70,7 @@ def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Pr
     return Program(
         model=tuned,
         sums=fine_tuning(tuned, run, layout),
-        batch=text.batch_struct(layout, run.data.batch_size, run.data.sequence_length),
+        batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
         frozen=frozen,
         router_bias_rate=loss.router_bias_rate,
     )

@@ -22,7 +22,7 @@ Z95 = 1.959963984540054
 class Tally:
     """How many completions of each problem were right."""
 
-    right: Int[np.ndarray, "m"]
+    right: Int[np.ndarray, "p"]
     samples: int
     """Completions of each problem."""
     mean_reward: float = 0.0

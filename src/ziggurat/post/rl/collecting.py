@@ -24,6 +24,7 @@ from ziggurat.post.losses import policy
 from ziggurat.post.rl.arena import Arena, Group, Trial
 from ziggurat.post.rl.rows import completion_rows, kept_rows, shaped_rewards
 from ziggurat.train.config import RunConfig
+from ziggurat.train.objectives import text
 from ziggurat.train.objectives.reinforcement import Grpo
 
 _log = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ class Collector:
         node, arena = self._node, self._arena
         trial = Trial(node.group, node.sampling.temperature, self._run.seed, step)
         groups = arena.play(params, step, problems, trial)
-        rows = completion_rows(groups, self._run.data.sequence_length)
+        rows = completion_rows(groups, text.row_tokens(self._run))
         begun = time.perf_counter()
         old, entropies = self._scored(params, rows)
         gap = gap_of(old, rows)

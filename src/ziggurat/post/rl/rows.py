@@ -37,7 +37,7 @@ def completion_rows(groups: Sequence[Group], length: int) -> Batch:
     return batch
 
 
-def shaped_rewards(groups: Sequence[Group], node: Grpo) -> Float32[np.ndarray, "m q"]:
+def shaped_rewards(groups: Sequence[Group], node: Grpo) -> Float32[np.ndarray, "p q"]:
     """Rewards of all completions, with the cost of long ones if the run asks for it."""
     rewards = np.array([group.rewards for group in groups], np.float32)
     if node.overlong_margin:
@@ -48,7 +48,7 @@ def shaped_rewards(groups: Sequence[Group], node: Grpo) -> Float32[np.ndarray, "
 
 
 def kept_rows(
-    groups: Sequence[Group], rewards: Float32[np.ndarray, "m q"], node: Grpo
+    groups: Sequence[Group], rewards: Float32[np.ndarray, "p q"], node: Grpo
 ) -> Float32[np.ndarray, "b"]:
     """1 for completions that are learned from, 0 for those that the run's switches leave out."""
     kept = np.ones(rewards.shape, np.float32)

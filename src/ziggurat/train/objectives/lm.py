@@ -57,7 +57,7 @@ def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
     return Program(
         model=model,
         sums=language_modelling(model, loss, layout),
-        batch=text.batch_struct(layout, run.data.batch_size, run.data.sequence_length),
+        batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
         router_bias_rate=loss.router_bias_rate,
     )
 

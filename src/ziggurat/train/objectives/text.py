@@ -30,6 +30,12 @@ def documents(run: RunConfig) -> data_.DataConfig:
     return run.data
 
 
+def row_tokens(run: RunConfig) -> int:
+    """Tokens of a row, of data that is text."""
+    assert not isinstance(run.data, data_.ImageData), "the run file is checked"
+    return run.data.sequence_length
+
+
 def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a language-model batch."""
     sharding = layout.sharding(("batch", "sequence"))

@@ -18,6 +18,7 @@ from ziggurat.checkpoint.config import MemoryTier, PersistentTier
 from ziggurat.checkpoint.identity import run_identity
 from ziggurat.checkpoint.tiers import Newest, Tiers
 from ziggurat.core.errors import CheckpointError, ConfigError
+from ziggurat.mesh import Processes
 
 LIKE = {"params": {"w": jax.ShapeDtypeStruct((8, 4), np.float32)}}
 

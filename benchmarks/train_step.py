@@ -24,6 +24,7 @@ import jax
 import numpy as np
 
 from ziggurat.core import config
+from ziggurat.kernels.cpu.library import library
 from ziggurat.train.ahead_of_time import abstract_step
 from ziggurat.train.config import RunConfig
 from ziggurat.train.state import initial_state
@@ -179,6 +180,7 @@ def facts() -> dict[str, object]:
         "jax": jax.__version__,
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
+        "cpu_kernels": library().level or library().why_not,
         "date": time.strftime("%Y-%m-%d"),
     }
 

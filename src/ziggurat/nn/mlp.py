@@ -69,7 +69,12 @@ class GatedMLP(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], None]:
         """``y``, and no router's report."""
         gate, up = apply_each((self.gate, self.up), x)
-        hidden = ACTIVATIONS[self.activation](gate) * up
+        # For the backward pass keep the two products only: what lies between the gate and its
+        # activation is cheap to compute again, and three arrays of this width to store.
+        gated = jax.checkpoint(
+            lambda gate, up: ACTIVATIONS[self.activation](gate) * up, prevent_cse=False
+        )
+        hidden = gated(gate, up)
         return self.down(constrain(hidden, ("batch", "sequence", "mlp"))), None
 
 

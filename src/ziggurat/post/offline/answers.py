@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ziggurat.data import AnswerDataset, DataConfig, HuggingFaceTokenizer, build_answers
+from ziggurat.data import AnswerDataset, HuggingFaceTokenizer, build_answers
 from ziggurat.data.answers import ARRAYS, Kind
 from ziggurat.mesh import Layout
 from ziggurat.train.config import RunConfig
@@ -23,8 +23,7 @@ def load_answers(
     Raises:
         ConfigError, DataError: as :func:`ziggurat.data.build_answers`.
     """
-    config, cache = run.data, run.output / "cache"
-    assert isinstance(config, DataConfig), "refused before"
+    config, cache = text.documents(run), run.output / "cache"
 
     def make() -> tuple[AnswerDataset, AnswerDataset | None]:
         training = build_answers(config, tokenizer, run.seed, cache, kind)

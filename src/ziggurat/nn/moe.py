@@ -140,7 +140,7 @@ def _mix(
     x: Float[Array, "b t d"],
     chosen: Int[Array, "b t k"],
     weights: Float[Array, "b t k"],
-    parameters: dict[str, dict[str, Array]],
+    parameters: dict[str, dict[str, Any]],
     activation: Activation | ClampedSwiglu,
     first: Int[Array, ""] | int = 0,
 ) -> Float[Array, "b t d"]:
@@ -174,7 +174,7 @@ def _mix_on_mesh(
     x: Float[Array, "b t d"],
     chosen: Int[Array, "b t k"],
     weights: Float[Array, "b t k"],
-    parameters: dict[str, dict[str, Array]],
+    parameters: dict[str, dict[str, Any]],
     activation: Activation | ClampedSwiglu,
 ) -> Float[Array, "b t d"]:
     """:func:`_mix` on each device's tokens, experts and share of their width."""

@@ -1,7 +1,8 @@
 """Data for the chain of run files recipes/chain-*.toml: sums to answer, as a school book asks.
 
-Writes four files into ``chain-data/``: conversations for fine-tuning, pairs of answers of which one
-is wrong, the same answers with a label each, and prompts with their solution for reinforcement.
+Writes four files into ``chain-data/``: conversations for fine-tuning, whose answers are a number or a
+sentence; pairs of both, of which the number alone is preferred; answers with a label each that says
+the same; and prompts with their solution for reinforcement.
 
     python examples/chain_data.py && ziggurat train recipes/chain-sft.toml
 """
@@ -30,22 +31,17 @@ def problem(draw: random.Random) -> tuple[str, int]:
     return question, a + b if sign == "+" else a - b
 
 
-def wrong(draw: random.Random, answer: int) -> int:
-    """Near the answer, as mistakes are."""
-    return draw.choice([n for n in range(max(0, answer - 3), answer + 4) if n != answer])
-
-
 def record(kind: str, draw: random.Random) -> dict:
     question, answer = problem(draw)
     user = {"role": "user", "content": question}
-    if kind == "conversations":
-        return {"messages": [user, {"role": "assistant", "content": f"{answer}"}]}
+    short, long = f"{answer}", f"The answer is {answer}."
     if kind == "pairs":
-        return {"messages": [user], "chosen": f"{answer}", "rejected": f"{wrong(draw, answer)}"}
+        return {"messages": [user], "chosen": short, "rejected": long}
+    said = draw.choice([short, long])
+    if kind == "conversations":
+        return {"messages": [user, {"role": "assistant", "content": said}]}
     if kind == "labelled":
-        good = draw.random() < 0.5
-        said = answer if good else wrong(draw, answer)
-        return {"prompt": [user], "completion": f"{said}", "label": good}
+        return {"prompt": [user], "completion": said, "label": said == short}
     return {"prompt": question, "answer": f"{answer}"}
 
 

@@ -1,8 +1,8 @@
 """Data for the chain of run files recipes/chain-*.toml: sums to answer, as a school book asks.
 
-Writes four files into ``chain-data/``: conversations for fine-tuning, whose answers are a number or a
-sentence; pairs of both, of which the number alone is preferred; answers with a label each that says
-the same; and prompts with their solution for reinforcement.
+Writes four files into ``chain-data/``: conversations for fine-tuning, whose answers are a number or
+a sentence; pairs of both, of which the number alone is preferred; answers with a label each that
+says the same; and prompts with their solution for reinforcement.
 
     python examples/chain_data.py && ziggurat train recipes/chain-sft.toml
 """

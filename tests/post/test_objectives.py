@@ -141,7 +141,7 @@ def test_preference_raises_accuracy_on_held_out_pairs(here):
     assert margins[-1] > margins[0] > 0.1
     pairs = outcome.experiment.data.rows_per_epoch
     assert 4 < COUNT - pairs < 24
-    assert read_metrics(here / "dpo/run/metrics.jsonl")[-1]["eval_tokens"] == COUNT - pairs
+    assert metrics(here / "dpo/run", "eval_tokens")[-1] == COUNT - pairs
 
 
 def test_judged_answers_move_apart(here):

@@ -31,8 +31,9 @@ class TrainState:
     """int32 scalar: steps whose update was left out because loss or gradient was not finite."""
     bad_in_a_row: Any
     """int32 scalar: how many such steps came last."""
-    average: Params | None = None
-    """Moving average of the parameters, where the run keeps one."""
+    average: Any = None
+    """Moving average of the parameters, where the run keeps one; else ``None``, for which JAX puts
+    a mark of its own where it asks for shardings."""
 
     @property
     def evaluated(self) -> Params:

@@ -1,12 +1,12 @@
 """Does GRPO raise held-out accuracy? Three seeds from scratch to the end, with intervals.
 
-For each seed a model of under a million parameters is trained on worked problems (a minute), then
-by GRPO on further problems of the same procedural task, from the first run's checkpoint. The reward
-is the share of letters in their places, and 1 more for the whole word: the task's own score pays
-nearly as much for answers that do not end, and that is what it taught when it was tried. Both
-models are measured on the same problems, which neither has seen: greedy answers, Wilson's 95%
-interval. Over seeds, the gain's interval is Student's. Time per phase and generated tokens per
-second come from the run's own metrics. Prints a table; ``--output`` writes JSON::
+For each seed a model of under a million parameters is trained on problems with answers (a minute),
+half of which are wrong: they repeat the word instead of spelling it backward, so that the model
+does now this, now that. Then it learns by GRPO on further problems from the first run's checkpoint;
+the reward is the share of letters in their places, and 1 more for the whole word. Both models are
+measured on the same problems, which neither has seen: greedy answers, Wilson's 95% interval. Over
+seeds, the gain's interval is Student's. Time per phase and generated tokens per second come from
+the run's own metrics. Prints a table; ``--output`` writes JSON::
 
     python benchmarks/grpo_accuracy.py --output benchmarks/results/grpo_accuracy.json
 """
@@ -41,7 +41,7 @@ LONGEST, MOST = 32, 9
 """Tokens of prompt and completion together, and of a completion."""
 TASK = """kind = "reasoning_gym"
 name = "spell_backward"
-settings = { min_word_len = 3, max_word_len = 6 }
+settings = { min_word_len = 3, max_word_len = 5 }
 held_out = 400
 """
 FIRST = """
@@ -71,7 +71,7 @@ adam_lr = 3e-3
 schedule = { kind = "cosine", warmup_steps = 10 }
 
 [train]
-steps = 120
+steps = 150
 """
 SECOND = f"""
 [model]
@@ -97,7 +97,7 @@ weight_decay = 0.0
 schedule = {{ kind = "constant", warmup_steps = 5 }}
 
 [train]
-steps = 80
+steps = 60
 """
 REWARD = """def letters(prompt, completion, row):
     said, answer = completion.strip(), row["answer"]
@@ -142,7 +142,8 @@ def one_seed(directory: Path, seed: int, options: argparse.Namespace) -> dict[st
     with worked.open("w") as file:
         for number in range(WORKED, WORKED + options.examples):
             problem = task.problem(number)
-            text = f"{problem.prompt} {problem.row['answer']}"
+            right = problem.row["answer"]
+            text = f"{problem.prompt} {right if number % 2 else right[::-1]}"
             file.write(json.dumps({"text": text}) + "\n")
     common = [f"seed={seed}", f"output={directory}", "report.tensorboard=false"]
     first, first_s = run(FIRST, f"data.sources.0.path={worked}", "sft", *common, *options.first)

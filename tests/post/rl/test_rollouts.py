@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.quick_jit import quick_jit
 
-from ziggurat.post.rl.rollouts import Sampler, draw_seed
+from ziggurat.post.rl.rollouts import draw_seed
 
 PROMPTS = [list(b"1 + 2 ="), list(b"a longer prompt, that does not fit"), list(b"1 + 3 =")]
 GROUP, TOKENS = 4, 9

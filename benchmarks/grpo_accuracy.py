@@ -1,11 +1,12 @@
 """Does GRPO raise held-out accuracy? Three seeds from scratch to the end, with intervals.
 
-For each seed a model of under a million parameters is trained on worked problems (a minute), then
-by GRPO on further problems of the same procedural task, from the first run's checkpoint. The reward
-is 1 for the right answer and 0 for any other; the task's own pays in part for answers that do not
-end. Both models are measured on the same problems, which neither has seen: greedy answers, Wilson's
-95% interval. Over seeds, the gain's interval is Student's. Time per phase and generated tokens per
-second come from the run's own metrics. Prints a table; ``--output`` writes JSON::
+For each seed a model of under a million parameters is trained on problems with answers (a minute),
+half of which are wrong: they repeat the word instead of spelling it backward, so that the model
+does now this, now that. Then it learns by GRPO on further problems from the first run's checkpoint;
+the reward is the share of letters in their places, and 1 more for the whole word. Both models are
+measured on the same problems, which neither has seen, with Wilson's 95% interval: greedy answers,
+and four drawn at the temperature that GRPO draws at. Over seeds, the gain's interval is Student's.
+Times come from the run's own metrics. Prints a table; ``--output`` writes JSON::
 
     python benchmarks/grpo_accuracy.py --output benchmarks/results/grpo_accuracy.json
 """
@@ -16,7 +17,6 @@ import os
 import platform
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ LONGEST, MOST = 32, 9
 """Tokens of prompt and completion together, and of a completion."""
 TASK = """kind = "reasoning_gym"
 name = "spell_backward"
-settings = { min_word_len = 3, max_word_len = 6 }
+settings = { min_word_len = 3, max_word_len = 5 }
 held_out = 400
 """
 FIRST = """
@@ -70,7 +70,7 @@ adam_lr = 3e-3
 schedule = { kind = "cosine", warmup_steps = 10 }
 
 [train]
-steps = 120
+steps = 150
 """
 SECOND = f"""
 [model]
@@ -91,21 +91,25 @@ sampling = {{ max_tokens = {MOST}, max_running = 128 }}
 
 [optimizer]
 kind = "adamw"
-lr = 4e-4
+lr = 5e-4
 weight_decay = 0.0
 schedule = {{ kind = "constant", warmup_steps = 5 }}
 
 [train]
-steps = 50
+steps = 60
 """
-REWARD = """def exact(prompt, completion, row):
-    return completion.strip() == row["answer"]
+REWARD = """def letters(prompt, completion, row):
+    said, answer = completion.strip(), row["answer"]
+    right = sum(a == b for a, b in zip(said, answer))
+    return right / max(len(said), len(answer)) + (said == answer)
 """
 WORKED = 1 << 20
 """Number of the first worked problem: far from those that GRPO takes, which begin at 0."""
 APART = 10**7
 """Between the seeds of the task: its problems come from consecutive ones."""
 EXAMPLES = 20_000
+WAYS = {"greedy": (1, 0.0), "sampled": (4, 1.0)}
+"""Completions of each problem, and their temperature."""
 QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's 97.5% quantile by number of seeds."""
 
@@ -117,18 +121,28 @@ def main() -> None:
     parser.add_argument("--first", nargs="*", default=[], help="overrides of the first run")
     parser.add_argument("--second", nargs="*", default=[], help="overrides of the second run")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--runs", type=Path, help="keep the runs here, and go on with those there")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        found = [one_seed(Path(directory), seed, options) for seed in range(options.seeds)]
-    gains = [entry["end"]["accuracy"] - entry["start"]["accuracy"] for entry in found]
-    middle = statistics.mean(gains)
-    half = QUANTILE[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
-    print(f"gain over {len(gains)} seeds: {middle:.3f} [{middle - half:.3f}, {middle + half:.3f}]")
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = options.runs or Path(temporary)
+        directory.mkdir(parents=True, exist_ok=True)
+        found = [one_seed(directory.resolve(), seed, options) for seed in range(options.seeds)]
+    gains = {way: gain(found, way) for way in WAYS}
     if options.output is not None:
         machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "jax": jax.__version__}
         body: dict[str, Any] = {"task": TASK.splitlines(), "machine": machine, "seeds": found}
-        body["gain"] = {"mean": middle, "interval_95": [middle - half, middle + half]}
+        body["gain"] = gains
         options.output.write_text(json.dumps(body, indent=1) + "\n")
+
+
+def gain(found: list[dict[str, Any]], way: str) -> dict[str, Any]:
+    """Mean over seeds of what accuracy rose by, and Student's interval."""
+    gains = [entry["end"][way]["accuracy"] - entry["start"][way]["accuracy"] for entry in found]
+    middle = statistics.mean(gains)
+    half = QUANTILE[len(gains)] * statistics.stdev(gains) / len(gains) ** 0.5
+    low, high = middle - half, middle + half
+    print(f"{way}: gain over {len(gains)} seeds {middle:.3f} [{low:.3f}, {high:.3f}]")
+    return {"mean": middle, "interval_95": [low, high]}
 
 
 def one_seed(directory: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -139,46 +153,42 @@ def one_seed(directory: Path, seed: int, options: argparse.Namespace) -> dict[st
     with worked.open("w") as file:
         for number in range(WORKED, WORKED + options.examples):
             problem = task.problem(number)
-            text = f"{problem.prompt} {problem.row['answer']}"
+            right = problem.row["answer"]
+            text = f"{problem.prompt} {right if number % 2 else right[::-1]}"
             file.write(json.dumps({"text": text}) + "\n")
     common = [f"seed={seed}", f"output={directory}", "report.tensorboard=false"]
-    first, first_s = run(FIRST, f"data.sources.0.path={worked}", "sft", *common, *options.first)
+    first = run(FIRST, f"data.sources.0.path={worked}", "sft", *common, *options.first)
     judge = directory / "judge.py"
     judge.write_text(REWARD)
-    further = [f"data.task.seed={seed * APART}", f"data.task.reward={judge}:exact"]
+    further = [f"data.task.seed={seed * APART}", f"data.task.reward={judge}:letters"]
     further += options.second
-    weights = f"model.path={first.directory.path}"
-    second, second_s = run(SECOND, weights, "grpo", *common, *further)
-    start, end = (accuracy(outcome, task) for outcome in (first, second))
+    second = run(SECOND, f"model.path={first.directory.path}", "grpo", *common, *further)
+    start, end = (accuracies(outcome, task) for outcome in (first, second))
     entry = {
         "seed": seed,
         "parameters": first.experiment.model.parameter_count,
-        "start": shown(start),
-        "end": shown(end),
-        "sft_s": first_s,
-        "grpo_s": second_s,
+        "start": {way: shown(tally) for way, tally in start.items()},
+        "end": {way: shown(tally) for way, tally in end.items()},
+        "sft_s": steps_s(first),
+        "grpo_s": steps_s(second),
         "grpo_steps": second.run.value.train.steps,
-        "time": times(second),
+        "medians": medians(second),
     }
-    print(
-        f"seed {seed}: {bounds(start)} -> {bounds(end)}  "
-        f"({first_s:.0f} s and {second_s:.0f} s)  {entry['time']}",
-        flush=True,
-    )
+    for way in WAYS:
+        print(f"seed {seed} {way}: {bounds(start[way])} -> {bounds(end[way])}", flush=True)
+    print(f"  {entry['sft_s']:.0f} s and {entry['grpo_s']:.0f} s of steps; {entry['medians']}")
     return entry
 
 
-def run(text: str, start: str, name: str, *overrides: str) -> tuple[Outcome, float]:
-    """A run to its end, and its seconds; each seed has a directory of its own name."""
+def run(text: str, start: str, name: str, *overrides: str) -> Outcome:
+    """A run to its end; each seed has a directory of its own name."""
     seed = next(o for o in overrides if o.startswith("seed=")).removeprefix("seed=")
     made = config.parse(RunConfig, f'name = "{name}-{seed}"\n{text}', [start, *overrides])
-    begun = time.perf_counter()
-    outcome = train(made, Console(quiet=True), known())
-    return outcome, time.perf_counter() - begun
+    return train(made, Console(quiet=True), known())
 
 
-def accuracy(outcome: Outcome, task: tasks.Task) -> Tally:
-    """Greedy answers to all held-out problems."""
+def accuracies(outcome: Outcome, task: tasks.Task) -> dict[str, Tally]:
+    """Answers to all held-out problems, in each way."""
     loaded = pretrained.load(outcome.directory.path)
     arena = Arena(
         task,
@@ -190,10 +200,13 @@ def accuracy(outcome: Outcome, task: tasks.Task) -> Tally:
         max_tokens=MOST,
         running=128,
     )
+
+    def tried(samples: int, temperature: float) -> Tally:
+        draws = {"samples": samples, "temperature": temperature, "seed": 0}
+        return measure(arena, loaded.params, task.held_out, success=1.0, **draws)
+
     try:
-        return measure(
-            arena, loaded.params, task.held_out, samples=1, temperature=0.0, success=1.0, seed=0
-        )
+        return {way: tried(*asked) for way, asked in WAYS.items()}
     finally:
         arena.close()
 
@@ -207,17 +220,21 @@ def bounds(tally: Tally) -> str:
     return f"{tally.pass_at(1):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def times(outcome: Outcome) -> dict[str, float]:
-    """Median seconds of a step's phases, and of the parts of a rollout."""
-    records = outcome.timer.records[2:]
-    rows = [row for row in read_metrics(outcome.directory.metrics) if "generation_s" in row][2:]
-    phases = {
-        f"{name}_s": statistics.median(record.phases_s.get(name, 0.0) for record in records)
-        for name in ("rollout", "step")
-    }
-    names = ("generation_s", "judging_s", "scoring_s", "generated_tokens_per_s")
-    parts = {name: statistics.median(row[name] for row in rows) for name in names}
-    return {name: round(value, 4) for name, value in (phases | parts).items()}
+def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(outcome.directory.metrics) if "step_time_s" in row]
+
+
+def steps_s(outcome: Outcome) -> float:
+    """Seconds of all steps, rollouts and compiling within them included."""
+    return sum(row["step_time_s"] for row in rows_of(outcome))
+
+
+def medians(outcome: Outcome) -> dict[str, float]:
+    """Of a step's seconds and of the parts of its rollout, without the first two steps."""
+    names = ("step_time_s", "generation_s", "judging_s", "scoring_s", "generated_tokens_per_s")
+    names += ("sampler_gap_mean", "sampler_gap_max")
+    rows = rows_of(outcome)[2:]
+    return {name: float(f"{statistics.median(r[name] for r in rows):.3g}") for name in names}
 
 
 if __name__ == "__main__":

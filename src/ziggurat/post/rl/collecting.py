@@ -25,7 +25,7 @@ from ziggurat.post.rl.arena import Arena, Group, Trial
 from ziggurat.post.rl.rows import completion_rows, kept_rows, shaped_rewards
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.reinforcement import Grpo
+from ziggurat.train.objectives.reinforcement import Grpo, Problems
 
 _log = logging.getLogger(__name__)
 Scores = Callable[[Params, Mapping[str, Any]], Any]
@@ -55,7 +55,9 @@ class Collector:
         reference: Params | None,
     ):
         assert isinstance(run.objective, Grpo)
+        assert isinstance(run.data, Problems)
         self._run, self._node, self._arena = run, run.objective, arena
+        self._length = run.data.sequence_length
         self._scores, self._place, self._reference = scores, place, reference
         self._kept: tuple[int, Batch] | None = None
 

@@ -93,6 +93,18 @@ STOPS = (
         results=(("report of the run", "tour/report.html"),),
     ),
     Stop(
+        function="Diffusion",
+        package="train",
+        shows="digits by class from a diffusion transformer in the same trainer, after a few steps",
+        commands=(
+            "train {recipes}/digits-flow.toml --set=output={out} --train.steps=150"
+            " --set=report.sample_images=0",
+            "sample {out}/digits-flow --last --guidance 3 --sampler dpm++ --steps 10"
+            " --grid {out}/digits.png",
+        ),
+        results=(("report of the run", "digits-flow/report.html"), ("digits", "digits.png")),
+    ),
+    Stop(
         function="Optimizers and losses",
         package="optim",
         shows="the same run under another optimizer, declared in the run file",
@@ -146,6 +158,33 @@ STOPS = (
             "serve {out}/models --port {port}",
         ),
         ask=infer,
+    ),
+    Stop(
+        function="Kernels",
+        package="kernels",
+        shows="which kernels serve here, and the C++ attention against the plain ones",
+        commands=("kernels list", "kernels bench attention --rows 128 --rounds 3"),
+    ),
+    Stop(
+        function="Post-training",
+        package="post",
+        shows="a student that learns what the trained model predicts (distillation)",
+        commands=(
+            "train {recipes}/tiny-python.toml --set=output={out} --set=name=tour-student"
+            " --train.steps=10 --model.n_layers=2"
+            f' --set=objective=\'{{{{kind="distill", teacher="{_RUN}"}}}}\'',
+        ),
+        results=(("report of the run", "tour-student/report.html"),),
+    ),
+    Stop(
+        function="Multipod training",
+        package="cluster",
+        shows="two hosts under one controller train the same run together",
+        commands=(
+            "cluster run {recipes}/tiny-python.toml --hosts 2 --set=output={out}"
+            " --set=name=tour-cluster --train.steps=10",
+        ),
+        results=(("report of the run", "tour-cluster/report.html"),),
     ),
     Stop(
         function="Compiler and runtime",

@@ -195,7 +195,9 @@ def test_no_checkpoints(fail, tmp_path):
 
 
 def test_unknown_kind(fail, tmp_path):
-    assert "found 'onnx'; expected hf, gguf or weights" in fail("import", "onnx", str(tmp_path))
+    assert "found 'onnx'; expected hf, gguf, diffusers or weights" in fail(
+        "import", "onnx", str(tmp_path)
+    )
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -83,7 +83,10 @@ def test_other_sources_of_weights_and_sizes(folder, capsys):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["bundle", "exprt"], "found 'exprt'; expected one of export, inspect, verify; did you"),
+        (
+            ["bundle", "exprt"],
+            "found 'exprt'; expected one of export, images, inspect, verify; did you",
+        ),
         (["export", "scorer", "p", *SCORE], "target: found 'scorer'; expected MODULE:NAME"),
         (["export", "scorer:none", "p", *SCORE], "AttributeError: module 'scorer' has no attr"),
         (["export", "nothing:x", "p", *SCORE], "No module named 'nothing'"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class DataRun:
     tokenizer: TokenizerConfig | None = None
     data: DataConfig
     objective: dict[str, Any] = dataclasses.field(default_factory=dict)
+    adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -91,7 +93,23 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Source:
             f"run {path}", found="no run.toml in it", expected="a run file or a run's directory"
         )
     file = path if directory is None else path / "run.toml"
+    _refuse_other_kinds(file)
     return Source(config.load(DataRun, file, overrides).value, directory)
+
+
+def _refuse_other_kinds(file: Path) -> None:
+    try:
+        table = tomllib.loads(file.read_text(encoding="utf-8")).get("data")
+    except (OSError, ValueError):
+        return  # said better when it is loaded
+    kind = table.get("kind", "text") if isinstance(table, dict) else "text"
+    if kind != "text":
+        raise ConfigError(
+            f"{file}: data.kind",
+            found=repr(kind),
+            expected="'text', whose documents this verb reads",
+            fix="images and problems are looked at by training on them",
+        )
 
 
 def tokenizer_of(source: Source) -> HuggingFaceTokenizer:

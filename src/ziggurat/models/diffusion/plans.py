@@ -9,7 +9,7 @@ with fresh noise :math:`z`. A sampler is the columns ``a`` to ``e``, computed he
 anything is traced; one scanned function (``ziggurat.models.diffusion.sampling``) runs them all.
 
 >>> plan = plan_of(RectifiedFlow(), Sampling(method="euler", steps=4))
->>> plan.times.tolist(), plan.by_noise.round(3).tolist()
+>>> plan.times.tolist(), [round(float(x), 3) for x in plan.by_noise]
 ([1000.0, 667.0, 334.0, 1.0], [-0.333, -0.333, -0.333, -0.001])
 """
 

@@ -221,7 +221,8 @@ def test_export_weights(tmp_path, capsys, to):
         (["export", "weights", "x.pt", "--output", "o", "--to", "pt", "--dtype", "bfloat16"],
          "export weights --dtype"),
         (["export", "hf", "x", "--output", "o", "--select", "a"], "export hf --select"),
-        (["export", "onnx", "x", "--output", "o"], "found 'onnx'; expected hf, peft or weights"),
+        (["export", "onnx", "x", "--output", "o"],
+         "found 'onnx'; expected hf, peft, diffusers or weights"),
     ],
 )  # fmt: skip
 def test_wrong_options(capsys, monkeypatch, tmp_path, arguments, part):

@@ -76,7 +76,8 @@ def test_logits_are_the_librarys(case, write, stored):
         np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
     if case == "mixed":
         plain = logits(loaded.model, dequantized(loaded.params))
-        np.testing.assert_array_equal(found, plain)
+        # a kernel that multiplies weights as stored sums in another order
+        np.testing.assert_allclose(found, plain, atol=1e-5, rtol=0)
 
 
 def test_kept_quantised_in_memory_and_in_our_checkpoint(write, tmp_path):

@@ -92,7 +92,7 @@ def test_the_work_of_a_step_is_its_arithmetic(prepared):
 def test_argument_bytes_are_arithmetic(prepared):
     """Parameters and two moments in float32 over four devices, five words of a token, counters."""
     seen = prepared["fsdp"].subject
-    state, batch = seen.arguments
+    state, batch, _ = seen.arguments
     words = size_bytes(state.params) + size_bytes(state.optimizer)
     found = argument_bytes(jax.tree.leaves(seen.arguments))
     scalars = 4 * 3 + sum(4 for x in jax.tree.leaves(state.optimizer) if x.ndim == 0)

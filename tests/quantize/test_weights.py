@@ -76,7 +76,8 @@ def test_four_bits_are_four_bits(model, params, done):
 
 def test_the_logits_are_those_of_the_dequantised_model(model, done, logits):
     plain = quick_jit(model.logits)(dequantized(done.params), TOKENS)
-    np.testing.assert_array_equal(logits, plain)
+    # a kernel that multiplies weights as stored sums in another order
+    np.testing.assert_allclose(logits, plain, atol=1e-5, rtol=0)
 
 
 def test_layers_apart_as_in_serving(model, done, logits):

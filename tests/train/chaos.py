@@ -321,13 +321,13 @@ def _train(args: list[str], batches: Path) -> int:
     Experiment.place = noting
     from ziggurat.train.loop import Loop
 
-    place_next = Loop._place_next
+    place_next = Loop._next
 
     def numbered(self, batches_, step):
         object.__setattr__(self.experiment, "_placed", step)
         return place_next(self, batches_, step)
 
-    Loop._place_next = numbered
+    Loop._next = numbered
     return ziggurat(args)
 
 

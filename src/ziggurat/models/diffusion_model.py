@@ -6,7 +6,7 @@ parameters.
 >>> model = DiffusionModel.build(config)
 >>> params = model.init(jax.random.key(0))
 >>> images, labels = jnp.zeros((3, 8, 8, 1)), jnp.array([0, 3, 10])
->>> model.predict(params, images, jnp.full(3, 500.0), labels).shape
+>>> jax.jit(model.predict)(params, images, jnp.full(3, 500.0), labels).shape
 (3, 8, 8, 1)
 """
 
@@ -171,9 +171,8 @@ class AutoencoderModel:
 
     >>> config = AutoencoderKLConfig(level_channels=(8, 16), groups=4)
     >>> model = AutoencoderModel.build(config)
-    >>> params = model.init(jax.random.key(0))
-    >>> latents, _ = model.encode(params, jnp.zeros((1, 8, 8, 3)))
-    >>> latents.shape, model.decode(params, latents).shape
+    >>> latents, _ = jax.eval_shape(model.encode, model.abstract, jnp.zeros((1, 8, 8, 3)))
+    >>> latents.shape, jax.eval_shape(model.decode, model.abstract, latents).shape
     ((1, 4, 4, 4), (1, 8, 8, 3))
     """
 

@@ -8,9 +8,9 @@ bounded by the length of the pickle.
 >>> import pickle
 >>> read_pickle(pickle.dumps({"a": [1, 2.5, None], "b": (b"x", True)}), "here")
 {'a': [1, 2.5, None], 'b': (b'x', True)}
->>> read_pickle(pickle.dumps(print), "here")
+>>> read_pickle(pickle.dumps(len), "here")
 Traceback (most recent call last):
-ziggurat.core.errors.CheckpointError: pickle in here: found builtins.print; ...
+ziggurat.core.errors.CheckpointError: pickle in here: found builtins.len; ...
 """
 
 import io

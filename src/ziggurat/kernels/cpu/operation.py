@@ -24,11 +24,13 @@ Transpose = Callable[..., jax.Array]
 
 
 def usable(name: str, *arrays: jax.Array) -> bool:
-    """Whether ``auto`` may take an operation of the library for these arrays: all float32, and what
-    is traced now will run on CPU."""
+    """Whether ``auto`` may take an operation of the library for these arrays: all float32 and of
+    known sizes, and what is traced now will run on CPU."""
     if platform() != "cpu" or not available(name):
         return False
-    return all(x.dtype == jnp.float32 for x in arrays)
+    sizes = [size for x in arrays for size in x.shape]
+    known = all(isinstance(size, int) for size in sizes)  # an export may leave them open
+    return known and all(x.dtype == jnp.float32 for x in arrays)
 
 
 def operation(

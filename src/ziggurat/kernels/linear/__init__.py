@@ -84,9 +84,9 @@ def project(
     ``flat`` joins all leading dimensions into one before the product: on XLA:CPU a product with
     3-D activations takes about twice as long in the backward pass. ``batched`` keeps them apart,
     which a sequence sharded over a mesh needs (joined dimensions could not stay sharded); ``auto``
-    takes it then. On one CPU device with built kernels it takes ``stored`` for few rows and for
-    most quantised weights, and ``cpu`` for many rows of float32; ``flat`` otherwise. An adapted
-    kernel is taken part by part, so that its sum exists nowhere.
+    takes it then. On one CPU device with built kernels it takes ``stored`` for most
+    quantised weights and for few rows of bfloat16, and ``cpu`` for many rows of float32; ``flat``
+    otherwise. An adapted kernel is taken part by part, so that its sum exists nowhere.
 
     >>> import jax.numpy as jnp
     >>> project(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
@@ -113,15 +113,22 @@ def project_each(
     """
     plain = [kernel for kernel in kernels if not isinstance(kernel, LoraWeight)]
     alike = len(plain) == len(kernels) and {_choose(x, kernel) for kernel in plain} == {"stored"}
-    if alike and stored.serves(x, plain, -2):
+    if alike and _faster_stored(x, plain, -2):
         return stored.products(x, plain, -2)
     return [project(x, kernel) for kernel in kernels]
+
+
+def _faster_stored(x: Array, weights: Sequence[Weight], axis: int) -> bool:
+    """Whether ``stored`` serves and pays: it reads float32 at 0.6 of XLA's speed
+    (``benchmarks/decode_cpu.py``), everything smaller at 7 to 11 times that."""
+    plain = not is_quantized(weights[0]) and weights[0].dtype == jnp.float32
+    return not plain and stored.serves(x, weights, axis)
 
 
 def _choose(x: Array, kernel: Any) -> str:
     if active_ways("sequence") > 1:
         return "batched"
-    if stored.serves(x, [kernel], -2):
+    if _faster_stored(x, [kernel], -2):
         return "stored"
     if is_quantized(kernel) or not cpu.serves(x, kernel):
         return "flat"
@@ -136,7 +143,7 @@ def project_rows(x: Float[Array, "... d"], table: Weight) -> Float[Array, "... v
     >>> project_rows(jnp.ones((2, 3)), jnp.ones((5, 3))).shape
     (2, 5)
     """
-    if stored.serves(x, [table], -1):
+    if _faster_stored(x, [table], -1):
         return stored.products(x, [table], -1)[0]
     table = table.astype(x.dtype)
     if isinstance(table, QuantizedWeight):

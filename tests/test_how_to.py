@@ -2,6 +2,7 @@
 
 import doctest
 import logging
+import os
 import re
 import runpy
 import shlex
@@ -12,6 +13,9 @@ import pytest
 from ziggurat.cli.main import main
 
 PAGES = sorted((Path(__file__).parents[1] / "docs/how-to").glob("*.md"))
+LONG = ("rl.md", "diffusion.md")
+"""Pages whose commands train for half a minute each, which CI has no time for; what they show is
+also in ``tests/post/rl`` and ``tests/cli/test_sample.py``. ``LONG_PAGES=1 pytest`` runs them."""
 BLOCK = re.compile(r"```(toml|python|console)\n(.*?)```", re.DOTALL)
 
 
@@ -28,6 +32,8 @@ def test_page(path, tmp_path, monkeypatch, capsys):
     """A ``toml`` or ``python`` block that starts with ``# NAME`` is a file; in a ``console`` block
     the lines after ``$ ziggurat ...`` or ``$ python FILE`` are what it prints, with ``...`` for
     what varies."""
+    if path.name in LONG and "LONG_PAGES" not in os.environ:
+        pytest.skip("half a minute; set LONG_PAGES=1")
     monkeypatch.chdir(tmp_path)
     same, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     done = 0

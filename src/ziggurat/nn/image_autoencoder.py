@@ -70,13 +70,9 @@ class Chain(nnx.Module):
     """Layers one after the other, each under a name that tells its place, such as
     ``level_1_block_0``."""
 
-    def __init__(self, c: ImageAutoencoderConfig, precision: Precision, rngs: nnx.Rngs):
+    def __init__(self, c: ImageAutoencoderConfig):
         self.config = c
         self.order: tuple[str, ...] = ()
-        self._build(c, precision, rngs)
-
-    def _build(self, c: ImageAutoencoderConfig, precision: Precision, rngs: nnx.Rngs) -> None:
-        raise NotImplementedError
 
     def add(self, name: str, layer: nnx.Module) -> None:
         """Append a layer."""
@@ -104,7 +100,8 @@ class Chain(nnx.Module):
 class ImageEncoder(Chain):
     """Images ``[b, i, j, o]`` to means and log-variances of latents, one after the other."""
 
-    def _build(self, c: ImageAutoencoderConfig, precision: Precision, rngs: nnx.Rngs) -> None:
+    def __init__(self, c: ImageAutoencoderConfig, precision: Precision, rngs: nnx.Rngs):
+        super().__init__(c)
         channels = c.channels[0]
         self.add("convolution_in", end_convolution(c.in_channels, channels, 3, precision, rngs))
         for level, wider in enumerate(c.channels):
@@ -128,7 +125,8 @@ class ImageEncoder(Chain):
 class ImageDecoder(Chain):
     """Latents ``[b, i, j, o]`` to images."""
 
-    def _build(self, c: ImageAutoencoderConfig, precision: Precision, rngs: nnx.Rngs) -> None:
+    def __init__(self, c: ImageAutoencoderConfig, precision: Precision, rngs: nnx.Rngs):
+        super().__init__(c)
         channels, latents = c.channels[-1], c.latent_channels
         if c.post_quant:
             self.add("post_quant", end_convolution(latents, latents, 1, precision, rngs))

@@ -18,8 +18,8 @@ def printed():
 
 @pytest.fixture(scope="session")
 def cluster(folder, printed):
-    """Two hosts and a spare."""
-    options = {"hosts": 2, "spares": 1, "silence_s": 6.0}
+    """Two hosts and a spare, which is ready before one of the hosts is."""
+    options = {"hosts": 2, "spares": 1, "silence_s": 6.0, "preload": ["tests.cluster.late"]}
     options["printed"] = lambda *pair: printed.append(pair)
     with start_cluster(folder / "cluster", PAUSE_S, **options) as cluster:
         yield cluster

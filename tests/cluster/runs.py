@@ -47,11 +47,11 @@ QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 PROGRAM = "ziggurat.train.elastic:train_on"
 
 
-def start_cluster(directory: Path, pause_s: float = 0.0, **options) -> Cluster:
+def start_cluster(directory: Path, pause_s: float = 0.0, preload=(), **options) -> Cluster:
     """A cluster whose hosts are ready to train, slowly, and note what they see."""
     return Cluster(
         directory=directory,
-        preload=["ziggurat.train.elastic", "tests.cluster.noting"],
+        preload=["ziggurat.train.elastic", "tests.cluster.noting", *preload],
         env={"XLA_FLAGS": QUICK, "JAX_PLATFORMS": "cpu", "NOTING_PAUSE_S": str(pause_s)},
         **options,
     )

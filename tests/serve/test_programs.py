@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ziggurat.core.compile_cache import keeping_compiled, passing_by_compile_cache
 from ziggurat.core.errors import ConfigError
 from ziggurat.serve.llm.programs import Programs
 
@@ -59,3 +60,34 @@ def test_a_directory_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"compile cache .*expected a directory"):
         Programs(tmp_path / "file")
+
+
+def test_programs_that_jax_keeps_too_are_kept_whole(tmp_path):
+    """XLA:CPU serialises what came out of JAX's cache without its functions."""
+
+    def compiled(directory):
+        made = Programs(directory)
+        made.add("mean", lambda x: jnp.sin(x) @ jnp.cos(x).mean(0), jnp.ones((64, 64)))
+        assert made.compile_all()[0] == 1
+        return made
+
+    with keeping_compiled(tmp_path / "of jax", least_s=0.0):
+        wanted = compiled(None)["mean"](jnp.ones((64, 64)))
+        assert any((tmp_path / "of jax").iterdir())
+        assert compiled(tmp_path / "ours").loaded == 0
+        again = compiled(tmp_path / "ours")
+        assert again.loaded == 1
+        np.testing.assert_array_equal(again["mean"](jnp.ones((64, 64))), wanted)
+
+
+def test_blocks_that_pass_by_the_cache_may_overlap(tmp_path):
+    import jax
+
+    before = jax.config.jax_enable_compilation_cache
+    first, second = passing_by_compile_cache(), passing_by_compile_cache()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not jax.config.jax_enable_compilation_cache
+    second.__exit__(None, None, None)
+    assert jax.config.jax_enable_compilation_cache == before

@@ -115,7 +115,8 @@ class Cluster:
             self._record.reachable(self._hosts.listener.address, self._hosts.secret)
             self._record.note("began", hosts=self.wanted.hosts, spares=self.wanted.spares)
             self._start_missing()
-            while len(self._hosts.ready()) < self.wanted.hosts:
+            first = {f"host-{number}" for number in range(self.wanted.hosts)}
+            while not first <= set(self.names):  # a spare that starts sooner stays a spare
                 for host, message in self._hosts.wait(LOOK_S):
                     self._other(host, message)
                     if isinstance(message, messages.Ended) and host is not None:

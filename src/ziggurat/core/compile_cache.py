@@ -5,6 +5,7 @@ here turns its cache on for a stretch of a process and leaves the settings as th
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,3 +48,37 @@ def keeping_compiled(directory: Path | None, least_s: float = 0.5) -> Iterator[N
         for name, value in zip(_SETTINGS, before):
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+_passing_by, _before = 0, True
+_counting = threading.Lock()
+
+
+@contextlib.contextmanager
+def passing_by_compile_cache() -> Iterator[None]:
+    """Inside this block programs are compiled, and neither looked up nor left in JAX's cache.
+
+    For programs that are serialised next: XLA:CPU serialises a program that came out of the cache
+    without its functions, and who loads that fails at the first call. Blocks may overlap in
+    threads; until the last has ended, no thread uses the cache.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def switch(to: bool) -> None:
+        jax.config.update("jax_enable_compilation_cache", to)
+        compilation_cache.reset_cache()  # JAX settles on this too when it first compiles
+
+    global _passing_by, _before
+    with _counting:
+        if _passing_by == 0:
+            _before = bool(jax.config.jax_enable_compilation_cache)
+            switch(False)
+        _passing_by += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _passing_by -= 1
+            if _passing_by == 0:
+                switch(_before)

@@ -24,6 +24,7 @@ from typing import Any
 import jax
 from jax.experimental import serialize_executable
 
+from ziggurat.core.compile_cache import passing_by_compile_cache
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.cpu.library import library
 
@@ -90,7 +91,8 @@ class Programs:
         if found is not None:
             self.loaded += 1
             return found
-        compiled = lowered.compile(compiler_options=COMPILER_OPTIONS or None)
+        with passing_by_compile_cache():
+            compiled = lowered.compile(compiler_options=COMPILER_OPTIONS or None)
         self._files.write(key, compiled)
         return compiled
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
@@ -30,12 +31,15 @@ class Unstacked:
 
     @classmethod
     def of(cls, model: LanguageModel, params: Params) -> "Unstacked":
-        """Take ``params`` apart, array by array; they are left as they are."""
+        """Take ``params`` apart, array by array; they are left as they are. Layers of numpy arrays
+        are views of them, others copies."""
         names = [stack_name(number) for number in range(len(model.decoder.stacks))]
         stacks = []
         for name in names:
             leaves, tree = jax.tree.flatten(params[name])
-            apart = [_take_apart(leaf) for leaf in leaves]
+            apart = [
+                list(leaf) if isinstance(leaf, np.ndarray) else _take_apart(leaf) for leaf in leaves
+            ]
             stacks.append([jax.tree.unflatten(tree, layer) for layer in zip(*apart)])
         layers = [stacks[place.stack][place.index] for place in model.decoder.places]
         return cls(layers, {name: part for name, part in params.items() if name not in names})

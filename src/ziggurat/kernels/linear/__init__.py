@@ -113,22 +113,15 @@ def project_each(
     """
     plain = [kernel for kernel in kernels if not isinstance(kernel, LoraWeight)]
     alike = len(plain) == len(kernels) and {_choose(x, kernel) for kernel in plain} == {"stored"}
-    if alike and _faster_stored(x, plain, -2):
+    if alike and stored.serves(x, plain, -2):
         return stored.products(x, plain, -2)
     return [project(x, kernel) for kernel in kernels]
-
-
-def _faster_stored(x: Array, weights: Sequence[Weight], axis: int) -> bool:
-    """Whether ``stored`` serves and pays: it reads float32 at 0.6 of XLA's speed
-    (``benchmarks/decode_cpu.py``), everything smaller at 7 to 11 times that."""
-    plain = not is_quantized(weights[0]) and weights[0].dtype == jnp.float32
-    return not plain and stored.serves(x, weights, axis)
 
 
 def _choose(x: Array, kernel: Any) -> str:
     if active_ways("sequence") > 1:
         return "batched"
-    if _faster_stored(x, [kernel], -2):
+    if stored.serves(x, [kernel], -2):
         return "stored"
     if is_quantized(kernel) or not cpu.serves(x, kernel):
         return "flat"
@@ -143,7 +136,7 @@ def project_rows(x: Float[Array, "... d"], table: Weight) -> Float[Array, "... v
     >>> project_rows(jnp.ones((2, 3)), jnp.ones((5, 3))).shape
     (2, 5)
     """
-    if _faster_stored(x, [table], -1):
+    if stored.serves(x, [table], -1):
         return stored.products(x, [table], -1)[0]
     table = table.astype(x.dtype)
     if isinstance(table, QuantizedWeight):

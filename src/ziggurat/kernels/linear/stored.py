@@ -1,11 +1,11 @@
 """Products of a few rows of activations with weights as they are stored, in C++ on CPUs.
 
-One row times a matrix is a matter of reading the matrix once. XLA:CPU reads float32 at about half
-of the memory's speed, and what is stored in other types several times slower than that, since it
-converts the weight first. Here weights are converted in registers, in the order in which they lie
-in memory, and several matrices that the same activations meet (queries, keys and values; gate and
-up) share one call. Sums are taken in float32 over 32 values at a time, so results differ from the
-definition's by rounding only.
+One row times a matrix is a matter of reading the matrix once. XLA:CPU reads float32 at about three
+quarters of the memory's speed, and what is stored in other types twenty times slower than that,
+since it converts the weight first (``benchmarks/decode_cpu.py``). Here weights are converted in
+registers, in the order in which they lie in memory, and several matrices that the same activations
+meet (queries, keys and values; gate and up) share one call. Sums are taken in float32, part by
+part, so results differ from the definition's by rounding only.
 """
 
 from collections.abc import Sequence

@@ -15,6 +15,7 @@ from ziggurat.serve.llm import history
 from ziggurat.serve.llm.buckets import Buckets, Shape
 from ziggurat.serve.llm.generation import Choice
 from ziggurat.serve.llm.history import History
+from ziggurat.serve.llm.huge_pages import in_huge_pages
 from ziggurat.serve.llm.paged import Paged
 from ziggurat.serve.llm.programs import Programs
 from ziggurat.serve.llm.sampling import (
@@ -78,9 +79,15 @@ class ModelRunner:
         self._declare()
 
     def load(self, params: Params) -> None:
-        """Go on with other weights of the same shapes. Stacked layers are copied apart, by programs
-        that are compiled once; all other arrays are taken as they are."""
-        self._weights = Unstacked.of(self.model, jax.tree.map(_on_one_device, params))
+        """Go on with other weights of the same shapes. On a CPU they are copied, see
+        :mod:`ziggurat.serve.llm.huge_pages`. Elsewhere stacked layers are copied apart, by programs
+        that are compiled once, and all other arrays are taken as they are."""
+        here = jax.tree.map(_on_one_device, params)
+        if jax.default_backend() == "cpu":
+            apart = Unstacked.of(self.model, jax.tree.map(np.asarray, here))
+            self._weights = in_huge_pages(apart)
+        else:
+            self._weights = Unstacked.of(self.model, here)
 
     def run(self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]) -> Drawn:
         """Read the next ``counts`` tokens of each lane and choose the one after.

@@ -7,12 +7,13 @@
 #include <cstring>
 
 #include "handlers.h"
-#include "paged_attention_tiles.h"
+#include "lanes.h"
 #include "threads.h"
 
-namespace ziggurat::paged {
-
 #if defined(ZIGGURAT_LANES)
+#include "paged_attention_tiles.h"
+
+namespace ziggurat::paged {
 namespace {
 
 constexpr int64_t worth_splitting = 128;  // tokens of the cache
@@ -168,6 +169,6 @@ ZIGGURAT_HANDLER(paged_attention, attention,
                      .Attr<double>("scale")
                      .Attr<double>("softcap")
                      .Attr<int64_t>("window"));
-#endif
 
 }  // namespace ziggurat::paged
+#endif

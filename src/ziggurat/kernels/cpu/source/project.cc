@@ -5,17 +5,22 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 
 #include "handlers.h"
-#include "project_tiles.h"
+#include "lanes.h"
 #include "threads.h"
 
-namespace ziggurat::projection {
-
 #if defined(ZIGGURAT_LANES)
+#include "project_stream.h"
+#include "project_table.h"
+#include "project_tiles.h"
+
+namespace ziggurat::projection {
 namespace {
 
 constexpr int64_t most = 8;               // weights in a call
+constexpr int64_t parts_each = 2;         // parts of the work for each thread
 constexpr int64_t columns_together = 16;  // a cache line of floats
 constexpr int64_t rows_together = 4;
 
@@ -27,6 +32,49 @@ struct Job {
   int64_t count;
 };
 
+// `call` with what reads the weight.
+template <class F>
+void with_source(const Weight& w, const F& call) {
+  int64_t stride = w.table ? w.k : w.n;
+  switch (w.stored) {
+    case Stored::float32:
+      return call(Float32{(const float*)w.values, stride});
+    case Stored::bfloat16:
+      return call(Bfloat16{(const uint16_t*)w.values, stride});
+    case Stored::int8:
+      return call(Int8{(const int8_t*)w.values, stride});
+    case Stored::int4:
+    case Stored::nf4: {
+      if (w.table) stride /= 2;
+      const float* values = w.stored == Stored::int4 ? int4_values : nf4_values;
+      return call(Halves{(const uint8_t*)w.values, stride, L::codes(values), values});
+    }
+  }
+}
+
+// Columns [first, last) of y. Activations of at most `few` rows times a kernel go faster by rows.
+void columns_of(const Activations& x, const Weight& w, int64_t first, int64_t last, float* y) {
+  with_source(w, [&](const auto& source) {
+    using Source = std::decay_t<decltype(source)>;
+    if (w.table)
+      table(Rows<Source>{source}, x, w, first, last, y);
+    else
+      converted(source, x, w, first, last, y);
+  });
+}
+
+// What rows [k0, k1) of a kernel, which begin a block, give to y; at most `few` activations.
+void rows_of(const Activations& x, const Weight& w, int64_t k0, int64_t k1, float* y) {
+  with_source(w, [&](const auto& source) {
+    switch (x.count) {
+      case 1: return stream<1>(source, x, w, k0, k1, y);
+      case 2: return stream<2>(source, x, w, k0, k1, y);
+      case 3: return stream<3>(source, x, w, k0, k1, y);
+      case 4: return stream<4>(source, x, w, k0, k1, y);
+    }
+  });
+}
+
 // Units [first, last) of all weights' columns one after another.
 void run_units(const Job& job, int64_t first, int64_t last) {
   for (int64_t i = 0; i < job.count; i++) {
@@ -34,7 +82,7 @@ void run_units(const Job& job, int64_t first, int64_t last) {
     if (from >= to) continue;
     const Weight& w = job.weights[i];
     const int64_t unit = w.table ? rows_together : columns_together;
-    Kernels::project(job.x, w, (from - job.units[i]) * unit,
+    columns_of(job.x, w, (from - job.units[i]) * unit,
                      std::min(w.n, (to - job.units[i]) * unit), job.y[i]);
   }
 }
@@ -60,6 +108,35 @@ void pair(const float* x, int64_t values, int64_t k, float* paired) {
       }
 }
 
+// Kernels, a stretch of their rows for each part of the work, so that each reads one piece of
+// memory from end to end; then what the parts have found is added up.
+void by_rows(const Job& job) {
+  const int64_t blocks = (job.x.k + block - 1) / block;
+  const int64_t parts = std::min(blocks, parts_each * thread_count());
+  int64_t size = 0;
+  for (int64_t i = 0; i < job.count; i++) size += job.x.count * job.weights[i].n;
+  Workspace space(sizeof(float) * (parts - 1) * size);
+  float* others = space.as<float>();
+  parallel(parts, [&](int64_t part) {
+    const int64_t k0 = blocks * part / parts * block;
+    const int64_t k1 = std::min(job.x.k, blocks * (part + 1) / parts * block);
+    float* to = others + (part - 1) * size;
+    for (int64_t i = 0; i < job.count; i++) {
+      rows_of(job.x, job.weights[i], k0, k1, part == 0 ? job.y[i] : to);
+      to += job.x.count * job.weights[i].n;
+    }
+  });
+  for (int64_t part = 1; part < parts; part++) {
+    const float* from = others + (part - 1) * size;
+    for (int64_t i = 0; i < job.count; i++) {
+      const int64_t values = job.x.count * job.weights[i].n;
+      float* to = job.y[i];
+      for (int64_t j = 0; j < values; j++) to[j] += from[j];
+      from += values;
+    }
+  }
+}
+
 bool four_bit(Stored stored) { return stored == Stored::int4 || stored == Stored::nf4; }
 
 void run(Job& job) {
@@ -78,8 +155,9 @@ void run(Job& job) {
     add_up(job.x.rows, job.x.count, job.x.k, size, free);
     job.x.sums = free;
   }
+  if (!w.table && job.x.count <= few) return by_rows(job);
   const int64_t units = job.units[job.count], threads = thread_count();
-  const int64_t parts = std::min(units, w.table ? 8 * threads : 2 * threads);
+  const int64_t parts = std::min(units, (w.table ? 8 : parts_each) * threads);
   parallel(parts, [&](int64_t part) {
     run_units(job, units * part / parts, units * (part + 1) / parts);
   });
@@ -149,6 +227,6 @@ ZIGGURAT_HANDLER(project, project,
                      .Attr<int64_t>("tile")
                      .Attr<bool>("scaled")
                      .Attr<bool>("shifted"));
-#endif
 
 }  // namespace ziggurat::projection
+#endif

@@ -11,6 +11,7 @@
 #define ZIGGURAT_UNROLL _Pragma("GCC unroll 64")
 #endif
 #define ZIGGURAT_INLINE inline __attribute__((always_inline))
+#define ZIGGURAT_INLINE_LAMBDA __attribute__((always_inline))
 
 namespace ziggurat {
 

@@ -1,0 +1,137 @@
+// What reads stored weights as floats, and what takes finished sums. A core reads one stream of
+// memory nearly twice as fast as eight at a time, so with few rows of activations each thread reads
+// its part of a matrix in the order in which it lies there.
+#pragma once
+
+#include <cstdint>
+
+#include "lanes.h"
+#include "project.h"
+
+namespace ziggurat::projection {
+
+constexpr int64_t ahead = 4096;  // bytes between what is read and what is asked for
+
+// Values of four-bit codes: integers in two's complement, and the quantiles of a normal
+// distribution that QLoRA uses (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
+constexpr float int4_values[16] = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+constexpr float nf4_values[16] = {
+    -1.0f,
+    -0.6961928009986877f,
+    -0.5250730514526367f,
+    -0.39491748809814453f,
+    -0.28444138169288635f,
+    -0.18477343022823334f,
+    -0.09105003625154495f,
+    0.0f,
+    0.07958029955625534f,
+    0.16093020141124725f,
+    0.24611230194568634f,
+    0.33791524171829224f,
+    0.44070982933044434f,
+    0.5626170039176941f,
+    0.7229568362236023f,
+    1.0f};
+
+using L = Lanes;
+using Floats = L::Floats;
+using Codes = L::Codes;
+constexpr int W = L::width;
+
+// Sources give `step` consecutive values of the summed axis for W columns, or one column's alone.
+struct Float32 {
+  static constexpr int step = 1;
+  const float* values;
+  int64_t stride;
+  ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
+    out[0] = L::load(values + k * stride + j);
+  }
+  ZIGGURAT_INLINE float at(int64_t k, int64_t j) const { return values[k * stride + j]; }
+};
+struct Bfloat16 {
+  static constexpr int step = 1;
+  const uint16_t* values;
+  int64_t stride;
+  ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
+    out[0] = L::from_bf16(values + k * stride + j);
+  }
+  ZIGGURAT_INLINE float at(int64_t k, int64_t j) const {
+    uint32_t bits = (uint32_t)values[k * stride + j] << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+  }
+};
+struct Int8 {
+  static constexpr int step = 1;
+  const int8_t* values;
+  int64_t stride;
+  ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
+    out[0] = L::from_int8(values + k * stride + j);
+  }
+  ZIGGURAT_INLINE float at(int64_t k, int64_t j) const { return values[k * stride + j]; }
+};
+struct Halves {
+  static constexpr int step = 2;
+  const uint8_t* values;
+  int64_t stride;
+  Codes codes;
+  const float* table;
+  ZIGGURAT_INLINE void load(int64_t k, int64_t j, Floats* out) const {
+    L::from_halves(values + (k >> 1) * stride + j, codes, out[0], out[1]);
+  }
+  ZIGGURAT_INLINE float at(int64_t k, int64_t j) const {
+    uint8_t byte = values[(k >> 1) * stride + j];
+    return table[k & 1 ? byte >> 4 : byte & 15];
+  }
+};
+
+// Asks for the line of the cache that lies `ahead` of a value. Bytes become floats more slowly
+// than memory could give them, and without being asked for the next wait for that; wider values
+// are fetched early enough by the core itself.
+template <class Source>
+ZIGGURAT_INLINE void ask(const Source& source, int64_t offset) {
+  if (sizeof(*source.values) == 1) __builtin_prefetch(source.values + offset + ahead);
+}
+
+// What a finished sum over [k0, k1) goes through on its way into y.
+struct Output {
+  float* y;
+  int64_t n;
+  const float* scales;  // of this tile, by column; or null
+  const int8_t* zeros;  // likewise
+  const float* sums;    // of the activations over [k0, k1), one a row, `stride` apart
+  int64_t stride;
+  bool first;  // y has nothing yet
+
+  ZIGGURAT_INLINE void add(int64_t row, int64_t j, Floats sum) const {
+    if (zeros) {
+      Floats zero = L::from_int8(zeros + j);
+      sum = L::sub(sum, L::mul(zero, L::all(sums[row * stride])));
+    }
+    if (scales) sum = L::mul(sum, L::load(scales + j));
+    float* to = y + row * n + j;
+    L::store(to, first ? sum : L::add(L::load(to), sum));
+  }
+  ZIGGURAT_INLINE void add(int64_t row, int64_t j, float sum) const {
+    if (zeros) sum -= zeros[j] * sums[row * stride];
+    if (scales) sum *= scales[j];
+    float* to = y + row * n + j;
+    *to = first ? sum : *to + sum;
+  }
+};
+
+ZIGGURAT_INLINE int64_t blocks(int64_t k) { return (k + block - 1) / block; }
+
+ZIGGURAT_INLINE Output output(const Activations& x, const Weight& w, int64_t k, float* y) {
+  int64_t tile = k / w.tile;
+  return {y,
+          w.n,
+          w.scales ? w.scales + tile * w.n : nullptr,
+          w.zeros ? w.zeros + tile * w.n : nullptr,
+          x.sums ? x.sums + k / block : nullptr,
+          blocks(w.k),
+          k == 0};
+}
+
+}  // namespace ziggurat::projection

@@ -1,7 +1,9 @@
 """Training step on CPU against PyTorch eager and torch.compile, interleaved in one run.
 
-Same architecture (Llama: RMSNorm, rope, SwiGLU, tied head), batch, float32 and AdamW on
-both sides. Prints seconds, tokens/s and the ratio to each peer with its spread, and writes them to
+Same architecture (Llama: RMSNorm, rope, SwiGLU, tied head), batch, float32 and AdamW on both sides.
+Each has a process of its own, as the user of each would: ours as ``ziggurat train`` starts itself,
+with huge pages; torch.compile is measured a second time with them, too. Prints seconds, tokens/s
+and the ratio to each peer with its spread, and writes them to
 ``benchmarks/results/train_step.json`` with the machine's facts::
 
     python benchmarks/train_step.py --rounds 7
@@ -14,8 +16,10 @@ import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -23,13 +27,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from ziggurat.core import config
+from ziggurat.core import config, host_memory
 from ziggurat.kernels.cpu.library import library
 from ziggurat.train.ahead_of_time import abstract_step
 from ziggurat.train.config import RunConfig
 from ziggurat.train.state import initial_state
 
 BATCH, LENGTH, VOCAB, WIDTH, LAYERS, HEADS, HIDDEN = 4, 512, 8192, 288, 6, 6, 768
+REST_S = 0.05
+"""Until the threads of the one before have stopped waiting for work, which takes a core."""
 RESULT = Path(__file__).parent / "results" / "train_step.json"
 
 
@@ -121,7 +127,42 @@ def torch_step(compiled: bool) -> Callable[[], float]:
     return one
 
 
-def measure(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+class Contender:
+    """A step in a process of its own."""
+
+    def __init__(self, name: str, huge_pages: bool, overrides: Sequence[str]):
+        environment = os.environ | {host_memory.SWITCH: "off"}
+        if huge_pages and (wanted := host_memory.tunables(os.environ)):
+            environment[host_memory.TUNABLES] = wanted
+        command = [sys.executable, __file__, "--step", name, *overrides]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def __call__(self) -> float:
+        """Seconds of the next step."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._process.args}: ended with {self._process.wait()}")
+        return float(line)
+
+    def close(self) -> None:
+        self._process.communicate()
+
+
+def serve(name: str, overrides: Sequence[str]) -> None:
+    """Be a contender: a step for each line read."""
+    step = ziggurat_step(*overrides) if name == "ziggurat" else torch_step(name == "torch.compile")
+    for _ in sys.stdin:
+        begun = time.perf_counter()
+        step()
+        print(time.perf_counter() - begun, flush=True)
+
+
+def measure(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
     """Seconds of one step of each contender per round, in turn; two warm-up steps each."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for step in contenders.values():
@@ -129,9 +170,8 @@ def measure(contenders: dict[str, Callable[[], float]], rounds: int) -> dict[str
         step()
     for _ in range(rounds):
         for name, step in contenders.items():
-            start = time.perf_counter()
-            step()
-            times[name].append(time.perf_counter() - start)
+            time.sleep(REST_S)
+            times[name].append(step())
     return times
 
 
@@ -139,18 +179,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--step", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="keys of the run file, e.g. train.remat=full")
     options = parser.parse_args()
-    contenders = {"ziggurat": ziggurat_step(*options.overrides)}
+    if options.step:
+        serve(options.step, options.overrides)
+        return
+    contenders = {"ziggurat": Contender("ziggurat", True, options.overrides)}
     if not options.no_torch:
-        contenders |= {"torch eager": torch_step(False), "torch.compile": torch_step(True)}
+        contenders["torch eager"] = Contender("torch eager", False, ())
+        contenders["torch.compile"] = Contender("torch.compile", False, ())
+        contenders["torch.compile, huge pages"] = Contender("torch.compile", True, ())
     times = measure(contenders, options.rounds)
+    for contender in contenders.values():
+        contender.close()
     tokens = BATCH * LENGTH
     result: dict = {"tokens_per_step": tokens, "rounds": options.rounds, "seconds": {}, "ratio": {}}
     for name, values in times.items():
         median = statistics.median(values)
         result["seconds"][name] = {"median": median, "min": min(values), "max": max(values)}
-        print(f"{name:<14} {median:7.3f} s/step  {tokens / median:8.0f} tokens/s")
+        print(f"{name:<26} {median:7.3f} s/step  {tokens / median:8.0f} tokens/s")
     for name in times:
         if name != "ziggurat":
             ratios = sorted(peer / own for peer, own in zip(times[name], times["ziggurat"]))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from ziggurat import __version__
 from ziggurat.core.errors import ZigguratError
+from ziggurat.core.host_memory import restart_with_huge_pages
 
 VERBS: dict[str, str] = {
     "train": "train a run file, or go on with an interrupted run",
@@ -38,6 +39,9 @@ VERBS: dict[str, str] = {
 }
 """Verb -> what it does, in the order of the help text. To add a verb, add its module and a line."""
 
+LONG = frozenset({"train", "cluster", "eval", "serve", "demo", "tour"})
+"""Verbs that compute for long enough to be worth a fresh start with huge pages."""
+
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -57,6 +61,8 @@ def main(args: Sequence[str] | None = None) -> int:
     if rest[0] == "--version":
         sys.stdout.write(f"ziggurat {__version__}\n")
         return 0
+    if args is None and rest[0] in LONG:
+        restart_with_huge_pages()
     try:
         return _run(rest[0], rest[1:], verbose or debug)
     except ZigguratError as error:

@@ -9,14 +9,10 @@ from typing import Any, Literal
 from rich.table import Table
 
 from ziggurat.cli import console
-from ziggurat.core.errors import ConfigError, did_you_mean
+from ziggurat.cli.subverbs import Subverb, dispatch
+from ziggurat.core.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-EXAMPLES = {
-    "run": "ziggurat cluster run recipes/tiny-python.toml --hosts 2 --spares 1",
-    "resize": "ziggurat cluster resize runs/tiny-python --hosts 3",
-    "status": "ziggurat cluster status runs/tiny-python",
-}
 STOPPED = "to go on, give the same command again"
 
 
@@ -170,31 +166,24 @@ def _cluster_of(directory: Path) -> Path:
     return folder
 
 
+VERBS = {
+    "run": Subverb(
+        run,
+        "train over several hosts, whichever of them are there",
+        "ziggurat cluster run recipes/tiny-python.toml --hosts 2 --spares 1",
+    ),
+    "resize": Subverb(
+        resize,
+        "change the number of hosts of a run that is going on",
+        "ziggurat cluster resize runs/tiny-python --hosts 3",
+    ),
+    "status": Subverb(
+        status, "hosts, steps and where the time went", "ziggurat cluster status runs/tiny-python"
+    ),
+}
+ABOUT = "Train over several hosts from one process, whichever of them are there."
+
+
 def main(args: list[str]) -> int:
-    """Run ``ziggurat cluster`` or one of its subcommands."""
-    commands = {"run": run, "resize": resize, "status": status}
-    if not args or args[0] in ("-h", "--help"):
-        lines = [f"  {name:<8}{_summary(command)}" for name, command in commands.items()]
-        examples = "\n".join(f"  {example}" for example in EXAMPLES.values())
-        console.output().print(
-            "usage: ziggurat cluster COMMAND [OPTIONS]\n\ncommands:\n"
-            + "\n".join(lines)
-            + f"\n\nexample:\n{examples}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise SystemExit(0)
-    if args[0] not in commands:
-        raise ConfigError(
-            "ziggurat cluster",
-            found=repr(args[0]),
-            expected=f"one of {', '.join(commands)}",
-            fix=did_you_mean(args[0], commands),
-        )
-    name = args[0]
-    return console.run(commands[name], args[1:], f"ziggurat cluster {name}", EXAMPLES[name])
-
-
-def _summary(command: Any) -> str:
-    return " ".join(command.__doc__.partition("\n\n")[0].split())
+    """Run one verb of ``ziggurat cluster``."""
+    return dispatch("cluster", VERBS, args, ABOUT, "[OPTIONS]")

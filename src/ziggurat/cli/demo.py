@@ -4,18 +4,16 @@ import contextlib
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.rule import Rule
 
-from ziggurat.cli import console
+from ziggurat.cli import console, showing
 from ziggurat.core.errors import EnvironmentError, ServeError, TrainError
 
 EXAMPLE = "ziggurat demo"
@@ -38,7 +36,7 @@ def demo(output: Path = Path("runs"), seed: int | None = None) -> int:
     began = time.monotonic()
     directory = output / time.strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True)
-    recipe = _recipe()
+    recipe = showing.recipes() / "tiny-python.toml"
     _say(f"The run file, {recipe.name}")
     console.output().print(recipe.read_text(), markup=False, highlight=False)
     killed_at = _train_and_kill(recipe, directory, random.Random(seed))
@@ -119,11 +117,11 @@ def _serve_and_ask(model: Path) -> None:
     import openai
 
     _say("5. Serve the export on loopback and ask it with the openai client")
-    port = _free_port()
+    port = showing.free_port()
     with _verb("serve", str(model), "--port", str(port)) as process:
-        ready = f"http://127.0.0.1:{port}/ready"
-        _wait(process, lambda: _answers(ready), "serve")
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        address = f"http://127.0.0.1:{port}"
+        _wait(process, lambda: showing.is_ready(address), "serve")
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
         name = client.models.list().data[0].id
         prompt = "def __init__(self"
         answer = client.completions.create(
@@ -180,13 +178,6 @@ def smollm2_file() -> Path:
     return found[0]
 
 
-def _recipe() -> Path:
-    """The recipe, from the installed package or from the checkout."""
-    package = Path(__file__).parents[1]
-    places = [package / "recipes", package.parents[1] / "recipes"]
-    return next(p for p in (place / "tiny-python.toml" for place in places) if p.is_file())
-
-
 def _numbers(recipe: Path) -> tuple[int, int]:
     from ziggurat.core import config
     from ziggurat.train.config import RunConfig
@@ -229,20 +220,6 @@ def _wait(process: subprocess.Popen, reached: Any, what: str) -> None:
             state = "still starting" if process.poll() is None else f"ended {process.returncode}"
             raise ServeError(f"ziggurat {what}", found=state, expected="ready in time")
         time.sleep(0.02)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as response:
-            return response.status == 200
-    except OSError:
-        return False
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _rows(metrics: Path) -> int:

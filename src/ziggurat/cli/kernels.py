@@ -2,10 +2,9 @@
 
 import dataclasses
 import json as json_
-import sys
-from collections.abc import Callable
 
 from ziggurat.cli import console
+from ziggurat.cli.subverbs import Subverb, dispatch
 from ziggurat.core.errors import ConfigError, EnvironmentError, did_you_mean
 
 
@@ -156,59 +155,31 @@ def _positive(option: str, value: int) -> None:
         raise ConfigError(option, found=value, expected="1 or more")
 
 
-VERBS: dict[str, tuple[Callable[..., int], str, str]] = {
-    "list": (
+VERBS = {
+    "list": Subverb(
         list_,
         "every operation with its implementations: usable here, or why not",
         "ziggurat kernels list",
     ),
-    "bench": (
+    "bench": Subverb(
         bench,
         "time them against the plain version, forward and backward",
         "ziggurat kernels bench attention --rows 512",
     ),
-    "tune": (
+    "tune": Subverb(
         tune,
         "time them at several sizes; auto takes the fastest from then on",
         "ziggurat kernels tune linear",
     ),
-    "build": (
+    "build": Subverb(
         build,
         "compile the C++ kernels for this machine's CPU",
         "ziggurat kernels build",
     ),
 }
-"""Verb -> its function, what it does, example."""
+ABOUT = "Implementations of operations: which there are, how fast here, and building the C++ ones."
 
 
 def main(args: list[str]) -> int:
     """Run one verb of ``ziggurat kernels``."""
-    if not args or args[0] in ("-h", "--help"):
-        sys.stdout.write(help_text())
-        raise SystemExit(0)
-    verb, *rest = args
-    if verb not in VERBS:
-        raise ConfigError(
-            "kernels",
-            found=repr(verb),
-            expected="one of " + ", ".join(VERBS),
-            fix=did_you_mean(verb, VERBS) or "see ziggurat kernels --help",
-        )
-    function, _, example = VERBS[verb]
-    return console.run(function, rest, f"ziggurat kernels {verb}", example)
-
-
-def help_text() -> str:
-    """The text of ``ziggurat kernels --help``."""
-    lines = "\n".join(f"  {verb:<5}  {summary}" for verb, (_, summary, _) in VERBS.items())
-    return f"""\
-usage: ziggurat kernels VERB [OPTIONS]
-
-Implementations of operations: what there is, how fast it is here, and building the C++ ones.
-
-verbs:
-{lines}
-
-example:
-  ziggurat kernels list
-"""
+    return dispatch("kernels", VERBS, args, ABOUT, "[OPTIONS]")

@@ -4,17 +4,15 @@ import contextlib
 import dataclasses
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.rule import Rule
 
-from ziggurat.cli import console
+from ziggurat.cli import console, showing
 from ziggurat.cli.tour_stops import STOPS, Stop
 from ziggurat.core.errors import ConfigError
 
@@ -83,8 +81,8 @@ def _chosen(only: tuple[str, ...]) -> list[Stop]:
 
 
 def _visit(stop: Stop, directory: Path) -> Visit:
-    port, began = _free_port(), time.monotonic()
-    values = {"out": str(directory), "recipes": str(_recipes()), "port": str(port)}
+    port, began = showing.free_port(), time.monotonic()
+    values = {"out": str(directory), "recipes": str(showing.recipes()), "port": str(port)}
     lines = tuple(command.format(**values) for command in stop.commands)
     texts, ok = [], True
     for line in lines:
@@ -134,9 +132,11 @@ def _server(line: str, address: str, directory: Path) -> Iterator[str]:
         )
     try:
         deadline = time.monotonic() + START_S
-        while process.poll() is None and time.monotonic() < deadline and not _ready(address):
+        while (
+            process.poll() is None and time.monotonic() < deadline and not showing.is_ready(address)
+        ):
             time.sleep(0.1)
-        ready = process.poll() is None and _ready(address)
+        ready = process.poll() is None and showing.is_ready(address)
         yield "" if ready else f"the server was not ready in time; its log: {log}"
     finally:
         process.send_signal(signal.SIGTERM)
@@ -145,24 +145,3 @@ def _server(line: str, address: str, directory: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _ready(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/ready", timeout=2) as response:
-            return response.status == 200
-    except OSError:
-        return False
-
-
-def _recipes() -> Path:
-    """The recipes, from the installed package or from the checkout."""
-    package = Path(__file__).parents[1]
-    places = [package / "recipes", package.parents[1] / "recipes"]
-    return next(place for place in places if place.is_dir())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -1,5 +1,7 @@
 """What objectives over whole answers share: their data and the shapes of their batches."""
 
+from collections.abc import Callable, Mapping
+
 import jax
 import jax.numpy as jnp
 
@@ -45,3 +47,10 @@ def labelled_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.Sh
     one = text.batch_struct(layout, batch, length)
     label = jax.ShapeDtypeStruct((batch, 1), jnp.float32, sharding=layout.sharding(("batch", None)))
     return one | {OTHER + name: one[name] for name in ARRAYS} | {"desirable": label}
+
+
+STRUCTS: Mapping[Kind, Callable[[Layout, int, int], dict[str, jax.ShapeDtypeStruct]]] = {
+    "preference": pair_struct,
+    "labelled": labelled_struct,
+}
+"""Batches by how their answers are judged."""

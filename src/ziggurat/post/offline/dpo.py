@@ -1,58 +1,38 @@
 """Direct preference optimisation over pairs of answers."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
-from ziggurat.post import tuning
 from ziggurat.post.log_probs import stacked, token_log_probs, unstacked
 from ziggurat.post.losses.dpo import dpo
-from ziggurat.post.offline.answers import SIDES, load_answers, pair_struct
+from ziggurat.post.offline.answers import SIDES
+from ziggurat.post.offline.judging import Judging
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
-from ziggurat.train.objectives import text
 from ziggurat.train.objectives.nodes import DirectPreference
-from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 
 
-class Preferred:
+class Preferred(Judging):
     """``kind = "dpo"``."""
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
-        model = text.abstract_model(run, layout)
-        tuned = Tuned(model=model, lora=run.adapter, frozen_passes=1)
-        return _program(run, layout, tuned, tuned.frozen_shapes(layout, reference=True))
+    answers = "preference"
+    frozen_passes = 1
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
-        start = tuning.begin(run, layout, frozen_passes=1, reference=_node(run).reference)
-        tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
-        data, held_out = load_answers(run, tokenizer, "preference")
-        return Parts(
-            program=_program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
-            data=data,
-            files=tuning.files_of(run, start, tokenizer),
-            start=start.params,
-            frozen=start.frozen,
-            tokenizer=tokenizer,
-            eval_data=held_out,
-            pretrained=tuning.trained_model(run, start, tokenizer),
-        )
+    def reference(self, run: RunConfig) -> Path | None:
+        return _node(run).reference
+
+    def objective(self, run: RunConfig, tuned: Tuned, layout: Layout) -> Objective:
+        return direct_preference(tuned, _node(run), layout)
 
 
 def _node(run: RunConfig) -> DirectPreference:
     assert isinstance(run.objective, DirectPreference)
     return run.objective
-
-
-def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Program:
-    return Program(
-        model=tuned,
-        sums=direct_preference(tuned, _node(run), layout),
-        batch=pair_struct(layout, run.data.batch_size, text.row_tokens(run)),
-        frozen=frozen,
-    )
 
 
 def direct_preference(tuned: Tuned, node: DirectPreference, layout: Layout) -> Objective:

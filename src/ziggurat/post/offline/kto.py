@@ -1,58 +1,38 @@
 """Kahneman-Tversky optimisation over labelled answers."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
-from ziggurat.post import tuning
 from ziggurat.post.log_probs import ARRAYS, token_log_probs
 from ziggurat.post.losses.kto import kto, reference_point
-from ziggurat.post.offline.answers import OTHER, labelled_struct, load_answers
+from ziggurat.post.offline.answers import OTHER
+from ziggurat.post.offline.judging import Judging
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
-from ziggurat.train.objectives import text
 from ziggurat.train.objectives.nodes import KahnemanTversky
-from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 
 
-class Judged:
+class Judged(Judging):
     """``kind = "kto"``."""
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
-        model = text.abstract_model(run, layout)
-        tuned = Tuned(model=model, lora=run.adapter, frozen_passes=3)
-        return _program(run, layout, tuned, tuned.frozen_shapes(layout, reference=True))
+    answers = "labelled"
+    frozen_passes = 3
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
-        start = tuning.begin(run, layout, frozen_passes=3, reference=_node(run).reference)
-        tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
-        data, held_out = load_answers(run, tokenizer, "labelled")
-        return Parts(
-            program=_program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
-            data=data,
-            files=tuning.files_of(run, start, tokenizer),
-            start=start.params,
-            frozen=start.frozen,
-            tokenizer=tokenizer,
-            eval_data=held_out,
-            pretrained=tuning.trained_model(run, start, tokenizer),
-        )
+    def reference(self, run: RunConfig) -> Path | None:
+        return _node(run).reference
+
+    def objective(self, run: RunConfig, tuned: Tuned, layout: Layout) -> Objective:
+        return kahneman_tversky(tuned, _node(run), layout)
 
 
 def _node(run: RunConfig) -> KahnemanTversky:
     assert isinstance(run.objective, KahnemanTversky)
     return run.objective
-
-
-def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Program:
-    return Program(
-        model=tuned,
-        sums=kahneman_tversky(tuned, _node(run), layout),
-        batch=labelled_struct(layout, run.data.batch_size, text.row_tokens(run)),
-        frozen=frozen,
-    )
 
 
 def kahneman_tversky(tuned: Tuned, node: KahnemanTversky, layout: Layout) -> Objective:

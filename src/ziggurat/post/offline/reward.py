@@ -4,53 +4,26 @@ import jax.numpy as jnp
 
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
-from ziggurat.post import tuning
 from ziggurat.post.log_probs import stacked, unstacked
 from ziggurat.post.losses.reward import bradley_terry
-from ziggurat.post.offline.answers import SIDES, load_answers, pair_struct
+from ziggurat.post.offline.answers import SIDES
+from ziggurat.post.offline.judging import Judging
 from ziggurat.post.reward_model import HEAD, scores
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
-from ziggurat.train.objectives import text
 from ziggurat.train.objectives.nodes import RewardModelling
-from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 
 
-class Scored:
+class Scored(Judging):
     """``kind = "reward"``."""
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
-        tuned = Tuned(model=text.abstract_model(run, layout), lora=run.adapter, scored=True)
-        return _program(run, layout, tuned, tuned.frozen_shapes(layout, reference=False))
+    answers = "preference"
+    scored = True
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
-        start = tuning.begin(run, layout, scored=True)
-        tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
-        data, held_out = load_answers(run, tokenizer, "preference")
-        return Parts(
-            program=_program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
-            data=data,
-            files=tuning.files_of(run, start, tokenizer),
-            start=start.params,
-            frozen=start.frozen,
-            tokenizer=tokenizer,
-            eval_data=held_out,
-        )
-
-
-def _node(run: RunConfig) -> RewardModelling:
-    assert isinstance(run.objective, RewardModelling)
-    return run.objective
-
-
-def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Program:
-    return Program(
-        model=tuned,
-        sums=reward_modelling(tuned, _node(run)),
-        batch=pair_struct(layout, run.data.batch_size, text.row_tokens(run)),
-        frozen=frozen,
-    )
+    def objective(self, run: RunConfig, tuned: Tuned, layout: Layout) -> Objective:
+        assert isinstance(run.objective, RewardModelling)
+        return reward_modelling(tuned, run.objective)
 
 
 def reward_modelling(tuned: Tuned, node: RewardModelling) -> Objective:

@@ -52,6 +52,13 @@ ZIGGURAT_INLINE void add_row(const Source& source, const float* x, int64_t ldx, 
   }
 }
 
+// Asks for part `part` of `parts` of `bytes` from `begin` on, for use when all parts are through.
+ZIGGURAT_INLINE void ask_for(const void* begin, int64_t bytes, int64_t part, int64_t parts) {
+  const char* from = static_cast<const char*>(begin);
+  for (int64_t b = bytes * part / parts; b < bytes * (part + 1) / parts; b += 64)
+    __builtin_prefetch(from + b);
+}
+
 // Kernel [k, n], M rows of activations: rows [k0, k1) one after another, each as it lies there.
 // Sums go to y where a scale ends.
 template <int M, class Source>
@@ -74,9 +81,14 @@ void stream(const Source& source, const Activations& x, const Weight& w, int64_t
                           total,
                           1,
                           k == k0};
+      const int64_t rest = (end - k) / step - 1;
       add_row<M, true>(source, x.rows, x.k, k, from, width, sums);
-      for (k += step; k < end; k += step)
+      k += step;
+      for (int64_t i = 0; i < rest; ++i, k += step) {
+        if (w.scales) ask_for(output.scales + from, width * 4, i, rest);
+        if (w.zeros) ask_for(output.zeros + from, width, i, rest);
         add_row<M, false>(source, x.rows, x.k, k, from, width, sums);
+      }
       for (int m = 0; m < M; ++m) {
         int64_t j = 0;
         for (; j + W <= width; j += W) output.add(m, from + j, L::load(sums + m * pitch + j));

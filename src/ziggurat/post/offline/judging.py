@@ -1,0 +1,74 @@
+"""What the kinds of objective over whole answers (dpo, kto, reward) have in common."""
+
+import abc
+from pathlib import Path
+from typing import ClassVar
+
+from ziggurat.data.answers import Kind
+from ziggurat.mesh import Layout
+from ziggurat.models import Params
+from ziggurat.post import tuning
+from ziggurat.post.offline.answers import STRUCTS, load_answers
+from ziggurat.post.tuning import Tuned
+from ziggurat.train.config import RunConfig
+from ziggurat.train.objectives import text
+from ziggurat.train.parts import Parts, Program
+from ziggurat.train.step import Objective
+
+
+class Judging(abc.ABC):
+    """A kind of objective whose rows are answers that somebody has judged."""
+
+    answers: ClassVar[Kind]
+    """How they are judged, and so what a row holds."""
+    scored: ClassVar[bool] = False
+    """Whether a score is trained too."""
+    frozen_passes: ClassVar[int] = 0
+    """Forward passes without gradients, see :class:`ziggurat.post.tuning.Tuned`."""
+
+    def reference(self, run: RunConfig) -> Path | bool | None:
+        """The policy to be held to, see :func:`ziggurat.post.tuning.begin`."""
+        return False
+
+    @abc.abstractmethod
+    def objective(self, run: RunConfig, tuned: Tuned, layout: Layout) -> Objective:
+        """Sums over a batch of answers."""
+
+    def program(self, run: RunConfig, layout: Layout) -> Program:
+        """See :class:`ziggurat.train.parts.ObjectiveKind`."""
+        model = text.abstract_model(run, layout)
+        passes, scored = self.frozen_passes, self.scored
+        tuned = Tuned(model=model, lora=run.adapter, scored=scored, frozen_passes=passes)
+        held = self.reference(run) is not False
+        return self._program(run, layout, tuned, tuned.frozen_shapes(layout, reference=held))
+
+    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+        """See :class:`ziggurat.train.parts.ObjectiveKind`."""
+        start = tuning.begin(
+            run,
+            layout,
+            scored=self.scored,
+            frozen_passes=self.frozen_passes,
+            reference=self.reference(run),
+        )
+        tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
+        data, held_out = load_answers(run, tokenizer, self.answers)
+        return Parts(
+            program=self._program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
+            data=data,
+            files=tuning.files_of(run, start, tokenizer),
+            start=start.params,
+            frozen=start.frozen,
+            tokenizer=tokenizer,
+            eval_data=held_out,
+            pretrained=None if self.scored else tuning.trained_model(run, start, tokenizer),
+        )
+
+    def _program(self, run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Program:
+        shapes = STRUCTS[self.answers]
+        return Program(
+            model=tuned,
+            sums=self.objective(run, tuned, layout),
+            batch=shapes(layout, run.data.batch_size, text.row_tokens(run)),
+            frozen=frozen,
+        )

@@ -131,12 +131,10 @@ def _server(line: str, address: str, directory: Path) -> Iterator[str]:
             stderr=subprocess.STDOUT,
         )
     try:
-        deadline = time.monotonic() + START_S
-        while (
-            process.poll() is None and time.monotonic() < deadline and not showing.is_ready(address)
-        ):
+        deadline, ready = time.monotonic() + START_S, False
+        while process.poll() is None and time.monotonic() < deadline and not ready:
             time.sleep(0.1)
-        ready = process.poll() is None and showing.is_ready(address)
+            ready = showing.is_ready(address)
         yield "" if ready else f"the server was not ready in time; its log: {log}"
     finally:
         process.send_signal(signal.SIGTERM)

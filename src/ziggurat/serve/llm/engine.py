@@ -18,7 +18,7 @@ from ziggurat.serve.llm.generation import Choice, Generation, Listener, Monitor,
 from ziggurat.serve.llm.pages import Pages
 from ziggurat.serve.llm.prefix_cache import HashedPrefixes, NoPrefixes
 from ziggurat.serve.llm.programs import Programs
-from ziggurat.serve.llm.runner import Logprobs, ModelRunner
+from ziggurat.serve.llm.runner import Flight, Logprobs, ModelRunner
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.scheduler import Limits, Plan, Scheduler
 from ziggurat.serve.llm.sequence import TokenEvent, TokenLogprob
@@ -320,19 +320,61 @@ class Engine:
             timeline.started = timeline.started or now
         buckets, decode = self._runner.buckets, plan.decode
         if decode:
-            self._run(buckets.for_decode(len(decode)), decode, [1] * len(decode))
+            shape, alone = buckets.for_decode(len(decode)), not plan.prefill
+            self._run(shape, decode, [1] * len(decode), ahead=alone)
         counts = [chunk.count for chunk in plan.prefill]
         for shape, indexes in buckets.for_prefill(counts):
             self._run(shape, [plan.prefill[i].lane for i in indexes], [counts[i] for i in indexes])
         if self.monitor is not None and (decode or counts):
             self.monitor.step(len(decode) + sum(counts))
 
-    def _run(self, shape: Shape, lanes: list[Choice], counts: list[int]) -> None:
-        """Read tokens of some lanes, and push the next one of those that have no more to read."""
-        drawn = self._runner.run(shape, lanes, counts)
+    def _run(
+        self, shape: Shape, lanes: list[Choice], counts: list[int], ahead: bool = False
+    ) -> None:
+        """Read tokens of some lanes, and push the next one of those that have no more to read.
+
+        With ``ahead``, which is for lanes that decode, go on for as long as nothing else is to be
+        done: each step is handed to the device before the tokens of the one before have come back,
+        so that it does not wait while they are looked at. A lane that comes to its end there has
+        one token read for nothing, into a block that is its own or nobody's until that is done.
+        """
+        flight = self._runner.start(shape, lanes, counts)
+        while True:
+            goes_on = ahead and self._goes_on(lanes)
+            following = self._runner.follow(flight, lanes) if goes_on else None
+            self._land(flight, lanes, counts)
+            if following is None:
+                return
+            if self.monitor is not None:
+                self.monitor.step(len(lanes))
+            ended = [lane.slot is None for lane in lanes]
+            if any(ended):
+                if not all(ended):
+                    self._land(following, lanes, counts)
+                return
+            flight = following
+
+    def _goes_on(self, lanes: list[Choice]) -> bool:
+        """Whether all lanes surely read a token more next, and only they; then they have room."""
+        if self._inbox or self._closed:
+            return False
+        for lane in lanes:
+            generation = lane.generation
+            left = generation.max_tokens - len(lane.output.tokens)
+            if generation.cancelled or generation.error is not None or left < 2:
+                return False
+            if not self._runner.can_follow(lane):
+                return False
+        return all(self._pages.grow(lane, ahead=1) for lane in lanes)
+
+    def _land(self, flight: Flight, lanes: list[Choice], counts: list[int]) -> None:
+        """Wait for a step and tell what came of it to the lanes that are still there."""
+        drawn = self._runner.finish(flight, lanes)
         for row, (lane, count) in enumerate(zip(lanes, counts)):
+            if lane.slot is None or lane.pending < count:
+                continue  # it has ended or been cancelled since
             self._pages.advance(lane, count)
-            if lane.pending == 0:
+            if flight.ready[row]:
                 score = None if drawn.scores is None else drawn.scores[row]
                 self._push(lane, drawn.tokens[row], drawn.logprobs.get(row), score)
 

@@ -55,9 +55,14 @@ class Pages:
         self._extend(lane, held + found + self.allocator.take(missing))
         return True
 
-    def grow(self, lane: Lane) -> bool:
-        """Give a lane a block for its newest token if it needs one; says whether it has one now."""
-        if len(lane.blocks) * self.block_size >= len(lane.tokens):
+    def grow(self, lane: Lane, ahead: int = 0) -> bool:
+        """Give a lane a block for its newest token if it needs one; says whether it has one now.
+
+        Args:
+            lane: one that runs.
+            ahead: tokens to come for which it is to have room too, at most a block of them.
+        """
+        if len(lane.blocks) * self.block_size >= len(lane.tokens) + ahead:
             return True
         if self.allocator.free == 0:
             return False

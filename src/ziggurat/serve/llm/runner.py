@@ -48,6 +48,19 @@ class Drawn(NamedTuple):
     """Log-probabilities at the lanes' temperatures, if the runner tells them."""
 
 
+class Flight(NamedTuple):
+    """A step that has been handed to the device, and what will come of it."""
+
+    shape: Shape
+    ready: list[bool]
+    """Which lanes have no further tokens to read, so that their draw counts."""
+    logits: Array
+    tokens: Array
+    following: Array
+    """The same as input of another step, ``[rows, 1]``."""
+    knobs: Knobs
+
+
 class ModelRunner:
     """Steps of a model over rows of tokens, all state but the lanes' own on one device.
 
@@ -89,8 +102,8 @@ class ModelRunner:
         else:
             self._weights = Unstacked.of(self.model, here)
 
-    def run(self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]) -> Drawn:
-        """Read the next ``counts`` tokens of each lane and choose the one after.
+    def start(self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]) -> Flight:
+        """Have the next ``counts`` tokens of each lane read and the one after chosen.
 
         Args:
             shape: a shape of the buckets that holds them.
@@ -102,18 +115,45 @@ class ModelRunner:
         knobs = Knobs.stack([lane.knobs if lane else GREEDY for lane in drawing], shape.rows)
         shaped = any(lane.shaped for lane in drawing if lane is not None)
         first = Knobs.stack([], shape.rows) if shaped else knobs  # a draw that is not used is cheap
-        inputs = self._inputs(shape, lanes, counts)
-        step = self.programs[f"step {shape}"]
-        self._cache, logits, tokens = step(self._weights, self._cache, *inputs, first)
-        if not any(ready):
-            return Drawn([], {}, None)
+        flight = self._fly(shape, self._inputs(shape, lanes, counts), first, ready)
         if shaped:
-            tokens = self._sample_shaped(drawing, logits, knobs)
-        scores = self._scored(shape.rows, lanes, logits, tokens) if self._scores else None
+            tokens = self._sample_shaped(drawing, flight.logits, knobs)
+            flight = flight._replace(tokens=tokens, knobs=knobs)
+        return flight
+
+    def follow(self, flight: Flight, lanes: Sequence[Choice]) -> Flight:
+        """Have the tokens read that ``flight`` draws, before they are known here.
+
+        Args:
+            flight: a step in which each of the lanes read the last token that it has.
+            lanes: the same; they have blocks for one token more.
+        """
+        _, start, new, tables = self._inputs(flight.shape, lanes, [1] * len(lanes))
+        start[: len(lanes)] += 1
+        inputs = (flight.following, start, new, tables)
+        return self._fly(flight.shape, inputs, flight.knobs, flight.ready)
+
+    def finish(self, flight: Flight, lanes: Sequence[Choice]) -> Drawn:
+        """Wait for a step; what it chose, a place for each lane."""
+        if not any(flight.ready):
+            return Drawn([], {}, None)
+        rows, logits, tokens = flight.shape.rows, flight.logits, flight.tokens
+        scores = self._scored(rows, lanes, logits, tokens) if self._scores else None
         wanted = [lane.generation.params.logprobs is not None for lane in lanes]
-        rows = [row for row in range(len(lanes)) if wanted[row] and ready[row]]
-        found = self._logprobs(shape.rows, rows, logits, tokens) if rows else {}
+        asked = [row for row in range(len(lanes)) if wanted[row] and flight.ready[row]]
+        found = self._logprobs(rows, asked, logits, tokens) if asked else {}
         return Drawn(np.asarray(tokens)[: len(lanes)].tolist(), found, scores)
+
+    def can_follow(self, lane: Choice) -> bool:
+        """Whether nothing of a lane's next token need be known here for the one after."""
+        return not (self._scores or lane.shaped or lane.generation.params.logprobs is not None)
+
+    def _fly(
+        self, shape: Shape, inputs: tuple[Any, ...], knobs: Knobs, ready: list[bool]
+    ) -> Flight:
+        step = self.programs[f"step {shape}"]
+        self._cache, logits, tokens, following = step(self._weights, self._cache, *inputs, knobs)
+        return Flight(shape, ready, logits, tokens, following, knobs)
 
     def _logprobs(
         self, size: int, rows: Sequence[int], logits: Array, tokens: Array
@@ -229,16 +269,17 @@ class ModelRunner:
         counts: Int[Array, "b"],
         tables: Int[Array, "b pages"],
         knobs: Knobs,
-    ) -> tuple[list[Cache], Float[Array, "b v"], Int[Array, "b"]]:
+    ) -> tuple[list[Cache], Float[Array, "b v"], Int[Array, "b"], Int[Array, "b 1"]]:
         """The cache with the new tokens, logits after each row's last, and the token that is drawn
-        from them."""
+        from them, twice: to be looked at, and as input of the step that follows."""
         context = Paged(tables, start, counts)
         positions = context.positions(tokens.shape[1])
         hidden, cache = unstacked.hidden(self.model, weights, tokens, positions, context, cache)
         last = jnp.maximum(counts - 1, 0)
         newest = hidden[jnp.arange(tokens.shape[0]), last]
         logits = unstacked.project(self.model, weights, newest)
-        return cache, logits, sample(logits, knobs, start + counts)
+        drawn = sample(logits, knobs, start + counts)
+        return cache, logits, drawn, drawn[:, None]
 
 
 def _on_one_device(leaf: Any) -> Any:

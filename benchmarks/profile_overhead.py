@@ -3,7 +3,10 @@
 ``watched`` is the product's loop: step timer, journal, memory marks, metrics written to
 ``metrics.jsonl`` and TensorBoard, progress. ``bare`` fetches the batch, runs the same compiled step
 and reads its loss, and nothing else. Blocks of steps of both alternate in one process; the sampled
-trace, which is taken every ten minutes, is timed by itself::
+trace, which is taken every ten minutes, is timed by itself. Where steps vary by more than watching
+costs, what is sure is the time that watching takes by itself: both loops over a step that is done
+at once, of which the difference is printed in milliseconds; it is also what a step would have to
+wait if none of it went on while the device computes::
 
     python benchmarks/profile_overhead.py --rounds 12
 
@@ -39,6 +42,7 @@ from ziggurat.train.run_directory import RunDirectory
 RESULT = Path(__file__).parent / "results" / "profile_overhead.json"
 SIZES = {"a step of some 10 ms": (64, 2, 64, 2), "a step of some 200 ms": (192, 6, 256, 4)}
 """Width, layers, tokens of a row, rows."""
+BLOCKS, INSTANT_STEPS = 7, 300
 
 
 def run_of(width: int, layers: int, length: int, rows: int, folder: Path) -> Resolved[RunConfig]:
@@ -120,6 +124,29 @@ def bare(experiment: Experiment, state: Any, compiled: Any, steps: int) -> tuple
     return state, (time.perf_counter() - start) / steps
 
 
+class Instant:
+    """A step that is done before it has begun, with the figures of a real one."""
+
+    def __init__(self, compiled: Any, metrics: Any):
+        self.as_text, self._metrics = compiled.as_text, metrics
+
+    def __call__(self, state: Any, batch: Any, frozen: Any) -> tuple[Any, Any]:
+        # new arrays: a figure that was read once is read again for nothing
+        return state, {name: jax.numpy.array(value) for name, value in self._metrics.items()}
+
+
+def own_cost(
+    run: Resolved[RunConfig], experiment: Experiment, state: Any, step: Any
+) -> list[float]:
+    """Milliseconds of watching a step, block by block."""
+    costs = []
+    for _ in range(BLOCKS):
+        state, with_it = watched(run, experiment, state, step, INSTANT_STEPS)
+        state, without = bare(experiment, state, step, INSTANT_STEPS)
+        costs.append(1e3 * (with_it - without))
+    return costs
+
+
 def measure(size: tuple[int, int, int, int], rounds: int, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(*size, Path(folder))
@@ -128,6 +155,10 @@ def measure(size: tuple[int, int, int, int], rounds: int, seconds: float) -> dic
         state = experiment.initial()
         compiled = experiment.step.lower(state, experiment.batch_struct(), {}).compile()  # pyright: ignore
         state, step_s = bare(experiment, state, compiled, 5)
+        batch = experiment.place(next(experiment.data.iterate(0)))
+        state, metrics = compiled(state, batch, {})
+        metrics = {name: float(value) for name, value in metrics.items()}
+        costs = own_cost(run, experiment, state, Instant(compiled, metrics))
         steps = max(5, round(seconds / step_s))
         ratios, plain = [], []
         for number in range(rounds):
@@ -147,6 +178,11 @@ def measure(size: tuple[int, int, int, int], rounds: int, seconds: float) -> dic
         return {
             "step_ms": round(1e3 * statistics.median(plain), 2),
             "steps_a_block": steps,
+            "own_cost_ms": {
+                "median": round(statistics.median(costs), 3),
+                "min": round(min(costs), 3),
+                "max": round(max(costs), 3),
+            },
             "overhead": {name: round(value, 4) for name, value in overhead.items()},
             "a_trace_s": round(trace_s, 3),
             "trace_every_600_s": round(trace_s / run.value.profile.trace_every_s, 5),
@@ -173,6 +209,8 @@ def main() -> None:
         print(
             f"{name} ({found['step_ms']} ms): {found['overhead']['median']:+.2%} "
             f"({found['overhead']['min']:+.2%} to {found['overhead']['max']:+.2%}); "
+            f"watching a step takes {found['own_cost_ms']['median']:.2f} ms "
+            f"({found['own_cost_ms']['min']:.2f} to {found['own_cost_ms']['max']:.2f}); "
             f"a trace {found['a_trace_s']} s"
         )
     if not options.no_result:

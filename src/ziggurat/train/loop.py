@@ -7,6 +7,8 @@ next batch, so that it ends byte for byte where an undisturbed run ends.
 import contextlib
 import dataclasses
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ from ziggurat.train.state import TrainState
 from ziggurat.train.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
+MEMORY_S = 1.0
+"""Seconds between two looks at memory; figures in between repeat the last."""
 
 
 @dataclasses.dataclass
@@ -151,6 +155,8 @@ class Loop:
         self._throughput = _Throughput(experiment)
         self._saved = -1
         self._latest: dict[str, float] = {}
+        self._unwritten: tuple[int, dict[str, float]] | None = None
+        self._memory: tuple[float, dict[str, float]] = -math.inf, {}
         self._journal: Journal | None = None
         self._tracer: TraceSampler | None = None
 
@@ -170,6 +176,12 @@ class Loop:
 
     def run(self, state: TrainState, done: int, step: Any) -> TrainState:
         """Steps ``done`` to the end; ``step`` is the compiled step."""
+        try:
+            return self._run(state, done, step)
+        finally:
+            self._write()
+
+    def _run(self, state: TrainState, done: int, step: Any) -> TrainState:
         self.done, run = done, self.experiment.run
         data, frozen = self.experiment.data, self.experiment.parts.frozen
         batches = self._batches(done)
@@ -181,12 +193,13 @@ class Loop:
                 with self.timer.phase("step"):
                     state, metrics = step(state, batch, frozen)
                 batch = self._next(batches, self.done + 1)  # while the device computes
+                self._write()  # likewise
                 with self.timer.phase("step"):
                     values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 record.tokens = data.batch_size * data.sequence_length
             values |= figures
             self.done += 1
-            self._write(values)
+            self._note(values)
             self._check_finite(values)
             if run.evaluation.every and self.done % run.evaluation.every == 0:
                 self._evaluate(state)
@@ -226,20 +239,30 @@ class Loop:
             rows, figures = self._rollout(params, batch, self.done)
             return self.experiment.place(rows), figures
 
-    def _write(self, values: dict[str, float]) -> None:
+    def _note(self, values: dict[str, float]) -> None:
+        """Keep a step's figures, to be written while the next one runs."""
         record = self.timer.records[-1]
         values |= {"step_time_s": record.wall_s, "data_time_s": record.phases_s.get("data", 0.0)}
         values |= self._throughput.of(record.tokens_per_s)
-        values |= {name: float(size) for name, size in device_memory().items()}
-        values["host_rss_bytes"] = float(host_memory()["host_rss_bytes"])
         if self.checkpoints.problems:
             values["checkpoint_problems"] = float(len(self.checkpoints.problems))
-        self._record(values)
+        self._unwritten = (self.done - 1, values)
 
-    def _record(self, values: dict[str, float]) -> None:
+    def _write(self) -> None:
+        """Write what has been kept; before anything that goes by it, or that may be the last."""
+        if self._unwritten is None:
+            return
+        (step, values), self._unwritten = self._unwritten, None
+        now = time.monotonic()
+        if now - self._memory[0] > MEMORY_S:
+            sizes = device_memory() | {"host_rss_bytes": host_memory()["host_rss_bytes"]}
+            self._memory = now, {name: float(size) for name, size in sizes.items()}
+        self._record(step, values | self._memory[1])
+
+    def _record(self, step: int, values: dict[str, float]) -> None:
         self._latest |= values
-        self.sinks.write(self.done - 1, values)
-        self.progress.write(self.done - 1, values)
+        self.sinks.write(step, values)
+        self.progress.write(step, values)
 
     def _check_finite(self, values: dict[str, float]) -> None:
         bad, limit = int(values["bad_steps_in_a_row"]), self.experiment.run.train.max_bad_steps
@@ -257,14 +280,16 @@ class Loop:
             )
 
     def _evaluate(self, state: TrainState) -> None:
+        self._write()
         with self.timer.phase("evaluation"):
             values = evaluate(self.experiment, state.evaluated)
         if values:
-            self._record(values)
+            self._record(self.done - 1, values)
 
     def _save(self, state: TrainState, last: bool = False) -> None:
         if self._saved == self.done and not last:
             return
+        self._write()
         metrics = {name: self._latest[name] for name in COMPARABLE if name in self._latest}
         counters = {"skipped": int(state.skipped), "bad_in_a_row": int(state.bad_in_a_row)}
         records = {

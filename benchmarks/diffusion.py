@@ -9,7 +9,8 @@ product and in PyTorch, round by round in turn, and the time to draw 64 digits::
     python benchmarks/diffusion.py --rounds 7
     python benchmarks/diffusion.py --run runs/digits-flow   # without training it anew
 
-Writes ``benchmarks/results/diffusion.json``. Needs torch for the second part (``make test-oracle``
+Starts itself anew with huge pages, as ``ziggurat train`` does; PyTorch has them too then. Writes
+``benchmarks/results/diffusion.json``. Needs torch for the second part (``make test-oracle``
 installs it).
 """
 
@@ -28,7 +29,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 import numpy as np
 
-from ziggurat.core import config
+from ziggurat.core import config, host_memory
 from ziggurat.models import image_pipeline
 from ziggurat.models.diffusion import Sampling
 from ziggurat.train.config import RunConfig
@@ -263,4 +264,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    host_memory.restart_with_huge_pages()
     main()

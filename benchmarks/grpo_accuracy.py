@@ -117,6 +117,7 @@ QUANTILE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3, choices=sorted(QUANTILE))
+    parser.add_argument("--from-seed", type=int, default=0, help="the first of them")
     parser.add_argument("--examples", type=int, default=EXAMPLES)
     parser.add_argument("--first", nargs="*", default=[], help="overrides of the first run")
     parser.add_argument("--second", nargs="*", default=[], help="overrides of the second run")
@@ -126,7 +127,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.runs or Path(temporary)
         directory.mkdir(parents=True, exist_ok=True)
-        found = [one_seed(directory.resolve(), seed, options) for seed in range(options.seeds)]
+        seeds = range(options.from_seed, options.from_seed + options.seeds)
+        found = [one_seed(directory.resolve(), seed, options) for seed in seeds]
     gains = {way: gain(found, way) for way in WAYS}
     if options.output is not None:
         machine = {"machine": platform.machine(), "cpus": os.cpu_count(), "jax": jax.__version__}

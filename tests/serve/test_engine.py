@@ -194,7 +194,7 @@ def test_a_failing_device_ends_all_requests_with_the_reason(model, params, token
             submitted.wait(60)
             raise RuntimeError("out of memory")
 
-        monkeypatch.setattr(engine._runner, "run", fail)
+        monkeypatch.setattr(engine._runner, "start", fail)
         generations = [engine.submit(PROMPT, SamplingParams(ignore_eos=True)) for _ in range(3)]
         submitted.set()
         for generation in generations:

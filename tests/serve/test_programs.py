@@ -1,5 +1,6 @@
 """Compiled programs on disk: found again, never half, never wrong."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -62,18 +63,27 @@ def test_a_directory_that_cannot_be_is_refused(tmp_path):
         Programs(tmp_path / "file")
 
 
-def test_programs_that_jax_keeps_too_are_kept_whole(tmp_path):
-    """XLA:CPU serialises what came out of JAX's cache without its functions."""
+def waves(x):
+    return jnp.sin(x) @ jnp.cos(x).mean(0)
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_programs_that_jax_keeps_too_are_kept_whole(tmp_path, in_memory):
+    """XLA:CPU serialises what came out of JAX's cache, just now or earlier in this process, without
+    its functions."""
 
     def compiled(directory):
         made = Programs(directory)
-        made.add("mean", lambda x: jnp.sin(x) @ jnp.cos(x).mean(0), jnp.ones((64, 64)))
+        made.add("mean", waves, jnp.ones((64, 64)))
         assert made.compile_all()[0] == 1
         return made
 
     with keeping_compiled(tmp_path / "of jax", least_s=0.0):
         wanted = compiled(None)["mean"](jnp.ones((64, 64)))
         assert any((tmp_path / "of jax").iterdir())
+        jax.clear_caches()
+        if in_memory:
+            compiled(None)
         assert compiled(tmp_path / "ours").loaded == 0
         again = compiled(tmp_path / "ours")
         assert again.loaded == 1
@@ -81,8 +91,6 @@ def test_programs_that_jax_keeps_too_are_kept_whole(tmp_path):
 
 
 def test_blocks_that_pass_by_the_cache_may_overlap(tmp_path):
-    import jax
-
     before = jax.config.jax_enable_compilation_cache
     first, second = passing_by_compile_cache(), passing_by_compile_cache()
     first.__enter__()

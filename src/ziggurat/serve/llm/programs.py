@@ -63,7 +63,14 @@ class Programs:
             arguments: arrays, or their shapes and types.
             donate: index of the argument that it may overwrite.
         """
-        jitted = jax.jit(function, donate_argnums=() if donate is None else donate)
+
+        @functools.wraps(function)
+        def own(
+            *given: Any,
+        ) -> Any:  # a program that JAX has in memory may have come from its cache
+            return function(*given)
+
+        jitted = jax.jit(own, donate_argnums=() if donate is None else donate)
         abstract = jax.tree.map(_abstract, arguments)
         self._makers[name] = lambda: self._compile(jitted.lower(*abstract))
 

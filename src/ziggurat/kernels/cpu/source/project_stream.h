@@ -15,8 +15,8 @@ constexpr int64_t pitch = kept + 80;  // between those of two rows of activation
 // One row of a kernel: `sums` of `width` columns from `from` on, a stretch of `pitch` for each of M
 // rows of activations.
 template <int M, bool first, class Source>
-ZIGGURAT_INLINE void add_row(const Source& source, const float* x, int64_t ldx, int64_t k, int64_t
-                             from, int64_t width, float* sums) {
+ZIGGURAT_INLINE void add_row(const Source& source, const float* x, int64_t ldx, int64_t k,
+                             int64_t from, int64_t width, float* sums) {
   constexpr int step = Source::step, together = 4;
   Floats factor[M][step];
   ZIGGURAT_UNROLL

@@ -85,8 +85,8 @@ void table_row(const Rows<Source>& source, const Activations& x, const Weight& w
 }
 
 template <class Source>
-void table(const Rows<Source>& source, const Activations& x, const Weight& w, int64_t first, int64_t
-           last, float* y) {
+void table(const Rows<Source>& source, const Activations& x, const Weight& w, int64_t first,
+           int64_t last, float* y) {
   for (int64_t row = first; row < last; ++row) {
     int64_t from = 0;
     for (; from + 4 <= x.count; from += 4) table_row<4>(source, x, w, row, from, y);

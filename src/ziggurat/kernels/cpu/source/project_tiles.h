@@ -11,28 +11,24 @@ namespace ziggurat::projection {
 constexpr int64_t scratch = 64;  // columns of the buffer
 
 // M rows times V vectors of columns. `shift` is where the columns of `source` lie in y.
-template <int M, int V, class Source>
-ZIGGURAT_INLINE void tile(const Source& source, const float* x, int64_t ldx, int64_t k0, int64_t k1,
-                          int64_t j, int64_t row, int64_t shift, const Output& output) {
-  constexpr int step = Source::step;
+template <int M, int V>
+ZIGGURAT_INLINE void tile(const Float32& source, const float* x, int64_t ldx, int64_t k0,
+                          int64_t k1, int64_t j, int64_t row, int64_t shift, const Output& output) {
   Floats sum[M][V];
   ZIGGURAT_UNROLL
   for (int m = 0; m < M; ++m) {
     ZIGGURAT_UNROLL
     for (int v = 0; v < V; ++v) sum[m][v] = L::zero();
   }
-  for (int64_t k = k0; k < k1; k += step) {
-    Floats weight[V][step];
+  for (int64_t k = k0; k < k1; ++k) {
+    Floats weight[V];
     ZIGGURAT_UNROLL
-    for (int v = 0; v < V; ++v) source.load(k, j + v * W, weight[v]);
+    for (int v = 0; v < V; ++v) source.load(k, j + v * W, &weight[v]);
     ZIGGURAT_UNROLL
     for (int m = 0; m < M; ++m) {
+      Floats factor = L::all(x[m * ldx + k]);
       ZIGGURAT_UNROLL
-      for (int s = 0; s < step; ++s) {
-        Floats factor = L::all(x[m * ldx + k + s]);
-        ZIGGURAT_UNROLL
-        for (int v = 0; v < V; ++v) sum[m][v] = L::fma(factor, weight[v][s], sum[m][v]);
-      }
+      for (int v = 0; v < V; ++v) sum[m][v] = L::fma(factor, weight[v], sum[m][v]);
     }
   }
   ZIGGURAT_UNROLL
@@ -43,9 +39,9 @@ ZIGGURAT_INLINE void tile(const Source& source, const float* x, int64_t ldx, int
 }
 
 // M rows times columns [first, last).
-template <int M, class Source>
-void columns(const Source& source, const float* x, int64_t ldx, int64_t k0, int64_t k1, int64_t
-             first, int64_t last, int64_t row, int64_t shift, const Output& output) {
+template <int M>
+void columns(const Float32& source, const float* x, int64_t ldx, int64_t k0, int64_t k1,
+             int64_t first, int64_t last, int64_t row, int64_t shift, const Output& output) {
   constexpr int V = L::vectors;
   int64_t j = first;
   for (; j + V * W <= last; j += V * W)
@@ -63,9 +59,8 @@ void columns(const Source& source, const float* x, int64_t ldx, int64_t k0, int6
   }
 }
 
-template <class Source>
-void rows(const Source& source, const float* x, int64_t ldx, int64_t count, int64_t k0, int64_t k1,
-          int64_t first, int64_t last, int64_t shift, const Output& output) {
+inline void rows(const Float32& source, const float* x, int64_t ldx, int64_t count, int64_t k0,
+                 int64_t k1, int64_t first, int64_t last, int64_t shift, const Output& output) {
   int64_t row = 0;
   for (; row + 4 <= count; row += 4)
     columns<4>(source, x + row * ldx, ldx, k0, k1, first, last, row, shift, output);
@@ -76,8 +71,8 @@ void rows(const Source& source, const float* x, int64_t ldx, int64_t count, int6
 }
 
 template <class Source>
-void convert(const Source& source, int64_t k0, int64_t k1, int64_t first, int64_t width, float*
-             buffer) {
+void convert(const Source& source, int64_t k0, int64_t k1, int64_t first, int64_t width,
+             float* buffer) {
   constexpr int step = Source::step;
   for (int64_t k = k0; k < k1; k += step) {
     float* to = buffer + (k - k0) * scratch;
@@ -96,8 +91,8 @@ void convert(const Source& source, int64_t k0, int64_t k1, int64_t first, int64_
 
 // Kernel [k, n], many rows: columns in groups; of each, block by block of k, converted once.
 template <class Source>
-void converted(const Source& source, const Activations& x, const Weight& w, int64_t first, int64_t
-               last, float* y) {
+void converted(const Source& source, const Activations& x, const Weight& w, int64_t first,
+               int64_t last, float* y) {
   alignas(64) float buffer[block * scratch];
   for (int64_t j = first; j < last; j += scratch) {
     int64_t width = last - j < scratch ? last - j : scratch;

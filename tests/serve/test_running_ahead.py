@@ -90,3 +90,24 @@ def test_a_request_cancelled_half_way_is_gone_and_nobody_else(engine, follows):
     assert settled(engine).blocks_free == 12
     assert len([event for event in heard if event is not None]) <= 7
     assert follows
+
+
+def test_cancelled_between_two_steps_nothing_counts_as_read_that_is_not_there(engine, monkeypatch):
+    runner, pages, left, seen = engine._runner, engine._pages, [], []
+    follow, advance = runner.follow, pages.advance
+
+    def cancel_then(flight, lanes):
+        seen.append(1)
+        if len(seen) == 5:
+            lanes[0].generation.cancel()
+        return follow(flight, lanes)
+
+    def noting(lane, count):
+        advance(lane, count)
+        left.append(lane.pending)
+
+    monkeypatch.setattr(runner, "follow", cancel_then)
+    monkeypatch.setattr(pages, "advance", noting)
+    together(engine, [([4, 5, 6], SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))])
+    assert min(left) == 0
+    assert settled(engine).blocks_free == 12

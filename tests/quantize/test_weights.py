@@ -80,11 +80,20 @@ def test_the_logits_are_those_of_the_dequantised_model(model, done, logits):
     np.testing.assert_allclose(logits, plain, atol=1e-5, rtol=0)
 
 
+class Stateless:
+    """What layers keep where the context keeps nothing."""
+
+    def of(self, layer):
+        return ()
+
+    def after(self, layer, state):
+        return self
+
+
 def test_layers_apart_as_in_serving(model, done, logits):
     def forward(weights, tokens):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-        states = [()] * model.decoder.n_layers
-        hidden, _ = unstacked.hidden(model, weights, tokens, positions, Causal(), states)
+        hidden, _ = unstacked.hidden(model, weights, tokens, positions, Causal(), Stateless())
         return unstacked.project(model, weights, hidden)
 
     found = quick_jit(forward)(Unstacked.of(model, done.params), TOKENS)

@@ -6,8 +6,7 @@ decoder's own.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +16,20 @@ from jaxtyping import Array, Float, Int, Shaped
 from ziggurat.models.language_model import LanguageModel, Params
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.decoder import Decoder, stack_name
+
+S = TypeVar("S", bound="States")
+
+
+class States(Protocol):
+    """What a context keeps of all layers."""
+
+    def of(self, layer: int) -> Any:
+        """A layer's state."""
+        ...
+
+    def after(self: S, layer: int, state: Any) -> S:
+        """All states once the layer's is ``state``."""
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -63,9 +76,9 @@ def hidden(
     tokens: Int[Array, "b t"],
     positions: Int[Array, "b t"],
     context: AttentionContext,
-    states: Sequence[Any],
-) -> tuple[Float[Array, "b t d"], list[Any]]:
-    """Final hidden states, and each layer's new state.
+    states: S,
+) -> tuple[Float[Array, "b t d"], S]:
+    """Final hidden states, and the layers' states after these tokens.
 
     Args:
         model: the model; built without remat.
@@ -73,18 +86,17 @@ def hidden(
         tokens: token ids.
         positions: their positions.
         context: attends; its own ``state`` is not looked at.
-        states: per-layer state for it, in order of layers.
+        states: the layers' states for it.
     """
     decoder = _decoder(model, weights)
     x, angles = decoder.begin(tokens, positions)
     steps: dict[Any, Any] = {}  # equal layers are traced once
-    after = []
-    for layer, params, rotation, state in zip(model.decoder.layers, weights.layers, angles, states):
+    for i, (layer, params) in enumerate(zip(model.decoder.layers, weights.layers)):
         if layer not in steps:
-            steps[layer] = jax.jit(decoder.layer_step(layer, positions, rotation, context))
-        x, state, _ = steps[layer](params, x, state)
-        after.append(state)
-    return decoder.finish(x), after
+            steps[layer] = jax.jit(decoder.layer_step(layer, positions, angles[i], context))
+        x, state, _ = steps[layer](params, x, states.of(i))
+        states = states.after(i, state)
+    return decoder.finish(x), states
 
 
 def project(

@@ -1,11 +1,14 @@
 """Attention through the paged key/value cache: an ``AttentionContext`` over tables of blocks.
 
-A layer's keys and values are one array each, ``[k, blocks, slots, c]``, separate from those of
-other layers, so that a compiled step that owns them writes new tokens in place.
+Layers whose keys and values are of equal dimensions share a pool, two arrays
+``[k, layers * blocks, slots, c]`` in which each layer has its stretch of blocks. A compiled step
+that owns them writes new tokens in place, and is handed two arrays however many layers there are:
+giving an array and taking it back costs about 15 microseconds where a token takes milliseconds.
 """
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,60 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.paged_attention import Cache, Rows, paged_attention
 from ziggurat.nn.attention_context import AttentionRule
+from ziggurat.nn.block import CacheShape
+
+
+class LayerCache(NamedTuple):
+    """One layer's stretch of a pool."""
+
+    pool: Cache
+    first: Int[Array, ""]
+    """The pool's block that is the layer's number 0."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pools:
+    """The cache of all layers."""
+
+    pools: tuple[Cache, ...]
+    shapes: tuple[CacheShape, ...] = dataclasses.field(metadata={"static": True})
+    """Of each layer, in order; those of equal shapes share a pool, the first shape the first."""
+
+    @classmethod
+    def empty(cls, shapes: Sequence[CacheShape], blocks: int, slots: int, dtype: Any) -> "Pools":
+        """A cache with nothing in it.
+
+        Args:
+            shapes: of each layer.
+            blocks: of each layer, the sink included.
+            slots: tokens in a block.
+            dtype: of keys and values.
+        """
+        pools = [
+            Cache(
+                jnp.zeros((s.kv_heads, shapes.count(s) * blocks, slots, s.key_dim), dtype),
+                jnp.zeros((s.kv_heads, shapes.count(s) * blocks, slots, s.value_dim), dtype),
+            )
+            for s in dict.fromkeys(shapes)
+        ]
+        return cls(tuple(pools), tuple(shapes))
+
+    def of(self, layer: int) -> LayerCache:
+        """A layer's part."""
+        shape, number = self.shapes[layer], self._pool(layer)
+        pool = self.pools[number]
+        blocks = pool.keys.shape[1] // self.shapes.count(shape)
+        return LayerCache(pool, jnp.int32(self.shapes[:layer].count(shape) * blocks))
+
+    def after(self, layer: int, state: LayerCache) -> "Pools":
+        """The cache once a layer has put its new tokens into its part."""
+        pools = list(self.pools)
+        pools[self._pool(layer)] = state.pool
+        return dataclasses.replace(self, pools=tuple(pools))
+
+    def _pool(self, layer: int) -> int:
+        return list(dict.fromkeys(self.shapes)).index(self.shapes[layer])
 
 
 @jax.tree_util.register_dataclass
@@ -51,19 +108,20 @@ class Paged:
         value: Float[Array, "b t k z"],
         positions: Int[Array, "b t"],
         rule: AttentionRule,
-        state: Cache,
+        state: LayerCache,
         sinks: Float[Array, "h"] | None = None,
-    ) -> tuple[Float[Array, "b t h z"], Cache]:
+    ) -> tuple[Float[Array, "b t h z"], LayerCache]:
         """Attention output of one layer, and its cache with the new tokens."""
-        return paged_attention(
+        out, pool = paged_attention(
             query,
             key,
             value,
-            state,
-            Rows(self.tables, positions, self.counts),
+            state.pool,
+            Rows(self.tables + state.first, positions, self.counts),
             scale=rule.scale,
             softcap=rule.softcap,
             window=rule.window,
             sinks=sinks,
             implementation=self.implementation,
         )
+        return out, state._replace(pool=pool)

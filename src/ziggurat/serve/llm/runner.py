@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ziggurat.kernels.paged_attention import Cache
 from ziggurat.models import LanguageModel, Params, unstacked
 from ziggurat.models.unstacked import Unstacked
 from ziggurat.serve.llm import history
@@ -16,7 +15,7 @@ from ziggurat.serve.llm.buckets import Buckets, Shape
 from ziggurat.serve.llm.generation import Choice
 from ziggurat.serve.llm.history import History
 from ziggurat.serve.llm.huge_pages import in_huge_pages
-from ziggurat.serve.llm.paged import Paged
+from ziggurat.serve.llm.paged import Paged, Pools
 from ziggurat.serve.llm.programs import Programs
 from ziggurat.serve.llm.sampling import (
     GREEDY,
@@ -222,15 +221,10 @@ class ModelRunner:
             self._history = History.empty(self.buckets.max_running, self._vocab)
         return self._history
 
-    def _empty(self) -> list[Cache]:
-        dtype, cache = self.model.precision.compute_dtype, []
-        blocks, slots = self._dims.blocks + 1, self._dims.block_size
-        for layer in self.model.decoder.layers:
-            shape = layer.block.attention.cache
-            dims = (shape.key_dim, shape.value_dim)
-            pair = (jnp.zeros((shape.kv_heads, blocks, slots, dim), dtype) for dim in dims)
-            cache.append(Cache(*pair))
-        return cache
+    def _empty(self) -> Pools:
+        shapes = [layer.block.attention.cache for layer in self.model.decoder.layers]
+        dtype = self.model.precision.compute_dtype
+        return Pools.empty(shapes, self._dims.blocks + 1, self._dims.block_size, dtype)
 
     def _declare(self) -> None:
         """Name every program there is."""
@@ -263,13 +257,13 @@ class ModelRunner:
     def _step(
         self,
         weights: Unstacked,
-        cache: list[Cache],
+        cache: Pools,
         tokens: Int[Array, "b t"],
         start: Int[Array, "b"],
         counts: Int[Array, "b"],
         tables: Int[Array, "b pages"],
         knobs: Knobs,
-    ) -> tuple[list[Cache], Float[Array, "b v"], Int[Array, "b"], Int[Array, "b 1"]]:
+    ) -> tuple[Pools, Float[Array, "b v"], Int[Array, "b"], Int[Array, "b 1"]]:
         """The cache with the new tokens, logits after each row's last, and the token that is drawn
         from them, twice: to be looked at, and as input of the step that follows."""
         context = Paged(tables, start, counts)

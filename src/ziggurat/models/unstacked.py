@@ -1,25 +1,31 @@
 """A model with its layers laid out one by one, as decoding wants them.
 
 A scan copies each layer's weights and cache out of their stack, and the cache back, at every token;
-a program over separate arrays reads and writes them where they lie. The blocks and all else are the
-decoder's own.
+a program over separate arrays, or one whose products read a layer in its stack, takes them where
+they lie. The blocks and all else are the decoder's own.
 """
 
 import dataclasses
-from typing import Any, Protocol, TypeVar
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
+from ziggurat.kernels.linear import LayerWeight, QuantizedWeight, is_weight_node, reads_layers
 from ziggurat.models.language_model import LanguageModel, Params
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.decoder import Decoder, stack_name
+from ziggurat.nn.stacking import Place
 
 S = TypeVar("S", bound="States")
 
 
+@runtime_checkable
 class States(Protocol):
     """What a context keeps of all layers."""
 
@@ -35,10 +41,14 @@ class States(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Unstacked:
-    """Parameters with the stacked layers taken apart."""
+    """Parameters with the stacked layers taken apart, but for what is read in its stack."""
 
     layers: list[Params]
-    """One block's parameters per layer, in order."""
+    """What each layer has for itself, in order, ``None`` where it is in the stack."""
+    stacks: list[Params]
+    """What stays stacked, ``None`` where it does not: vectors, which a program cuts out as it uses
+    them, and kernels of which it reads one layer in place. The fewer arrays a program is handed,
+    the less time that takes."""
     rest: Params
     """All that is not a block."""
 
@@ -46,16 +56,32 @@ class Unstacked:
     def of(cls, model: LanguageModel, params: Params) -> "Unstacked":
         """Take ``params`` apart, array by array; they are left as they are. Layers of numpy arrays
         are views of them, others copies."""
-        names = [stack_name(number) for number in range(len(model.decoder.stacks))]
-        stacks = []
-        for name in names:
-            leaves, tree = jax.tree.flatten(params[name])
-            apart = [
-                list(leaf) if isinstance(leaf, np.ndarray) else _take_apart(leaf) for leaf in leaves
-            ]
-            stacks.append([jax.tree.unflatten(tree, layer) for layer in zip(*apart)])
-        layers = [stacks[place.stack][place.index] for place in model.decoder.places]
-        return cls(layers, {name: part for name, part in params.items() if name not in names})
+        places, layers, stacks = model.decoder.places, {}, []
+        for number in range(len(model.decoder.stacks)):
+            stack = params[stack_name(number)]
+            paths, tree = jax.tree_util.tree_flatten_with_path(stack, is_leaf=is_weight_node)
+            stays = [_stays(path, node) for path, node in paths]
+            nodes = [node for _, node in paths]
+            count = sum(place.stack == number for place in places)
+            stacks.append(tree.unflatten([n if s else None for s, n in zip(stays, nodes)]))
+            own = [[None] * count if s else _apart(n) for s, n in zip(stays, nodes)]
+            for index, parts in enumerate(zip(*own)):
+                layers[Place(number, index)] = tree.unflatten(parts)
+        names = [stack_name(number) for number in range(len(stacks))]
+        rest = {name: part for name, part in params.items() if name not in names}
+        return cls([layers[place] for place in places], stacks, rest)
+
+
+def _stays(path: Sequence[Any], node: Any) -> bool:
+    if isinstance(node, QuantizedWeight):
+        return path[-1] == jax.tree_util.DictKey("kernel") and reads_layers(node)
+    return isinstance(node, jax.Array | np.ndarray) and node.ndim == 2
+
+
+def _apart(node: Any) -> list[Any]:
+    leaves, tree = jax.tree.flatten(node)
+    parts = [list(leaf) if isinstance(leaf, np.ndarray) else _take_apart(leaf) for leaf in leaves]
+    return [tree.unflatten(layer) for layer in zip(*parts)]
 
 
 @jax.jit
@@ -63,10 +89,29 @@ def _take_apart(stacked: Shaped[Array, "l ..."]) -> list[Array]:
     return list(stacked)
 
 
+def _joined(own: Params, stack: Params, index: Int[Array, ""]) -> Params:
+    """A layer's parameters, from what it has for itself and what is in the stack."""
+
+    def one(mine: Any, stacked: Any) -> Any:
+        if stacked is None:
+            return mine
+        whole = isinstance(stacked, QuantizedWeight)
+        return LayerWeight(stacked, index) if whole else stacked[index]
+
+    return jax.tree.map(one, own, stack, is_leaf=lambda node: node is None or is_weight_node(node))
+
+
+def _stepped(step: Any, own: Params, stack: Params, index: Array, x: Array, state: Any) -> Any:
+    return step(_joined(own, stack, index), x, state)
+
+
 def _decoder(model: LanguageModel, weights: Unstacked) -> Decoder:
     """The decoder with one block in place of each stack, for all but its scan."""
     first = {place.stack: i for i, place in reversed(list(enumerate(model.decoder.places)))}
-    blocks = {stack_name(stack): weights.layers[i] for stack, i in first.items()}
+    blocks = {
+        stack_name(stack): _joined(weights.layers[i], weights.stacks[stack], jnp.int32(0))
+        for stack, i in first.items()
+    }
     return nnx.merge(model.graph, weights.rest | blocks)
 
 
@@ -91,10 +136,12 @@ def hidden(
     decoder = _decoder(model, weights)
     x, angles = decoder.begin(tokens, positions)
     steps: dict[Any, Any] = {}  # equal layers are traced once
-    for i, (layer, params) in enumerate(zip(model.decoder.layers, weights.layers)):
+    for i, (layer, place) in enumerate(zip(model.decoder.layers, model.decoder.places)):
         if layer not in steps:
-            steps[layer] = jax.jit(decoder.layer_step(layer, positions, angles[i], context))
-        x, state, _ = steps[layer](params, x, states.of(i))
+            step = decoder.layer_step(layer, positions, angles[i], context)
+            steps[layer] = jax.jit(functools.partial(_stepped, step))
+        own, stack = weights.layers[i], weights.stacks[place.stack]
+        x, state, _ = steps[layer](own, stack, jnp.int32(place.index), x, states.of(i))
         states = states.after(i, state)
     return decoder.finish(x), states
 

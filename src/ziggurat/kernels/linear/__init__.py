@@ -1,7 +1,7 @@
 """Projections: activations times a weight matrix, the dispatch point for GEMM kernels.
 
-A weight is an array, a :class:`QuantizedWeight` or a :class:`LoraWeight`; the operations here take
-any of them.
+A weight is an array, a :class:`QuantizedWeight`, a :class:`LoraWeight` or, in a program that
+decodes, a :class:`LayerWeight`; the operations here take any of them.
 """
 
 import math
@@ -16,6 +16,7 @@ from ziggurat.core.registry import Registry
 from ziggurat.kernels.choices import chosen
 from ziggurat.kernels.linear import cpu, quantized, stored
 from ziggurat.kernels.linear.cpu import is_product
+from ziggurat.kernels.linear.layered import LayerWeight
 from ziggurat.kernels.linear.lora import LoraWeight, is_adapted
 from ziggurat.kernels.linear.quantized import (
     ActivationType,
@@ -25,11 +26,13 @@ from ziggurat.kernels.linear.quantized import (
     WeightType,
     is_quantized,
 )
+from ziggurat.kernels.linear.stored import reads_layers
 from ziggurat.mesh import active_ways
 
 __all__ = [
     "IMPLEMENTATIONS",
     "ActivationType",
+    "LayerWeight",
     "LoraWeight",
     "QuantizedWeight",
     "Weight",
@@ -43,6 +46,7 @@ __all__ = [
     "project",
     "project_each",
     "project_rows",
+    "reads_layers",
     "take_rows",
 ]
 
@@ -52,8 +56,9 @@ def is_weight_node(node: Any) -> bool:
     return is_quantized(node) or is_adapted(node)
 
 
-def dense(weight: Weight | LoraWeight) -> Float[Array, "..."]:
+def dense(weight: Weight | LoraWeight | LayerWeight) -> Float[Array, "..."]:
     """A weight as an array, for an operation without a path for it."""
+    weight = weight.cut() if isinstance(weight, LayerWeight) else weight
     return weight.merged() if isinstance(weight, LoraWeight) else quantized.dense(weight)
 
 
@@ -77,7 +82,10 @@ IMPLEMENTATIONS.add("stored", stored.stored_project)
 
 
 def project(
-    x: Float[Array, "... d"], kernel: Weight | LoraWeight, *, implementation: str = "auto"
+    x: Float[Array, "... d"],
+    kernel: Weight | LoraWeight | LayerWeight,
+    *,
+    implementation: str = "auto",
 ) -> Float[Array, "... f"]:
     """``x @ kernel`` over the last dimension, in the type of ``x``.
 
@@ -103,7 +111,7 @@ def project(
 
 
 def project_each(
-    x: Float[Array, "... d"], kernels: Sequence[Weight | LoraWeight]
+    x: Float[Array, "... d"], kernels: Sequence[Weight | LoraWeight | LayerWeight]
 ) -> list[Float[Array, "... f"]]:
     """:func:`project` by several kernels; by ``stored`` in one call where they are alike.
 
@@ -123,7 +131,7 @@ def _choose(x: Array, kernel: Any) -> str:
         return "batched"
     if stored.serves(x, [kernel], -2):
         return "stored"
-    if is_quantized(kernel) or not cpu.serves(x, kernel):
+    if not isinstance(kernel, jax.Array) or not cpu.serves(x, kernel):
         return "flat"
     rows = math.prod(x.shape[:-1])
     return chosen("linear", rows) or ("cpu" if rows >= cpu.LEAST_ROWS else "flat")

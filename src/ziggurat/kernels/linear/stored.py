@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
+from ziggurat.kernels.cpu.library import available
 from ziggurat.kernels.cpu.operation import operation, usable
+from ziggurat.kernels.linear.layered import LayerWeight
 from ziggurat.kernels.linear.quantized import (
     FOUR_BIT,
     QuantizedWeight,
@@ -25,7 +27,7 @@ from ziggurat.kernels.linear.quantized import (
     WeightType,
     qwix_product,
 )
-from ziggurat.kernels.placement import one_device
+from ziggurat.kernels.placement import one_device, platform
 
 MOST_ROWS = 32
 """Rows of activations up to which a float matrix is multiplied here; more are XLA's."""
@@ -38,7 +40,7 @@ _QUANTIZED: dict[WeightType, int] = {"int8": 2, "int4": 3, "nf4": 4}
 """What the C++ calls the types."""
 
 
-def serves(x: Any, weights: Sequence[Weight], axis: int) -> bool:
+def serves(x: Any, weights: Sequence[Weight | LayerWeight], axis: int) -> bool:
     """Whether the products of ``x`` with these weights can be taken here, in one call.
 
     The program may still turn out to be one that XLA partitions, or that is exported; then it gets
@@ -54,6 +56,13 @@ def serves(x: Any, weights: Sequence[Weight], axis: int) -> bool:
     if 0 in x.shape or not all(weight.ndim == 2 for weight in weights):
         return False
     first = weights[0]
+    if isinstance(first, LayerWeight):
+        return all(
+            isinstance(weight, LayerWeight)
+            and weight.index is first.index
+            and _reads(weight.stack, first.stack, axis)
+            for weight in weights
+        )
     if isinstance(first, QuantizedWeight):
         return all(_reads(weight, first, axis) for weight in weights)
     floats = isinstance(first, jax.Array) and str(first.dtype) in _FLOATS
@@ -61,7 +70,15 @@ def serves(x: Any, weights: Sequence[Weight], axis: int) -> bool:
     return alike and x.size // x.shape[-1] <= MOST_ROWS
 
 
-def _reads(weight: Weight, first: QuantizedWeight, axis: int) -> bool:
+def reads_layers(stack: QuantizedWeight) -> bool:
+    """Whether products of float32 with the layers of a stack of kernels, each a
+    :class:`LayerWeight`, are taken from where they lie."""
+    here = platform() == "cpu" and one_device() and available("project")
+    fits = stack.ndim == 3 and stack.dtype == jnp.float32
+    return here and fits and _reads(stack, stack, -2)
+
+
+def _reads(weight: Any, first: QuantizedWeight, axis: int) -> bool:
     if not isinstance(weight, QuantizedWeight) or weight.format != first.format:
         return False
     kind, tile = weight.format.weight, weight.format.tile_size
@@ -74,7 +91,7 @@ def _reads(weight: Weight, first: QuantizedWeight, axis: int) -> bool:
     )
 
 
-def stored_project(x: Float[Array, "... d"], kernel: Weight) -> Float[Array, "... f"]:
+def stored_project(x: Float[Array, "... d"], kernel: Weight | LayerWeight) -> Float[Array, "... f"]:
     """``x @ kernel``.
 
     Raises:
@@ -91,11 +108,15 @@ def stored_project(x: Float[Array, "... d"], kernel: Weight) -> Float[Array, "..
 
 
 def products(
-    x: Float[Array, "... d"], weights: Sequence[Weight], axis: int
+    x: Float[Array, "... d"], weights: Sequence[Weight | LayerWeight], axis: int
 ) -> list[Float[Array, "... f"]]:
     """``x`` times each of the weights, which :func:`serves` has approved; float32."""
     rows, first = x.reshape(-1, x.shape[-1]), weights[0]
     given = {"table": axis == -1, "tile": x.shape[-1], "scaled": False, "shifted": False}
+    layer = [first.index] if isinstance(first, LayerWeight) else []
+    if layer:
+        weights = [weight.stack for weight in weights]
+        first = weights[0]
     if isinstance(first, QuantizedWeight):
         weights = [weight.astype(x.dtype) for weight in weights]
         given |= {"scaled": True, "shifted": first.zero_point is not None}
@@ -103,21 +124,31 @@ def products(
         given |= {"tile": first.format.tile_size or x.shape[-1]}
     else:
         given |= {"stored": _FLOATS[str(first.dtype)]}
-    made = _project(rows, *jax.tree.leaves(weights), **given)
+    given |= {"layered": bool(layer)}
+    made = _project(rows, *jax.tree.leaves(weights), *layer, **given)
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in made]
 
 
-def _shapes(
-    x: Any, *parts: Any, stored: int, table: bool, tile: int, scaled: bool, shifted: bool
-) -> list[jax.ShapeDtypeStruct]:
-    values = parts[:: 1 + scaled + shifted]
-    columns = [part.shape[0 if table else 1] for part in values]
+def _shapes(x: Any, *parts: Any, **given: Any) -> list[jax.ShapeDtypeStruct]:
+    size = 1 + given["scaled"] + given["shifted"]
+    values = parts[: len(parts) - given["layered"] : size]
+    columns = [part.shape[-2 if given["table"] else -1] for part in values]
     return [jax.ShapeDtypeStruct((x.shape[0], n), jnp.float32) for n in columns]
 
 
 def _plain(
-    x: Array, *parts: Array, stored: int, table: bool, tile: int, scaled: bool, shifted: bool
+    x: Array,
+    *parts: Array,
+    stored: int,
+    table: bool,
+    tile: int,
+    scaled: bool,
+    shifted: bool,
+    layered: bool,
 ) -> list[Array]:
+    if layered:
+        *stacks, index = parts
+        parts = tuple(stack[index] for stack in stacks)
     size, axis = 1 + scaled + shifted, -1 if table else -2
     each = [parts[i : i + size] for i in range(0, len(parts), size)]
     if not scaled:

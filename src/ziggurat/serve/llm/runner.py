@@ -55,9 +55,26 @@ class Flight(NamedTuple):
     """Which lanes have no further tokens to read, so that their draw counts."""
     logits: Array
     tokens: Array
-    following: Array
-    """The same as input of another step, ``[rows, 1]``."""
+    following: tuple[Array, Array]
+    """The same as input of another step, ``[rows, 1]``, and what is in the cache before it."""
+    inputs: "Inputs"
+    """On the device."""
+    tables: np.ndarray
+    """Its tables, here."""
     knobs: Knobs
+
+
+class Inputs(NamedTuple):
+    """What a step is told of its rows besides how they choose."""
+
+    tokens: Any
+    """``[rows, width]``."""
+    start: Any
+    """Tokens in the cache before these."""
+    counts: Any
+    """New tokens."""
+    tables: Any
+    """``[rows, pages]``: blocks of the cache."""
 
 
 class ModelRunner:
@@ -114,7 +131,9 @@ class ModelRunner:
         knobs = Knobs.stack([lane.knobs if lane else GREEDY for lane in drawing], shape.rows)
         shaped = any(lane.shaped for lane in drawing if lane is not None)
         first = Knobs.stack([], shape.rows) if shaped else knobs  # a draw that is not used is cheap
-        flight = self._fly(shape, self._inputs(shape, lanes, counts), first, ready)
+        inputs = self._inputs(shape, lanes, counts)
+        placed, knobs_there = jax.device_put((inputs, first))
+        flight = self._fly(shape, placed, inputs.tables, knobs_there, ready)
         if shaped:
             tokens = self._sample_shaped(drawing, flight.logits, knobs)
             flight = flight._replace(tokens=tokens, knobs=knobs)
@@ -127,10 +146,11 @@ class ModelRunner:
             flight: a step in which each of the lanes read the last token that it has.
             lanes: the same; they have blocks for one token more.
         """
-        _, start, new, tables = self._inputs(flight.shape, lanes, [1] * len(lanes))
-        start[: len(lanes)] += 1
-        inputs = (flight.following, start, new, tables)
-        return self._fly(flight.shape, inputs, flight.knobs, flight.ready)
+        tables, there = self._tables(flight.shape, lanes), flight.inputs.tables
+        if not np.array_equal(tables, flight.tables):
+            there = jax.device_put(tables)
+        inputs = Inputs(*flight.following, flight.inputs.counts, there)
+        return self._fly(flight.shape, inputs, tables, flight.knobs, flight.ready)
 
     def finish(self, flight: Flight, lanes: Sequence[Choice]) -> Drawn:
         """Wait for a step; what it chose, a place for each lane."""
@@ -148,11 +168,11 @@ class ModelRunner:
         return not (self._scores or lane.shaped or lane.generation.params.logprobs is not None)
 
     def _fly(
-        self, shape: Shape, inputs: tuple[Any, ...], knobs: Knobs, ready: list[bool]
+        self, shape: Shape, inputs: Inputs, tables: np.ndarray, knobs: Knobs, ready: list[bool]
     ) -> Flight:
         step = self.programs[f"step {shape}"]
-        self._cache, logits, tokens, following = step(self._weights, self._cache, *inputs, knobs)
-        return Flight(shape, ready, logits, tokens, following, knobs)
+        self._cache, logits, tokens, following = step(self._weights, self._cache, inputs, knobs)
+        return Flight(shape, ready, logits, tokens, following, inputs, tables, knobs)
 
     def _logprobs(
         self, size: int, rows: Sequence[int], logits: Array, tokens: Array
@@ -169,18 +189,20 @@ class ModelRunner:
         scores = self.programs[f"scores {rows}"](logits, tokens, temperatures)
         return np.asarray(scores)[: len(lanes)].tolist()
 
-    def _inputs(
-        self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]
-    ) -> tuple[np.ndarray, ...]:
-        """Tokens, tokens in the cache, new tokens and tables, as the step takes them."""
+    def _inputs(self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]) -> Inputs:
         tokens = np.zeros(shape, np.int32)
         start, new = np.zeros((2, shape.rows), np.int32)
-        tables = np.zeros((shape.rows, self._dims.width), np.int32)
         for row, (lane, count) in enumerate(zip(lanes, counts)):
-            assert lane.table is not None
             tokens[row, :count] = lane.tokens[lane.cached : lane.cached + count]
-            start[row], new[row], tables[row] = lane.cached, count, lane.table
-        return tokens, start, new, tables
+            start[row], new[row] = lane.cached, count
+        return Inputs(tokens, start, new, self._tables(shape, lanes))
+
+    def _tables(self, shape: Shape, lanes: Sequence[Choice]) -> np.ndarray:
+        tables = np.zeros((shape.rows, self._dims.width), np.int32)
+        for row, lane in enumerate(lanes):
+            assert lane.table is not None
+            tables[row] = lane.table
+        return tables
 
     def _sample_shaped(
         self, drawing: Sequence[Choice | None], logits: Array, knobs: Knobs
@@ -235,8 +257,8 @@ class ModelRunner:
 
         for shape in self.buckets.shapes:
             rows = shape.rows
-            inputs = (array(*shape), array(rows), array(rows), array(rows, width))
-            arguments = (self._weights, self._cache, *inputs, Knobs.stack([], rows))
+            inputs = Inputs(array(*shape), array(rows), array(rows), array(rows, width))
+            arguments = (self._weights, self._cache, inputs, Knobs.stack([], rows))
             self.programs.add(f"step {shape}", self._step, *arguments, donate=1)
         kept = jax.eval_shape(lambda: History.empty(self.buckets.max_running, vocab))
         for rows in self.buckets.rows:
@@ -255,17 +277,13 @@ class ModelRunner:
         self.programs.add("load history", history.load, *row, donate=0)
 
     def _step(
-        self,
-        weights: Unstacked,
-        cache: Pools,
-        tokens: Int[Array, "b t"],
-        start: Int[Array, "b"],
-        counts: Int[Array, "b"],
-        tables: Int[Array, "b pages"],
-        knobs: Knobs,
-    ) -> tuple[Pools, Float[Array, "b v"], Int[Array, "b"], Int[Array, "b 1"]]:
+        self, weights: Unstacked, cache: Pools, inputs: Inputs, knobs: Knobs
+    ) -> tuple[
+        Pools, Float[Array, "b v"], Int[Array, "b"], tuple[Int[Array, "b 1"], Int[Array, "b"]]
+    ]:
         """The cache with the new tokens, logits after each row's last, and the token that is drawn
         from them, twice: to be looked at, and as input of the step that follows."""
+        tokens, start, counts, tables = inputs
         context = Paged(tables, start, counts)
         positions = context.positions(tokens.shape[1])
         hidden, cache = unstacked.hidden(self.model, weights, tokens, positions, context, cache)
@@ -273,7 +291,7 @@ class ModelRunner:
         newest = hidden[jnp.arange(tokens.shape[0]), last]
         logits = unstacked.project(self.model, weights, newest)
         drawn = sample(logits, knobs, start + counts)
-        return cache, logits, drawn, drawn[:, None]
+        return cache, logits, drawn, (drawn[:, None], start + counts)
 
 
 def _on_one_device(leaf: Any) -> Any:

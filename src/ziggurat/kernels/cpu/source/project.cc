@@ -1,6 +1,6 @@
-// Offers the product to XLA: `project(x, weights...) -> products`, several matrices of one kind
-// with the same activations in one call, since a call's fixed cost shows where a token takes
-// milliseconds.
+// Offers the product to XLA: `project(x, weights..., [layer]) -> products`, several matrices of one
+// kind with the same activations in one call, since a call's fixed cost shows where a token takes
+// milliseconds. Given a layer, weights are stacks of which only that layer is read.
 #include "project.h"
 
 #include <algorithm>
@@ -137,6 +137,10 @@ void by_rows(const Job& job) {
   }
 }
 
+int64_t bytes_of(Stored stored) {
+  return stored == Stored::float32 ? 4 : stored == Stored::bfloat16 ? 2 : 1;
+}
+
 bool four_bit(Stored stored) { return stored == Stored::int4 || stored == Stored::nf4; }
 
 void run(Job& job) {
@@ -176,16 +180,22 @@ bool stored_as(ffi::DataType type, Stored stored) {
 
 ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results, int64_t stored, bool table, int64_t tile,
-                   bool scaled, bool shifted) {
+                   bool scaled, bool shifted, bool layered) {
   Job job = {};
   const int64_t parts = 1 + scaled + shifted;
   job.count = static_cast<int64_t>(results.size());
-  const int64_t given = static_cast<int64_t>(arguments.size());
+  const int64_t given = static_cast<int64_t>(arguments.size()) - layered;
   if (job.count < 1 || job.count > most || given != job.count * parts ||
       x.dimensions().size() != 2)
     return ffi::Error::InvalidArgument("project: wrong number of arguments");
   const int64_t k = x.dimensions()[1];
   job.x = {x.typed_data(), nullptr, nullptr, x.dimensions()[0], k};
+  int64_t layer = 0;
+  if (layered) {
+    const auto index = arguments.get<ffi::Buffer<ffi::S32>>(given);
+    if (!index) return ffi::Error::InvalidArgument("project: the layer");
+    layer = *index->typed_data();
+  }
   for (int64_t i = 0; i < job.count; i++) {
     const auto values = arguments.get<ffi::AnyBuffer>(i * parts);
     const auto scales = arguments.get<ffi::AnyBuffer>(i * parts + (scaled ? 1 : 0));
@@ -194,16 +204,19 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
     if (!values || !scales || !zeros || !y) return ffi::Error::InvalidArgument("project: buffers");
     const auto kind = static_cast<Stored>(stored);
     const int64_t n = (*y)->dimensions().back();
-    const int64_t held = four_bit(kind) ? k / 2 : k;
-    if (!stored_as(values->element_type(), kind) ||
-        static_cast<int64_t>(values->element_count()) != held * n ||
+    const int64_t size = (four_bit(kind) ? k / 2 : k) * n;  // elements of a layer
+    const int64_t held = static_cast<int64_t>(values->element_count());
+    if (!stored_as(values->element_type(), kind) || (layered ? held % size : held - size) != 0 ||
+        layer < 0 || layer >= held / size ||
         (*y)->element_type() != ffi::F32)
       return ffi::Error::InvalidArgument("project: a weight of another type or shape");
+    const int64_t before = layer * (k / tile) * n;  // scales of the layers before
     job.weights[i] = {kind,
                       table,
-                      values->untyped_data(),
-                      scaled ? scales->reinterpret_data<float>() : nullptr,
-                      shifted ? zeros->reinterpret_data<int8_t>() : nullptr,
+                      static_cast<const char*>(values->untyped_data()) +
+                          layer * size * bytes_of(kind),
+                      scaled ? scales->reinterpret_data<float>() + before : nullptr,
+                      shifted ? zeros->reinterpret_data<int8_t>() + before : nullptr,
                       tile,
                       k,
                       n};
@@ -226,7 +239,8 @@ ZIGGURAT_HANDLER(project, project,
                      .Attr<bool>("table")
                      .Attr<int64_t>("tile")
                      .Attr<bool>("scaled")
-                     .Attr<bool>("shifted"));
+                     .Attr<bool>("shifted")
+                     .Attr<bool>("layered"));
 
 }  // namespace ziggurat::projection
 #endif

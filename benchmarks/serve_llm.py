@@ -4,7 +4,8 @@ at equal bits and transformers.
 The engine is driven in this process, without HTTP; llama.cpp's server is called in its own process
 by a thread for each stream; transformers' ``generate`` gets one padded batch. All have the same
 number of prompt and output tokens, greedy, and take turns in every round; each round has prompts of
-its own, so that no prefix cache helps. Prints tokens/s, ratios with their spread, what a prefix hit
+its own, so that no prefix cache helps. Starts itself anew with huge pages, as ``ziggurat serve``
+does (transformers has them too then). Prints tokens/s, ratios with their spread, what a prefix hit
 saves, and how much of the wall time is the engine thread's; writes that and the times to the first
 token and between tokens to ``benchmarks/results/serve_llm.json`` with the machine's facts::
 
@@ -23,6 +24,7 @@ import os
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +36,7 @@ import jax
 import numpy as np
 
 from llama_cpp_peer import LlamaServer, convert
+from ziggurat.core import host_memory
 from ziggurat.kernels.cpu.library import library
 from ziggurat.models import pretrained
 from ziggurat.models.quantized import summed_axes
@@ -44,6 +47,8 @@ from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
 RESULT = Path(__file__).parent / "results" / "serve_llm.json"
 PROMPT, OUTPUT, STREAMS, VOCAB = 64, 64, (1, 4, 16), 49152
 LONG_PROMPT = 448
+REST_S = 0.3
+"""Until the threads of the one before have stopped waiting for work, which takes a core."""
 WIDTHS = {"float32": "F32", "int8": "Q8_0", "int4": "Q4_1"}
 """Ours, and llama.cpp's of as many bits; int4 has a scale and an offset for 32 inputs in both."""
 
@@ -77,12 +82,11 @@ class Ziggurat:
         params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
         times: list[list[float]] = [[] for _ in prompts]
         begun = time.perf_counter()
-        generations = [
-            self.llm.engine.submit(prompt, params, listener(into))
-            for prompt, into in zip(prompts, times)
-        ]
-        while any(g.timeline.ended is None for g in generations):
-            time.sleep(0.0005)
+        ended = threading.Semaphore(0)
+        for prompt, into in zip(prompts, times):
+            self.llm.engine.submit(prompt, params, listener(into, ended))
+        for _ in prompts:
+            ended.acquire()
         seconds = time.perf_counter() - begun
         assert [len(t) for t in times] == [count] * len(prompts)
         self.first += [t[0] - begun for t in times]
@@ -98,9 +102,11 @@ class Ziggurat:
         return time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
 
 
-def listener(into: list[float]) -> Callable[[Any], None]:
+def listener(into: list[float], ended: threading.Semaphore) -> Callable[[Any], None]:
     def hear(event: Any) -> None:
-        if event is not None:
+        if event is None:
+            ended.release()
+        else:
             into.append(time.perf_counter())
 
     return hear
@@ -171,6 +177,7 @@ def throughput(contenders: dict[str, Any], streams: int, rounds: int) -> dict[st
     for _ in range(rounds):
         prompts = fresh(rng, streams)
         for name, contender in contenders.items():
+            time.sleep(REST_S)
             rates[name].append(streams * OUTPUT / contender(prompts))
             if name in decode:
                 decode[name].append(contender.decode)
@@ -313,4 +320,5 @@ def facts() -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    host_memory.restart_with_huge_pages()
     main()

@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from ziggurat.core.pytrees import named_leaves
-from ziggurat.kernels.linear import QuantizedWeight, is_quantized, project_rows
+from ziggurat.kernels.linear import PackedWeight, QuantizedWeight, Weight, is_quantized, project_rows
 from ziggurat.mesh import Layout
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
 from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name
@@ -133,7 +133,7 @@ class LanguageModel:
         """The same, and what the routers of mixtures of experts report, by stack of layers."""
         return nnx.merge(self.graph, params).run(tokens, positions, context)
 
-    def head(self, params: Params) -> Float[Array, "v d"] | QuantizedWeight:
+    def head(self, params: Params) -> Weight | PackedWeight:
         """The output matrix: ``logits = hidden @ head.T``."""
         return nnx.merge(self.graph, params).head
 
@@ -155,7 +155,7 @@ class LanguageModel:
         return self.logits_of(self.head(params), hidden)
 
     def logits_of(
-        self, head: Float[Array, "v d"] | QuantizedWeight, hidden: Float[Array, "... d"]
+        self, head: Weight | PackedWeight, hidden: Float[Array, "... d"]
     ) -> Float[Array, "... v"]:
         """The same, given the output matrix."""
         logits = project_rows(hidden, head)

@@ -16,13 +16,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int, Shaped
 
-from ziggurat.kernels.linear import LayerWeight, QuantizedWeight, is_weight_node, reads_layers
+from ziggurat.kernels.linear import PackedWeight, is_weight_node, packs
 from ziggurat.models.language_model import LanguageModel, Params
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.decoder import Decoder, stack_name
 from ziggurat.nn.stacking import Place
 
 S = TypeVar("S", bound="States")
+_WHOLE = frozenset({"expand", "router"})
+"""Modules that use their kernel otherwise than as a factor of one product."""
 
 
 @runtime_checkable
@@ -53,29 +55,49 @@ class Unstacked:
     """All that is not a block."""
 
     @classmethod
-    def of(cls, model: LanguageModel, params: Params) -> "Unstacked":
-        """Take ``params`` apart, array by array; they are left as they are. Layers of numpy arrays
-        are views of them, others copies."""
+    def of(cls, model: LanguageModel, params: Params, *, pack: bool = False) -> "Unstacked":
+        """Take ``params`` apart, array by array; they are left as they are.
+
+        Args:
+            model: whose they are.
+            params: arrays; of numpy's the parts are views, of others copies.
+            pack: lay out matrices for products in C++ where there are such, see
+                :class:`ziggurat.kernels.linear.PackedWeight`; for numpy's arrays, and a model that
+                computes in float32.
+        """
         places, layers, stacks = model.decoder.places, {}, []
         for number in range(len(model.decoder.stacks)):
             stack = params[stack_name(number)]
             paths, tree = jax.tree_util.tree_flatten_with_path(stack, is_leaf=is_weight_node)
-            stays = [_stays(path, node) for path, node in paths]
-            nodes = [node for _, node in paths]
             count = sum(place.stack == number for place in places)
-            stacks.append(tree.unflatten([n if s else None for s, n in zip(stays, nodes)]))
-            own = [[None] * count if s else _apart(n) for s, n in zip(stays, nodes)]
+            stays = [_stacked(path, node, pack) for path, node in paths]
+            stacks.append(tree.unflatten(stays))
+            own = [
+                _apart(node) if stay is None else [None] * count
+                for stay, (_, node) in zip(stays, paths)
+            ]
             for index, parts in enumerate(zip(*own)):
                 layers[Place(number, index)] = tree.unflatten(parts)
         names = [stack_name(number) for number in range(len(stacks))]
         rest = {name: part for name, part in params.items() if name not in names}
+        if pack and model.decoder.tie_embeddings:
+            rest["embedding"] = {"table": _packed(rest["embedding"]["table"])}
+        elif pack:
+            rest["unembedding"] = _packed(rest["unembedding"])
         return cls([layers[place] for place in places], stacks, rest)
 
 
-def _stays(path: Sequence[Any], node: Any) -> bool:
-    if isinstance(node, QuantizedWeight):
-        return path[-1] == jax.tree_util.DictKey("kernel") and reads_layers(node)
-    return isinstance(node, jax.Array | np.ndarray) and node.ndim == 2
+def _packed(table: Any) -> Any:
+    return PackedWeight.of(table, -1) if packs(table, -1) else table
+
+
+def _stacked(path: Sequence[Any], node: Any, pack: bool) -> Any:
+    """What stays stacked of a stack of parameters, or ``None``."""
+    names = {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}
+    kernel = path[-1] == jax.tree_util.DictKey("kernel") and not names & _WHOLE
+    if pack and kernel and node.ndim == 3 and packs(node, -2):
+        return PackedWeight.of(node, -2)
+    return node if isinstance(node, jax.Array | np.ndarray) and node.ndim == 2 else None
 
 
 def _apart(node: Any) -> list[Any]:
@@ -95,8 +117,7 @@ def _joined(own: Params, stack: Params, index: Int[Array, ""]) -> Params:
     def one(mine: Any, stacked: Any) -> Any:
         if stacked is None:
             return mine
-        whole = isinstance(stacked, QuantizedWeight)
-        return LayerWeight(stacked, index) if whole else stacked[index]
+        return stacked.layer(index) if isinstance(stacked, PackedWeight) else stacked[index]
 
     return jax.tree.map(one, own, stack, is_leaf=lambda node: node is None or is_weight_node(node))
 

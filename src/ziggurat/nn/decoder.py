@@ -17,7 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
-from ziggurat.kernels.linear import QuantizedWeight, is_product
+from ziggurat.kernels.linear import PackedWeight, Weight, is_product
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
@@ -138,7 +138,7 @@ class Decoder(nnx.Module):
         return stacked(make, count, rngs)
 
     @property
-    def head(self) -> Float[Array, "v d"] | QuantizedWeight:
+    def head(self) -> Weight | PackedWeight:
         """The output matrix: logits are ``hidden @ head.T``."""
         return (self.embedding.table if self.unembedding is None else self.unembedding)[...]
 

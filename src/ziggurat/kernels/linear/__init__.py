@@ -1,7 +1,7 @@
 """Projections: activations times a weight matrix, the dispatch point for GEMM kernels.
 
 A weight is an array, a :class:`QuantizedWeight`, a :class:`LoraWeight` or, in a program that
-decodes, a :class:`LayerWeight`; the operations here take any of them.
+decodes on a CPU, a :class:`PackedWeight`; the operations here take any of them.
 """
 
 import math
@@ -16,8 +16,8 @@ from ziggurat.core.registry import Registry
 from ziggurat.kernels.choices import chosen
 from ziggurat.kernels.linear import cpu, quantized, stored
 from ziggurat.kernels.linear.cpu import is_product
-from ziggurat.kernels.linear.layered import LayerWeight
 from ziggurat.kernels.linear.lora import LoraWeight, is_adapted
+from ziggurat.kernels.linear.packed import PackedWeight, packs
 from ziggurat.kernels.linear.quantized import (
     ActivationType,
     QuantizedWeight,
@@ -26,14 +26,13 @@ from ziggurat.kernels.linear.quantized import (
     WeightType,
     is_quantized,
 )
-from ziggurat.kernels.linear.stored import reads_layers
 from ziggurat.mesh import active_ways
 
 __all__ = [
     "IMPLEMENTATIONS",
     "ActivationType",
-    "LayerWeight",
     "LoraWeight",
+    "PackedWeight",
     "QuantizedWeight",
     "Weight",
     "WeightFormat",
@@ -43,10 +42,10 @@ __all__ = [
     "is_product",
     "is_quantized",
     "is_weight_node",
+    "packs",
     "project",
     "project_each",
     "project_rows",
-    "reads_layers",
     "take_rows",
 ]
 
@@ -56,9 +55,10 @@ def is_weight_node(node: Any) -> bool:
     return is_quantized(node) or is_adapted(node)
 
 
-def dense(weight: Weight | LoraWeight | LayerWeight) -> Float[Array, "..."]:
+def dense(weight: Weight | LoraWeight | PackedWeight) -> Float[Array, "..."]:
     """A weight as an array, for an operation without a path for it."""
-    weight = weight.cut() if isinstance(weight, LayerWeight) else weight
+    if isinstance(weight, PackedWeight):
+        return weight.dense()
     return weight.merged() if isinstance(weight, LoraWeight) else quantized.dense(weight)
 
 
@@ -83,7 +83,7 @@ IMPLEMENTATIONS.add("stored", stored.stored_project)
 
 def project(
     x: Float[Array, "... d"],
-    kernel: Weight | LoraWeight | LayerWeight,
+    kernel: Weight | LoraWeight | PackedWeight,
     *,
     implementation: str = "auto",
 ) -> Float[Array, "... f"]:
@@ -105,13 +105,15 @@ def project(
         return project(x, kernel.base, implementation=implementation) + kernel.scale * thin
     if implementation == "auto":
         implementation = _choose(x, kernel)
+    if isinstance(kernel, PackedWeight) and implementation != "stored":
+        kernel = kernel.unpacked()
     if implementation != "stored":
         kernel = kernel.astype(x.dtype)
     return IMPLEMENTATIONS[implementation](x, kernel)
 
 
 def project_each(
-    x: Float[Array, "... d"], kernels: Sequence[Weight | LoraWeight | LayerWeight]
+    x: Float[Array, "... d"], kernels: Sequence[Weight | LoraWeight | PackedWeight]
 ) -> list[Float[Array, "... f"]]:
     """:func:`project` by several kernels; by ``stored`` in one call where they are alike.
 
@@ -137,7 +139,7 @@ def _choose(x: Array, kernel: Any) -> str:
     return chosen("linear", rows) or ("cpu" if rows >= cpu.LEAST_ROWS else "flat")
 
 
-def project_rows(x: Float[Array, "... d"], table: Weight) -> Float[Array, "... v"]:
+def project_rows(x: Float[Array, "... d"], table: Weight | PackedWeight) -> Float[Array, "... v"]:
     """``x @ table.T`` in float32: hidden states to logits.
 
     >>> import jax.numpy as jnp
@@ -146,6 +148,7 @@ def project_rows(x: Float[Array, "... d"], table: Weight) -> Float[Array, "... v
     """
     if stored.serves(x, [table], -1):
         return stored.products(x, [table], -1)[0]
+    table = table.unpacked() if isinstance(table, PackedWeight) else table
     table = table.astype(x.dtype)
     if isinstance(table, QuantizedWeight):
         return quantized.product(x, table, preferred=jnp.float32)
@@ -153,7 +156,9 @@ def project_rows(x: Float[Array, "... d"], table: Weight) -> Float[Array, "... v
 
 
 def take_rows(
-    table: Float[Array, "v d"] | QuantizedWeight, ids: Int[Array, "b t"]
+    table: Float[Array, "v d"] | QuantizedWeight | PackedWeight, ids: Int[Array, "b t"]
 ) -> Float[Array, "b t d"]:
     """Rows of a table; of a quantised one only those are dequantised."""
+    if isinstance(table, PackedWeight):
+        return table.rows(ids)
     return dense(jax.tree.map(lambda part: jnp.take(part, ids, axis=0), table))

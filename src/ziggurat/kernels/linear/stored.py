@@ -16,31 +16,27 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
-from ziggurat.kernels.cpu.library import available
 from ziggurat.kernels.cpu.operation import operation, usable
-from ziggurat.kernels.linear.layered import LayerWeight
+from ziggurat.kernels.linear.packed import BLOCK, FLOATS, INTEGERS, PackedWeight
 from ziggurat.kernels.linear.quantized import (
     FOUR_BIT,
     QuantizedWeight,
     Weight,
     WeightFormat,
-    WeightType,
     qwix_product,
 )
-from ziggurat.kernels.placement import one_device, platform
+from ziggurat.kernels.placement import one_device
 
 MOST_ROWS = 32
 """Rows of activations up to which a float matrix is multiplied here; more are XLA's."""
 MOST_TOGETHER = 8
 """Weights in one call."""
-BLOCK = 32
-"""Tiles of scales are multiples of it."""
-_FLOATS = {"float32": 0, "bfloat16": 1}
-_QUANTIZED: dict[WeightType, int] = {"int8": 2, "int4": 3, "nf4": 4}
-"""What the C++ calls the types."""
+_STORED = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "nf4": 4}
+_KERNEL, _TABLE, _PANELS = range(3)
+"""What the C++ calls the types, and how weights lie."""
 
 
-def serves(x: Any, weights: Sequence[Weight | LayerWeight], axis: int) -> bool:
+def serves(x: Any, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:
     """Whether the products of ``x`` with these weights can be taken here, in one call.
 
     The program may still turn out to be one that XLA partitions, or that is exported; then it gets
@@ -56,26 +52,18 @@ def serves(x: Any, weights: Sequence[Weight | LayerWeight], axis: int) -> bool:
     if 0 in x.shape or not all(weight.ndim == 2 for weight in weights):
         return False
     first = weights[0]
-    if isinstance(first, LayerWeight):
+    if isinstance(first, PackedWeight):
         return all(
-            isinstance(weight, LayerWeight)
-            and weight.index is first.index
-            and _reads(weight.stack, first.stack, axis)
-            for weight in weights
+            isinstance(w, PackedWeight)
+            and (w.stored, w.format, w.axis) == (first.stored, first.format, axis)
+            and w.index is first.index
+            for w in weights
         )
     if isinstance(first, QuantizedWeight):
         return all(_reads(weight, first, axis) for weight in weights)
-    floats = isinstance(first, jax.Array) and str(first.dtype) in _FLOATS
+    floats = isinstance(first, jax.Array) and str(first.dtype) in FLOATS
     alike = floats and all(isinstance(w, jax.Array) and w.dtype == first.dtype for w in weights)
     return alike and x.size // x.shape[-1] <= MOST_ROWS
-
-
-def reads_layers(stack: QuantizedWeight) -> bool:
-    """Whether products of float32 with the layers of a stack of kernels, each a
-    :class:`LayerWeight`, are taken from where they lie."""
-    here = platform() == "cpu" and one_device() and available("project")
-    fits = stack.ndim == 3 and stack.dtype == jnp.float32
-    return here and fits and _reads(stack, stack, -2)
 
 
 def _reads(weight: Any, first: QuantizedWeight, axis: int) -> bool:
@@ -83,7 +71,7 @@ def _reads(weight: Any, first: QuantizedWeight, axis: int) -> bool:
         return False
     kind, tile = weight.format.weight, weight.format.tile_size
     return (
-        kind in _QUANTIZED
+        kind in INTEGERS
         and weight.format.activation is None
         and (kind not in FOUR_BIT or weight.shape[axis] % 2 == 0)
         and (tile is None or tile % BLOCK == 0)
@@ -91,7 +79,9 @@ def _reads(weight: Any, first: QuantizedWeight, axis: int) -> bool:
     )
 
 
-def stored_project(x: Float[Array, "... d"], kernel: Weight | LayerWeight) -> Float[Array, "... f"]:
+def stored_project(
+    x: Float[Array, "... d"], kernel: Weight | PackedWeight
+) -> Float[Array, "... f"]:
     """``x @ kernel``.
 
     Raises:
@@ -108,31 +98,38 @@ def stored_project(x: Float[Array, "... d"], kernel: Weight | LayerWeight) -> Fl
 
 
 def products(
-    x: Float[Array, "... d"], weights: Sequence[Weight | LayerWeight], axis: int
+    x: Float[Array, "... d"], weights: Sequence[Weight | PackedWeight], axis: int
 ) -> list[Float[Array, "... f"]]:
     """``x`` times each of the weights, which :func:`serves` has approved; float32."""
-    rows, first = x.reshape(-1, x.shape[-1]), weights[0]
-    given = {"table": axis == -1, "tile": x.shape[-1], "scaled": False, "shifted": False}
-    layer = [first.index] if isinstance(first, LayerWeight) else []
-    if layer:
-        weights = [weight.stack for weight in weights]
-        first = weights[0]
-    if isinstance(first, QuantizedWeight):
-        weights = [weight.astype(x.dtype) for weight in weights]
-        given |= {"scaled": True, "shifted": first.zero_point is not None}
-        given |= {"stored": _QUANTIZED[first.format.weight]}
-        given |= {"tile": first.format.tile_size or x.shape[-1]}
+    rows, first, k = x.reshape(-1, x.shape[-1]), weights[0], x.shape[-1]
+    format = None if isinstance(first, jax.Array) else first.format
+    given: dict[str, Any] = {
+        "stored": _STORED[str(first.dtype) if format is None else format.weight],
+        "layout": _TABLE if axis == -1 else _KERNEL,
+        "tile": k if format is None else format.tile_size or k,
+        "scaled": format is not None,
+        "shifted": format is not None and not format.symmetric,
+        "layered": False,
+    }
+    if isinstance(first, PackedWeight):
+        given |= {"layout": _PANELS, "layered": first.index is not None}
+        parts = [part for w in weights for part in (w.values, w.scale, w.zero_point)]
+        parts.append(first.index)
+        made = _project(rows, *[part for part in parts if part is not None], **given)
+        made = [y[:, : w.outputs] for y, w in zip(made, weights)]
     else:
-        given |= {"stored": _FLOATS[str(first.dtype)]}
-    given |= {"layered": bool(layer)}
-    made = _project(rows, *jax.tree.leaves(weights), *layer, **given)
+        if format is not None:
+            weights = [weight.astype(x.dtype) for weight in weights]
+        made = _project(rows, *jax.tree.leaves(weights), **given)
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in made]
 
 
 def _shapes(x: Any, *parts: Any, **given: Any) -> list[jax.ShapeDtypeStruct]:
-    size = 1 + given["scaled"] + given["shifted"]
+    size, layout = 1 + given["scaled"] + given["shifted"], given["layout"]
     values = parts[: len(parts) - given["layered"] : size]
-    columns = [part.shape[-2 if given["table"] else -1] for part in values]
+    columns = [part.shape[-2 if layout == _TABLE else -1] for part in values]
+    if layout == _PANELS:
+        columns = [part.shape[-3] * n for part, n in zip(values, columns)]
     return [jax.ShapeDtypeStruct((x.shape[0], n), jnp.float32) for n in columns]
 
 
@@ -140,7 +137,7 @@ def _plain(
     x: Array,
     *parts: Array,
     stored: int,
-    table: bool,
+    layout: int,
     tile: int,
     scaled: bool,
     shifted: bool,
@@ -149,13 +146,15 @@ def _plain(
     if layered:
         *stacks, index = parts
         parts = tuple(stack[index] for stack in stacks)
-    size, axis = 1 + scaled + shifted, -1 if table else -2
+    if layout == _PANELS:
+        parts = tuple(part.transpose(1, 0, 2).reshape(part.shape[1], -1) for part in parts)
+    size, axis = 1 + scaled + shifted, -1 if layout == _TABLE else -2
     each = [parts[i : i + size] for i in range(0, len(parts), size)]
     if not scaled:
         floats = [values.astype(x.dtype) for (values,) in each]
-        return [x @ (values.T if table else values) for values in floats]
+        return [x @ (values.T if layout == _TABLE else values) for values in floats]
     tile_size = None if tile == x.shape[1] else tile
-    names: dict[int, WeightType] = {number: name for name, number in _QUANTIZED.items()}
+    names = {_STORED[name]: name for name in INTEGERS}
     format = WeightFormat(names[stored], tile_size=tile_size, symmetric=not shifted)
     weights = [
         QuantizedWeight(values, scale, zeros[0] if zeros else None, format, axis)

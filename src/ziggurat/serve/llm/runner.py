@@ -109,11 +109,13 @@ class ModelRunner:
 
     def load(self, params: Params) -> None:
         """Go on with other weights of the same shapes. On a CPU they are copied, see
-        :mod:`ziggurat.serve.llm.huge_pages`. Elsewhere stacked layers are copied apart, by programs
-        that are compiled once, and all other arrays are taken as they are."""
+        :mod:`ziggurat.serve.llm.huge_pages`, and laid out for our kernels. Elsewhere stacked layers
+        are copied apart, by programs that are compiled once, and all other arrays are taken as they
+        are."""
         here = jax.tree.map(_on_one_device, params)
         if jax.default_backend() == "cpu":
-            apart = Unstacked.of(self.model, jax.tree.map(np.asarray, here))
+            pack = self.model.precision.compute_dtype == jnp.float32
+            apart = Unstacked.of(self.model, jax.tree.map(np.asarray, here), pack=pack)
             self._weights = in_huge_pages(apart)
         else:
             self._weights = Unstacked.of(self.model, here)

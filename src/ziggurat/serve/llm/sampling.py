@@ -180,7 +180,7 @@ def sample(
         position: place in the sequence, from 0, of the token that is chosen.
     """
     positions = jnp.broadcast_to(position, knobs.seed.shape)
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    best = _most_likely(logits)
     greedy = knobs.temperature == 0
 
     def draw(z: Array) -> Array:
@@ -197,6 +197,13 @@ def sample(
         return jnp.where(greedy, best, drawn)
 
     return jax.lax.cond(jnp.all(greedy), lambda z: best, draw, logits)
+
+
+def _most_likely(logits: Float[Array, "b v"]) -> Int[Array, "b"]:
+    """The first of the greatest. XLA's ``argmax`` takes twice as long on a CPU."""
+    last = logits.shape[-1] - 1
+    greatest = logits == logits.max(-1, keepdims=True)
+    return jnp.where(greatest, jnp.arange(last + 1, dtype=jnp.int32), last).min(-1)
 
 
 def _key(seed: Array, position: Array, choice: Array) -> Array:

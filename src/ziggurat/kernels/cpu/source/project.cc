@@ -12,6 +12,7 @@
 #include "threads.h"
 
 #if defined(ZIGGURAT_LANES)
+#include "project_panels.h"
 #include "project_stream.h"
 #include "project_table.h"
 #include "project_tiles.h"
@@ -21,8 +22,18 @@ namespace {
 
 constexpr int64_t most = 8;               // weights in a call
 constexpr int64_t parts_each = 2;         // parts of the work for each thread
-constexpr int64_t columns_together = 16;  // a cache line of floats
-constexpr int64_t rows_together = 4;
+constexpr int64_t table_parts_each = 8;
+
+// Columns of a unit of the work: a cache line of floats, some rows of a table, a panel.
+int64_t unit_of(Layout layout) {
+  return layout == Layout::kernel ? 16 : layout == Layout::table ? 4 : panel_width;
+}
+
+// Activations whose sum is taken, where there are zero points.
+int64_t summed_together(const Activations& x, const Weight& w) {
+  if (w.layout == Layout::kernel) return block;
+  return w.layout == Layout::table || x.count <= few ? w.tile : depth(w);
+}
 
 struct Job {
   Activations x;
@@ -35,7 +46,8 @@ struct Job {
 // `call` with what reads the weight.
 template <class F>
 void with_source(const Weight& w, const F& call) {
-  int64_t stride = w.table ? w.k : w.n;
+  const bool table = w.layout == Layout::table;
+  int64_t stride = table ? w.k : w.layout == Layout::panels ? panel_width : w.n;
   switch (w.stored) {
     case Stored::float32:
       return call(Float32{(const float*)w.values, stride});
@@ -45,7 +57,7 @@ void with_source(const Weight& w, const F& call) {
       return call(Int8{(const int8_t*)w.values, stride});
     case Stored::int4:
     case Stored::nf4: {
-      if (w.table) stride /= 2;
+      if (table) stride /= 2;
       const float* values = w.stored == Stored::int4 ? int4_values : nf4_values;
       return call(Halves{(const uint8_t*)w.values, stride, L::codes(values), values});
     }
@@ -56,10 +68,11 @@ void with_source(const Weight& w, const F& call) {
 void columns_of(const Activations& x, const Weight& w, int64_t first, int64_t last, float* y) {
   with_source(w, [&](const auto& source) {
     using Source = std::decay_t<decltype(source)>;
-    if (w.table)
-      table(Rows<Source>{source}, x, w, first, last, y);
-    else
-      converted(source, x, w, first, last, y);
+    switch (w.layout) {
+      case Layout::kernel: return converted(source, x, w, first, last, y);
+      case Layout::table: return table(Rows<Source>{source}, x, w, first, last, y);
+      case Layout::panels: return panels(source, x, w, first / panel_width, last / panel_width, y);
+    }
   });
 }
 
@@ -81,7 +94,7 @@ void run_units(const Job& job, int64_t first, int64_t last) {
     const int64_t from = std::max(first, job.units[i]), to = std::min(last, job.units[i + 1]);
     if (from >= to) continue;
     const Weight& w = job.weights[i];
-    const int64_t unit = w.table ? rows_together : columns_together;
+    const int64_t unit = unit_of(w.layout);
     columns_of(job.x, w, (from - job.units[i]) * unit,
                      std::min(w.n, (to - job.units[i]) * unit), job.y[i]);
   }
@@ -145,8 +158,9 @@ bool four_bit(Stored stored) { return stored == Stored::int4 || stored == Stored
 
 void run(Job& job) {
   const Weight& w = job.weights[0];
-  const int64_t values = job.x.count * job.x.k, size = w.table ? w.tile : block;
-  const bool sums = w.zeros != nullptr, paired = w.table && four_bit(w.stored);
+  const int64_t values = job.x.count * job.x.k, size = summed_together(job.x, w);
+  const bool table = w.layout == Layout::table;
+  const bool sums = w.zeros != nullptr, paired = table && four_bit(w.stored);
   Workspace space(sizeof(float) * ((paired ? values : 0) +
                                    (sums ? job.x.count * ((job.x.k + size - 1) / size) : 0)));
   float* free = space.as<float>();
@@ -159,9 +173,10 @@ void run(Job& job) {
     add_up(job.x.rows, job.x.count, job.x.k, size, free);
     job.x.sums = free;
   }
-  if (!w.table && job.x.count <= few) return by_rows(job);
+  if (w.layout == Layout::kernel && job.x.count <= few) return by_rows(job);
   const int64_t units = job.units[job.count], threads = thread_count();
-  const int64_t parts = std::min(units, (w.table ? 8 : parts_each) * threads);
+  const int64_t each = w.layout == Layout::kernel || units < 64 ? parts_each : table_parts_each;
+  const int64_t parts = std::min(units, each * threads);
   parallel(parts, [&](int64_t part) {
     run_units(job, units * part / parts, units * (part + 1) / parts);
   });
@@ -179,8 +194,8 @@ bool stored_as(ffi::DataType type, Stored stored) {
 }
 
 ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
-                   ffi::RemainingRets results, int64_t stored, bool table, int64_t tile,
-                   bool scaled, bool shifted, bool layered) {
+                   ffi::RemainingRets results, int64_t stored, int64_t layout,
+                   int64_t tile, bool scaled, bool shifted, bool layered) {
   Job job = {};
   const int64_t parts = 1 + scaled + shifted;
   job.count = static_cast<int64_t>(results.size());
@@ -212,7 +227,7 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
       return ffi::Error::InvalidArgument("project: a weight of another type or shape");
     const int64_t before = layer * (k / tile) * n;  // scales of the layers before
     job.weights[i] = {kind,
-                      table,
+                      static_cast<Layout>(layout),
                       static_cast<const char*>(values->untyped_data()) +
                           layer * size * bytes_of(kind),
                       scaled ? scales->reinterpret_data<float>() + before : nullptr,
@@ -221,7 +236,9 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
                       k,
                       n};
     job.y[i] = (*y)->reinterpret_data<float>();
-    const int64_t unit = table ? rows_together : columns_together;
+    const int64_t unit = unit_of(static_cast<Layout>(layout));
+    if (unit == panel_width && n % unit != 0)
+      return ffi::Error::InvalidArgument("project: columns that are no whole panels");
     job.units[i + 1] = job.units[i] + (n + unit - 1) / unit;
   }
   run(job);
@@ -236,7 +253,7 @@ ZIGGURAT_HANDLER(project, project,
                      .RemainingArgs()
                      .RemainingRets()
                      .Attr<int64_t>("stored")
-                     .Attr<bool>("table")
+                     .Attr<int64_t>("layout")
                      .Attr<int64_t>("tile")
                      .Attr<bool>("scaled")
                      .Attr<bool>("shifted")

@@ -14,12 +14,14 @@ enum class Stored : int64_t {
   nf4 = 4,   // likewise
 };
 
-// One matrix. With `table` it is [n, k], else [k, n], in order of memory.
+// How a matrix lies in memory: [k, n]; or [n, k]; or [n / panel_width, k, panel_width].
+enum class Layout : int64_t { kernel = 0, table = 1, panels = 2 };
+
 struct Weight {
   Stored stored;
-  bool table;
+  Layout layout;
   const void* values;
-  const float* scales;  // [k / tile, n], of a table [n, k / tile]; null: none
+  const float* scales;  // laid out alike, with k / tile in the place of k; null: none
   const int8_t* zeros;  // like scales; null: none
   int64_t tile;         // summed values that share a scale; k where there is one
   int64_t k, n;
@@ -29,11 +31,13 @@ struct Weight {
 struct Activations {
   const float* rows;
   const float* paired;  // for tables of four bits: see `pair`
-  const float* sums;    // [rows, k / tile], where there are zeros; of a kernel [rows, k / block]
+  const float* sums;    // where there are zeros: [rows, k / size], see `summed_together`
   int64_t count, k;
 };
 
 // Number of summed values between two visits to an output of a kernel [k, n]. Divides tiles.
 constexpr int64_t block = 32;
+constexpr int64_t panel_width = 64;  // columns
+constexpr int64_t few = 4;           // rows of activations whose sums stay in registers
 
 }  // namespace ziggurat::projection

@@ -94,6 +94,15 @@ ZIGGURAT_INLINE void ask(const Source& source, int64_t offset) {
   if (sizeof(*source.values) == 1) __builtin_prefetch(source.values + offset + ahead);
 }
 
+// The same for the row of a panel that holds value k.
+template <class Source>
+ZIGGURAT_INLINE void ask_row(const Source& source, int64_t k) {
+  constexpr int64_t line = 64 / sizeof(*source.values);
+  ZIGGURAT_UNROLL
+  for (int64_t j = 0; j < panel_width; j += line)
+    __builtin_prefetch(source.values + k / Source::step * panel_width + j + ahead / 64 * line);
+}
+
 // What a finished sum over [k0, k1) goes through on its way into y.
 struct Output {
   float* y;

@@ -8,7 +8,7 @@
 
 namespace ziggurat::projection {
 
-constexpr int64_t few = 4;            // rows of activations
+
 constexpr int64_t kept = 2048;        // columns whose sums stay in the cache
 constexpr int64_t pitch = kept + 80;  // between those of two rows of activations, no 4 KB apart
 

@@ -1,0 +1,139 @@
+// A kernel in panels of columns times rows of activations: a panel is [k, panel_width] values that
+// lie one after another, so that a thread reads its panels from end to end, and their sums stay in
+// registers.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "project_sources.h"
+#include "project_tiles.h"
+
+namespace ziggurat::projection {
+
+// One panel of a weight, and where its columns of y begin.
+template <class Source>
+struct Panel {
+  Source source;
+  const float* scales;  // [k / tile, panel_width], or null
+  const int8_t* zeros;  // likewise
+  float* y;
+};
+
+// Values of the summed axis between two visits to y, where all rows are multiplied.
+inline int64_t depth(const Weight& w) { return w.tile % (2 * block) == 0 ? 2 * block : block; }
+
+// V vectors of a panel's columns from `first` on, M rows of activations.
+template <int M, int V, class Source>
+ZIGGURAT_INLINE void few_columns(const Panel<Source>& panel, const Activations& x, const Weight& w,
+                                 int64_t first) {
+  constexpr int step = Source::step;
+  const int64_t tiles = w.k / w.tile;
+  Floats total[M][V];
+  ZIGGURAT_UNROLL
+  for (int m = 0; m < M; ++m) {
+    ZIGGURAT_UNROLL
+    for (int v = 0; v < V; ++v) total[m][v] = L::zero();
+  }
+  for (int64_t t = 0; t < tiles; ++t) {
+    Floats sum[M][V];
+    ZIGGURAT_UNROLL
+    for (int m = 0; m < M; ++m) {
+      ZIGGURAT_UNROLL
+      for (int v = 0; v < V; ++v) sum[m][v] = L::zero();
+    }
+    for (int64_t k = t * w.tile; k < (t + 1) * w.tile; k += step) {
+      ask_row(panel.source, k);
+      ZIGGURAT_UNROLL
+      for (int v = 0; v < V; ++v) {
+        Floats weight[step];
+        panel.source.load(k, first + v * W, weight);
+        ZIGGURAT_UNROLL
+        for (int m = 0; m < M; ++m) {
+          ZIGGURAT_UNROLL
+          for (int s = 0; s < step; ++s)
+            sum[m][v] = L::fma(L::all(x.rows[m * x.k + k + s]), weight[s], sum[m][v]);
+        }
+      }
+    }
+    const int64_t at = t * panel_width + first;
+    ZIGGURAT_UNROLL
+    for (int m = 0; m < M; ++m) {
+      ZIGGURAT_UNROLL
+      for (int v = 0; v < V; ++v) {
+        if (panel.zeros) {
+          const Floats zero = L::from_int8(panel.zeros + at + v * W);
+          sum[m][v] = L::sub(sum[m][v], L::mul(zero, L::all(x.sums[m * tiles + t])));
+        }
+        total[m][v] = panel.scales
+                          ? L::fma(sum[m][v], L::load(panel.scales + at + v * W), total[m][v])
+                          : L::add(sum[m][v], total[m][v]);
+      }
+    }
+  }
+  ZIGGURAT_UNROLL
+  for (int m = 0; m < M; ++m) {
+    ZIGGURAT_UNROLL
+    for (int v = 0; v < V; ++v) L::store(panel.y + m * w.n + first + v * W, total[m][v]);
+  }
+}
+
+template <int M, class Source>
+ZIGGURAT_INLINE void few_rows(const Panel<Source>& panel, const Activations& x, const Weight& w) {
+  constexpr int held = L::rows * L::vectors / M, all = panel_width / W;
+  constexpr int V = held >= all ? all : held >= 8 ? 8 : held >= 4 ? 4 : held >= 2 ? 2 : 1;
+  for (int64_t first = 0; first < panel_width; first += V * W)
+    few_columns<M, V>(panel, x, w, first);
+}
+
+// Any number of rows: block by block of k, converted once for all of them.
+template <class Source>
+void many_rows(const Panel<Source>& panel, const Activations& x, const Weight& w) {
+  alignas(64) float buffer[2 * block * scratch];
+  const int64_t size = depth(w);
+  for (int64_t k = 0; k < w.k; k += size) {
+    const int64_t end = std::min(k + size, w.k), t = k / w.tile;
+    const Output output{panel.y,
+                        w.n,
+                        panel.scales ? panel.scales + t * panel_width : nullptr,
+                        panel.zeros ? panel.zeros + t * panel_width : nullptr,
+                        x.sums ? x.sums + k / size : nullptr,
+                        (w.k + size - 1) / size,
+                        k == 0};
+    Float32 plain{buffer, scratch};
+    if constexpr (std::is_same_v<Source, Float32>)
+      plain = {panel.source.values + k * panel_width, panel_width};
+    else
+      convert(panel.source, k, end, 0, panel_width, buffer);
+    rows(plain, x.rows + k, x.k, x.count, 0, end - k, 0, panel_width, 0, output);
+  }
+}
+
+template <class Source>
+void columns_of_panel(const Panel<Source>& panel, const Activations& x, const Weight& w) {
+  switch (x.count) {
+    case 1: return few_rows<1>(panel, x, w);
+    case 2: return few_rows<2>(panel, x, w);
+    case 3: return few_rows<3>(panel, x, w);
+    case 4: return few_rows<4>(panel, x, w);
+    default: return many_rows(panel, x, w);
+  }
+}
+
+// Panels [first, last).
+template <class Source>
+void panels(const Source& source, const Activations& x, const Weight& w, int64_t first,
+            int64_t last, float* y) {
+  const int64_t scales = w.k / w.tile * panel_width;
+  for (int64_t p = first; p < last; ++p) {
+    Source own = source;
+    own.values += p * (w.k / Source::step) * panel_width;
+    columns_of_panel(Panel<Source>{own, w.scales ? w.scales + p * scales : nullptr,
+                                   w.zeros ? w.zeros + p * scales : nullptr,
+                                   y + p * panel_width},
+                     x, w);
+  }
+}
+
+}  // namespace ziggurat::projection

@@ -1,0 +1,167 @@
+"""Matrices laid out for the C++ product: in panels of columns, the layers of a stack together.
+
+The columns of a panel lie side by side, input by input. A core then reads its panels from end to
+end while their sums stay in its registers, which goes a quarter faster than by the rows of a whole
+matrix (``benchmarks/decode_cpu.py``, ``docs/adr/0015``).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ziggurat.kernels.cpu.library import available
+from ziggurat.kernels.linear.quantized import FOUR_BIT, QuantizedWeight, WeightFormat, WeightType
+from ziggurat.kernels.placement import one_device, platform
+
+PANEL = 64
+"""Columns of a panel."""
+BLOCK = 32
+"""Tiles of scales are multiples of it."""
+FLOATS = ("float32", "bfloat16")
+INTEGERS: tuple[WeightType, ...] = ("int8", "int4", "nf4")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PackedWeight:
+    """A kernel or a table in panels, or one layer of a stack of them that nobody has cut out.
+
+    >>> kernel = np.arange(6, dtype=np.float32).reshape(1, 2, 3)  # [l, d, f]
+    >>> packed = PackedWeight.of(kernel, -2)
+    >>> packed.values.shape, packed.layer(jnp.int32(0)).dense().tolist()
+    ((1, 1, 2, 64), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
+    """
+
+    values: Any
+    """``[..., p, d, 64]``; four-bit types have two values of the summed axis in each byte."""
+    scale: Any
+    """``[..., p, tiles, 64]``, or ``None``."""
+    zero_point: Any
+    """As ``scale``."""
+    index: Int[Array, ""] | None
+    """Which layer of the leading axis it is; ``None``: there is no such axis."""
+    format: WeightFormat | None = dataclasses.field(metadata={"static": True})
+    """``None``: floats."""
+    axis: int = dataclasses.field(metadata={"static": True})
+    """The axis over which products sum: -2 of a kernel, -1 of a table."""
+    outputs: int = dataclasses.field(metadata={"static": True})
+    """Columns; the last panel may hold fewer than 64."""
+
+    @classmethod
+    def of(cls, weight: Any, axis: int) -> "PackedWeight":
+        """Pack a matrix, or a stack of them; views where that is possible.
+
+        Args:
+            weight: a numpy array or a :class:`QuantizedWeight` of them, as :func:`packs` allows.
+            axis: over which products sum.
+        """
+        if not isinstance(weight, QuantizedWeight):
+            outputs = weight.shape[-1 if axis == -2 else -2]
+            return cls(_panels(weight, axis), None, None, None, None, axis, outputs)
+        outputs = weight.shape[-1 if axis == -2 else -2]
+        parts = (weight.qvalue, weight.scale, weight.zero_point)
+        laid = (None if part is None else _panels(part, axis) for part in parts)
+        return cls(*laid, None, weight.format, axis, outputs)
+
+    def layer(self, index: Int[Array, ""]) -> "PackedWeight":
+        """One layer of a stack, where it is."""
+        return dataclasses.replace(self, index=index)
+
+    @property
+    def stored(self) -> str:
+        """Type of the values: one of :data:`FLOATS` or :data:`INTEGERS`."""
+        return str(self.values.dtype) if self.format is None else self.format.weight
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the float matrix."""
+        inputs = self.values.shape[-2] * (2 if self.stored in FOUR_BIT else 1)
+        return (inputs, self.outputs) if self.axis == -2 else (self.outputs, inputs)
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the float matrix."""
+        return self.values.dtype if self.scale is None else self.scale.dtype
+
+    def __getitem__(self, index: Any) -> "PackedWeight":
+        """All of it for ``[...]``, as NNX reads a parameter."""
+        assert index is Ellipsis
+        return self
+
+    def astype(self, dtype: Any) -> Float[Array, "..."]:
+        """The matrix as an array."""
+        return self.dense().astype(dtype)
+
+    def unpacked(self) -> "Float[Array, '...'] | QuantizedWeight":
+        """The matrix as it was before it was packed, its layer cut out."""
+
+        def flat(part: Any) -> Any:
+            if part is None:
+                return None
+            part = part if self.index is None else part[self.index]
+            order = (1, 0, 2) if self.axis == -2 else (0, 2, 1)
+            part = part.transpose(order)
+            wide = (part.shape[0], -1) if self.axis == -2 else (-1, part.shape[2])
+            part = part.reshape(wide)
+            return part[:, : self.outputs] if self.axis == -2 else part[: self.outputs]
+
+        values, scale, zero = map(flat, (self.values, self.scale, self.zero_point))
+        if self.format is None:
+            return values
+        return QuantizedWeight(values, scale, zero, self.format, self.axis)
+
+    def dense(self) -> Float[Array, "..."]:
+        """The matrix as an array."""
+        whole = self.unpacked()
+        return whole.dequantized() if isinstance(whole, QuantizedWeight) else whole
+
+    def rows(self, ids: Int[Array, "..."]) -> Float[Array, "... d"]:
+        """Rows of a table."""
+
+        def taken(part: Any) -> Any:
+            return None if part is None else part[ids // PANEL, :, ids % PANEL]
+
+        values, scale, zero = map(taken, (self.values, self.scale, self.zero_point))
+        if self.format is None:
+            return values
+        return QuantizedWeight(values, scale, zero, self.format, -1).dequantized()
+
+
+def packs(weight: Any, axis: int) -> bool:
+    """Whether programs here multiply float32 by a matrix like this, or by the layers of a stack,
+    in C++ once it is packed: one CPU device, built kernels, a type that they know."""
+    if not (platform() == "cpu" and one_device() and available("project")):
+        return False
+    inputs = weight.shape[axis]
+    if not isinstance(weight, QuantizedWeight):
+        return str(weight.dtype) in FLOATS and inputs % BLOCK == 0
+    tile = weight.format.tile_size or inputs
+    return (
+        weight.format.weight in INTEGERS
+        and weight.format.activation is None
+        and weight.dtype == jnp.float32
+        and weight.axis % weight.ndim == axis % weight.ndim
+        and inputs % BLOCK == 0
+        and tile % BLOCK == 0
+    )
+
+
+def _panels(part: np.ndarray, axis: int) -> np.ndarray:
+    """``[..., d, f]``, of a table ``[..., f, d]``, as ``[..., p, d, 64]``."""
+    columns = part.ndim - (1 if axis == -2 else 2)
+    count = math.ceil(part.shape[columns] / PANEL)
+    if missing := count * PANEL - part.shape[columns]:
+        padding = [(0, 0)] * part.ndim
+        padding[columns] = (0, missing)
+        part = np.pad(part, padding)
+    shape = (*part.shape[:columns], count, PANEL, *part.shape[columns + 1 :])
+    return np.swapaxes(part.reshape(shape), -3 if axis == -2 else -2, -2 if axis == -2 else -1)

@@ -29,7 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ziggurat.kernels.cpu.library import library
-from ziggurat.kernels.linear import WeightFormat, project, project_each, project_rows, quantized
+from ziggurat.kernels.linear import (
+    PackedWeight,
+    WeightFormat,
+    project,
+    project_each,
+    project_rows,
+    quantized,
+)
 from ziggurat.quantize.weights import quantize_array
 from ziggurat.serve.llm.huge_pages import in_huge_pages
 
@@ -60,6 +67,12 @@ def weights(width: str) -> tuple[list[list[list[Any]]], Any]:
     pack = jax.jit(quantize_array, static_argnums=(1, 2))
     layers = [[[made(s, kernel, -2) for s in group] for group in GROUPS] for _ in range(LAYERS)]
     return layers, made((VOCAB, WIDTH), table, -1)
+
+
+def packed(layers: list[Any], table: Any) -> tuple[list[Any], Any]:
+    """As the engine lays them out, but that each layer's are arrays of their own."""
+    each = [[[PackedWeight.of(w, -2) for w in group] for group in layer] for layer in layers]
+    return each, PackedWeight.of(table, -1)
 
 
 def token(x: Any, layers: list[Any], table: Any, each: Any, logits: Any) -> Any:
@@ -99,13 +112,15 @@ def contenders(rows: int) -> tuple[dict[str, Callable[[], Any]], dict[str, int]]
     calls: dict[str, Callable[[], Any]] = {}
     sizes: dict[str, int] = {}
     for width in FORMATS:
-        layers, table = in_huge_pages(jax.tree.map(np.asarray, weights(width)))
+        here = jax.tree.map(np.asarray, weights(width))
+        layers, table = in_huge_pages(here)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves((layers, table)))
-        for name, form in (("ziggurat", ours), ("XLA", by_xla)):
+        for name, form, given in (
+            ("ziggurat", ours, in_huge_pages(packed(*here))),
+            ("XLA", by_xla, (layers, table)),
+        ):
             call = jax.jit(form)
-            calls[f"{name} {width}"] = lambda c=call, a=(x, layers, table): jax.block_until_ready(
-                c(*a)
-            )
+            calls[f"{name} {width}"] = lambda c=call, a=(x, *given): jax.block_until_ready(c(*a))
             sizes[f"{name} {width}"] = size
         if width == "float32":
             add_peers(calls, sizes, size, jax.tree.map(np.asarray, (x, layers, table)))

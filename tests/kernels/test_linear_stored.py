@@ -7,13 +7,16 @@ import pytest
 from tests.kernels.cpu_library import require_library
 
 from ziggurat.kernels.linear import (
+    PackedWeight,
     QuantizedWeight,
     WeightFormat,
     dense,
+    packs,
     project,
     project_each,
     project_rows,
     stored,
+    take_rows,
 )
 from ziggurat.kernels.linear.quantized import FOUR_BIT
 
@@ -73,29 +76,83 @@ FORMS = [
 ]
 
 
-@pytest.mark.parametrize("axis", [-2, -1])
+def packed(made, axis):
+    """The same in panels, as arrays of JAX."""
+    here = jax.tree.map(np.asarray, made)
+    assert packs(here, axis)
+    return jax.tree.map(jnp.asarray, PackedWeight.of(here, axis))
+
+
 @pytest.mark.parametrize(("kind", "tile", "symmetric"), FORMS)
-def test_products_are_those_of_the_dequantised_weight(kind, tile, symmetric, axis):
-    """Rows below, at and above those converted in registers; columns and values that fill vectors
-    and that do not."""
+def test_products_are_those_of_the_dequantised_weight(kind, tile, symmetric):
+    """Kernels as they are; columns that fill vectors and that do not."""
     for rows, k, n in ((1, 64, 96), (2, 192, 37), (3, 64, 5), (4, 128, 64), (7, 64, 130)):
         k = k if tile else k - 10
-        made, x = weight(kind, k, n, axis, tile, symmetric), RNG.normal(size=(rows, k))
+        made, x = weight(kind, k, n, -2, tile, symmetric), RNG.normal(size=(rows, k))
         x = jnp.asarray(x, jnp.float32)
-        assert stored.serves(x, [made], axis)
-        matrix = floats(made) if axis == -2 else floats(made).T
-        (found,) = stored.products(x, [made], axis)
-        close(found, x, matrix)
+        assert stored.serves(x, [made], -2) == (kind not in ("float32", "bfloat16"))
+        close(project(x, made).astype(jnp.float32), x, floats(made))
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.parametrize(("kind", "tile", "symmetric"), FORMS)
+def test_products_with_panels_too(kind, tile, symmetric, axis):
+    """Rows whose sums stay in registers and more; panels that are full and that are not."""
+    for rows, k, n in ((1, 64, 96), (2, 192, 37), (3, 64, 5), (4, 128, 64), (7, 64, 130)):
+        made = weight(kind, k, n, axis, tile, symmetric)
+        x, matrix = jnp.asarray(RNG.normal(size=(rows, k)), jnp.float32), floats(made)
+        panels = packed(made, axis)
+        assert stored.serves(x, [panels], axis)
+        product = project if axis == -2 else project_rows
+        close(product(x, panels), x, matrix if axis == -2 else matrix.T)
+        np.testing.assert_array_equal(panels.dense(), dense(made))
+        if axis == -1:
+            ids = jnp.array([[0, n - 1, 2]])
+            np.testing.assert_array_equal(take_rows(panels, ids), take_rows(made, ids))
+
+
+@pytest.mark.parametrize("kind", ["float32", "int4"])
+def test_a_layer_is_read_in_its_stack(kind):
+    """In one call with its neighbours, and nothing of the stack is copied."""
+    tile = 32 if kind == "int4" else None
+    stacks = []
+    for n in (64, 40):
+        layers = [weight(kind, 64, n, -2, tile, symmetric=False) for _ in range(3)]
+        stacks.append((layers, packed(jax.tree.map(lambda *x: jnp.stack(x), *layers), -2)))
+    x = jnp.asarray(RNG.normal(size=(2, 64)), jnp.float32)
+
+    @jax.jit
+    def products(x, panels, index):
+        return project_each(x, [each.layer(index) for each in panels])
+
+    panels = [each for _, each in stacks]
+    text = products.lower(x, panels, jnp.int32(1)).as_text()
+    assert text.count("@ziggurat_project") == 1
+    assert "dynamic_slice" not in text
+    for index in range(3):
+        found = products(x, panels, jnp.int32(index))
+        for y, (layers, each) in zip(found, stacks):
+            close(y, x, floats(layers[index]))
+            np.testing.assert_array_equal(
+                each.layer(jnp.int32(index)).dense(), dense(layers[index])
+            )
+
+
+def test_a_layer_that_is_not_there_is_refused():
+    stack = packed(jnp.ones((2, 32, 64)), -2)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="project: a weight of another"):
+        project(jnp.ones((1, 32)), stack.layer(jnp.int32(2))).block_until_ready()
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int4"])
 def test_matrices_that_share_activations_share_a_call(kind):
     tile = 32 if kind == "int4" else None
     kernels = [weight(kind, 64, n, -2, tile) for n in (48, 7, 16)]
+    panels = [packed(kernel, -2) for kernel in kernels]
     x = jnp.asarray(RNG.normal(size=(2, 1, 64)), jnp.float32)
-    text = jax.jit(project_each).lower(x, kernels).as_text()
+    text = jax.jit(project_each).lower(x, panels).as_text()
     assert text.count("@ziggurat_project") == 1
-    for found, kernel in zip(project_each(x, kernels), kernels):
+    for found, kernel in zip(project_each(x, panels), kernels):
         close(found.reshape(2, -1), x.reshape(2, -1), floats(kernel))
 
 
@@ -112,7 +169,9 @@ def refused():
     eight = weight("int8", 64, 8, -2)
     return {
         "activations of another type": (x.astype(jnp.bfloat16), [eight]),
-        "many rows of a float matrix": (jnp.ones((stored.MOST_ROWS + 1, 64)), [jnp.ones((64, 8))]),
+        "a float matrix that is not packed": (x, [jnp.ones((64, 8))]),
+        "a packed one and one that is not": (x, [packed(eight, -2), eight]),
+        "a packed table as a kernel": (x, [packed(weight("int8", 64, 8, -1), -1)]),
         "a type without a kernel": (x, [weight("fp8_e4m3", 64, 8, -2)]),
         "small tiles": (x, [QuantizedWeight(eight.qvalue, jnp.ones((4, 8)), None, odd, -2)]),
         "activations to be quantised": (
@@ -126,25 +185,32 @@ def refused():
     }
 
 
-@pytest.mark.parametrize("why", list(refused()))
-def test_what_has_no_kernel_is_left_to_the_definition(why):
-    x, weights = refused()[why]
-    assert not stored.serves(x, weights, -2)
+def test_what_has_no_kernel_is_left_to_the_definition():
+    for why, (x, weights) in refused().items():
+        assert not stored.serves(x, weights, -2), why
+
+
+def test_what_does_not_fit_panels_is_not_packed():
+    for kind, k, tile in (("float32", 48, None), ("int8", 64, 16), ("fp8_e4m3", 64, None)):
+        assert not packs(weight(kind, k, 8, -2, tile), -2)
+    assert not packs(weight("int8", 64, 64, -2), -1)
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8", "int4"])
 def test_programs_for_elsewhere_hold_no_call(kind):
     made, x = weight(kind, 64, 8, -2, 32 if kind == "int4" else None), jnp.ones((1, 64))
+    made, matrix = packed(made, -2), floats(made)
     traced = jax.jit(project).trace(x, made)
     assert "@ziggurat" not in traced.lower(lowering_platforms=("tpu",)).as_text()
     exported = jax.export.export(jax.jit(project), platforms=("cpu",))(x, made)
     assert "@ziggurat" not in exported.mlir_module()
-    expected = np.ones((1, 64)) @ floats(made)
+    expected = np.ones((1, 64)) @ matrix
     np.testing.assert_allclose(exported.call(x, made), expected, rtol=1e-5, atol=1e-3)
 
 
 def test_without_the_library_results_are_the_same(monkeypatch):
     made, x = weight("int8", 64, 24, -1), jnp.asarray(RNG.normal(size=(3, 64)), jnp.float32)
+    made = packed(made, -1)
     found = project_rows(x, made)
     monkeypatch.setattr(stored, "usable", lambda name, *arrays: False)
     np.testing.assert_allclose(found, project_rows(x, made), rtol=1e-5, atol=1e-3)

@@ -19,7 +19,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
 from ziggurat.core.pytrees import named_leaves
-from ziggurat.kernels.linear import PackedWeight, QuantizedWeight, Weight, is_quantized, project_rows
+from ziggurat.kernels.linear import (
+    PackedWeight,
+    Weight,
+    is_quantized,
+    project_rows,
+)
 from ziggurat.mesh import Layout
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
 from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name

@@ -92,9 +92,9 @@ def project(
     ``flat`` joins all leading dimensions into one before the product: on XLA:CPU a product with
     3-D activations takes about twice as long in the backward pass. ``batched`` keeps them apart,
     which a sequence sharded over a mesh needs (joined dimensions could not stay sharded); ``auto``
-    takes it then. On one CPU device with built kernels it takes ``stored`` for most
-    quantised weights and for few rows of bfloat16, and ``cpu`` for many rows of float32; ``flat``
-    otherwise. An adapted kernel is taken part by part, so that its sum exists nowhere.
+    takes it then. On one CPU device with built kernels it takes ``stored`` for packed and most
+    quantised kernels, and ``cpu`` for many rows of float32; ``flat`` otherwise. An adapted kernel
+    is taken part by part, so that its sum exists nowhere.
 
     >>> import jax.numpy as jnp
     >>> project(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape

@@ -1,11 +1,11 @@
-"""Products of a few rows of activations with weights as they are stored, in C++ on CPUs.
+"""Products with weights as they are stored, in C++ on CPUs.
 
 One row times a matrix is a matter of reading the matrix once. XLA:CPU reads float32 at about three
 quarters of the memory's speed, and what is stored in other types twenty times slower than that,
 since it converts the weight first (``benchmarks/decode_cpu.py``). Here weights are converted in
-registers, in the order in which they lie in memory, and several matrices that the same activations
-meet (queries, keys and values; gate and up) share one call. Sums are taken in float32, part by
-part, so results differ from the definition's by rounding only.
+registers, those of a :class:`PackedWeight` in the order in which they lie in memory, and several
+matrices that the same activations meet (queries, keys and values; gate and up) share one call. Sums
+are taken in float32, part by part, so results differ from the definition's by rounding only.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.cpu.operation import operation, usable
-from ziggurat.kernels.linear.packed import BLOCK, FLOATS, INTEGERS, PackedWeight
+from ziggurat.kernels.linear.packed import BLOCK, INTEGERS, PANEL, PackedWeight
 from ziggurat.kernels.linear.quantized import (
     FOUR_BIT,
     QuantizedWeight,
@@ -27,13 +27,10 @@ from ziggurat.kernels.linear.quantized import (
 )
 from ziggurat.kernels.placement import one_device
 
-MOST_ROWS = 32
-"""Rows of activations up to which a float matrix is multiplied here; more are XLA's."""
 MOST_TOGETHER = 8
 """Weights in one call."""
 _STORED = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "nf4": 4}
-_KERNEL, _TABLE, _PANELS = range(3)
-"""What the C++ calls the types, and how weights lie."""
+"""What the C++ calls the types."""
 
 
 def serves(x: Any, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:
@@ -59,23 +56,19 @@ def serves(x: Any, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:
             and w.index is first.index
             for w in weights
         )
-    if isinstance(first, QuantizedWeight):
-        return all(_reads(weight, first, axis) for weight in weights)
-    floats = isinstance(first, jax.Array) and str(first.dtype) in FLOATS
-    alike = floats and all(isinstance(w, jax.Array) and w.dtype == first.dtype for w in weights)
-    return alike and x.size // x.shape[-1] <= MOST_ROWS
+    return axis == -2 and all(_reads(weight, first) for weight in weights)
 
 
-def _reads(weight: Any, first: QuantizedWeight, axis: int) -> bool:
-    if not isinstance(weight, QuantizedWeight) or weight.format != first.format:
+def _reads(kernel: Any, first: Any) -> bool:
+    if not isinstance(kernel, QuantizedWeight) or kernel.format != first.format:
         return False
-    kind, tile = weight.format.weight, weight.format.tile_size
+    kind, tile = kernel.format.weight, kernel.format.tile_size
     return (
         kind in INTEGERS
-        and weight.format.activation is None
-        and (kind not in FOUR_BIT or weight.shape[axis] % 2 == 0)
+        and kernel.format.activation is None
+        and (kind not in FOUR_BIT or kernel.shape[-2] % 2 == 0)
         and (tile is None or tile % BLOCK == 0)
-        and weight.axis % weight.ndim == axis % weight.ndim
+        and kernel.axis in (-2, 0)
     )
 
 
@@ -91,7 +84,7 @@ def stored_project(
         raise ConfigError(
             "linear implementation",
             found=f"'stored' for {x.dtype} and {kernel.dtype}",
-            expected=f"float32 on a CPU with built kernels; floats: at most {MOST_ROWS} rows",
+            expected="float32 times a quantised kernel on a CPU with built kernels",
             fix="use 'auto'; ziggurat kernels list says what is built",
         )
     return products(x, [kernel], -2)[0]
@@ -101,35 +94,30 @@ def products(
     x: Float[Array, "... d"], weights: Sequence[Weight | PackedWeight], axis: int
 ) -> list[Float[Array, "... f"]]:
     """``x`` times each of the weights, which :func:`serves` has approved; float32."""
-    rows, first, k = x.reshape(-1, x.shape[-1]), weights[0], x.shape[-1]
-    format = None if isinstance(first, jax.Array) else first.format
+    rows, k = x.reshape(-1, x.shape[-1]), x.shape[-1]
+    first: Any = weights[0]
+    format, packed = first.format, isinstance(first, PackedWeight)
     given: dict[str, Any] = {
-        "stored": _STORED[str(first.dtype) if format is None else format.weight],
-        "layout": _TABLE if axis == -1 else _KERNEL,
+        "stored": _STORED[first.stored if packed else format.weight],
         "tile": k if format is None else format.tile_size or k,
+        "packed": packed,
         "scaled": format is not None,
         "shifted": format is not None and not format.symmetric,
-        "layered": False,
+        "layered": packed and first.index is not None,
     }
-    if isinstance(first, PackedWeight):
-        given |= {"layout": _PANELS, "layered": first.index is not None}
+    if packed:
         parts = [part for w in weights for part in (w.values, w.scale, w.zero_point)]
-        parts.append(first.index)
-        made = _project(rows, *[part for part in parts if part is not None], **given)
-        made = [y[:, : w.outputs] for y, w in zip(made, weights)]
+        parts = [part for part in (*parts, first.index) if part is not None]
+        made = [y[:, : w.outputs] for y, w in zip(_project(rows, *parts, **given), weights)]
     else:
-        if format is not None:
-            weights = [weight.astype(x.dtype) for weight in weights]
-        made = _project(rows, *jax.tree.leaves(weights), **given)
+        made = _project(rows, *jax.tree.leaves([w.astype(x.dtype) for w in weights]), **given)
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in made]
 
 
 def _shapes(x: Any, *parts: Any, **given: Any) -> list[jax.ShapeDtypeStruct]:
-    size, layout = 1 + given["scaled"] + given["shifted"], given["layout"]
+    size = 1 + given["scaled"] + given["shifted"]
     values = parts[: len(parts) - given["layered"] : size]
-    columns = [part.shape[-2 if layout == _TABLE else -1] for part in values]
-    if layout == _PANELS:
-        columns = [part.shape[-3] * n for part, n in zip(values, columns)]
+    columns = [part.shape[-3] * PANEL if given["packed"] else part.shape[-1] for part in values]
     return [jax.ShapeDtypeStruct((x.shape[0], n), jnp.float32) for n in columns]
 
 
@@ -137,8 +125,8 @@ def _plain(
     x: Array,
     *parts: Array,
     stored: int,
-    layout: int,
     tile: int,
+    packed: bool,
     scaled: bool,
     shifted: bool,
     layered: bool,
@@ -146,21 +134,20 @@ def _plain(
     if layered:
         *stacks, index = parts
         parts = tuple(stack[index] for stack in stacks)
-    if layout == _PANELS:
+    if packed:
         parts = tuple(part.transpose(1, 0, 2).reshape(part.shape[1], -1) for part in parts)
-    size, axis = 1 + scaled + shifted, -1 if layout == _TABLE else -2
+    size = 1 + scaled + shifted
     each = [parts[i : i + size] for i in range(0, len(parts), size)]
     if not scaled:
-        floats = [values.astype(x.dtype) for (values,) in each]
-        return [x @ (values.T if layout == _TABLE else values) for values in floats]
+        return [x @ kernel.astype(x.dtype) for (kernel,) in each]
     tile_size = None if tile == x.shape[1] else tile
     names = {_STORED[name]: name for name in INTEGERS}
     format = WeightFormat(names[stored], tile_size=tile_size, symmetric=not shifted)
-    weights = [
-        QuantizedWeight(values, scale, zeros[0] if zeros else None, format, axis)
+    kernels = [
+        QuantizedWeight(values, scale, zeros[0] if zeros else None, format, -2)
         for values, scale, *zeros in each
     ]
-    return [qwix_product(x, weight, jnp.float32) for weight in weights]
+    return [qwix_product(x, kernel, jnp.float32) for kernel in kernels]
 
 
 _project = operation("project", _shapes, _plain)

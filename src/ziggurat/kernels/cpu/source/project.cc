@@ -13,26 +13,21 @@
 
 #if defined(ZIGGURAT_LANES)
 #include "project_panels.h"
-#include "project_stream.h"
-#include "project_table.h"
 #include "project_tiles.h"
 
 namespace ziggurat::projection {
 namespace {
 
-constexpr int64_t most = 8;               // weights in a call
-constexpr int64_t parts_each = 2;         // parts of the work for each thread
-constexpr int64_t table_parts_each = 8;
+constexpr int64_t most = 8;             // weights in a call
+constexpr int64_t parts_each = 2;       // parts of the work for each thread
+constexpr int64_t most_parts_each = 8;  // where a matrix has many panels
 
-// Columns of a unit of the work: a cache line of floats, some rows of a table, a panel.
-int64_t unit_of(Layout layout) {
-  return layout == Layout::kernel ? 16 : layout == Layout::table ? 4 : panel_width;
-}
+// Columns of a unit of the work: a cache line of floats, or a panel.
+int64_t unit_of(const Weight& w) { return w.packed ? panel_width : 16; }
 
 // Activations whose sum is taken, where there are zero points.
 int64_t summed_together(const Activations& x, const Weight& w) {
-  if (w.layout == Layout::kernel) return block;
-  return w.layout == Layout::table || x.count <= few ? w.tile : depth(w);
+  return !w.packed ? block : x.count <= few ? w.tile : depth(w);
 }
 
 struct Job {
@@ -46,8 +41,7 @@ struct Job {
 // `call` with what reads the weight.
 template <class F>
 void with_source(const Weight& w, const F& call) {
-  const bool table = w.layout == Layout::table;
-  int64_t stride = table ? w.k : w.layout == Layout::panels ? panel_width : w.n;
+  const int64_t stride = w.packed ? panel_width : w.n;
   switch (w.stored) {
     case Stored::float32:
       return call(Float32{(const float*)w.values, stride});
@@ -57,34 +51,19 @@ void with_source(const Weight& w, const F& call) {
       return call(Int8{(const int8_t*)w.values, stride});
     case Stored::int4:
     case Stored::nf4: {
-      if (table) stride /= 2;
       const float* values = w.stored == Stored::int4 ? int4_values : nf4_values;
       return call(Halves{(const uint8_t*)w.values, stride, L::codes(values), values});
     }
   }
 }
 
-// Columns [first, last) of y. Activations of at most `few` rows times a kernel go faster by rows.
+// Columns [first, last) of y, whole units.
 void columns_of(const Activations& x, const Weight& w, int64_t first, int64_t last, float* y) {
   with_source(w, [&](const auto& source) {
-    using Source = std::decay_t<decltype(source)>;
-    switch (w.layout) {
-      case Layout::kernel: return converted(source, x, w, first, last, y);
-      case Layout::table: return table(Rows<Source>{source}, x, w, first, last, y);
-      case Layout::panels: return panels(source, x, w, first / panel_width, last / panel_width, y);
-    }
-  });
-}
-
-// What rows [k0, k1) of a kernel, which begin a block, give to y; at most `few` activations.
-void rows_of(const Activations& x, const Weight& w, int64_t k0, int64_t k1, float* y) {
-  with_source(w, [&](const auto& source) {
-    switch (x.count) {
-      case 1: return stream<1>(source, x, w, k0, k1, y);
-      case 2: return stream<2>(source, x, w, k0, k1, y);
-      case 3: return stream<3>(source, x, w, k0, k1, y);
-      case 4: return stream<4>(source, x, w, k0, k1, y);
-    }
+    if (w.packed)
+      panels(source, x, w, first / panel_width, last / panel_width, y);
+    else
+      converted(source, x, w, first, last, y);
   });
 }
 
@@ -94,7 +73,7 @@ void run_units(const Job& job, int64_t first, int64_t last) {
     const int64_t from = std::max(first, job.units[i]), to = std::min(last, job.units[i + 1]);
     if (from >= to) continue;
     const Weight& w = job.weights[i];
-    const int64_t unit = unit_of(w.layout);
+    const int64_t unit = unit_of(w);
     columns_of(job.x, w, (from - job.units[i]) * unit,
                      std::min(w.n, (to - job.units[i]) * unit), job.y[i]);
   }
@@ -104,50 +83,14 @@ void run_units(const Job& job, int64_t first, int64_t last) {
 void add_up(const float* x, int64_t rows, int64_t k, int64_t size, float* sums) {
   for (int64_t row = 0; row < rows; row++)
     for (int64_t from = 0; from < k; from += size) {
-      float sum = 0;
-      for (int64_t i = from; i < std::min(k, from + size); i++) sum += x[row * k + i];
-      *sums++ = sum;
+      Floats some = L::zero();
+      float rest = 0;
+      int64_t i = row * k + from;
+      const int64_t end = row * k + std::min(k, from + size);
+      for (; i + W <= end; i += W) some = L::add(some, L::load(x + i));
+      for (; i < end; i++) rest += x[i];
+      *sums++ = rest + L::sum(some);
     }
-}
-
-// Activations in chunks of two vectors: first a chunk's even values, then its odd ones.
-void pair(const float* x, int64_t values, int64_t k, float* paired) {
-  constexpr int64_t width = Lanes::width;
-  for (int64_t row = 0; row < values; row += k)
-    for (int64_t from = 0; from + 2 * width <= k; from += 2 * width)
-      for (int64_t i = 0; i < width; i++) {
-        paired[row + from + i] = x[row + from + 2 * i];
-        paired[row + from + width + i] = x[row + from + 2 * i + 1];
-      }
-}
-
-// Kernels, a stretch of their rows for each part of the work, so that each reads one piece of
-// memory from end to end; then what the parts have found is added up.
-void by_rows(const Job& job) {
-  const int64_t blocks = (job.x.k + block - 1) / block;
-  const int64_t parts = std::min(blocks, parts_each * thread_count());
-  int64_t size = 0;
-  for (int64_t i = 0; i < job.count; i++) size += job.x.count * job.weights[i].n;
-  Workspace space(sizeof(float) * (parts - 1) * size);
-  float* others = space.as<float>();
-  parallel(parts, [&](int64_t part) {
-    const int64_t k0 = blocks * part / parts * block;
-    const int64_t k1 = std::min(job.x.k, blocks * (part + 1) / parts * block);
-    float* to = others + (part - 1) * size;
-    for (int64_t i = 0; i < job.count; i++) {
-      rows_of(job.x, job.weights[i], k0, k1, part == 0 ? job.y[i] : to);
-      to += job.x.count * job.weights[i].n;
-    }
-  });
-  for (int64_t part = 1; part < parts; part++) {
-    const float* from = others + (part - 1) * size;
-    for (int64_t i = 0; i < job.count; i++) {
-      const int64_t values = job.x.count * job.weights[i].n;
-      float* to = job.y[i];
-      for (int64_t j = 0; j < values; j++) to[j] += from[j];
-      from += values;
-    }
-  }
 }
 
 int64_t bytes_of(Stored stored) {
@@ -158,25 +101,15 @@ bool four_bit(Stored stored) { return stored == Stored::int4 || stored == Stored
 
 void run(Job& job) {
   const Weight& w = job.weights[0];
-  const int64_t values = job.x.count * job.x.k, size = summed_together(job.x, w);
-  const bool table = w.layout == Layout::table;
-  const bool sums = w.zeros != nullptr, paired = table && four_bit(w.stored);
-  Workspace space(sizeof(float) * ((paired ? values : 0) +
-                                   (sums ? job.x.count * ((job.x.k + size - 1) / size) : 0)));
-  float* free = space.as<float>();
-  if (paired) {
-    pair(job.x.rows, values, job.x.k, free);
-    job.x.paired = free;
-    free += values;
+  const int64_t size = summed_together(job.x, w);
+  Workspace space(w.zeros ? sizeof(float) * job.x.count * ((job.x.k + size - 1) / size) : 0);
+  if (w.zeros) {
+    add_up(job.x.rows, job.x.count, job.x.k, size, space.as<float>());
+    job.x.sums = space.as<float>();
   }
-  if (sums) {
-    add_up(job.x.rows, job.x.count, job.x.k, size, free);
-    job.x.sums = free;
-  }
-  if (w.layout == Layout::kernel && job.x.count <= few) return by_rows(job);
-  const int64_t units = job.units[job.count], threads = thread_count();
-  const int64_t each = w.layout == Layout::kernel || units < 64 ? parts_each : table_parts_each;
-  const int64_t parts = std::min(units, each * threads);
+  const int64_t units = job.units[job.count];
+  const int64_t each = w.packed && units >= panel_width ? most_parts_each : parts_each;
+  const int64_t parts = std::min(units, each * thread_count());
   parallel(parts, [&](int64_t part) {
     run_units(job, units * part / parts, units * (part + 1) / parts);
   });
@@ -194,8 +127,8 @@ bool stored_as(ffi::DataType type, Stored stored) {
 }
 
 ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
-                   ffi::RemainingRets results, int64_t stored, int64_t layout,
-                   int64_t tile, bool scaled, bool shifted, bool layered) {
+                   ffi::RemainingRets results, int64_t stored, int64_t tile,
+                   bool packed, bool scaled, bool shifted, bool layered) {
   Job job = {};
   const int64_t parts = 1 + scaled + shifted;
   job.count = static_cast<int64_t>(results.size());
@@ -204,7 +137,7 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
       x.dimensions().size() != 2)
     return ffi::Error::InvalidArgument("project: wrong number of arguments");
   const int64_t k = x.dimensions()[1];
-  job.x = {x.typed_data(), nullptr, nullptr, x.dimensions()[0], k};
+  job.x = {x.typed_data(), nullptr, x.dimensions()[0], k};
   int64_t layer = 0;
   if (layered) {
     const auto index = arguments.get<ffi::Buffer<ffi::S32>>(given);
@@ -227,7 +160,7 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
       return ffi::Error::InvalidArgument("project: a weight of another type or shape");
     const int64_t before = layer * (k / tile) * n;  // scales of the layers before
     job.weights[i] = {kind,
-                      static_cast<Layout>(layout),
+                      packed,
                       static_cast<const char*>(values->untyped_data()) +
                           layer * size * bytes_of(kind),
                       scaled ? scales->reinterpret_data<float>() + before : nullptr,
@@ -236,8 +169,8 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
                       k,
                       n};
     job.y[i] = (*y)->reinterpret_data<float>();
-    const int64_t unit = unit_of(static_cast<Layout>(layout));
-    if (unit == panel_width && n % unit != 0)
+    const int64_t unit = unit_of(job.weights[i]);
+    if (packed && n % unit != 0)
       return ffi::Error::InvalidArgument("project: columns that are no whole panels");
     job.units[i + 1] = job.units[i] + (n + unit - 1) / unit;
   }
@@ -253,8 +186,8 @@ ZIGGURAT_HANDLER(project, project,
                      .RemainingArgs()
                      .RemainingRets()
                      .Attr<int64_t>("stored")
-                     .Attr<int64_t>("layout")
                      .Attr<int64_t>("tile")
+                     .Attr<bool>("packed")
                      .Attr<bool>("scaled")
                      .Attr<bool>("shifted")
                      .Attr<bool>("layered"));

@@ -14,12 +14,10 @@ enum class Stored : int64_t {
   nf4 = 4,   // likewise
 };
 
-// How a matrix lies in memory: [k, n]; or [n, k]; or [n / panel_width, k, panel_width].
-enum class Layout : int64_t { kernel = 0, table = 1, panels = 2 };
-
+// One matrix: [k, n], or packed [n / panel_width, k, panel_width].
 struct Weight {
   Stored stored;
-  Layout layout;
+  bool packed;
   const void* values;
   const float* scales;  // laid out alike, with k / tile in the place of k; null: none
   const int8_t* zeros;  // like scales; null: none
@@ -27,11 +25,10 @@ struct Weight {
   int64_t k, n;
 };
 
-// Activations [rows, k], in the two orders in which weights want them.
+// Activations [rows, k].
 struct Activations {
   const float* rows;
-  const float* paired;  // for tables of four bits: see `pair`
-  const float* sums;    // where there are zeros: [rows, k / size], see `summed_together`
+  const float* sums;  // where there are zeros: [rows, k / size], see `summed_together`
   int64_t count, k;
 };
 

@@ -1,6 +1,4 @@
-// What reads stored weights as floats, and what takes finished sums. A core reads one stream of
-// memory nearly twice as fast as eight at a time, so with few rows of activations each thread reads
-// its part of a matrix in the order in which it lies there.
+// What reads stored weights as floats, and what takes finished sums.
 #pragma once
 
 #include <cstdint>
@@ -86,21 +84,14 @@ struct Halves {
   }
 };
 
-// Asks for the line of the cache that lies `ahead` of a value. Bytes become floats more slowly
-// than memory could give them, and without being asked for the next wait for that; wider values
-// are fetched early enough by the core itself.
-template <class Source>
-ZIGGURAT_INLINE void ask(const Source& source, int64_t offset) {
-  if (sizeof(*source.values) == 1) __builtin_prefetch(source.values + offset + ahead);
-}
-
-// The same for the row of a panel that holds value k.
+// Asks for the row of a panel that lies some rows after the one that holds value k: bytes become
+// floats more slowly than memory could give them, and without being asked for wait for that.
 template <class Source>
 ZIGGURAT_INLINE void ask_row(const Source& source, int64_t k) {
   constexpr int64_t line = 64 / sizeof(*source.values);
+  const auto* next = source.values + k / Source::step * panel_width + ahead / 64 * line;
   ZIGGURAT_UNROLL
-  for (int64_t j = 0; j < panel_width; j += line)
-    __builtin_prefetch(source.values + k / Source::step * panel_width + j + ahead / 64 * line);
+  for (int64_t j = 0; j < panel_width; j += line) __builtin_prefetch(next + j);
 }
 
 // What a finished sum over [k0, k1) goes through on its way into y.

@@ -138,7 +138,7 @@ class LanguageModel:
         """The same, and what the routers of mixtures of experts report, by stack of layers."""
         return nnx.merge(self.graph, params).run(tokens, positions, context)
 
-    def head(self, params: Params) -> Weight | PackedWeight:
+    def head(self, params: Params) -> Weight:
         """The output matrix: ``logits = hidden @ head.T``."""
         return nnx.merge(self.graph, params).head
 

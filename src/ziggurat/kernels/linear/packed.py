@@ -15,7 +15,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.cpu.library import available
-from ziggurat.kernels.linear.quantized import FOUR_BIT, QuantizedWeight, WeightFormat, WeightType
+from ziggurat.kernels.linear.quantized import (
+    FOUR_BIT,
+    QuantizedWeight,
+    Weight,
+    WeightFormat,
+    WeightType,
+)
 from ziggurat.kernels.placement import one_device, platform
 
 PANEL = 64
@@ -60,13 +66,12 @@ class PackedWeight:
             weight: a numpy array or a :class:`QuantizedWeight` of them, as :func:`packs` allows.
             axis: over which products sum.
         """
-        if not isinstance(weight, QuantizedWeight):
-            outputs = weight.shape[-1 if axis == -2 else -2]
-            return cls(_panels(weight, axis), None, None, None, None, axis, outputs)
         outputs = weight.shape[-1 if axis == -2 else -2]
-        parts = (weight.qvalue, weight.scale, weight.zero_point)
-        laid = (None if part is None else _panels(part, axis) for part in parts)
-        return cls(*laid, None, weight.format, axis, outputs)
+        if not isinstance(weight, QuantizedWeight):
+            return cls(_panels(weight, axis), None, None, None, None, axis, outputs)
+        zero = None if weight.zero_point is None else _panels(weight.zero_point, axis)
+        values, scale = _panels(weight.qvalue, axis), _panels(weight.scale, axis)
+        return cls(values, scale, zero, None, weight.format, axis, outputs)
 
     def layer(self, index: Int[Array, ""]) -> "PackedWeight":
         """One layer of a stack, where it is."""
@@ -101,7 +106,7 @@ class PackedWeight:
         """The matrix as an array."""
         return self.dense().astype(dtype)
 
-    def unpacked(self) -> "Float[Array, '...'] | QuantizedWeight":
+    def unpacked(self) -> Weight:
         """The matrix as it was before it was packed, its layer cut out."""
 
         def flat(part: Any) -> Any:

@@ -23,6 +23,7 @@ from ziggurat.kernels.linear.quantized import (
     QuantizedWeight,
     Weight,
     WeightFormat,
+    WeightType,
     qwix_product,
 )
 from ziggurat.kernels.placement import one_device
@@ -95,7 +96,8 @@ def products(
 ) -> list[Float[Array, "... f"]]:
     """``x`` times each of the weights, which :func:`serves` has approved; float32."""
     rows, k = x.reshape(-1, x.shape[-1]), x.shape[-1]
-    first: Any = weights[0]
+    each: Sequence[Any] = weights
+    first = each[0]
     format, packed = first.format, isinstance(first, PackedWeight)
     given: dict[str, Any] = {
         "stored": _STORED[first.stored if packed else format.weight],
@@ -106,11 +108,11 @@ def products(
         "layered": packed and first.index is not None,
     }
     if packed:
-        parts = [part for w in weights for part in (w.values, w.scale, w.zero_point)]
+        parts = [part for w in each for part in (w.values, w.scale, w.zero_point)]
         parts = [part for part in (*parts, first.index) if part is not None]
-        made = [y[:, : w.outputs] for y, w in zip(_project(rows, *parts, **given), weights)]
+        made = [y[:, : w.outputs] for y, w in zip(_project(rows, *parts, **given), each)]
     else:
-        made = _project(rows, *jax.tree.leaves([w.astype(x.dtype) for w in weights]), **given)
+        made = _project(rows, *jax.tree.leaves([w.astype(x.dtype) for w in each]), **given)
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in made]
 
 
@@ -141,7 +143,7 @@ def _plain(
     if not scaled:
         return [x @ kernel.astype(x.dtype) for (kernel,) in each]
     tile_size = None if tile == x.shape[1] else tile
-    names = {_STORED[name]: name for name in INTEGERS}
+    names: dict[int, WeightType] = {_STORED[name]: name for name in INTEGERS}
     format = WeightFormat(names[stored], tile_size=tile_size, symmetric=not shifted)
     kernels = [
         QuantizedWeight(values, scale, zeros[0] if zeros else None, format, -2)

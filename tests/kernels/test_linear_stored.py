@@ -7,6 +7,7 @@ import pytest
 from tests.kernels.cpu_library import require_library
 
 from ziggurat.kernels.linear import (
+    LoraWeight,
     PackedWeight,
     QuantizedWeight,
     WeightFormat,
@@ -194,6 +195,8 @@ def test_what_does_not_fit_panels_is_not_packed():
     for kind, k, tile in (("float32", 48, None), ("int8", 64, 16), ("fp8_e4m3", 64, None)):
         assert not packs(weight(kind, k, 8, -2, tile), -2)
     assert not packs(weight("int8", 64, 64, -2), -1)
+    adapted = LoraWeight(jnp.ones((64, 64)), jnp.ones((64, 2)), jnp.ones((2, 64)), 1.0)
+    assert not packs(adapted, -2)
 
 
 @pytest.mark.parametrize("kind", ["float32", "int8", "int4"])

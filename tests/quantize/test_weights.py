@@ -10,7 +10,8 @@ from ziggurat import mesh
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.core.pytrees import size_bytes
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.kernels.linear import WeightFormat, dense
+from ziggurat.kernels.cpu.library import available
+from ziggurat.kernels.linear import PackedWeight, WeightFormat, dense
 from ziggurat.mesh import MeshConfig
 from ziggurat.models import LanguageModel, LlamaConfig, unstacked
 from ziggurat.models.quantized import dequantized, quantized, summed_axes
@@ -80,6 +81,10 @@ def test_the_logits_are_those_of_the_dequantised_model(model, done, logits):
     np.testing.assert_allclose(logits, plain, atol=1e-5, rtol=0)
 
 
+def is_packed(node):
+    return isinstance(node, PackedWeight)
+
+
 class Stateless:
     """What layers keep where the context keeps nothing."""
 
@@ -90,13 +95,18 @@ class Stateless:
         return self
 
 
-def test_layers_apart_as_in_serving(model, done, logits):
+@pytest.mark.parametrize("pack", [False, True])
+def test_layers_apart_as_in_serving(model, done, logits, pack):
     def forward(weights, tokens):
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
         hidden, _ = unstacked.hidden(model, weights, tokens, positions, Causal(), Stateless())
         return unstacked.project(model, weights, hidden)
 
-    found = quick_jit(forward)(Unstacked.of(model, done.params), TOKENS)
+    params = jax.tree.map(np.asarray, done.params) if pack else done.params
+    weights = jax.tree.map(jnp.asarray, Unstacked.of(model, params, pack=pack))
+    packed = any(map(is_packed, jax.tree.leaves(weights, is_leaf=is_packed)))
+    assert packed == (pack and available("project"))
+    found = quick_jit(forward)(weights, TOKENS)
     np.testing.assert_allclose(found, logits, atol=1e-5, rtol=1e-5)
 
 

@@ -147,8 +147,10 @@ def packs(weight: Any, axis: int) -> bool:
     if not (platform() == "cpu" and one_device() and available("project")):
         return False
     inputs = weight.shape[axis]
-    if not isinstance(weight, QuantizedWeight):
+    if isinstance(weight, np.ndarray | jax.Array):
         return str(weight.dtype) in FLOATS and inputs % BLOCK == 0
+    if not isinstance(weight, QuantizedWeight):
+        return False  # an adapted one
     tile = weight.format.tile_size or inputs
     return (
         weight.format.weight in INTEGERS

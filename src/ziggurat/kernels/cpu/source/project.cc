@@ -25,9 +25,10 @@ constexpr int64_t most_parts_each = 8;  // where a matrix has many panels
 // Columns of a unit of the work: a cache line of floats, or a panel.
 int64_t unit_of(const Weight& w) { return w.packed ? panel_width : 16; }
 
-// Activations whose sum is taken, where there are zero points.
+// Activations whose sum is taken, where there are zero points; 0: none.
 int64_t summed_together(const Activations& x, const Weight& w) {
-  return !w.packed ? block : x.count <= few ? w.tile : depth(w);
+  if (!w.zeros || (w.packed && x.count > few)) return 0;
+  return w.packed ? w.tile : block;
 }
 
 struct Job {
@@ -102,8 +103,8 @@ bool four_bit(Stored stored) { return stored == Stored::int4 || stored == Stored
 void run(Job& job) {
   const Weight& w = job.weights[0];
   const int64_t size = summed_together(job.x, w);
-  Workspace space(w.zeros ? sizeof(float) * job.x.count * ((job.x.k + size - 1) / size) : 0);
-  if (w.zeros) {
+  Workspace space(size ? sizeof(float) * job.x.count * ((job.x.k + size - 1) / size) : 0);
+  if (size) {
     add_up(job.x.rows, job.x.count, job.x.k, size, space.as<float>());
     job.x.sums = space.as<float>();
   }

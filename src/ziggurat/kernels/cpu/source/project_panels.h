@@ -21,8 +21,7 @@ struct Panel {
   float* y;
 };
 
-// Values of the summed axis between two visits to y, where all rows are multiplied.
-inline int64_t depth(const Weight& w) { return w.tile % (2 * block) == 0 ? 2 * block : block; }
+constexpr int64_t depth = 2 * block;  // summed values between two visits to y, with many rows
 
 // V vectors of a panel's columns from `first` on, M rows of activations.
 template <int M, int V, class Source>
@@ -87,25 +86,39 @@ ZIGGURAT_INLINE void few_rows(const Panel<Source>& panel, const Activations& x, 
     few_columns<M, V>(panel, x, w, first);
 }
 
+// Values [k0, k1) of a panel with their scales and zero points, in a buffer.
+template <class Source>
+void convert_panel(const Panel<Source>& panel, const Weight& w, int64_t k0, int64_t k1,
+                   float* buffer) {
+  convert(panel.source, k0, k1, 0, panel_width, buffer);
+  if (!panel.scales) return;
+  for (int64_t k = k0; k < k1;) {
+    const int64_t t = k / w.tile, end = std::min(k1, (t + 1) * w.tile);
+    for (; k < end; ++k) {
+      float* row = buffer + (k - k0) * scratch;
+      ZIGGURAT_UNROLL
+      for (int64_t j = 0; j < panel_width; j += W) {
+        Floats value = L::load(row + j);
+        if (panel.zeros)
+          value = L::sub(value, L::from_int8(panel.zeros + t * panel_width + j));
+        L::store(row + j, L::mul(value, L::load(panel.scales + t * panel_width + j)));
+      }
+    }
+  }
+}
+
 // Any number of rows: block by block of k, converted once for all of them.
 template <class Source>
 void many_rows(const Panel<Source>& panel, const Activations& x, const Weight& w) {
-  alignas(64) float buffer[2 * block * scratch];
-  const int64_t size = depth(w);
-  for (int64_t k = 0; k < w.k; k += size) {
-    const int64_t end = std::min(k + size, w.k), t = k / w.tile;
-    const Output output{panel.y,
-                        w.n,
-                        panel.scales ? panel.scales + t * panel_width : nullptr,
-                        panel.zeros ? panel.zeros + t * panel_width : nullptr,
-                        x.sums ? x.sums + k / size : nullptr,
-                        (w.k + size - 1) / size,
-                        k == 0};
+  alignas(64) float buffer[depth * scratch];
+  for (int64_t k = 0; k < w.k; k += depth) {
+    const int64_t end = std::min(k + depth, w.k);
     Float32 plain{buffer, scratch};
     if constexpr (std::is_same_v<Source, Float32>)
       plain = {panel.source.values + k * panel_width, panel_width};
     else
-      convert(panel.source, k, end, 0, panel_width, buffer);
+      convert_panel(panel, w, k, end, buffer);
+    const Output output{panel.y, w.n, nullptr, nullptr, nullptr, 0, k == 0};
     rows(plain, x.rows + k, x.k, x.count, 0, end - k, 0, panel_width, 0, output);
   }
 }

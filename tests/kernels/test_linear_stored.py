@@ -87,7 +87,7 @@ def packed(made, axis):
 @pytest.mark.parametrize(("kind", "tile", "symmetric"), FORMS)
 def test_products_are_those_of_the_dequantised_weight(kind, tile, symmetric):
     """Kernels as they are; columns that fill vectors and that do not."""
-    for rows, k, n in ((1, 64, 96), (2, 192, 37), (3, 64, 5), (4, 128, 64), (7, 64, 130)):
+    for rows, k, n in ((2, 192, 37), (7, 64, 130)):
         k = k if tile else k - 10
         made, x = weight(kind, k, n, -2, tile, symmetric), RNG.normal(size=(rows, k))
         x = jnp.asarray(x, jnp.float32)

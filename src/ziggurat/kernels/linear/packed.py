@@ -38,7 +38,7 @@ class PackedWeight:
     """A kernel or a table in panels, or one layer of a stack of them that nobody has cut out.
 
     >>> kernel = np.arange(6, dtype=np.float32).reshape(1, 2, 3)  # [l, d, f]
-    >>> packed = PackedWeight.of(kernel, -2)
+    >>> packed = jax.tree.map(jnp.asarray, PackedWeight.of(kernel, -2))
     >>> packed.values.shape, packed.layer(jnp.int32(0)).dense().tolist()
     ((1, 1, 2, 64), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
     """

@@ -105,9 +105,8 @@ def project(
         return project(x, kernel.base, implementation=implementation) + kernel.scale * thin
     if implementation == "auto":
         implementation = _choose(x, kernel)
-    if isinstance(kernel, PackedWeight) and implementation != "stored":
-        kernel = kernel.unpacked()
     if implementation != "stored":
+        kernel = kernel.unpacked() if isinstance(kernel, PackedWeight) else kernel
         kernel = kernel.astype(x.dtype)
     return IMPLEMENTATIONS[implementation](x, kernel)
 

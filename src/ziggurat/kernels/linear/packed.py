@@ -151,15 +151,14 @@ def packs(weight: Any, axis: int) -> bool:
         return str(weight.dtype) in FLOATS and inputs % BLOCK == 0
     if not isinstance(weight, QuantizedWeight):
         return False  # an adapted one
-    tile = weight.format.tile_size or inputs
-    return (
-        weight.format.weight in INTEGERS
-        and weight.format.activation is None
-        and weight.dtype == jnp.float32
-        and weight.axis % weight.ndim == axis % weight.ndim
-        and inputs % BLOCK == 0
-        and tile % BLOCK == 0
-    )
+    summed = weight.axis % weight.ndim == axis % weight.ndim
+    return knows(weight.format) and summed and weight.dtype == jnp.float32 and inputs % BLOCK == 0
+
+
+def knows(format: WeightFormat) -> bool:
+    """Whether the C++ product knows a format of quantised weights."""
+    tiled = format.tile_size is None or format.tile_size % BLOCK == 0
+    return format.weight in INTEGERS and format.activation is None and tiled
 
 
 def _panels(part: np.ndarray, axis: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.cpu.operation import operation, usable
-from ziggurat.kernels.linear.packed import BLOCK, INTEGERS, PANEL, PackedWeight
+from ziggurat.kernels.linear.packed import INTEGERS, PANEL, PackedWeight, knows
 from ziggurat.kernels.linear.quantized import (
     FOUR_BIT,
     QuantizedWeight,
@@ -63,14 +63,8 @@ def serves(x: Any, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:
 def _reads(kernel: Any, first: Any) -> bool:
     if not isinstance(kernel, QuantizedWeight) or kernel.format != first.format:
         return False
-    kind, tile = kernel.format.weight, kernel.format.tile_size
-    return (
-        kind in INTEGERS
-        and kernel.format.activation is None
-        and (kind not in FOUR_BIT or kernel.shape[-2] % 2 == 0)
-        and (tile is None or tile % BLOCK == 0)
-        and kernel.axis in (-2, 0)
-    )
+    whole = kernel.format.weight not in FOUR_BIT or kernel.shape[-2] % 2 == 0
+    return knows(kernel.format) and whole and kernel.axis in (-2, 0)
 
 
 def stored_project(

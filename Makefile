@@ -39,7 +39,7 @@ test-oracle: $(VENV)/has-oracle  ## parity with PyTorch and transformers; stored
 	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
 	@$(PY) -m pytest -q -n $(JOBS) -m parity
 
-check: static $(VENV)/has-oracle  ## everything CI runs: static checks, then all tests
+check: static docs $(VENV)/has-oracle  ## everything CI runs: static checks, the site, then all tests
 	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
 	@$(PY) -m pytest -q -n $(JOBS)
 
@@ -50,8 +50,9 @@ static: $(VENV)/has-dev
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
 
-docs: $(VENV)/has-docs  ## the documentation site, in site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+# Not --quiet: it hides warnings from strict mode, which then counts none.
+docs: $(VENV)/has-docs  ## the documentation site, in site/; a warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
 
 bench: $(VENV)/has-oracle  ## every benchmark, one after another

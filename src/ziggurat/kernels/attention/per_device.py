@@ -33,7 +33,9 @@ def on_each_device(
 
     Args:
         attend: the kernel.
-        query, key, value: of all devices.
+        query: of all devices.
+        key: of all devices.
+        value: of all devices.
         per_row: positions and segments, cut as rows are.
         sinks: cut as heads are.
     """

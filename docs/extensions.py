@@ -50,4 +50,6 @@ def _equation(found: re.Match) -> str:
 
 def _mathml(latex: str, display: str) -> str:
     # Markdown would take two asterisks or underscores of a formula for emphasis.
-    return convert(latex, display=display).replace("*", "&#42;").replace("_", "&#95;")
+    text = convert(latex, display=display).replace("*", "&#42;").replace("_", "&#95;")
+    # A line that begins with <math> would become a paragraph of its own.
+    return f"<span>{text}</span>" if display == "inline" else text

@@ -71,9 +71,9 @@ lock: $(VENV)/has-dev  ## write requirements*.lock anew from pyproject.toml
 	@touch requirements.lock requirements-dev.lock requirements-docs.lock requirements-oracle.lock
 	@cat requirements.lock requirements-dev.lock requirements-docs.lock requirements-oracle.lock > $(ALL)
 	@echo "$(TORCH)" > $(VENV)/lock-torch.txt
-	@$(COMPILE) pyproject.toml --extra dev --extra oracle --group build --group lock --group demo \
+	@$(COMPILE) pyproject.toml --extra dev --extra oracle --group build --group lock \
 		--group docs --constraint $(VENV)/lock-torch.txt --output-file $(ALL)
-	@$(ONE) --extra serve --group build --group demo --output-file requirements.lock
+	@$(ONE) --extra demo --group build --output-file requirements.lock
 	@$(ONE) --extra dev --group build --group lock --output-file requirements-dev.lock
 	@$(COMPILE) --group docs --constraint $(ALL) --output-file requirements-docs.lock
 	@$(ONE) --extra oracle --output-file requirements-oracle.lock \

@@ -79,12 +79,39 @@ def test_a_library_that_is_not_what_its_name_says(looked_up, monkeypatch, tmp_pa
     if not build.levels():
         pytest.skip("no kernels for this CPU")
     code = tmp_path / "other.c"
-    code.write_text('const char* ziggurat_digest(void) { return "other"; }')
+    code.write_text(
+        'const char* ziggurat_digest(void) { return "other"; }\n'
+        "long ziggurat_interface_minor(void) { return 0; }\n"
+    )
     target = looked_up / build.file_name(build.levels()[0])
     command = [*build.compiler(), "-x", "c", "-shared", "-fPIC", str(code), "-o", str(target)]
     subprocess.run(command, check=True)
     assert ctypes.CDLL(str(target))
     assert "is not what its name says" in library.library().why_not
+
+
+@pytest.mark.skipif(build.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize(("built", "here", "loads"), [(3, 5, True), (3, 3, True), (4, 3, False)])
+def test_minor_versions_of_xlas_interface(looked_up, monkeypatch, tmp_path, built, here, loads):
+    """A library built with an older jaxlib is used, one built with a newer jaxlib is not."""
+    if not build.levels():
+        pytest.skip("no kernels for this CPU")
+    monkeypatch.setattr(build, "interface_version", lambda: (0, here))
+    code = tmp_path / "library.c"
+    code.write_text(
+        f'const char* ziggurat_digest(void) {{ return "{build.digest()}"; }}\n'
+        f"long ziggurat_interface_minor(void) {{ return {built}; }}\n"
+        "long ziggurat_threads(void) { return 1; }\n"
+        "long ziggurat_handler_count(void) { return 0; }\n"
+        "const char* ziggurat_handler_name(long place) { return 0; }\n"
+        "void* ziggurat_handler_address(long place) { return 0; }\n"
+    )
+    target = looked_up / build.file_name(build.levels()[0])
+    command = [*build.compiler(), "-x", "c", "-shared", "-fPIC", str(code), "-o", str(target)]
+    subprocess.run(command, check=True)
+    found = library.library()
+    assert (found.path is not None) == loads
+    assert loads or "minor version 4 of XLA's interface and jaxlib has 0.3" in found.why_not
 
 
 def test_no_compiler(looked_up, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from ziggurat.cli import console
+from ziggurat.cli import console, recipes
 from ziggurat.cli.subverbs import Subverb, dispatch
 from ziggurat.core.errors import ConfigError
 
@@ -32,7 +32,7 @@ def run(
     goes on from the newest checkpoint with the hosts that are there.
 
     Args:
-        run_file: TOML file, see recipes/; its train.accumulate is meant for --hosts.
+        run_file: TOML file, or the name of a recipe; its train.accumulate is meant for --hosts.
         hosts: processes that train together.
         spares: processes that are warm and take the place of lost ones at once.
         engine: where hosts are: processes of this machine, or actors of Ray.
@@ -51,7 +51,7 @@ def run(
     from ziggurat.train.config import RunConfig
 
     jax.config.update("jax_platforms", "cpu")  # accelerators are for the hosts
-    resolved = config.load(RunConfig, run_file, overrides)
+    resolved = config.load(RunConfig, recipes.run_file(run_file), overrides)
     text = run_file.read_text(encoding="utf-8")
     directory = resolved.value.directory
     with Cluster(

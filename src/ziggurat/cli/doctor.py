@@ -1,7 +1,8 @@
 """``ziggurat doctor``: what this machine has, what is missing and which command installs it.
 
 Everything is looked up here and now: versions from the installed distributions, devices by starting
-JAX and running one small compiled program in this process, extras from the package's own metadata.
+JAX and running one small compiled program in this process, commands by carrying out their imports,
+extras from the package's own metadata.
 """
 
 import dataclasses
@@ -14,10 +15,13 @@ from importlib import metadata
 from pathlib import Path
 
 from ziggurat.cli import console
+from ziggurat.cli.doctor_commands import Command, check
 
 PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 PLUGINS = ("libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-rocm7-plugin", "jax-metal")
 LEAST_DISK_GIB = 10
+OPTIONAL = frozenset({"serve", "demo"})
+"""Commands that need an extra; all others must work with the core alone."""
 NO_KERNELS = "none: "
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -47,11 +51,12 @@ class Report:
     """All that ``ziggurat doctor`` says; ``--json`` prints it as it stands."""
 
     ok: bool
-    """The core can train and run models here."""
+    """JAX computes here, and every command works that no extra is needed for."""
     versions: dict[str, str | None]
     plugins: dict[str, str]
     machine: dict[str, str | int | float | None]
     devices: list[Device]
+    commands: dict[str, Command]
     extras: dict[str, Extra]
     errors: list[str]
     warnings: list[str]
@@ -88,10 +93,18 @@ def examine(directory: Path, environment: Mapping[str, str]) -> Report:
     errors = [failure] if failure else []
     if absent:
         errors.append(f"required and missing: {', '.join(absent)}; pip install ziggurat")
+    commands = check() if not failure else {}
+    errors += [
+        f"ziggurat {name}: {command.note}"
+        for name, command in commands.items()
+        if not command.works and name not in OPTIONAL
+    ]
     machine = describe_machine(directory)
     warnings = find_traps(devices, versions | plugins, machine, environment)
     extras = describe_extras() if versions["ziggurat"] else {}
-    return Report(not errors, versions, plugins, machine, devices, extras, errors, warnings)
+    return Report(
+        not errors, versions, plugins, machine, devices, commands, extras, errors, warnings
+    )
 
 
 def version(distribution: str) -> str | None:
@@ -242,6 +255,10 @@ def show(report: Report) -> None:
     for device in report.devices:
         memory = f", {device.memory_gib} GiB each" if device.memory_gib else ""
         facts.add_row("devices", f"{device.count} x {device.kind} ({device.platform}){memory}")
+    commands = table("commands", "command", "state", "missing")
+    for name, command in report.commands.items():
+        state = "[green]works[/]" if command.works else "[yellow]does not work[/]"
+        commands.add_row(name, state, _literal(command.note))
     extras = table("extras", "extra", "state", "missing", "install with")
     for name, extra in report.extras.items():
         state = "[green]installed[/]" if extra.installed else "[yellow]missing[/]"
@@ -252,6 +269,7 @@ def show(report: Report) -> None:
             "" if extra.installed else _literal(extra.install),
         )
     out.print(facts)
+    out.print(commands)
     out.print(extras)
     for style, label, lines in (
         ("red", "error", report.errors),

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from ziggurat import __version__
+from ziggurat.core import extras
 from ziggurat.core.errors import ZigguratError
 from ziggurat.core.host_memory import restart_with_huge_pages
 
@@ -69,6 +70,11 @@ def main(args: Sequence[str] | None = None) -> int:
         if debug:
             raise
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        lacking = extras.missing(error)
+        if debug or lacking is None:
+            raise
+        return _fail(str(lacking))
     except KeyboardInterrupt:
         if debug:
             raise

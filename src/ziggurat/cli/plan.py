@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ziggurat.cli import console
+from ziggurat.cli import console, recipes
 from ziggurat.core.errors import ConfigError, ShardingError
 
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def plan(
     not fit. Needs libtpu, no TPU.
 
     Args:
-        run_file: TOML file, see recipes/; its data is not read.
+        run_file: TOML file, or the name of a recipe; its data is not read.
         topology: v5e:AxB, v6e:AxB, v5p:AxBxC or tpu7x:AxBxC in chips, e.g. v5p:4x4x4.
         slices: slices of that topology, joined by the data-centre network.
         analytic: estimate by shapes and shardings alone: seconds, nothing compiled.
@@ -53,7 +53,7 @@ def plan(
     from ziggurat.train.config import RunConfig
 
     target, table = Topology.parse(topology, slices), load(prices)
-    run = config.load(RunConfig, run_file, overrides).value
+    run = config.load(RunConfig, recipes.run_file(run_file), overrides).value
     devices = target.devices()
     if search:
         file = out or Path(f"{run_file.stem}-planned.toml")

@@ -1,15 +1,7 @@
-"""What commands that show the others need: the recipes, and a server of their own on loopback."""
+"""Servers on loopback for the commands that show the others, ``demo`` and ``tour``."""
 
 import socket
 import urllib.request
-from pathlib import Path
-
-
-def recipes() -> Path:
-    """The run files, from the installed package or from the checkout."""
-    package = Path(__file__).parents[1]
-    places = [package / "recipes", package.parents[1] / "recipes"]
-    return next(place for place in places if place.is_dir())
 
 
 def free_port() -> int:

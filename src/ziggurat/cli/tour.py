@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rich.rule import Rule
 
-from ziggurat.cli import console, showing
+from ziggurat.cli import console, recipes, showing
 from ziggurat.cli.tour_stops import STOPS, Stop
 from ziggurat.core.errors import ConfigError
 
@@ -82,7 +82,7 @@ def _chosen(only: tuple[str, ...]) -> list[Stop]:
 
 def _visit(stop: Stop, directory: Path) -> Visit:
     port, began = showing.free_port(), time.monotonic()
-    values = {"out": str(directory), "recipes": str(showing.recipes()), "port": str(port)}
+    values = {"out": str(directory), "recipes": str(recipes.directory()), "port": str(port)}
     lines = tuple(command.format(**values) for command in stop.commands)
     texts, ok = [], True
     for line in lines:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ziggurat.cli import console
+from ziggurat.cli import console, recipes
 from ziggurat.core.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ def train(
     """Train a model as a run file says; an interrupted run goes on from its newest checkpoint.
 
     Args:
-        run_file: TOML file, see recipes/.
+        run_file: TOML file, or the name of a recipe, such as tiny-python.
         dry_run: resolve and check everything, show it, and stop before the first step.
         coordinator: train with several processes, one a host: HOST:PORT of process 0, the same for
             all of them; or auto, under Slurm, Open MPI, Kubernetes or on a TPU pod.
@@ -35,7 +35,7 @@ def train(
     from ziggurat.core import config
     from ziggurat.train.config import RunConfig
 
-    run = config.load(RunConfig, run_file, overrides)
+    run = config.load(RunConfig, recipes.run_file(run_file), overrides)
     _join(coordinator, processes, process)
     if dry_run or not (process or (run.value.directory / "run.toml").exists()):
         _show(run, everything=dry_run)

@@ -1,8 +1,9 @@
 """Building the C++ library; the standard library only, since the package's build calls it too.
 
 A library is built for a *level*, a set of CPU features with a name. Its file carries the level and
-a digest of all that went into it (sources, flags, the version of XLA's interface), so that a
-library of other sources is never taken for this one.
+a digest of all that went into it (sources, flags, the major version of XLA's interface), so that a
+library of other sources is never taken for this one. The interface's minor version is not part of
+it: XLA runs a library built against an older minor version, so one wheel serves many jaxlibs.
 """
 
 import concurrent.futures
@@ -99,21 +100,23 @@ def include_directory() -> Path | None:
     return None
 
 
-def interface_version() -> str:
-    """The version of that interface, ``major.minor``; empty without jaxlib."""
+def interface_version() -> tuple[int, int] | None:
+    """The installed jaxlib's version of that interface, (major, minor); ``None`` without jaxlib."""
     include = include_directory()
     if include is None:
-        return ""
+        return None
     text = (include / "xla/ffi/api/c_api.h").read_text(encoding="utf-8")
     parts = [re.search(rf"#define XLA_FFI_API_{part} (\d+)", text) for part in ("MAJOR", "MINOR")]
-    return ".".join(part[1] for part in parts if part)
+    major, minor = [int(part[1]) if part else 0 for part in parts]
+    return major, minor
 
 
 @functools.cache
 def digest() -> str:
     """Sixteen hexadecimal digits for all that decides what is built."""
     flags = FLAGS, [(level.name, level.flags) for level in LEVELS]
-    state = hashlib.sha256(repr((flags, interface_version())).encode())
+    version = interface_version()
+    state = hashlib.sha256(repr((flags, version and version[0])).encode())
     for path in sorted(SOURCE.iterdir()):
         state.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return state.hexdigest()[:16]

@@ -2,7 +2,8 @@
 
 It is looked for beside the package's sources, where installing puts it, and in the user's cache,
 where ``ziggurat kernels build`` puts it when the former cannot be written. Only a library of
-exactly these sources, for a level that this CPU has, is loaded.
+exactly these sources, for a level that this CPU has, is loaded; it may have been built with an older
+jaxlib, whose interface to XLA has the same major version and no newer minor one.
 """
 
 import ctypes
@@ -108,12 +109,20 @@ def _load(path: Path, level: build.Level) -> Library:
 def _loaded(path: Path, level: build.Level) -> Library:
     try:
         opened = ctypes.CDLL(str(path))
-        digest = opened.ziggurat_digest
+        digest, minor = opened.ziggurat_digest, opened.ziggurat_interface_minor
     except (OSError, AttributeError) as error:
         return _without(f"{path.name} does not load: {error}; run ziggurat kernels build")
     digest.restype = ctypes.c_char_p
     if digest().decode() != build.digest():
         return _without(f"{path.name} is not what its name says; run ziggurat kernels build")
+    minor.restype = ctypes.c_int64
+    version = build.interface_version()
+    if version is None or minor() > version[1]:
+        found = "none" if version is None else f"{version[0]}.{version[1]}"
+        return _without(
+            f"{path.name} was built for minor version {minor()} of XLA's interface and jaxlib has "
+            f"{found}; run ziggurat kernels build"
+        )
     opened.ziggurat_threads.restype = ctypes.c_int64
     targets = frozenset(_register(opened))
     return Library(path, level.name, targets, "", opened.ziggurat_threads())

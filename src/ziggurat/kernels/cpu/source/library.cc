@@ -28,6 +28,9 @@ int add_handler(const char* name, XLA_FFI_Handler* handler) {
 // Digest of all sources and flags, as `build.py` computes it.
 EXPORTED const char* ziggurat_digest() { return ZIGGURAT_DIGEST; }
 
+// Minor version of XLA's foreign function interface in the headers that this was compiled with.
+EXPORTED int64_t ziggurat_interface_minor() { return XLA_FFI_API_MINOR; }
+
 EXPORTED int64_t ziggurat_threads() { return ziggurat::thread_count(); }
 
 EXPORTED int64_t ziggurat_handler_count() {

@@ -21,7 +21,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo tour test test-oracle check static docs bench lock clean
+.PHONY: help demo tour test test-oracle check static docs wheel matrix bench lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -54,6 +54,18 @@ static: $(VENV)/has-dev
 docs: $(VENV)/has-docs  ## the documentation site, in site/; a warning is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "open site/index.html"
+
+# auditwheel finds the oldest Linux that the compiled kernels run on, and names the wheel for it.
+wheel: $(VENV)/has-dev  ## a wheel with the CPU kernels of every level, in dist/
+	@rm -rf build/wheel dist && mkdir -p build
+	@$(PY) -m pip --no-input wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@$(BIN)/auditwheel repair --wheel-dir dist build/wheel/ziggurat-*-linux_*.whl
+	@ls dist
+
+# DEMO="3.11" also runs the whole demo there.
+DEMO ?=
+matrix: wheel  ## install the wheel on each Python from 3.11 to 3.14 that is here, and use it
+	@$(PY) scripts/matrix.py dist/ziggurat-*.whl --demo $(DEMO)
 
 bench: $(VENV)/has-oracle  ## every benchmark, one after another
 	@for script in $(BENCHMARKS); do echo "$$script"; $(PY) "$$script"; done

@@ -1,6 +1,7 @@
 """Make a virtual environment and install locked requirements into it, with nothing but Python.
 
-Called by the Makefile::
+Parses on Python 3.6 too, so that an old one is told its version and not a syntax error. Called by
+the Makefile::
 
     python3 scripts/install.py .venv requirements-dev.lock torch==2.13.0 --package
 
@@ -50,12 +51,10 @@ def install(python, name, log):
         flush=True,
     )
     command = [str(python), *PIP_INSTALL, *options]
-    with (
-        open(log, "a") as copy,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
-        ) as process,
-    ):
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True
+    )
+    with open(str(log), "a") as copy, process:
         collected = 0
         for line in process.stdout or ():
             copy.write(line)

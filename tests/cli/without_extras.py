@@ -15,10 +15,10 @@ class NotInstalled(importlib.abc.MetaPathFinder):
     def find_spec(self, fullname, path=None, target=None):
         if fullname == "google" or fullname.startswith("google.protobuf"):
             # other packages share the namespace and bring protobuf themselves
-            return None
+            return
         if fullname.partition(".")[0] in MODULES:
             raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
-        return None
+        return
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 It is looked for beside the package's sources, where installing puts it, and in the user's cache,
 where ``ziggurat kernels build`` puts it when the former cannot be written. Only a library of
-exactly these sources, for a level that this CPU has, is loaded; it may have been built with an older
-jaxlib, whose interface to XLA has the same major version and no newer minor one.
+exactly these sources, for a level that this CPU has, is loaded; an older jaxlib may
+have built it, if its interface to XLA has the same major version.
 """
 
 import ctypes

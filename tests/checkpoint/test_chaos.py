@@ -50,6 +50,8 @@ def test_killed_at_random_moments(tmp_path):
             assert process.returncode == -signal.SIGKILL
         leftovers += sum(atomic.TEMPORARY in entry.name for entry in tmp_path.iterdir())
         checkpoints = Checkpoints(tmp_path)
+        checkpoints.claim()
+        checkpoints.close()
         assert not any(atomic.TEMPORARY in entry.name for entry in tmp_path.iterdir())
         infos = checkpoints.steps()
         assert all(info.intact for info in infos)

@@ -257,8 +257,13 @@ def test_leftovers_are_swept_but_not_those_of_a_living_writer(tmp_path, monkeypa
     monkeypatch.setattr(writer_lock, "PATIENCE_S", 0.1)
     left = tmp_path / f"step_00000003{atomic.TEMPORARY}writing"
     left.mkdir(parents=True)
+    theirs = tmp_path / "thesis.tmp-draft"
+    theirs.mkdir()
     with Checkpoints(tmp_path) as writer:
+        assert left.exists(), "opening writes nothing"
+        writer.claim()
         assert not left.exists()
+        assert theirs.exists(), "only names that a writer gives are swept"
         writer.save(1, {"params": {"w": np.ones(2)}})
         left.mkdir()
         with Checkpoints(tmp_path) as reader:
@@ -358,7 +363,7 @@ def test_what_cannot_be_saved_is_named_and_leaves_nothing(tmp_path, arrays, reco
     with Checkpoints(tmp_path) as checkpoints:
         text = error_of(checkpoints.save, 1, arrays, records, files)
         assert part in text, text
-        assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
+        assert [entry.name for entry in tmp_path.iterdir()] == []
         checkpoints.save(1, {"p": {"w": np.ones(2)}})
         checkpoints.wait()
         assert "found an intact checkpoint of this step" in error_of(checkpoints.save, 1, {})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tests.free_port import free_port
 
-from ziggurat.checkpoint import CheckpointConfig, Checkpoints
+from ziggurat.checkpoint import CheckpointConfig, Checkpoints, writer_lock
 from ziggurat.checkpoint.config import MemoryTier, PersistentTier
 from ziggurat.checkpoint.identity import run_identity
 from ziggurat.checkpoint.tiers import Newest, Tiers
@@ -206,10 +206,12 @@ def test_a_sweep_beside_it_leaves_the_name_that_is_being_drawn(tmp_path, private
     real, drawn = os.replace, []
 
     def while_others_begin(source, target):
-        Checkpoints(tmp_path / "run")
+        with pytest.raises(CheckpointError, match="another process"):
+            Checkpoints(tmp_path / "run").claim()
         drawn.append(Path(target).name)
         real(source, target)
 
+    monkeypatch.setattr(writer_lock, "PATIENCE_S", 0.05)
     monkeypatch.setattr(os, "replace", while_others_begin)
     config = CheckpointConfig(memory=MemoryTier(linger_s=5.0))
     with Tiers(tmp_path / "run", config, identity="run") as tiers:

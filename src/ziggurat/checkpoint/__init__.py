@@ -1,8 +1,9 @@
 """Checkpoints: a step directory exists wholly or not at all and holds parameters, optimizer,
 data state, PRNG and run file together; plus safetensors and GGUF containers.
 
-:class:`Checkpoints` saves and restores the steps of a run; :func:`read_arrays` and
-:func:`read_records` read one step directory without the code that made it. Names are imported on
+:class:`Checkpoints` saves and restores the steps of a run; :class:`StepReader` lists them and
+writes nothing; :func:`read_arrays` and :func:`read_records` read one step directory without the
+code that made it. Names are imported on
 first use: the configuration alone costs no JAX.
 """
 
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ziggurat.checkpoint.config import CheckpointConfig
     from ziggurat.checkpoint.gguf_file import GgufFile, GgufTokenizer
-    from ziggurat.checkpoint.manager import Checkpoints, Restored, SaveReport, StepInfo
+    from ziggurat.checkpoint.manager import Checkpoints, Restored, SaveReport
     from ziggurat.checkpoint.manifest import DamagedError
     from ziggurat.checkpoint.safetensors_files import SafetensorsDirectory, write_sharded
+    from ziggurat.checkpoint.step_reader import StepInfo, StepReader
     from ziggurat.checkpoint.steps import read_arrays, read_records, verify_step
     from ziggurat.checkpoint.tiers import Tiers
 
@@ -27,7 +29,8 @@ _HOMES = {
     "Restored": "manager",
     "SafetensorsDirectory": "safetensors_files",
     "SaveReport": "manager",
-    "StepInfo": "manager",
+    "StepInfo": "step_reader",
+    "StepReader": "step_reader",
     "Tiers": "tiers",
     "read_arrays": "steps",
     "read_records": "steps",
@@ -45,6 +48,7 @@ __all__ = [
     "SafetensorsDirectory",
     "SaveReport",
     "StepInfo",
+    "StepReader",
     "Tiers",
     "read_arrays",
     "read_records",

@@ -14,7 +14,6 @@
 
 import dataclasses
 import logging
-import re
 import threading
 import time
 from collections.abc import Mapping
@@ -28,31 +27,15 @@ from ziggurat.checkpoint import steps as step_directory
 from ziggurat.checkpoint.agreement import together
 from ziggurat.checkpoint.config import CheckpointConfig
 from ziggurat.checkpoint.content import StepContent
-from ziggurat.checkpoint.manifest import DamagedError, Manifest, check_sizes
+from ziggurat.checkpoint.manifest import DamagedError, Manifest
 from ziggurat.checkpoint.saving import Save
+from ziggurat.checkpoint.step_reader import StepReader
 from ziggurat.checkpoint.writer_lock import WriterLock
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
 from ziggurat.mesh import Processes
 
 _log = logging.getLogger(__name__)
-_STEP = re.compile(r"step_(\d{8,})")
-
-
-@dataclasses.dataclass(frozen=True)
-class StepInfo:
-    """One checkpoint on disk."""
-
-    step: int
-    path: Path
-    bytes: int
-    created: float
-    """Seconds since 1970 (UTC)."""
-    intact: bool
-    """Whether the manifest reads and every file has its recorded size. Digests are compared on
-    restore; a step found damaged then is set aside, or reported as not intact from then on."""
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    """What it was saved with."""
 
 
 @dataclasses.dataclass
@@ -82,7 +65,7 @@ class Restored(NamedTuple):
     records: dict[str, Any]
 
 
-class Checkpoints:
+class Checkpoints(StepReader):
     """The step directories of one run.
 
     A save copies array data to the host, returns, and finishes in a background thread: arrays
@@ -95,7 +78,10 @@ class Checkpoints:
     goes on; :meth:`wait` and :meth:`close` do, so that the end of a run learns that its last save
     failed. The checkpoints before stay.
 
-    Only one process may save into a directory; any number may read it. With several JAX processes
+    Only one process may save into a directory; any number may read it. Who only looks at steps uses
+    :class:`~ziggurat.checkpoint.StepReader`, which writes nothing. Making an object of this class
+    writes nothing either: the first save, or :meth:`claim`, takes the lock and removes what killed
+    writers left; :meth:`restore` sets a damaged step aside. With several JAX processes
     all of them call :meth:`save` and :meth:`restore` alike, over a shared file system; they
     succeed, fail and choose the same step together.
 
@@ -111,7 +97,7 @@ class Checkpoints:
         config: CheckpointConfig | None = None,
         processes: Processes | None = None,
     ):
-        self.directory = Path(directory).absolute()
+        super().__init__(directory)
         self.config = config or CheckpointConfig()
         self.failures = 0
         """Saves that were given up."""
@@ -122,8 +108,6 @@ class Checkpoints:
         self._pending_error: CheckpointError | None = None
         self._thread: threading.Thread | None = None
         self._lock = WriterLock(self.directory)
-        self._damaged: set[int] = set()
-        self._lock.sweep_if_free()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -211,18 +195,6 @@ class Checkpoints:
             self.wait(strict=strict)
         finally:
             self._lock.release()
-
-    def steps(self) -> list[StepInfo]:
-        """All step directories, oldest first, damaged ones included unless they were set aside."""
-        if not self.directory.is_dir():
-            return []
-        numbered = [(_STEP.fullmatch(entry.name), entry) for entry in self.directory.iterdir()]
-        found = sorted((int(match[1]), entry) for match, entry in numbered if match)
-        return [self._info(step, path) for step, path in found]
-
-    def latest(self) -> StepInfo | None:
-        """The newest intact step, if any."""
-        return next((info for info in reversed(self.steps()) if info.intact), None)
 
     def restore(
         self,
@@ -390,13 +362,3 @@ class Checkpoints:
 
     def _agree(self, name: str, value: Any) -> Any:
         return self._processes.agree(f"checkpoint/{self.directory}/{name}", value)
-
-    def _info(self, step: int, path: Path) -> StepInfo:
-        try:
-            manifest = step_directory.manifest_of(step, path)
-        except CheckpointError:
-            created = path.stat().st_mtime if path.exists() else 0.0
-            return StepInfo(step, path, 0, created, intact=False)
-        intact = step not in self._damaged and not check_sizes(path, manifest)
-        size, created = manifest.total_bytes, manifest.created
-        return StepInfo(step, path, size, created, intact, manifest.metrics)

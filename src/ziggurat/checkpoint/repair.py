@@ -13,7 +13,6 @@ from pathlib import Path
 
 from ziggurat.checkpoint import quarantine
 from ziggurat.checkpoint.digests import digest_file
-from ziggurat.checkpoint.manager import Checkpoints
 from ziggurat.checkpoint.manifest import (
     MANIFEST,
     DamagedError,
@@ -22,6 +21,7 @@ from ziggurat.checkpoint.manifest import (
     damage,
     read_manifest,
 )
+from ziggurat.checkpoint.step_reader import StepReader
 from ziggurat.checkpoint.steps import step_name, verify_step
 from ziggurat.checkpoint.writer_lock import WriterLock
 from ziggurat.core import atomic
@@ -74,7 +74,7 @@ def repair(
         for name in left if swept else ():
             if swept and not (directory / name).exists():
                 swept(name)
-        for info in Checkpoints(directory).steps():
+        for info in StepReader(directory).steps():
             try:
                 verify_step(info.path)
             except DamagedError as error:

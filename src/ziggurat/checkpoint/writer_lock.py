@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
 
 _log = logging.getLogger(__name__)
+_LEFT = re.compile(r"(step_\d{8,}|\.identity).*\.tmp-(writing|[0-9a-f]{8})")
+"""Temporary names that a killed writer leaves here. Nothing else is removed: the directory may hold
+files of its owner."""
 PATIENCE_S = 10.0
 """How long a writer waits for another process to let go of the directory."""
 
@@ -27,12 +31,6 @@ class WriterLock:
         self._directory = directory
         self._descriptor: int | None = None
         self._held = False
-
-    def sweep_if_free(self) -> None:
-        """Remove temporaries of killed processes, unless somebody is writing or we may not."""
-        if not self._held and self._directory.is_dir() and self._take(0.0):
-            self._sweep()
-            self.release()
 
     def acquire(self) -> None:
         """Become the writer until :meth:`release`; makes the directory.
@@ -83,7 +81,7 @@ class WriterLock:
         return (ours.st_dev, ours.st_ino) == (now.st_dev, now.st_ino)
 
     def _sweep(self) -> None:
-        for path in atomic.sweep(self._directory):
+        for path in atomic.sweep(self._directory, _LEFT):
             _log.info("removed %s, left by a process that was killed", path.name)
 
     def _take(self, patience_s: float) -> bool:

@@ -31,11 +31,11 @@ def checkpoints(run: Path, /, verify: bool = False, json: bool = False) -> int:
         verify: read every file and compare it with its digest.
         json: print JSON.
     """
-    from ziggurat.checkpoint import Checkpoints, verify_step
+    from ziggurat.checkpoint import StepReader, verify_step
     from ziggurat.checkpoint.quarantine import quarantined
 
     directory = _directory(run)
-    infos, aside = Checkpoints(directory).steps(), quarantined(directory)
+    infos, aside = StepReader(directory).steps(), quarantined(directory)
     if not infos and not aside:
         raise _nothing(run)
     rows = []
@@ -215,13 +215,13 @@ def _directory(run: Path) -> Path:
 
 def _step_directories(path: Path, quarantined: bool = False) -> list[Path]:
     """The step directories of a run, or the one that ``path`` is."""
-    from ziggurat.checkpoint import Checkpoints
+    from ziggurat.checkpoint import StepReader
     from ziggurat.checkpoint.quarantine import quarantined as set_aside
 
     if path.name.startswith("step_") and path.is_dir():
         return [path]
     directory = _directory(path)
-    found = [info.path for info in Checkpoints(directory).steps()]
+    found = [info.path for info in StepReader(directory).steps()]
     if quarantined:
         found += [entry.path for entry in set_aside(directory)]
     if not found:
@@ -231,11 +231,11 @@ def _step_directories(path: Path, quarantined: bool = False) -> list[Path]:
 
 def _newest(path: Path) -> Path:
     """A step directory, or the newest intact one of a run."""
-    from ziggurat.checkpoint import Checkpoints
+    from ziggurat.checkpoint import StepReader
 
     if path.name.startswith("step_") and path.is_dir():
         return path
-    newest = Checkpoints(_directory(path)).latest()
+    newest = StepReader(_directory(path)).latest()
     if newest is None:
         raise _nothing(path)
     return newest.path

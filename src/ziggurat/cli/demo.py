@@ -78,7 +78,7 @@ def _train_and_kill(recipe: Path, directory: Path, chance: random.Random) -> int
 
 def _resume_and_compare(recipe: Path, directory: Path, killed_at: int) -> None:
     """The same command again; then a run that nobody disturbs; then both compared."""
-    from ziggurat.checkpoint import Checkpoints, read_arrays
+    from ziggurat.checkpoint import StepReader, read_arrays
     from ziggurat.core.pytrees import named_leaves
     from ziggurat.train.metrics import curve, read_metrics
 
@@ -89,7 +89,7 @@ def _resume_and_compare(recipe: Path, directory: Path, killed_at: int) -> None:
     losses, weights = [], []
     for name in ("killed", "undisturbed"):
         losses.append(curve(read_metrics(directory / name / "metrics.jsonl"), "loss"))
-        newest = Checkpoints(directory / name / "checkpoints").latest()
+        newest = StepReader(directory / name / "checkpoints").latest()
         assert newest is not None
         leaves = named_leaves(read_arrays(newest.path, "params"))
         weights.append({path: leaf.tobytes() for path, leaf in leaves.items()})

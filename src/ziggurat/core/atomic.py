@@ -7,12 +7,14 @@ synced. A kill at any moment leaves the old state or the new one, plus at most a
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 TEMPORARY = ".tmp-"
+_ANY_TEMPORARY = re.compile(rf".*{re.escape(TEMPORARY)}.*", re.DOTALL)
 
 
 def sync_path(path: Path) -> None:
@@ -81,9 +83,15 @@ def remove_directory(path: Path) -> None:
     shutil.rmtree(temporary)
 
 
-def sweep(directory: Path) -> list[Path]:
-    """Remove what killed processes left under temporary names; returns what was removed."""
-    left = [entry for entry in directory.iterdir() if TEMPORARY in entry.name]
+def sweep(directory: Path, names: re.Pattern[str] = _ANY_TEMPORARY) -> list[Path]:
+    """Remove what killed processes left under temporary names; returns what was removed.
+
+    Args:
+        directory: where the caller alone writes.
+        names: which names; default every temporary one. A directory that may hold other people's
+            files needs a narrower pattern.
+    """
+    left = [entry for entry in directory.iterdir() if names.fullmatch(entry.name)]
     for entry in left:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)

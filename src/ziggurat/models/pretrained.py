@@ -17,6 +17,7 @@ from ziggurat.checkpoint import (
     Checkpoints,
     GgufFile,
     SafetensorsDirectory,
+    StepReader,
     read_arrays,
     write_sharded,
 )
@@ -204,7 +205,7 @@ def step_directory(path: Path) -> Path | None:
     if (path / MODEL_FILE).is_file() and (path / "manifest.json").is_file():
         return path
     for directory in (path / "checkpoints", path):
-        newest = Checkpoints(directory).latest()
+        newest = StepReader(directory).latest()
         if newest is not None and (newest.path / MODEL_FILE).is_file():
             return newest.path
     return None

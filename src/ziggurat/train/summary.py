@@ -7,7 +7,7 @@ from pathlib import Path
 
 import jax
 
-from ziggurat.checkpoint import Checkpoints
+from ziggurat.checkpoint import StepReader
 from ziggurat.profile.hardware import chip_count
 from ziggurat.profile.memory import device_memory, host_memory
 from ziggurat.train.loop import Outcome
@@ -50,7 +50,7 @@ def report(
             pictures=pictures,
             checkpoints=[
                 SavedCheckpoint(step=info.step, path=str(info.path), size_bytes=info.bytes)
-                for info in Checkpoints(directory.checkpoints).steps()
+                for info in StepReader(directory.checkpoints).steps()
             ],
             environment=_environment(),
         ),

@@ -224,11 +224,11 @@ def _open_directory(path: Path, item: str | None) -> Tensors:
 
 
 def _newest_step(path: Path) -> Path | None:
-    from ziggurat.checkpoint.manager import Checkpoints
+    from ziggurat.checkpoint.step_reader import StepReader
 
     for directory in (path / "checkpoints", path):
         if any(re.fullmatch(r"step_\d+", entry.name) for entry in directory.glob("step_*")):
-            newest = Checkpoints(directory).latest()
+            newest = StepReader(directory).latest()
             if newest is not None:
                 return newest.path
     return None

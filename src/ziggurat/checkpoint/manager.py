@@ -104,6 +104,8 @@ class Checkpoints(StepReader):
         self.last_error: CheckpointError | None = None
         """Why the last of them was."""
         self.last_save: SaveReport | None = None
+        self.newest_saved: int | None = None
+        """Step of the newest save of this process that is on disk."""
         self._processes = processes or Processes()
         self._pending_error: CheckpointError | None = None
         self._thread: threading.Thread | None = None
@@ -338,6 +340,7 @@ class Checkpoints(StepReader):
             _log.error("%s", error)
             return
         self._pending_error = None
+        self.newest_saved = report.step
         self._damaged.discard(report.step)
         report.total_s = time.perf_counter() - start
         _log.info("saved step %d in %.2f s", report.step, report.total_s)

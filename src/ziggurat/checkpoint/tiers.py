@@ -192,7 +192,11 @@ class Tiers:
         return self.disk.steps()
 
     def latest(self) -> Newest | None:
-        """The newest step that any tier has whole, and the nearest tier that has it."""
+        """The newest step that any tier has whole, and the nearest tier that has it.
+
+        Raises:
+            StoreError: no other tier has one, and the persistent store does not answer.
+        """
         candidates = self._candidates()
         return candidates[0] if candidates else None
 
@@ -318,21 +322,25 @@ class Tiers:
         if self.config.memory is None and self.config.persistent is None:
             found["disk"] = [info.step for info in self.disk.steps() if info.intact]
         else:
-            found["disk"], found["persistent"] = self.processes.agree("steps", self._stored())
+            *stored, silent = self.processes.agree("steps", self._stored())
+            found["disk"], found["persistent"] = stored
+            if silent and not any(found.values()):  # nobody knows whether there is a step
+                raise StoreError(silent)
         every = [Newest(step, tier) for tier in _NEAREST for step in found[tier]]
         return sorted(every, key=lambda one: -one.step)
 
-    def _stored(self) -> tuple[list[int], list[int]]:
-        """Steps on disk and in the persistent store."""
+    def _stored(self) -> tuple[list[int], list[int], str]:
+        """Steps on disk and in the persistent store, and why the store does not answer."""
         if not self.processes.first:
-            return [], []
-        copies: list[int] = []
+            return [], [], ""
+        copies, silent = list[int](), ""
         if self.store is not None:
             try:
                 copies = self.store.steps()
             except StoreError as error:
+                silent = str(error)
                 _log.warning("%s; going on without it", error)
-        return [info.step for info in self.disk.steps() if info.intact], copies
+        return [info.step for info in self.disk.steps() if info.intact], copies, silent
 
     def _restore_from(
         self, candidate: Newest, like: Mapping[str, PyTree], cast: bool, partial: bool

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from json import dumps
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from ziggurat.cli.subverbs import Subverb, dispatch
 from ziggurat.core.errors import ConfigError
 
 _log = logging.getLogger(__name__)
-STOPPED = "to go on, give the same command again"
+STOPPED = "to resume, give the same command again"
 
 
 def run(
@@ -26,6 +27,7 @@ def run(
     bind: str = "127.0.0.1",
     silence_s: float = 20.0,
     step_deadline_s: float = 900.0,
+    restart: bool = False,
     overrides: tuple[str, ...] = (),
 ) -> int:
     """Train a run file over several hosts from this process; lost hosts are replaced, and training
@@ -40,6 +42,8 @@ def run(
         bind: address of this machine on which hosts reach the controller.
         silence_s: time without a sign of life after which a host is killed (seconds).
         step_deadline_s: time without a step after which the hosts that lag are killed (seconds).
+        restart: begin anew at step 0 when the run's checkpoints are gone; files of the earlier
+            attempt are kept in its directory, in earlier-1.
     """
     # JAX warns, each time, that its recoverable mode is experimental
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -54,6 +58,11 @@ def run(
     resolved = config.load(RunConfig, recipes.run_file(run_file), overrides)
     text = run_file.read_text(encoding="utf-8")
     directory = resolved.value.directory
+    if restart:
+        from ziggurat.train.restart import set_aside
+
+        aside = set_aside(resolved.value)
+        console.output().print(f"files of the earlier attempt: {aside}", soft_wrap=True)
     with Cluster(
         engine,
         hosts,
@@ -82,6 +91,7 @@ def run(
     _print_account(account.seconds, account.wall_s)
     if outcome.stopped:
         out.print(STOPPED)
+        return 128 + signal.Signals[outcome.stopped]
     return 0
 
 

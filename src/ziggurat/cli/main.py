@@ -9,6 +9,7 @@ import difflib
 import importlib
 import keyword
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -46,13 +47,20 @@ LONG = frozenset({"train", "cluster", "eval", "serve", "demo", "tour"})
 USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+TERMINATED = 143
+
+
+class Terminated(BaseException):
+    """SIGTERM, raised where the command is, so that it removes what is half done."""
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run one verb and return the process's exit code.
 
-    0 is success, 2 an error the user can mend (printed as one line on standard error), 130 an
-    interrupt. Any other exception is a defect of Ziggurat and keeps its traceback.
+    0 is success, 2 an error the user can mend (printed as one line on standard error), 130 and 143
+    an end by SIGINT and SIGTERM before the work was done. What the operating system refuses about
+    files is such an error, whichever command met it. Any other exception is a defect of Ziggurat
+    and keeps its traceback.
     """
     rest = list(sys.argv[1:] if args is None else args)
     debug, verbose = _take(rest, "--debug"), _take(rest, "--verbose")
@@ -64,24 +72,34 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     if args is None and rest[0] in LONG:
         restart_with_huge_pages()
+    if args is None:
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return _run(rest[0], rest[1:], verbose or debug)
-    except ZigguratError as error:
+    except (KeyboardInterrupt, Terminated) as stop:
         if debug:
             raise
-        return _fail(str(error))
-    except ModuleNotFoundError as error:
-        lacking = extras.missing(error)
-        if debug or lacking is None:
-            raise
-        return _fail(str(lacking))
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        return INTERRUPTED
+        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     except BrokenPipeError:  # the reader, say `head`, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
+    except (ZigguratError, OSError, ModuleNotFoundError) as error:
+        line = _explained(error, rest[0])
+        if debug or line is None:
+            raise
+        return _fail(line)
+
+
+def _explained(error: ZigguratError | OSError | ModuleNotFoundError, verb: str) -> str | None:
+    """The one line for an error; ``None`` for a module that is missing and belongs to no extra."""
+    if isinstance(error, OSError):
+        from ziggurat.core.storage import storage_error
+
+        return str(storage_error(f"ziggurat {verb}", error))
+    if isinstance(error, ModuleNotFoundError):
+        lacking = extras.missing(error)
+        return None if lacking is None else str(lacking)
+    return str(error)
 
 
 def help_text() -> str:
@@ -146,6 +164,11 @@ def choose_platform() -> None:
         return
     cuda = any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13))
     os.environ["JAX_PLATFORMS"] = "cuda,cpu" if cuda else "cpu"
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one does not wait for cleaning up
+    raise Terminated
 
 
 def _take(args: list[str], flag: str) -> bool:

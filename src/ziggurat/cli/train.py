@@ -17,6 +17,7 @@ def train(
     run_file: Path,
     /,
     dry_run: bool = False,
+    restart: bool = False,
     coordinator: str | None = None,
     processes: int | None = None,
     process: int | None = None,
@@ -27,6 +28,8 @@ def train(
     Args:
         run_file: TOML file, or the name of a recipe, such as tiny-python.
         dry_run: resolve and check everything, show it, and stop before the first step.
+        restart: begin anew at step 0 when the run's checkpoints are gone; files of the earlier
+            attempt are kept in its directory, in earlier-1.
         coordinator: train with several processes, one a host: HOST:PORT of process 0, the same for
             all of them; or auto, under Slurm, Open MPI, Kubernetes or on a TPU pod.
         processes: how many processes train together.
@@ -39,7 +42,20 @@ def train(
     _join(coordinator, processes, process)
     if dry_run or not (process or (run.value.directory / "run.toml").exists()):
         _show(run, everything=dry_run)
-    return _describe(run.value) if dry_run else _train(run)
+    if dry_run:
+        return _describe(run)
+    if restart:
+        _restart(run.value)
+    return _train(run)
+
+
+def _restart(run) -> None:
+    from ziggurat.mesh import Processes
+    from ziggurat.train.restart import set_aside
+
+    aside = Processes().once("set the earlier attempt aside", lambda: set_aside(run))
+    if aside and Processes().first:
+        console.output().print(f"files of the earlier attempt: {aside}", soft_wrap=True)
 
 
 def _join(coordinator: str | None, processes: int | None, process: int | None) -> None:
@@ -67,9 +83,13 @@ def _show(run, everything: bool) -> None:
 
 def _describe(run) -> int:
     from ziggurat.cli.objectives import known
+    from ziggurat.train.derived import check_report
     from ziggurat.train.experiment import prepare
+    from ziggurat.train.run_directory import RunDirectory
 
-    experiment = prepare(run, objectives=known())
+    RunDirectory(run.value.directory).check(run)
+    experiment = prepare(run.value, objectives=known())
+    check_report(experiment)
     out = console.output()
     out.print(f"parameters      {experiment.model.parameter_count:,}")
     data = experiment.data
@@ -84,30 +104,41 @@ def _describe(run) -> int:
 def _train(run) -> int:
     from ziggurat.cli.objectives import known
     from ziggurat.mesh import Processes
+    from ziggurat.train.derived import attempt
     from ziggurat.train.loop import train as train_run
     from ziggurat.train.summary import report
 
     outcome = train_run(run, objectives=known())
-    everyone = Processes()
-    if not everyone.first:
-        return 0
-    samples = []
-    if everyone.count > 1 and run.value.report.prompts:
-        _log.warning("no samples in the report: parameters are spread over processes")
-    elif outcome.finished and run.value.report.prompts:
-        with outcome.timer.phase("samples"):
-            samples = _samples(outcome)
-    pictures = []
-    if outcome.finished and run.value.report.sample_images:
-        with outcome.timer.phase("samples"):
-            pictures = [_picture(run.value)]
-    path = report(outcome, samples, pictures)
+    if not Processes().first:
+        return outcome.exit_code
+    samples, pictures = _drawn(outcome)
+    path = attempt("the report", lambda: report(outcome, samples, pictures))
     out = console.output()
     out.print(f"{outcome.status}: {run.value.directory}")
-    out.print(f"report: {path}")
+    if path is not None:
+        out.print(f"report: {path}")
     if not outcome.finished:
-        out.print("to go on, give the same command again")
-    return 0
+        out.print("to resume, give the same command again")
+    return outcome.exit_code
+
+
+def _drawn(outcome):
+    """The report's samples and pictures, as far as they can be made."""
+    from ziggurat.mesh import Processes
+    from ziggurat.train.derived import attempt
+
+    settings = outcome.run.value.report
+    if not outcome.finished:
+        return [], []
+    if Processes().count > 1 and settings.prompts:
+        _log.warning("samples left out of the report: parameters are spread over processes")
+        return [], []
+    with outcome.timer.phase("samples"):
+        samples = attempt("samples", lambda: _samples(outcome)) if settings.prompts else None
+        picture = None
+        if settings.sample_images:
+            picture = attempt("pictures", lambda: _picture(outcome.run.value))
+    return samples or [], [] if picture is None else [picture]
 
 
 def _picture(run):
@@ -137,20 +168,20 @@ def _picture(run):
 def _samples(outcome):
     """What the trained model makes of the run file's prompts, greedily."""
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
+    from ziggurat.train.derived import context_length, sample_tokens
     from ziggurat.train.report import Sample
 
-    parts, run = outcome.experiment.parts, outcome.run.value
-    if parts.pretrained is None:
-        _log.warning("no samples in the report: what was trained writes no text")
-        return []
-    model = parts.pretrained(outcome.state.evaluated)
-    limit = min(model.model.config.max_sequence_length, parts.data.sequence_length)
-    params = SamplingParams(max_tokens=run.report.sample_tokens, temperature=0.0)
-    with LLM(model, EngineConfig(max_sequence_length=limit)) as llm:
-        return [
-            Sample(prompt=prompt, continuation=llm.generate(prompt, params)[0].text)
-            for prompt in run.report.prompts
-        ]
+    experiment, prompts = outcome.experiment, outcome.run.value.report.prompts
+    model = experiment.parts.pretrained(outcome.state.evaluated)
+    settings = EngineConfig(max_sequence_length=context_length(experiment))
+    lengths = [sample_tokens(experiment, prompt) for prompt in prompts]
+    with LLM(model, settings) as llm:
+        params = [SamplingParams(max_tokens=most, temperature=0.0) for most in lengths]
+        outputs = llm.generate(list(prompts), params)
+    return [
+        Sample(prompt=prompt, continuation=output.text)
+        for prompt, output in zip(prompts, outputs, strict=True)
+    ]
 
 
 def main(args: list[str]) -> int:

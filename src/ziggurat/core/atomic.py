@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from ziggurat.core.storage import naming
+
 TEMPORARY = ".tmp-"
 _ANY_TEMPORARY = re.compile(rf".*{re.escape(TEMPORARY)}.*", re.DOTALL)
 
@@ -36,7 +38,7 @@ def write_file(path: Path, content: bytes | str) -> None:
     data = content.encode() if isinstance(content, str) else content
     temporary = temporary_beside(path)
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -69,8 +71,9 @@ def new_directory(final: Path) -> Iterator[Path]:
     temporary = temporary_beside(final)
     temporary.mkdir()
     try:
-        yield temporary
-        commit_directory(temporary, final)
+        with naming(final):
+            yield temporary
+            commit_directory(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

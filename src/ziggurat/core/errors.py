@@ -75,6 +75,10 @@ class ClusterError(ZigguratError):
     """Hosts cannot be started, reached or used together, or a function failed on one of them."""
 
 
+class StorageError(ZigguratError):
+    """The operating system refused to read, write or make a file or directory."""
+
+
 class EnvironmentError(ZigguratError):
     """Something this machine lacks: a package, a device, disk or memory."""
 

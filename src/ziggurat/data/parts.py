@@ -21,6 +21,7 @@ import xxhash
 
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
+from ziggurat.core.storage import naming
 from ziggurat.data.encode import Encoder, chunks
 from ziggurat.data.sources import Document, Source
 from ziggurat.data.sources.reading import Unit, records
@@ -109,42 +110,51 @@ def write_part(
     A record that ends reading is no error here but stands in the part, for it may lie behind the
     last document that is wanted.
     """
-    notes, names = _Notes(), dict[str, int]()
-    columns = {"lengths": array("q"), "files": array("L"), "records": array("q")}
     temporary = atomic.temporary_beside(path)
     temporary.mkdir()
-    tokens = 0
     try:
-        with open(temporary / "tokens.bin", "wb") as out, _learn_file(temporary, learn) as learned:
-            for chunk in chunks(_documents(source, unit, encoder, notes)):
-                for document, (ids, flags) in zip(chunk, encoder.encode(chunk), strict=True):
-                    out.write(ids.data)
-                    if learned is not None:
-                        learned.write(bytes([1]) * len(ids) if flags is None else flags.data)
-                    columns["lengths"].append(len(ids))
-                    columns["files"].append(names.setdefault(document.file, len(names)))
-                    columns["records"].append(document.record)
-                    tokens += len(ids)
-                tell(len(columns["lengths"]), tokens)
-        arrays = {name: np.array(column, np.int64) for name, column in columns.items()}
-        arrays |= {n: np.array(getattr(notes, n), np.int64) for n in ("empty", "skipped")}
-        np.savez(temporary / "index.npz", allow_pickle=False, **arrays)
-        facts = {
-            "unit": unit_digest(source, unit),
-            "documents": len(columns["lengths"]),
-            "tokens": tokens,
-            "places": notes.places,
-            "names": list(names),
-            "faults": notes.faults,
-            "failure": notes.failure,
-        }
-        facts["digest"] = _digest(temporary, facts)
-        (temporary / "part.json").write_text(json.dumps(facts), encoding="utf-8")
-        _appear(temporary, path)
+        with naming(path):
+            facts = _fill(temporary, source, unit, encoder, learn, tell)
+            _appear(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return Part(path, facts)
+
+
+def _fill(
+    directory: Path, source: Source, unit: Unit, encoder: Encoder, learn: bool, tell: Tell
+) -> dict[str, Any]:
+    """Write the files of a part; returns its facts."""
+    notes, names = _Notes(), dict[str, int]()
+    columns = {"lengths": array("q"), "files": array("L"), "records": array("q")}
+    tokens = 0
+    with open(directory / "tokens.bin", "wb") as out, _learn_file(directory, learn) as learned:
+        for chunk in chunks(_documents(source, unit, encoder, notes)):
+            for document, (ids, flags) in zip(chunk, encoder.encode(chunk), strict=True):
+                out.write(ids.data)
+                if learned is not None:
+                    learned.write(bytes([1]) * len(ids) if flags is None else flags.data)
+                columns["lengths"].append(len(ids))
+                columns["files"].append(names.setdefault(document.file, len(names)))
+                columns["records"].append(document.record)
+                tokens += len(ids)
+            tell(len(columns["lengths"]), tokens)
+    arrays = {name: np.array(column, np.int64) for name, column in columns.items()}
+    arrays |= {n: np.array(getattr(notes, n), np.int64) for n in ("empty", "skipped")}
+    np.savez(directory / "index.npz", allow_pickle=False, **arrays)
+    facts = {
+        "unit": unit_digest(source, unit),
+        "documents": len(columns["lengths"]),
+        "tokens": tokens,
+        "places": notes.places,
+        "names": list(names),
+        "faults": notes.faults,
+        "failure": notes.failure,
+    }
+    facts["digest"] = _digest(directory, facts)
+    (directory / "part.json").write_text(json.dumps(facts), encoding="utf-8")
+    return facts
 
 
 def open_part(path: Path, source: Source, unit: Unit) -> Part | None:

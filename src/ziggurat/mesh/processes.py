@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 from ziggurat.core.errors import EnvironmentError, ZigguratError
+from ziggurat.core.storage import storage_error
 
 PATIENCE_S = 600.0
 """How long a process waits for the others before it calls the run broken."""
@@ -144,7 +145,7 @@ class Processes:
         """What ``call`` returns (JSON) on the first process, on all; the others do not call it.
 
         Raises:
-            ZigguratError: what ``call`` raised, on all of them.
+            ZigguratError: what ``call`` raised, on all of them; an ``OSError`` as ``StorageError``.
             EnvironmentError: the first process did not answer in time.
         """
         answer: dict[str, Any] = {}
@@ -152,8 +153,9 @@ class Processes:
         if self.first:
             try:
                 answer = {"value": call()}
-            except ZigguratError as caught:
-                error, answer = caught, {"error": str(caught)}
+            except (ZigguratError, OSError) as caught:
+                error = storage_error(name, caught) if isinstance(caught, OSError) else caught
+                answer = {"error": str(error)}
         answer = self.agree(name, answer)
         if error is not None:
             raise error

@@ -10,6 +10,7 @@ One line of ``ledger.jsonl``::
 
 import dataclasses
 import json
+import logging
 import os
 import time
 import uuid
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from ziggurat.profile.timers import StepTimer
 
+_log = logging.getLogger(__name__)
 LAUNCH = "launch"
 """Ledger line for the time from the process's start to its timer's: the interpreter and imports."""
 
@@ -65,9 +67,11 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         self._next_s = 0.0
+        self._failed = False
 
     def note(self, step: int, *, now: bool = False) -> None:
-        """Write an entry if one is due, or in any case."""
+        """Write an entry if one is due, or in any case. A disk that is full stops nobody: an entry
+        is left out, and the log says so once."""
         passed = self._timer.wall_s()
         if not now and passed < self._next_s:
             return
@@ -80,7 +84,12 @@ class Journal:
             "step": step,
             "ledger_s": {name: round(seconds, 6) for name, seconds in ledger.items()},
         }
-        os.write(self._file, json.dumps(entry).encode() + b"\n")
+        try:
+            os.write(self._file, json.dumps(entry).encode() + b"\n")
+        except OSError as error:
+            if not self._failed:
+                _log.warning("entries of the time journal left out: %s", error)
+            self._failed = True
 
     def close(self, step: int) -> None:
         """Write a last entry and close."""

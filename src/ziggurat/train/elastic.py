@@ -26,6 +26,7 @@ from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.mesh import MeshConfig
 from ziggurat.profile.timers import StepTimer
 from ziggurat.train.config import RunConfig
+from ziggurat.train.derived import attempt
 from ziggurat.train.experiment import check_mesh
 from ziggurat.train.loop import train
 from ziggurat.train.objectives.kinds import OBJECTIVES
@@ -118,7 +119,7 @@ def train_on(
     done = int(outcome.state.step)
     world.report(done, timer.ledger(), now=True)
     if world.index == 0:
-        report(outcome)
+        attempt("the report", lambda: report(outcome))
     return {"status": outcome.status, "step": done, "directory": str(fitted.directory)}
 
 

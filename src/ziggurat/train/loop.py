@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,9 +33,10 @@ from ziggurat.profile.memory import compiled_memory, device_memory, host_memory
 from ziggurat.profile.sampling import TraceSampler
 from ziggurat.profile.timers import StepTimer
 from ziggurat.train.config import COMPARABLE, RunConfig, check_same_run
+from ziggurat.train.derived import check_report
 from ziggurat.train.evaluation import evaluate
 from ziggurat.train.experiment import Experiment, local_rows, prepare
-from ziggurat.train.metrics import JsonLinesSink, Sinks, TensorBoardSink
+from ziggurat.train.metrics import DerivedSink, JsonLinesSink, Sinks, TensorBoardSink
 from ziggurat.train.objectives.kinds import OBJECTIVES
 from ziggurat.train.parts import Objectives
 from ziggurat.train.progress import TrainProgress
@@ -60,6 +62,13 @@ class Outcome:
     """``finished`` or why it ended early."""
     program_memory: dict[str, int]
     """Bytes of the compiled step, see ``profile.memory.compiled_memory``."""
+    ended_by: signal.Signals | None = None
+    """The signal that ended it before its last step."""
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the signal's number, as shells count, for a run that a signal ended; else 0."""
+        return 0 if self.ended_by is None else 128 + self.ended_by
 
     @property
     def finished(self) -> bool:
@@ -95,8 +104,10 @@ def train(
     timer, directory = timer or StepTimer(), RunDirectory(run.value.directory)
     everyone = Processes()
     with timer.phase("start"):
-        identity = everyone.once("open the run", lambda: directory.open(run))
+        everyone.once("check the run", lambda: directory.check(run))
         experiment = prepare(run.value, objectives=objectives)
+        check_report(experiment)
+        identity = everyone.once("open the run", directory.identify)
     stop = stop or StopRequest(run.value.train.stop_within_s, everyone)
     if not everyone.first:
         console = Console(quiet=True)
@@ -105,9 +116,9 @@ def train(
         open_checkpoints(run.value, directory, identity) as checkpoints,
     ):
         with timer.phase("start"):
+            _check_saved(directory, checkpoints, everyone)
             state, done = _first_state(experiment, checkpoints)
-            if everyone.first:
-                directory.start_session(done)
+            everyone.once("publish the run", lambda: directory.publish(run, done))
         with timer.phase("compile"):
             arguments = (state, experiment.batch_struct(), experiment.parts.frozen)
             compiled = (compiled_step or _compiled)(experiment.step, arguments)
@@ -125,13 +136,13 @@ def train(
                 loop.watch(directory, done, compiled.as_text, launched_s)
                 state = loop.run(state, done, compiled)
     total = run.value.train.steps
-    status = "finished"
-    if stop.signal is not None and loop.done < total:
-        status = f"stopped by {stop.signal.name} after step {loop.done}"
+    status, ended_by = "finished", stop.signal if loop.done < total else None
+    if ended_by is not None:
+        status = f"stopped by {ended_by.name} after step {loop.done}"
     elif loop.done < total:
         status = f"ended by its data after step {loop.done} of {total}"
     memory = compiled_memory(compiled)
-    return Outcome(run, directory, experiment, state, timer, status, memory)
+    return Outcome(run, directory, experiment, state, timer, status, memory, ended_by)
 
 
 class Loop:
@@ -154,6 +165,7 @@ class Loop:
         self._files = {**experiment.parts.files, "run.toml": run_file}
         self._throughput = _Throughput(experiment)
         self._saved = -1
+        self._directory: RunDirectory | None = None
         self._latest: dict[str, float] = {}
         self._unwritten: tuple[int, dict[str, float]] | None = None
         self._memory: tuple[float, dict[str, float]] = -math.inf, {}
@@ -167,8 +179,10 @@ class Loop:
         program: Callable[[], str],
         launched_s: float | None = None,
     ) -> None:
-        """Keep account of the time, and trace a step now and then; the first process does."""
+        """Keep account of time and checkpoints, and trace a step now and then; the first process
+        does."""
         if Processes().first:
+            self._directory = directory
             self._journal = Journal(directory.ledger, self.timer, launched_s=launched_s)
             self._journal.note(done, now=True)
             settings = self.experiment.run.profile
@@ -205,6 +219,7 @@ class Loop:
                 self._evaluate(state)
             if self.checkpoints.due(self.done):
                 self._save(state)
+            self._note_saved()
             if self._journal is not None:
                 self._journal.note(self.done)
         if self.done == run.train.steps and not (
@@ -212,6 +227,7 @@ class Loop:
         ):
             self._evaluate(state)
         self._save(state, last=True)
+        self._note_saved()
         if self._journal is not None:
             self._journal.close(self.done)
         return state
@@ -263,6 +279,12 @@ class Loop:
         self._latest |= values
         self.sinks.write(step, values)
         self.progress.write(step, values)
+
+    def _note_saved(self) -> None:
+        newest = self.checkpoints.disk.newest_saved
+        if self._directory is not None and newest is not None:
+            with contextlib.suppress(OSError):  # a full disk; the next start looks for itself
+                self._directory.note_saved(newest)
 
     def _check_finite(self, values: dict[str, float]) -> None:
         bad, limit = int(values["bad_steps_in_a_row"]), self.experiment.run.train.max_bad_steps
@@ -340,6 +362,18 @@ def open_checkpoints(run: RunConfig, directory: RunDirectory, identity: str) -> 
     return Tiers(directory.checkpoints, run.checkpoint, identity=identity, accept=accept)
 
 
+def _check_saved(directory: RunDirectory, checkpoints: Tiers, everyone: Processes) -> None:
+    """Refuse to begin at step 0 when the run had checkpoints; note those that there are."""
+    found = checkpoints.latest()
+
+    def check() -> None:
+        directory.check_saved(None if found is None else found.step)
+        if found is not None and found.tier != "memory":
+            directory.note_saved(found.step)
+
+    everyone.once("look for checkpoints", check)
+
+
 def _first_state(experiment: Experiment, checkpoints: Tiers) -> tuple[TrainState, int]:
     """The newest intact checkpoint's state, or the initial one, and the steps behind it."""
     if checkpoints.latest() is None:
@@ -371,4 +405,7 @@ def _sinks(run: RunConfig, directory: RunDirectory, done: int) -> Sinks:
     lines = JsonLinesSink(directory.metrics, resume_step=done)
     if not run.report.tensorboard:
         return Sinks(lines)
-    return Sinks(lines, TensorBoardSink(directory.tensorboard, resume_step=done))
+    events = DerivedSink(
+        "TensorBoard", lambda: TensorBoardSink(directory.tensorboard, resume_step=done)
+    )
+    return Sinks(lines, events)

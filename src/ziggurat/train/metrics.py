@@ -186,6 +186,40 @@ class TensorBoardSink(_Closing):
         self._writer.close()
 
 
+class DerivedSink(_Closing):
+    """A sink that fails no run: after its first failure it gets no more rows, and a line says so.
+
+    Args:
+        name: of what it writes, for that line.
+        make: makes the sink.
+
+    >>> with DerivedSink("plots", lambda: open("/nowhere/plots")) as sink:
+    ...     sink.write(0, {"loss": 1.0})
+    """
+
+    def __init__(self, name: str, make: Callable[[], MetricSink]):
+        self._name = name
+        self._sink: MetricSink | None = None
+        self._sink = self._try(make)
+
+    def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+        """Give a row to the sink, if it still works."""
+        if (sink := self._sink) is not None:
+            self._try(lambda: sink.write(step, metrics))
+
+    def close(self) -> None:
+        """Close the sink; a failure is a line in the log too."""
+        if (sink := self._sink) is not None:
+            self._try(sink.close)
+
+    def _try(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            self._sink = None
+            logger.warning("%s left out from here on: %s", self._name, error)
+
+
 class Sinks(_Closing):
     """Several sinks as one. Each gets every row, in order, also when an earlier one fails; then the
     first failure is raised.

@@ -12,11 +12,20 @@
       traces/            the newest traced step
       tensorboard/       the same for TensorBoard
       sessions.jsonl     one line each time the run was started or resumed
+      saved.json         the newest step known to be saved: a run without it starts at step 0
       report.html        written at the end
+      earlier-1/         all of the above of an attempt that ``--restart`` set aside
+
+Nothing is written before the settings and the data are checked, and a run that never made a step
+takes any settings.
 """
 
+import contextlib
 import dataclasses
+import errno
+import itertools
 import json
+import os
 import time
 import uuid
 from pathlib import Path
@@ -24,6 +33,8 @@ from typing import Any
 
 from ziggurat.core import atomic, config
 from ziggurat.core.config import Resolved
+from ziggurat.core.errors import TrainError
+from ziggurat.core.storage import storage_error
 from ziggurat.train.config import RunConfig, check_same_run
 
 
@@ -73,24 +84,94 @@ class RunDirectory:
     def report(self) -> Path:
         return self.path / "report.html"
 
-    def open(self, run: Resolved[RunConfig]) -> str:
-        """Make the directory and write the run file, or check that it is the same run.
+    @property
+    def saved(self) -> Path:
+        return self.path / "saved.json"
 
-        Returns:
-            What tells this run from another one in a directory of the same name.
+    def has_steps(self) -> bool:
+        """Whether the run has made a step, as far as its directory tells."""
+        with contextlib.suppress(FileNotFoundError):
+            if b"\n" in self.metrics.read_bytes():
+                return True
+        steps = self.checkpoints.glob("step_*") if self.checkpoints.is_dir() else ()
+        return self.saved.exists() or any(steps)
+
+    def check(self, run: Resolved[RunConfig]) -> None:
+        """Refuse settings that would make another run of one that has made steps; writes nothing.
 
         Raises:
             ConfigError: the directory holds a run with other deciding settings.
+            StorageError: the directory cannot be made or read.
         """
-        if self.run_file.exists():
+        if self.run_file.exists() and self.has_steps():
             check_same_run(config.load(RunConfig, self.run_file).value, run.value)
+        existing = next(place for place in (self.path, *self.path.parents) if place.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            number = errno.EACCES if existing.is_dir() else errno.ENOTDIR
+            refused = OSError(number, os.strerror(number), str(existing))
+            raise storage_error(f"run directory {self.path}", refused)
+
+    def identify(self) -> str:
+        """Make the directory; returns what tells this run from another one in a directory of the
+        same name.
+
+        Raises:
+            OSError: the directory cannot be made or written to.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        atomic.write_file(self.run_file, config.to_toml(run.value))
-        sources = {key: source for key, _, source in run.table()}
-        atomic.write_file(self.provenance, json.dumps(sources, indent=1))
         if not self.identity_file.exists():
             atomic.write_file(self.identity_file, uuid.uuid4().hex)
         return self.identity_file.read_text(encoding="utf-8")
+
+    def publish(self, run: Resolved[RunConfig], step: int) -> None:
+        """Write the run file, and note that the run was started, or resumed at ``step``; for when
+        everything is checked."""
+        sources = {key: source for key, _, source in run.table()}
+        atomic.write_file(self.provenance, json.dumps(sources, indent=1))
+        atomic.write_file(self.run_file, config.to_toml(run.value))
+        self.start_session(step)
+
+    def check_saved(self, newest: int | None) -> None:
+        """Refuse to start at step 0 when a checkpoint was saved and none is there any more.
+
+        Args:
+            newest: the newest step that any tier has; None for none.
+
+        Raises:
+            TrainError: the checkpoints are gone.
+        """
+        if newest is not None or not self.saved.exists():
+            return
+        raise TrainError(
+            f"run {self.path} cannot be resumed",
+            found=f"no checkpoint, though step {_saved_step(self.saved)} was saved",
+            expected=f"it in {self.checkpoints} or in the persistent store",
+            fix="bring the checkpoints back (is a disk not mounted?); or begin anew under another "
+            "name, or with --restart, which keeps the files of this attempt in earlier-1",
+        )
+
+    def note_saved(self, step: int) -> None:
+        """Note that a checkpoint of ``step`` is saved."""
+        if _saved_step(self.saved) != step:
+            atomic.write_file(self.saved, json.dumps({"step": step}))
+
+    def set_aside(self) -> Path | None:
+        """Move the files of this attempt into ``earlier-N/``; returns it, None if there are none.
+
+        What tells that the run was saved goes last: killed midway, the next start is refused, or
+        sets the rest aside.
+        """
+        rest = (self.run_file, self.provenance, self.ledger, self.traces, self.tensorboard)
+        moved = (self.metrics, *rest, self.sessions, self.report, self.identity_file, self.saved)
+        there = [path for path in moved if path.exists()]
+        if not there:
+            return None
+        taken = (self.path / f"earlier-{number}" for number in itertools.count(1))
+        target = next(path for path in taken if not path.exists())
+        target.mkdir()
+        for path in there:
+            os.rename(path, target / path.name)
+        return target
 
     def start_session(self, step: int) -> None:
         """Note that the run was started, or resumed at ``step``."""
@@ -109,3 +190,10 @@ class RunDirectory:
             except ValueError:
                 continue
         return rows
+
+
+def _saved_step(file: Path) -> int | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

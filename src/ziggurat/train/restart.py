@@ -1,0 +1,35 @@
+"""Beginning a run anew under its name, with the files of the earlier attempt kept."""
+
+from ziggurat.checkpoint import Checkpoints
+from ziggurat.checkpoint.persistent import PersistentStore
+from ziggurat.core.errors import TrainError
+from ziggurat.train.config import RunConfig
+from ziggurat.train.run_directory import RunDirectory
+
+
+def set_aside(run: RunConfig) -> str | None:
+    """Move what an earlier attempt left in the run's directory into ``earlier-N/``.
+
+    For ``--restart``, which is for a run whose checkpoints are gone.
+
+    Returns:
+        The new directory; None if there was nothing to move.
+
+    Raises:
+        TrainError: there is a checkpoint to resume from.
+        StoreError: the persistent store does not answer.
+    """
+    directory, persistent = RunDirectory(run.directory), run.checkpoint.persistent
+    newest = Checkpoints(directory.checkpoints).latest()
+    steps = [] if newest is None else [newest.step]
+    if persistent is not None and not steps:
+        steps = PersistentStore(persistent).steps()
+    if steps:
+        raise TrainError(
+            f"--restart of run {directory.path}",
+            found=f"a checkpoint of step {steps[-1]}",
+            expected="a run whose checkpoints are gone",
+            fix="leave out --restart to resume it, or give the new run another name",
+        )
+    aside = directory.set_aside()
+    return None if aside is None else str(aside)

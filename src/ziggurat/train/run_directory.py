@@ -22,7 +22,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from ziggurat.core import atomic, config
+from ziggurat.core import atomic, config, json_lines
 from ziggurat.core.config import Resolved
 from ziggurat.train.config import RunConfig, check_same_run
 
@@ -100,12 +100,4 @@ class RunDirectory:
 
     def read_sessions(self) -> list[dict[str, Any]]:
         """All starts so far; a line torn by a kill is passed over."""
-        if not self.sessions.exists():
-            return []
-        rows = []
-        for line in self.sessions.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-        return rows
+        return json_lines.read_log(self.sessions)

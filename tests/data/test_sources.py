@@ -228,3 +228,8 @@ def test_source_settings_are_checked(change, part):
     with pytest.raises(ConfigError) as caught:
         config.parse(DataConfig, text)
     assert part in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfplain")
+    assert [d.text for d in read([TextFiles(path=str(tmp_path / "a.txt"))])] == ["plain"]

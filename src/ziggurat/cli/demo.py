@@ -14,6 +14,7 @@ from typing import Any
 from rich.rule import Rule
 
 from ziggurat.cli import console, recipes, showing
+from ziggurat.core import json_lines
 from ziggurat.core.errors import EnvironmentError, ServeError, TrainError
 
 EXAMPLE = "ziggurat demo"
@@ -239,7 +240,7 @@ def _wait(process: subprocess.Popen, reached: Any, what: str) -> None:
 
 
 def _rows(metrics: Path) -> int:
-    return sum(b'"loss"' in line for line in metrics.read_bytes().splitlines())
+    return sum("loss" in row for row in json_lines.read_log(metrics))
 
 
 def _say(title: str) -> None:

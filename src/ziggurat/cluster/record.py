@@ -19,6 +19,7 @@ from typing import Any
 
 from ziggurat.cluster import messages
 from ziggurat.cluster.channel import Closed, connect
+from ziggurat.core import json_lines
 from ziggurat.core.errors import ClusterError
 
 _log = logging.getLogger(__name__)
@@ -105,13 +106,7 @@ def read_events(directory: Path) -> list[dict[str, Any]]:
     >>> read_events(Path("nowhere"))
     []
     """
-    path, found = directory / "events.jsonl", []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+    return json_lines.read_log(directory / "events.jsonl")
 
 
 def _take(directory: Path) -> int:

@@ -300,7 +300,7 @@ def _read_templates(directory: Path, setting: Any) -> dict[str, str]:
     files = {"default": directory / "chat_template.jinja"} | {
         file.stem: file for file in sorted((directory / _TEMPLATES).glob("*.jinja"))
     }
-    read = {k: file.read_text(encoding="utf-8") for k, file in files.items() if file.is_file()}
+    read = {k: file.read_text(encoding="utf-8-sig") for k, file in files.items() if file.is_file()}
     if read or setting is None:
         return read
     if isinstance(setting, str):

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from ziggurat.core import json_lines
 from ziggurat.profile.timers import StepTimer
 
 _log = logging.getLogger(__name__)
@@ -104,10 +105,10 @@ def read_journal(path: Path) -> list[list[Entry]]:
     []
     """
     sessions: dict[str, list[Entry]] = {}
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for row in json_lines.read_log(path):
         try:
-            entry = Entry(**json.loads(line))
-        except (ValueError, TypeError):
+            entry = Entry(**row)
+        except TypeError:
             continue
         sessions.setdefault(entry.session, []).append(entry)
     return list(sessions.values())

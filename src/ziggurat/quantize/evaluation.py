@@ -56,7 +56,7 @@ def windows(
     ids: list[int] = []
     for file in files:
         try:
-            text = file.read_text(encoding="utf-8")
+            text = file.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeError) as error:
             raise DataError(f"text {file}", found=error, expected="a UTF-8 text file") from None
         # a token is seldom longer than 16 characters, and only so many are wanted

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, SupportsFloat, TypeVar
 
-from ziggurat.core import atomic
+from ziggurat.core import atomic, json_lines
 from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import MetricSink
 
@@ -295,10 +295,10 @@ def _encode(head: Row, metrics: Mapping[str, SupportsFloat]) -> bytes:
 def _decode(line: bytes) -> Row | None:
     """A row, or None when the line is not a whole metrics line."""
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json_lines.parse(line)
+    except json_lines.NotAnObject:
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+    if not isinstance(row.get("step"), int):
         return None
     odd = row.pop("nonfinite", {})
     return row | {name: float(kind) for name, kind in odd.items()}
@@ -306,12 +306,10 @@ def _decode(line: bytes) -> Row | None:
 
 def _whole_rows(path: Path, lines: list[bytes]) -> list[tuple[Row, bytes]]:
     """Rows with their text; ``lines`` is the file split at newlines, its last entry the rest."""
-    while lines and not lines[-1].strip():
-        lines = lines[:-1]
-    rows = [(_decode(line), line) for line in lines]
-    if rows and rows[-1][0] is None:
+    rows = [(number, _decode(line), line) for number, line in json_lines.numbered(lines)]
+    if rows and rows[-1][1] is None:
         rows = rows[:-1]
-    for number, (row, line) in enumerate(rows, 1):
+    for number, row, line in rows:
         if row is None:
             raise TrainError(
                 f"metrics file {path}, line {number}",
@@ -319,7 +317,7 @@ def _whole_rows(path: Path, lines: list[bytes]) -> list[tuple[Row, bytes]]:
                 expected="a JSON object with an integer step",
                 fix="remove that line",
             )
-    return [(row, line) for row, line in rows if row is not None]
+    return [(row, line) for _, row, line in rows if row is not None]
 
 
 def _repair(path: Path, resume_step: int | None) -> None:

@@ -31,7 +31,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from ziggurat.core import atomic, config
+from ziggurat.core import atomic, config, json_lines
 from ziggurat.core.config import Resolved
 from ziggurat.core.errors import TrainError
 from ziggurat.core.storage import storage_error
@@ -181,15 +181,7 @@ class RunDirectory:
 
     def read_sessions(self) -> list[dict[str, Any]]:
         """All starts so far; a line torn by a kill is passed over."""
-        if not self.sessions.exists():
-            return []
-        rows = []
-        for line in self.sessions.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                continue
-        return rows
+        return json_lines.read_log(self.sessions)
 
 
 def _saved_step(file: Path) -> int | None:

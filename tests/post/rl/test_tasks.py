@@ -73,7 +73,7 @@ def test_a_file_is_shuffled_anew_in_every_epoch(tmp_path):
     [
         (['{"prompt": "a", "answer": "b"}', "nonsense"], "line 2"),
         (['{"prompt": "a"}'], "line 1.*prompt and answer"),
-        (['{"prompt": 5, "answer": "b"}'], "line 1.*text"),
+        (['{"prompt": 5, "answer": "b"}'], "line 1.*a string"),
     ],
 )
 def test_a_bad_file_is_told_by_line(tmp_path, lines, said):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ziggurat.core import json_lines
 from ziggurat.core.errors import DataError
 from ziggurat.data.sources import files
 from ziggurat.data.sources.contents import document
@@ -47,7 +48,10 @@ def json_records(
                 if end is not None and place >= end:
                     return
                 place += len(line)
-                yield number, _record(source, file, number, line) if line.strip() else BLANK
+                yield (
+                    number,
+                    (BLANK if json_lines.is_blank(line) else _record(source, file, number, line)),
+                )
     except files.DAMAGE as error:
         yield number + 1, Fault(error, "a whole file").at(file, number + 1)
 

@@ -1,11 +1,13 @@
 """One record of a source: a document, an empty record, or damage with its place."""
 
+import codecs
 import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ziggurat.core import json_lines
 from ziggurat.core.errors import DataError, did_you_mean
 from ziggurat.data.sources.files import SourceFile
 
@@ -86,7 +88,8 @@ class Fault(Exception):
     """What is wrong with a record: what was found, and what was expected."""
 
     def __init__(self, found: object, expected: str):
-        super().__init__(" ".join(str(found).split()), expected)
+        self.found, self.expected = " ".join(str(found).split()), expected
+        super().__init__(self.found, expected)
 
     def at(self, file: SourceFile, record: int | None, word: str = "line") -> Damaged:
         """The fault with its place."""
@@ -113,22 +116,19 @@ def json_object(line: bytes) -> dict[str, Any]:
         Fault: it is none.
     """
     try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise Fault(f"{error.reason} at byte {error.start}", "utf-8 text") from None
-    except (ValueError, RecursionError) as error:
-        raise Fault(error, "one JSON object a record") from None
-    if not isinstance(record, dict):
-        raise Fault(f"a JSON {type(record).__name__}", "a JSON object")
-    return record
+        return json_lines.parse(line)
+    except json_lines.NotAnObject as error:
+        raise Fault(error.found, error.expected) from None
 
 
 def decoded(content: bytes, encoding: str = "utf-8") -> str:
-    """Text from its bytes.
+    """Text from its bytes; a byte order mark before UTF-8 is no part of it.
 
     Raises:
         Fault: they are not in that encoding.
     """
+    if codecs.lookup(encoding).name == "utf-8":
+        content = content.removeprefix(json_lines.BOM)
     try:
         return content.decode(encoding)
     except UnicodeDecodeError as error:

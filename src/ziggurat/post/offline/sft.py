@@ -100,7 +100,7 @@ def with_template(tokenizer: HuggingFaceTokenizer, template: str) -> HuggingFace
     """
     if template != "chatml":
         try:
-            text_ = Path(template).read_text(encoding="utf-8")
+            text_ = Path(template).read_text(encoding="utf-8-sig")
         except OSError as error:
             raise ConfigError(
                 "objective.chat_template",

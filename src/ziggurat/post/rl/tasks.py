@@ -17,10 +17,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from ziggurat.core import json_lines
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.core.protocols import Batch
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.order import Permutation
+from ziggurat.data.sources.records import Fault, checked_text
 from ziggurat.post.rl.scoring import (
     ENDLESS,
     Function,
@@ -311,28 +313,22 @@ def _read(path: Path, needed: str | None) -> list[Problem]:
     Raises:
         DataError: the file cannot be read, or a line is no problem; it is named.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"prompts {path}", found=reason, expected="a UTF-8 file") from None
-    return [_problem(path, n, line, needed) for n, line in enumerate(lines, 1) if line.strip()]
+    return [_problem(path, *numbered, needed) for numbered in json_lines.read(path, "prompts")]
 
 
-def _problem(path: Path, number: int, line: str, needed: str | None) -> Problem:
+def _problem(path: Path, number: int, row: dict[str, Any], needed: str | None) -> Problem:
     where = f"{path} line {number}"
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(where, found=error, expected="a JSON object") from None
     keys: Sequence[str] = ("prompt",) if needed is None else ("prompt", needed)
-    if not isinstance(row, dict) or any(key not in row for key in keys):
-        found = sorted(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(where, found=found, expected=f"an object with {' and '.join(keys)}")
-    if not isinstance(row["prompt"], str) or not row["prompt"]:
-        raise DataError(where, found=repr(row["prompt"])[:80], expected="prompt to be a text")
+    if any(key not in row for key in keys):
+        raise DataError(where, found=sorted(row), expected=f"an object with {' and '.join(keys)}")
+    try:
+        prompt = checked_text(row["prompt"], "prompt")
+    except Fault as fault:
+        raise DataError(where, found=fault.found, expected=fault.expected) from None
+    if not prompt:
+        raise DataError(where, found="an empty prompt", expected="prompt to be a text")
     rest: dict[str, Any] = {key: value for key, value in row.items() if key != "prompt"}
-    return Problem(row["prompt"], rest)
+    return Problem(prompt, rest)
 
 
 def _is_verifier(reward: str) -> bool:

@@ -1,6 +1,8 @@
 """When a process is started anew for huge pages, and how."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -58,3 +60,33 @@ def test_the_same_command_in_the_same_process(system):
     environment = {"PATH": "", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == [True, "glibc.malloc.hugetlb=1", ["two words"]]
+
+
+@pytest.mark.parametrize("why", ["too long", "missing", "not executable", "not permitted", "text"])
+def test_a_refused_start_goes_on_in_small_pages(monkeypatch, capsys, tmp_path, why):
+    """Whatever the system says to ``execve``, by the real call where a user can bring it about."""
+    monkeypatch.setattr(host_memory, "tunables", lambda environment: "glibc.malloc.hugetlb=1")
+    file = tmp_path / "python"
+    match why:
+        case "too long":
+            monkeypatch.setattr(sys, "orig_argv", ["python", "x" * 2**18])
+        case "missing":
+            monkeypatch.setattr(sys, "executable", str(file))
+        case "not executable":
+            file.write_text("#!/bin/sh\n")
+            monkeypatch.setattr(sys, "executable", str(file))
+        case "text":
+            file.write_bytes(b"\x7fELF of another machine")
+            file.chmod(0o755)
+            monkeypatch.setattr(sys, "executable", str(file))
+        case "not permitted":
+
+            def refuse(*_):
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+            monkeypatch.setattr(os, "execve", refuse)
+    host_memory.restart_with_huge_pages()
+    line = capsys.readouterr().err
+    assert line.startswith("huge pages: ")
+    assert "cannot be started anew (" in line
+    assert line.count("\n") == 1

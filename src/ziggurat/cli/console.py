@@ -31,6 +31,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from ziggurat.cli import repeated
 from ziggurat.core.errors import ConfigError
 
 _DOTTED = re.compile(r"--(?P<key>\w[\w-]*(?:\.[\w-]+)+)(?:=(?P<value>.*))?", re.DOTALL)
@@ -51,15 +52,15 @@ def run(function: Callable[..., int | None], args: Sequence[str], prog: str, exa
     """
     import tyro
 
-    call: Callable[..., int | None] = function
+    call: Callable[..., int | None] = repeated.restoring(function)
     closing = f"\nexample:\n  {example}"
     if "overrides" in inspect.signature(function).parameters:
         args, overrides = split_overrides(args)
-        call = _bind_overrides(function, tuple(overrides))
+        call = _bind_overrides(call, tuple(overrides))
         closing = "\nany key of the run file: --train.steps=100 or --set seed=3\n" + closing
     config = (tyro.conf.FlagCreatePairsOff,)
     try:
-        return tyro.cli(call, prog=prog, args=list(args), config=config) or 0
+        return tyro.cli(call, prog=prog, args=repeated.gather(call, args), config=config) or 0
     except SystemExit as stop:
         if stop.code == 0:  # tyro has printed the help
             output().print(closing, markup=False, soft_wrap=True)

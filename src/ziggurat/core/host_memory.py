@@ -43,7 +43,9 @@ def tunables(environment: Mapping[str, str]) -> str | None:
 
 
 def restart_with_huge_pages() -> None:
-    """Start this very command anew so that it has huge pages; returns if that changes nothing.
+    """Start this very command anew so that it has huge pages; returns if that changes nothing, or
+    if the system refuses (a command line that is too long, a sandbox, an interpreter that may not
+    be executed): then a line on standard error says so and the command runs in small pages.
 
     For the first lines of a process: whatever it has done is gone.
     """
@@ -53,4 +55,11 @@ def restart_with_huge_pages() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     command = [sys.executable, *sys.orig_argv[1:]]
-    os.execve(sys.executable, command, {**os.environ, TUNABLES: wanted})
+    try:
+        os.execve(sys.executable, command, {**os.environ, TUNABLES: wanted})
+    except (OSError, ValueError) as error:  # ValueError: an argument that no process can be given
+        reason = getattr(error, "strerror", None) or error
+        line = (
+            f"huge pages: {sys.executable} cannot be started anew ({reason}); {SWITCH}=off skips it"
+        )
+        print(line, file=sys.stderr, flush=True)

@@ -20,6 +20,8 @@ class RequestError(ServeError):
     status = 400
     kind = "invalid_request_error"
     code: str | None = None
+    retry_after: int | None = None
+    """Seconds after which the same request may succeed, for the header ``Retry-After``."""
 
     def __init__(
         self,
@@ -80,11 +82,18 @@ class QueueFull(RequestError):
     status = 429
     kind = "rate_limit_error"
     code = "queue_full"
+    retry_after = 1
 
     @classmethod
-    def of(cls, waiting: int, limit: int) -> "QueueFull":
-        """The error where ``waiting`` requests are ``limit`` or more."""
-        found, expected = f"{waiting} requests waiting", f"fewer than {limit}"
+    def of(cls, waiting: int, limit: int, kind: str = "requests") -> "QueueFull":
+        """The error where what waits leaves no room below ``limit``.
+
+        Args:
+            waiting: how many wait.
+            limit: how many may.
+            kind: of what, in the plural.
+        """
+        found, expected = f"{waiting} {kind} waiting", f"fewer than {limit}"
         return cls("queue", found=found, expected=expected, fix="try again later")
 
 

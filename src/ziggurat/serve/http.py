@@ -80,7 +80,11 @@ def guarded(handler: Handler) -> Handler:
             return Response(status_code=GONE)
         except Exception as error:
             status, body = describe(error)
-            return json_response(body, status)
+            response = json_response(body, status)
+            seconds = getattr(error, "retry_after", None)
+            if seconds is not None:
+                response.headers["retry-after"] = str(seconds)
+            return response
 
     return call
 

@@ -118,7 +118,7 @@ class Sampler:
         ]
         drawn = [[Drawn() for _ in range(group)] for _ in prompts]
         collection = _Collection(self.engine, drawn)
-        self.engine.submit_together(requests, collection.listener)
+        self.engine.submit_together(requests, collection.listener, limited=False)
         collection.wait()
         for completion in (each for of_prompt in drawn for each in of_prompt):
             completion.text = self._tokenizer.decode(completion.tokens)

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import LanguageModel, Params
-from ziggurat.serve.errors import ContextTooLong, EngineStopped, QueueFull, RequestError
+from ziggurat.serve.errors import ContextTooLong, EngineStopped, RequestError
 from ziggurat.serve.llm import sequence
+from ziggurat.serve.llm.admission import MAX_SEQUENCES, Admission
 from ziggurat.serve.llm.buckets import Buckets, Shape
 from ziggurat.serve.llm.generation import Choice, Generation, Listener, Monitor, Timeline
 from ziggurat.serve.llm.pages import Pages
@@ -109,6 +110,8 @@ class Engine:
         self._pages = Pages(cache.blocks, cache.block_size, cache.width, prefixes)
         limits = Limits(settings.max_running, settings.max_batched_tokens, chunk)
         self._scheduler: Scheduler[Choice] = Scheduler(limits, self._pages)
+        tokens = max(settings.max_queue_tokens, self.max_length)
+        self._admission = Admission(settings.max_queue, tokens)
         self._arrivals = 0
         self._inbox: collections.deque[Generation] = collections.deque()
         self._active: list[Generation] = []
@@ -125,7 +128,7 @@ class Engine:
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, listener: Listener | None = None
     ) -> Generation:
-        """Put a request into the queue.
+        """Put a request of one prompt into the queue.
 
         Args:
             prompt: token ids.
@@ -138,41 +141,53 @@ class Engine:
             QueueFull: too many requests wait.
             EngineStopped: the engine is closed or has failed.
         """
-        generation = Generation(prompt, params, self._checked(prompt, params), listener)
-        with self._changed:
-            waiting = self.waiting
-            if waiting >= self.settings.max_queue:
-                raise QueueFull(
-                    "queue",
-                    found=f"{waiting} requests waiting",
-                    expected=f"fewer than {self.settings.max_queue}",
-                    fix="try again later",
-                )
-            self._take([generation])
-        return generation
+        (made,) = self.submit_together([(prompt, params)], lambda place: listener)
+        return made
 
     def submit_together(
         self,
         requests: Sequence[tuple[Sequence[int], SamplingParams]],
-        listener: Callable[[int], Listener],
+        listener: Callable[[int], Listener | None],
+        *,
+        limited: bool = True,
+        client: str = "",
+        salt: bytes = b"",
     ) -> list[Generation]:
-        """Put several requests into the queue at once, however many it may hold.
+        """Put the prompts of one request into the queue, all of them or none.
 
         An idle engine with an empty prefix cache then takes the same steps whenever it is given the
-        same requests, so that their tokens agree bit for bit.
+        same prompts, so that their tokens agree bit for bit.
 
         Args:
-            requests: token ids of the prompt, and how to generate.
+            requests: token ids of each prompt, and how to generate.
             listener: makes the listener of each, by its place.
+            limited: keep to the bounds of the queue.
+            client: whose they are; clients take turns and have a queue each.
+            salt: the prefix cache shares blocks among requests of one salt only.
 
         Raises:
-            RequestError, ContextTooLong, EngineStopped: see :meth:`submit`; none is taken then.
+            RequestError: a prompt is empty or has an unknown id, or they are more than the queue
+                can ever hold.
+            ContextTooLong: a prompt and its output do not fit.
+            QueueFull: too many requests wait.
+            EngineStopped: the engine is closed or has failed.
         """
+        sequences = sum(params.n for _, params in requests)
+        if limited and sequences > MAX_SEQUENCES:
+            found = f"{sequences} completions in one request"
+            expected = f"at most {MAX_SEQUENCES}"
+            raise RequestError("n times prompts", found=found, expected=expected, param="n")
         made = [
-            Generation(prompt, params, self._checked(prompt, params), listener(place))
+            Generation(prompt, params, self._checked(prompt, params), listener(place), salt)
             for place, (prompt, params) in enumerate(requests)
         ]
         with self._changed:
+            if self._closed or self._failure:
+                raise EngineStopped("engine", found=self._failure or "closed", expected="running")
+            sizes = [len(generation.prompt) for generation in made]
+            queued = self._admission.enter(client, sizes, limited=limited)
+            for generation in made:
+                generation.queued_in = queued
             self._take(made)
         return made
 
@@ -249,8 +264,6 @@ class Engine:
 
     def _take(self, generations: Sequence[Generation]) -> None:
         """Hand requests to the thread, which is started if need be; the lock is held."""
-        if self._closed or self._failure:
-            raise EngineStopped("engine", found=self._failure or "closed", expected="running")
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
             self._thread.start()
@@ -261,13 +274,6 @@ class Engine:
         """The most tokens the request may generate."""
         if not prompt:
             raise RequestError("prompt", found="no tokens", expected="at least one", param="prompt")
-        biased = [token for token, _ in params.logit_bias]
-        named = {"prompt": prompt, "stop_token_ids": params.stop_token_ids, "logit_bias": biased}
-        for name, ids in named.items():
-            unknown = next((i for i in ids if not 0 <= i < self.vocab_size), None)
-            if unknown is not None:
-                expected = f"ids from 0 to {self.vocab_size - 1}"
-                raise RequestError(name, found=unknown, expected=expected, param=name)
         room = self.max_length - len(prompt)
         if room < (params.max_tokens or 1):
             wanted = f" and max_tokens {params.max_tokens}" if params.max_tokens else ""
@@ -278,6 +284,13 @@ class Engine:
                 fix="shorten the prompt" + (" or lower max_tokens" if wanted else ""),
                 param="prompt" if room < 1 else "max_tokens",
             )
+        biased = [token for token, _ in params.logit_bias]
+        named = {"prompt": prompt, "stop_token_ids": params.stop_token_ids, "logit_bias": biased}
+        for name, ids in named.items():
+            unknown = next((i for i in ids if not 0 <= i < self.vocab_size), None)
+            if unknown is not None:
+                expected = f"ids from 0 to {self.vocab_size - 1}"
+                raise RequestError(name, found=unknown, expected=expected, param=name)
         return params.max_tokens or room
 
     def _serve(self) -> None:
@@ -301,23 +314,24 @@ class Engine:
             self._inbox.clear()
         for generation in new:
             seed = secrets.randbits(31)
-            generation.make_lanes(self.tokenizer, self.vocab_size, self._arrivals, seed)
-            self._arrivals += 1
-            self._scheduler.add(generation.lanes[0])
+            arrival, self._arrivals = self._arrivals, self._arrivals + 1
+            lane = generation.first_lane(self.tokenizer, self.vocab_size, arrival, seed)
+            self._scheduler.add(lane)
         return True
 
     def _sweep(self) -> None:
         """Let go of requests that were cancelled or whose constraint failed."""
         for generation in [g for g in self._active if g.cancelled or g.error is not None]:
-            for lane in generation.queued:
+            for lane in generation.lanes:
                 self._scheduler.remove(lane)
             self._end(generation, None if generation.cancelled else generation.error)
 
     def _step(self, plan: Plan[Choice]) -> None:
         now = time.monotonic()
         for chunk in plan.prefill:
-            timeline = chunk.lane.generation.timeline
-            timeline.started = timeline.started or now
+            generation = chunk.lane.generation
+            generation.timeline.started = generation.timeline.started or now
+            self._leave_queue(generation)
         buckets, decode = self._runner.buckets, plan.decode
         if decode:
             shape, alone = buckets.for_decode(len(decode)), not plan.prefill
@@ -383,8 +397,8 @@ class Engine:
     ) -> None:
         generation = lane.generation
         if not generation.forked:
-            generation.forked = True
-            self._scheduler.fork(lane, generation.lanes[1:], len(generation.prompt))
+            others = generation.other_lanes(self.tokenizer)
+            self._scheduler.fork(lane, others, len(generation.prompt))
         complete = lane.accept(token)
         if generation.cancelled or generation.error is not None:
             return  # the next step is without it
@@ -424,8 +438,15 @@ class Engine:
             _log.exception("a listener failed; its request is cancelled")
             generation.cancel()
 
+    def _leave_queue(self, generation: Generation) -> None:
+        """A prompt runs or has been given up: it takes no room in the queue any more."""
+        queued, generation.queued_in = generation.queued_in, None
+        if queued is not None:
+            self._admission.leave(queued, len(generation.prompt))
+
     def _end(self, generation: Generation, error: Exception | None) -> None:
         """Report a request's end; none of its lanes is with the scheduler any more."""
+        self._leave_queue(generation)
         if generation in self._active:
             self._active.remove(generation)
         generation.timeline.ended = time.monotonic()

@@ -1,5 +1,6 @@
 """A request inside the engine: its handle for the caller, its times, and its choices' lanes."""
 
+import array
 import dataclasses
 import queue
 import threading
@@ -13,6 +14,7 @@ from ziggurat.core.errors import ZigguratError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm import sequence
+from ziggurat.serve.llm.admission import Queued
 from ziggurat.serve.llm.constraint import Constraint
 from ziggurat.serve.llm.history import all_but, keeps_history
 from ziggurat.serve.llm.lane import Lane
@@ -72,12 +74,13 @@ class Generation:
         params: SamplingParams,
         max_tokens: int,
         listener: Listener | None,
+        salt: bytes = b"",
     ):
-        self.prompt, self.params, self.max_tokens = list(prompt), params, max_tokens
+        self.prompt = array.array("i", prompt)
+        self.params, self.max_tokens, self.salt = params, max_tokens, salt
         self.timeline = Timeline(time.monotonic(), len(self.prompt), max_tokens, params.n)
-        self.constraints: list[Constraint] = []
-        if params.constraint is not None:
-            self.constraints = [params.constraint() for _ in range(params.n)]
+        self.queued_in: Queued | None = None
+        """The request it waits with, until it runs."""
         self.lanes: list[Choice] = []
         """Those of choices that have not ended."""
         self.forked = params.n == 1
@@ -88,27 +91,51 @@ class Generation:
         self.deliver: Listener = listener or self._events.put
         self._cancelled = threading.Event()
 
-    def make_lanes(
+    def first_lane(
         self, tokenizer: HuggingFaceTokenizer, vocab: int, order: int, seed: int
-    ) -> None:
-        """Make a lane for each choice; ``seed`` serves where the request gives none."""
-        for number in range(self.params.n):
-            output = sequence.Sequence(tokenizer, self.params, self.max_tokens, number)
-            lane = Choice(
-                order=(order, number),
-                tokens=list(self.prompt),
-                generation=self,
-                number=number,
-                knobs=Knobs.row(self.params, number, seed),
-                output=output,
-                vocab=vocab,
-            )
-            self.lanes.append(lane)
+    ) -> "Choice":
+        """Make the lane that reads the prompt; ``seed`` serves where the request gives none."""
+        assert not self.lanes
+        lane = Choice(
+            order=(order, 0),
+            tokens=list(self.prompt),
+            client="" if self.queued_in is None else self.queued_in.client,
+            salt=self.salt,
+            generation=self,
+            number=0,
+            knobs=Knobs.row(self.params, 0, seed),
+            output=sequence.Sequence(tokenizer, self.params, self.max_tokens, 0),
+            vocab=vocab,
+            seed=seed,
+        )
+        self.lanes.append(lane)
+        return lane
 
-    @property
-    def queued(self) -> "list[Choice]":
-        """Lanes that the scheduler knows: until the first has read the prompt, that one only."""
-        return list(self.lanes) if self.forked else self.lanes[:1]
+    def other_lanes(self, tokenizer: HuggingFaceTokenizer) -> "list[Choice]":
+        """Make the lanes of the other choices, once the first has read the prompt: before, they
+        would take memory for nothing."""
+        first, self.forked = self.lanes[0], True
+        made = [
+            dataclasses.replace(
+                first,
+                order=(first.order[0], number),
+                tokens=list(self.prompt),
+                cached=0,
+                blocks=[],
+                table=None,
+                slot=None,
+                stay=None,
+                digests=[],
+                registered=0,
+                number=number,
+                knobs=Knobs.row(self.params, number, first.seed),
+                output=sequence.Sequence(tokenizer, self.params, self.max_tokens, number),
+                since=None,
+            )
+            for number in range(1, self.params.n)
+        ]
+        self.lanes += made
+        return made
 
     def cancel(self) -> None:
         """Give the request up; the next step is without it."""
@@ -140,9 +167,12 @@ class Choice(Lane):
     """Its text so far."""
     vocab: int
     """Ids there are."""
+    seed: int
+    """Serves where the request gives none."""
     since: float | None = None
     """When its last token came."""
-    _ends: np.ndarray | None = None
+    _ends: np.ndarray | None = dataclasses.field(default=None, init=False)
+    _constraint: Constraint | None = dataclasses.field(default=None, init=False)
 
     @property
     def keeps_history(self) -> bool:
@@ -157,9 +187,14 @@ class Choice(Lane):
 
     @property
     def constraint(self) -> Constraint | None:
-        """What its text must obey."""
-        made = self.generation.constraints
-        return made[self.number] if made else None
+        """What its text must obey; made when it is first asked for, since it takes memory."""
+        make = self.generation.params.constraint
+        if self._constraint is None and make is not None and self.generation.error is None:
+            try:
+                self._constraint = make()
+            except Exception as error:
+                self._fail(error)
+        return self._constraint
 
     def allowed(self) -> np.ndarray | None:
         """Mask of the ids that may come next; ``None``: all."""

@@ -16,13 +16,20 @@ class Lane:
     """One sequence."""
 
     order: tuple[int, int]
-    """Arrival; older lanes come first and take blocks from newer ones."""
+    """Arrival of the request, and number of the choice; of a client, older lanes come first."""
     tokens: list[int]
     """Prompt and output."""
     cached: int = 0
     """How many of the tokens are in the cache."""
     blocks: list[int] = dataclasses.field(default_factory=list)
     """The blocks it holds, in order of its tokens."""
+    client: str = ""
+    """Whose it is; clients take turns."""
+    salt: bytes = b""
+    """Prefixes are shared with sequences of the same salt only."""
+    rank: tuple[int, int] | None = None
+    """Place in the order in which requests first began to run, and number of the choice; ``None``
+    before that. Those of a higher rank give their blocks to those of a lower one."""
     table: np.ndarray | None = None
     """The same as the device wants it, padded with the sink."""
     slot: int | None = None

@@ -39,7 +39,7 @@ class Pages:
             Whether there were enough; if not, nothing has changed.
         """
         held = list(lane.blocks)
-        found = [] if held else self._prefixes.match(lane.tokens, lane.digests)
+        found = [] if held else self._prefixes.match(lane.tokens, lane.digests, lane.salt)
         self.allocator.share(found)
         missing = self.blocks_for(len(lane.tokens)) - len(held) - len(found)
         if self.allocator.free < missing + spare:
@@ -82,7 +82,8 @@ class Pages:
         lane.cached += count
         full = lane.cached // self.block_size
         if full > lane.registered:
-            self._prefixes.add(lane.tokens, lane.digests, lane.blocks[:full], lane.registered)
+            known = lane.tokens, lane.digests, lane.blocks[:full], lane.registered
+            self._prefixes.add(*known, lane.salt)
             lane.registered = full
 
     def release(self, lane: Lane) -> None:

@@ -16,17 +16,23 @@ import xxhash
 class PrefixCache(Protocol):
     """What the engine asks of a prefix cache; also the allocator's ``Keeper``."""
 
-    def match(self, tokens: Sequence[int], digests: list[bytes]) -> list[int]:
+    def match(self, tokens: Sequence[int], digests: list[bytes], salt: bytes = b"") -> list[int]:
         """Blocks that hold the beginning of ``tokens``, the last token never among them.
 
         Args:
             tokens: the sequence.
             digests: those of its blocks as far as known; it may grow.
+            salt: blocks are found by sequences of the same salt only.
         """
         ...
 
     def add(
-        self, tokens: Sequence[int], digests: list[bytes], blocks: Sequence[int], first: int
+        self,
+        tokens: Sequence[int],
+        digests: list[bytes],
+        blocks: Sequence[int],
+        first: int,
+        salt: bytes = b"",
     ) -> None:
         """``blocks`` hold the beginning of ``tokens`` in full; those from ``first`` on are new."""
         ...
@@ -43,11 +49,16 @@ class PrefixCache(Protocol):
 class NoPrefixes:
     """Finds nothing and keeps nothing."""
 
-    def match(self, tokens: Sequence[int], digests: list[bytes]) -> list[int]:
+    def match(self, tokens: Sequence[int], digests: list[bytes], salt: bytes = b"") -> list[int]:
         return []
 
     def add(
-        self, tokens: Sequence[int], digests: list[bytes], blocks: Sequence[int], first: int
+        self,
+        tokens: Sequence[int],
+        digests: list[bytes],
+        blocks: Sequence[int],
+        first: int,
+        salt: bytes = b"",
     ) -> None:
         pass
 
@@ -64,13 +75,16 @@ class NoPrefixes:
 class HashedPrefixes:
     """Finds blocks by a digest of their tokens and of all before them.
 
-    A block's digest is XXH3-128 over the digest of the block before it and its own tokens, with a
-    secret seed, so that nobody can look for prompts that collide.
+    A block's digest is XXH3-128 over the digest of the block before it (the salt, for the first)
+    and its own tokens, with a secret seed, so that nobody can look for prompts that collide. Who
+    does not know a salt cannot tell by the time of an answer which prompts were sent under it.
 
     >>> prefixes = HashedPrefixes(block_size=2)
     >>> prefixes.add([5, 6, 7, 8, 9], [], [11, 12], first=0)
     >>> prefixes.match([5, 6, 7, 8], []), prefixes.match([5, 6, 7, 8, 1], [])
     ([11], [11, 12])
+    >>> prefixes.match([5, 6, 7, 8, 1], [], b"another client")
+    []
     """
 
     def __init__(self, block_size: int):
@@ -78,20 +92,25 @@ class HashedPrefixes:
         self._blocks: dict[bytes, int] = {}
         self._digests: dict[int, bytes] = {}
 
-    def match(self, tokens: Sequence[int], digests: list[bytes]) -> list[int]:
+    def match(self, tokens: Sequence[int], digests: list[bytes], salt: bytes = b"") -> list[int]:
         found = []
         for index in range((len(tokens) - 1) // self._size):
-            block = self._blocks.get(self._digest(tokens, digests, index))
+            block = self._blocks.get(self._digest(tokens, digests, index, salt))
             if block is None:
                 break
             found.append(block)
         return found
 
     def add(
-        self, tokens: Sequence[int], digests: list[bytes], blocks: Sequence[int], first: int
+        self,
+        tokens: Sequence[int],
+        digests: list[bytes],
+        blocks: Sequence[int],
+        first: int,
+        salt: bytes = b"",
     ) -> None:
         for index in range(first, len(blocks)):
-            digest = self._digest(tokens, digests, index)
+            digest = self._digest(tokens, digests, index, salt)
             if digest not in self._blocks:  # another block may hold the same already
                 self._blocks[digest] = blocks[index]
                 self._digests[blocks[index]] = digest
@@ -108,11 +127,13 @@ class HashedPrefixes:
         self._blocks.clear()
         self._digests.clear()
 
-    def _digest(self, tokens: Sequence[int], digests: list[bytes], index: int) -> bytes:
+    def _digest(
+        self, tokens: Sequence[int], digests: list[bytes], index: int, salt: bytes
+    ) -> bytes:
         """The digest of block ``index``; ``digests`` grows up to it."""
         while len(digests) <= index:
             at = len(digests) * self._size
             content = array.array("i", tokens[at : at + self._size]).tobytes()
-            before = digests[-1] if digests else b""
+            before = digests[-1] if digests else salt
             digests.append(xxhash.xxh3_128_digest(before + content, seed=self._seed))
         return digests[index]

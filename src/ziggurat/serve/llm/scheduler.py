@@ -12,7 +12,9 @@
 """
 
 import bisect
+import collections
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Generic
 
@@ -47,12 +49,17 @@ class Plan(Generic[L]):
 
 
 class Scheduler(Generic[L]):
-    """First come, first served, with a budget of tokens; the newest give way.
+    """Clients take turns; of each, first come, first served; the newest give way.
+
+    A place that is free goes to the client with the fewest lanes running, among equals to the one
+    that got a place the longest ago, so that a deep queue of one client keeps no other waiting for
+    its end.
 
     Decoding comes first and always fits; what is left of the budget goes to prompts, chunk by
     chunk, so that a long prompt does not hold up those who decode. When one of those finds no free
-    block, the newest lane loses all of its own and waits; it later reads its tokens again,
-    output included (preemption by recomputation), and goes on as if nothing had happened.
+    block, the lane of the highest rank, the last to have begun, loses all of its own and waits; it
+    later reads its tokens again, output included (preemption by recomputation), and goes on as if
+    nothing had happened. It keeps its rank, so every lane is the lowest one day and then ends.
     """
 
     def __init__(self, limits: Limits, pages: Pages):
@@ -61,6 +68,11 @@ class Scheduler(Generic[L]):
         self.running: list[L] = []
         self.preemptions = 0
         """Lanes that lost their blocks, so far."""
+        self._clients: collections.Counter[str] = collections.Counter()
+        """Lanes that wait, by client."""
+        self._turns: dict[str, int] = {}
+        """When a client last got a place."""
+        self._admissions, self._ranks = itertools.count(1), itertools.count()
         self._slots = list(reversed(range(limits.max_running)))
         self._decode = DecodeManager(pages, self._make_room)
         self._prefill = PrefillManager(limits.max_prefill_chunk, self._admit)
@@ -68,18 +80,21 @@ class Scheduler(Generic[L]):
     def add(self, lane: L) -> None:
         """Put a lane into the queue, by its order."""
         bisect.insort(self.waiting, lane, key=_order)
+        self._clients[lane.client] += 1
 
     def fork(self, parent: L, lanes: Sequence[L], prompt: int) -> None:
         """Queue lanes with the same prompt as ``parent``, which has read it; they share its full
         blocks. ``prompt`` is its length."""
+        assert parent.rank is not None
         for lane in lanes:
+            lane.rank = (parent.rank[0], lane.order[1])
             self.pages.share(parent, lane, prompt)
             self.add(lane)
 
     def remove(self, lane: L) -> None:
         """Forget a lane; its blocks are free if nobody shares them."""
         if lane.slot is None:
-            self.waiting.remove(lane)
+            self._take_out(lane)
         else:
             self.running.remove(lane)
             self._leave(lane)
@@ -94,22 +109,43 @@ class Scheduler(Generic[L]):
     def _admit(self) -> L | None:
         if not self.waiting or not self._slots:
             return None
-        lane, spare = self.waiting[0], len(self.running)
+        lane, spare = self._next(), len(self.running)
         while not self.pages.admit(lane, spare):
-            # Forks further back may hold a prompt's blocks: they can read it again.
-            holder = next((x for x in reversed(self.waiting[1:]) if x.blocks), None)
+            # Other forks may hold a prompt's blocks: they can read it again.
+            others = (x for x in reversed(self.waiting) if x.blocks and x is not lane)
+            holder = next(others, None)
             if holder is None:
                 assert self.running, "a lane alone always fits"
                 return None
             self.pages.release(holder)
-        del self.waiting[0]
+        self._take_out(lane)
+        self._turns[lane.client] = next(self._admissions)
         lane.slot, lane.stay = self._slots.pop(), object()
-        bisect.insort(self.running, lane, key=_order)
+        lane.rank = lane.rank or (next(self._ranks), lane.order[1])
+        bisect.insort(self.running, lane, key=_rank)
         return lane
+
+    def _next(self) -> L:
+        """The lane that is to begin."""
+        if len(self._clients) == 1:
+            return self.waiting[0]
+        heads: dict[str, L] = {}
+        for lane in self.waiting:
+            heads.setdefault(lane.client, lane)
+            if len(heads) == len(self._clients):
+                break
+        runs = collections.Counter(lane.client for lane in self.running)
+        return min(heads.values(), key=lambda x: (runs[x.client], self._turns.get(x.client, 0)))
+
+    def _take_out(self, lane: L) -> None:
+        self.waiting.remove(lane)
+        self._clients[lane.client] -= 1
+        if not self._clients[lane.client]:
+            del self._clients[lane.client]
 
     def _make_room(self, lane: L) -> bool:
         holders = [x for x in self.waiting if x.blocks]
-        victim = max([*self.running, *holders], key=_order)
+        victim = max([*self.running, *holders], key=_rank)
         if victim.slot is not None:
             self.preemptions += 1
             self.running.remove(victim)
@@ -126,3 +162,8 @@ class Scheduler(Generic[L]):
 
 def _order(lane: Lane) -> tuple[int, int]:
     return lane.order
+
+
+def _rank(lane: Lane) -> tuple[int, int]:
+    assert lane.rank is not None, "it has never run"
+    return lane.rank

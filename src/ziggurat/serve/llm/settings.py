@@ -23,7 +23,9 @@ class EngineConfig:
     max_prefill_chunk: int = 512
     """Most prompt tokens of one request in one step; longer prompts take several."""
     max_queue: int = 64
-    """Requests that may wait; more are refused."""
+    """Requests of one client that may wait, each with all of its prompts; more are refused."""
+    max_queue_tokens: int = 4 * 2**20
+    """Tokens of the prompts that one client's waiting requests may hold; at least the context."""
     block_size: int = 16
     """Tokens in a block of the cache."""
     cache_tokens: int | None = None

@@ -1,0 +1,104 @@
+"""How much may wait: bounds on each client's queue, so that no client takes another's place.
+
+A client is an API key; without keys all requests are of one client.
+
+>>> room = Admission(max_requests=1, max_tokens=100)
+>>> waiting = room.enter("", [40, 30])
+>>> room.enter("", [10])
+Traceback (most recent call last):
+ziggurat.serve.errors.QueueFull: queue: found 1 requests waiting; expected fewer than 1; try again later
+>>> room.leave(waiting, 40), room.leave(waiting, 30)
+(None, None)
+>>> room.enter("", [10]).prompts
+1
+"""
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+
+from ziggurat.serve.errors import QueueFull, RequestError
+
+MAX_PROMPTS = 2048
+"""Most prompts of one request, as with OpenAI."""
+MAX_SEQUENCES = 4096
+"""Most completions of one request (prompts times ``n``), and most prompts that may wait."""
+
+
+@dataclasses.dataclass
+class Queued:
+    """What of a request, or of a client's requests, waits."""
+
+    client: str
+    requests: int = 0
+    prompts: int = 0
+    tokens: int = 0
+
+
+class Admission:
+    """Counts what waits; a request enters with all of its prompts or not at all.
+
+    Args:
+        max_requests: requests of one client that may wait.
+        max_tokens: tokens of their prompts.
+    """
+
+    def __init__(self, max_requests: int, max_tokens: int):
+        self._most = Queued("", max_requests, MAX_SEQUENCES, max_tokens)
+        self._clients: dict[str, Queued] = {}
+        self._lock = threading.Lock()
+
+    def enter(self, client: str, sizes: Sequence[int], *, limited: bool = True) -> Queued:
+        """Take in a request.
+
+        Args:
+            client: whose.
+            sizes: tokens of each of its prompts.
+            limited: keep to the bounds.
+
+        Raises:
+            RequestError: it would not fit into an empty queue.
+            QueueFull: it does not fit beside what waits now.
+        """
+        asked = Queued(client, 1, len(sizes), sum(sizes))
+        if limited:
+            self.check(asked)
+        with self._lock:
+            held = self._clients.setdefault(client, Queued(client))
+            for name in ("requests", "prompts", "tokens") if limited else ():
+                waiting, most = getattr(held, name), getattr(self._most, name)
+                if waiting + getattr(asked, name) > most:
+                    raise QueueFull.of(waiting, most, name)
+            held.requests += 1
+            held.prompts += asked.prompts
+            held.tokens += asked.tokens
+        return asked
+
+    def check(self, asked: Queued) -> None:
+        """Refuse what can never fit.
+
+        Raises:
+            RequestError: more prompts or tokens than an empty queue holds.
+        """
+        limits = {"prompts": MAX_PROMPTS, "prompt tokens": self._most.tokens}
+        for (name, most), found in zip(limits.items(), (asked.prompts, asked.tokens)):
+            if found > most:
+                raise RequestError(
+                    "prompt",
+                    found=f"{found} {name} in one request",
+                    expected=f"at most {most}",
+                    fix="split the request",
+                    param="prompt",
+                )
+
+    def leave(self, request: Queued, tokens: int) -> None:
+        """One of the request's prompts waits no more: it runs or has been given up."""
+        with self._lock:
+            held = self._clients[request.client]
+            for each in (request, held):
+                each.prompts -= 1
+                each.tokens -= tokens
+            if request.prompts == 0:
+                held.requests -= 1
+            if held.requests == 0:
+                del self._clients[request.client]

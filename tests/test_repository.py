@@ -143,7 +143,7 @@ def test_lock_holds_pins_and_hashes_only(lock):
 @pytest.mark.parametrize(
     ("lock", "extras", "groups"),
     [
-        ("requirements.lock", ["serve"], ["build", "demo"]),
+        ("requirements.lock", ["demo", "serve"], ["build"]),
         ("requirements-dev.lock", ["dev", "serve", "plan-tpu"], ["build", "lock"]),
         ("requirements-oracle.lock", ["oracle"], []),
         ("requirements-docs.lock", None, ["docs"]),

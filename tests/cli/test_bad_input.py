@@ -149,7 +149,7 @@ def hf_directory(path, **changes):
             ["LlamaForCausalLN", "did you mean LlamaForCausalLM?"],
         ),
         (dict(hidden_act="mish"), ["hidden_act: found 'mish'", "silu"]),
-        (dict(attention_dropout=0.1), ["attention_dropout: found 0.1"]),
+        (dict(is_causal=False), ["is_causal: found False"]),
         (dict(rope_scaling={"rope_type": "longrope"}), ["rope_type: found 'longrope'"]),
         (dict(use_mup=True), ["config.json: use_mup: found True"]),
     ],

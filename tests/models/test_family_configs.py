@@ -173,7 +173,7 @@ def test_upper_layers_of_qwen_slide():
     ("values", "change", "part"),
     [
         (QWEN_2_5, {"use_mrope": True}, "use_mrope"),
-        (QWEN_2_5, {"attention_dropout": 0.1}, "attention_dropout"),
+        (QWEN_2_5, {"is_causal": False}, "is_causal"),
         (QWEN_2_5, {"max_window_layers": "many"}, "max_window_layers"),
         (QWEN_2_5, {"layer_types": ["full_attention"]}, "layer_types"),
         (QWEN_2_5, {"layer_types": ["chunked_attention"] * 24}, "chunked_attention"),
@@ -184,7 +184,7 @@ def test_upper_layers_of_qwen_slide():
         (GEMMA_2, {"hidden_act": "relu"}, "hidden_act"),
         (GEMMA_2, {"sliding_window": None}, "sliding_window"),
         (GEMMA_2, {"query_pre_attn_scalar": "wide"}, "query_scale"),
-        (GEMMA_3, {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        (GEMMA_3, {"final_logit_softcapping": 0.0}, "final_logit_softcapping"),
         (GEMMA_3, {"rope_parameters": {"rope_type": "default"}}, "rope_parameters"),
         (GEMMA_3, {"num_hidden_layers": 2.5}, "num_hidden_layers"),
         (GPT_2, {"add_cross_attention": True}, "add_cross_attention"),

@@ -45,7 +45,12 @@ def line(error: pytest.ExceptionInfo) -> str:
     ("change", "parts"),
     [
         ({"architectures": ["LlamaForCausalML"]}, ["LlamaForCausalML", "did you mean LlamaForC"]),
-        ({"architectures": None}, ["model architecture", "found none", "MistralForCausalLM"]),
+        (
+            {"architectures": None, "model_type": None},
+            ["model architecture", "found none", "MistralForCausalLM"],
+        ),
+        ({"architectures": None, "model_type": "phi3"}, ["found phi3", "nearest is llama"]),
+        ({"model_type": "mistral"}, ["model_type", "'mistral'", "'llama'", "LlamaForCausalLM"]),
         ({"architectures": "LlamaForCausalLM"}, ["architectures", "a list of names"]),
         ({"hidden_size": None}, ["config.json: hidden_size", "absent"]),
         ({"hidden_size": "48"}, ["config.json", "d_model", "'48'", "integer"]),
@@ -53,7 +58,7 @@ def line(error: pytest.ExceptionInfo) -> str:
         ({"num_key_value_heads": 4}, ["config.json", "n_heads", "6", "4 kv heads"]),
         ({"num_hidden_layers": 1.5}, ["config.json", "n_layers", "1.5"]),
         ({"rms_norm_eps": "small"}, ["config.json", "norm_eps", "'small'"]),
-        ({"attention_dropout": 0.1}, ["config.json: attention_dropout", "0.1", "dropout"]),
+        ({"is_causal": False}, ["config.json: is_causal", "found False", "causal", "encoders"]),
         ({"hidden_act": "mish"}, ["config.json: hidden_act", "'mish'", "silu"]),
         ({"sliding_window": 8}, ["config.json: sliding_window", "8", "null"]),
         ({"no_such_switch": 3}, ["config.json: no_such_switch", "3"]),

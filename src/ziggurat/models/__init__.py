@@ -13,7 +13,13 @@ from ziggurat.models.deepseek import DeepseekV3Config
 from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.dit import DitConfig
 from ziggurat.models.encoder_model import EncoderModel
-from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
+from ziggurat.models.family import (
+    FAMILIES,
+    Family,
+    family_for_architecture,
+    family_for_config,
+    family_of,
+)
 from ziggurat.models.gemma import Gemma2Config, Gemma3Config
 from ziggurat.models.gpt2 import Gpt2Config
 from ziggurat.models.gpt_oss import GptOssConfig
@@ -48,5 +54,6 @@ __all__ = [
     "Qwen3MoeConfig",
     "TextEmbedder",
     "family_for_architecture",
+    "family_for_config",
     "family_of",
 ]

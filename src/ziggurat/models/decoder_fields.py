@@ -120,29 +120,36 @@ def write_pattern(pattern: Sequence[Reach], n_layers: int) -> list[str]:
     return [names[reach] for reach in reach_of_layers(pattern, n_layers)]
 
 
-def read_fields(hf: HFConfig, defaults: Mapping[str, Any], act: str = "hidden_act") -> dict:
-    """The shared fields but ``rope``; ``defaults`` are transformers', by its names.
+def read_fields(hf: HFConfig, act: str = "hidden_act") -> dict:
+    """The shared fields but ``rope``.
 
     Raises:
-        ModelError: a dimension is missing, or dropout or an unknown activation is set.
+        ModelError: a dimension is missing, or an unknown activation is set.
     """
-    hf.refuse_unless("attention_dropout", (0, 0.0), "dropout is not implemented; set it to 0")
     return {
         "vocab_size": hf.need("vocab_size"),
         "d_model": hf.need("hidden_size"),
         "n_layers": hf.need("num_hidden_layers"),
         "n_heads": hf.need("num_attention_heads"),
-        "n_kv_heads": hf.get("num_key_value_heads", defaults.get("num_key_value_heads")),
-        "head_dim": hf.get("head_dim", defaults.get("head_dim")),
+        "n_kv_heads": hf.get("num_key_value_heads"),
+        "head_dim": hf.get("head_dim"),
         "d_ff": hf.need("intermediate_size"),
-        "activation": activation(hf, act, defaults.get(act, "silu")),
-        "max_sequence_length": hf.get(
-            "max_position_embeddings", defaults["max_position_embeddings"]
-        ),
-        "tie_embeddings": hf.get("tie_word_embeddings", defaults["tie_word_embeddings"]),
-        "norm_eps": hf.get("rms_norm_eps", 1e-6),
-        "init_std": hf.get("initializer_range", 0.02),
+        "activation": activation(hf, act),
+        "max_sequence_length": hf.get("max_position_embeddings"),
+        "tie_embeddings": hf.get("tie_word_embeddings"),
+        "norm_eps": hf.get("rms_norm_eps"),
+        "init_std": hf.get("initializer_range"),
     }
+
+
+def same_reach(hf: HFConfig, window: Any) -> None:
+    """Refuse ``layer_types`` of an architecture whose layers are all alike, unless it says so.
+
+    Raises:
+        ModelError: the layers are of another type than with this window, or of several.
+    """
+    kind = "full_attention" if window is None else "sliding_attention"
+    hf.refuse_unless("layer_types", ([kind] * hf.whole("num_hidden_layers"),), "layers are alike")
 
 
 def write_fields(settings: DecoderFields, act: str = "hidden_act") -> dict[str, Any]:

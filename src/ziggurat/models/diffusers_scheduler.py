@@ -54,7 +54,8 @@ def from_diffusers(values: Mapping[str, Any]) -> tuple[Process, Sampling]:
     Raises:
         ModelError: the class is unknown, or a switch is set that is not implemented.
     """
-    hf, name = HFConfig(values), str(values.get("_class_name"))
+    name = str(values.get("_class_name"))
+    hf = HFConfig(values, name)
     if name == FLOW_CLASS:
         return _flow(hf)
     if name not in METHODS:

@@ -8,6 +8,8 @@ import numpy as np
 
 from ziggurat.core.errors import ModelError, did_you_mean
 from ziggurat.core.registry import Registry
+from ziggurat.models.architectures import check_head, model_type_of
+from ziggurat.models.config_keys import recorded_classes
 from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.language_model import ModelConfig
 from ziggurat.models.weight_names import TensorSource, WeightName
@@ -51,6 +53,20 @@ FAMILIES: Registry[Family] = Registry("model family", ModelError)
 def family_of(config: ModelConfig | EncoderFamilyConfig) -> Family:
     """The family of a config node."""
     return FAMILIES[config.kind]
+
+
+def family_for_config(values: Mapping[str, Any]) -> Family:
+    """The family that reads a ``config.json``, by its ``model_type`` or else its architecture.
+
+    Raises:
+        ModelError: none does, or the architecture is one with another head; the text names the
+            nearest family.
+    """
+    kind, types = model_type_of(values), recorded_classes()
+    families = (FAMILIES[name] for name in FAMILIES)
+    family = next(f for f in families if kind in {types.get(one) for one in f.architectures})
+    check_head(values, kind, family.encoder)
+    return family
 
 
 def family_for_architecture(architecture: str, *, gguf: bool = False) -> Family:

@@ -1,4 +1,10 @@
-"""Reading a Hugging Face ``config.json``: every key is used, known to be harmless, or refused."""
+"""Reading a published ``config.json``: every key is honoured, known to change nothing, or refused.
+
+One rule for all families, in :meth:`HFConfig.finish`. A key that the family asked for is honoured.
+Any other must be harmless (:data:`ziggurat.models.config_keys.HARMLESS`) or stand at the default of
+the library's own class, by which the family is made; a key that the library neither has nor reads
+must be off. What an absent key means is that library's default too.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -6,47 +12,12 @@ from typing import Any, TypeVar
 
 from ziggurat.core import config as config_
 from ziggurat.core.errors import ConfigError, ModelError
+from ziggurat.models.architectures import model_type_of
+from ziggurat.models.config_keys import is_harmless, only_trains, recorded
 from ziggurat.nn.mlp import Activation
-from ziggurat.nn.rope import (
-    LinearScaling,
-    Llama3Scaling,
-    NoScaling,
-    RopeConfig,
-    RopeScaling,
-    YarnScaling,
-)
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-HARMLESS = frozenset(
-    {
-        "architectures",
-        "auto_map",
-        "bos_token_id",
-        "cache_implementation",
-        "chunk_size_feed_forward",
-        "dtype",
-        "eos_token_id",
-        "id2label",
-        "is_encoder_decoder",
-        "is_llama_config",
-        "label2id",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "return_dict",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers.js_config",
-        "transformers_version",
-        "use_cache",
-    }
-)
-"""Keys that change no result of a causal forward pass."""
 
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
@@ -65,22 +36,66 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-class HFConfig:
-    """A ``config.json`` that remembers which keys were asked for."""
+REASONS = {
+    "attention_chunk_size": "attention in chunks is not implemented",
+    "head_dim": "heads here have hidden_size / num_attention_heads channels",
+    "is_causal": "attention here is causal; models that embed texts see both directions, and only "
+    "encoders of the BERT kind are read",
+    "original_max_position_embeddings": "only rotary scalings of a kind that needs it have it",
+    "partial_rotary_factor": "all channels of a head rotate here",
+    "per_layer_config": "layers that differ in other keys are not implemented",
+    "quantization_config": "quantised weights are imported with ziggurat import hf",
+    "sliding_window": "transformers applies it to this architecture's cache alone, so only while "
+    "decoding",
+}
+"""Why a key is refused where it has another value than its default, if there is more to say."""
+OFF = (None, False, 0, 0.0, [], {}, "")
+"""Values by which a key asks for nothing."""
 
-    def __init__(self, values: Mapping[str, Any]):
-        self._values = dict(values)
+
+class HFConfig:
+    """A ``config.json`` that remembers which keys were asked for.
+
+    Args:
+        values: its content.
+        model_type: transformers' type of model, or the class of diffusers; default: what the values
+            say.
+
+    Raises:
+        ModelError: the type is unknown, or a key and its other name disagree.
+    """
+
+    def __init__(self, values: Mapping[str, Any], model_type: str | None = None):
+        self.model_type = model_type_of(values) if model_type is None else model_type
+        record = recorded(self.model_type)
+        self._defaults = record.defaults
+        self._values: dict[str, Any] = {}
+        for key, value in values.items():
+            own = record.aliases.get(key, key)
+            if own in self._values and self._values[own] != value:
+                raise ModelError(
+                    f"config.json: {key}",
+                    found=f"{value!r}, and {self._values[own]!r} by its other name",
+                    expected="one value",
+                )
+            self._values[own] = value
         self._used: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A key's value; ``default`` where it is absent or null."""
+        """A key's value; where it is absent, what the library takes it for; ``default`` where it
+        is null or neither says anything."""
         self._used.add(key)
-        value = self._values.get(key)
+        value = self._values.get(key, self._defaults.get(key))
         return default if value is None else value
+
+    def given(self, key: str) -> Any:
+        """A key's value as it stands in the file; ``None`` where it is absent."""
+        self._used.add(key)
+        return self._values.get(key)
 
     def need(self, key: str) -> Any:
         """A key that must be there."""
-        if self.get(key) is None:
+        if self.given(key) is None:
             raise ModelError(f"config.json: {key}", found="absent", expected="a value")
         return self._values[key]
 
@@ -93,35 +108,44 @@ class HFConfig:
 
     def refuse_unless(self, key: str, accepted: tuple[Any, ...], why: str = "") -> None:
         """Refuse any value of ``key`` other than absent, null or one of ``accepted``."""
-        value = self.get(key)
+        value = self.given(key)
         if value is not None and value not in accepted:
             raise ModelError(
                 f"config.json: {key}",
                 found=repr(value),
-                expected=" or ".join(repr(entry) for entry in accepted),
-                fix=why or "this switch is not implemented for the family",
+                expected=" or ".join(repr(entry) for entry in accepted) or "null",
+                fix=why or REASONS.get(key, "this switch is not implemented for the family"),
             )
 
     def finish(self) -> None:
-        """Refuse keys that nobody asked for, unless they are harmless, private or off."""
+        """Refuse keys that nobody asked for, unless they are harmless, at their default, or off
+        where the library knows no such key."""
         for key, value in self._values.items():
-            known = key in self._used or key in HARMLESS or key.startswith("_")
-            if not known and value not in (None, False, 0, 0.0, [], {}, ""):
+            if key in self._used or is_harmless(key):
+                continue
+            if key in self._defaults:
+                self._refuse_unless_default(key, value)
+            elif value not in OFF:
                 raise ModelError(
                     f"config.json: {key}",
                     found=repr(value),
                     expected="only keys that this family implements",
                     fix="remove the key if it has no effect on the model",
                 )
+        rates = {k: v for k, v in self._values.items() if only_trains(k) and v not in OFF}
+        if rates:
+            text = ", ".join(f"{key} {rate}" for key, rate in rates.items())
+            _log.info("config.json: %s: not applied, should this model be trained", text)
 
-
-def note_dropout(config: HFConfig, *keys: str) -> None:
-    """Accept rates of dropout, which published models keep from their training, and say that
-    training here has none."""
-    rates = {key: config.get(key) for key in keys}
-    if any(rates.values()):
-        text = ", ".join(f"{key} {rate}" for key, rate in rates.items() if rate)
-        _log.info("config.json: %s: dropout is not applied, should this model be trained", text)
+    def _refuse_unless_default(self, key: str, value: Any) -> None:
+        default = self._defaults[key]
+        if value != default:
+            raise ModelError(
+                f"config.json: {key}",
+                found=repr(value),
+                expected=f"{'null' if default is None else repr(default)}, as by default",
+                fix=REASONS.get(key, "this switch is not implemented for the family"),
+            )
 
 
 def checked(cls: type[T], values: Mapping[str, Any], source: str) -> T:
@@ -136,7 +160,7 @@ def checked(cls: type[T], values: Mapping[str, Any], source: str) -> T:
         raise ModelError(str(error)) from None
 
 
-def activation(config: HFConfig, key: str = "hidden_act", default: str = "silu") -> Activation:
+def activation(config: HFConfig, key: str = "hidden_act", default: str | None = None) -> Activation:
     """The activation function by transformers' name."""
     name = config.get(key, default)
     if name not in ACTIVATIONS:
@@ -148,90 +172,3 @@ def activation(config: HFConfig, key: str = "hidden_act", default: str = "silu")
 def hf_activation(name: Activation) -> str:
     """The reverse of :func:`activation`."""
     return "gelu_pytorch_tanh" if name == "gelu_tanh" else name
-
-
-def rope(config: HFConfig, max_sequence_length: int, default_theta: float = 10000.0) -> RopeConfig:
-    """Rotary settings from ``rope_parameters`` (transformers 5) or ``rope_theta`` with
-    ``rope_scaling`` (transformers 4)."""
-    values = {**config.get("rope_scaling", {}), **config.get("rope_parameters", {})}
-    theta = values.pop("rope_theta", None) or config.get("rope_theta", default_theta)
-    config.get("rope_theta")
-    kind = values.pop("rope_type", None) or values.pop("type", "default")
-    values.pop("type", None)
-    if values.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise ModelError("config.json: partial_rotary_factor", found="not 1", expected="1")
-    values = {key: value for key, value in values.items() if value is not None}
-    original = values.pop("original_max_position_embeddings", None) or max_sequence_length
-    scaling: RopeScaling
-    try:
-        theta = float(theta)
-        if kind == "default":
-            scaling = NoScaling()
-            values = {}
-        elif kind == "linear":
-            scaling = LinearScaling(factor=float(values.pop("factor")))
-        elif kind == "llama3":
-            scaling = Llama3Scaling(original_length=original, **_floats(values))
-            values = {}
-        elif kind == "yarn":
-            factor = values.pop("factor", None) or max_sequence_length / original
-            truncate = values.pop("truncate", True)
-            lengths = {"original_length": original, "truncate": truncate}
-            scaling = YarnScaling(factor=float(factor), **lengths, **_floats(values))
-            values = {}
-        else:
-            raise ModelError(
-                "config.json: rope_type",
-                found=repr(kind),
-                expected="default, linear, llama3 or yarn",
-            )
-    except KeyError as error:
-        raise ModelError(
-            f"config.json: rope settings of type {kind}", found=f"no {error}", expected="a value"
-        ) from None
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"config.json: rope settings of type {kind}", found=error) from None
-    if values:
-        raise ModelError("config.json: rope settings", found=f"{sorted(values)}", expected="none")
-    return RopeConfig(theta=theta, scaling=scaling)
-
-
-def hf_rope(rope: RopeConfig) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling`` as transformers 4 and 5 both read them."""
-    return {"rope_theta": rope.theta, "rope_scaling": _hf_scaling(rope)}
-
-
-def hf_rope_parameters(rope: RopeConfig) -> dict[str, Any]:
-    """An entry of ``rope_parameters`` as transformers 5 has it."""
-    return {"rope_type": "default", "rope_theta": rope.theta} | (_hf_scaling(rope) or {})
-
-
-def _hf_scaling(rope: RopeConfig) -> dict[str, Any] | None:
-    s = rope.scaling
-    scaling: dict[str, Any] | None = None
-    if isinstance(s, LinearScaling):
-        scaling = {"rope_type": "linear", "factor": s.factor}
-    elif isinstance(s, Llama3Scaling):
-        scaling = {
-            "rope_type": "llama3",
-            "factor": s.factor,
-            "low_freq_factor": s.low_freq_factor,
-            "high_freq_factor": s.high_freq_factor,
-            "original_max_position_embeddings": s.original_length,
-        }
-    elif isinstance(s, YarnScaling):
-        scaling = {
-            "rope_type": "yarn",
-            "factor": s.factor,
-            "original_max_position_embeddings": s.original_length,
-            "beta_fast": s.beta_fast,
-            "beta_slow": s.beta_slow,
-            "truncate": s.truncate,
-        }
-        optional = ("attention_factor", "mscale", "mscale_all_dim")
-        scaling |= {key: getattr(s, key) for key in optional if getattr(s, key) is not None}
-    return scaling
-
-
-def _floats(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: float(value) for key, value in values.items()}

@@ -30,7 +30,13 @@ from ziggurat.mesh import Layout
 from ziggurat.models import adapters, peft
 from ziggurat.models.compressed_tensors import compressed, groups
 from ziggurat.models.encoder_model import EncoderFamilyConfig
-from ziggurat.models.family import FAMILIES, Family, family_for_architecture, family_of
+from ziggurat.models.family import (
+    FAMILIES,
+    Family,
+    family_for_architecture,
+    family_for_config,
+    family_of,
+)
 from ziggurat.models.gguf import tokenizer_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.placing import placement
@@ -356,12 +362,7 @@ def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
         raise ModelError(
             f"{path / 'config.json'}", found=type(values).__name__, expected="a JSON object"
         )
-    architectures = values.get("architectures") or [""]
-    if not isinstance(architectures, list):
-        raise ModelError(
-            "config.json: architectures", found=repr(architectures), expected="a list of names"
-        )
-    return family_for_architecture(str(architectures[0])), values
+    return family_for_config(values), values
 
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:

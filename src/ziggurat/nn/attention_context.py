@@ -34,7 +34,7 @@ class AttentionRule:
     scale: float
     """Multiplies the scores."""
     window: int | None = None
-    """Number of newest tokens seen; ``None``: all."""
+    """Number of newest tokens seen, in both directions where attention is; ``None``: all."""
     softcap: float | None = None
     """Bound on the scores, if any."""
     implementation: str = "auto"
@@ -148,7 +148,7 @@ class Both:
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         segments = () if self.mask is None else (jnp.ones_like(self.mask), self.mask)
-        mask = AttentionMask(positions, positions, *segments, causal=False)
+        mask = AttentionMask(positions, positions, *segments, causal=False, window=rule.window)
         return attend_by_rule(query, key, value, mask, rule, sinks), state
 
     def advance(self, state: State, tokens: int) -> "Both":

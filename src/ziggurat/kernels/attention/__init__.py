@@ -88,7 +88,7 @@ def _choose(query: Array, key: Array, value: Array, mask: AttentionMask) -> str:
         return "splash"
     whole = mask.aligned and mask.causal and active_ways("sequence") == 1
     long = isinstance(length, int) and length >= cpu.LEAST_QUERIES  # an export may leave it open
-    able = {"cpu": long and cpu.serves(query, key, value), "blocked": whole, "grouped": True}
+    able = {"cpu": long and cpu.serves(query, key, value, mask), "blocked": whole, "grouped": True}
     tuned = chosen("attention", length) if long else None
     if tuned and able.get(tuned):
         return tuned

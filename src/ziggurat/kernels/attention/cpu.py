@@ -1,4 +1,5 @@
-"""Attention on CPU by our C++ kernel, which stores no scores; float32, every mask.
+"""Attention on CPU by our C++ kernel, which stores no scores; float32, every mask but windows that
+reach to both sides.
 
 Gradients recompute the scores from the stored log-sums. Method: Dao et al. 2022 (FlashAttention),
 https://arxiv.org/abs/2205.14135.
@@ -33,9 +34,11 @@ class _Rule(NamedTuple):
     segments: bool
 
 
-def serves(query: jax.Array, key: jax.Array, value: jax.Array) -> bool:
-    """Whether the kernel can take these arrays here."""
-    return whole_on_a_device(query.shape[2]) and usable("attention", query, key, value)
+def serves(query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask) -> bool:
+    """Whether the kernel can take these arrays and this mask here."""
+    one_sided = mask.causal or mask.window is None  # the C++ knows no other window
+    whole = whole_on_a_device(query.shape[2])
+    return one_sided and whole and usable("attention", query, key, value)
 
 
 def cpu_attention(
@@ -51,13 +54,14 @@ def cpu_attention(
     """The same as the reference, except that a query that sees no key gives 0, with gradient 0.
 
     Raises:
-        ConfigError: the kernel is not built, or not for this platform, type or sharding.
+        ConfigError: the kernel is not built, or not for this platform, type, mask or sharding.
     """
-    if not serves(query, key, value):
+    if not serves(query, key, value, mask):
         raise ConfigError(
             "attention implementation",
             found=f"'cpu' for {query.dtype}",
-            expected="float32 on CPU with built kernels, whole rows on a device",
+            expected="float32 on CPU with built kernels, whole rows on a device, no window in both "
+            "directions",
             fix="use 'auto'; ziggurat kernels list says what is built",
         )
     segments = mask.query_segments is not None and mask.key_segments is not None

@@ -13,12 +13,14 @@ class AttentionMask:
     """A causal mask inside documents, optionally a sliding window.
 
     A query at position ``p`` of segment ``g`` sees keys of segment ``g`` at positions in
-    ``(p - window, p]``; without ``causal``, at any position.
+    ``(p - window, p]``; without ``causal``, on both sides: ``(p - window, p + window)``.
 
     >>> import jax.numpy as jnp
     >>> p = jnp.arange(3)[None]
     >>> AttentionMask(p, p, causal=True, window=2).dense()[0].astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [0, 1, 1]]
+    >>> AttentionMask(p, p, causal=False, window=2).dense()[0].astype(int).tolist()
+    [[1, 1, 0], [1, 1, 1], [0, 1, 1]]
     """
 
     query_positions: Int[Array, "b t"]
@@ -35,7 +37,7 @@ class AttentionMask:
     """Query ``i`` and key ``i`` are the same token, in order of position within every document (a
     whole row attends to itself); then no query sees a key of a higher index."""
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
-    """Number of newest keys seen, the query's own included; ``None``: all."""
+    """Number of keys seen to one side, the query's own included; ``None``: all."""
 
     def block(self, start: int, stop: int) -> tuple["AttentionMask", slice]:
         """The mask of queries ``start`` to ``stop``, and the only keys they can see; aligned."""
@@ -61,7 +63,7 @@ class AttentionMask:
         distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
         visible = distance >= 0 if self.causal else jnp.ones_like(distance, bool)
         if self.window is not None:
-            visible &= distance < self.window
+            visible &= (distance if self.causal else jnp.abs(distance)) < self.window
         if self.query_segments is not None and self.key_segments is not None:
             visible &= self.query_segments[:, :, None] == self.key_segments[:, None, :]
         return visible

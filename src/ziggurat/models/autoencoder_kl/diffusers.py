@@ -40,7 +40,7 @@ def from_diffusers(values: Mapping[str, Any]) -> AutoencoderKLConfig:
     Raises:
         ModelError: a switch is set that the family does not implement.
     """
-    hf = HFConfig(values)
+    hf = HFConfig(values, CLASS)
     hf.get("force_upcast")  # which type to compute in is the caller's
     channels = tuple(hf.get("block_out_channels", (64,)))
     for key, block in (("down_block_types", DOWN), ("up_block_types", UP)):

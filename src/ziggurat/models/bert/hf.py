@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.models.bert.config import BertConfig
-from ziggurat.models.hf_config import HFConfig, activation, checked, hf_activation, note_dropout
+from ziggurat.models.hf_config import HFConfig, activation, checked, hf_activation
 from ziggurat.models.weight_names import WeightName
 
-WITHOUT_EFFECT = ("gradient_checkpointing", "tie_word_embeddings", "classifier_dropout")
+WITHOUT_EFFECT = ("tie_word_embeddings", "is_causal")
+"""An encoder has no head to tie, and sees both directions whatever the second says."""
 POOLER = "pooler.dense.weight"
 """A tensor that encoders with a pooler have; ``config.json`` does not say."""
 
@@ -20,22 +21,21 @@ def from_hf(values: Mapping[str, Any]) -> BertConfig:
     """
     hf = HFConfig(values)
     for key in WITHOUT_EFFECT:
-        hf.get(key)
+        hf.given(key)
     hf.refuse_unless("is_decoder", (False,), "attention here is in both directions")
     hf.refuse_unless("add_cross_attention", (False,))
     hf.refuse_unless("position_embedding_type", ("absolute",))
-    note_dropout(hf, "hidden_dropout_prob", "attention_probs_dropout_prob")
     settings = {
         "vocab_size": hf.need("vocab_size"),
         "d_model": hf.need("hidden_size"),
         "n_layers": hf.need("num_hidden_layers"),
         "n_heads": hf.need("num_attention_heads"),
         "d_ff": hf.need("intermediate_size"),
-        "activation": activation(hf, "hidden_act", "gelu"),
-        "max_sequence_length": hf.get("max_position_embeddings", 512),
-        "token_types": hf.get("type_vocab_size", 2),
-        "norm_eps": hf.get("layer_norm_eps", 1e-12),
-        "init_std": hf.get("initializer_range", 0.02),
+        "activation": activation(hf),
+        "max_sequence_length": hf.get("max_position_embeddings"),
+        "token_types": hf.get("type_vocab_size"),
+        "norm_eps": hf.get("layer_norm_eps"),
+        "init_std": hf.get("initializer_range"),
     }
     hf.finish()
     return checked(BertConfig, settings, "config.json")

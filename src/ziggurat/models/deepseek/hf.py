@@ -4,12 +4,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ziggurat.core.errors import ModelError
 from ziggurat.models import block_names
 from ziggurat.models.deepseek.config import DeepseekV3Config
-from ziggurat.models.hf_config import HFConfig, activation, checked, hf_activation, hf_rope, rope
+from ziggurat.models.hf_config import HFConfig, activation, checked, hf_activation
 from ziggurat.models.rotary_order import pairs_to_halves, reordered
+from ziggurat.models.rotary_settings import hf_rope, read_rope
 from ziggurat.models.weight_names import WeightName
 from ziggurat.nn.moe import MixtureConfig
+from ziggurat.nn.rope import YarnScaling
 
 DIMENSIONS = {
     "vocab_size": "vocab_size",
@@ -26,24 +29,21 @@ DIMENSIONS = {
     "experts_per_token": "num_experts_per_tok",
 }
 """Keys that must be there, ours and theirs."""
-SWITCHES: dict[str, tuple[str, Any]] = {
-    "n_dense_layers": ("first_k_dense_replace", 3),
-    "n_shared_experts": ("n_shared_experts", 1),
-    "n_groups": ("n_group", 8),
-    "groups_per_token": ("topk_group", 4),
-    "normalise_weights": ("norm_topk_prob", True),
-    "routed_scale": ("routed_scaling_factor", 2.5),
-    "max_sequence_length": ("max_position_embeddings", 4096),
-    "interleaved_rope": ("rope_interleave", True),
-    "attention_bias": ("attention_bias", False),
-    "tie_embeddings": ("tie_word_embeddings", False),
-    "norm_eps": ("rms_norm_eps", 1e-6),
-    "init_std": ("initializer_range", 0.02),
+SWITCHES = {
+    "n_dense_layers": "first_k_dense_replace",
+    "n_shared_experts": "n_shared_experts",
+    "n_groups": "n_group",
+    "groups_per_token": "topk_group",
+    "normalise_weights": "norm_topk_prob",
+    "routed_scale": "routed_scaling_factor",
+    "max_sequence_length": "max_position_embeddings",
+    "interleaved_rope": "rope_interleave",
+    "attention_bias": "attention_bias",
+    "tie_embeddings": "tie_word_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "init_std": "initializer_range",
 }
-"""Keys that may be absent, ours, theirs and transformers' default."""
-IGNORED = ("num_nextn_predict_layers", "num_mtp_layers", "output_router_logits", "ep_size")
-IGNORED += ("aux_loss_alpha", "seq_aux", "router_aux_loss_coef")
-"""Keys of further predicted tokens, whose layers are not read, and of training."""
+"""Keys that may be absent, ours and theirs."""
 
 
 def from_hf(values: Mapping[str, Any]) -> DeepseekV3Config:
@@ -54,23 +54,24 @@ def from_hf(values: Mapping[str, Any]) -> DeepseekV3Config:
     """
     hf = HFConfig(values)
     settings = {ours: hf.need(theirs) for ours, theirs in DIMENSIONS.items()}
-    settings |= {ours: hf.get(theirs, default) for ours, (theirs, default) in SWITCHES.items()}
-    without = "q_lora_rank" in values and values["q_lora_rank"] is None
+    settings |= {ours: hf.get(theirs) for ours, theirs in SWITCHES.items()}
     settings |= {
-        "query_latent": None if without else hf.get("q_lora_rank", 1536),
+        "query_latent": hf.get("q_lora_rank"),
         "activation": activation(hf),
-        "rope": rope(hf, settings["max_sequence_length"]),
+        "rope": read_rope(hf, settings["max_sequence_length"]),
     }
-    hf.get("q_lora_rank")
+    if not isinstance(settings["rope"].scaling, YarnScaling):  # else it scales the scores too
+        for key in ("rope_scaling", "rope_parameters"):
+            if (hf.given(key) or {}).get("mscale_all_dim"):
+                raise ModelError(
+                    f"config.json: {key}.mscale_all_dim", found="a value", expected="type yarn"
+                )
     hf.refuse_unless("num_key_value_heads", (settings["n_heads"],), "each head has its own keys")
     hf.refuse_unless("head_dim", (settings["rotary_dim"],))
     hf.refuse_unless("qk_head_dim", (hf.whole("qk_nope_head_dim") + hf.whole("qk_rope_head_dim"),))
     hf.refuse_unless("topk_method", ("noaux_tc",))
     hf.refuse_unless("scoring_func", ("sigmoid",))
     hf.refuse_unless("moe_layer_freq", (1,))
-    hf.refuse_unless("attention_dropout", (0, 0.0), "dropout is not implemented; set it to 0")
-    for key in IGNORED:
-        hf.get(key)
     hf.finish()
     return checked(DeepseekV3Config, settings, "config.json")
 
@@ -81,7 +82,7 @@ def to_hf(config: DeepseekV3Config) -> dict[str, Any]:
         "architectures": ["DeepseekV3ForCausalLM"],
         "model_type": "deepseek_v3",
         **{theirs: getattr(config, ours) for ours, theirs in DIMENSIONS.items()},
-        **{theirs: getattr(config, ours) for ours, (theirs, _) in SWITCHES.items()},
+        **{theirs: getattr(config, ours) for ours, theirs in SWITCHES.items()},
         **hf_rope(config.rope),
         "q_lora_rank": config.query_latent,
         "num_key_value_heads": config.n_heads,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ziggurat.core.errors import ModelError
 from ziggurat.models.dit.config import DitConfig
-from ziggurat.models.hf_config import HFConfig, checked, note_dropout
+from ziggurat.models.hf_config import HFConfig, checked
 from ziggurat.models.weight_names import Part, TensorSource, WeightName, export_weights
 
 CLASS = "DiTTransformer2DModel"
@@ -36,13 +36,12 @@ def from_diffusers(values: Mapping[str, Any]) -> DitConfig:
     Raises:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
-    hf = HFConfig(values)
+    hf = HFConfig(values, CLASS)
     for key in WITHOUT_EFFECT:
         hf.get(key)
     hf.refuse_unless("norm_type", ("ada_norm_zero",), "only class-conditional DiTs are read so")
     if values.get("_class_name") == OLD_CLASS:
         hf.need("norm_type")
-    note_dropout(hf, "dropout")
     name = hf.get("activation_fn", "gelu-approximate")
     if name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)

@@ -12,24 +12,12 @@ from ziggurat.models.decoder_fields import (
     write_pattern,
 )
 from ziggurat.models.gemma.config import Gemma2Config, Gemma3Config
-from ziggurat.models.hf_config import (
-    HFConfig,
-    activation,
-    checked,
-    hf_rope,
-    hf_rope_parameters,
-    rope,
-)
+from ziggurat.models.hf_config import HFConfig, activation, checked
+from ziggurat.models.rotary_settings import hf_rope, hf_rope_parameters, read_rope, rope_of
 from ziggurat.models.weight_names import WeightName
 from ziggurat.nn.rope import RopeConfig
 
 ACTIVATION = "hidden_activation"
-DEFAULTS = {
-    "num_key_value_heads": 4,
-    "head_dim": 256,
-    ACTIVATION: "gelu_pytorch_tanh",
-    "tie_word_embeddings": True,
-}
 NORMS = {
     "attention_norm": "input_layernorm",
     "attention_post_norm": "post_attention_layernorm",
@@ -45,53 +33,56 @@ def from_hf(values: Mapping[str, Any]) -> Gemma2Config | Gemma3Config:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
-    third = (values.get("architectures") or [""])[0].startswith("Gemma3")
-    length = {"max_position_embeddings": 131072 if third else 8192}
-    settings = read_fields(hf, DEFAULTS | length, ACTIVATION)
+    third = hf.model_type == "gemma3_text"
+    settings = read_fields(hf, ACTIVATION)
     _same_activation(hf, settings["activation"])
     hf.refuse_unless("use_bidirectional_attention", (False,), "attention here is causal")
     settings |= {
-        "attention_bias": hf.get("attention_bias", False),
-        "query_scale": hf.get("query_pre_attn_scalar", 256),
+        "attention_bias": hf.get("attention_bias"),
+        "query_scale": hf.get("query_pre_attn_scalar"),
+        "logit_softcap": _softcap(hf, "final_logit_softcapping"),
     }
     layers = hf.whole("num_hidden_layers")
-    every = max(hf.whole("sliding_window_pattern", 6 if third else 2), 1)
+    every = max(hf.whole("sliding_window_pattern", 6), 1) if third else 2
     types = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(layers)]
     settings["pattern"] = read_pattern(hf, layers, types)
     settings["window"] = hf.get("sliding_window", 4096)
-    if "local" in settings["pattern"] and values.get("sliding_window", 4096) is None:
+    if "local" in settings["pattern"] and hf.get("sliding_window") is None:
         raise ModelError("config.json: sliding_window", found="null", expected="a number >= 1")
     if third:
-        # transformers holds this setting and applies it nowhere
-        hf.refuse_unless("attn_logit_softcapping", (), "Gemma 3 does not bound its scores")
-        settings["logit_softcap"] = _softcap(hf, values, "final_logit_softcapping", 0.0)
+        hf.given("attn_logit_softcapping")  # transformers holds it and applies it nowhere
         settings |= _ropes(hf, settings["max_sequence_length"])
     else:
-        settings["attention_softcap"] = _softcap(hf, values, "attn_logit_softcapping", 50.0)
-        settings["logit_softcap"] = _softcap(hf, values, "final_logit_softcapping", 30.0)
-        settings["rope"] = rope(hf, settings["max_sequence_length"])
+        hf.refuse_unless("sliding_window_pattern", (2,), "transformers knows layer_types alone")
+        hf.refuse_unless("sliding_window_size", (settings["window"],), "it is sliding_window")
+        settings["attention_softcap"] = _softcap(hf, "attn_logit_softcapping")
+        settings["rope"] = read_rope(hf, settings["max_sequence_length"])
     hf.finish()
     return checked(Gemma3Config if third else Gemma2Config, settings, "config.json")
 
 
 def _same_activation(hf: HFConfig, found: str) -> None:
     """transformers reads ``hidden_activation``; ``hidden_act``, from Gemma 1, may not differ."""
-    if activation(hf, "hidden_act", hf.get(ACTIVATION, DEFAULTS[ACTIVATION])) != found:
+    if hf.given("hidden_act") is not None and activation(hf, "hidden_act") != found:
         raise ModelError(
             "config.json: hidden_act",
-            found=repr(hf.get("hidden_act")),
+            found=repr(hf.given("hidden_act")),
             expected=f"the function of {ACTIVATION}, or nothing",
         )
 
 
-def _softcap(hf: HFConfig, values: Mapping[str, Any], key: str, default: float) -> Any:
-    return hf.get(key, default if key not in values else 0.0)
+def _softcap(hf: HFConfig, key: str) -> Any:
+    """A bound; 0 stands for none in our config, and is no bound in theirs."""
+    cap = hf.get(key)
+    if cap == 0:
+        raise ModelError(f"config.json: {key}", found=cap, expected="null, or a positive number")
+    return 0.0 if cap is None else cap
 
 
 def _ropes(hf: HFConfig, length: int) -> dict[str, RopeConfig]:
     """Both rotary settings: nested in ``rope_parameters`` by type of layer (transformers 5), or
     ``rope_theta``, ``rope_scaling`` (of global layers) and ``rope_local_base_freq`` (4)."""
-    given = hf.get("rope_parameters", {})
+    given = hf.get("rope_parameters")
     nested = {key: given.get(key) or {} for key in ("full_attention", "sliding_attention")}
     extra = sorted(given.keys() - nested.keys())
     if extra:
@@ -100,14 +91,13 @@ def _ropes(hf: HFConfig, length: int) -> dict[str, RopeConfig]:
             found=", ".join(extra),
             expected="full_attention and sliding_attention",
         )
-    whole = {**hf.get("rope_scaling", {}), **nested["full_attention"]}
-    theta, local = hf.get("rope_theta", 1e6), hf.get("rope_local_base_freq", 10000.0)
+    whole = {**nested["full_attention"], **hf.get("rope_scaling", {})}
+    # transformers looks for `truncate` beside the two, where it never is
+    rounded = {"truncate": True}
+    theta, local = hf.get("rope_theta"), hf.get("rope_local_base_freq")
     return {
-        "rope": rope(HFConfig({"rope_parameters": {"rope_theta": theta, **whole}}), length),
-        "local_rope": rope(
-            HFConfig({"rope_parameters": {"rope_theta": local, **nested["sliding_attention"]}}),
-            length,
-        ),
+        "rope": rope_of(whole | rounded, theta, length),
+        "local_rope": rope_of(nested["sliding_attention"] | rounded, local, length),
     }
 
 

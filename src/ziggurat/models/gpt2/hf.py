@@ -4,21 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.models.gpt2.config import Gpt2Config
-from ziggurat.models.hf_config import HFConfig, activation, checked, hf_activation, note_dropout
+from ziggurat.models.hf_config import HFConfig, activation, checked, hf_activation
 from ziggurat.models.weight_names import Part, WeightName
 from ziggurat.nn.mlp import PlainMlpConfig
 
 ACTIVATION = "activation_function"
-WITHOUT_EFFECT = (
-    "n_ctx",  # n_positions, under its name of 2019
-    "reorder_and_upcast_attn",  # scores and softmax are float32 here, whatever the type of the rest
-    "summary_activation",  # the summary is of another model with this config, as is what follows
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-    "task_specific_params",
-)
 
 
 def from_hf(values: Mapping[str, Any]) -> Gpt2Config:
@@ -28,23 +18,20 @@ def from_hf(values: Mapping[str, Any]) -> Gpt2Config:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
-    for key in WITHOUT_EFFECT:
-        hf.get(key)
     hf.refuse_unless("add_cross_attention", (False,), "there is no encoder to attend to")
-    note_dropout(hf, "attn_pdrop", "embd_pdrop", "resid_pdrop")
     settings = {
         "vocab_size": hf.need("vocab_size"),
         "d_model": hf.need("n_embd"),
         "n_layers": hf.need("n_layer"),
         "n_heads": hf.need("n_head"),
         "d_ff": hf.get("n_inner"),
-        "activation": activation(hf, ACTIVATION, "gelu_new"),
-        "max_sequence_length": hf.get("n_positions", 1024),
-        "scale_scores": hf.get("scale_attn_weights", True),
-        "scale_scores_by_layer": hf.get("scale_attn_by_inverse_layer_idx", False),
-        "tie_embeddings": hf.get("tie_word_embeddings", True),
-        "norm_eps": hf.get("layer_norm_epsilon", 1e-5),
-        "init_std": hf.get("initializer_range", 0.02),
+        "activation": activation(hf, ACTIVATION),
+        "max_sequence_length": hf.get("n_positions"),
+        "scale_scores": hf.get("scale_attn_weights"),
+        "scale_scores_by_layer": hf.get("scale_attn_by_inverse_layer_idx"),
+        "tie_embeddings": hf.get("tie_word_embeddings"),
+        "norm_eps": hf.get("layer_norm_epsilon"),
+        "init_std": hf.get("initializer_range"),
     }
     hf.finish()
     return checked(Gpt2Config, settings, "config.json")

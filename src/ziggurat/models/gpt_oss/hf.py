@@ -7,24 +7,9 @@ from ziggurat.core.errors import ModelError
 from ziggurat.models import block_names
 from ziggurat.models.decoder_fields import read_fields, read_pattern, write_fields, write_pattern
 from ziggurat.models.gpt_oss.config import GptOssConfig
-from ziggurat.models.hf_config import HFConfig, checked, hf_rope_parameters, rope
+from ziggurat.models.hf_config import HFConfig, checked
+from ziggurat.models.rotary_settings import hf_rope_parameters, read_rope
 from ziggurat.models.weight_names import Part, WeightName
-
-DEFAULTS = {
-    "max_position_embeddings": 131072,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "tie_word_embeddings": False,
-}
-YARN = {
-    "rope_type": "yarn",
-    "factor": 32.0,
-    "original_max_position_embeddings": 4096,
-    "truncate": False,
-}
-"""The rotary scaling of a config that names none."""
-TRAINING = ("router_aux_loss_coef", "output_router_logits")
-"""Keys of the loss, which a run file sets here."""
 
 
 def from_hf(values: Mapping[str, Any]) -> GptOssConfig:
@@ -33,30 +18,25 @@ def from_hf(values: Mapping[str, Any]) -> GptOssConfig:
     Raises:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
-    if values.get("rope_scaling") is None and values.get("rope_parameters") is None:
-        values = {**values, "rope_scaling": YARN}
     hf = HFConfig(values)
-    settings = read_fields(hf, DEFAULTS)
+    settings = read_fields(hf)
     layers = hf.whole("num_hidden_layers")
     types = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]
-    chosen = hf.get("num_experts_per_tok", 4)
+    chosen = hf.get("num_experts_per_tok")
     settings |= {
-        "rope": rope(hf, settings["max_sequence_length"], 150000.0),
-        "norm_eps": hf.get("rms_norm_eps", 1e-5),
-        "n_experts": hf.get("num_local_experts", hf.get("num_experts", 128)),
+        "rope": read_rope(hf, settings["max_sequence_length"]),
+        "n_experts": hf.get("num_local_experts"),
         "experts_per_token": chosen,
-        "gate_alpha": hf.get("swiglu_alpha", 1.702),
-        "gate_limit": hf.get("swiglu_limit", 7.0),
+        "gate_alpha": hf.get("swiglu_alpha"),
+        "gate_limit": hf.get("swiglu_limit"),
         "window": hf.get("sliding_window", 128),
         "pattern": read_pattern(hf, layers, types),
-        "attention_bias": hf.get("attention_bias", True),
+        "attention_bias": hf.get("attention_bias"),
     }
-    if "sliding_window" in values and values["sliding_window"] is None:
+    if "local" in settings["pattern"] and hf.get("sliding_window") is None:
         raise ModelError("config.json: sliding_window", found="null", expected="a number of tokens")
     hf.refuse_unless("experts_per_token", (chosen,), "it says the same as num_experts_per_tok")
     _check_quantization(hf.get("quantization_config", {}))
-    for key in (*TRAINING, "initial_context_length"):
-        hf.get(key)
     hf.finish()
     return checked(GptOssConfig, settings, "config.json")
 

@@ -6,14 +6,13 @@ from typing import Any
 import numpy as np
 
 from ziggurat.core.errors import ModelError
-from ziggurat.models.decoder_fields import decoder_names, read_fields, write_fields
-from ziggurat.models.hf_config import HFConfig, checked, hf_rope, rope
+from ziggurat.models.decoder_fields import decoder_names, read_fields, same_reach, write_fields
+from ziggurat.models.hf_config import HFConfig, checked
 from ziggurat.models.llama.config import LlamaConfig
+from ziggurat.models.rotary_settings import hf_rope, read_rope
 from ziggurat.models.weight_names import WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.rope import Llama3Scaling, NoScaling, RopeConfig, frequencies
-
-DEFAULTS = {"max_position_embeddings": 2048, "tie_word_embeddings": False}
 
 
 def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
@@ -23,19 +22,14 @@ def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
-    mistral = (values.get("architectures") or [""])[0].startswith("Mistral")
-    settings = read_fields(hf, DEFAULTS)
-    window = hf.get("sliding_window", 4096 if mistral and "sliding_window" not in values else None)
+    mistral = hf.model_type == "mistral"
+    settings = read_fields(hf)
+    settings["rope"] = read_rope(hf, settings["max_sequence_length"])
     if mistral:
-        hf.refuse_unless("layer_types", (["sliding_attention"] * hf.need("num_hidden_layers"),))
-    elif window is not None:
-        raise ModelError("config.json: sliding_window", found=window, expected="null for Llama")
-    settings |= {
-        "rope": rope(hf, settings["max_sequence_length"]),
-        "window": window,
-        "attention_bias": hf.get("attention_bias", False),
-        "mlp_bias": hf.get("mlp_bias", False),
-    }
+        settings["window"] = hf.get("sliding_window")
+    else:
+        settings |= {key: hf.get(key) for key in ("attention_bias", "mlp_bias")}
+    same_reach(hf, settings.get("window"))
     hf.finish()
     return checked(LlamaConfig, settings, "config.json")
 

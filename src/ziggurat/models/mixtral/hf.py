@@ -4,18 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.models import block_names
-from ziggurat.models.decoder_fields import read_fields, write_fields
-from ziggurat.models.hf_config import HFConfig, checked, hf_rope, rope
+from ziggurat.models.decoder_fields import read_fields, same_reach, write_fields
+from ziggurat.models.hf_config import HFConfig, checked
 from ziggurat.models.mixtral.config import MixtralConfig
+from ziggurat.models.rotary_settings import hf_rope, read_rope
 from ziggurat.models.weight_names import WeightName
-
-DEFAULTS = {
-    "max_position_embeddings": 4096 * 32,
-    "num_key_value_heads": 8,
-    "tie_word_embeddings": False,
-}
-TRAINING = ("router_aux_loss_coef", "output_router_logits")
-"""Keys of the loss, which a run file sets here."""
 
 
 def from_hf(values: Mapping[str, Any]) -> MixtralConfig:
@@ -25,17 +18,14 @@ def from_hf(values: Mapping[str, Any]) -> MixtralConfig:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
-    settings = read_fields(hf, DEFAULTS)
+    settings = read_fields(hf)
     settings |= {
-        "rope": rope(hf, settings["max_sequence_length"], 1e6),
-        "norm_eps": hf.get("rms_norm_eps", 1e-5),
+        "rope": read_rope(hf, settings["max_sequence_length"]),
         "window": hf.get("sliding_window"),
-        "n_experts": hf.get("num_local_experts", hf.get("num_experts", 8)),
-        "experts_per_token": hf.get("num_experts_per_tok", 2),
+        "n_experts": hf.get("num_local_experts"),
+        "experts_per_token": hf.get("num_experts_per_tok"),
     }
-    hf.refuse_unless("router_jitter_noise", (0, 0.0), "noise on a router's input in training")
-    for key in TRAINING:
-        hf.get(key)
+    same_reach(hf, settings["window"])
     hf.finish()
     return checked(MixtralConfig, settings, "config.json")
 

@@ -10,11 +10,10 @@ from ziggurat.models.decoder_fields import (
     write_fields,
     write_pattern,
 )
-from ziggurat.models.hf_config import HFConfig, checked, hf_rope, rope
+from ziggurat.models.hf_config import HFConfig, checked
 from ziggurat.models.qwen.config import Qwen2Config, Qwen3Config
+from ziggurat.models.rotary_settings import hf_rope, read_rope
 from ziggurat.models.weight_names import WeightName
-
-DEFAULTS = {"max_position_embeddings": 32768, "tie_word_embeddings": False}
 
 
 def from_hf(values: Mapping[str, Any]) -> Qwen2Config | Qwen3Config:
@@ -24,18 +23,18 @@ def from_hf(values: Mapping[str, Any]) -> Qwen2Config | Qwen3Config:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
-    third = (values.get("architectures") or [""])[0].startswith("Qwen3")
-    settings = read_fields(hf, DEFAULTS | ({"head_dim": 128} if third else {}))
-    settings["rope"] = rope(hf, settings["max_sequence_length"])
+    third = hf.model_type == "qwen3"
+    settings = read_fields(hf)
+    settings["rope"] = read_rope(hf, settings["max_sequence_length"])
     layers, first = hf.whole("num_hidden_layers"), hf.whole("max_window_layers", 28)
-    window = hf.get("sliding_window", 4096)
-    slides = hf.get("use_sliding_window", False) and values.get("sliding_window", 0) is not None
+    window = hf.get("sliding_window")
+    slides = hf.get("use_sliding_window") and window is not None
     full = min(first, layers) if slides else layers
     types = ["full_attention"] * full + ["sliding_attention"] * (layers - full)
     settings["pattern"] = read_pattern(hf, layers, types)
     settings["window"] = window if slides and "local" in settings["pattern"] else None
     if third:
-        settings["attention_bias"] = hf.get("attention_bias", False)
+        settings["attention_bias"] = hf.get("attention_bias")
     hf.finish()
     return checked(Qwen3Config if third else Qwen2Config, settings, "config.json")
 

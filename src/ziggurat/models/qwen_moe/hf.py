@@ -4,19 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.models import block_names
-from ziggurat.models.decoder_fields import read_fields, write_fields
-from ziggurat.models.hf_config import HFConfig, checked, hf_rope, rope
+from ziggurat.models.decoder_fields import read_fields, same_reach, write_fields
+from ziggurat.models.hf_config import HFConfig, checked
 from ziggurat.models.qwen_moe.config import Qwen3MoeConfig
+from ziggurat.models.rotary_settings import hf_rope, read_rope
 from ziggurat.models.weight_names import WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
-
-DEFAULTS = {
-    "max_position_embeddings": 32768,
-    "num_key_value_heads": 4,
-    "tie_word_embeddings": False,
-}
-TRAINING = ("router_aux_loss_coef", "output_router_logits")
-"""Keys of the loss, which a run file sets here."""
 
 
 def from_hf(values: Mapping[str, Any]) -> Qwen3MoeConfig:
@@ -26,25 +19,24 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3MoeConfig:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
-    settings = read_fields(hf, DEFAULTS)
-    slides = hf.get("use_sliding_window", False)
-    window = hf.get("sliding_window", 4096 if "sliding_window" not in values else None)
-    if slides:  # transformers lets all layers slide, whatever this key says
+    settings = read_fields(hf)
+    window, slides = hf.get("sliding_window"), hf.get("use_sliding_window")
+    window = window if slides else None
+    if window is not None:  # transformers lets all layers slide, whatever this key says
         hf.refuse_unless("max_window_layers", (0,), "layers that do not slide")
-    hf.get("max_window_layers")
+    hf.given("max_window_layers")
     settings |= {
-        "rope": rope(hf, settings["max_sequence_length"]),
-        "n_experts": hf.get("num_local_experts", hf.get("num_experts", 128)),
-        "experts_per_token": hf.get("num_experts_per_tok", 8),
-        "d_ff_expert": hf.get("moe_intermediate_size", 768),
-        "normalise_weights": hf.get("norm_topk_prob", False),
-        "sparse_every": hf.get("decoder_sparse_step", 1),
+        "rope": read_rope(hf, settings["max_sequence_length"]),
+        "n_experts": hf.get("num_experts"),
+        "experts_per_token": hf.get("num_experts_per_tok"),
+        "d_ff_expert": hf.get("moe_intermediate_size"),
+        "normalise_weights": hf.get("norm_topk_prob"),
+        "sparse_every": hf.get("decoder_sparse_step"),
         "dense_layers": hf.get("mlp_only_layers", []),
-        "window": window if slides else None,
-        "attention_bias": hf.get("attention_bias", False),
+        "window": window,
+        "attention_bias": hf.get("attention_bias"),
     }
-    for key in TRAINING:
-        hf.get(key)
+    same_reach(hf, window)
     hf.finish()
     return checked(Qwen3MoeConfig, settings, "config.json")
 

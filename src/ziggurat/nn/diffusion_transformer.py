@@ -19,11 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
+from ziggurat.kernels.linear import take_rows
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionRule, Both
 from ziggurat.nn.block import AttentionConfig, MlpConfig
 from ziggurat.nn.decoder import REMAT_POLICIES, Remat
-from ziggurat.kernels.linear import take_rows
 from ziggurat.nn.linear import Linear, add, constant, multiply, parameter
 from ziggurat.nn.norm import LayerNorm, standardised
 from ziggurat.nn.precision import Precision

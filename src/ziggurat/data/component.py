@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ziggurat.core.protocols import Batch
 from ziggurat.data import bins, packing
 from ziggurat.data.config import DataConfig
 from ziggurat.data.filter import Selection
-from ziggurat.data.pieces import Pieces, assemble
+from ziggurat.data.pieces import POSITION_LIMIT, Pieces, assemble
 from ziggurat.data.store import TokenStore
 
 
@@ -40,7 +40,7 @@ class Component:
     ):
         self.name, self.store, self.selection = name, store, selection
         self._row_tokens = config.sequence_length
-        self._positions: Literal["document", "row"] = config.positions
+        self._config = config
         lengths = _Lengths(store, selection)
         # Each component has its own order, also where two hold the same documents.
         own = seed if not name else _seed(seed, name)
@@ -103,16 +103,10 @@ class Component:
 
     def fill(self, pieces: Pieces, rows: int) -> Batch:
         """Rows with the tokens of ``pieces``."""
-        return fill(self.store, pieces, rows, self._row_tokens, self._positions)
+        return fill(self.store, pieces, rows, self._config)
 
 
-def fill(
-    store: TokenStore,
-    pieces: Pieces,
-    rows: int,
-    row_tokens: int,
-    positions: Literal["document", "row"],
-) -> Batch:
+def fill(store: TokenStore, pieces: Pieces, rows: int, config: DataConfig) -> Batch:
     """:func:`ziggurat.data.pieces.assemble` for documents of a store."""
     begins = store.offsets[pieces.document]
     return assemble(
@@ -121,8 +115,9 @@ def fill(
         begins,
         store.offsets[pieces.document + 1] - begins,
         rows=rows,
-        row_tokens=row_tokens,
-        positions=positions,
+        row_tokens=config.sequence_length,
+        positions=config.positions,
+        position_limit=config.position_limit or POSITION_LIMIT,
         learn=store.learn,
     )
 

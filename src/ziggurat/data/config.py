@@ -26,8 +26,11 @@ class DataConfig:
     packing: Packing = dataclasses.field(default_factory=Concat)
     """How documents fill rows."""
     positions: Literal["document", "row"] = "document"
-    """Positions count from the start of the document; or start at 0 with each of its pieces, as a
-    model with a limited table of positions needs when documents are longer than a row."""
+    """Positions count from the start of the document, as far as ``position_limit``; or start at 0
+    with each of its pieces in a row."""
+    position_limit: int | None = None
+    """A piece of a document that reaches beyond this many tokens counts its positions from its own
+    start. Default: the model's max_sequence_length, so that no position is one it cannot know."""
     shuffle: bool = True
     """A new keyed order of documents in every epoch; else the order of the sources."""
     epochs: int | None = None
@@ -61,8 +64,11 @@ class DataConfig:
             ("stream_window", 1),
             ("workers", 0),
             ("prefetch", 0),
+            ("position_limit", 1),
         ):
             value = getattr(self, key)
+            if value is None:
+                continue
             config.require(value >= least, key, value, f"at least {least}")
         config.require(self.epochs is None or self.epochs > 0, "epochs", self.epochs, "at least 1")
         held = self.eval_fraction

@@ -320,7 +320,8 @@ def check_facts(state: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
 def order_digest(config: DataConfig) -> str:
     """A digest of the settings that decide batches, without the mixture and what has its own
     fact."""
-    names = ("packing", "positions", "shuffle", "eval_fraction", "filter", "dedup", "tokenize")
+    names = ("packing", "positions", "position_limit", "shuffle")
+    names += ("eval_fraction", "filter", "dedup", "tokenize")
     return digest({name: config_.to_plain(getattr(config, name)) for name in names})
 
 

@@ -9,6 +9,10 @@ from jaxtyping import Int64, Integer, UInt8
 
 from ziggurat.core.protocols import Batch
 
+POSITION_LIMIT = 1 << 17
+"""Bound on positions where no model gives one. Rotary angles are float32: at this position the
+fastest is off by 2^-7 rad, at 2^24 neighbours are no longer told apart."""
+
 
 @runtime_checkable
 class Lengths(Protocol):
@@ -85,6 +89,7 @@ def assemble(
     rows: int,
     row_tokens: int,
     positions: Literal["document", "row"] = "document",
+    position_limit: int = POSITION_LIMIT,
     learn: UInt8[np.ndarray, "n"] | None = None,
 ) -> Batch:
     """Fill rows with the tokens of ``pieces``.
@@ -101,6 +106,8 @@ def assemble(
         rows: rows to make.
         row_tokens: T.
         positions: count from the start of the ``document``, or of its piece in the ``row``.
+        position_limit: a piece that would reach this position or pass it counts from its own start,
+            so that all positions are below the larger of this and T.
         learn: for each of ``tokens``, whether it is learned as a target; None for all of them.
 
     Returns:
@@ -147,7 +154,9 @@ def assemble(
         "positions": np.arange(size, dtype=np.int32),
         "loss_mask": mask,
     }
-    batch["positions"] += spread((pieces.start if positions == "document" else 0) - place, np.int32)
+    within = pieces.start + pieces.length <= position_limit
+    counted = np.where(within, pieces.start, 0) if positions == "document" else 0
+    batch["positions"] += spread(counted - place, np.int32)
     for low, high in _gaps(edges, counts):
         for values in batch.values():
             values[low:high] = 0

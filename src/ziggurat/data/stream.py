@@ -248,11 +248,10 @@ class StreamedDataset:
             yield parts
 
     def _filled(self, parts: list[_Part], rows: int) -> Batch:
-        size, how = self.sequence_length, self.config.positions
-        blocks = [fill(w.store, pieces, count, size, how) for w, pieces, count in parts]
+        blocks = [fill(w.store, pieces, count, self.config) for w, pieces, count in parts]
         made = sum(count for *_, count in parts)
         if made < rows:
-            blocks.append(empty(rows - made, size))
+            blocks.append(empty(rows - made, self.sequence_length))
         if len(blocks) == 1:
             return blocks[0]
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}

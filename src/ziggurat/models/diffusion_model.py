@@ -159,6 +159,11 @@ class DiffusionModel:
         return False
 
     @property
+    def index_limits(self) -> dict[str, int]:
+        """First class that is too large to look up; ``none`` stands for no class."""
+        return {"labels": self.none + 1}
+
+    @property
     def attention_channels(self) -> float:
         """Query channels of all heads of all layers: each costs 4 FLOPs per query and key."""
         attention = self.transformer.attention

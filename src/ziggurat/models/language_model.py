@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, Key
 
+from ziggurat.core.errors import ShapeError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.kernels.linear import (
     PackedWeight,
@@ -168,7 +169,19 @@ class LanguageModel:
         return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
     def cache(self, batch: int, slots: int) -> Cached:
-        """An empty static key/value cache for ``batch`` rows of ``slots`` tokens."""
+        """An empty static key/value cache for ``batch`` rows of ``slots`` tokens.
+
+        Raises:
+            ShapeError: there are more slots than learned positions.
+        """
+        learned = self.decoder.learned_positions
+        if learned is not None and slots > learned:
+            raise ShapeError(
+                "key/value cache",
+                found=f"{slots} slots",
+                expected=f"at most {learned}, one for each learned position",
+                fix="shorten the context",
+            )
         layers, dtype = self.decoder.n_layers, self.precision.compute_dtype
         (shape,) = {block.attention.cache for block in self.decoder.stacks}
         sizes = (shape.kv_heads, shape.key_dim)
@@ -204,6 +217,14 @@ class LanguageModel:
     def has_experts(self) -> bool:
         """Whether any layer is a mixture of experts."""
         return any(isinstance(block.mlp, MixtureConfig) for block in self.decoder.stacks)
+
+    @property
+    def index_limits(self) -> dict[str, int]:
+        """First ids and positions that are too large to look up; rotary positions must be whole
+        numbers in float32."""
+        vocab = self.decoder.vocab_size
+        positions = self.decoder.learned_positions or 1 << 24
+        return {"tokens": vocab, "targets": vocab, "positions": positions}
 
     @property
     def _weights(self) -> dict[str, Any]:

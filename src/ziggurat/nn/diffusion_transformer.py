@@ -19,11 +19,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
+from ziggurat.kernels.linear import take_rows
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionRule, Both
 from ziggurat.nn.block import AttentionConfig, MlpConfig
 from ziggurat.nn.decoder import REMAT_POLICIES, Remat
-from ziggurat.nn.linear import Linear, constant, parameter
+from ziggurat.nn.linear import Linear, add, constant, multiply, parameter
 from ziggurat.nn.norm import LayerNorm, standardised
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.stacking import stacked
@@ -81,7 +82,7 @@ class Conditioning(nnx.Module):
     def __call__(self, time: Float[Array, "b"], labels: Int[Array, "b"]) -> Float[Array, "b d"]:
         features = time_features(time).astype(self.compute)
         embedded = self.time_out(jax.nn.silu(self.time_in(features)))
-        return embedded + self.classes[...][labels].astype(self.compute)
+        return embedded + take_rows(self.classes[...], labels).astype(self.compute)
 
 
 class ConditionedBlock(nnx.Module):
@@ -116,16 +117,16 @@ class ConditionedBlock(nnx.Module):
         six = self.modulation(jax.nn.silu(condition))[:, None]
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(six, 6, axis=-1)
         with jax.named_scope("attention"):
-            normed = standardised(x, NORM_EPS).astype(x.dtype) * (1 + scale) + shift
+            normed = add(multiply(standardised(x, NORM_EPS).astype(x.dtype), 1 + scale), shift)
             mixed, _ = self.attention(normed, positions, None, rule, Both(), ())
-            x = constrain(x + gate * mixed, ("batch", "sequence", "embed"))
+            x = constrain(x + multiply(mixed, gate), ("batch", "sequence", "embed"))
         with jax.named_scope("mlp"):
             if self.mlp_norm is None:
                 normed = standardised(x, self.norm_eps).astype(x.dtype)
             else:
                 normed = self.mlp_norm(x)
-            y, _ = self.mlp(normed * (1 + mlp_scale) + mlp_shift)
-            return constrain(x + mlp_gate * y, ("batch", "sequence", "embed"))
+            y, _ = self.mlp(add(multiply(normed, 1 + mlp_scale), mlp_shift))
+            return constrain(x + multiply(y, mlp_gate), ("batch", "sequence", "embed"))
 
 
 class DiffusionTransformer(nnx.Module):
@@ -191,7 +192,8 @@ class DiffusionTransformer(nnx.Module):
         if condition is None:
             condition = self._first_conditioning(time, labels)
         shift, scale = jnp.split(self.final_modulation(jax.nn.silu(condition))[:, None], 2, axis=-1)
-        normed = standardised(tokens, NORM_EPS).astype(tokens.dtype) * (1 + scale) + shift
+        normed = standardised(tokens, NORM_EPS).astype(tokens.dtype)
+        normed = add(multiply(normed, 1 + scale), shift)
         return self._image(self.out(normed), x.shape[1], x.shape[2])
 
     def _embed(self, x: Float[Array, "b i j o"]) -> Float[Array, "b t d"]:
@@ -208,7 +210,7 @@ class DiffusionTransformer(nnx.Module):
         patches = x.astype(self.compute).reshape(b, rows, size, columns, size, channels)
         kernel = self.patch[...].astype(self.compute)
         tokens = jnp.einsum("brucvp,dpuv->brcd", patches, kernel).reshape(b, rows * columns, -1)
-        tokens = tokens + self.patch_bias[...].astype(self.compute)
+        tokens = add(tokens, self.patch_bias[...])
         base = self.config.image_size // size
         where = grid_positions(rows, columns, base, self.config.d_model)
         tokens = tokens + jnp.asarray(where, self.compute)

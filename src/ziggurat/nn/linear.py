@@ -30,6 +30,24 @@ def constant(
     return nnx.Param(jnp.full(shape, value, p.param_dtype), axes=axes)
 
 
+def add(x: Float[Array, "*n"], vector: Float[Array, "*m"]) -> Float[Array, "*n"]:
+    """``x + vector`` in the type of ``x``; the gradient of a ``vector`` that is broadcast is added
+    up in float32, as the sum over all tokens that it is."""
+    wide = x.astype(_sums(x)) + vector.astype(x.dtype).astype(_sums(x))
+    return wide.astype(x.dtype)
+
+
+def multiply(x: Float[Array, "*n"], vector: Float[Array, "*m"]) -> Float[Array, "*n"]:
+    """``x * vector``, likewise."""
+    wide = x.astype(_sums(x)) * vector.astype(x.dtype).astype(_sums(x))
+    return wide.astype(x.dtype)
+
+
+def _sums(x: Array) -> jnp.dtype:
+    """The type in which a gradient over ``x`` is added up."""
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
 class Linear(nnx.Module):
     r"""Affine map :math:`y = xW + b` over the last dimension.
 
@@ -60,7 +78,7 @@ class Linear(nnx.Module):
 
     def shifted(self, y: Float[Array, "... f"]) -> Float[Array, "... f"]:
         """Products with the kernel, the bias added."""
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        return y if self.bias is None else add(y, self.bias[...])
 
 
 def apply_each(layers: Sequence[Linear], x: Float[Array, "... d"]) -> list[Float[Array, "... f"]]:

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from ziggurat.kernels.grouped_matmul import grouped_matmul, row_groups
-from ziggurat.kernels.linear import dense, is_weight_node
+from ziggurat.kernels.linear import dense, is_weight_node, take_rows
 from ziggurat.mesh import Layout, active_layout
 from ziggurat.nn.linear import constant, parameter
 from ziggurat.nn.mlp import ACTIVATIONS, Activation, GatedMLP, GatedMlpConfig
@@ -157,7 +157,7 @@ def _mix(
     def project(rows: Array, name: str) -> Array:
         out = grouped_matmul(rows, parameters[name]["kernel"], sizes)
         bias = parameters[name].get("bias")
-        return out if bias is None else out + bias[group]
+        return out if bias is None else out + take_rows(bias, group)
 
     rows = _permuted(jnp.repeat(x.reshape(-1, x.shape[-1]), k, axis=0), order, inverse)
     gate, up = project(rows, "gate"), project(rows, "up")

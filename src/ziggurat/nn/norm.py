@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ziggurat.nn.linear import constant
+from ziggurat.nn.linear import constant, multiply
 from ziggurat.nn.precision import Precision
 
 
@@ -55,7 +55,7 @@ class RMSNorm(nnx.Module):
         scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
         if self.offset:
             return (normed * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
-        return (normed.astype(x.dtype) * scale.astype(x.dtype)).astype(x.dtype)
+        return multiply(normed.astype(x.dtype), scale)
 
 
 class LayerNorm(nnx.Module):

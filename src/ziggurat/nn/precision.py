@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Parameter and compute types; norms, softmax and losses stay in float32 regardless."""
+    """Parameter and compute types; norms, softmax, losses and sums of gradients over tokens stay
+    in float32 regardless."""
 
     param: str = "float32"
     """Type in which parameters are stored and updated."""

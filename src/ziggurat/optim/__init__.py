@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from ziggurat.optim.clipping import clip_by_norm, global_norm
     from ziggurat.optim.groups import Treatment, is_axes
     from ziggurat.optim.losses import LossMetrics, next_token_loss
+    from ziggurat.optim.master_weights import MasterState
     from ziggurat.optim.optimizers import Optimizer, build
     from ziggurat.optim.schedules import build_schedule
     from ziggurat.optim.state_sharding import state_axes
 
 _LAZY = {
     "LossMetrics": "losses",
+    "MasterState": "master_weights",
     "Optimizer": "optimizers",
     "Treatment": "groups",
     "build": "optimizers",
@@ -60,6 +62,7 @@ __all__ = [
     "Lion",
     "LossConfig",
     "LossMetrics",
+    "MasterState",
     "Muon",
     "Optimizer",
     "OptimizerConfig",

@@ -34,6 +34,7 @@ from ziggurat.optim.config import (
     Sgd,
 )
 from ziggurat.optim.groups import Axes, Treatment
+from ziggurat.optim.master_weights import with_master_weights
 from ziggurat.optim.muon import orthogonal_direction
 from ziggurat.optim.schedules import build_schedule
 
@@ -47,7 +48,8 @@ class Optimizer:
 
     transform: optax.GradientTransformationExtraArgs
     """``init(params)`` and ``update(grads, state, params, grad_norm=None)``; a ``grad_norm`` that
-    the step has computed already is used for clipping instead of computing it again."""
+    the step has computed already is used for clipping instead of computing it again. Parameters
+    narrower than float32 have float32 copies in the state, see ``master_weights``."""
     schedule: optax.Schedule
     """Learning rate of every step (of the matrices, for Muon)."""
     treatments: tuple[Treatment, ...]
@@ -100,6 +102,7 @@ def build(config: OptimizerConfig, *, total_steps: int, axes: Any) -> Optimizer:
     decay = optax.add_decayed_weights(config.weight_decay, _by_name(decays))
     rule = _rule(config, named, labels, decay, schedule, total_steps)
     transform = _checked(optax.chain(clip_by_norm(config.clip_norm), rule), named)
+    transform = with_master_weights(transform)
     rows = (Treatment(name, named[name], labels[name], decays[name]) for name in named)
     return Optimizer(transform, schedule, tuple(rows))
 

@@ -113,6 +113,10 @@ class Tuned:
     def has_experts(self) -> bool:
         return self.model.has_experts
 
+    @property
+    def index_limits(self) -> dict[str, int]:
+        return self.model.index_limits
+
     def policy(self, params: Params, frozen: Params) -> Params:
         """The model's parameters, of what is trained and what stays."""
         own = {name: part for name, part in params.items() if name != HEAD}

@@ -83,7 +83,8 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of activations and products; ``auto``: bfloat16 on accelerators, float32 on CPU."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type in which parameters are stored and updated."""
+    """Type in which parameters enter a step and are saved. With bfloat16 the optimizer updates
+    float32 copies (4 more bytes a parameter), and gradients are added up in float32."""
     ema_decay: float | None = None
     """Keep an average of the parameters, of which each step leaves this share, fewer in the first
     steps; it is evaluated and drawn from. E.g. 0.999; default none."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from ziggurat import mesh as mesh_
 from ziggurat import optim
-from ziggurat.core.errors import ConfigError, ShardingError
+from ziggurat.core.errors import ConfigError, DataError, ShardingError
 from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Layout
 from ziggurat.train.config import RunConfig
@@ -48,7 +48,12 @@ class Experiment:
         return self.parts.data
 
     def place(self, batch: Batch) -> dict[str, jax.Array]:
-        """A host's rows as global arrays on the mesh."""
+        """A host's rows as global arrays on the mesh.
+
+        Raises:
+            DataError: an id, position or class is beyond the table in which it is looked up.
+        """
+        check_indices(batch, self.model.index_limits)
         structs = self.batch_struct()
         return {name: self._place(rows, structs[name]) for name, rows in batch.items()}
 
@@ -135,6 +140,33 @@ def compiled_parts(
         out_shardings=(shardings, layout.replicated()),
     )
     return optimizer, step, jax.jit(build_evaluation(program.sums, layout))
+
+
+def check_indices(batch: Batch, limits: Mapping[str, int]) -> None:
+    """Refuse rows that hold an id, position or class beyond the table in which it is looked up.
+
+    Args:
+        batch: rows on the host.
+        limits: as ``Trainable.index_limits``.
+
+    Raises:
+        DataError: the array, the value and its row.
+    """
+    for name, rows in batch.items():
+        limit = next((limits[end] for end in limits if f"_{name}".endswith(f"_{end}")), None)
+        if limit is None or not rows.size:
+            continue
+        # one pass: a negative number is a large one without its sign
+        largest = rows.reshape(len(rows), -1).view(np.uint32 if rows.itemsize == 4 else np.uint64)
+        if largest.max() >= limit:
+            row = int(np.argmax((largest >= limit).any(axis=1)))
+            found = rows[row].reshape(-1)[int(np.argmax(largest[row] >= limit))]
+            raise DataError(
+                f"batch: {name}",
+                found=f"{found} in row {row}",
+                expected=f"0 to {limit - 1}, the rows of the model's table",
+                fix="look at what makes the data, or give the model a larger table",
+            )
 
 
 def local_rows(layout: Layout, batch_size: int) -> slice:

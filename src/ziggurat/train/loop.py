@@ -45,6 +45,11 @@ from ziggurat.train.state import TrainState
 from ziggurat.train.stopping import StopRequest
 
 _log = logging.getLogger(__name__)
+UNTRAINED = (
+    "no step was finite, so no learning rate is to blame: look at the data, and at the weights "
+    "that the run starts from"
+)
+LOWER = "lower the learning rate or look at the data"
 MEMORY_S = 1.0
 """Seconds between two looks at memory; figures in between repeat the last."""
 
@@ -222,6 +227,8 @@ class Loop:
             self._note_saved()
             if self._journal is not None:
                 self._journal.note(self.done)
+        if self.done == run.train.steps:
+            self._check_any_finite(state)
         if self.done == run.train.steps and not (
             run.evaluation.every and self.done % run.evaluation.every == 0
         ):
@@ -230,6 +237,8 @@ class Loop:
         self._note_saved()
         if self._journal is not None:
             self._journal.close(self.done)
+        if self.done == run.train.steps:
+            self._check_evaluated()
         return state
 
     def _batches(self, done: int) -> Iterator[Batch]:
@@ -297,8 +306,29 @@ class Loop:
                 f"training stopped after step {self.done}",
                 found=f"{bad} steps in a row whose loss or gradient was not finite",
                 expected=f"fewer than train.max_bad_steps = {limit}",
-                fix="lower the learning rate or look at the data; "
-                + (f"step {newest.step} is saved" if newest else "nothing was saved yet"),
+                fix=(UNTRAINED if bad == self.done else LOWER)
+                + (f"; step {newest.step} is saved" if newest else "; nothing was saved yet"),
+            )
+
+    def _check_any_finite(self, state: TrainState) -> None:
+        """Refuse to call a run finished of which no step changed anything."""
+        if int(state.skipped) == self.done:
+            raise TrainError(
+                f"training ended after step {self.done}",
+                found="not one step whose loss and gradient were finite",
+                expected="a loss that is a number",
+                fix=UNTRAINED,
+            )
+
+    def _check_evaluated(self) -> None:
+        """Refuse to call a run finished whose last evaluation gave no number."""
+        loss = self._latest.get("eval_loss", 0.0)
+        if not math.isfinite(loss):
+            raise TrainError(
+                f"training ended after step {self.done}, which is saved",
+                found=f"eval_loss {loss}",
+                expected="a number",
+                fix="look at the held-out documents",
             )
 
     def _evaluate(self, state: TrainState) -> None:
@@ -307,6 +337,8 @@ class Loop:
             values = evaluate(self.experiment, state.evaluated)
         if values:
             self._record(self.done - 1, values)
+        if not math.isfinite(values.get("eval_loss", 0.0)):
+            _log.warning("evaluation after step %d: loss not finite", self.done)
 
     def _save(self, state: TrainState, last: bool = False) -> None:
         if self._saved == self.done and not last:

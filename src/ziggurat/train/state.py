@@ -12,6 +12,7 @@ from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.models.pretrained import AVERAGE, PARAMS
 from ziggurat.optim import Optimizer, state_axes
+from ziggurat.optim.master_weights import widened
 from ziggurat.train.trainable import Trainable
 
 
@@ -32,13 +33,19 @@ class TrainState:
     bad_in_a_row: Any
     """int32 scalar: how many such steps came last."""
     average: Any = None
-    """Moving average of the parameters, where the run keeps one; else None, for which ``jax.jit``
-    has a mark of its own in trees of shardings."""
+    """Moving average of the parameters, float32, where the run keeps one; else None, for which
+    ``jax.jit`` has a mark of its own in trees of shardings."""
 
     @property
     def evaluated(self) -> Params:
-        """What is evaluated and drawn from: the average where there is one."""
-        return self.params if self.average is None else self.average
+        """What is evaluated and drawn from: the average where there is one, rounded to the type of
+        the parameters."""
+        if self.average is None:
+            return self.params
+        pairs = zip(jax.tree.leaves(self.average), jax.tree.leaves(self.params), strict=True)
+        if all(mean.dtype == own.dtype for mean, own in pairs):
+            return self.average
+        return jax.tree.map(lambda mean, own: mean.astype(own.dtype), self.average, self.params)
 
     @property
     def arrays(self) -> dict[str, Any]:
@@ -52,7 +59,8 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, types and shardings of the whole state; allocates nothing.
 
-    Optimizer moments and the average are sharded like the parameters they belong to.
+    Optimizer moments, master weights and the average are sharded like the parameters they belong
+    to.
 
     Raises:
         ShardingError: a dimension does not divide over the mesh.
@@ -73,8 +81,12 @@ def abstract_state(
         step=counter,
         skipped=counter,
         bad_in_a_row=counter,
-        average=params if averaged else None,
+        average=jax.tree.map(_float32, params) if averaged else None,
     )
+
+
+def _float32(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
 
 
 def initial_state(
@@ -98,8 +110,9 @@ def initial_state(
     def make(given: Params | None) -> TrainState:
         fresh = model.init(prng.stream(seed, "init")) if given is None else given
         zero = jnp.zeros((), jnp.int32)
-        average = None if abstract.average is None else fresh
-        return TrainState(fresh, optimizer.transform.init(fresh), zero, zero, zero, average)
+        moments = optimizer.transform.init(fresh)
+        average = None if abstract.average is None else jax.tree.map(widened, fresh)
+        return TrainState(fresh, moments, zero, zero, zero, average)
 
     if params is not None:
         params = map_named(

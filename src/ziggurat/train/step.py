@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ziggurat.core.pytrees import map_named
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
-from ziggurat.optim import Optimizer, global_norm
+from ziggurat.optim import Optimizer, global_norm, master_weights
+from ziggurat.optim.master_weights import widened
 from ziggurat.train.state import TrainState
 
 Arrays = Mapping[str, jax.Array]
@@ -48,8 +48,9 @@ def build_step(
     r"""The step of an objective under an optimizer.
 
     The gradient is :math:`\sum_m \nabla L_m / \sum_m w_m` over micro-batches :math:`m`, exactly
-    that of the undivided batch however unevenly the weights :math:`w` are spread. A step whose loss
-    or gradient norm is not finite leaves parameters and optimizer as they were and is counted.
+    that of the undivided batch however unevenly the weights :math:`w` are spread; sums are float32,
+    whatever the type of the parameters. A step whose loss or gradient norm is not finite leaves
+    parameters and optimizer as they were and is counted.
 
     Args:
         objective: sums over rows.
@@ -79,7 +80,7 @@ def build_step(
             else:
                 gradients, sums = _accumulated(gradient, state.params, batch, accumulate)
             scale = 1.0 / jnp.maximum(sums.weight, 1.0)
-            gradients = jax.tree.map(lambda g: g * scale.astype(g.dtype), gradients)
+            gradients = jax.tree.map(lambda g: widened(g) * scale, gradients)
             norm = global_norm(gradients)
             with jax.named_scope("optimizer"):
                 new = _update(optimizer, state, gradients, norm, jnp.isfinite(sums.loss))
@@ -113,15 +114,15 @@ def build_evaluation(
 
 
 def _accumulated(gradient: Any, params: Params, batch: Arrays, parts: int) -> tuple[Params, Sums]:
-    """Gradients and sums added over micro-batches; rows are dealt out in turn, so that each device
-    keeps the rows it has."""
+    """Gradients and sums added over micro-batches, in float32; rows are dealt out in turn, so that
+    each device keeps the rows it has."""
     micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
 
     def add(total: Any, part: Arrays) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+        return jax.tree.map(lambda t, g: t + widened(g), total, gradient(params, part)), None
 
     first = jax.tree.map(lambda x: x[0], micro)
-    shapes = jax.eval_shape(gradient, params, first)
+    shapes = jax.eval_shape(lambda *a: jax.tree.map(widened, gradient(*a)), params, first)
     zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zero, micro)[0]
 
@@ -133,7 +134,7 @@ def _update(
     updates, moments = optimizer.transform.update(
         gradients, state.optimizer, state.params, grad_norm=norm
     )
-    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+    params = master_weights.applied(state.params, updates, moments)
 
     def keep(new: Any, old: Any) -> Any:
         return jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
@@ -151,16 +152,17 @@ def _update(
 
 def _averaged(state: TrainState, decay: float) -> TrainState:
     r"""The average moved towards the new parameters by :math:`1 - \min(d, (1 + s) / (10 + s))` at
-    the ``s``-th update, so that it forgets where it began; left as it is by a skipped step."""
+    the ``s``-th update, so that it forgets where it began; left as it is by a skipped step. It is
+    float32 whatever the type of the parameters: a rate of 0.001 is less than bfloat16 can tell."""
     updates = (state.step - state.skipped).astype(jnp.float32)
     rate = 1.0 - jnp.minimum(decay, (1.0 + updates) / (10.0 + updates))
     rate = jnp.where(state.bad_in_a_row == 0, rate, 0.0)
 
     def moved(average: jax.Array, new: jax.Array) -> jax.Array:
-        wide = average.astype(jnp.float32)
-        return (wide + rate * (new.astype(jnp.float32) - wide)).astype(average.dtype)
+        return average + rate * (new.astype(jnp.float32) - average)
 
-    return dataclasses.replace(state, average=jax.tree.map(moved, state.average, state.params))
+    new = master_weights.exact(state.params, state.optimizer)
+    return dataclasses.replace(state, average=jax.tree.map(moved, state.average, new))
 
 
 def _balanced(state: TrainState, loads: Mapping[str, jax.Array], rate: float) -> TrainState:
@@ -172,8 +174,5 @@ def _balanced(state: TrainState, loads: Mapping[str, jax.Array], rate: float) ->
         name = f"{stack}.mlp.router.correction_bias"
         moved[name] = rate * jnp.sign(counts.mean(-1, keepdims=True) - counts)
     moved = {name: jnp.where(state.bad_in_a_row == 0, by, 0) for name, by in moved.items()}
-    params = map_named(
-        lambda name, leaf: leaf + moved[name].astype(leaf.dtype) if name in moved else leaf,
-        state.params,
-    )
-    return dataclasses.replace(state, params=params)
+    params, moments = master_weights.shifted(state.params, state.optimizer, moved)
+    return dataclasses.replace(state, params=params, optimizer=moments)

@@ -1,5 +1,6 @@
 """What the training loop asks of a model."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from ziggurat.mesh import Layout
@@ -45,3 +46,10 @@ class Trainable(Protocol):
 
     @property
     def has_experts(self) -> bool: ...
+
+    @property
+    def index_limits(self) -> Mapping[str, int]:
+        """For the arrays of a batch that are looked up in tables (``tokens``, ``positions``, ...,
+        also where another word comes before, as in ``chosen_tokens``), the first value that is too
+        large. XLA would read NaN there, or another row."""
+        ...

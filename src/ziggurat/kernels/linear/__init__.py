@@ -155,9 +155,29 @@ def project_rows(x: Float[Array, "... d"], table: Weight | PackedWeight) -> Floa
 
 
 def take_rows(
-    table: Float[Array, "v d"] | QuantizedWeight | PackedWeight, ids: Int[Array, "b t"]
-) -> Float[Array, "b t d"]:
-    """Rows of a table; of a quantised one only those are dequantised."""
+    table: Float[Array, "v d"] | QuantizedWeight | PackedWeight, ids: Int[Array, "*n"]
+) -> Float[Array, "*n d"]:
+    """Rows of a table; of a quantised one only those are dequantised.
+
+    The gradient of the table is added up in float32: of a bfloat16 sum of n rows of equal size the
+    error grows with n, to a quarter of the gradient at 4,096 tokens.
+    """
     if isinstance(table, PackedWeight):
         return table.rows(ids)
+    if isinstance(table, jax.Array) and table.dtype in (jnp.bfloat16, jnp.float16):
+        return _narrow_rows(table, ids)
     return dense(jax.tree.map(lambda part: jnp.take(part, ids, axis=0), table))
+
+
+@jax.custom_vjp
+def _narrow_rows(table: Array, ids: Array) -> Array:
+    return jnp.take(table, ids, axis=0)
+
+
+def _narrow_rows_back(kept: tuple[Array, Array], d_rows: Array) -> tuple[Array, None]:
+    ids, like = kept
+    total = jnp.zeros(like.shape, jnp.float32)
+    return total.at[ids].add(d_rows.astype(jnp.float32), mode="drop").astype(like.dtype), None
+
+
+_narrow_rows.defvjp(lambda table, ids: (_narrow_rows(table, ids), (ids, table)), _narrow_rows_back)

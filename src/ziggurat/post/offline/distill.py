@@ -46,7 +46,7 @@ class Distilled:
         if formats := formats_of(loaded.params):
             teacher = quantized(teacher, formats)
         frozen = start.frozen | {TEACHER: tuning.placed(loaded.params, teacher, layout)}
-        data, held_out = text.load_data(run, tokenizer)
+        data, held_out = text.load_data(run, tokenizer, start.tuned.model, teacher)
         return Parts(
             program=Program(
                 model=start.tuned,

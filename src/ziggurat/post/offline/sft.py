@@ -40,7 +40,7 @@ class FineTuned:
         tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
         if node.chat_template is not None:
             tokenizer = with_template(tokenizer, node.chat_template)
-        data, held_out = text.load_data(run, tokenizer)
+        data, held_out = text.load_data(run, tokenizer, start.tuned.model)
         return Parts(
             program=_program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
             data=data,

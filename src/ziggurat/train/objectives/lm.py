@@ -34,7 +34,7 @@ class PackedText:
         else:
             model = text.build_model(start.model.config, run, layout)
         tokenizer = text.load_tokenizer(run, start, model)
-        data, held_out = text.load_data(run, tokenizer)
+        data, held_out = text.load_data(run, tokenizer, model)
 
         def trained(params: Params) -> pretrained.Pretrained:
             return pretrained.Pretrained(model, params, tokenizer, run.name, str(run.directory))

@@ -1,5 +1,6 @@
 """What objectives over packed text share: the model to start from, its tokenizer, its data."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -101,10 +102,20 @@ def load_tokenizer(
 
 
 def load_data(
-    run: RunConfig, tokenizer: HuggingFaceTokenizer
+    run: RunConfig, tokenizer: HuggingFaceTokenizer, *models: LanguageModel
 ) -> tuple[Dataset, PackedDataset | None]:
-    """Training batches, and held-out ones if the run holds any out."""
-    return first_alone("data", lambda: _data(run, tokenizer))
+    """Training batches, and held-out ones if the run holds any out.
+
+    Args:
+        run: the run file.
+        tokenizer: makes tokens of documents.
+        models: all that will read the batches; positions are bounded by the shortest context.
+    """
+    config = documents(run)
+    if config.position_limit is None:
+        shortest = min(model.config.max_sequence_length for model in models)
+        config = dataclasses.replace(config, position_limit=shortest)
+    return first_alone("data", lambda: _data(run, config, tokenizer))
 
 
 def first_alone(what: str, make: Callable[[], Any]) -> Any:
@@ -114,8 +125,10 @@ def first_alone(what: str, make: Callable[[], Any]) -> Any:
     return made[0] if made else make()
 
 
-def _data(run: RunConfig, tokenizer: HuggingFaceTokenizer) -> tuple[Dataset, PackedDataset | None]:
-    config, cache = documents(run), run.output / "cache"
+def _data(
+    run: RunConfig, config: data_.DataConfig, tokenizer: HuggingFaceTokenizer
+) -> tuple[Dataset, PackedDataset | None]:
+    cache = run.output / "cache"
     training = data_.build(config, tokenizer, run.seed, cache)
     if not config.eval_fraction:
         return training, None

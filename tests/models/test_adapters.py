@@ -85,7 +85,7 @@ def test_what_peft_has_more_is_refused(stored, base, tmp_path):
     for number, (changes, found) in enumerate(
         (
             ({"use_dora": True}, "use_dora: found True; expected False"),
-            ({"alpha_pattern": {"q_proj": 4}}, "alpha_pattern: found"),
+            ({"modules_to_save": ["lm_head"]}, "modules_to_save: found"),
             ({"bias": "all"}, "bias: found all"),
             ({"peft_type": "IA3"}, "peft_type: found IA3"),
         )

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
 from ziggurat.checkpoint.manifest import RECORDS
-from ziggurat.core import config
+from ziggurat.core import config, hub
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.data import (
     DataConfig,
@@ -130,8 +130,9 @@ def tokenizer_of(source: Source) -> HuggingFaceTokenizer:
             expected="a [tokenizer] table, since the model is new",
             fix='e.g. kind = "train_bpe"',
         )
-    if (Path(path) / "tokenizer.json").is_file():
-        return HuggingFaceTokenizer.load(Path(path))
+    here = hub.local(path, files=hub.TOKENIZER_FILES)
+    if (here / "tokenizer.json").is_file():
+        return HuggingFaceTokenizer.load(here)
     from ziggurat.models import pretrained  # a checkpoint or GGUF file: this needs JAX
 
     return pretrained.load(path).tokenizer

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.cli import console
+from ziggurat.core import hub
 from ziggurat.core.errors import ConfigError
 
 EXAMPLE = """ziggurat eval runs/chain-grpo
@@ -69,6 +70,7 @@ def evaluate(
             found=f"{samples} and {k} at temperature {temperature}",
             expected="k of 1 to samples, and a temperature above 0 for more than one sample",
         )
+    model = hub.local(model)
     asked = None
     if task is not None or not text:
         asked = _asked(model, task, settings, reward, template, answer, chat, problems)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ziggurat.cli import console
+from ziggurat.core import hub
 from ziggurat.core.errors import ConfigError
 
 EXAMPLE = """ziggurat export hf runs/tiny-python --output exported
@@ -42,6 +43,7 @@ def export(
         item: weights: which tree of an Orbax checkpoint or of a step; ours: params.
         select: weights: only tensors that match one of these patterns, such as 'model.*'.
     """
+    model = hub.local(model)
     whole = {"dtype": dtype, "max-shard-gb": max_shard_gb}
     options = {"weights": {"to": to, "item": item, "select": select or None}}
     options |= {"hf": whole} if kind != "diffusers" else {}

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ziggurat.cli import console
+from ziggurat.core import hub
 from ziggurat.core.errors import ConfigError, ModelError
 
 EXAMPLE = """ziggurat import hf DOWNLOADS/SmolLM2-135M --output models/smollm2
@@ -27,7 +28,8 @@ def import_(
         kind: hf (config.json and safetensors), gguf (one file, dequantised), diffusers
             (model_index.json, or a DiT's config.json) or weights (a .pt file, a DCP or Orbax
             directory, safetensors, with names of Hugging Face or TorchTitan).
-        source: the directory or file.
+        source: the directory or file, or a repository of the Hugging Face hub: owner/name,
+            owner/name@revision, owner/name/FILE.gguf.
         output: new directory for the checkpoint.
         verify: hf and gguf: compare logits with transformers and keep the result beside the
             weights; auto: if transformers is installed and the weights are floats.
@@ -35,6 +37,7 @@ def import_(
         prefix_strip: weights: what stands before each tensor's name; default: found out.
         item: weights: which tree of an Orbax checkpoint or of a step, such as params.
     """
+    source = hub.local(source)
     _check_kind(kind, source)
     options = {"config": config, "prefix-strip": prefix_strip, "item": item}
     if kind == "weights":
@@ -54,7 +57,7 @@ def import_(
         return _import_encoder(source, output, verify)
     model = pretrained.load(source)
     out.print(f"{model.model.config.kind}: {model.model.parameter_count:,} parameters")
-    records: dict[str, Any] = {"source": source.name}
+    records: dict[str, Any] = {"source": hub.name_of(source)}
     quantised = formats_of(model.params)
     if quantised:
         out.print(f"{len(quantised)} quantised weights, kept so")
@@ -81,7 +84,7 @@ def _import_encoder(source: Path, output: Path, verify: str) -> int:
         f"{sentence.max_length} tokens, pooling {sentence.pooling}"
         + (", normalised" if sentence.normalize else "")
     )
-    records: dict[str, Any] = {"source": source.name}
+    records: dict[str, Any] = {"source": hub.name_of(source)}
     if verify == "always" or (verify == "auto" and proof.available()):
         records["proof"] = proof.encoder_against_transformers(source, encoder)
         difference = records["proof"]["max_state_difference"]
@@ -104,7 +107,7 @@ def _import_diffusers(source: Path, output: Path, verify: str) -> int:
     beside = "" if latents is None else f", autoencoder {latents.parameter_count:,}"
     kind = pipeline.model.config.kind
     out.print(f"{kind}: {pipeline.model.parameter_count:,} parameters{beside}")
-    path = image_pipeline.save(pipeline, output, {"source": source.name})
+    path = image_pipeline.save(pipeline, output, {"source": hub.name_of(source)})
     out.print(f"written: {path}", soft_wrap=True)
     return 0
 
@@ -135,7 +138,7 @@ def _import_weights(
     from ziggurat.models import foreign_weights, pretrained
 
     out = console.output()
-    directory = config.parent if config.is_file() else config
+    directory = config.parent if config.is_file() else hub.local(config)
     if prefix and not prefix.endswith("."):
         prefix += "."
     with foreign.open(source, item) as tensors:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ziggurat.cli import console, serve_embedder, serve_repository
-from ziggurat.core import config
+from ziggurat.core import config, hub
 from ziggurat.core.errors import ConfigError, EnvironmentError
 
 KEY_VARIABLE = "ZIGGURAT_API_KEY"
@@ -95,6 +95,8 @@ def serve(
     if warm_only and compile_cache is None:
         expected = "a directory to compile into"
         raise ConfigError("--warm-only", found="no --compile-cache", expected=expected)
+    model = str(hub.local(model))
+    embedder = None if embedder is None else str(hub.local(embedder))
     keys = _keys(api_key)
     say = functools.partial(console.output().print, markup=False, highlight=False, soft_wrap=True)
     log = _log if access_log else None

@@ -10,12 +10,11 @@ All three are a :class:`ziggurat.data.huggingface.HuggingFaceTokenizer`.
 import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Discriminator
 
-from ziggurat.core import config
+from ziggurat.core import config, hub
 from ziggurat.core.errors import DataError
 from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.sources import expand
@@ -75,11 +74,11 @@ class TrainBpe(_SpecialTokens):
 
 @config.node
 class LoadTokenizer:
-    """A tokenizer directory of Hugging Face's layout."""
+    """A tokenizer directory of Hugging Face's layout, or a repository of the hub."""
 
     kind: Literal["load"] = "load"
     path: str
-    """Directory with ``tokenizer.json``."""
+    """Directory with ``tokenizer.json``, or ``owner/name``."""
 
 
 @config.node
@@ -113,7 +112,7 @@ def tokenizer(
         DataError: the directory is no tokenizer, or there is nothing to train on.
     """
     if isinstance(node, LoadTokenizer):
-        return HuggingFaceTokenizer.load(Path(expand(node.path)))
+        return HuggingFaceTokenizer.load(hub.local(expand(node.path), files=hub.TOKENIZER_FILES))
     roles = {"eos_token": node.eos_token, "bos_token": node.bos_token, "pad_token": node.pad_token}
     named = {role: text for role, text in roles.items() if text is not None}
     if isinstance(node, ByteTokenizer):

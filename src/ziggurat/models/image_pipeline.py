@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ziggurat.checkpoint import Checkpoints, read_arrays
-from ziggurat.core import config
+from ziggurat.core import config, hub
 from ziggurat.core.errors import CheckpointError, ConfigError, ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import Layout
@@ -214,10 +214,10 @@ def load(
     """
     from ziggurat.models import diffusers_layout
 
-    path = Path(path)
+    path = hub.local(path)
     step = step_directory(path) if path.is_dir() else None
     if step is not None:
-        return _load_step(step, path.name, precision, layout, remat, averaged)
+        return _load_step(step, hub.name_of(path), precision, layout, remat, averaged)
     if diffusers_layout.is_diffusers(path):
         return diffusers_layout.load(path, precision=precision, layout=layout)
     raise ModelError(

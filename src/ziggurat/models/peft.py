@@ -1,11 +1,12 @@
 """Adapters as PEFT keeps them: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
 PEFT names an adapter by the module it belongs to, a layer at a time; here the layers of a stack are
-one array. Reading fills layers without an adapter with zeros, which add nothing.
+one array. Reading fills layers without an adapter with zeros, which add nothing; so it does ranks
+below the highest (``rank_pattern``), and other scales (``alpha_pattern``) go into ``b``.
 """
 
-import collections
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,15 +16,12 @@ import jax
 import numpy as np
 
 from ziggurat.checkpoint import SafetensorsDirectory, write_sharded
-from ziggurat.core import atomic
+from ziggurat.core import atomic, hub
 from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import named_leaves, nested
-from ziggurat.kernels.linear import is_quantized
 from ziggurat.models.adapters import Lora
-from ziggurat.models.family import family_of
 from ziggurat.models.language_model import LanguageModel, Params
-from ziggurat.models.quantized import summed_axes
-from ziggurat.models.weight_names import WeightName
+from ziggurat.models.peft_modules import AdaptedModule, adaptable_modules, without_module
 
 CONFIG_FILE = "adapter_config.json"
 STEM = "adapter_model"
@@ -35,8 +33,6 @@ PLAIN = {
     "bias": ("none",),
     "use_dora": (False,),
     "modules_to_save": (None, []),
-    "rank_pattern": ({}, None),
-    "alpha_pattern": ({}, None),
     "megatron_config": (None,),
     "trainable_token_indices": (None,),
     "target_parameters": (None, []),
@@ -60,8 +56,8 @@ def is_peft(path: Path) -> bool:
 
 
 def base_of(directory: Path) -> Path:
-    """Where the base of PEFT's adapters lies: as their config says, from the current directory or
-    from theirs.
+    """Where the base of PEFT's adapters lies: as their config says, from the current directory,
+    from theirs, or on the hub.
 
     Raises:
         ModelError: it is not on this machine.
@@ -70,6 +66,8 @@ def base_of(directory: Path) -> Path:
     for place in (Path(str(given)), directory / str(given)):
         if given and place.exists():
             return place
+    if given and hub.HubId.parse(str(given)) is not None:
+        return hub.local(str(given))
     raise ModelError(
         f"{directory / CONFIG_FILE}: base_model_name_or_path",
         found=repr(given),
@@ -82,7 +80,7 @@ def read_peft(directory: Path, model: LanguageModel) -> tuple[Lora, Params]:
     """PEFT's adapters for a model, as arrays by layers' stacks.
 
     Raises:
-        ModelError: a setting asks for more than LoRA on kernels, or ranks differ within a stack.
+        ModelError: a setting asks for more than LoRA on kernels.
         CheckpointError: a tensor belongs to no kernel of the model, is missing its other half, or
             has another shape.
     """
@@ -93,11 +91,9 @@ def read_peft(directory: Path, model: LanguageModel) -> tuple[Lora, Params]:
     files = SafetensorsDirectory(directory, STEM)
     left = set(files)
     found: dict[str, np.ndarray] = {}
-    ranks: set[int] = set()
-    for name, shape in _kernels(model):
-        for part, array in _read(name, shape, files, left, model.decoder.n_layers).items():
-            found[f"{name.ours}.{part}"] = array
-            ranks.add(array.shape[-1 if part == "a" else -2])
+    scales = _Scales(values)
+    for module in adaptable_modules(model):
+        found |= _read(module, files, left, model.decoder.n_layers, scales)
     if left or not found:
         raise CheckpointError(
             f"{directory}: {min(left, default=STEM)}",
@@ -105,14 +101,12 @@ def read_peft(directory: Path, model: LanguageModel) -> tuple[Lora, Params]:
             expected=f"names like {PREFIX}MODULE.{PARTS['a']}",
             fix="is it the right base model?",
         )
-    if len(ranks) > 1:
-        raise ModelError(f"{directory}", found=f"ranks {sorted(ranks)}", expected="one rank")
-    modules = sorted({re.sub(r"\.kernel\.[ab]$", "", name).replace(".", "/") for name in found})
-    settings = {"rank": ranks.pop(), "alpha": float(values.get("lora_alpha", 8))}
-    rslora = bool(values.get("use_rslora", False))
-    lora = Lora(**settings, rslora=rslora, targets="|".join(map(re.escape, modules)))
+    kernels = sorted({re.sub(r"\.kernel\.[ab]$", "", name).replace(".", "/") for name in found})
+    rank = max(array.shape[-1] for name, array in found.items() if name.endswith(".a"))
+    lora = Lora(**scales.of_rank(rank), targets="|".join(map(re.escape, kernels)))
     dtype = model.precision.param_dtype
-    return lora, nested({name: found[name].astype(dtype) for name in sorted(found)})
+    padded = {name: _padded(found[name], name[-1], rank).astype(dtype) for name in sorted(found)}
+    return lora, nested(padded)
 
 
 def write_peft(
@@ -129,31 +123,113 @@ def write_peft(
 
     Raises:
         CheckpointError: the directory is there already.
+        ModelError: an adapted weight is no module in PEFT.
     """
     if directory.exists():
         raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
-    leaves = named_leaves(adapters)
-    names = [name for name, _ in _kernels(model) if f"{name.ours}.a" in leaves]
-    assert len(leaves) == 2 * len(names), "every adapter belongs to a kernel"
-    modules = {module for name in names for module in name.all_theirs(model.decoder.n_layers)}
-    alpha = int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha
+    lacking = without_module(lora, model)
+    if lacking:
+        raise ModelError(
+            f"adapters of {', '.join(lacking[:3])}",
+            found="weights that are no module in PEFT",
+            expected="adapter.targets without them",
+            fix="ziggurat export hf writes the model with its adapters merged",
+        )
+    leaves = {
+        name: np.asarray(jax.device_get(leaf)) for name, leaf in named_leaves(adapters).items()
+    }
+    modules = adaptable_modules(model)
+    used = [m for m in modules if any(f"{name.ours}.a" in leaves for name, _ in m.kernels)]
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": lora.rank,
-        "lora_alpha": alpha,
-        "use_rslora": lora.rslora,
+        **_scale_settings(lora, used, leaves),
         "lora_dropout": 0.0,
         "bias": "none",
-        "fan_in_fan_out": not all(name.transpose for name in names),
-        "target_modules": sorted({_module(module).rpartition(".")[2] for module in modules}),
+        "fan_in_fan_out": any(module.stored_transposed for module in used),
+        "target_modules": _targets(used, modules),
         "inference_mode": True,
     }
     with atomic.new_directory(directory) as target:
-        write_sharded(target, _tensors(names, leaves, model), 10**12, stem=STEM)
+        tensors = _tensors(used, leaves, model.decoder.n_layers)
+        write_sharded(target, tensors, 10**12, stem=STEM)
         (target / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n")
     return directory
+
+
+class _Scales:
+    """How often the product of each module counts, as ``adapter_config.json`` says."""
+
+    def __init__(self, values: Mapping[str, Any]):
+        self._rank, self._alpha = int(values.get("r", 8)), float(values.get("lora_alpha", 8))
+        self._rslora = bool(values.get("use_rslora", False))
+        self._ranks = values.get("rank_pattern") or {}
+        self._alphas = values.get("alpha_pattern") or {}
+
+    def relative(self, module: str, rank: int) -> float:
+        """A module's scale over that of a module which no pattern names."""
+        alpha = float(self._alphas.get(_key(self._alphas, module), self._alpha))
+        return self._scale(alpha, rank) / self._scale(self._alpha, self._rank)
+
+    def of_rank(self, rank: int) -> dict[str, Any]:
+        """Settings of adapters that are all padded to this rank, for the scale without patterns."""
+        if rank == self._rank:
+            return {"rank": rank, "alpha": self._alpha, "rslora": self._rslora}
+        return {"rank": rank, "alpha": self._scale(self._alpha, self._rank) * rank}
+
+    def check(self, module: str, rank: int) -> None:
+        """Refuse a tensor whose rank is not the one that its config names."""
+        wanted = int(self._ranks.get(_key(self._ranks, module), self._rank))
+        if rank != wanted:
+            raise CheckpointError(
+                f"tensor {PREFIX}{module}.{PARTS['a']}", found=f"rank {rank}", expected=f"{wanted}"
+            )
+
+    def _scale(self, alpha: float, rank: int) -> float:
+        return alpha / (math.sqrt(rank) if self._rslora else rank)
+
+
+def _key(patterns: Mapping[str, Any], module: str) -> str:
+    """The first pattern that names a module, matched as PEFT does."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), module)
+
+
+def _scale_settings(
+    lora: Lora, used: list[AdaptedModule], leaves: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Rank and alpha; for modules that hold several adapters their multiple, so that the scale
+    stays. Experts are joined by transformers while loading, which changes a scale by the root of
+    the rank: with them it is written as a plain one."""
+    experts = any(name.experts > 1 for module in used for name, _ in module.kernels)
+    alpha = lora.scale * lora.rank if experts else lora.alpha
+    rslora = lora.rslora and not experts
+    ranks, alphas = {}, {}
+    for module in used:
+        parts = sum(f"{name.ours}.a" in leaves for name, _ in module.kernels)
+        if parts > 1:
+            last = _last(module)
+            ranks[last] = parts * lora.rank
+            alphas[last] = alpha * (math.sqrt(parts) if rslora else parts)
+    found = {"r": lora.rank, "lora_alpha": _number(alpha), "use_rslora": rslora}
+    patterns = {"rank_pattern": ranks, "alpha_pattern": {k: _number(v) for k, v in alphas.items()}}
+    return found | (patterns if ranks else {})
+
+
+def _number(value: float) -> float | int:
+    return int(value) if value == int(value) else value
+
+
+def _last(module: AdaptedModule) -> str:
+    return module.theirs(1)[0].rpartition(".")[2]
+
+
+def _targets(used: list[AdaptedModule], every: list[AdaptedModule]) -> list[str]:
+    """Last components of the modules' names; two where one is shared with modules that have no
+    adapter, as GPT-2's ``c_proj`` is."""
+    others = {_last(module) for module in every if module not in used}
+    names = [module.theirs(1)[0].split(".") for module in used]
+    return sorted({".".join(name[-2:] if name[-1] in others else name[-1:]) for name in names})
 
 
 def _settings(directory: Path) -> dict[str, Any]:
@@ -167,66 +243,72 @@ def _settings(directory: Path) -> dict[str, Any]:
     return values
 
 
-def _kernels(model: LanguageModel) -> Iterator[tuple[WeightName, tuple[int, ...]]]:
-    """Published names of the kernels that may have adapters, and their shapes here."""
-    weights = named_leaves(model.abstract, is_leaf=is_quantized)
-    kernels = {name for name, axis in summed_axes(model).items() if axis == -2}
-    for name in family_of(model.config).hf_names(model.config):
-        if name.ours not in kernels:
-            continue
-        if name.part is None and name.reorder is None and name.restore is None:
-            yield name, weights[name.ours].shape
-
-
-def _module(theirs: str) -> str:
-    return theirs.removesuffix(".weight")
-
-
 def _read(
-    name: WeightName,
-    shape: tuple[int, ...],
+    module: AdaptedModule,
     files: SafetensorsDirectory,
     left: set[str],
     layers: int,
+    scales: _Scales,
 ) -> dict[str, np.ndarray]:
-    """Both matrices of a kernel, ``[..., d, r]`` and ``[..., r, f]``; nothing if it has none."""
-    *lead, d_in, d_out = shape
-    tensors: dict[str, dict[int, np.ndarray]] = collections.defaultdict(dict)
-    for index, theirs in enumerate(name.all_theirs(layers)):
-        keys = {part: f"{PREFIX}{_module(theirs)}.{end}" for part, end in PARTS.items()}
+    """Both matrices of each kernel, ``[..., d, r]`` and ``[..., r, f]``; nothing if it has none."""
+    tensors: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    theirs = module.theirs(layers)
+    for index, name in enumerate(theirs):
+        keys = {part: f"{PREFIX}{name}.{end}" for part, end in PARTS.items()}
         there = [part for part, key in keys.items() if key in left]
         if len(there) == 1:
             raise CheckpointError(
                 f"tensor {keys[there[0]]}", found="no other half", expected="both matrices"
             )
-        for part in there:
-            tensors[part][index] = files.read(keys[part])
-            left.discard(keys[part])
+        if there:
+            tensors[index] = _pair(module, files, keys)
+            left.difference_update(keys.values())
+            rank = len(tensors[index][0])
+            scales.check(name, rank)
+            tensors[index] = tensors[index][0], tensors[index][1] * scales.relative(name, rank)
     if not tensors:
         return {}
-    rank = next(iter(tensors["a"].values())).shape[0]
-    wanted = {"a": (d_in, rank), "b": (rank, d_out)}
+    most = max(len(a) for a, _ in tensors.values())
     made = {}
-    for part, found in tensors.items():
-        whole = np.zeros((len(name.all_theirs(layers)), *wanted[part]), np.float32)
-        for index, tensor in found.items():
-            if tensor.T.shape != wanted[part]:
-                raise CheckpointError(
-                    f"tensor {part} of {name.ours}",
-                    found=f"shape {list(tensor.shape)}",
-                    expected=f"shape {list(wanted[part][::-1])}",
-                )
-            whole[index] = tensor.T.astype(np.float32)
-        made[part] = whole.reshape(*lead, *wanted[part])
+    for name, (*lead, d_in, d_out) in module.kernels:
+        down = np.zeros((len(theirs), d_in, most), np.float32)
+        up = np.zeros((len(theirs), most, d_out), np.float32)
+        for index, (a, b) in tensors.items():
+            down[index, :, : len(a)] = a.T
+            up[index, : len(a)] = module.part(name, b)
+        made[f"{name.ours}.a"] = down.reshape(*lead, d_in, most)
+        made[f"{name.ours}.b"] = up.reshape(*lead, most, d_out)
     return made
 
 
+def _pair(
+    module: AdaptedModule, files: SafetensorsDirectory, keys: Mapping[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """PEFT's matrices ``[r, in]`` and ``[out, r]`` of a module, in float32."""
+    a, b = (files.read(keys[part]).astype(np.float32) for part in "ab")
+    d_in, d_out = module.kernels[0][1][-2], sum(shape[-1] for _, shape in module.kernels)
+    for key, tensor, wanted in ((keys["a"], a, (len(a), d_in)), (keys["b"], b, (d_out, len(a)))):
+        if tensor.shape != wanted:
+            raise CheckpointError(
+                f"tensor {key}",
+                found=f"shape {list(tensor.shape)}",
+                expected=f"shape {list(wanted)}",
+            )
+    return a, b
+
+
+def _padded(array: np.ndarray, part: str, rank: int) -> np.ndarray:
+    """With zeros up to a rank, which add nothing."""
+    axis = -1 if part == "a" else -2
+    widths = [(0, 0)] * array.ndim
+    widths[axis] = (0, rank - array.shape[axis])
+    return np.pad(array, widths)
+
+
 def _tensors(
-    names: list[WeightName], leaves: Mapping[str, Any], model: LanguageModel
+    used: list[AdaptedModule], leaves: Mapping[str, Any], layers: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    for name in names:
-        for part, end in PARTS.items():
-            array = np.asarray(jax.device_get(leaves[f"{name.ours}.{part}"]))
-            flat = array.reshape(-1, *array.shape[-2:])
-            for index, theirs in enumerate(name.all_theirs(model.decoder.n_layers)):
-                yield f"{PREFIX}{_module(theirs)}.{end}", np.ascontiguousarray(flat[index].T)
+    for module in used:
+        for index, theirs in enumerate(module.theirs(layers)):
+            for end, matrix in zip(PARTS.values(), module.join(leaves, index), strict=True):
+                yield f"{PREFIX}{theirs}.{end}", np.ascontiguousarray(matrix)

@@ -22,7 +22,7 @@ from ziggurat.checkpoint import (
     write_sharded,
 )
 from ziggurat.checkpoint.manifest import read_manifest
-from ziggurat.core import atomic, config
+from ziggurat.core import atomic, config, hub
 from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import leaf_name, named_leaves
 from ziggurat.data import HuggingFaceTokenizer
@@ -92,7 +92,8 @@ def load(
 
     Args:
         path: a run directory (its newest intact step), a step directory, a Hugging Face directory
-            (``config.json`` and safetensors), a GGUF file, or a directory of PEFT's adapters.
+            (``config.json`` and safetensors), a GGUF file, a directory of PEFT's adapters, or a
+            repository of the hub, see :mod:`ziggurat.core.hub`.
             Adapters, a run's or PEFT's, are added to their base. Of a run that kept an average of
             its parameters, that is read.
         precision: parameter and compute types; default float32.
@@ -102,19 +103,19 @@ def load(
         ModelError: nothing of the kind is there, or the architecture or a switch is unknown.
         CheckpointError: weights are damaged, missing, or of another shape.
     """
-    path = Path(path)
+    path = hub.local(path)
     if not path.exists():
         raise ModelError(
             f"model {path}",
             found="no such file or directory",
-            expected="a run, a checkpoint step, a Hugging Face directory or a GGUF file",
+            expected="a run, a checkpoint step, a Hugging Face directory or id, or a GGUF file",
             fix="check the path",
         )
     if path.is_file():
         return _load_gguf(path, precision, layout)
     step = step_directory(path)
     if step is not None:
-        return _load_step(step, path.name, precision, layout)
+        return _load_step(step, hub.name_of(path), precision, layout)
     if peft.is_peft(path):
         base = load(peft.base_of(path), precision=precision, layout=layout)
         return _with_adapters(base, path, *peft.read_peft(path, base.model))
@@ -267,7 +268,7 @@ def _with_adapters(
 ) -> Pretrained:
     """A model with adapters added to it; a layout's shardings stay those of the base."""
     model, params = adapters.merge_into(base.model, base.params, arrays, lora)
-    name = source.name if peft.is_peft(source) else base.name
+    name = hub.name_of(source) if peft.is_peft(source) else base.name
     return dataclasses.replace(base, model=model, params=params, name=name, source=str(source))
 
 
@@ -375,7 +376,7 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
         formats, names, tensors = compressed(settings, names, tensors, model)
         model = quantized(model, formats)
     params = read_weights(family, model, names, tensors, layout)
-    return Pretrained(model, params, HuggingFaceTokenizer.load(path), path.name, str(path))
+    return Pretrained(model, params, HuggingFaceTokenizer.load(path), hub.name_of(path), str(path))
 
 
 def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:

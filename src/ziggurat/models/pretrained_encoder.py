@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.checkpoint import Checkpoints, SafetensorsDirectory, read_arrays, write_sharded
-from ziggurat.core import atomic, config
+from ziggurat.core import atomic, config, hub
 from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.data import HuggingFaceTokenizer
@@ -64,12 +64,12 @@ def load(
         ModelError: nothing of the kind is there, or the architecture or a switch is unknown.
         CheckpointError: weights are damaged, missing, or of another shape.
     """
-    path = Path(path)
+    path = hub.local(path)
     if not path.is_dir():
         raise ModelError(f"encoder {path}", found="no such directory", expected="a directory")
     step = pretrained.step_directory(path)
     if step is not None:
-        return _load_step(step, path.name, precision, layout)
+        return _load_step(step, hub.name_of(path), precision, layout)
     if not (path / "config.json").is_file():
         raise ModelError(
             f"encoder {path}", found="neither checkpoints nor config.json", expected="one of them"
@@ -142,7 +142,7 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
     )
     sentence = read_layout(path, model.encoder.d_model, settings.max_sequence_length)
     tokenizer = HuggingFaceTokenizer.load(path)
-    return PretrainedEncoder(model, params, tokenizer, sentence, path.name, str(path))
+    return PretrainedEncoder(model, params, tokenizer, sentence, hub.name_of(path), str(path))
 
 
 def _load_step(

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ziggurat.checkpoint import read_arrays
+from ziggurat.core import hub
 from ziggurat.core.errors import CheckpointError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.encode import Encoder
@@ -77,8 +78,9 @@ class RewardModel:
             CheckpointError: it is no reward model.
             ModelError: nothing of the kind is there.
         """
+        path = hub.local(path)
         loaded = pretrained.load(path, precision=precision)
-        step = pretrained.step_directory(Path(path))
+        step = pretrained.step_directory(path)
         arrays = {} if step is None else read_arrays(step, "params")
         if not isinstance(arrays, dict) or HEAD not in arrays:
             raise CheckpointError(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Key
 
-from ziggurat.core import prng
+from ziggurat.core import hub, prng
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.pytrees import map_named
 from ziggurat.mesh import Layout
@@ -271,7 +271,7 @@ def files_of(run: RunConfig, start: Start, tokenizer: Any) -> dict[str, bytes | 
     if run.adapter is None:
         return files
     assert isinstance(run.model, PretrainedModel), "adapters have a base"
-    given = run.model.path
+    given = hub.local(run.model.path)
     base = pretrained.step_directory(given) or given if given.is_dir() else given
     record = AdapterRecord(run.adapter, base, fingerprint(base))
     step = run.directory / "checkpoints" / "step"

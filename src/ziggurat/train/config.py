@@ -41,8 +41,8 @@ class PretrainedModel:
 
     kind: Literal["pretrained"] = "pretrained"
     path: Path
-    """A run, a checkpoint step, a Hugging Face directory, a GGUF file, or a pipeline of
-    diffusers."""
+    """A run, a checkpoint step, a Hugging Face directory or id (``owner/name``), a GGUF file, or a
+    pipeline of diffusers."""
 
 
 ModelNode = Annotated[

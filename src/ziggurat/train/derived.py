@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.models import LanguageModel
+from ziggurat.models.peft_modules import without_module
 from ziggurat.train.experiment import Experiment
 
 _log = logging.getLogger(__name__)
@@ -74,3 +75,18 @@ def check_report(experiment: Experiment) -> None:
         )
     for prompt in prompts:
         sample_tokens(experiment, prompt)
+    _warn_of_peft(experiment)
+
+
+def _warn_of_peft(experiment: Experiment) -> None:
+    """Say before training which adapters can only be exported merged."""
+    lora, model = experiment.run.adapter, getattr(experiment.model, "model", None)
+    if lora is None or not isinstance(model, LanguageModel):
+        return
+    lacking = without_module(lora, model)
+    if lacking:
+        _log.warning(
+            "adapter.targets: PEFT has no form for adapters of %s: ziggurat export peft will refuse"
+            " them, ziggurat export hf merges them",
+            ", ".join(lacking[:3]),
+        )

@@ -1,7 +1,7 @@
 """The files of a source: which there are, in which order, and what tells one version from another.
 
-Paths go through fsspec; ``~`` is the home directory and ``{stdlib}`` the directory of Python's
-standard library.
+Paths go through fsspec; ``~`` is the home directory, ``{stdlib}`` the directory of Python's
+standard library, and ``owner/name`` a data set of the hub where no such path exists.
 """
 
 import bz2
@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from ziggurat.core import config
+from ziggurat.core import config, hub
 from ziggurat.core.errors import DataError, did_you_mean
 from ziggurat.data.sources.nodes import HuggingFaceDataset, Source
 
@@ -92,7 +92,7 @@ def signature(
 def _list_matching(source: Any) -> list[SourceFile]:
     from fsspec.utils import glob_translate
 
-    files, root = _system(source.path)
+    files, root = _system(source.path, (source.glob,))
     if files.isfile(root):
         default = {f.name: f.default for f in dataclasses.fields(source)}["glob"]
         if source.glob != default or source.exclude:
@@ -168,10 +168,14 @@ def _list_dataset(source: HuggingFaceDataset) -> list[SourceFile]:
     ]
 
 
-def _system(path: str) -> tuple[Any, str]:
+def _system(path: str, wanted: Sequence[str] | None = None) -> tuple[Any, str]:
+    """The file system and root of a path; a data set of the hub is downloaded, or found in its
+    cache (``wanted``: patterns of its files)."""
     import fsspec
 
-    files, root = fsspec.core.url_to_fs(expand(path))
+    given = expand(path)
+    place = given if "://" in given else str(hub.local(given, "dataset", wanted))
+    files, root = fsspec.core.url_to_fs(place)
     files.invalidate_cache()  # object stores remember listings, and with them old entity tags
     return files, str(root)
 

@@ -7,12 +7,13 @@ import pytest
 from tests.train.runs import run
 
 from ziggurat.core import config
-from ziggurat.core.errors import ConfigError
+from ziggurat.core.errors import ConfigError, PlanError
 from ziggurat.core.pytrees import size_bytes
 from ziggurat.plan import Topology, prepare
 from ziggurat.plan.analytic import argument_bytes
-from ziggurat.plan.estimate import EFFICIENCY, efficiency
+from ziggurat.plan.estimate import EFFICIENCY, efficiency, estimate
 from ziggurat.plan.search import Candidate, candidates, nearest, rank
+from ziggurat.plan.work import Operation
 from ziggurat.train.ahead_of_time import subject
 
 OVERRIDES = ("model.d_model=256", "model.d_ff=512", "data.sequence_length=256")
@@ -103,7 +104,7 @@ def test_argument_bytes_are_arithmetic(prepared):
 def test_exchanges_follow_the_sharding(prepared):
     """Every weight gathered forwards and backwards in bfloat16 and its gradient scattered."""
     fsdp, halves = prepared["fsdp"], prepared["halves"]
-    sizes = sum(leaf.size for leaf in fsdp.subject.params.values()) * 2
+    sizes = sum(leaf.size for leaf in fsdp.subject.trained.values()) * 2
     assert fsdp.plan.estimate.ici_s > 0
     rate = fsdp.fabric.along(("fsdp",)).ici_bytes_per_s
     assert fsdp.plan.estimate.ici_s == pytest.approx(3 * sizes * 3 / 4 / rate)
@@ -123,6 +124,42 @@ def test_figures_are_consistent(prepared):
     assert figures.cost(2.0) == pytest.approx(1e9 / figures.tokens_per_s / 3600 * 4 * 2.0)
     assert any("not fitted" in line for line in _assumed("tpu7x:2x2x1"))
     assert efficiency("tpu7x") == min(EFFICIENCY.values())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_an_mfu_above_one_is_an_error_and_never_a_figure(prepared, share):
+    """Work that was not counted, such as the body of a loop, would make a step look fast."""
+    seen = prepared["fsdp"]
+    counted = [dataclasses.replace(o, flops=share * o.flops, bytes=0.0) for o in seen.operations]
+
+    def figures():
+        return estimate(
+            TOPOLOGY,
+            counted,
+            [],
+            tokens=seen.subject.tokens,
+            model_flops_per_token=seen.subject.model_flops_per_token,
+            matmul_flops_per_token=seen.subject.matmul_flops_per_token,
+            compiled=False,
+        )
+
+    if share == 1.0:
+        assert 0.5 < figures().mfu <= 1.0
+    else:
+        with pytest.raises(PlanError, match=r"an MFU of .*%: .* FLOPs counted") as caught:
+            figures()
+        assert "\n" not in str(caught.value)
+
+
+def test_attention_that_a_kernel_skips_does_not_make_an_mfu_above_one(prepared):
+    """PaLM's count has every key of a causal sequence; a kernel computes half of them."""
+    seen = prepared["fsdp"].subject
+    needed = float(seen.matmul_flops_per_token)
+    work = [Operation("matmul", "dot", "bfloat16", needed * seen.tokens, 0.0, 1.0)]
+    work += [Operation("attention", "splash", "bfloat16", 5 * needed * seen.tokens, 0.0, 1.0)]
+    given = {"tokens": seen.tokens, "matmul_flops_per_token": needed, "compiled": False}
+    found = estimate(TOPOLOGY, work, [], model_flops_per_token=11 * needed, **given)
+    assert found.mfu == pytest.approx(efficiency("v5e"))
 
 
 def _assumed(name):

@@ -1,9 +1,15 @@
 """Names of topologies, and what is said of wrong ones."""
 
+import itertools
+import math
+import types
+
 import jax
 import pytest
 
-from ziggurat.core.errors import ConfigError
+from ziggurat import mesh
+from ziggurat.core.errors import ConfigError, ShardingError
+from ziggurat.mesh import layout
 from ziggurat.plan import GENERATIONS, Topology
 
 
@@ -55,3 +61,47 @@ def test_larger_and_rings():
     assert [Topology.parse("v5e:8x16").wraps(axis) for axis in (0, 1)] == [False, True]
     assert Topology.parse("v5p:4x4x8").wraps(0)
     assert not Topology.parse("v5p:2x4x4").wraps(1)
+
+
+def devices_of(topology):
+    """Devices with the attributes by which a mesh is laid out, without libtpu."""
+    edges = (*topology.shape, 1)[:3]
+    places = itertools.product(*(range(edge) for edge in reversed(edges)))
+    cores = range(topology.chip.devices)
+    return [
+        types.SimpleNamespace(
+            coords=list(reversed(place)),
+            core_on_chip=core,
+            id=number,
+            process_index=number // 4,
+            platform="tpu",
+            device_kind=topology.generation.kind,
+            slice_index=0,
+        )
+        for number, (place, core) in enumerate(itertools.product(places, cores))
+    ]
+
+
+SHAPES = [(g.name, s) for g in GENERATIONS.values() for s in g.shapes if math.prod(s) <= 1536]
+MESHES = ({"fsdp": -1}, {"tensor": 8}, {"data": 2}, {"tensor": 8, "context": 8})
+
+
+def test_every_shape_on_offer_has_a_mesh_or_one_line():
+    """``mesh_utils`` cannot split axes such as 20 or 28; then chips lie in order."""
+    primes = (5, 7, 11)
+    odd = [(n, s) for n, s in SHAPES if any(e % p == 0 for e in s for p in primes)]
+    plain = [(n, s) for n, s in SHAPES if (n, s) not in odd]
+    assert ("v5p", (4, 4, 20)) in odd
+    for name, shape in odd + plain[::4]:
+        topology = Topology(GENERATIONS[name], shape)
+        devices = devices_of(topology)
+        for sizes in MESHES if math.prod(shape) <= 640 else MESHES[:1]:
+            wanted = mesh.MeshConfig(**sizes)
+            if len(devices) % math.prod(n for n in sizes.values() if n > 0):
+                with pytest.raises(ShardingError, match="a product of"):
+                    layout._fill(wanted, len(devices), 1)
+                continue
+            parts = tuple(layout._fill(wanted, len(devices), 1).values())
+            found = layout._arrange(devices, parts, (1,) * len(parts))
+            assert found.shape == parts
+            assert sorted(d.id for d in found.flat) == list(range(len(devices))), (topology, sizes)

@@ -7,7 +7,9 @@ import pytest
 from jax.experimental import pallas as pl
 from jax.sharding import Mesh, PartitionSpec
 
+from ziggurat.core.errors import PlanError
 from ziggurat.kernels.attention import AttentionMask, attention
+from ziggurat.kernels.grouped_matmul import grouped_matmul
 from ziggurat.plan.work import operations, total_flops
 
 
@@ -162,3 +164,52 @@ def test_splash_counts_the_blocks_that_a_mask_leaves(window):
     assert len(kernels) == 3
     assert total_flops(work(loss, *args), "attention") == 2 * blocks * one
     assert total_flops(kernels, "attention") == 9 * blocks * one
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "step", "turns"), [(0, 7, 1, 7), (1, 8, 2, 4), (5, 5, 1, 0)]
+)
+def test_a_loop_counts_by_its_counter(start, stop, step, turns):
+    def program(x):
+        def turn(carry):
+            return carry[0] + step, carry[1] @ carry[1]
+
+        return jax.lax.while_loop(lambda carry: carry[0] < stop, turn, (start, x))[1]
+
+    assert total_flops(work(program, shape(K, K))) == turns * 2 * K**3
+
+
+def test_a_loop_that_only_the_device_knows_says_how_often_it_runs_or_is_refused():
+    def program(x, n):
+        return jax.lax.fori_loop(0, n, lambda _, y: y @ y, x)
+
+    def declared(x, n):
+        with jax.named_scope("trips_5"):
+            return program(x, n)
+
+    args = shape(K, K), shape(dtype=jnp.int32)
+    assert total_flops(work(declared, *args)) == 5 * 2 * K**3
+    with pytest.raises(PlanError, match="a number of turns that only the device knows"):
+        work(program, *args)
+
+    def moves(x, n):
+        return jax.lax.fori_loop(0, n, lambda _, y: y + 1, x)
+
+    assert total_flops(work(moves, *args)) == 0
+
+
+@pytest.mark.parametrize("implementation", ["ragged", "blocked"])
+@pytest.mark.parametrize("parts", [1, 4])
+def test_grouped_products_count_alike_whatever_computes_them(implementation, parts):
+    """Forwards one product and backwards two, of the rows that have their expert here."""
+    rows, groups = 4096, 4
+
+    def loss(x, w, sizes):
+        with jax.named_scope(f"share_1_in_{parts}"):
+            return (grouped_matmul(x, w, sizes, implementation=implementation) ** 2).sum()
+
+    args = shape(rows, K), shape(groups, K, N), shape(groups, dtype=jnp.int32)
+    one = 2 * rows * K * N / parts
+    found = total_flops(work(jax.grad(loss, argnums=(0, 1)), *args))
+    # blocks at the end of a group are not full
+    assert 3 * one <= found < 1.15 * 3 * one

@@ -154,11 +154,11 @@ def _check_state(seen: Any, target: Any) -> None:
     from ziggurat.plan.program import hbm_bytes
 
     limit, leaves = hbm_bytes(target), jax.tree.leaves(seen.arguments)
-    held = argument_bytes(leaves) + argument_bytes(list(seen.params.values()))
+    held = argument_bytes(leaves) + argument_bytes(list(seen.trained.values()))
     if held <= limit:
         return
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    whole += sum(leaf.size * leaf.dtype.itemsize for leaf in seen.params.values())
+    whole += sum(leaf.size * leaf.dtype.itemsize for leaf in seen.trained.values())
 
     def share(other: Any) -> float:
         return whole / (other.chips * other.chip.devices)

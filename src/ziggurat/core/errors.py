@@ -67,6 +67,10 @@ class TrainError(ZigguratError):
     """Training cannot start or cannot go on."""
 
 
+class PlanError(ZigguratError):
+    """A plan cannot be made, or contradicts itself, which is a fault of Ziggurat's own count."""
+
+
 class ServeError(ZigguratError):
     """A server cannot start, or a request asks for what is not there."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import contextvars
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +16,7 @@ from ziggurat.core.errors import ShardingError
 from ziggurat.core.pytrees import map_named
 from ziggurat.mesh.config import AXES, DEFAULT_RULES, MeshConfig
 
+_log = logging.getLogger(__name__)
 A = TypeVar("A")
 Axes = tuple[str | None, ...]
 # Only :func:`abstract` makes one without devices, and who asks for it knows.
@@ -32,6 +34,11 @@ class Layout:
 
     mesh: AnyMesh
     rules: Mapping[str, tuple[str, ...]]
+
+    @property
+    def platform(self) -> str:
+        """Platform of the devices: ``cpu``, ``gpu`` or ``tpu``."""
+        return self.mesh.devices.flat[0].platform
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -198,13 +205,30 @@ def _fill(mesh: MeshConfig, per_slice: int, slices: int) -> dict[str, int]:
 def _arrange(devices: list[Any], ici: tuple[int, ...], dcn: tuple[int, ...]) -> np.ndarray:
     from jax.experimental import mesh_utils
 
-    shape = tuple(i * d for i, d in zip(ici, dcn))
     if getattr(devices[0], "coords", None) is None:
-        axes = range(len(AXES))
-        pairs = [axis for part in zip(axes, (len(AXES) + a for a in axes)) for axis in part]
-        return np.array(devices).reshape(*dcn, *ici).transpose(pairs).reshape(shape)
-    if math.prod(dcn) > 1:
-        return mesh_utils.create_hybrid_device_mesh(
-            ici, dcn, devices, allow_split_physical_axes=True
-        )
-    return mesh_utils.create_device_mesh(ici, devices, allow_split_physical_axes=True)
+        return _in_order(devices, ici, dcn)
+    try:
+        if math.prod(dcn) > 1:
+            return mesh_utils.create_hybrid_device_mesh(
+                ici, dcn, devices, allow_split_physical_axes=True
+            )
+        return mesh_utils.create_device_mesh(ici, devices, allow_split_physical_axes=True)
+    except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+        # mesh_utils (jax 0.10) cannot split every physical axis, such as the 20 of 20x4x4 or 28
+        line = str(error).partition("\n")[0][:100]
+        _log.info("mesh laid out in the order of the chips' coordinates (mesh_utils: %s)", line)
+        return _in_order(sorted(devices, key=_place), ici, dcn)
+
+
+def _in_order(devices: list[Any], ici: tuple[int, ...], dcn: tuple[int, ...]) -> np.ndarray:
+    """Devices in the order given: equal runs are slices, neighbours lie on the last axes."""
+    shape = tuple(i * d for i, d in zip(ici, dcn))
+    axes = range(len(AXES))
+    pairs = [axis for part in zip(axes, (len(AXES) + a for a in axes)) for axis in part]
+    return np.array(devices).reshape(*dcn, *ici).transpose(pairs).reshape(shape)
+
+
+def _place(device: Any) -> tuple[int, ...]:
+    """Slice, coordinates and core, by which chips next to each other are near in order."""
+    slice_index, core = getattr(device, "slice_index", 0), getattr(device, "core_on_chip", 0)
+    return (slice_index, *device.coords, core)

@@ -129,10 +129,11 @@ class Mixture(nnx.Module):
             )
         }
         layout = active_layout()
-        if layout is None or layout.mesh.size == 1:
-            y = _mix(x, chosen, weights, parameters, self.activation)
-        else:
-            y = _mix_on_mesh(layout, x, chosen, weights, parameters, self.activation)
+        with jax.named_scope("experts"):
+            if layout is None or layout.mesh.size == 1:
+                y = _mix(x, chosen, weights, parameters, self.activation)
+            else:
+                y = _mix_on_mesh(layout, x, chosen, weights, parameters, self.activation)
         return y if self.shared is None else y + self.shared(x)[0], routing
 
 
@@ -143,8 +144,13 @@ def _mix(
     parameters: dict[str, dict[str, Any]],
     activation: Activation | ClampedSwiglu,
     first: Int[Array, ""] | int = 0,
+    parts: int = 1,
 ) -> Float[Array, "b t d"]:
-    """What the experts from ``first`` on add; those chosen that are not here add nothing."""
+    """What the experts from ``first`` on add; those chosen that are not here add nothing.
+
+    Of as many ``parts`` are all experts. That part of the rows is expected to have its expert here;
+    the scope tells ``ziggurat.plan.work``, since the product skips all others.
+    """
     k, count = chosen.shape[-1], parameters["gate"]["kernel"].shape[0]
     here = (chosen >= first) & (chosen < first + count)
     local = jnp.where(here, chosen - first, count).reshape(-1)
@@ -155,7 +161,8 @@ def _mix(
     group = jnp.minimum(row_groups(sizes, order.size), count - 1)
 
     def project(rows: Array, name: str) -> Array:
-        out = grouped_matmul(rows, parameters[name]["kernel"], sizes)
+        with jax.named_scope(f"share_1_in_{parts}"):
+            out = grouped_matmul(rows, parameters[name]["kernel"], sizes)
         bias = parameters[name].get("bias")
         return out if bias is None else out + take_rows(bias, group)
 
@@ -195,6 +202,7 @@ def _mix_on_mesh(
     alike = tuple(axis for axis in split if axis not in along)
     parameters = jax.tree.map(dense, parameters, is_leaf=is_weight_node)
     ways = math.prod(layout.sizes[axis] for axis in _names(over_width))
+    parts = math.prod(layout.sizes[axis] for axis in _names(over_experts))
 
     def gathered(array: Array) -> Array:
         for axis in reversed(along):
@@ -208,7 +216,7 @@ def _mix_on_mesh(
         if "bias" in parameters["down"]:  # added on every device that has a share of the width
             parameters["down"]["bias"] = parameters["down"]["bias"] / ways
         x, chosen, weights = gathered(x), gathered(chosen), gathered(weights)
-        y = _mix(x, chosen, weights, parameters, activation, first)
+        y = _mix(x, chosen, weights, parameters, activation, first, parts)
         y = jax.lax.psum(y, alike) if alike else y
         for axis in along:
             y = jax.lax.psum_scatter(y, axis, scatter_dimension=along[axis], tiled=True)

@@ -8,22 +8,81 @@ the same type; where a product contracts a dimension cut over ``tensor``, activa
 forwards, backwards, and once more when the forward pass is repeated (Shoeybi et al. 2019,
 https://arxiv.org/abs/1909.08053). Under ``context`` every device gathers keys and values.
 
+Experts that are cut over a mesh axis get the tokens of all its devices, and their sums go back.
+Which dimension of an array is which is declared by the model's logical axes.
+
 Memory is the arguments (exact), the gradients in the parameters' type, what the scan over layers
 keeps for the backward pass (from the program's jaxpr), one layer's gathered weights twice (the next
 ones arrive while these are used), and the largest of a layer's activations and the loss's chunks.
+Scores of attention that no kernel keeps on the chip, and what experts write, are added to a layer's
+activations (:mod:`ziggurat.plan.living`).
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from ziggurat.plan import work
+from ziggurat.plan import living
+from ziggurat.plan.equations import called
 from ziggurat.plan.fabric import Collective, Fabric
 
 BATCH_AXES = ("data", "fsdp", "expert")
 COMPUTE_BYTES = 2
 """Bytes of the compute type; a plan is for bfloat16."""
+TOKENS = "tokens of experts"
+"""Purpose of exchanges that bring tokens to the devices of their experts."""
+Add = Callable[[str, float, tuple[str, ...], float, str], None]
+"""Takes kind, bytes, mesh axes, times a step and purpose of an exchange."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weight:
+    """An array that a step multiplies by or looks up in, and what its dimensions stand for."""
+
+    array: Any
+    """Shape, type and sharding."""
+    axes: tuple[str | None, ...]
+    """Logical axis names, as the model declares them."""
+    trained: bool = True
+    """Whether it has a gradient."""
+
+    @property
+    def layers(self) -> int:
+        """Layers that are stacked in it."""
+        return self.array.shape[self.axes.index("layers")] if "layers" in self.axes else 1
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether it holds one matrix per expert."""
+        return "experts" in self.axes
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it has a row per token of the vocabulary."""
+        return "vocab" in self.axes
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether rows are multiplied by it, summed over the first of its last two dimensions."""
+        own = [axis for axis in self.axes if axis not in ("layers", "experts")]
+        return len(own) == 2 and not self.is_table
+
+    @property
+    def cuts(self) -> list[tuple[str, ...]]:
+        """Mesh axes over which each dimension is cut."""
+        spec, ndim = self.array.sharding.spec, self.array.ndim
+        parts = list(spec) + [None] * (ndim - len(spec))
+        return [part if isinstance(part, tuple) else (part,) if part else () for part in parts]
+
+    def kept_ways(self, sizes: dict[str, int]) -> int:
+        """Into how many parts it stays cut while it is multiplied by: those of ``tensor``, and of
+        the experts' own axes."""
+        cuts = self.cuts
+        kept = {axis for part in cuts for axis in part if axis == "tensor"}
+        if self.of_experts:
+            kept |= set(cuts[self.axes.index("experts")])
+        return math.prod(sizes[axis] for axis in kept)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,16 +91,42 @@ class Step:
 
     jaxpr: Any
     """Of the whole step."""
-    params: dict[str, Any]
-    """Name -> shape, type and sharding of each parameter."""
+    weights: dict[str, Weight]
+    """By name, frozen ones too."""
     arguments: list[Any]
-    """The same of every argument: state and batch."""
+    """Shape, type and sharding of every argument: state, batch and what is frozen."""
     tokens: int
     """Tokens of a step."""
     accumulate: int
     """Micro-batches of a step."""
     remat: str
     """``none``, ``full`` or ``dots``."""
+
+    @property
+    def width(self) -> int:
+        """The model's width: the size of its dimensions called ``embed``."""
+        found = [
+            size
+            for weight in self.weights.values()
+            for axis, size in zip(weight.axes, weight.array.shape)
+            if axis == "embed"
+        ]
+        return max(found, key=found.count, default=0)
+
+    @property
+    def vocabulary(self) -> set[int]:
+        """Sizes of the dimensions called ``vocab``."""
+        return {
+            size
+            for weight in self.weights.values()
+            for axis, size in zip(weight.axes, weight.array.shape)
+            if axis == "vocab"
+        }
+
+    @property
+    def trained(self) -> list[Any]:
+        """Shape, type and sharding of each array that has a gradient."""
+        return [weight.array for weight in self.weights.values() if weight.trained]
 
 
 def argument_bytes(arguments: list[Any]) -> int:
@@ -52,7 +137,7 @@ def argument_bytes(arguments: list[Any]) -> int:
 
 
 def collectives(step: Step, fabric: Fabric) -> list[Collective]:
-    """What a step exchanges under fully sharded data parallelism and tensor parallelism."""
+    """What a step exchanges under fully sharded data parallelism, tensor and expert parallelism."""
     found: list[Collective] = []
     sizes = dict(zip(fabric.axes, fabric.shape))
 
@@ -63,32 +148,50 @@ def collectives(step: Step, fabric: Fabric) -> list[Collective]:
                 Collective(kind=kind, bytes=size, route=route, count=count, purpose=purpose)
             )
 
-    for name, leaf in step.params.items():
-        cuts = _cuts(leaf)
-        used = {axis for part in cuts for axis in part}
-        kept = sizes["tensor"] if "tensor" in used else 1
-        layers = leaf.shape[0] if leaf.ndim == 3 else 1
-        times = float(layers * step.accumulate)
-        size = leaf.size / layers / kept * COMPUTE_BYTES
-        spread = (*BATCH_AXES, "context")
-        gathered = tuple(axis for axis in spread if axis in used)
-        add("all-gather", size, gathered, 2 * times, "weights")
-        add("reduce-scatter", size, gathered, times, "gradients")
-        shards = math.prod(sizes[axis] for axis in gathered)
-        replicas = tuple(axis for axis in spread if axis not in used)
-        add("all-reduce", size / shards, replicas, times, "gradients")
-        stream = _local_tokens(step, sizes) * _width(step) * COMPUTE_BYTES
-        if leaf.ndim == 3 and "tensor" in cuts[1]:
-            passes = 3 if step.remat == "full" else 2
-            add("all-reduce", stream, ("tensor",), passes * times, "activations")
-        elif leaf.ndim == 2 and "tensor" in cuts[0]:
-            add("all-reduce", stream, ("tensor",), times, "activations")
-        if name.endswith(("key.kernel", "value.kernel")):
-            rows = _local_tokens(step, sizes) * sizes["context"]
-            size = rows * leaf.shape[-1] / kept * COMPUTE_BYTES
-            add("all-gather", size, ("context",), 2 * times, "keys and values")
-            add("reduce-scatter", size, ("context",), times, "keys and values")
+    for weight in step.weights.values():
+        _exchange_weight(step, weight, sizes, add)
+        if weight.is_kernel:
+            _exchange_activations(step, weight, sizes, add)
+        elif weight.is_table and "tensor" in weight.cuts[weight.axes.index("vocab")]:
+            stream = _local_tokens(step, sizes) * step.width * COMPUTE_BYTES
+            add("all-reduce", stream, ("tensor",), float(step.accumulate), "activations")
     return found
+
+
+def _exchange_weight(step: Step, weight: Weight, sizes: dict[str, int], add: Add) -> None:
+    """A weight gathered for each pass, and its gradient scattered or summed."""
+    times, kept = float(weight.layers * step.accumulate), weight.kept_ways(sizes)
+    used = {axis for part in weight.cuts for axis in part}
+    own = set(weight.cuts[weight.axes.index("experts")]) if weight.of_experts else set()
+    spread = [axis for axis in (*BATCH_AXES, "context") if axis not in own]
+    gathered = tuple(axis for axis in spread if axis in used)
+    size = weight.array.size / weight.layers / kept * COMPUTE_BYTES
+    add("all-gather", size, gathered, 2 * times, "weights")
+    if not weight.trained:
+        return
+    add("reduce-scatter", size, gathered, times, "gradients")
+    shards = math.prod(sizes[axis] for axis in gathered)
+    replicas = tuple(axis for axis in spread if axis not in used)
+    add("all-reduce", size / shards, replicas, times, "gradients")
+
+
+def _exchange_activations(step: Step, weight: Weight, sizes: dict[str, int], add: Add) -> None:
+    """What a product with a kernel that is cut makes devices exchange."""
+    times, tokens = float(weight.layers * step.accumulate), _local_tokens(step, sizes)
+    summed, made = weight.axes[-2:]
+    passes = 3 if step.remat == "full" else 2
+    width = tokens * weight.array.shape[-1] * COMPUTE_BYTES
+    if "tensor" in weight.cuts[-2]:
+        add("all-reduce", width, ("tensor",), passes * times, "activations")
+    if made == "kv_heads" and summed is not None:
+        size = width * sizes["context"] / weight.kept_ways(sizes)
+        add("all-gather", size, ("context",), 2 * times, "keys and values")
+        add("reduce-scatter", size, ("context",), times, "keys and values")
+    if weight.of_experts and made == "embed":  # tokens to their experts and sums back, each pass
+        across = weight.cuts[weight.axes.index("experts")]
+        size = width * math.prod(sizes[axis] for axis in across)
+        add("all-gather", size, across, passes * times, TOKENS)
+        add("reduce-scatter", size, across, passes * times, TOKENS)
 
 
 def memory(step: Step, fabric: Fabric) -> dict[str, float]:
@@ -96,20 +199,31 @@ def memory(step: Step, fabric: Fabric) -> dict[str, float]:
     in the backward pass of a layer."""
     sizes = dict(zip(fabric.axes, fabric.shape))
     arguments = argument_bytes(step.arguments)
-    tensor = sizes["tensor"]
-    gradients = argument_bytes(list(step.params.values()))
-    stacked = [leaf for leaf in step.params.values() if leaf.ndim == 3]
-    tables = [leaf for leaf in step.params.values() if leaf.ndim == 2]
-    layer_weights = sum(leaf.size / leaf.shape[0] for leaf in stacked) / tensor * COMPUTE_BYTES
-    head = max((leaf.size for leaf in tables), default=0) / tensor
+    gradients = argument_bytes(step.trained)
+    weights = list(step.weights.values())
+    stacked = [weight for weight in weights if "layers" in weight.axes and weight.is_kernel]
+    layer_weights = COMPUTE_BYTES * sum(
+        weight.array.size / weight.layers / weight.kept_ways(sizes) for weight in stacked
+    )
+    tables = [w.array.size / sizes["tensor"] for w in weights if w.array.ndim == 2 and w.is_table]
+    head = max(tables, default=0.0)
     tokens = _local_tokens(step, sizes)
-    widths = sum(leaf.shape[-1] / (tensor if "tensor" in _cuts(leaf)[2] else 1) for leaf in stacked)
-    # a layer's products and their gradients, and its norms and residuals in float32
-    layer = tokens * (2 * COMPUTE_BYTES * widths + 4 * 4 * _width(step))
+    widths = sum(
+        weight.array.shape[-1] / (sizes["tensor"] if "tensor" in weight.cuts[-1] else 1)
+        for weight in stacked
+        if not weight.of_experts
+    )
     kept = _kept_for_backward(step, sizes)
-    logits = _logits_chunk(step) / tensor / (sizes["context"] * _batch(sizes))
+    shards = sizes["context"] * _batch(sizes)
+    jaxpr, ways = step.jaxpr.jaxpr, float(shards * sizes["tensor"])
+    # scores, where they are written; and what experts do with the tokens that they are given
+    scores = living.peak_bytes(jaxpr, "attend", ways, products_only=True)
+    experts = living.peak_bytes(jaxpr, "experts", ways)
+    # a layer's products and their gradients, and its norms and residuals in float32
+    layer = tokens * (2 * COMPUTE_BYTES * widths + 4 * 4 * step.width) + max(scores, experts)
+    logits = _logits_chunk(step) / sizes["tensor"] / shards
     # the head gathered, its gradient so far and a chunk's in float32; logits and their gradient
-    loss = head * (8 + COMPUTE_BYTES) + 2 * logits + tokens * _width(step) * COMPUTE_BYTES
+    loss = head * (8 + COMPUTE_BYTES) + 2 * logits + tokens * step.width * COMPUTE_BYTES
     backward = gradients + 2 * layer_weights + layer
     return {
         "argument_bytes": float(arguments),
@@ -129,24 +243,13 @@ def _local_tokens(step: Step, sizes: dict[str, int]) -> float:
     return step.tokens / step.accumulate / _batch(sizes) / sizes["context"]
 
 
-def _width(step: Step) -> int:
-    """The model's width: the last dimension of the embedding table."""
-    return next(leaf.shape[-1] for leaf in step.params.values() if leaf.ndim == 2)
-
-
-def _cuts(leaf: Any) -> list[tuple[str, ...]]:
-    """Mesh axes over which each dimension of a parameter is cut."""
-    parts = list(leaf.sharding.spec) + [None] * (leaf.ndim - len(leaf.sharding.spec))
-    return [part if isinstance(part, tuple) else (part,) if part else () for part in parts]
-
-
 def _kept_for_backward(step: Step, sizes: dict[str, int]) -> float:
     """Bytes that scans stack up per device and that are no gradients: what their backward passes
     need. Wide activations are cut over ``tensor``, the residual stream is not."""
-    gradients = {(leaf.shape, leaf.size) for leaf in step.params.values() if leaf.ndim > 1}
+    gradients = {(leaf.shape, leaf.size) for leaf in step.trained if leaf.ndim > 1}
     gradients |= {((s[0], 1, *s[1:]), size) for s, size in gradients}
-    cut_last = [leaf for leaf in step.params.values() if "tensor" in _cuts(leaf)[-1]]
-    wide = {leaf.shape[-1] for leaf in cut_last} - {_width(step)}
+    cut_last = [w for w in step.weights.values() if w.array.ndim and "tensor" in w.cuts[-1]]
+    wide = {weight.array.shape[-1] for weight in cut_last} - {step.width}
     tokens = step.tokens / step.accumulate
     most = 0.0
     for scans in _scans(step.jaxpr.jaxpr):
@@ -175,9 +278,9 @@ def _scans(jaxpr: Any) -> Iterator[list[Any]]:
             found.append(equation)
             yield from _scans(equation.params["jaxpr"].jaxpr)
         else:
-            called = work.called(equation)
-            if called is not None:
-                inner = list(_scans(called))
+            body = called(equation)
+            if body is not None:
+                inner = list(_scans(body))
                 found += inner.pop() if inner else []
                 yield from inner
     yield found
@@ -185,7 +288,7 @@ def _scans(jaxpr: Any) -> Iterator[list[Any]]:
 
 def _logits_chunk(step: Step) -> float:
     """Bytes of the float32 logits that exist at once, over all devices."""
-    rows = {leaf.shape[0] for leaf in step.params.values() if leaf.ndim == 2}
+    rows = step.vocabulary
 
     def largest(jaxpr: Any) -> float:
         most = 0.0
@@ -196,7 +299,7 @@ def _logits_chunk(step: Step) -> float:
             }:
                 most = max(most, float(equation.outvars[0].aval.size) * 4)
             elif name != "pallas_call":
-                inner = work.called(equation)
+                inner = called(equation)
                 most = max(most, largest(inner)) if inner is not None else most
         return most
 

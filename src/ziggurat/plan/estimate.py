@@ -12,11 +12,14 @@ what the model says of published runs.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
+from ziggurat.core.errors import PlanError
+from ziggurat.plan.analytic import TOKENS
 from ziggurat.plan.fabric import Collective
 from ziggurat.plan.topology import Topology
-from ziggurat.plan.work import KINDS, Operation, total_flops
+from ziggurat.plan.work import ATTENTION, KINDS, Operation, total_flops
 from ziggurat.profile import flops as flops_
 
 EFFICIENCY: dict[str, float] = {"v5e": 0.84, "v5p": 0.85, "v6e": 0.68}
@@ -24,7 +27,7 @@ EFFICIENCY: dict[str, float] = {"v5e": 0.84, "v5p": 0.85, "v6e": 0.68}
 UNFITTED = 0.68
 """The same where no published run was at hand: the lowest of the fitted."""
 OVERLAPPED_AXES = ("pipeline", "data", "fsdp", "expert")
-"""Exchanges along these mesh axes only are of weights and gradients."""
+"""Exchanges along these mesh axes only are of weights and gradients, but for tokens of experts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,8 @@ class Estimate:
     hardware_flops: float
     """All products of the step, recomputation too."""
     model_flops: float
-    """The model's own, without recomputation; see ``profile.flops``."""
+    """The model's own, without recomputation, see ``profile.flops``; attention over the whole
+    sequence, or as far as the program computes it where that alone would make MFU exceed 1."""
     tokens: int
     """Tokens of a step."""
     chips: int
@@ -82,6 +86,7 @@ def estimate(
     *,
     tokens: int,
     model_flops_per_token: float,
+    matmul_flops_per_token: float,
     compiled: bool,
 ) -> Estimate:
     """Time of a step.
@@ -92,7 +97,11 @@ def estimate(
         collectives: of the compiled program, or :func:`ziggurat.plan.analytic.collectives`.
         tokens: of a step.
         model_flops_per_token: forwards and backwards, from ``profile.flops``.
+        matmul_flops_per_token: the part of it that is products with weights.
         compiled: whether the collectives are those of the compiled program.
+
+    Raises:
+        PlanError: MFU would exceed 100 %, since less work was counted than the model needs.
     """
     chip, reach = topology.chip, efficiency(topology.generation.name)
     by_kind = dict.fromkeys(KINDS, 0.0)
@@ -101,26 +110,45 @@ def estimate(
         arithmetic = operation.flops / (peak * reach)
         traffic = operation.bytes / chip.hbm_bytes_per_s
         by_kind[operation.kind] += operation.count * max(arithmetic, traffic) / topology.chips
-    compute = sum(by_kind.values())
-    hidden = [c for c in collectives if set(c.route.axes) <= set(OVERLAPPED_AXES)]
-    shown = [c for c in collectives if not set(c.route.axes) <= set(OVERLAPPED_AXES)]
+    compute = float(sum(by_kind.values()))
+    hidden = [c for c in collectives if _overlapped(c)]
+    shown = [c for c in collectives if not _overlapped(c)]
     # links inside slices and the network between them work at the same time
-    behind = max(sum(c.ici_s for c in hidden), sum(c.dcn_s for c in hidden))
+    behind = float(max(sum(c.ici_s for c in hidden), sum(c.dcn_s for c in hidden)))
     exposed = max(0.0, behind - compute) + sum(c.ici_s + c.dcn_s for c in shown)
+    most = topology.chips * chip.bfloat16 * (compute + exposed)
+    needed = matmul_flops_per_token * tokens
+    if needed > most:
+        share = needed / most if most else math.inf
+        raise PlanError(
+            "estimate",
+            found=f"an MFU of {share:.0%}: {total_flops(operations):.3g} FLOPs counted in "
+            f"the program, {needed:.3g} needed for products with weights",
+            expected="at most 100%",
+            fix="this is a fault of Ziggurat's own count, not of the run: please report it with "
+            "the run file",
+        )
+    attending = model_flops_per_token * tokens - needed
+    if needed + attending > most:  # a causal kernel skips what PaLM's count has
+        attending = min(attending, total_flops(operations, ATTENTION), most - needed)
     return Estimate(
         step_s=compute + exposed,
         compute_s=compute,
         by_kind_s=by_kind,
-        ici_s=sum(c.ici_s for c in collectives),
-        dcn_s=sum(c.dcn_s for c in collectives),
+        ici_s=float(sum(c.ici_s for c in collectives)),
+        dcn_s=float(sum(c.dcn_s for c in collectives)),
         exposed_s=exposed,
         hardware_flops=total_flops(operations),
-        model_flops=model_flops_per_token * tokens,
+        model_flops=needed + attending,
         tokens=tokens,
         chips=topology.chips,
         peak=chip.bfloat16,
         assumptions=assumptions(topology, compiled),
     )
+
+
+def _overlapped(found: Collective) -> bool:
+    return found.purpose != TOKENS and set(found.route.axes) <= set(OVERLAPPED_AXES)
 
 
 def assumptions(topology: Topology, compiled: bool) -> tuple[str, ...]:
@@ -139,7 +167,8 @@ def assumptions(topology: Topology, compiled: bool) -> tuple[str, ...]:
         "exchanges of weights and gradients (along pipeline, data, fsdp, expert) overlap fully "
         "with compute, those along context and tensor not at all",
         "every link of the torus axes that a group spans is used; rings close on whole axes only",
-        "MFU by PaLM's count, attention over the whole sequence, causal or not",
+        "MFU by PaLM's count, attention over the whole sequence, causal or not; as far as it is "
+        "computed where it would exceed 100%",
         "no input, checkpoint or start-up time, and no failures",
     ]
     source = "the compiled program" if compiled else "the sharding rules, not the compiled program"

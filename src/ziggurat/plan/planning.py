@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from ziggurat.plan import analytic, program, work
-from ziggurat.plan.analytic import Step
+from ziggurat.plan.analytic import Step, Weight
 from ziggurat.plan.estimate import Estimate, estimate
 from ziggurat.plan.fabric import Fabric
 from ziggurat.plan.program import Program, hbm_bytes
@@ -23,16 +23,23 @@ class Subject:
     """Jitted."""
     arguments: tuple[Any, ...]
     """Trees of shapes, types and shardings: state and batch."""
-    params: dict[str, Any]
-    """The parameters of the state by name."""
+    weights: dict[str, Weight]
+    """Trained and frozen arrays by name, with what their dimensions stand for."""
     mesh: Any
     """``jax.sharding.Mesh`` over the topology's devices."""
     tokens: int
     """Of a step."""
     model_flops_per_token: float
     """Forwards and backwards; see ``profile.flops``."""
+    matmul_flops_per_token: float
+    """The part of it that is products with weights."""
     accumulate: int = 1
     remat: str = "none"
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """Shape, type and sharding of each array that has a gradient."""
+        return {name: one.array for name, one in self.weights.items() if one.trained}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,18 +99,23 @@ class Prepared:
             made.collectives,
             tokens=self.subject.tokens,
             model_flops_per_token=self.subject.model_flops_per_token,
+            matmul_flops_per_token=self.subject.matmul_flops_per_token,
             compiled=True,
         )
         return dataclasses.replace(self.plan, program=made, estimate=figures)
 
 
 def prepare(subject: Subject, topology: Topology) -> Prepared:
-    """Trace a step and plan it by shapes and shardings alone; seconds, nothing compiled."""
+    """Trace a step and plan it by shapes and shardings alone; seconds, nothing compiled.
+
+    Raises:
+        PlanError: the program's work cannot be counted, or less was counted than the model needs.
+    """
     traced = subject.step.trace(*subject.arguments)
     fabric = Fabric(topology, subject.mesh)
     seen = Step(
         jaxpr=traced.jaxpr,
-        params=subject.params,
+        weights=subject.weights,
         arguments=jax.tree.leaves(subject.arguments),
         tokens=subject.tokens,
         accumulate=subject.accumulate,
@@ -116,6 +128,7 @@ def prepare(subject: Subject, topology: Topology) -> Prepared:
         analytic.collectives(seen, fabric),
         tokens=subject.tokens,
         model_flops_per_token=subject.model_flops_per_token,
+        matmul_flops_per_token=subject.matmul_flops_per_token,
         compiled=False,
     )
     plan = Plan(

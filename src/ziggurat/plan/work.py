@@ -7,7 +7,11 @@ of the whole program over all devices, before XLA has optimised it:
 * matrix products: 2 FLOPs per multiply-add, each operand read and each result written once;
 * element-wise operations and reductions: no FLOPs, and the traffic of perfect fusion: what lies
   between two products is one pass over memory, reading its inputs and writing what is used outside;
-* recomputation (remat) is in the jaxpr and so counts.
+* recomputation (remat) is in the jaxpr and so counts;
+* a ``while`` counts as often as its counter says; where only the device knows, the code that makes
+  the loop says how often it is expected to run, by ``jax.named_scope("trips_N")``, and which part
+  of a product's rows is no padding, by ``jax.named_scope("share_1_in_N")``. A loop with products
+  in it of which nothing is known is an error rather than a wrong figure.
 
 >>> import jax, jax.numpy as jnp
 >>> def program(x, w):
@@ -23,6 +27,20 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+from ziggurat.core.errors import PlanError
+from ziggurat.plan.equations import (
+    BARRIERS,
+    PRODUCTS,
+    SHARE,
+    TRIPS,
+    Flat,
+    body,
+    declared,
+    flatten,
+    size_bytes,
+    trips,
+)
 
 MATMUL, ATTENTION, MEMORY, OPTIMIZER = "matmul", "attention", "memory-bound", "optimizer"
 KINDS: tuple[str, ...] = (MATMUL, ATTENTION, MEMORY, OPTIMIZER)
@@ -59,13 +77,11 @@ KERNELS: list[KernelWork] = []
 
 _SCOPES = {"optimizer": OPTIMIZER, "attend": ATTENTION}
 """``jax.named_scope`` in ``train.step`` and ``kernels.attention`` -> kind."""
-_DOTS = ("dot_general", "ragged_dot_general", "ragged_dot", "conv_general_dilated")
 _MOVES = {
-    "gather": lambda e: 2 * _size_bytes(e.outvars[0].aval),
-    "dynamic_slice": lambda e: 2 * _size_bytes(e.outvars[0].aval),
-    "dynamic_update_slice": lambda e: 2 * _size_bytes(e.invars[1].aval),
+    "gather": lambda e: 2 * size_bytes(e.outvars[0].aval),
+    "dynamic_slice": lambda e: 2 * size_bytes(e.outvars[0].aval),
+    "dynamic_update_slice": lambda e: 2 * size_bytes(e.invars[1].aval),
 }
-_BARRIERS = {"concatenate", "sort", "cumsum", "cumlogsumexp", "cummax", "top_k", "custom_call"}
 _FREE = {"iota", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "stop_gradient"}
 
 
@@ -102,15 +118,6 @@ def total_flops(found: Iterable[Operation], kind: str | None = None) -> float:
     return float(sum(o.flops * o.count for o in found if kind in (None, o.kind)))
 
 
-class _Flat(NamedTuple):
-    """An equation with calls inlined, its variables numbered within the level."""
-
-    equation: Any
-    inputs: list[int | None]
-    outputs: list[int]
-    scope: str
-
-
 class _Walk:
     def __init__(self) -> None:
         self.found: dict[tuple[str, str, str, float, float], float] = {}
@@ -124,7 +131,7 @@ class _Walk:
         """One body: what runs ``times`` times."""
         sizes: dict[int, float] = {}
         numbers: dict[Any, int] = {}
-        flat = list(_flatten(jaxpr, numbers, sizes, scope))
+        flat = list(flatten(jaxpr, numbers, sizes, scope))
         results = {numbers[v] for v in jaxpr.outvars if v in numbers}
         fused = []
         for entry in flat:
@@ -133,30 +140,52 @@ class _Walk:
         for kind, size in _fused_traffic(flat, fused, sizes, results):
             self.add(kind, "fused", "", 0.0, size, times)
 
-    def _barrier(self, entry: _Flat, times: float) -> bool:
+    def _barrier(self, entry: Flat, times: float) -> bool:
         """Count an equation that fuses with no other; whether it is one."""
         equation, name = entry.equation, entry.equation.primitive.name
-        if name in _DOTS:
+        if name in PRODUCTS:
             kind = _kind(entry.scope, MATMUL)
             dtype = str(equation.invars[0].aval.dtype)
-            self.add(kind, name, dtype, _dot_flops(equation), _traffic(equation), times)
+            # in a loop whose length is declared, that length knows of the padding
+            parts = 1 if TRIPS.search(entry.scope) else declared(SHARE, entry.scope) or 1
+            flops = _dot_flops(equation) / parts
+            self.add(kind, name, dtype, flops, _traffic(equation) / parts, times)
         elif name == "pallas_call":
             self._kernel(entry, times)
         elif name == "scan":
-            self.level(_inner(equation), times * equation.params["length"], entry.scope)
-        elif name == "while":  # of unknown length: once
-            self.level(equation.params["body_jaxpr"].jaxpr, times, entry.scope)
+            self.level(body(equation), times * equation.params["length"], entry.scope)
+        elif name == "while":
+            self._loop(entry, times)
         elif name == "cond":
             self._dearest(equation.params["branches"], times, entry.scope)
         elif name == "shard_map":
-            self.level(_inner(equation), times * equation.params["mesh"].size, entry.scope)
-        elif name in _MOVES or name.startswith("scatter") or name in _BARRIERS:
+            self.level(body(equation), times * equation.params["mesh"].size, entry.scope)
+        elif name in _MOVES or name.startswith("scatter") or name in BARRIERS:
             self.add(_kind(entry.scope, MEMORY), name, "", 0.0, _moved(equation), times)
         else:
             return False
         return True
 
-    def _kernel(self, entry: _Flat, times: float) -> None:
+    def _loop(self, entry: Flat, times: float) -> None:
+        """A loop's body as often as it runs."""
+        inner = entry.equation.params["body_jaxpr"].jaxpr
+        turns: float | None = trips(entry.equation)
+        if turns is None and (said := declared(TRIPS, entry.scope)) is not None:
+            turns = said / (declared(SHARE, entry.scope) or 1)
+        if turns is None:
+            seen = _Walk()
+            seen.level(inner, 1.0, entry.scope)
+            if any(key[3] for key in seen.found):
+                raise PlanError(
+                    f"counting a loop at {entry.scope or 'the top'}",
+                    found="a number of turns that only the device knows",
+                    expected="a counted loop, or one that says how often it runs",
+                    fix='put jax.named_scope("trips_N") around it',
+                )
+            turns = 1.0  # moves a little data, such as a search
+        self.level(inner, times * turns, entry.scope)
+
+    def _kernel(self, entry: Flat, times: float) -> None:
         params = entry.equation.params
         name = str(params.get("name") or "pallas_call")
         estimate = params.get("cost_estimate")
@@ -188,53 +217,8 @@ class _Walk:
             self.add(kind, name, dtype, flops, size, count)
 
 
-def _flatten(
-    jaxpr: Any, numbers: dict[Any, int], sizes: dict[int, float], scope: str
-) -> Iterator[_Flat]:
-    """Equations in order with calls inlined; fills ``numbers`` and the bytes of each variable."""
-
-    def number(variable: Any) -> int | None:
-        if hasattr(variable, "val"):  # a literal
-            return None
-        if variable not in numbers:
-            numbers[variable] = len(sizes)
-            sizes[numbers[variable]] = _size_bytes(variable.aval)
-        found: int = numbers[variable]
-        return found
-
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        where = "/".join(part for part in (scope, str(equation.source_info.name_stack)) if part)
-        inner = None if name in _OWN_BODY else called(equation)
-        if inner is None:
-            inputs = [number(v) for v in equation.invars]
-            yield _Flat(equation, inputs, [number(v) or 0 for v in equation.outvars], where)
-            continue
-        inside: dict[Any, int] = {}
-        given = equation.invars[len(equation.invars) - len(inner.invars) :]
-        for own, outer in zip(inner.invars, given):
-            outer_number = number(outer)
-            if outer_number is not None:
-                inside[own] = outer_number
-        yield from _flatten(inner, inside, sizes, where)
-        for own, outer in zip(inner.outvars, equation.outvars):
-            if own in inside:
-                numbers[outer] = inside[own]
-
-
-_OWN_BODY = {"scan", "while", "cond", "shard_map", "pallas_call"}
-
-
-def called(equation: Any) -> Any | None:
-    """The body of a call (``jit``, ``checkpoint``, custom derivatives), scan or ``shard_map``."""
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        if key in equation.params:
-            return _open(equation.params[key])
-    return None
-
-
 def _fused_traffic(
-    flat: list[_Flat], fused: list[_Flat], sizes: dict[int, float], results: set[int]
+    flat: list[Flat], fused: list[Flat], sizes: dict[int, float], results: set[int]
 ) -> Iterator[tuple[str, float]]:
     """Bytes read and written by each group of connected element-wise equations that no product
     parts: joined are those with equally many products before them."""
@@ -319,24 +303,9 @@ def _moved(equation: Any) -> float:
     if name in _MOVES:
         return _MOVES[name](equation)
     if name.startswith("scatter"):
-        return 3 * _size_bytes(equation.invars[2].aval)
+        return 3 * size_bytes(equation.invars[2].aval)
     return _traffic(equation)
 
 
 def _traffic(equation: Any) -> float:
-    return float(sum(_size_bytes(v.aval) for v in (*equation.invars, *equation.outvars)))
-
-
-def _size_bytes(aval: Any) -> float:
-    dtype = getattr(aval, "dtype", None)
-    if dtype is None or not hasattr(aval, "size"):
-        return 0.0
-    return float(aval.size) * getattr(dtype, "itemsize", 4)
-
-
-def _inner(equation: Any) -> Any:
-    return _open(equation.params["jaxpr"])
-
-
-def _open(jaxpr: Any) -> Any:
-    return getattr(jaxpr, "jaxpr", jaxpr)
+    return float(sum(size_bytes(v.aval) for v in (*equation.invars, *equation.outvars)))

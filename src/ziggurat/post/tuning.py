@@ -144,6 +144,10 @@ class Tuned:
         names = [BASE] if self.lora is not None else [REFERENCE] if reference else []
         return {name: structs(self.model, layout) for name in names}
 
+    def frozen_axes(self, frozen: Params) -> Params:
+        """Logical axis names of the frozen arrays, each a copy of the model's own."""
+        return dict.fromkeys(frozen, self.model.axes)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:

@@ -22,7 +22,8 @@ from ziggurat import mesh as mesh_
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import Layout
-from ziggurat.plan import Subject
+from ziggurat.models import Params
+from ziggurat.plan import Subject, Weight
 from ziggurat.profile.flops import training_flops_per_token
 from ziggurat.train.config import RunConfig
 from ziggurat.train.experiment import check_mesh, compiled_parts
@@ -61,23 +62,41 @@ def subject(run: RunConfig, devices: Sequence[Any], objectives: Objectives = OBJ
     step, arguments, layout, program = _parts(run, devices, objectives)
     model, length = program.model, run.row_tokens
     assert length is not None, "a model given by its sizes says how many tokens a row has"
-    per_token = training_flops_per_token(
-        model.matmul_parameter_count,
-        layers=1,
-        heads=1,
-        head_dim=model.attention_channels,
-        sequence=length,
-    )
+
+    def flops_per_token(attention_channels: float) -> float:
+        return training_flops_per_token(
+            model.matmul_parameter_count,
+            layers=1,
+            heads=1,
+            head_dim=attention_channels,
+            sequence=length,
+        )
+
     return Subject(
         step=step,
         arguments=arguments,
-        params=named_leaves(arguments[0].params),
+        weights=_weights(arguments[0].params, program),
         mesh=layout.mesh,
         tokens=run.data.batch_size * length,
-        model_flops_per_token=per_token,
+        model_flops_per_token=flops_per_token(model.attention_channels),
+        matmul_flops_per_token=flops_per_token(0.0),
         accumulate=run.train.accumulate,
         remat=run.train.remat,
     )
+
+
+def _weights(params: Params, program: Program) -> dict[str, Weight]:
+    """What a step multiplies by, with the axes that the models declare."""
+
+    def named(arrays: Params, axes: Params, trained: bool) -> dict[str, Weight]:
+        known = named_leaves(axes, is_leaf=lambda node: isinstance(node, tuple))
+        return {
+            name: Weight(array=leaf, axes=known[name], trained=trained)
+            for name, leaf in named_leaves(arrays).items()
+        }
+
+    frozen = named(program.frozen, program.frozen_axes, trained=False)
+    return named(params, program.model.axes, trained=True) | frozen
 
 
 def divides(run: RunConfig, devices: Sequence[Any], model: Trainable) -> bool:

@@ -82,6 +82,8 @@ class Program:
     frozen: Params = dataclasses.field(default_factory=dict)
     """The same of what the objective reads and nobody trains: a reference policy, a teacher, the
     weights under an adapter."""
+    frozen_axes: Params = dataclasses.field(default_factory=dict)
+    """Logical axis names of ``frozen``, tuples as leaves."""
     router_bias_rate: float = 0.0
     """See ``train.step.build_step``."""
 

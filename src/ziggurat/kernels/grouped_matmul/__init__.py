@@ -18,6 +18,7 @@ from ziggurat.core.registry import Registry
 from ziggurat.kernels.grouped_matmul.blocked import blocked_matmul
 from ziggurat.kernels.grouped_matmul.reference import reference_matmul, row_groups
 from ziggurat.kernels.linear import LoraWeight, QuantizedWeight, dense
+from ziggurat.kernels.placement import PORTABLE, platform
 
 __all__ = ["IMPLEMENTATIONS", "PREFERRED", "grouped_matmul", "row_groups"]
 
@@ -35,8 +36,13 @@ IMPLEMENTATIONS.add("reference", reference_matmul)
 IMPLEMENTATIONS.add("blocked", blocked_matmul)
 IMPLEMENTATIONS.add("ragged", _ragged)
 
-PREFERRED: dict[str, str] = {"cpu": "blocked", "gpu": "ragged", "tpu": "ragged"}
-"""What ``auto`` means on each JAX backend."""
+PREFERRED: dict[str, str] = {
+    "cpu": "blocked",
+    "gpu": "ragged",
+    "tpu": "ragged",
+    PORTABLE: "blocked",
+}
+"""What ``auto`` means on each platform that a program is for."""
 
 
 def grouped_matmul(
@@ -84,5 +90,5 @@ def grouped_matmul(
     if isinstance(kernel, (QuantizedWeight, LoraWeight)):
         kernel = dense(kernel).astype(x.dtype)
     if implementation == "auto":
-        implementation = PREFERRED.get(jax.default_backend(), "ragged")
+        implementation = PREFERRED.get(platform(), "ragged")
     return IMPLEMENTATIONS[implementation](x, kernel, sizes)

@@ -44,7 +44,8 @@ def _product(x: Array, kernel: Array, sizes: Array, *, transposed: bool) -> Arra
         return jax.lax.dynamic_update_slice_in_dim(out, some.astype(out.dtype), at, 0)
 
     start = jnp.zeros((n + size, width), x.dtype)
-    out = jax.lax.fori_loop(0, _blocks(sizes, size).sum(), block, start)[:n]
+    with jax.named_scope(_trips(n, kernel.shape[0], size)):
+        out = jax.lax.fori_loop(0, _blocks(sizes, size).sum(), block, start)[:n]
     return jnp.where(jnp.arange(n)[:, None] < sizes.sum(), out, 0)
 
 
@@ -64,7 +65,15 @@ def _outer(x: Array, dy: Array, kernel: Array, sizes: Array) -> Array:
         return jax.lax.dynamic_update_index_in_dim(total, before + part, group, 0)
 
     start = jnp.zeros(kernel.shape, jnp.float32)
-    return jax.lax.fori_loop(0, _blocks(sizes, size).sum(), block, start).astype(kernel.dtype)
+    with jax.named_scope(_trips(x.shape[0] - size, kernel.shape[0], size)):
+        made = jax.lax.fori_loop(0, _blocks(sizes, size).sum(), block, start)
+    return made.astype(kernel.dtype)
+
+
+def _trips(rows: int, groups: int, size: int) -> str:
+    """The scope that tells ``ziggurat.plan.work`` how often a loop runs whose length is known only
+    to the device: full blocks, and one that is not full for each group."""
+    return f"trips_{rows // size + groups}"
 
 
 def _blocks(sizes: Array, size: int) -> Array:

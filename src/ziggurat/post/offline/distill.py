@@ -53,6 +53,7 @@ class Distilled:
                 sums=distillation(start.tuned, teacher, node),
                 batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
                 frozen=tuning.shapes_of(frozen),
+                frozen_axes=start.tuned.frozen_axes(start.frozen) | {TEACHER: teacher.axes},
             ),
             data=data,
             files=tuning.files_of(run, start, tokenizer),

@@ -71,4 +71,5 @@ class Judging(abc.ABC):
             sums=self.objective(run, tuned, layout),
             batch=shapes(layout, run.data.batch_size, text.row_tokens(run)),
             frozen=frozen,
+            frozen_axes=tuned.frozen_axes(frozen),
         )

@@ -72,6 +72,7 @@ def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Pr
         sums=fine_tuning(tuned, run, layout),
         batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
         frozen=frozen,
+        frozen_axes=tuned.frozen_axes(frozen),
         router_bias_rate=loss.router_bias_rate,
     )
 

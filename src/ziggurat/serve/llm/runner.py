@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ziggurat.kernels.placement import platform
 from ziggurat.models import LanguageModel, Params, unstacked
 from ziggurat.models.unstacked import Unstacked
 from ziggurat.serve.llm import history
@@ -113,7 +114,7 @@ class ModelRunner:
         are copied apart, by programs that are compiled once, and all other arrays are taken as they
         are."""
         here = jax.tree.map(_on_one_device, params)
-        if jax.default_backend() == "cpu":
+        if platform() == "cpu":
             pack = self.model.precision.compute_dtype == jnp.float32
             apart = Unstacked.of(self.model, jax.tree.map(np.asarray, here), pack=pack)
             self._weights = in_huge_pages(apart)

@@ -26,6 +26,7 @@ from ziggurat import __version__
 from ziggurat.checkpoint.safetensors_files import write_sharded
 from ziggurat.core import atomic
 from ziggurat.core.errors import ServeError
+from ziggurat.kernels.placement import exporting
 from ziggurat.serve.predict import manifest as manifests
 from ziggurat.serve.predict.bundle import LoadedBundle, compare, read_case
 from ziggurat.serve.predict.manifest import Golden, Manifest, Weight
@@ -239,9 +240,10 @@ def _trace(
 
     weights = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in parted.weights.items()}
     try:
-        exported = jax_export.export(jax.jit(program), platforms=tuple(platforms))(
-            weights, {tensor.name: struct(tensor) for tensor in inputs}
-        )
+        with exporting(platforms):
+            exported = jax_export.export(jax.jit(program), platforms=tuple(platforms))(
+                weights, {tensor.name: struct(tensor) for tensor in inputs}
+            )
     except ServeError:
         raise
     except Exception as error:  # whatever the user's function raises while it is traced

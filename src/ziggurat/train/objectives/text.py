@@ -50,8 +50,7 @@ def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.Shape
 
 def precision(train: TrainConfig, layout: Layout) -> Precision:
     """Parameter and compute types of a run on its devices."""
-    on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
-    auto = "float32" if on_cpu else "bfloat16"
+    auto = "float32" if layout.platform == "cpu" else "bfloat16"
     return Precision(train.param_dtype, auto if train.precision == "auto" else train.precision)
 
 

@@ -37,7 +37,8 @@ def export(
     """Write a bundle that serves without the code that made it.
 
     The target is imported, traced once for every platform and proved: the bundle must reproduce it
-    on recorded inputs, padded and unpadded, and each row of a batch alone.
+    on recorded inputs. If rows of a batch depend on one another, or padding changes results, the
+    bundle is served without joining requests, or without padding, and this is printed.
 
     Args:
         target: MODULE:NAME, looked for also in the current directory: a function of (params,
@@ -80,6 +81,8 @@ def export(
     out = console.output()
     for tensor in (*manifest.signature.inputs, "->", *manifest.signature.outputs):
         out.print(str(tensor), markup=False, highlight=False)
+    for name, reason in manifest.exact.items():
+        out.print(f"{name}: {_served(name)}: {reason}", markup=False, soft_wrap=True)
     out.print(f"written: {path} ({digest[:16]})", soft_wrap=True)
     return 0
 
@@ -105,6 +108,7 @@ def inspect(path: Path, /, json: bool = False) -> int:
         ("inputs", " ".join(map(str, manifest.signature.inputs))),
         ("outputs", " ".join(map(str, manifest.signature.outputs))),
         *((f"sizes of {name}", ", ".join(map(str, s))) for name, s in manifest.sizes.items()),
+        *((f"{n} is exact", f"{_served(n)}: {r}") for n, r in manifest.served_exactly.items()),
         ("platforms", ", ".join(manifest.platforms)),
         ("weights", f"{len(manifest.weights)} arrays, {size:,} bytes"),
         ("golden pairs", f"{manifest.golden.cases}, recorded on {manifest.golden.platform}"),
@@ -177,6 +181,11 @@ After a verb, --help shows its options.
 example:
   {EXAMPLES["export"]}
 """
+
+
+def _served(name: str) -> str:
+    """How a dimension is served along which nothing may be joined or padded."""
+    return "one request at a time" if name == "b" else "not padded, each size compiled"
 
 
 def _imported(target: str) -> Any:

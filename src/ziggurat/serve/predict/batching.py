@@ -81,7 +81,8 @@ class Queue:
         self._scheduler, self._programs, self._batching = scheduler, programs, batching
         self._signature, self.statistics = manifest.signature, statistics
         self._delay_ns = batching.max_queue_delay_us * 1000
-        self._most = batching.max_batch_size if self._signature.batched else 1
+        self._joins = manifest.joins_rows
+        self._most = batching.max_batch_size if self._joins else 1
         self._groups: dict[tuple[int, ...], collections.deque[Waiting]] = {}
         self._rows: dict[tuple[int, ...], int] = {}
         self.waiting = 0
@@ -104,7 +105,7 @@ class Queue:
             sizes = self._signature.sizes({name: array.shape for name, array in inputs.items()})
             target = self._programs[0].bucket(sizes)
             rows = sizes.get(BATCH, 1)
-            key = tuple(size for name, size in target.items() if name != BATCH)
+            key = tuple(s for name, s in target.items() if name != BATCH or not self._joins)
             deadline = arrived + timeout_us * 1000 if timeout_us else 0
             future = asyncio.get_running_loop().create_future()
             request = Waiting(inputs, sizes, rows, key, future, arrived, deadline)
@@ -218,7 +219,7 @@ class Queue:
         parted, at = [], 0
         for request in batch:
             own = outputs
-            if self._signature.batched:
+            if self._joins:
                 own = [array[at : at + request.rows] for array in outputs]
                 at += request.rows
             parted.append(

@@ -12,6 +12,7 @@
 """
 
 import importlib.metadata
+import logging
 import platform as python_platform
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped
 
@@ -28,6 +30,7 @@ from ziggurat.core import atomic
 from ziggurat.core.errors import ServeError
 from ziggurat.kernels.placement import exporting
 from ziggurat.serve.predict import manifest as manifests
+from ziggurat.serve.predict import padding, rows
 from ziggurat.serve.predict.bundle import LoadedBundle, compare, read_case
 from ziggurat.serve.predict.manifest import Golden, Manifest, Weight
 from ziggurat.serve.predict.signature import (
@@ -40,6 +43,7 @@ from ziggurat.serve.predict.signature import (
 )
 from ziggurat.serve.predict.weights import Parted, part
 
+_log = logging.getLogger(__name__)
 PLATFORMS = ("cpu", "cuda", "tpu")
 SHARD_BYTES = 256 * 2**20
 """Largest weight file, so that several threads digest a large bundle."""
@@ -65,7 +69,11 @@ def export(
     """Write ``fn`` with its weights as a bundle that needs no code of ours or yours to serve.
 
     Before the bundle appears under its name it is loaded as a server would and must reproduce
-    ``fn`` on the golden inputs, padded and unpadded, and each row of a batch alone.
+    ``fn`` on the golden inputs. Along a dimension where joining requests or padding would change
+    results, neither is done: :attr:`~ziggurat.serve.predict.manifest.Manifest.exact` says so, and a
+    warning is logged. That rows are independent is decided on the traced program
+    (:mod:`~ziggurat.serve.predict.rows`), that padding does not matter on inputs of every sign and
+    magnitude (:mod:`~ziggurat.serve.predict.padding`).
 
     Args:
         fn: with ``params``, called as ``fn(params, *inputs)``, such as a Linen module's ``apply``;
@@ -76,10 +84,12 @@ def export(
             names are sizes that may vary. Types and shapes of outputs may be left out.
         path: new directory, ``REPOSITORY/MODEL/VERSION`` for serving.
         sizes: for a symbol other than ``b`` the sizes that are compiled. A request is padded with
-            zeros to the next, so the function must not look at padding (a mask says what it is);
-            outputs are cropped. A symbol without sizes is compiled for each size that comes.
+            zeros to the next and outputs are cropped, unless the function looks at padding (a mask
+            says what it is); then, and for a symbol without sizes, each size that comes is
+            compiled.
         golden: sets of inputs to record; default two drawn at random, batches of 1 and 3, with
-            integers wider than 8 bits drawn from 0 and 1.
+            integers wider than 8 bits drawn from 0 and 1. Those given also say which integers can
+            come, for the trial of padding.
         platforms: what the program is lowered for, in one artefact.
         labels: free text pairs, shown by ``ziggurat bundle inspect``.
         rtol: how near a replay must come, relative to an output's largest magnitude; default 1e-4,
@@ -91,7 +101,7 @@ def export(
 
     Raises:
         ServeError: the signature does not fit the function, the platform set cannot be lowered, or
-            the function's rows depend on one another or on padding.
+            calling the module changes its state.
 
     Paper: `StableHLO <https://openxla.org/stablehlo>`_; exporting:
     `jax.export <https://docs.jax.dev/en/latest/export/export.html>`_.
@@ -109,12 +119,13 @@ def export(
     _check_types(inputs, parted)
     tables = {name: tuple(sorted(set(values))) for name, values in (sizes or {}).items()}
     _check_tables(inputs, tables)
-    exported, outputs = _trace(parted, inputs, outputs, tables, platforms)
+    exported, outputs, reasons = _trace(parted, inputs, outputs, tables, platforms)
     whole = build(Signature, inputs=inputs, outputs=outputs)
     _check_padding(whole, tables)
     cases = _examples(whole, tables, golden)
     if rtol is None:
         rtol = 2e-2 if any(t.datatype in ("FP16", "BF16") for t in outputs) else 1e-4
+    exact = _exact(parted, whole, tables, reasons, cases if golden else (), rtol)
     here = jax.default_backend()
     rules = Golden(
         cases=len(cases),
@@ -142,6 +153,7 @@ def export(
             labels=dict(labels or {}),
             tools=_tools(exported),
             files=manifests.entries(directory),
+            exact=exact,
         )
         manifests.write(directory, manifest)
         prove(directory)
@@ -157,31 +169,59 @@ def prove(path: Path) -> None:
     """
     bundle = LoadedBundle.load(path)
     manifest = bundle.manifest
-    if not manifest.signature.batched:
+    if not manifest.joins_rows:
         return
     for number in range(manifest.golden.cases):
         inputs, outputs = read_case(path, number)
-        rows = next(iter(inputs.values())).shape[0]
-        for row in range(rows if rows > 1 else 0):
-            alone = bundle({name: array[row : row + 1] for name, array in inputs.items()})
+        count = next(iter(inputs.values())).shape[0]
+        tried = [({n: a[i : i + 1] for n, a in inputs.items()}, i) for i in range(count)]
+        tried += [({n: _with_neighbours(a[:1]) for n, a in inputs.items()}, 0)]
+        for given, row in tried:
+            found = bundle(given)
             for name, wanted in outputs.items():
-                what = f"export: output {name} of row {row} alone, against a batch of {rows}"
-                try:
-                    compare(
-                        alone[name],
-                        wanted[row : row + 1],
-                        manifest.golden,
-                        manifest.golden.platform,
-                        what,
-                    )
-                except ServeError as error:
-                    raise ServeError(
-                        error.what,
-                        found=error.found,
-                        expected=error.expected,
-                        fix=f"a batch {BATCH} needs independent rows: give that dimension another "
-                        "name if they are not (in training mode, say)",
-                    ) from None
+                what = f"export: output {name} of row {row}, alone or among other rows"
+                golden = manifest.golden
+                compare(found[name][:1], wanted[row : row + 1], golden, golden.platform, what)
+
+
+def _with_neighbours(row: np.ndarray) -> np.ndarray:
+    """One row, and after it three of the largest, the smallest and no numbers at all."""
+    kind = row.dtype.kind
+    if kind == "b":
+        extremes: list[Any] = [True, False, True]
+    elif kind in "iu":
+        extremes = [np.iinfo(row.dtype).max, np.iinfo(row.dtype).min, np.iinfo(row.dtype).max]
+    else:
+        extremes = [np.inf, -np.inf, np.nan]
+    return np.concatenate([row, *(np.full_like(row, value) for value in extremes)])
+
+
+def _exact(
+    parted: Parted,
+    signature: Signature,
+    tables: Mapping[str, Sequence[int]],
+    reasons: Sequence[str | None],
+    golden: Examples,
+    rtol: float,
+) -> dict[str, str]:
+    """The dimensions along which nothing is joined or padded, with the reasons."""
+    found = {}
+    for tensor, reason in zip(signature.outputs, reasons, strict=True):
+        if signature.batched and reason is not None:
+            text = f"rows of output {tensor.name} depend on one another: {reason}"
+            found.setdefault(BATCH, text)
+    names = [tensor.name for tensor in signature.outputs]
+
+    def function(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        _, values = _named(parted(inputs, signature.inputs), names)
+        return [np.asarray(value) for value in values]
+
+    apart = signature.batched and not found
+    found |= padding.seen(function, signature, tables, golden, apart, rtol)
+    for name, reason in found.items():
+        how = "one request is run at a time" if name == BATCH else "each size is compiled"
+        _log.warning("%s is served as it comes, %s: %s", name, how, reason)
+    return found
 
 
 def _sides(signature: str | Signature) -> tuple[tuple[Tensor, ...], tuple[Tensor | str, ...]]:
@@ -218,8 +258,9 @@ def _trace(
     outputs: tuple[Tensor | str, ...],
     tables: Mapping[str, Sequence[int]],
     platforms: Sequence[str],
-) -> tuple[Any, tuple[Tensor, ...]]:
-    """The exported program ``(weights, inputs) -> outputs in order``, and what it returns."""
+) -> tuple[Any, tuple[Tensor, ...], list[str | None]]:
+    """The exported program ``(weights, inputs) -> outputs in order``, what it returns, and for each
+    output why its rows depend on one another."""
     from jax import export as jax_export
 
     names: list[str] = []
@@ -239,11 +280,14 @@ def _trace(
         return jax.ShapeDtypeStruct(shape, tensor.dtype)
 
     weights = {n: jax.ShapeDtypeStruct(a.shape, a.dtype) for n, a in parted.weights.items()}
+    given = {tensor.name: struct(tensor) for tensor in inputs}
+    batched = [False] * len(weights)
+    batched += [tensor.shape[:1] == (BATCH,) for tensor in sorted(inputs, key=lambda t: t.name)]
     try:
         with exporting(platforms):
-            exported = jax_export.export(jax.jit(program), platforms=tuple(platforms))(
-                weights, {tensor.name: struct(tensor) for tensor in inputs}
-            )
+            compiled = jax.jit(program)
+            exported = jax_export.export(compiled, platforms=tuple(platforms))(weights, given)
+            reasons = rows.mixing(compiled.trace(weights, given).jaxpr, batched)
     except ServeError:
         raise
     except Exception as error:  # whatever the user's function raises while it is traced
@@ -253,6 +297,13 @@ def _trace(
             found=f"{type(error).__name__}: {line}",
             expected="a JAX function of the signature's inputs",
         ) from error
+    if exported.nr_devices != 1:
+        raise ServeError(
+            "export: tracing the function",
+            found=f"a program for {exported.nr_devices} devices",
+            expected="one for a single device",
+            fix="export it without sharding constraints",
+        )
     made = tuple(
         Tensor(
             name=name,
@@ -269,7 +320,7 @@ def _trace(
                 expected=str(want),
                 fix="the function returns what was found",
             )
-    return exported, made
+    return exported, made, reasons
 
 
 def _named(result: Any, declared: list[str]) -> tuple[list[str], list[Any]]:
@@ -283,7 +334,7 @@ def _named(result: Any, declared: list[str]) -> tuple[list[str], list[Any]]:
                 found=", ".join(order),
                 expected=f"what the function returns: {', '.join(found)}",
             )
-        return order, [found[name] for name in order]
+        return order, [_array(found[name], name) for name in order]
     values = list(result) if isinstance(result, (tuple, list)) else [result]
     default = ["output"] if len(values) == 1 else [f"output_{i}" for i in range(len(values))]
     names = declared or default
@@ -293,7 +344,18 @@ def _named(result: Any, declared: list[str]) -> tuple[list[str], list[Any]]:
             found=f"{len(names)}: {', '.join(names)}",
             expected=f"{len(values)}, as the function returns",
         )
-    return names, values
+    return names, [_array(value, name) for name, value in zip(names, values, strict=True)]
+
+
+def _array(value: Any, name: str) -> Any:
+    """A result that is an array or a number, as an array."""
+    if not isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
+        raise ServeError(
+            f"output {name}",
+            found=f"{type(value).__name__}, not an array",
+            expected="an array for each output: return a tuple, or a dict by output name",
+        )
+    return jnp.asarray(value)
 
 
 def _check_tables(inputs: Sequence[Tensor], tables: Mapping[str, Sequence[int]]) -> None:

@@ -5,6 +5,7 @@ same), and a digest of itself: that of its own text with the field ``digest`` em
 in one canonical form and refused in any other, so that no byte of a bundle can change unseen.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -16,10 +17,13 @@ from typing import Any
 
 from ziggurat.core import atomic, config
 from ziggurat.core.errors import ServeError
-from ziggurat.serve.predict.signature import Signature
+from ziggurat.serve.predict.signature import BATCH, Signature
 
 FORMAT = "ziggurat-bundle"
-VERSION = 1
+VERSION = 2
+READ = (1, 2)
+"""Versions that are read. In version 1 nothing says along which dimensions padding and joining were
+found harmless, so such a bundle is served with neither."""
 FILE = "manifest.json"
 PROGRAM = "program"
 WEIGHTS = "weights"
@@ -83,12 +87,15 @@ class Manifest:
     tools: dict[str, str]
     """Versions of what wrote it; for people, nothing depends on them."""
     files: dict[str, FileEntry]
+    exact: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Dimensions along which inputs are never padded nor joined, since that would change results,
+    each with the reason. With the batch among them one request is served at a time."""
     format: str = FORMAT
     version: int = VERSION
 
     def __post_init__(self):
         config.require(self.format == FORMAT, "format", self.format, FORMAT)
-        config.require(self.version == VERSION, "version", self.version, str(VERSION))
+        config.require(self.version in READ, "version", self.version, str(VERSION))
         own = set(self.signature.symbols)
         for name, sizes in self.sizes.items():
             config.require(name in own, f"sizes.{name}", name, "a symbol of the signature")
@@ -96,8 +103,24 @@ class Manifest:
                 bool(sizes) and sizes[0] > 0 and all(a < b for a, b in itertools.pairwise(sizes))
             )
             config.require(rising, f"sizes.{name}", list(sizes), "rising sizes of one or more")
+        for name in self.exact:
+            config.require(name in own, f"exact.{name}", name, "a symbol of the signature")
         config.require(self.golden.cases >= 1, "golden.cases", self.golden.cases, "1 or more")
         config.require(PROGRAM in self.files, "files", sorted(self.files), f"{PROGRAM} among them")
+
+    @property
+    def served_exactly(self) -> Mapping[str, str]:
+        """:attr:`exact`, and for a bundle of version 1 every dimension."""
+        if self.version > 1:
+            return self.exact
+        return dict.fromkeys(
+            self.signature.symbols, "a bundle of version 1, which proves less: export it again"
+        )
+
+    @property
+    def joins_rows(self) -> bool:
+        """Whether requests of several clients are joined along the batch."""
+        return self.signature.batched and BATCH not in self.served_exactly
 
 
 def render(manifest: Manifest) -> tuple[bytes, str]:
@@ -163,12 +186,12 @@ def read(directory: Path) -> tuple[Manifest, str]:
             expected="the file as it was written",
             fix=_DAMAGED,
         )
-    for key, known in (("format", FORMAT), ("version", VERSION)):
-        if tree.get(key) != known:
+    for key, known in (("format", (FORMAT,)), ("version", READ)):
+        if tree.get(key) not in known:
             raise BundleError(
                 f"bundle {directory}: {key}",
                 found=repr(tree.get(key)),
-                expected=repr(known),
+                expected=" or ".join(map(repr, known)),
                 fix="use the Ziggurat that wrote it",
             )
     return config.from_plain(Manifest, tree, f"bundle {directory}: {FILE}"), told

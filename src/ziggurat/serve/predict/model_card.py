@@ -25,10 +25,11 @@ def metadata(version: Version, numbers: list[int]) -> dict[str, Any]:
 def configuration(version: Version, devices: int) -> dict[str, Any]:
     """Triton's ``ModelConfig``, as far as it says something about a bundle.
 
-    As Triton has it, ``dims`` leave the batch out when ``max_batch_size`` is above 0.
+    As Triton has it, ``dims`` leave the batch out when ``max_batch_size`` is above 0, which it
+    is if requests are joined.
     """
     signature, batching = version.bundle.manifest.signature, version.batching
-    batched = signature.batched
+    batched = version.bundle.manifest.joins_rows
     kind = version.bundle.programs[0].device.platform
     found: dict[str, Any] = {
         "name": version.model,

@@ -50,7 +50,8 @@ class Program:
         self._tables: dict[str, Sequence[int]] = dict(manifest.sizes)
         if manifest.signature.batched and batch_sizes:
             self._tables[BATCH] = batch_sizes
-        self._bounded = set(manifest.signature.symbols) <= set(self._tables)
+        self._exact = frozenset(manifest.served_exactly)
+        self._bounded = not self._exact and set(manifest.signature.symbols) <= set(self._tables)
         self._compiled: collections.OrderedDict[tuple[int, ...], Any] = collections.OrderedDict()
         self._lock = threading.Lock()
         with self.types():
@@ -78,7 +79,7 @@ class Program:
                 yield dict(zip(symbols, sizes, strict=True))
 
     def bucket(self, sizes: Mapping[str, int]) -> Sizes:
-        """The sizes to which inputs of these sizes are padded.
+        """The sizes to which inputs of these sizes are padded; their own where padding matters.
 
         Raises:
             ServeError: one is larger than its table's last.
@@ -88,7 +89,8 @@ class Program:
             table = self._tables.get(name, (size,))
             if size > table[-1]:
                 raise ServeError(f"dimension {name}", found=size, expected=f"at most {table[-1]}")
-            chosen[name] = next(entry for entry in table if entry >= size)
+            exact = name in self._exact
+            chosen[name] = size if exact else next(entry for entry in table if entry >= size)
         return chosen
 
     def compile(self, sizes: Mapping[str, int]) -> Any:
@@ -130,7 +132,7 @@ class Program:
         signature = self._manifest.signature
         sizes = signature.sizes({name: array.shape for name, array in inputs.items()})
         rows, step = sizes.get(BATCH), self.max_rows
-        if rows is None or step is None or rows <= step:
+        if rows is None or step is None or rows <= step or BATCH in self._exact:
             return self._part(inputs, sizes)
         parts = [
             self._part(

@@ -73,11 +73,39 @@ def _own_tree(fn: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
     nnx = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(fn, nnx.Module):
         graph, state = nnx.split(fn)
-        return state, lambda tree, *inputs: nnx.merge(graph, tree)(*inputs)
+
+        def call(tree: Any, *inputs: Any) -> Any:
+            before = _by_name(tree)  # taken now: the module shares the tree's variables
+            module = nnx.merge(graph, tree)
+            result = module(*inputs)
+            _check_unchanged(before, _by_name(nnx.split(module)[1]))
+            return result
+
+        return state, call
     leaves = jax.tree.leaves(fn)
     if len(leaves) == 1 and leaves[0] is fn:  # a plain function is its own leaf
         return {}, lambda tree, *inputs: fn(*inputs)
     return fn, lambda tree, *inputs: tree(*inputs)
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse a module whose call writes to its variables: a bundle would freeze them.
+
+    Values recorded for a reader (``nnx.sow``) are new variables and do not count.
+    """
+    changed = [name for name, leaf in before.items() if after.get(name) is not leaf]
+    if changed:
+        raise ServeError(
+            f"export: variable {changed[0]} of the module",
+            found="a call changes it",
+            expected="a module that only computes",
+            fix="put it into evaluation mode, module.eval(), or make the value an input and an "
+            "output",
+        )
 
 
 def _is_array(leaf: Any) -> bool:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
 from ziggurat.checkpoint.manifest import RECORDS
+from ziggurat.cli import recipes
 from ziggurat.core import config, hub
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.data import (

@@ -202,7 +202,7 @@ class DerivedSink(_Closing):
         self._sink: MetricSink | None = None
         self._sink = self._try(make)
 
-    def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Give a row to the sink, if it still works."""
         if (sink := self._sink) is not None:
             self._try(lambda: sink.write(step, metrics))

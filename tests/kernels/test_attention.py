@@ -24,6 +24,7 @@ SHAPES = [  # b, t, s, h, k, c and z, where values have other channels than keys
 MASKS = {
     "causal": {},
     "all": {"causal": False},
+    "all-window": {"causal": False, "window": 2},
     "window": {"window": 3},
     "segments": {"segments": True},
     "segments-window": {"segments": True, "window": 2},

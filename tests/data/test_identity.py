@@ -199,8 +199,11 @@ def test_a_source_may_join_for_a_later_stage(tmp_path, tokens_first):
         return JsonLines(path=str(tmp_path / f"{name}.jsonl"), name=name)
 
     weights = {"web": 3.0, "code": 1.0}
-    base = settings(source("web"), mixture=Mixture(weights=weights))
-    base = dataclasses.replace(base, sources=(source("web"), source("code")))
+    base = dataclasses.replace(
+        settings(source("web"), eval_fraction=0.0),
+        sources=(source("web"), source("code")),
+        mixture=Mixture(weights=weights),
+    )
     names = ("new", "web", "code") if tokens_first else ("web", "code", "new")
     later = Stage(step=6, weights={"new": 1.0, "web": 1.0})
     joined = dataclasses.replace(

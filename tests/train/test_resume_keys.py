@@ -68,7 +68,7 @@ WITHOUT_EFFECT = {
     "checkpoint.keep_every": "3",
     "checkpoint.keep_best": "1",
     "checkpoint.metric": "'accuracy'",
-    "checkpoint.best": "'max'",
+    "checkpoint.best": "'highest'",
     "checkpoint.asynchronous": "false",
     "checkpoint.verify": "false",
     "checkpoint.retries": "1",

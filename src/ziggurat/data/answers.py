@@ -276,7 +276,7 @@ class AnswerDataset:
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint stores so that step ``step`` comes next."""
         epoch, row = divmod(step * self.batch_size, self.rows_per_epoch)
-        used = {side.name: side.facts for side in self._used()}
+        used = {side.name: side.mark for side in self._used()}
         return {"step": step, "epoch": epoch, "row": row, "components": used} | self._facts()
 
     def check_state(self, state: Mapping[str, Any]) -> int:

@@ -5,8 +5,9 @@ token store they came from. Where the digest is another, that store, if the cach
 compared with the present one file by file.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -14,6 +15,8 @@ import xxhash
 from ziggurat.core.errors import DataError
 from ziggurat.data.store import TokenStore, open_store
 
+STORE, KEY_DIGITS = "tokens-", 6
+"""How a store's directory begins, and how much of its key a checkpoint keeps."""
 SHOWN = 3
 """Files that an error names."""
 
@@ -29,16 +32,16 @@ class Used(NamedTuple):
     documents: int
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint holds of it."""
-        return {"content": self.content, "store": self.store.path.name, "documents": self.documents}
+    def mark(self) -> str:
+        """What a checkpoint holds of it: the digest, and the beginning of the store's key."""
+        return f"{self.content}.{self.store.path.name.removeprefix(STORE)[:KEY_DIGITS]}"
 
 
-def check_used(before: Mapping[str, Mapping[str, Any]] | None, now: Sequence[Used]) -> None:
+def check_used(before: Mapping[str, str] | None, now: Sequence[Used]) -> None:
     """Refuse components whose documents are others than they were; new ones may have come.
 
     Args:
-        before: facts of each component, by name, from a checkpoint.
+        before: :attr:`Used.mark` of each component, by name, from a checkpoint.
         now: the components that there are.
 
     Raises:
@@ -52,26 +55,25 @@ def check_used(before: Mapping[str, Mapping[str, Any]] | None, now: Sequence[Use
             fix="begin a new run from its weights",
         )
     present = {used.name: used for used in now}
-    for name, facts in before.items():
+    for name, mark in before.items():
         if name not in present:
             raise DataError(
                 f"data of the checkpoint: source {name}",
                 found="no source of that name" if name else "a mixture",
-                expected=f"it, with {facts['documents']} documents" if name else "none",
+                expected="it" if name else "none",
                 fix="put it back; a later stage of data.mixture may give it weight 0",
             )
-        if present[name].content != facts["content"]:
-            raise _changed(present[name], facts)
+        content, _, key = mark.partition(".")
+        if present[name].content != content:
+            raise _changed(present[name], content, key)
 
 
-def _changed(used: Used, facts: Mapping[str, Any]) -> DataError:
+def _changed(used: Used, content: str, key: str) -> DataError:
     what = "data of the checkpoint" + (f": source {used.name}" if used.name else "")
     files: list[str] = []
-    try:
-        old = open_store(used.store.path.parent / facts["store"])
-        files = differing_files(old, used.store)
-    except DataError:
-        pass  # no longer in the cache: counts must do
+    for path in used.store.path.parent.glob(f"{STORE}{key}*"):
+        with contextlib.suppress(DataError):  # one that is not whole tells nothing
+            files = files or differing_files(open_store(path), used.store)
     more = f" and {len(files) - SHOWN} more files" if len(files) > SHOWN else ""
     found = "; ".join(files[:SHOWN]) + more
     if not found:
@@ -79,8 +81,7 @@ def _changed(used: Used, facts: Mapping[str, Any]) -> DataError:
     return DataError(
         what,
         found=found,
-        expected=f"the {facts['documents']} documents of content {facts['content']} it was "
-        "trained on",
+        expected=f"those of content {content}, which it was trained on",
         fix="bring them back as they were; give new documents a source of their own, with a weight "
         "in a later stage of data.mixture; or begin another run from this one's weights",
     )

@@ -189,7 +189,7 @@ class PackedDataset:
         """
         taken = self._taken(step)
         epoch = min(entry["epoch"] for entry in taken.values())
-        used = {part.name: part.facts for part in self._used()}
+        used = {part.name: part.mark for part in self._used()}
         return {"step": step, "epoch": epoch, "taken": taken, "components": used} | self._facts()
 
     def check_state(self, state: Mapping[str, Any]) -> int:

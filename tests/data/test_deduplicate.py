@@ -79,6 +79,7 @@ def test_stores_of_two_widths(make, tmp_path):
         store.offsets,
         store.files,
         store.records,
+        store.identities,
     )
     kept = keep([wide, store], Deduplicate(), tmp_path / "cache")
     assert [flags.tolist() for flags in kept] == [[True, True], [False, False]]

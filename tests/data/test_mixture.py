@@ -64,12 +64,12 @@ def given_out(data, steps):
 def deal(counts, rows):
     """Smooth dealing, naively: the next row goes to the component whose turn comes first."""
     given = [0] * len(counts)
+    dealing = [(k, m) for k, m in enumerate(counts) if m]
     dealt = []
     for _ in range(rows):
         k = min(
-            (given[k] // m, (given[k] % m + (k + 0.5) / len(counts)) / m, k)
-            for k, m in enumerate(counts)
-            if m
+            (given[k] // m, (given[k] % m + (turn + 0.5) / len(dealing)) / m, k)
+            for turn, (k, m) in enumerate(dealing)
         )[2]
         given[k] += 1
         dealt.append(k)

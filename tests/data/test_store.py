@@ -166,7 +166,7 @@ def test_held_out_share_and_stability(tmp_path, cache):
     # Fewer documents, and one at a time: every document stays on its side.
     part = tokenise([JsonLines(path=source.path, max_documents=100)], byte_level(), cache)
     assert np.array_equal(part.held_out(0.1), held[:100])
-    single = [is_held_out(Document("", source.path, i + 1), 0.1) for i in range(100)]
+    single = [is_held_out(Document(f"t{i}", "elsewhere", 1), 0.1) for i in range(100)]
     assert single == held[:100].tolist()
 
 

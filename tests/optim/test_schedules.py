@@ -69,7 +69,7 @@ def test_full_run_of_warmup():
 @pytest.mark.parametrize(
     ("node", "total", "part"),
     [
-        (Cosine(warmup_steps=11), 10, "found 11 warm-up steps; expected at most the run's 10"),
+        (Cosine(warmup_steps=11), 10, "found 11 warm-up steps; expected at most the schedule's 10"),
         (
             WarmupStableDecay(warmup_steps=6, decay_fraction=0.5),
             10,

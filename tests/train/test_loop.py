@@ -163,6 +163,13 @@ def test_too_many_bad_steps_stop_the_run(tmp_path, one_device, monkeypatch):
         train(resolved(f"output={tmp_path}", "train.steps=20", "train.max_bad_steps=2"))
 
 
+def test_a_run_without_one_finite_step_does_not_finish(tmp_path, one_device, monkeypatch):
+    """Fewer steps than ``max_bad_steps``: an error, which does not blame the learning rate."""
+    _poison(monkeypatch, range(100))
+    with pytest.raises(TrainError, match=r"not one step whose loss.*no learning rate is to blame"):
+        train(resolved(f"output={tmp_path}", "train.steps=3"))
+
+
 def test_a_restart_finds_its_compiled_programs(tmp_path, one_device):
     """The step of two runs is one entry of their common cache, and the result the same to a bit."""
     cache, found = tmp_path / "compiled", []

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int64, Integer, UInt8
 
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.core.protocols import Batch, Tokenizer
-from ziggurat.data import filter, store
+from ziggurat.data import changes, filter, store
 from ziggurat.data.ahead import Ahead
 from ziggurat.data.config import DataConfig
 from ziggurat.data.dataset import Held, check_facts, check_rows, digest, order_digest
@@ -276,7 +276,8 @@ class AnswerDataset:
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint stores so that step ``step`` comes next."""
         epoch, row = divmod(step * self.batch_size, self.rows_per_epoch)
-        return {"step": step, "epoch": epoch, "row": row} | self._facts()
+        used = {side.name: side.mark for side in self._used()}
+        return {"step": step, "epoch": epoch, "row": row, "components": used} | self._facts()
 
     def check_state(self, state: Mapping[str, Any]) -> int:
         """Compare a stored state with this data; returns its step.
@@ -285,21 +286,27 @@ class AnswerDataset:
             DataError: the data or a setting that decides batches is another than it was; the text
                 names each.
         """
-        return check_facts(state, self._facts())
+        step = check_facts(state, self._facts())
+        changes.check_used(state.get("components"), self._used())
+        return step
 
     def _facts(self) -> dict[str, Any]:
         """All that decides the batches."""
-        items = hashlib.blake2b(self._items.astype("<i8").tobytes(), digest_size=8).hexdigest()
         return {
             "kind": self.kind,
             "split": self.split,
             "seed": self.seed,
-            "records": self.rows_per_epoch,
-            "content": digest([[s.content for s in self.stores], items]),
             "sequence_length": self.config.sequence_length,
             "batch_size": self.batch_size,
             "order": order_digest(self.config),
         }
+
+    def _used(self) -> list[changes.Used]:
+        items = hashlib.blake2b(self._items.astype("<i8").tobytes(), digest_size=8).hexdigest()
+        return [
+            changes.Used(name, store_, digest([store_.content, items]), self.rows_per_epoch)
+            for name, store_ in zip(VIEWS[self.kind], self.stores, strict=True)
+        ]
 
 
 def build_answers(

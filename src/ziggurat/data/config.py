@@ -36,7 +36,7 @@ class DataConfig:
     epochs: int | None = None
     """Passes over the documents; without end if not given."""
     eval_fraction: float = 0.0
-    """Share of documents held out for evaluation, chosen by a hash of file name and record."""
+    """Share of documents held out for evaluation, chosen by a hash of their text."""
     filter: Filter = dataclasses.field(default_factory=Filter)
     """Which documents are left out."""
     dedup: Deduplicate | None = None

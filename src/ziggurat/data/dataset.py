@@ -18,6 +18,7 @@ import numpy as np
 from ziggurat.core import config as config_
 from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Batch
+from ziggurat.data import changes
 from ziggurat.data.ahead import Ahead
 from ziggurat.data.component import Component
 from ziggurat.data.config import DataConfig
@@ -188,20 +189,24 @@ class PackedDataset:
         """
         taken = self._taken(step)
         epoch = min(entry["epoch"] for entry in taken.values())
-        return {"step": step, "epoch": epoch, "taken": taken} | self._facts()
+        used = {part.name: part.mark for part in self._used()}
+        return {"step": step, "epoch": epoch, "taken": taken, "components": used} | self._facts()
 
     def check_state(self, state: Mapping[str, Any]) -> int:
         """Compare a stored state with this data; returns its step.
 
-        The mixture may have changed if it hands out the same rows up to that step: stages may be
-        added for later steps.
+        Documents are compared by content, so their files may lie elsewhere. The mixture may have
+        changed if it hands out the same rows up to that step: stages and sources may be added for
+        later steps.
 
         Raises:
             DataError: the data or a setting that decides batches is another than it was; the text
-                names each.
+                names each setting, and the files that changed where the cache tells.
         """
         step = check_facts(state, self._facts())
-        taken, before = self._taken(step), state.get("taken")
+        changes.check_used(state.get("components"), self._used())
+        taken, before = self._taken(step), state.get("taken", {})
+        taken = {name: entry for name, entry in taken.items() if name in before or entry["rows"]}
         if taken != before:
             raise DataError(
                 f"mixture up to step {step}",
@@ -220,17 +225,25 @@ class PackedDataset:
         return taken
 
     def _facts(self) -> dict[str, Any]:
-        """All that decides the batches; what only makes them faster is not in it."""
-        contents = [[p.name, p.store.content, p.selection.digest] for p in self.components]
+        """Settings that decide the batches; what only makes them faster is not in it."""
         return {
             "split": self.split,
             "seed": self.seed,
-            "documents": self.documents_per_epoch,
-            "content": digest(contents),
             "sequence_length": self.sequence_length,
             "batch_size": self.batch_size,
             "order": order_digest(self.config),
         }
+
+    def _used(self) -> list[changes.Used]:
+        return [
+            changes.Used(
+                part.name,
+                part.store,
+                digest([part.store.content, part.selection.digest]),
+                part.selection.documents,
+            )
+            for part in self.components
+        ]
 
     def _made(self, start: int, stop: int | None, rows: slice | None) -> Iterator[Batch]:
         step = start
@@ -318,10 +331,9 @@ def check_facts(state: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
 
 
 def order_digest(config: DataConfig) -> str:
-    """A digest of the settings that decide batches, without the mixture and what has its own
-    fact."""
-    names = ("packing", "positions", "position_limit", "shuffle")
-    names += ("eval_fraction", "filter", "dedup", "tokenize")
+    """A digest of the settings that decide batches, without the mixture, what has its own fact, and
+    the bound on positions, which follows from the model."""
+    names = ("packing", "positions", "shuffle", "eval_fraction", "filter", "dedup", "tokenize")
     return digest({name: config_.to_plain(getattr(config, name)) for name in names})
 
 

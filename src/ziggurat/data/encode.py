@@ -1,5 +1,6 @@
 """Documents to tokens as a store holds them: bos, the text, eos; and which of them are learned."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -55,7 +56,12 @@ class Encoder:
             DataError: as :func:`ziggurat.data.conversation.rendered`.
         """
         made = conversation.rendered(document, self.tokenizer)
-        return None if made.learned == () else made
+        if made.learned == ():
+            return None
+        if made is document:
+            return made
+        # a template changes the text, not which document it is
+        return dataclasses.replace(made, key=document.key or document.text)
 
     def encode(
         self, documents: Sequence[Document]

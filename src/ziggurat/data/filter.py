@@ -1,12 +1,11 @@
 """Which documents of a token store are used: split, filter and duplicates, as one mask.
 
-The order is fixed: first the split, by a hash of file name and record; then the filter; then
+The order is fixed: first the split, by a hash of the document's text; then the filter; then
 duplicates, that were found among all documents of the data. So no setting of the filter moves a
 document from training to evaluation, and no document of one split is a duplicate of the other's.
 """
 
 import dataclasses
-import hashlib
 import logging
 from pathlib import Path
 from typing import Literal
@@ -17,8 +16,7 @@ from jaxtyping import Bool, Int64
 
 from ziggurat.core import atomic, config
 from ziggurat.core.errors import DataError
-from ziggurat.data.order import mix
-from ziggurat.data.store import TokenStore
+from ziggurat.data.store import TokenStore, drawn
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +34,7 @@ class Filter:
     min_learned: int = 0
     """Leave out documents with fewer tokens that are learned as targets."""
     share: float = 1.0
-    """Share of the documents that stays, chosen by a hash of file name and record."""
+    """Share of the documents that stays, chosen by a hash of their text."""
 
     def __post_init__(self) -> None:
         config.require(self.min_tokens >= 1, "min_tokens", self.min_tokens, "at least 1")
@@ -76,11 +74,7 @@ def _learned(store: TokenStore) -> Int64[np.ndarray, "documents"]:
 
 
 def _sampled(store: TokenStore, share: float) -> Bool[np.ndarray, "documents"]:
-    names = store.meta["files"]
-    digests = [hashlib.blake2b(f"share\0{name}".encode(), digest_size=8).digest() for name in names]
-    seeds = np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-    hashes = mix(seeds[store.files] ^ mix(store.records.astype(np.uint64)))
-    return hashes < np.uint64(int(share * 2.0**53) << 11)
+    return drawn(store.identities, share, "share")
 
 
 @dataclasses.dataclass(frozen=True)

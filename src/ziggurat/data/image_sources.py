@@ -110,7 +110,7 @@ def _digits() -> ImageStore:
         ) from None
     images, labels = map(np.asarray, load_digits(return_X_y=True))
     scaled = images.reshape(-1, 8, 8, 1).astype(np.float32) / DIGITS_LEVELS
-    return _in_memory(scaled, labels, "digits")
+    return _in_memory(scaled, labels)
 
 
 def _arrays(source: ImageArrays) -> ImageStore:
@@ -141,10 +141,10 @@ def _arrays(source: ImageArrays) -> ImageStore:
             found=f"{images.dtype} from {images.min()} to {images.max()}",
             expected="bytes, or floats of 0 to 1",
         )
-    return _in_memory(images.astype(np.float32), labels, str(source.path.name))
+    return _in_memory(images.astype(np.float32), labels)
 
 
-def _in_memory(images: np.ndarray, labels: np.ndarray, name: str) -> ImageStore:
+def _in_memory(images: np.ndarray, labels: np.ndarray) -> ImageStore:
     scaled = images * 2 - 1
     labels = labels.astype(np.int64)
     digest = xxhash.xxh3_64(np.ascontiguousarray(scaled).tobytes())
@@ -154,7 +154,7 @@ def _in_memory(images: np.ndarray, labels: np.ndarray, name: str) -> ImageStore:
         labels=labels,
         classes=tuple(map(str, range(int(labels.max()) + 1))),
         content=digest.hexdigest(),
-        identities=[f"{name}:{number}" for number in range(len(labels))],
+        identities=[xxhash.xxh3_64_hexdigest(image.tobytes()) for image in scaled],
         read=lambda numbers: scaled[numbers],
     )
 

@@ -43,7 +43,8 @@ class ImageData:
     epochs: int | None = None
     """Passes over the images; without end if not given."""
     eval_fraction: float = 0.0
-    """Share of images held out for evaluation, chosen by a hash of name or number."""
+    """Share of images held out for evaluation, chosen by a hash of their pixels; in a directory, by
+    their names below it."""
     prefetch: int = 4
     """Batches made ahead; 0 makes each when it is asked for."""
 

@@ -91,6 +91,7 @@ def join(
     np.save(directory / "offsets.npy", offsets)
     np.save(directory / "files.npy", np.concatenate(columns.files).astype(np.uint32))
     np.save(directory / "records.npy", np.concatenate(columns.records))
+    np.save(directory / "identities.npy", np.concatenate(columns.identities))
     return {
         "content": digest.hexdigest(),
         "dtype": dtype.str,
@@ -109,6 +110,7 @@ class _Columns:
         self.lengths: list[np.ndarray] = []
         self.files: list[np.ndarray] = []
         self.records: list[np.ndarray] = []
+        self.identities: list[np.ndarray] = []
 
     def add(self, taken: Taken, names: dict[str, int], report: ReadReport) -> None:
         index, count = taken.part.index(), taken.documents
@@ -119,6 +121,7 @@ class _Columns:
         self.lengths.append(index["lengths"][:count])
         self.files.append(table[local] if count else local)
         self.records.append(index["records"][:count] + taken.shift)
+        self.identities.append(index["identities"][:count])
         report.documents += count
         before = {name: index[name] for name in ("empty", "skipped")}
         if not taken.whole:

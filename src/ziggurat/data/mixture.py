@@ -134,7 +134,10 @@ class Phase:
         self.first, self.counts, self.taken = first, tuple(counts), tuple(taken)
         self._period = sum(counts)
         owner = np.repeat(np.arange(len(counts), dtype=np.int16), counts)
-        turns = [(np.arange(m) + (k + 0.5) / len(counts)) / max(m, 1) for k, m in enumerate(counts)]
+        # what gives nothing has no turn, so that a component for later steps moves no row before
+        place = np.cumsum([m > 0 for m in counts]) - 0.5
+        shifts = place / (place[-1] + 0.5)
+        turns = [(np.arange(m) + by) / max(m, 1) for m, by in zip(counts, shifts)]
         self._owner = owner[np.argsort(np.concatenate(turns), kind="stable")]
         self._slots = [np.flatnonzero(self._owner == k) for k in range(len(counts))]
 

@@ -68,8 +68,8 @@ class Part:
         return [(n, str(Damaged(**entry).error(shift))) for n, entry in self.facts["faults"]]
 
     def index(self) -> dict[str, np.ndarray]:
-        """Arrays ``lengths``, ``files``, ``records`` of the documents, and for empty and skipped
-        records how many documents stand before each."""
+        """Arrays ``lengths``, ``files``, ``records``, ``identities`` of the documents, and for
+        empty and skipped records how many documents stand before each."""
         with np.load(self.path / "index.npz") as arrays:
             return dict(arrays)
 
@@ -128,6 +128,7 @@ def _fill(
     """Write the files of a part; returns its facts."""
     notes, names = _Notes(), dict[str, int]()
     columns = {"lengths": array("q"), "files": array("L"), "records": array("q")}
+    identities = array("Q")
     tokens = 0
     with open(directory / "tokens.bin", "wb") as out, _learn_file(directory, learn) as learned:
         for chunk in chunks(_documents(source, unit, encoder, notes)):
@@ -138,10 +139,12 @@ def _fill(
                 columns["lengths"].append(len(ids))
                 columns["files"].append(names.setdefault(document.file, len(names)))
                 columns["records"].append(document.record)
+                identities.append(document.identity)
                 tokens += len(ids)
             tell(len(columns["lengths"]), tokens)
     arrays = {name: np.array(column, np.int64) for name, column in columns.items()}
     arrays |= {n: np.array(getattr(notes, n), np.int64) for n in ("empty", "skipped")}
+    arrays["identities"] = np.array(identities, np.uint64)
     np.savez(directory / "index.npz", allow_pickle=False, **arrays)
     facts = {
         "unit": unit_digest(source, unit),

@@ -9,6 +9,7 @@ all:
   learned as a target.
 * ``offsets.npy``: int64 ``[n + 1]``; document i is ``tokens[offsets[i]:offsets[i + 1]]``.
 * ``files.npy``, ``records.npy``: uint32 and int64 ``[n]``; each document's file number and record.
+* ``identities.npy``: uint64 ``[n]``; a hash of each document's text.
 * ``meta.json``: format, digests, token width, counts, file names, what reading left out.
 """
 
@@ -38,7 +39,7 @@ from ziggurat.data.sources.nodes import ANSWERS
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 4
 PARTS = ".parts"
 """Ending of the directory in which a store's parts are made."""
 
@@ -53,6 +54,8 @@ class TokenStore:
     offsets: Int64[np.ndarray, "documents_plus_1"]
     files: UInt32[np.ndarray, "documents"]
     records: Int64[np.ndarray, "documents"]
+    identities: UInt64[np.ndarray, "documents"]
+    """Of the documents' texts, see :attr:`ziggurat.data.sources.Document.identity`."""
     learn: UInt8[np.ndarray, "n"] | None = None
     """1 where a token is learned as a target; None if all are."""
 
@@ -78,11 +81,11 @@ class TokenStore:
     def held_out(self, fraction: float) -> Bool[np.ndarray, "documents"]:
         """Which documents belong to evaluation: those whose identity hashes below ``fraction``.
 
-        It depends on nothing but a document's file name and record, so a document stays on its side
-        whatever else the corpus gains or loses, and whatever the seed is.
+        It depends on nothing but a document's text, so a document stays on its side whatever else
+        the corpus gains or loses, wherever its file lies, and whatever the seed is; copies of it
+        are on the same side.
         """
-        seeds = np.array([_file_hash(name) for name in self.meta["files"]], np.uint64)
-        return _held_out(seeds[self.files], self.records, fraction)
+        return drawn(self.identities, fraction, "evaluation")
 
     def verify(self) -> None:
         """Read everything and compare with the digest made at writing.
@@ -112,18 +115,14 @@ def _update(digest: Any, values: np.ndarray) -> None:
 
 def is_held_out(document: Document, fraction: float) -> bool:
     """The same for one document that is not in a store."""
-    seed, record = np.array([_file_hash(document.file)], np.uint64), np.array([document.record])
-    return bool(_held_out(seed, record, fraction)[0])
+    return bool(drawn(np.array([document.identity], np.uint64), fraction, "evaluation")[0])
 
 
-def _file_hash(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-
-
-def _held_out(
-    seeds: UInt64[np.ndarray, "n"], records: Int64[np.ndarray, "n"], fraction: float
-) -> Bool[np.ndarray, "n"]:
-    return mix(seeds ^ mix(records.astype(np.uint64))) < np.uint64(int(fraction * 2.0**53) << 11)
+def drawn(identities: UInt64[np.ndarray, "n"], share: float, purpose: str) -> Bool[np.ndarray, "n"]:
+    """A share of documents, chosen by their identities; another choice for each purpose."""
+    salt = hashlib.blake2b(purpose.encode(), digest_size=8).digest()
+    hashes = mix(identities ^ np.frombuffer(salt, "<u8").astype(np.uint64))
+    return hashes < np.uint64(int(share * 2.0**53) << 11)
 
 
 def tokenise(
@@ -226,8 +225,9 @@ def open_store(path: Path) -> TokenStore:
             learn = np.memmap(path / "learn.bin", dtype=np.uint8, mode="r")
             if len(learn) != len(tokens):
                 raise ValueError(f"{len(learn)} marks of {len(tokens)} tokens")
-        sizes = (len(tokens), len(offsets) - 1, len(files), len(records))
-        if sizes != (meta["tokens"], *[meta["documents"]] * 3) or offsets[-1] != len(tokens):
+        identities = np.load(path / "identities.npy", mmap_mode="r")
+        sizes = (len(tokens), len(offsets) - 1, len(files), len(records), len(identities))
+        if sizes != (meta["tokens"], *[meta["documents"]] * 4) or offsets[-1] != len(tokens):
             raise ValueError(f"sizes {sizes}")
     except (OSError, ValueError, KeyError) as error:
         raise DataError(
@@ -241,6 +241,7 @@ def open_store(path: Path) -> TokenStore:
         np.asarray(offsets),
         np.asarray(files),
         np.asarray(records),
+        np.asarray(identities),
         None if learn is None else np.asarray(learn),
     )
 

@@ -95,9 +95,9 @@ class StreamedDataset:
         self.config, self.seed, self.split = config, seed, "train"
         self._encoder = encode.Encoder(tokenizer)
         self._files = [(s, file) for s in config.sources for file in list_files(s)]
-        self._content = digest(
-            [getattr(tokenizer, "digest", ""), *([f.name, f.size] for _, f in self._files)]
-        )
+        # names below each source's own path, which may lie anywhere
+        files = [[f.name.removeprefix(s.path), f.size] for s, f in self._files]
+        self._content = digest([getattr(tokenizer, "digest", ""), *files])
         self._places = [Place(0, 0, 0, 0, 0)]
         self._lock = threading.Lock()
         self._read_report = ReadReport()
@@ -216,6 +216,8 @@ class StreamedDataset:
             "content": self._content,
             "sequence_length": self.sequence_length,
             "batch_size": self.batch_size,
+            "files": len(self._files),
+            "bytes": sum(file.size for _, file in self._files),
             "stream_window": self.config.stream_window,
             "order": order_digest(self.config),
         }
@@ -324,6 +326,7 @@ class StreamedDataset:
             offsets=offsets,
             files=np.array([names[document.file] for document in documents], np.uint32),
             records=np.array([document.record for document in documents], np.int64),
+            identities=np.array([document.identity for document in documents], np.uint64),
             learn=learn,
         )
         against = filter.left_out(store, self.config.filter)

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Annotated, Literal
 
-from pydantic import Discriminator
+from pydantic import Discriminator, Tag
 
 from ziggurat.core import config
 
@@ -49,6 +49,17 @@ class _Decaying(_Warmup):
 
 
 @config.node
+class _Ending(_Decaying):
+    steps: int | None = None
+    """Steps over which the learning rate moves, warm-up included. Default: train.steps when the run
+    begins, and kept when train.steps is changed later."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        config.require(self.steps is None or self.steps >= 1, "steps", self.steps, "1 or more")
+
+
+@config.node
 class Constant(_Warmup):
     """The peak after the warm-up."""
 
@@ -56,21 +67,21 @@ class Constant(_Warmup):
 
 
 @config.node
-class Linear(_Decaying):
+class Linear(_Ending):
     """A straight line from the peak to the end."""
 
     kind: Literal["linear"] = "linear"
 
 
 @config.node
-class Cosine(_Decaying):
+class Cosine(_Ending):
     """Half a cosine from the peak to the end."""
 
     kind: Literal["cosine"] = "cosine"
 
 
 @config.node
-class WarmupStableDecay(_Decaying):
+class WarmupStableDecay(_Ending):
     """The peak, then a short decay at the end."""
 
     kind: Literal["wsd"] = "wsd"
@@ -96,9 +107,14 @@ class InverseSqrt(_Decaying):
 
 
 ScheduleConfig = Annotated[
-    Constant | Linear | Cosine | WarmupStableDecay | InverseSqrt, Discriminator("kind")
+    Annotated[Constant, Tag("constant")]
+    | Annotated[Linear, Tag("linear")]
+    | Annotated[Cosine, Tag("cosine")]
+    | Annotated[WarmupStableDecay, Tag("wsd")]
+    | Annotated[InverseSqrt, Tag("inverse_sqrt")],
+    Discriminator(config.kind_or("cosine")),
 ]
-"""How the learning rate moves over the run."""
+"""How the learning rate moves over the run; a table without ``kind`` is a cosine."""
 
 
 @config.node

@@ -47,7 +47,8 @@ def build_schedule(config: ScheduleConfig, total_steps: int, peak: float = 1.0) 
 
     Args:
         config: the schedule's node.
-        total_steps: steps of the whole run, warm-up included.
+        total_steps: steps of the whole run, warm-up included; a schedule with ``steps`` of its own
+            has those, and stays where it ends.
         peak: the learning rate after the warm-up; 1 gives the fraction of the peak.
 
     Returns:
@@ -65,6 +66,7 @@ def build_schedule(config: ScheduleConfig, total_steps: int, peak: float = 1.0) 
         https://arxiv.org/abs/2404.06395 (wsd); Hägele et al., https://arxiv.org/abs/2405.18392
         (1 - sqrt decay); Vaswani et al., https://arxiv.org/abs/1706.03762 (inverse_sqrt).
     """
+    total_steps = getattr(config, "steps", None) or total_steps
     _check_length(config, total_steps)
     warmup = config.warmup_steps
 
@@ -112,6 +114,6 @@ def _check_length(config: ScheduleConfig, total: int) -> None:
         raise ConfigError(
             f"schedule {config.kind}",
             found=f"{parts} steps",
-            expected=f"at most the run's {total} steps",
+            expected=f"at most the schedule's {total} steps",
             fix="lower warmup_steps or train longer",
         )

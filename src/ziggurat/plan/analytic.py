@@ -11,7 +11,7 @@ https://arxiv.org/abs/1909.08053). Under ``context`` every device gathers keys a
 Experts that are cut over a mesh axis get the tokens of all its devices, and their sums go back.
 Which dimension of an array is which is declared by the model's logical axes.
 
-Memory is the arguments (exact), the gradients in the parameters' type, what the scan over layers
+Memory is the arguments (exact), the gradients in float32, what the scan over layers
 keeps for the backward pass (from the program's jaxpr), one layer's gathered weights twice (the next
 ones arrive while these are used), and the largest of a layer's activations and the loss's chunks.
 Scores of attention that no kernel keeps on the chip, and what experts write, are added to a layer's
@@ -28,6 +28,8 @@ from ziggurat.plan.equations import called
 from ziggurat.plan.fabric import Collective, Fabric
 
 BATCH_AXES = ("data", "fsdp", "expert")
+SUM_BYTES = 4
+"""Bytes of a gradient's sum, which is float32 whatever the parameters are."""
 COMPUTE_BYTES = 2
 """Bytes of the compute type; a plan is for bfloat16."""
 TOKENS = "tokens of experts"
@@ -129,10 +131,11 @@ class Step:
         return [weight.array for weight in self.weights.values() if weight.trained]
 
 
-def argument_bytes(arguments: list[Any]) -> int:
-    """Bytes per device of what a step is given, by its shardings."""
+def argument_bytes(arguments: list[Any], least: int = 1) -> int:
+    """Bytes per device of what a step is given, by its shardings; of each number at ``least``."""
     return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in arguments
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * max(leaf.dtype.itemsize, least)
+        for leaf in arguments
     )
 
 
@@ -199,7 +202,7 @@ def memory(step: Step, fabric: Fabric) -> dict[str, float]:
     in the backward pass of a layer."""
     sizes = dict(zip(fabric.axes, fabric.shape))
     arguments = argument_bytes(step.arguments)
-    gradients = argument_bytes(step.trained)
+    gradients = argument_bytes(step.trained, SUM_BYTES)
     weights = list(step.weights.values())
     stacked = [weight for weight in weights if "layers" in weight.axes and weight.is_kernel]
     layer_weights = COMPUTE_BYTES * sum(

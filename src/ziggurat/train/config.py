@@ -11,7 +11,6 @@ from pydantic import Discriminator, Tag
 
 from ziggurat.checkpoint import CheckpointConfig
 from ziggurat.core import config
-from ziggurat.core.errors import ConfigError
 from ziggurat.data import DataConfig, ImageData, TokenizerConfig
 from ziggurat.mesh import MeshConfig
 from ziggurat.models import (
@@ -77,7 +76,8 @@ class TrainConfig:
     """The training loop."""
 
     steps: int
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run. A run may be resumed with more; its schedule stays as it
+    began, see optimizer.schedule.steps."""
     accumulate: int = 1
     """Micro-batches per step; the batch is cut into this many equal parts."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -236,35 +236,3 @@ class RunConfig:
     def directory(self) -> Path:
         """The run's own directory."""
         return self.output / self.name
-
-
-FREE_ON_RESUME = ("train.steps", "train.max_bad_steps", "train.stop_within_s", "evaluation")
-FREE_ON_RESUME += ("checkpoint", "mesh", "profile", "report", "output", "name")
-FREE_ON_RESUME += ("train.compile_cache", "train.accumulate")
-FREE_ON_RESUME += ("data.workers", "data.worker_patience_s", "data.prefetch")
-FREE_ON_RESUME += ("data.mixture", "data.epochs")  # the data's own state tells if they still fit
-FREE_ON_RESUME += ("objective.evaluation", "objective.reward.processes")
-"""Keys that may change when a run is resumed; any other would make it another run."""
-
-
-def check_same_run(old: RunConfig, new: RunConfig) -> None:
-    """Refuse to resume a run under settings that would have given other results.
-
-    Raises:
-        ConfigError: the first differing keys, old and new value.
-    """
-
-    def deciding(run: RunConfig) -> dict[str, str]:
-        rows = config.Resolved(run, {}).table()
-        free = tuple(f"{key}." for key in FREE_ON_RESUME)
-        return {key: value for key, value, _ in rows if not f"{key}.".startswith(free)}
-
-    before, after = deciding(old), deciding(new)
-    changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    if changed:
-        raise ConfigError(
-            f"run {new.directory} cannot be resumed",
-            found="; ".join(f"{key} = {after.get(key, 'unset')}" for key in changed[:3]),
-            expected="; ".join(f"{key} = {before.get(key, 'unset')}" for key in changed[:3]),
-            fix="give the run another name, or remove its directory",
-        )

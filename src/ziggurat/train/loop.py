@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from ziggurat.profile.journal import Journal
 from ziggurat.profile.memory import compiled_memory, device_memory, host_memory
 from ziggurat.profile.sampling import TraceSampler
 from ziggurat.profile.timers import StepTimer
-from ziggurat.train.config import COMPARABLE, RunConfig, check_same_run
+from ziggurat.train.config import COMPARABLE, RunConfig
 from ziggurat.train.derived import check_report
 from ziggurat.train.evaluation import evaluate
 from ziggurat.train.experiment import Experiment, local_rows, prepare
@@ -40,6 +41,7 @@ from ziggurat.train.metrics import DerivedSink, JsonLinesSink, Sinks, TensorBoar
 from ziggurat.train.objectives.kinds import OBJECTIVES
 from ziggurat.train.parts import Objectives
 from ziggurat.train.progress import TrainProgress
+from ziggurat.train.resuming import check_length, check_stored, resumed
 from ziggurat.train.run_directory import RunDirectory
 from ziggurat.train.state import TrainState
 from ziggurat.train.stopping import StopRequest
@@ -109,7 +111,7 @@ def train(
     timer, directory = timer or StepTimer(), RunDirectory(run.value.directory)
     everyone = Processes()
     with timer.phase("start"):
-        everyone.once("check the run", lambda: directory.check(run))
+        run, changes = resumed(run, everyone.once("check the run", partial(directory.check, run)))
         experiment = prepare(run.value, objectives=objectives)
         check_report(experiment)
         identity = everyone.once("open the run", directory.identify)
@@ -123,7 +125,7 @@ def train(
         with timer.phase("start"):
             _check_saved(directory, checkpoints, everyone)
             state, done = _first_state(experiment, checkpoints)
-            everyone.once("publish the run", lambda: directory.publish(run, done))
+            everyone.once("publish the run", partial(directory.publish, run, done))
         with timer.phase("compile"):
             arguments = (state, experiment.batch_struct(), experiment.parts.frozen)
             compiled = (compiled_step or _compiled)(experiment.step, arguments)
@@ -137,6 +139,8 @@ def train(
             with progress:
                 if done:
                     progress.resumed(done, directory.checkpoints)
+                for line in changes:
+                    progress.note(f"{run.value.name}  changed: {line}")
                 loop = Loop(experiment, checkpoints, sinks, progress, timer, stop)
                 loop.watch(directory, done, compiled.as_text, launched_s)
                 state = loop.run(state, done, compiled)
@@ -389,7 +393,7 @@ def open_checkpoints(run: RunConfig, directory: RunDirectory, identity: str) -> 
     """The checkpoints; a step from the persistent store must be one of this very run."""
 
     def accept(step: Path) -> None:
-        check_same_run(config.load(RunConfig, step / "run.toml").value, run)
+        check_stored(config.load(RunConfig, step / "run.toml").value, run)
 
     return Tiers(directory.checkpoints, run.checkpoint, identity=identity, accept=accept)
 
@@ -414,6 +418,7 @@ def _first_state(experiment: Experiment, checkpoints: Tiers) -> tuple[TrainState
     restored = checkpoints.restore(None, abstract.arrays)
     _log.info("step %d from %s in %.2f s", restored.step, restored.tier, restored.seconds)
     done = experiment.data.check_state(restored.records["data"])
+    check_length(experiment.run, done)
     checkpoints.discard_after(done)
     counters = restored.records["counters"]
 

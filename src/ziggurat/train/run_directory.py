@@ -35,7 +35,8 @@ from ziggurat.core import atomic, config, json_lines
 from ziggurat.core.config import Resolved
 from ziggurat.core.errors import TrainError
 from ziggurat.core.storage import storage_error
-from ziggurat.train.config import RunConfig, check_same_run
+from ziggurat.train.config import RunConfig
+from ziggurat.train.resuming import check_same_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,20 +97,26 @@ class RunDirectory:
         steps = self.checkpoints.glob("step_*") if self.checkpoints.is_dir() else ()
         return self.saved.exists() or any(steps)
 
-    def check(self, run: Resolved[RunConfig]) -> None:
+    def check(self, run: Resolved[RunConfig]) -> str:
         """Refuse settings that would make another run of one that has made steps; writes nothing.
+
+        Returns:
+            The run file under which its steps were made, as TOML; empty if it has none.
 
         Raises:
             ConfigError: the directory holds a run with other deciding settings.
             StorageError: the directory cannot be made or read.
         """
+        before = ""
         if self.run_file.exists() and self.has_steps():
             check_same_run(config.load(RunConfig, self.run_file).value, run.value)
+            before = self.run_file.read_text(encoding="utf-8")
         existing = next(place for place in (self.path, *self.path.parents) if place.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             number = errno.EACCES if existing.is_dir() else errno.ENOTDIR
             refused = OSError(number, os.strerror(number), str(existing))
             raise storage_error(f"run directory {self.path}", refused)
+        return before
 
     def identify(self) -> str:
         """Make the directory; returns what tells this run from another one in a directory of the

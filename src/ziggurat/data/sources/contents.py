@@ -6,6 +6,8 @@ messages, where a text counts as the assistant's message. Without a prompt, the 
 preference are whole conversations, and their common beginning is the prompt.
 """
 
+import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -47,6 +49,9 @@ def document(
             found=f"content {source.content}, several answers a record",
             expected=f"an objective that compares answers, or content {VIEWS[source.content][0]}",
         )
+    if source.content in VIEWS["preference"]:
+        made = _answer(source, file, number, get)
+        return None if made is None else dataclasses.replace(made, key=_record_key(source, get))
     if source.content in ANSWERS:
         return _answer(source, file, number, get)
     key = key_of(source)
@@ -116,6 +121,12 @@ def _whole(
     if not any(message["role"] == "assistant" for message in turns[shared:]):
         raise Fault(f"{key!r}: nothing of the assistant after what is shared", "an answer")
     return _conversation(turns, file, number, shared)
+
+
+def _record_key(source: Any, get: Get) -> str:
+    """What both answers of a record have in common, so that one is held out with the other."""
+    parts = [_prompt(source, get), *(get(view) for view in VIEWS["preference"])]
+    return json.dumps(parts, default=str)
 
 
 def _other(labelled: bool, key: str, get: Get) -> Any:

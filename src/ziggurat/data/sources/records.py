@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import xxhash
+
 from ziggurat.core import json_lines
 from ziggurat.core.errors import DataError, did_you_mean
 from ziggurat.data.sources.files import SourceFile
@@ -32,6 +34,15 @@ class Document:
     """The conversation, if it is one."""
     learn_from: int = 0
     """Of a conversation, the first message that may be learned: those before are a prompt."""
+    key: str | None = None
+    """What its identity is a hash of; the text if not given."""
+
+    @property
+    def identity(self) -> int:
+        """What tells the document from others by its content alone, 64 bits: the same under every
+        path and every tokenizer. The answers of one record have one identity."""
+        content = self.text if self.key is None else self.key
+        return xxhash.xxh3_64_intdigest(content.encode("utf-8", "surrogatepass"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -91,5 +91,5 @@ def test_a_model_in_the_cache_is_imported_and_trained_on_a_data_set_in_it(
         "train.steps": "1",
     }
     assert main(["train", "tiny.toml", *(f"--set={k}={v}" for k, v in settings.items())]) == 0
-    step = pretrained.load(tmp_path / "runs" / "tiny")
-    assert step.model.config.d_model == TINY.d_model
+    trained = pretrained.load(tmp_path / "runs" / "tiny")
+    assert trained.model.config == found.model.config

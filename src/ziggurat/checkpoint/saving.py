@@ -81,7 +81,8 @@ class Save:
             except Exception as error:
                 self._drop()
                 if attempt > self.config.retries or isinstance(error, EnvironmentError):
-                    raise save_error(self.step, error, attempt) from error
+                    directory = self._writing.parent
+                    raise save_error(self.step, directory, error, attempt) from error
                 _log.debug("step %d, attempt %d: %s", self.step, attempt, error)
                 time.sleep(pause)
                 pause *= 2
@@ -136,12 +137,12 @@ class Save:
         return together(self._processes, f"{self._name}/{part}", call)
 
 
-def save_error(step: int, error: BaseException, attempts: int) -> CheckpointError:
+def save_error(step: int, directory: Path, error: BaseException, attempts: int) -> CheckpointError:
     """The one line that tells why a step was not saved."""
     tried = f" after {attempts} attempts" if attempts > 1 else ""
     return CheckpointError(
         f"checkpoint step {step}",
         found=f"it could not be written{tried} ({reason(error)})",
-        expected="a writable directory with room",
+        expected=f"a writable directory with room at {directory}",
         fix="free space or choose another directory; older checkpoints are untouched",
     )

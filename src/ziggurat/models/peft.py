@@ -131,7 +131,7 @@ def write_peft(
     if lacking:
         raise ModelError(
             f"adapters of {', '.join(lacking[:3])}",
-            found="weights that are no module in PEFT",
+            found="weights that PEFT has no module for, or would leave out",
             expected="adapter.targets without them",
             fix="ziggurat export hf writes the model with its adapters merged",
         )
@@ -201,16 +201,15 @@ def _scale_settings(
     """Rank and alpha; for modules that hold several adapters their multiple, so that the scale
     stays. Experts are joined by transformers while loading, which changes a scale by the root of
     the rank: with them it is written as a plain one."""
-    experts = any(name.experts > 1 for module in used for name, _ in module.kernels)
+    experts = any(module.of_experts for module in used)
     alpha = lora.scale * lora.rank if experts else lora.alpha
     rslora = lora.rslora and not experts
     ranks, alphas = {}, {}
     for module in used:
         parts = sum(f"{name.ours}.a" in leaves for name, _ in module.kernels)
         if parts > 1:
-            last = _last(module)
-            ranks[last] = parts * lora.rank
-            alphas[last] = alpha * (math.sqrt(parts) if rslora else parts)
+            ranks[module.last] = parts * lora.rank
+            alphas[module.last] = alpha * (math.sqrt(parts) if rslora else parts)
     found = {"r": lora.rank, "lora_alpha": _number(alpha), "use_rslora": rslora}
     patterns = {"rank_pattern": ranks, "alpha_pattern": {k: _number(v) for k, v in alphas.items()}}
     return found | (patterns if ranks else {})
@@ -220,14 +219,10 @@ def _number(value: float) -> float | int:
     return int(value) if value == int(value) else value
 
 
-def _last(module: AdaptedModule) -> str:
-    return module.theirs(1)[0].rpartition(".")[2]
-
-
 def _targets(used: list[AdaptedModule], every: list[AdaptedModule]) -> list[str]:
     """Last components of the modules' names; two where one is shared with modules that have no
     adapter, as GPT-2's ``c_proj`` is."""
-    others = {_last(module) for module in every if module not in used}
+    others = {module.last for module in every if module not in used}
     names = [module.theirs(1)[0].split(".") for module in used]
     return sorted({".".join(name[-2:] if name[-1] in others else name[-1:]) for name in names})
 

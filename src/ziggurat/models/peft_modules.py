@@ -40,6 +40,16 @@ class AdaptedModule:
         return self.kernels[0][0].part is not None
 
     @property
+    def of_experts(self) -> bool:
+        """Whether there is one for each expert."""
+        return any(name.experts > 1 for name, _ in self.kernels)
+
+    @property
+    def last(self) -> str:
+        """Last component of the modules' names."""
+        return self.theirs(1)[0].rpartition(".")[2]
+
+    @property
     def stored_transposed(self) -> bool:
         """Whether the matrix is ``[in, out]`` there, PEFT's ``fan_in_fan_out``."""
         return not self.kernels[0][0].transpose
@@ -95,9 +105,13 @@ def adaptable_modules(model: LanguageModel) -> list[AdaptedModule]:
 
 
 def without_module(lora: Lora, model: LanguageModel) -> list[str]:
-    """Kernels that get an adapter and for which PEFT has no form, such as experts that are one
-    tensor."""
-    known = {name.ours for module in adaptable_modules(model) for name, _ in module.kernels}
+    """Kernels that get an adapter and for which PEFT has no form: experts that are one tensor, and
+    dense layers beside experts whose modules have the same last name, which PEFT 0.21 leaves out
+    with transformers 5 (it takes such names for the experts' alone)."""
+    modules = adaptable_modules(model)
+    taken = {module.last for module in modules if module.of_experts}
+    clear = [module for module in modules if module.of_experts or module.last not in taken]
+    known = {name.ours for module in clear for name, _ in module.kernels}
     return [name for name in adapted_names(lora, model) if name not in known]
 
 

@@ -125,13 +125,13 @@ def train(
         with timer.phase("start"):
             _check_saved(directory, checkpoints, everyone)
             state, done = _first_state(experiment, checkpoints)
-            everyone.once("publish the run", partial(directory.publish, run, done))
         with timer.phase("compile"):
             arguments = (state, experiment.batch_struct(), experiment.parts.frozen)
             compiled = (compiled_step or _compiled)(experiment.step, arguments)
             del arguments
             # the first collective waits 30 s for the others, and one of them may compile for longer
             everyone.barrier("compiled")
+        everyone.once("publish the run", partial(directory.publish, run, done))
         with stop.listening(), _sinks(run.value, directory, done) as sinks:
             progress = TrainProgress(
                 run.value.train.steps, start_step=done, name=run.value.name, console=console

@@ -205,7 +205,8 @@ class DerivedSink(_Closing):
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Give a row to the sink, if it still works."""
         if (sink := self._sink) is not None:
-            self._try(lambda: sink.write(step, metrics))
+            row = {name: float(value) for name, value in metrics.items()}
+            self._try(lambda: sink.write(step, row))
 
     def close(self) -> None:
         """Close the sink; a failure is a line in the log too."""

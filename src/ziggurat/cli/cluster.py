@@ -62,7 +62,8 @@ def run(
     from ziggurat.train.config import RunConfig
 
     jax.config.update("jax_platforms", "cpu")  # accelerators are for the hosts
-    resolved = config.load(RunConfig, recipes.run_file(run_file), overrides)
+    run_file = recipes.run_file(run_file)
+    resolved = config.load(RunConfig, run_file, overrides)
     text = run_file.read_text(encoding="utf-8")
     directory = resolved.value.directory
     if restart:

@@ -151,7 +151,8 @@ def test_gathered_tokens_and_written_scores_count():
     llama = f'kind = "llama", {GATED}, max_sequence_length = 2048'
     whole, cut = (plan_of(run_of(llama, data, MESHES[mesh])) for mesh in ("fsdp", "context"))
     scores = 8 * 4 * 2048 * 2048 * 4 / 4
-    assert cut.memory["working_bytes"] > 2 * scores > 2 * whole.memory["working_bytes"]
+    assert cut.memory["working_bytes"] > 1.5 * scores
+    assert whole.memory["working_bytes"] < scores
 
 
 def test_a_teacher_by_path_is_one_line():

@@ -75,6 +75,7 @@ def disturb_and_compare(given: argparse.Namespace, numbers: list[int], folder: P
     began = time.monotonic()
     # from the least hosts up: others are asked for on the way
     options = {"engine": given.engine, "hosts": numbers[0], "spares": given.spares}
+    options["max_failures"] = 2 * given.kills  # a kill while a world is made counts too
     with start_cluster(folder / "cluster", PAUSE_S, **options) as cluster:
         killer.cluster = cluster
         killer.start()

@@ -114,6 +114,12 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], int, float]] = {
         16,
         0.0,
     ),
+    "dpm++-cosine-once": (
+        "DPMSolverMultistepScheduler",
+        {"beta_schedule": "squaredcos_cap_v2"},
+        1,
+        0.0,
+    ),
     "dpm++-flow": (
         "DPMSolverMultistepScheduler",
         {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 2.0},
@@ -122,6 +128,12 @@ SAMPLERS: dict[str, tuple[str, dict[str, Any], int, float]] = {
     ),
     "flow": ("FlowMatchEulerDiscreteScheduler", {}, 7, 0.0),
     "flow-shift": ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0}, 7, 0.0),
+    "flow-levels": (
+        "FlowMatchEulerDiscreteScheduler",
+        {"shift": 3.0, "num_train_timesteps": 100},
+        7,
+        0.0,
+    ),
 }
 """By name: diffusers' class, its arguments, steps, and ``eta``."""
 SHAPE = (2, 3, 2, 2)

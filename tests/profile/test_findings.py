@@ -1,5 +1,6 @@
 """Each made-up trouble is named, and a healthy run is left in peace."""
 
+import numpy as np
 import pytest
 
 from ziggurat.profile.findings import findings
@@ -77,3 +78,52 @@ def test_slow_steps_that_waited_for_data_say_so():
 def test_the_costliest_comes_first():
     found = findings(account(data=30.0, checkpoint=60.0), steps())
     assert [finding.cost_s for finding in found] == [60.0, 30.0]
+
+
+CLEAN = {
+    "flat": lambda rng, n: np.zeros(n),
+    "noise": lambda rng, n: rng.normal(0, 0.02, n),
+    "spikes": lambda rng, n: 0.3 * (rng.random(n) < 0.05),
+    "wandering": lambda rng, n: np.cumsum(rng.normal(0, 0.002, n)),
+    "jumps": lambda rng, n: np.cumsum(0.1 * (rng.random(n) < 3 / n)),
+    "one jump": lambda rng, n: 0.5 * (np.arange(n) > rng.integers(0, n)),
+    "caches fill": lambda rng, n: 1 - np.exp(-np.arange(n) / (n / 4)) + rng.normal(0, 0.005, n),
+    "logarithm": lambda rng, n: 0.2 * np.log1p(np.arange(n)) + rng.normal(0, 0.002, n),
+    "saw": lambda rng, n: 0.2 * (np.arange(n) % 60) / 60,
+}
+"""How the memory of a run without a leak may go, as a share of a gigabyte."""
+
+
+def leaks(memory):
+    rows = [
+        {"step": i, "step_time_s": 0.1, "host_rss_bytes": float(1e9 * (1 + value))}
+        for i, value in enumerate(memory)
+    ]
+    return [t for t in titles(account(), rows) if "memory grows" in t]
+
+
+@pytest.mark.parametrize("length", [70, 150, 300, 1000])
+@pytest.mark.parametrize("kind", CLEAN)
+def test_a_run_without_a_leak_has_none(kind, length):
+    """A hundred runs of each kind; chance may find one leak in a thousand."""
+    rng = np.random.default_rng(length)
+    found = sum(bool(leaks(CLEAN[kind](rng, length))) for _ in range(100))
+    assert found <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "length"),
+    [("flat", 300), ("noise", 300), ("spikes", 300), ("saw", 1000), ("caches fill", 1000)],
+)
+def test_a_leak_is_found_below_whatever_else_memory_does(kind, length):
+    rng = np.random.default_rng(length)
+    bytes_a_step = 2e-3
+    for _ in range(20):
+        clean = CLEAN[kind](rng, length)
+        (title,) = leaks(clean + bytes_a_step * np.arange(length))
+        assert float(title.split()[4]) == pytest.approx(2e6 / 2**20, rel=0.6)
+
+
+def test_a_short_run_says_nothing():
+    assert leaks(2e-3 * np.arange(260)) == []
+    assert leaks(2e-3 * np.arange(270)) != []

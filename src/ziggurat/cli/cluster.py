@@ -27,6 +27,9 @@ def run(
     bind: str = "127.0.0.1",
     silence_s: float = 20.0,
     step_deadline_s: float = 900.0,
+    compile_s: float = 3600.0,
+    max_failures: int = 10,
+    failure_window_s: float = 3600.0,
     restart: bool = False,
     overrides: tuple[str, ...] = (),
 ) -> int:
@@ -42,6 +45,10 @@ def run(
         bind: address of this machine on which hosts reach the controller.
         silence_s: time without a sign of life after which a host is killed (seconds).
         step_deadline_s: time without a step after which the hosts that lag are killed (seconds).
+        compile_s: time that a host may compile, during which it is not late (seconds).
+        max_failures: how often hosts may be lost within --failure-window-s; one more ends the run.
+        failure_window_s: seconds after which a failure is forgotten, once the run has done a step
+            that it had not done before; inf: never.
         restart: begin anew at step 0 when the run's checkpoints are gone; files of the earlier
             attempt are kept in its directory, in earlier-1.
     """
@@ -55,7 +62,8 @@ def run(
     from ziggurat.train.config import RunConfig
 
     jax.config.update("jax_platforms", "cpu")  # accelerators are for the hosts
-    resolved = config.load(RunConfig, recipes.run_file(run_file), overrides)
+    run_file = recipes.run_file(run_file)
+    resolved = config.load(RunConfig, run_file, overrides)
     text = run_file.read_text(encoding="utf-8")
     directory = resolved.value.directory
     if restart:
@@ -73,6 +81,9 @@ def run(
         preload=("ziggurat.train.elastic",),
         silence_s=silence_s,
         step_deadline_s=step_deadline_s,
+        compile_s=compile_s,
+        max_failures=max_failures,
+        failure_window_s=failure_window_s,
     ) as cluster:
         devices = set(cluster.run("jax:local_device_count"))
         if len(devices) > 1:
@@ -85,8 +96,8 @@ def run(
         )
         account = cluster.ledger.account()
     out = console.output()
-    first = outcome.values[0]
-    out.print(f"{first['status']}: {first['directory']}", soft_wrap=True, highlight=False)
+    status = outcome.values[0]["status"] if outcome.values else "stopped"
+    out.print(f"{status}: {directory}", soft_wrap=True, highlight=False)
     out.print(f"{outcome.generations} worlds, {outcome.recoveries} recoveries", highlight=False)
     _print_account(account.seconds, account.wall_s)
     if outcome.stopped:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.cluster import functions, messages
+from ziggurat.cluster.budget import MAX_FAILURES, WINDOW_S, FailureBudget
 from ziggurat.cluster.engine import engine_for
 from ziggurat.cluster.failures import HostLostError, failure_of
 from ziggurat.cluster.functions import Function
@@ -50,6 +51,13 @@ class Cluster:
         restart: start lost hosts anew; they join at a boundary between steps.
         silence_s: time without a sign of life after which a host is killed and counts as lost.
         step_deadline_s: time without a step after which the hosts that lag are killed.
+        compile_s: time that a host may compile, which nothing can interrupt; while it does it is
+            neither silent nor late.
+        max_failures: how often worlds may break, and how often one host may be lost, within
+            ``failure_window_s`` seconds; one more ends the program. Failures that are older count
+            until the program does a step that it had not done before. ``failure_window_s=inf``
+            makes it a total.
+        failure_window_s: see ``max_failures``.
         start_s: time a host may take to start.
         enter_s: time all hosts may take to enter a world.
         patience_s: time a host may take to come back from a world that broke; then it is killed.
@@ -78,6 +86,9 @@ class Cluster:
         start_s: float = 300.0,
         enter_s: float = 60.0,
         patience_s: float = 10.0,
+        compile_s: float = 3600.0,
+        max_failures: int = MAX_FAILURES,
+        failure_window_s: float = WINDOW_S,
         printed: Callable[[str, str], None] | None = None,
     ):
         for name, value, least in (("hosts", hosts, 1), ("spares", spares, 0)):
@@ -89,7 +100,12 @@ class Cluster:
             )
         self.wanted = Wanted(hosts, spares)
         self._bind, self._restarts, self._step_deadline_s = bind, restart, step_deadline_s
+        self._compile_s = compile_s
+        self._failures = {"most": max_failures, "window_s": float(failure_window_s)}
+        FailureBudget(**self._failures)
         self._failed_starts: Counter[str] = Counter()
+        self._losses: dict[str, FailureBudget] = {}
+        self._given_up: set[str] = set()
         self._usable: Usable = any_number
         self._supervision: Supervision | None = None
         self._trained = False
@@ -108,7 +124,14 @@ class Cluster:
                 asked=self._asked,
             )
             undo.pop_all()
-        self._worlds = Worlds(self._hosts, bind, enter_s, patience_s, self._other)
+        self._worlds = Worlds(
+            self._hosts,
+            bind,
+            enter_s=enter_s,
+            patience_s=patience_s,
+            compile_s=compile_s,
+            other=self._other,
+        )
 
     def __enter__(self) -> "Cluster":
         try:
@@ -204,7 +227,7 @@ class Cluster:
         Raises:
             HostError: the program raised for a reason of its own.
             ClusterError: the wanted number of hosts cannot be used, no hosts are left, or worlds
-                break again and again.
+                break more often than ``max_failures`` says.
         """
         payload = functions.pack(program, arguments)
         check_usable(self.wanted.hosts, usable)
@@ -221,6 +244,8 @@ class Cluster:
             self.ledger,
             self._record,
             self._step_deadline_s,
+            self._compile_s,
+            FailureBudget(**self._failures),
             self._start_missing,
         )
         self._supervision = supervision
@@ -279,7 +304,12 @@ class Cluster:
         self._record.close()
 
     def _form(self) -> list[Host]:
-        """The world that there is, or a new one of the hosts that are ready."""
+        """The world that there is, or a new one of the hosts that are ready.
+
+        Raises:
+            ClusterError: no hosts are left, or they are lost again and again while it is made.
+        """
+        budget = FailureBudget(**self._failures)
         if self._worlds.members and all(host.state == "ready" for host in self._worlds.members):
             return self._worlds.members
         while True:
@@ -289,6 +319,13 @@ class Cluster:
             if len(ready) >= self.wanted.hosts:
                 if self._worlds.form(ready[: self.wanted.hosts]):
                     return self._worlds.members
+                if budget.spend(0):
+                    raise ClusterError(
+                        "cluster",
+                        found=budget.describe() + " while a world was made",
+                        expected="hosts that stay",
+                        fix="see above what they printed",
+                    )
                 continue
             if not self._hosts.starting():
                 raise ClusterError(
@@ -312,19 +349,31 @@ class Cluster:
         while (first or self._restarts) and len(self._hosts.alive) < wanted and number < 2 * wanted:
             name = f"host-{number}"
             number += 1
-            if name not in self._hosts.alive and self._failed_starts[name] < _STARTS:
+            if name in self._hosts.alive or name in self._given_up:
+                continue
+            if self._failed_starts[name] < _STARTS:
                 self._hosts.start(name)
 
     def _other(self, host: Host | None, message: Any) -> None:
         """What happens beside a call."""
-        if isinstance(message, messages.Ended) and host is not None and not host.pid:
-            self._failed_starts[host.name] += 1
+        if isinstance(message, messages.Ended) and host is not None:
+            if not host.pid:
+                self._failed_starts[host.name] += 1
+            self._count_loss(host)
         elif isinstance(message, messages.Hello) and host is not None:
             self._failed_starts[host.name] = 0
         if self._supervision is not None:
             self._supervision.other(host, message)
         elif isinstance(message, messages.Ended) and host is not None:
             _log.warning("%s is lost: %s", host.name, host.how)
+
+    def _count_loss(self, host: Host) -> None:
+        """A host that is lost more often than ``max_failures`` is not started any more."""
+        losses = self._losses.setdefault(host.name, FailureBudget(**self._failures))
+        reached = 0 if self._supervision is None else self._supervision.step
+        if losses.spend(reached) and host.name not in self._given_up:
+            self._given_up.add(host.name)
+            _log.warning("%s is given up: %s", host.name, losses.describe())
 
     def _note_start(self, host: Host) -> None:
         """A host that ended before it was ready; before there was a world that is an error."""

@@ -51,6 +51,8 @@ class Host:
     index: int | None = None
     """Its place in the world, while it is in one."""
     step: int = -1
+    compiled_at: float = 0.0
+    """When it said last that it was compiling."""
     lines: list[str] = dataclasses.field(default_factory=list)
     """The last lines that it printed."""
     gone: threading.Event = dataclasses.field(default_factory=threading.Event)
@@ -200,6 +202,8 @@ class Hosts:
             return True
         if isinstance(message, messages.Beat):
             host.step = message.step
+            if message.compiling:
+                host.compiled_at = time.monotonic()
             return True
         if isinstance(message, messages.Hello):
             self._check_versions(message)

@@ -71,6 +71,8 @@ class Raised:
     traceback: str
     users: bool
     """Whether it is a ``ZigguratError``: something a user can mend."""
+    peers: bool = False
+    """Whether it tells of a peer that is gone, see :mod:`ziggurat.cluster.blame`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +118,10 @@ class End:
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """The host lives; its newest boundary."""
+    """The host lives; its newest boundary, and whether it compiles just now."""
 
     step: int
+    compiling: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,8 @@ A *generation* is one call of the program in one world. It ends when the program
 leaves at a boundary because it was asked to (another host is ready, fewer are wanted, the
 controller is to end), or when the world breaks: a host dies, says nothing, or its collective fails.
 Then the others are called back, a world is made of those that are there, and the program is called
-again: it goes on from its newest checkpoint.
+again: it goes on from its newest checkpoint. Each break spends from the run's failure budget. An
+exception that is not the trace of a lost peer is the program's own and ends the run at once.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ziggurat.cluster import functions, messages
+from ziggurat.cluster.budget import FailureBudget
 from ziggurat.cluster.failures import HostError, failure_of
 from ziggurat.cluster.hosts import LOOK_S, Host, Hosts
 from ziggurat.cluster.ledger import Ledger
@@ -24,8 +26,6 @@ from ziggurat.core.errors import ClusterError
 _log = logging.getLogger(__name__)
 BLAME_S = 1.0
 """How long an error waits for the news of a death that explains it."""
-IN_VAIN = 10
-"""Worlds in a row that broke before a step was done, until we give up."""
 Usable = Callable[[int], str]
 """Why a number of hosts cannot be used; empty when it can."""
 
@@ -45,7 +45,8 @@ class Outcome:
     """How a program ended."""
 
     values: list[Any]
-    """What it returned on each host of its last world, in their order."""
+    """What it returned on each host of its last world, in their order; empty where it was asked to
+    leave while the world was broken."""
     stopped: str
     """Why it was asked to leave; empty when it went on to its end."""
     generations: int
@@ -74,6 +75,10 @@ class _Broken(Exception):
     """The world broke."""
 
 
+class _Stopped(Exception):
+    """Somebody asked to end while there was no world."""
+
+
 class Supervision:
     """Runs one program to its end.
 
@@ -84,7 +89,10 @@ class Supervision:
         usable: which numbers of hosts the program can use.
         ledger: account of the time.
         record: where events are noted.
-        step_deadline_s: time without a step after which hosts that lag are killed.
+        step_deadline_s: time without a step after which hosts that lag are killed, but for those
+            that compile.
+        compile_s: time that a host may compile.
+        budget: failures that the run may have.
         restart: starts hosts that are missing, and ends those that are too many.
     """
 
@@ -97,13 +105,17 @@ class Supervision:
         ledger: Ledger,
         record: Record,
         step_deadline_s: float,
+        compile_s: float,
+        budget: FailureBudget,
         restart: Callable[[], None],
     ):
         self._hosts, self._worlds, self._wanted, self._usable = hosts, worlds, wanted, usable
         self._ledger, self._record, self._restart = ledger, record, restart
-        self._step_deadline_s = step_deadline_s
-        self.step = 0
-        self._recoveries, self._in_vain = 0, 0
+        self._step_deadline_s, self._compile_s = step_deadline_s, compile_s
+        self._budget = budget
+        self.step = self._reached = 0
+        self._recoveries = 0
+        self._raised: tuple[Host, messages.Raised] | None = None
         self._lost_at: float | None = None
         self._formed = False
 
@@ -112,10 +124,15 @@ class Supervision:
 
         Raises:
             HostError: it raised on a host, for a reason of its own.
-            ClusterError: no hosts are left, or worlds break again and again.
+            ClusterError: no hosts are left, or the failure budget is spent; what a host raised
+                last is its cause.
         """
         while True:
-            members = self._assemble()
+            try:
+                members = self._assemble()
+            except _Stopped:
+                stopped = self._wanted.stop
+                return Outcome([], stopped, self._worlds.generation, self._recoveries)
             generation = _Generation(self._call(members, payload))
             try:
                 self._follow(generation)
@@ -139,8 +156,14 @@ class Supervision:
         return next((count for count in range(most, 0, -1) if not self._usable(count)), 0)
 
     def _assemble(self) -> list[Host]:
-        """A world of as many hosts as can be used."""
+        """A world of as many hosts as can be used.
+
+        Raises:
+            _Stopped: asked to end; no new world is made for that.
+        """
         while True:
+            if self._wanted.stop and self._recoveries:
+                raise _Stopped
             self._restart()
             ready = self._hosts.ready()
             ready.sort(key=lambda host: host.index is None)  # those that were in the world first
@@ -155,7 +178,8 @@ class Supervision:
                         self._restart()
                     return self._worlds.members
                 self._ledger.charge("reform")
-                self._count_in_vain("a host was lost while a world was made")
+                self._recoveries += 1
+                self._spend("a host was lost while a world was made")
             elif self._hosts.starting():
                 self._take_events(LOOK_S)
             else:
@@ -188,7 +212,7 @@ class Supervision:
                     return
             if generation.failure and time.monotonic() - generation.failed_at > BLAME_S:
                 host, raised = generation.failure
-                if raised.users or not _of_a_collective(raised):
+                if not raised.peers:
                     raise failure_of(host, raised)
                 raise _Broken(f"{host.name}: {raised.line}")
             self._consider_boundary(generation)
@@ -202,8 +226,11 @@ class Supervision:
             self._release_if_done(generation, message.left)
         elif isinstance(message, messages.Raised) and message.number in generation.calls:
             failed = generation.calls.pop(message.number)
+            self._note_raised(failed, message)
             if generation.failure is None:
                 generation.failure, generation.failed_at = (failed, message), time.monotonic()
+            elif generation.failure[1].peers and not message.peers:
+                generation.failure = failed, message  # what the others' errors come from
         elif isinstance(message, messages.Held) and host is not None:
             generation.held[host.name] = message.step
             self._name_boundary(generation)
@@ -240,13 +267,12 @@ class Supervision:
             generation.first_step = report.step
             self._record.note("resumed", step=report.step, generation=report.generation)
         self.step = report.step
-        if report.step > generation.first_step:
-            self._in_vain = 0
-            if self._lost_at is not None:
-                seconds = time.monotonic() - self._lost_at
-                self._lost_at = None
-                text = f"step {report.step} is done {seconds:.2f} s after the loss"
-                self._say("recovered", text, step=report.step, seconds=round(seconds, 3))
+        self._reached = max(self._reached, report.step)
+        if report.step > generation.first_step and self._lost_at is not None:
+            seconds = time.monotonic() - self._lost_at
+            self._lost_at = None
+            text = f"step {report.step} is done {seconds:.2f} s after the loss"
+            self._say("recovered", text, step=report.step, seconds=round(seconds, 3))
 
     def _after_break(self, why: str, generation: _Generation) -> None:
         self._ledger.ended("detect")
@@ -254,20 +280,37 @@ class Supervision:
         if self._lost_at is None:
             self._lost_at = time.monotonic()
         self._say("broken", f"the world broke after step {self.step}: {why}", step=self.step)
-        self._worlds.collapse(why, generation.calls)
+        for host, raised in self._worlds.collapse(why, generation.calls):
+            self._note_raised(host, raised)
         self._ledger.charge("reform")
-        self._count_in_vain(why)
+        self._spend(why)
 
-    def _count_in_vain(self, why: str) -> None:
-        self._in_vain += 1
-        if self._in_vain > IN_VAIN:
-            raise ClusterError(
-                "cluster",
-                found=f"{self._in_vain} worlds in a row that broke before a step was done; "
-                f"the last: {why}",
-                expected="hosts that stay for a step",
-                fix="see above what the hosts printed",
-            )
+    def _note_raised(self, host: Host, raised: messages.Raised) -> None:
+        """Remember what was raised last; a program's own error rather than the trace of a peer."""
+        if self._raised is None or self._raised[1].peers or not raised.peers:
+            self._raised = host, raised
+
+    def _spend(self, why: str) -> None:
+        """Count a failure.
+
+        Raises:
+            ClusterError: it is one too many.
+        """
+        if not self._budget.spend(self._reached):
+            return
+        self._ledger.ended("failed")
+        cause = None if self._raised is None else failure_of(*self._raised)
+        said = f"; raised last: {cause}" if cause is not None and str(cause) not in why else ""
+        error = ClusterError(
+            "cluster",
+            found=f"{self._budget.describe()}, step {self._reached} reached; the last: {why}{said}",
+            expected="hosts and a program that stay",
+            fix="see above what the hosts printed; --max-failures and --failure-window-s set how "
+            "much is borne",
+        )
+        if cause is not None:
+            error.add_note(f"on {cause.host}:\n{cause.traceback}")
+        raise error from cause
 
     def _consider_boundary(self, generation: _Generation) -> None:
         """Ask the program to leave at the next boundary, if there is a reason to."""
@@ -300,7 +343,12 @@ class Supervision:
                 host.send(messages.Go(None))
 
     def _look_for_hangs(self, generation: _Generation) -> None:
-        quiet_s = time.monotonic() - generation.moved_at
+        now = time.monotonic()
+        compiled = max((host.compiled_at for host in generation.calls.values()), default=0.0)
+        if compiled > generation.moved_at and now - generation.moved_at < self._compile_s:
+            quiet_s = now - compiled  # nobody hangs while one compiles
+        else:
+            quiet_s = now - generation.moved_at
         if quiet_s < self._step_deadline_s or not generation.calls:
             return
         members = list(generation.calls.values())
@@ -327,9 +375,3 @@ class Supervision:
     def _say(self, event: str, text: str, **facts: Any) -> None:
         _log.info("%s", text)
         self._record.note(event, **facts)
-
-
-def _of_a_collective(raised: messages.Raised) -> bool:
-    """Whether an exception may be the trace of a peer that is gone, rather than a mistake."""
-    signs = ("Gloo", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "collective")
-    return any(sign in raised.line or sign in raised.traceback for sign in signs)

@@ -2,7 +2,7 @@
 
 The main thread runs functions, so that they may use signals and JAX as in any script. A second
 thread hears commands and a third says that the process lives. Neither needs the main thread: a
-process that is stopped is silent, and one whose function hangs is not.
+process that is stopped is silent, and one whose function hangs, or compiles for an hour, is not.
 """
 
 import contextlib
@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.cluster import functions, messages
+from ziggurat.cluster.blame import of_a_peer
 from ziggurat.cluster.channel import Channel, Closed, connect
 from ziggurat.cluster.world import World
 from ziggurat.core.errors import ZigguratError
@@ -30,6 +31,16 @@ ORPHAN_S = 30.0
 """Silence of the controller after which a host ends itself."""
 FETCH_S = 60.0
 """How long to wait for what the controller keeps."""
+_COMPILERS = tuple(
+    os.path.join("jax", "_src", *parts)
+    for parts in (
+        ("compiler.py",),
+        ("interpreters", "mlir.py"),
+        ("interpreters", "partial_eval.py"),
+    )
+)
+"""Files whose functions are on the stack while JAX (0.10) compiles, lowers or traces, and while it
+runs a compiled program are not."""
 ORPHANED = 3
 """Exit code then."""
 
@@ -88,11 +99,11 @@ class Worker:
         except BaseException as error:
             if isinstance(error, SystemExit):
                 error = ZigguratError("the function", found=f"a call of exit({error.code})")
-            users = isinstance(error, ZigguratError)
+            users, peers = isinstance(error, ZigguratError), of_a_peer(error)
             text = "".join(traceback.format_exception(error))
             line = str(error).strip().partition("\n")[0][:500]
             traceback.clear_frames(error.__traceback__)  # arrays that they hold would live on
-            return messages.Raised(task.number, type(error).__name__, line, text, users)
+            return messages.Raised(task.number, type(error).__name__, line, text, users, peers)
 
     def _enter(self, task: messages.Enter) -> bytes:
         from ziggurat.mesh import world
@@ -156,7 +167,8 @@ class Worker:
             if self._noticed:
                 self._noticed = False
                 self._send(messages.Notice())
-            self._send(messages.Beat(-1 if self._world is None else self._world.step))
+            step = -1 if self._world is None else self._world.step
+            self._send(messages.Beat(step, compiling()))
             if time.monotonic() - self._heard > ORPHAN_S:
                 _end(f"nothing heard of the controller for {ORPHAN_S:.0f} s")
             time.sleep(BEAT_S)
@@ -205,6 +217,18 @@ def serve(
     if send_output:
         _send_output(channel)
     Worker(name, life, channel).run()
+
+
+def compiling() -> bool:
+    """Whether a thread of this process traces, lowers or compiles a program: JAX cannot be called
+    back from that, and what it makes is worth waiting for."""
+    for top in sys._current_frames().values():
+        frame: Any = top
+        while frame is not None:
+            if frame.f_code.co_filename.endswith(_COMPILERS):
+                return True
+            frame = frame.f_back
+    return False
 
 
 def installed_versions() -> dict[str, str]:

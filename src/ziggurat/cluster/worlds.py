@@ -22,12 +22,22 @@ class Worlds:
         bind: address for the services.
         enter_s: time for all to enter a world.
         patience_s: time for a host to come back once its world is broken; then it is killed.
+        compile_s: time for a host that compiles, which nothing can call back from that.
         other: takes events of no concern here.
     """
 
-    def __init__(self, hosts: Hosts, bind: str, enter_s: float, patience_s: float, other: Other):
+    def __init__(
+        self,
+        hosts: Hosts,
+        bind: str,
+        *,
+        enter_s: float,
+        patience_s: float,
+        compile_s: float,
+        other: Other,
+    ):
         self._hosts, self._bind, self._other = hosts, bind, other
-        self._enter_s, self._patience_s = enter_s, patience_s
+        self._enter_s, self._patience_s, self._compile_s = enter_s, patience_s, compile_s
         self.members: list[Host] = []
         """Of the world that there is, by index; empty when there is none."""
         self.generation = 0
@@ -68,19 +78,25 @@ class Worlds:
             self.members = placed
         return fine
 
-    def collapse(self, reason: str, calls: dict[int, Host]) -> None:
-        """The world is broken: get every member out of its call, or else kill it.
+    def collapse(self, reason: str, calls: dict[int, Host]) -> list[tuple[Host, messages.Raised]]:
+        """The world is broken: get every member out of its call, or else kill it. One that compiles
+        is waited for.
 
         Args:
             reason: why.
             calls: those under way.
+
+        Returns:
+            What they raised meanwhile.
         """
         members, self.members = self.members, []
         for host in members:
             if host.state != "lost":
                 host.send(messages.Interrupt(reason))
         waiting = {number: host for number, host in calls.items() if host.state != "lost"}
-        self._all_answer(waiting, self._patience_s, self._patience_s)
+        raised: list[tuple[Host, messages.Raised]] = []
+        self._all_answer(waiting, self._patience_s, self._patience_s, raised)
+        return raised
 
     def close(self) -> None:
         """End the service; hosts have ended before."""
@@ -96,19 +112,29 @@ class Worlds:
             messages.Enter(number, self.generation, address, count, index, within_s=self._enter_s)
         )
 
-    def _all_answer(self, waiting: dict[int, Host], within_s: float, patience_s: float) -> bool:
+    def _all_answer(
+        self,
+        waiting: dict[int, Host],
+        within_s: float,
+        patience_s: float,
+        raised: list[tuple[Host, messages.Raised]] | None = None,
+    ) -> bool:
         """Wait for answers, for ``patience_s`` more once one failed or died; whoever gives none is
-        killed. False if one failed, died or was killed."""
+        killed, unless it compiles. False if one failed, died or was killed; ``raised`` takes what
+        was raised."""
         began, fine = time.monotonic(), True
         deadline = began + within_s
         while waiting:
             for host, message in self._hosts.wait(LOOK_S):
                 if isinstance(message, (messages.Returned, messages.Raised)):
-                    if waiting.pop(message.number, None) is None:
+                    answered = waiting.pop(message.number, None)
+                    if answered is None:
                         continue
                     failed = isinstance(message, messages.Raised)
                     if isinstance(message, messages.Raised):
-                        _log.debug("%s: %s: %s", host and host.name, message.kind, message.line)
+                        _log.debug("%s: %s: %s", answered.name, message.kind, message.line)
+                        if raised is not None:
+                            raised.append((answered, message))
                 elif isinstance(message, messages.Ended):
                     gone = [number for number, one in waiting.items() if one is host]
                     for number in gone:
@@ -123,17 +149,33 @@ class Worlds:
                     deadline = min(deadline, time.monotonic() + patience_s)
                 if not waiting:
                     break
-            if waiting and time.monotonic() > deadline:
+            late = self._late(waiting, began, deadline, patience_s)
+            if late:
                 fine = False
-                for host in waiting.values():
-                    host.send(messages.Dump())  # where it hangs goes to its output
-                time.sleep(_DUMP_S)
-                waited = time.monotonic() - began
-                for host in waiting.values():
-                    self._hosts.kill(host, f"it did not answer for {waited:.1f} s")
-                    self._other(host, messages.Ended(host.how))
-                waiting.clear()
+                self._kill_late(list(late.values()), began)
+                waiting = {n: host for n, host in waiting.items() if n not in late}
         return fine
+
+    def _late(
+        self, waiting: dict[int, Host], began: float, deadline: float, patience_s: float
+    ) -> dict[int, Host]:
+        """Those that had their time; a host that compiles has its patience from then on anew."""
+        now, latest = time.monotonic(), began + self._compile_s
+
+        def due(host: Host) -> float:
+            compiled = host.compiled_at + patience_s if host.compiled_at > began else 0.0
+            return max(deadline, min(compiled, latest))
+
+        return {number: host for number, host in waiting.items() if now > due(host)}
+
+    def _kill_late(self, late: list[Host], began: float) -> None:
+        for host in late:
+            host.send(messages.Dump())  # where it hangs goes to its output
+        time.sleep(_DUMP_S)
+        waited = time.monotonic() - began
+        for host in late:
+            self._hosts.kill(host, f"it did not answer for {waited:.1f} s")
+            self._other(host, messages.Ended(host.how))
 
 
 def place(chosen: Sequence[Host]) -> list[Host]:

@@ -33,6 +33,10 @@ _interrupted: list[str] = []
 """Why nobody need wait any more, once somebody said so."""
 
 
+class PeerLostError(EnvironmentError):
+    """Another process of the run is gone, or did not answer in time."""
+
+
 def join(coordinator: str, count: int | None = None, index: int | None = None) -> None:
     """Make this process one of several that train together; call it before anything uses a device.
 
@@ -116,20 +120,21 @@ class Processes:
         """Each process's ``value`` (JSON), in their order.
 
         Raises:
-            EnvironmentError: a process did not answer in time.
+            PeerLostError: a process did not answer in time.
         """
+        own = json.dumps(value)
         if self.count == 1:
-            return [json.loads(json.dumps(value))]
+            return [json.loads(own)]
         key, client = self._key(name), self._client()
         try:
-            client.key_value_set(f"{key}/{self.index}", json.dumps(value))
+            client.key_value_set(f"{key}/{self.index}", own)
             answers = [self._wait(client, f"{key}/{index}") for index in range(self.count)]
             client.key_value_set(f"{key}/read/{self.index}", "yes")
             if self.first:
                 for index in range(1, self.count):
                     self._wait(client, f"{key}/read/{index}")
                 client.key_value_delete(key)
-        except Exception as error:
+        except (RuntimeError, InterruptedError) as error:  # jaxlib's are of the first kind
             raise self._lost(name, error) from error
         return [json.loads(answer) for answer in answers]
 
@@ -137,7 +142,7 @@ class Processes:
         """The value that the first process gives, on all of them.
 
         Raises:
-            EnvironmentError: a process did not answer in time.
+            PeerLostError: a process did not answer in time.
         """
         return self.gather(name, value if self.first else None)[0]
 
@@ -146,7 +151,7 @@ class Processes:
 
         Raises:
             ZigguratError: what ``call`` raised, on all of them; an ``OSError`` as ``StorageError``.
-            EnvironmentError: the first process did not answer in time.
+            PeerLostError: the first process did not answer in time.
         """
         answer: dict[str, Any] = {}
         error: ZigguratError | None = None
@@ -167,7 +172,7 @@ class Processes:
         """Wait until every process is here.
 
         Raises:
-            EnvironmentError: a process did not come in time.
+            PeerLostError: a process did not come in time.
         """
         if self.count > 1:
             self.gather(name, None)
@@ -194,9 +199,9 @@ class Processes:
 
         return distributed.global_state.client
 
-    def _lost(self, name: str, error: Exception) -> EnvironmentError:
+    def _lost(self, name: str, error: Exception) -> PeerLostError:
         line = str(error).strip().partition("\n")[0][:200]
-        return EnvironmentError(
+        return PeerLostError(
             f"process {self.index} of {self.count}, waiting for the others at {name}",
             found=line,
             expected=f"all of them within {self._patience_ms / 1000:.0f} s",

@@ -23,8 +23,10 @@ from ziggurat.core.errors import EnvironmentError
 from ziggurat.mesh import processes
 
 _log = logging.getLogger(__name__)
-HEARTBEAT_S = 10
-"""Silence after which the service calls a process dead. The controller is sooner to notice."""
+HEARTBEAT_S = 600
+"""Silence after which the service calls a process dead, and ends it if it is not. The controller
+judges by its own, shorter limits: a process that compiles, or that a busy machine lets wait for
+some seconds, must not be ended by a thread of jaxlib's."""
 _SHUTDOWN_S = 5
 _links: set[int] = set()
 """Sockets that collectives of this world use."""

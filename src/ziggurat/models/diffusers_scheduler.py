@@ -105,9 +105,20 @@ def from_diffusers(values: Mapping[str, Any]) -> tuple[Process, Sampling]:
 
 
 def to_diffusers(process: Process, sampling: Sampling) -> dict[str, Any]:
-    """Process and sampler as a scheduler's config."""
+    """Process and sampler as a scheduler's config.
+
+    Raises:
+        ModelError: a flow's times, of which diffusers takes the number of levels for the scale.
+    """
     if isinstance(process, RectifiedFlow):
-        levels = {"num_train_timesteps": round(process.time_scale)}
+        if process.time_scale != process.levels_count:
+            raise ModelError(
+                f"{FILE}: num_train_timesteps",
+                found=f"time_scale = {process.time_scale:g} and {process.levels_count} levels",
+                expected="the same number, which diffusers has for both",
+                fix="train with objective.time_scale equal to objective.levels_count",
+            )
+        levels = {"num_train_timesteps": process.levels_count}
         if sampling.method == "euler":
             return {"_class_name": FLOW_CLASS, "shift": process.shift} | levels
         kind = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
@@ -140,21 +151,24 @@ def _flow(hf: HFConfig) -> tuple[Process, Sampling]:
     for key in ("base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"):
         hf.get(key)  # they belong to dynamic shifting
     hf.get("time_shift_type")
-    process = {
-        "time_scale": float(hf.get("num_train_timesteps", 1000)),
-        "shift": float(hf.get("shift", 1.0)),
-    }
+    process = _flow_levels(hf) | {"shift": float(hf.get("shift", 1.0))}
     hf.finish()
     return checked(RectifiedFlow, process, FILE), Sampling(method="euler", steps=STEPS)
+
+
+def _flow_levels(hf: HFConfig) -> dict[str, Any]:
+    """diffusers has one number for the scale of a model's time and the number of levels."""
+    levels = hf.whole("num_train_timesteps", 1000)
+    return {"time_scale": float(levels), "levels_count": levels}
 
 
 def _flow_of_solver(hf: HFConfig, shift: float) -> RectifiedFlow:
     """DPM-Solver over a flow, to which betas and spacing mean nothing."""
     for key in ("beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr"):
         hf.get(key)
+    levels = _flow_levels(hf)
     hf.finish()
-    scale = float(hf.get("num_train_timesteps", 1000))
-    return checked(RectifiedFlow, {"time_scale": scale, "shift": shift}, FILE)
+    return checked(RectifiedFlow, levels | {"shift": shift}, FILE)
 
 
 def _known(hf: HFConfig, key: str, default: str, table: Mapping[str, str]) -> str:

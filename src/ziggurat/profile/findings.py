@@ -1,6 +1,7 @@
 """What a run's figures mean, in plain words, the costliest first."""
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,11 @@ from ziggurat.profile.quantities import duration, size
 
 WARM_UP_STEPS = 3
 """Steps at the start of a session that are left out: caches fill, threads start."""
+LEAK_STEPS = 200
+"""Fewest steps after the first quarter by which growth of memory is judged."""
+LEAK_BLOCKS = 12
+LEAK_T = 4.14
+"""Student's t of eleven rises, one-sided: one clean run in a thousand would seem to leak."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,18 +120,32 @@ def _slower(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
 
 
 def _growing(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """Host memory that rises all the time, not only while caches fill."""
+    """Host memory that rises all the time, not only while caches fill.
+
+    The first quarter is warm-up. The rest is cut into :data:`LEAK_BLOCKS` blocks, of which the
+    lowest value counts: work comes and goes above it, and what leaks raises it. The rises from
+    block to block must be more than chance (one-sided t-test; they are independent even where
+    memory wanders), no smaller in the second half than in the first (or it is a cache that fills),
+    and add up to something.
+    """
     points = [(row["step"], row["host_rss_bytes"]) for row in steps if "host_rss_bytes" in row]
     points = points[len(points) // 4 :]
-    if len(points) < 50:
+    if len(points) < LEAK_STEPS:
         return []
-    thirds = [points[i * len(points) // 3 : (i + 1) * len(points) // 3] for i in range(3)]
-    low, mid, high = (statistics.median(value for _, value in third) for third in thirds)
-    span = thirds[2][len(thirds[2]) // 2][0] - thirds[0][len(thirds[0]) // 2][0]
-    rising = mid - low > 0.02 * low and high - mid > 0.02 * low
-    if not rising or span <= 0:
+    edges = [i * len(points) // LEAK_BLOCKS for i in range(LEAK_BLOCKS + 1)]
+    floors = [min(value for _, value in points[a:b]) for a, b in itertools.pairwise(edges)]
+    rises = [after - before for before, after in itertools.pairwise(floors)]
+    mean, spread = statistics.fmean(rises), statistics.stdev(rises)
+    half = len(rises) // 2
+    early, late = statistics.fmean(rises[:half]), statistics.fmean(rises[-half:])
+    sure = mean > 0 and mean >= LEAK_T * spread / len(rises) ** 0.5
+    lasting = late >= 0.7 * early
+    if not sure or not lasting or floors[-1] - floors[0] < 0.02 * floors[0]:
         return []
-    title = f"host memory grows by {size((high - low) / span)} a step"
+    span = points[edges[-2]][0] - points[0][0]
+    if span <= 0:
+        return []
+    title = f"host memory grows by {size((floors[-1] - floors[0]) / span)} a step"
     return [Finding(title, "something keeps references: a leak, or metrics held as arrays", 0.0)]
 
 

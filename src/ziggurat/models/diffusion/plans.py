@@ -33,10 +33,9 @@ Method = Literal["ddim", "ddpm", "euler", "dpm++"]
 Column = Float[np.ndarray, "n"]
 
 SMALLEST_ALPHA_SQUARED = 2.0**-24
-"""In place of zero where a level is divided by, as diffusers has it."""
+"""Of the last level of a process with ``zero_terminal_snr``, in place of the zero that would be
+divided by, as diffusers has it."""
 SMALLEST_VARIANCE = 1e-20
-FLOW_LEVELS = 1000
-"""The least sigma that a flow's sampler asks for is one over this (diffusers' convention)."""
 COLUMNS = (
     "times", "input_scale", "alpha", "sigma",
     "by_x", "by_image", "by_noise", "by_old_image", "fresh",
@@ -120,7 +119,7 @@ def plan_of(process: Process, sampling: Sampling) -> SamplingPlan:
     """A sampler's table for a process.
 
     Raises:
-        ConfigError: the method is not for this process, or there are more steps than levels.
+        ConfigError: the method is not for this process, or a step's level is not among its levels.
     """
     if isinstance(process, RectifiedFlow):
         _refuse_for_flow(sampling)
@@ -168,7 +167,14 @@ def _levels(process: DiscreteNoise, sampling: Sampling, extra: int = 0) -> np.nd
         return at[::-1][:steps]
     if spacing == "leading":
         at = np.arange(steps + extra) * (count // (steps + extra))
-        return (at[::-1][:steps] + sampling.offset).clip(max=count - 1).astype(np.float64)
+        at = at[::-1][:steps] + sampling.offset
+        if at[0] > count - 1 and sampling.method in ("ddim", "ddpm"):  # the others interpolate
+            raise ConfigError(
+                "offset",
+                found=f"{sampling.offset}, which makes {at[0]} the first of {steps} levels",
+                expected=f"at most {count - 1 - at[0] + sampling.offset} with {count} levels",
+            )
+        return at.astype(np.float64)
     return np.round(np.arange(count, 0, -count / steps))[:steps] - 1
 
 
@@ -212,7 +218,9 @@ def _ddpm(process: DiscreteNoise, sampling: Sampling) -> SamplingPlan:
 
 def _ratios(process: DiscreteNoise, at: np.ndarray) -> np.ndarray:
     r""":math:`\sigma / \alpha` at the visited levels, interpolated, with 0 behind the last."""
-    kept = np.maximum(alphas_cumulative(process), SMALLEST_ALPHA_SQUARED)
+    kept = alphas_cumulative(process)
+    if process.zero_terminal_snr:
+        kept = np.append(kept[:-1], SMALLEST_ALPHA_SQUARED)
     ratios = np.sqrt((1 - kept) / kept)
     return np.append(np.interp(at, np.arange(len(ratios)), ratios), 0.0)
 
@@ -268,7 +276,7 @@ def _shifted(process: RectifiedFlow, sigmas: Any) -> Any:
 
 
 def _flow_euler(process: RectifiedFlow, sampling: Sampling) -> SamplingPlan:
-    last = _shifted(process, 1 / FLOW_LEVELS)
+    last = _shifted(process, 1 / process.levels_count)
     sigmas = _shifted(process, np.linspace(1.0, last, sampling.steps))
     step = np.diff(sigmas, append=0.0)
     columns = _columns(
@@ -284,7 +292,7 @@ def _flow_euler(process: RectifiedFlow, sampling: Sampling) -> SamplingPlan:
 
 
 def _flow_solver(process: RectifiedFlow, sampling: Sampling) -> SamplingPlan:
-    sigmas = 1 - np.linspace(1, 1 / FLOW_LEVELS, sampling.steps + 1)
+    sigmas = 1 - np.linspace(1, 1 / process.levels_count, sampling.steps + 1)
     sigmas = np.append(_shifted(process, sigmas)[::-1][:-1], 0.0)
     times = process.time_scale * sigmas[:-1]
     return _second_order("flow", times, 1 - sigmas, sigmas)

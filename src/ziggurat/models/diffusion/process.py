@@ -78,10 +78,14 @@ class RectifiedFlow:
     shift: float = 1.0
     """Sigmas become ``shift s / (1 + (shift - 1) s)``: above 1 there are more of strong noise, as
     large images want (Esser et al. 2024, https://arxiv.org/abs/2403.03206)."""
+    levels_count: int = 1000
+    """The least sigma at which a sampler asks the model is one over this, shifted (diffusers'
+    ``num_train_timesteps``); training draws all sigmas."""
 
     def __post_init__(self):
         config.require(self.time_scale > 0, "time_scale", self.time_scale, "more than 0")
         config.require(self.shift > 0, "shift", self.shift, "more than 0")
+        config.require(self.levels_count >= 2, "levels_count", self.levels_count, "at least 2")
 
     @property
     def prediction(self) -> Prediction:

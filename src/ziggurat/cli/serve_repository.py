@@ -80,7 +80,7 @@ def opened(what: Asked | None, host: str, say: Callable[[str], None]) -> Iterato
     """The repository with every model verified and compiled; None if none was asked for.
 
     Raises:
-        ServeError: a model cannot be loaded, or the gRPC port is in use.
+        ServeError: there is no such directory, or the gRPC port is in use.
     """
     if what is None:
         yield None
@@ -93,6 +93,8 @@ def opened(what: Asked | None, host: str, say: Callable[[str], None]) -> Iterato
     settings = config.from_plain(PredictConfig, what.settings, "command line")
     say(f"{what.path}: loading bundles")
     with Predict(what.path, settings) as predict:
+        for name, reason in predict.failed.items():
+            say(f"{name}: not served: {reason}")
         for version in predict.repository.serving():
             signature = version.bundle.manifest.signature
             inputs, outputs = map(str, signature.inputs), map(str, signature.outputs)
@@ -129,7 +131,7 @@ def serve_alone(
     """Serve a repository without a language model until Ctrl-C or SIGTERM.
 
     Raises:
-        ServeError: a port is in use or a model cannot be loaded.
+        ServeError: a port is in use.
         EnvironmentError: the extra for serving is not installed.
     """
     try:

@@ -12,6 +12,7 @@ from ziggurat.core import config, hub
 from ziggurat.core.errors import ConfigError, EnvironmentError
 
 KEY_VARIABLE = "ZIGGURAT_API_KEY"
+ADMIN_KEY_VARIABLE = "ZIGGURAT_ADMIN_KEY"
 
 
 def main(args: list[str]) -> int:
@@ -49,6 +50,11 @@ def serve(
     devices: int | None = None,
     max_body_mib: int | None = None,
     api_key: tuple[str, ...] = (),
+    admin_key: tuple[str, ...] = (),
+    tls_cert: str | None = None,
+    tls_key: str | None = None,
+    untrusted: bool = False,
+    custom_calls: tuple[str, ...] = (),
     access_log: bool = False,
     drain_seconds: int = 60,
 ) -> int:
@@ -87,6 +93,13 @@ def serve(
         max_body_mib: largest request to a bundle (MiB); default 64.
         api_key: what requests must bear as token; several may be given. Default the environment
             variable ZIGGURAT_API_KEY. /health, /ready and /metrics need none.
+        admin_key: what requests that load or unload a repository's models must bear instead; it
+            opens the rest too. Default the environment variable ZIGGURAT_ADMIN_KEY.
+        tls_cert: certificate (PEM, with its chain): HTTP and gRPC are served over TLS.
+        tls_key: the certificate's key (PEM, without a password).
+        untrusted: load every bundle in a child process first, so that a crash is its error alone;
+            bundles that requests load are in any case.
+        custom_calls: custom calls, by name or pattern, that bundles may make besides XLA's own.
         access_log: write one line of JSON for each request to standard error.
         drain_seconds: how long requests may take to finish after SIGTERM.
     """
@@ -98,6 +111,8 @@ def serve(
     model = str(hub.local(model))
     embedder = None if embedder is None else str(hub.local(embedder))
     keys = _keys(api_key)
+    admin_keys = _keys(admin_key, "--admin-key", ADMIN_KEY_VARIABLE)
+    tls = serve_repository.tls(tls_cert, tls_key)
     say = functools.partial(console.output().print, markup=False, highlight=False, soft_wrap=True)
     log = _log if access_log else None
     limits = {
@@ -119,13 +134,18 @@ def serve(
             "load": load,
             "devices": devices,
             "max_body": max_body_mib and max_body_mib * serve_repository.MIB,
+            "memory": max_body_mib and max(1024, 16 * max_body_mib) * serve_repository.MIB,
+            "untrusted": untrusted,
+            "custom_calls": custom_calls,
         },
     )
     if bundles is not None and bundles.alone:
         given = {**limits, "name": name, "compute": compute, "warm_only": warm_only}
         given |= {"embedder": embedder}
         serve_repository.refuse_model_options(given, serve)
-        serve_repository.serve_alone(bundles, host, port, keys, log, drain_seconds, say)
+        serve_repository.serve_alone(
+            bundles, host, port, keys, log, drain_seconds, say, admin_keys, tls
+        )
         return 0
     from ziggurat.nn.precision import Precision
 
@@ -151,14 +171,18 @@ def serve(
         generator = None if llm is None else Generator(name or llm.name, llm.engine)
         registry = CollectorRegistry()
         parts = openai_parts(registry, generator, encoder)
-        parts += serve_repository.parts(predict, bundles, registry, host, keys, drain_seconds)
+        parts += serve_repository.parts(
+            predict, bundles, registry, host, keys, drain_seconds, admin_keys, tls
+        )
         server = Server(
             parts,
             listening,
             registry,
             drain_seconds=drain_seconds,
             keys=keys,
+            admin_keys=admin_keys,
             access_log=log,
+            tls=tls,
         )
         if generator is not None:
             say(f"{generator.name}: context {generator.engine.max_length} tokens, compiling")
@@ -174,11 +198,13 @@ def serve(
     return 0
 
 
-def _keys(given: Sequence[str]) -> tuple[str, ...]:
+def _keys(
+    given: Sequence[str], option: str = "--api-key", variable: str = KEY_VARIABLE
+) -> tuple[str, ...]:
     """The keys to ask for: those given, or the environment's."""
-    keys = tuple(given) or tuple(key for key in [os.environ.get(KEY_VARIABLE, "")] if key)
+    keys = tuple(given) or tuple(key for key in [os.environ.get(variable, "")] if key)
     if not all(key.isascii() and key.isprintable() and key and " " not in key for key in keys):
-        raise ConfigError("--api-key", found="a key", expected="visible ASCII, as headers carry it")
+        raise ConfigError(option, found="a key", expected="visible ASCII, as headers carry it")
     return keys
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ziggurat.serve.app import Part
     from ziggurat.serve.predict import Predict
     from ziggurat.serve.server import Server
+    from ziggurat.serve.tls import Tls
 
 MIB = 2**20
 EXTRA = "pip install 'ziggurat[serve]'"
@@ -53,6 +54,7 @@ def asked(
         raise ServeError(f"serve {model}", found="one bundle", expected=expected)
     if path.is_dir() and (not any(path.iterdir()) or any(path.glob("*/[1-9]*/manifest.json"))):
         return Asked(path, True, grpc_port, given)
+    given.pop("memory", None)  # follows --max-body-mib
     for option, value in {"grpc_port": grpc_port, **given}.items():
         if value is not None:
             raise ConfigError(f"--{option.replace('_', '-')}", found=value,
@@ -80,7 +82,7 @@ def opened(what: Asked | None, host: str, say: Callable[[str], None]) -> Iterato
     """The repository with every model verified and compiled; None if none was asked for.
 
     Raises:
-        ServeError: a model cannot be loaded, or the gRPC port is in use.
+        ServeError: there is no such directory, or the gRPC port is in use.
     """
     if what is None:
         yield None
@@ -93,6 +95,8 @@ def opened(what: Asked | None, host: str, say: Callable[[str], None]) -> Iterato
     settings = config.from_plain(PredictConfig, what.settings, "command line")
     say(f"{what.path}: loading bundles")
     with Predict(what.path, settings) as predict:
+        for name, reason in predict.failed.items():
+            say(f"{name}: not served: {reason}")
         for version in predict.repository.serving():
             signature = version.bundle.manifest.signature
             inputs, outputs = map(str, signature.inputs), map(str, signature.outputs)
@@ -107,6 +111,8 @@ def parts(
     host: str,
     keys: Sequence[str],
     drain_seconds: int,
+    admin_keys: Sequence[str] = (),
+    tls: "Tls | None" = None,
 ) -> list["Part"]:
     """What the repository adds to the application."""
     if predict is None or what is None:
@@ -114,7 +120,7 @@ def parts(
     predict.register(registry)
     inner = f"[{host}]" if ":" in host else host
     address = None if what.grpc_port is None else f"{inner}:{what.grpc_port}"
-    return [predict.part(address, keys, drain_seconds)]
+    return [predict.part(address, keys, drain_seconds, admin_keys=admin_keys, tls=tls)]
 
 
 def serve_alone(
@@ -125,11 +131,13 @@ def serve_alone(
     access_log: Callable[[str], None] | None,
     drain_seconds: int,
     say: Callable[[str], None],
+    admin_keys: Sequence[str] = (),
+    tls: "Tls | None" = None,
 ) -> None:
     """Serve a repository without a language model until Ctrl-C or SIGTERM.
 
     Raises:
-        ServeError: a port is in use or a model cannot be loaded.
+        ServeError: a port is in use.
         EnvironmentError: the extra for serving is not installed.
     """
     try:
@@ -140,13 +148,33 @@ def serve_alone(
         raise EnvironmentError(f"package {error.name}", found="missing", fix=EXTRA) from None
     registry = CollectorRegistry()
     with contextlib.closing(bind(host, port)) as listening, opened(what, host, say) as predict:
-        served = parts(predict, what, registry, host, keys, drain_seconds)
+        served = parts(predict, what, registry, host, keys, drain_seconds, admin_keys, tls)
         server = Server(
             served, listening, registry, drain_seconds=drain_seconds, keys=keys,
-            access_log=access_log,
+            access_log=access_log, admin_keys=admin_keys, tls=tls,
         )  # fmt: skip
         tell(predict, server, say)
         server.serve_forever()
+
+
+def tls(certificate: str | None, key: str | None) -> "Tls | None":
+    """Certificate and key of the server, read once so that a wrong one is told before models load.
+
+    Raises:
+        ConfigError: one without the other.
+        ServeError: they cannot be used.
+    """
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        given = "--tls-key" if certificate is None else "--tls-cert"
+        other = "--tls-cert" if certificate is None else "--tls-key"
+        raise ConfigError(given, found=f"no {other}", expected="both, or none")
+    from ziggurat.serve.tls import Tls
+
+    found = Tls(Path(certificate), Path(key))
+    found.read()
+    return found
 
 
 def tell(predict: "Predict | None", server: "Server", say: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """Who may ask, and a record of who did: ASGI middleware around the whole application."""
 
 import hmac
+import re
 import time
 from collections.abc import Callable, Sequence
 
@@ -8,10 +9,14 @@ import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ziggurat.serve.errors import Unauthorized
-from ziggurat.serve.http import GONE, describe, json_response
+from ziggurat.serve.http import GONE, describe_for, json_response
 
 OPEN = frozenset({"/health", "/ready", "/metrics", "/v2/health/live", "/v2/health/ready"})
 """Paths that need no key: probes and scrapers have none."""
+
+
+CONTROL = re.compile(r"/v2/repository/models/[^/]+/(load|unload)/?")
+"""Paths that change what is served."""
 
 
 class RequireKey:
@@ -19,31 +24,47 @@ class RequireKey:
 
     Args:
         app: what is guarded.
-        keys: each opens everything.
+        keys: each opens everything, but for :data:`CONTROL` if there are administrator's keys;
+            without any, everything else is open.
+        admin_keys: each opens everything.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str]):
-        self._app, self._keys = app, [key.encode() for key in keys]
+    def __init__(self, app: ASGIApp, keys: Sequence[str], admin_keys: Sequence[str] = ()):
+        self._app = app
+        self._admin_keys = [key.encode() for key in admin_keys]
+        self._keys = [key.encode() for key in keys]
+        if self._keys:
+            self._keys += self._admin_keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        closed = scope["type"] == "http" and scope["path"] not in OPEN
-        if not closed or self._known(dict(scope["headers"]).get(b"authorization", b"")):
+        keys = self._wanted(scope)
+        if not keys or self._known(dict(scope["headers"]).get(b"authorization", b""), keys):
             await self._app(scope, receive, send)
             return
         error = Unauthorized(
-            "API key", found="none that is known", expected="Authorization: Bearer KEY"
+            "administrator's key" if keys is self._admin_keys else "API key",
+            found="none that is known",
+            expected="Authorization: Bearer KEY",
         )
-        status, body = describe(error)
+        status, body = describe_for(scope["path"], error)
         response = json_response(body, status)
         response.headers["www-authenticate"] = "Bearer"
         await response(scope, receive, send)
 
-    def _known(self, header: bytes) -> bool:
+    def _wanted(self, scope: Scope) -> list[bytes]:
+        """The keys of which a request needs one; none if it needs none."""
+        if scope["type"] != "http" or scope["path"] in OPEN:
+            return []
+        if self._admin_keys and CONTROL.fullmatch(scope["path"]):
+            return self._admin_keys
+        return self._keys
+
+    def _known(self, header: bytes, keys: Sequence[bytes]) -> bool:
         scheme, _, token = header.partition(b" ")
         if scheme.lower() != b"bearer":
             return False
         # All are compared, each in constant time: timing tells nothing about them.
-        equal = [hmac.compare_digest(token.strip(), key) for key in self._keys]
+        equal = [hmac.compare_digest(token.strip(), key) for key in keys]
         return any(equal)
 
 

@@ -23,7 +23,8 @@ from starlette.routing import BaseRoute, Route
 from ziggurat import __version__
 from ziggurat.serve.access import AccessLog, RequireKey
 from ziggurat.serve.errors import UnknownModel
-from ziggurat.serve.http import describe, guarded, json_response
+from ziggurat.serve.http import describe_for, guarded, json_response
+from ziggurat.serve.patience import BodyInTime
 
 Running = Callable[[], contextlib.AbstractAsyncContextManager[Any]]
 
@@ -49,6 +50,7 @@ def build_app(
     *,
     draining: Callable[[], bool] = lambda: False,
     keys: Sequence[str] = (),
+    admin_keys: Sequence[str] = (),
     access_log: Callable[[str], None] | None = None,
 ) -> Starlette:
     """One application of all parts, with models, health, version and metrics.
@@ -58,6 +60,7 @@ def build_app(
         registry: what ``/metrics`` exports; the parts register their series with it.
         draining: whether the server is about to end; ``/ready`` then says no.
         keys: with any, requests need one of them as bearer token, but for health and metrics.
+        admin_keys: with any, loading and unloading of models need one of them.
         access_log: gets one line of JSON for each request.
     """
     status = _Status(parts, registry, draining)
@@ -73,7 +76,7 @@ def build_app(
     routes += [route for part in parts for route in part.routes]
 
     async def refuse(request: Request, error: Exception) -> Response:
-        code, body = describe(error)
+        code, body = describe_for(request.url.path, error)
         return json_response(body, code)
 
     @contextlib.asynccontextmanager
@@ -85,7 +88,9 @@ def build_app(
             yield
 
     middleware = [Middleware(AccessLog, write=access_log)] if access_log else []
-    middleware += [Middleware(RequireKey, keys=keys)] if keys else []
+    middleware.append(Middleware(BodyInTime))
+    if keys or admin_keys:
+        middleware.append(Middleware(RequireKey, keys=keys, admin_keys=admin_keys))
     return Starlette(
         routes=routes,
         middleware=middleware,

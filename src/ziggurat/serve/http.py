@@ -70,6 +70,14 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, error_body("the server failed; its log says why", "server_error")
 
 
+def describe_for(path: str, error: Exception) -> tuple[int, dict[str, Any]]:
+    """As :func:`describe`, below ``/v2`` in the form of KServe's clients: ``{"error": TEXT}``."""
+    status, body = describe(error)
+    if path == "/v2" or path.startswith("/v2/"):
+        return status, {"error": body["error"]["message"]}
+    return status, body
+
+
 def guarded(handler: Handler) -> Handler:
     """Turn a handler's errors into responses."""
 

@@ -11,6 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from ziggurat.core.errors import ServeError
 from ziggurat.serve.app import Part, build_app
+from ziggurat.serve.patience import HeadersInTime
+from ziggurat.serve.tls import Tls
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -56,7 +58,12 @@ class Server(uvicorn.Server):
         registry: the parts' metrics; default an empty one.
         drain_seconds: how long requests may take to finish.
         keys: as in :func:`~ziggurat.serve.app.build_app`.
+        admin_keys: as there.
         access_log: as there.
+        tls: certificate and key; without, it speaks plain text.
+
+    Raises:
+        ServeError: the certificate or the key cannot be used.
     """
 
     def __init__(
@@ -67,21 +74,30 @@ class Server(uvicorn.Server):
         *,
         drain_seconds: int = 60,
         keys: Sequence[str] = (),
+        admin_keys: Sequence[str] = (),
         access_log: Callable[[str], None] | None = None,
+        tls: Tls | None = None,
     ):
         app = build_app(
             parts,
             registry or CollectorRegistry(),
             draining=lambda: self.should_exit,
             keys=keys,
+            admin_keys=admin_keys,
             access_log=access_log,
         )
+        if tls is not None:
+            tls.read()
+        self._scheme = "http" if tls is None else "https"
         options = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             lifespan="on",
             ws="none",
+            http=HeadersInTime,
+            ssl_certfile=None if tls is None else tls.certificate,
+            ssl_keyfile=None if tls is None else str(tls.key),
             timeout_graceful_shutdown=drain_seconds,
         )
         super().__init__(options)
@@ -91,7 +107,8 @@ class Server(uvicorn.Server):
     def url(self) -> str:
         """Where clients find it."""
         host, port = self._listening.getsockname()[:2]
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        inner = f"[{host}]" if ":" in host else host
+        return f"{self._scheme}://{inner}:{port}"
 
     def serve_forever(self) -> None:
         """Run until a signal or :meth:`stop`."""

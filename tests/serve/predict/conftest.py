@@ -98,14 +98,22 @@ class Running:
 
 
 @contextlib.contextmanager
-def serving(root, keys=(), **settings):
+def serving(root, keys=(), admin_keys=(), tls=None, **settings):
     """Serve a repository over HTTP and gRPC."""
     with Predict(root, PredictConfig(**settings)) as predict:
         registry = CollectorRegistry()
         predict.register(registry)
-        parts = [predict.part("127.0.0.1:0", keys, drain_seconds=2)]
+        parts = [predict.part("127.0.0.1:0", keys, drain_seconds=2, admin_keys=admin_keys, tls=tls)]
         with contextlib.closing(bind("127.0.0.1", 0)) as listening:
-            server = Server(parts, listening, registry, drain_seconds=2, keys=keys)
+            server = Server(
+                parts,
+                listening,
+                registry,
+                drain_seconds=2,
+                keys=keys,
+                admin_keys=admin_keys,
+                tls=tls,
+            )
             predict.draining = lambda: server.should_exit
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
@@ -113,7 +121,7 @@ def serving(root, keys=(), **settings):
                 while not server.started:
                     assert thread.is_alive(), "the server ended before it had started"
                     thread.join(0.01)
-                address = server.url.removeprefix("http://")
+                address = server.url.partition("://")[2]
                 yield Running(predict, address, f"127.0.0.1:{predict.grpc.port}")
             finally:
                 server.stop()

@@ -9,6 +9,7 @@ from tests.serve.predict.conftest import classify, encode, table, weights
 
 from ziggurat.core.errors import ServeError
 from ziggurat.serve.errors import EngineStopped, QueueFull
+from ziggurat.serve.predict import export
 from ziggurat.serve.predict.batching import ProgramFailed, Queue, QueueTimeout, Scheduler
 from ziggurat.serve.predict.bundle import LoadedBundle
 from ziggurat.serve.predict.config import Batching
@@ -267,3 +268,43 @@ def test_limits_are_checked():
     with pytest.raises(ValueError, match="max_queue: found 0"):
         Batching(max_queue=0)
     assert Batching(max_batch_size=1).buckets == (1,)
+
+
+@pytest.fixture(scope="module")
+def open_sizes(tmp_path_factory):
+    """A model whose second dimension has no table."""
+    path = tmp_path_factory.mktemp("open") / "1"
+    export(lambda x: x * 2, None, "x:FP32[b,t] -> y", path, platforms=["cpu"])
+    return LoadedBundle.load(path, batch_sizes=(1, 4))
+
+
+def test_other_models_run_while_one_compiles(open_sizes, digits, scheduler, monkeypatch):
+    """And a client that left while its program was compiled is not computed for."""
+    compiling, go_on = threading.Event(), threading.Event()
+    slow, fast = queue_of(scheduler, open_sizes), queue_of(scheduler, digits)
+    real = Program.compile
+
+    def compile(program, sizes):
+        if "t" in sizes and not program.has(sizes):
+            compiling.set()
+            assert go_on.wait(30)
+        return real(program, sizes)
+
+    monkeypatch.setattr(Program, "compile", compile)
+
+    async def ask():
+        first = asyncio.ensure_future(slow.infer({"x": np.ones((1, 7), np.float32)}))
+        left = asyncio.ensure_future(slow.infer({"x": np.ones((1, 9), np.float32)}))
+        await asyncio.to_thread(compiling.wait, 30)
+        outputs = await asyncio.wait_for(fast.infer(rows(1)), 30)
+        assert not first.done()
+        left.cancel()
+        go_on.set()
+        (doubled,) = await first
+        assert doubled.tolist() == [[2.0] * 7]
+        return outputs
+
+    assert len(asyncio.run(ask())) == 2
+    assert slow.compiling == 0
+    assert not any(9 in key for key in open_sizes.programs[0]._compiled)
+    assert slow.statistics.plain()["execution_count"] == 1

@@ -75,8 +75,69 @@ def test_a_changed_byte_is_found_before_a_server_is_ready(copied):
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ServeError, match=r"digits/2: weights/model.safetensors: found SHA-256"):
-        Predict(copied)
+    with Predict(copied) as predict:
+        assert "digits/2: weights/model.safetensors: found SHA-256" in predict.failed["digits"]
+        assert {v.model for v in predict.repository.serving()} == {"encoder", "echo"}
+
+
+def hostile(x):
+    return jax.ffi.ffi_call("no_such_target", jax.ShapeDtypeStruct((4,), jnp.float32))(x)
+
+
+def python_callback(x):
+    target = "xla_ffi_python_cpu_callback"
+    return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((4,), jnp.float32))(x, index=np.uint64(9))
+
+
+def forged(path, function):
+    """A bundle whose manifest is whole and whose program calls something outside XLA."""
+    from jax import export as jax_export
+
+    export(lambda x: x * 2, None, "x:FP32[4] -> y", path, platforms=["cpu"])
+    names = ("no_such_target", "xla_ffi_python_cpu_callback")
+    checks = [jax_export.DisabledSafetyCheck.custom_call(name) for name in names]
+    traced = jax_export.export(
+        jax.jit(lambda weights, given: [function(given["x"])]),
+        platforms=["cpu"], disabled_checks=checks,
+    )({}, {"x": jax.ShapeDtypeStruct((4,), jnp.float32)})  # fmt: skip
+    (path / "program").write_bytes(traced.serialize())
+    reseal(path)
+    return path
+
+
+@pytest.mark.parametrize("function", [hostile, python_callback])
+def test_a_custom_call_outside_the_list_is_refused_before_it_is_compiled(tmp_path, function):
+    path = forged(tmp_path / "m" / "1", function)
+    with pytest.raises(BundleError, match=r"found a custom call of '(no_such|xla_ffi)"):
+        LoadedBundle.load(path)
+
+
+def test_linear_algebra_of_xla_is_allowed_and_tried_in_a_child(tmp_path, monkeypatch):
+    from ziggurat.serve.predict import trial
+
+    path = export(
+        lambda x: jnp.linalg.cholesky(x @ x.mT + jnp.eye(3)), None, "x:FP32[b,3,3] -> y",
+        tmp_path / "m" / "1", platforms=["cpu"],
+    )  # fmt: skip
+    tried = []
+    monkeypatch.setattr(trial, "load", lambda *args: tried.append(args[0]))
+    for isolated, expected in ((False, 0), (None, 1), (True, 1)):
+        tried.clear()
+        LoadedBundle.load(path, isolated=isolated)
+        assert len(tried) == expected
+
+
+def test_a_crash_in_the_child_is_an_error_here(tmp_path, monkeypatch):
+    """The operator vouches for a target that kills whoever calls it."""
+    from ziggurat.serve.predict import trial
+
+    path = forged(tmp_path / "m" / "1", python_callback)
+    allowed = ["xla_ffi_python_*"]
+    manifest, _ = verify(path)
+    with pytest.raises(BundleError, match=r"the process that tried it ended with|found XlaRuntime"):
+        trial.load(path, manifest, (), allowed)
+    with pytest.raises(BundleError, match="custom call of 'xla_ffi_python_cpu_callback'"):
+        trial.load(path, manifest, ())
 
 
 def test_a_missing_an_added_and_a_linked_file_are_refused(copy):

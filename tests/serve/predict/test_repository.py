@@ -76,10 +76,69 @@ def test_policies(root, scheduler, policy, numbers):
 )
 def test_settings_that_cannot_be_met_are_refused(root, scheduler, text, said):
     (root / "digits" / "model.toml").write_text(text)
+    repository = Repository(root, scheduler)
+    failed = repository.load_all()
+    assert said in failed["digits"]
+    assert "\n" not in failed["digits"]
+    assert not repository.serving()
+    reasons = {entry.reason for entry in repository.index() if entry.name == "digits"}
+    assert any(said in reason for reason in reasons)
     with pytest.raises(ZigguratError) as caught:
-        Repository(root, scheduler).load_all()
-    assert said in str(caught.value)
-    assert "\n" not in str(caught.value)
+        repository.load("digits")
+    assert str(caught.value) == failed["digits"]
+
+
+def test_damaged_models_and_stray_directories_leave_the_others_serving(copied, scheduler):
+    """Every way in which one model's directory can be wrong; the others are found as they were."""
+    (copied / "digits" / "model.toml").write_text("not = toml = at all")
+    (copied / "encoder" / "1" / "program").write_bytes(b"nothing")
+    (copied / ".cache").mkdir()
+    (copied / "notes").mkdir()
+    (copied / "notes" / "README").write_text("stray")
+    (copied / "half").mkdir()
+    (copied / "half" / "1").mkdir()
+    (copied / "half" / "1" / "manifest.json").mkdir()
+    (copied / "empty").mkdir()
+    (copied / "empty" / "1").mkdir()
+    (copied / "file").write_text("stray")
+    (copied / "gone").symlink_to(copied / "nowhere")
+    repository = Repository(copied, scheduler)
+    failed = repository.load_all()
+    assert {v.model for v in repository.serving()} == {"echo"}
+    assert set(failed) == {"digits", "encoder", "half", "empty"}
+    listed = {entry.name: entry.reason for entry in repository.index() if entry.state != "READY"}
+    assert set(listed) == set(failed)
+    assert all(listed[name] == failed[name] for name in ("digits", "encoder", "empty"))
+
+
+def test_a_model_asked_for_by_name_must_be_there(root, scheduler):
+    with pytest.raises(UnknownModel):
+        Repository(root, scheduler, PredictConfig(load=("digitz",))).load_all()
+    repository = Repository(root, scheduler, PredictConfig(load=("digits", "*")))
+    assert repository.load_all() == {}
+
+
+def test_a_slow_load_does_not_hold_up_another(copied, scheduler, monkeypatch):
+    from ziggurat.serve.predict.repository import LoadedBundle
+
+    entered, go_on, real = threading.Event(), threading.Event(), LoadedBundle.load
+
+    def slow(path, *args, **kwargs):
+        if "digits" in str(path):
+            entered.set()
+            assert go_on.wait(30)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(LoadedBundle, "load", slow)
+    repository = Repository(copied, scheduler)
+    thread = threading.Thread(target=repository.load, args=("digits",))
+    thread.start()
+    assert entered.wait(30)
+    repository.load("echo")
+    assert [v.model for v in repository.serving()] == ["echo"]
+    go_on.set()
+    thread.join(60)
+    assert {v.model for v in repository.serving()} == {"echo", "digits"}
 
 
 def test_a_failed_reload_keeps_the_old_version_serving(root, scheduler):

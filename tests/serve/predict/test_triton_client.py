@@ -130,7 +130,6 @@ def test_errors_name_what_is_wrong(client, triton):
         ("digits", {"x": ("FP32", np.ones((9, 16), np.float32))}, {}, "b: found 9; expected at"),
         ("digits", {"x": ("BYTES", np.array([[b"a"] * 16], np.object_))}, {}, "tokenise"),
         ("digits", {"x": ("FP32", x)}, {"sequence_id": 5}, "parameter sequence_id: found 5"),
-        ("digits", {"x": ("FP32", x)}, {"priority": 2}, "parameter priority: found 2"),
     ):
         with pytest.raises(InferenceServerException) as caught:
             infer(client, triton, model, inputs, **options)

@@ -3,7 +3,9 @@
 Requests are put in on the event loop. A device's thread takes the batch that is due first among all
 models: a full one at once, another when its oldest request has waited ``max_queue_delay_us``. While
 the thread is busy requests gather, so a loaded server batches even without any delay. Requests
-leave a queue in the order in which they came.
+leave a queue in the order in which they came. A batch of sizes that are not compiled yet is handed
+to a thread that compiles and comes back to the device's thread afterwards; other batches run
+meanwhile.
 """
 
 import asyncio
@@ -14,6 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Shaped
@@ -87,6 +90,8 @@ class Queue:
         self._rows: dict[tuple[int, ...], int] = {}
         self.waiting = 0
         """Requests that wait."""
+        self.compiling = 0
+        """Requests whose program is being compiled."""
         self.closed = False
 
     async def infer(self, inputs: Arrays, timeout_us: int = 0) -> list[Shaped[np.ndarray, "..."]]:
@@ -162,6 +167,25 @@ class Queue:
         self.waiting, self.closed = 0, True
         return left
 
+    def missing(self, batch: list[Waiting], device: int) -> Sizes | None:
+        """The sizes for which a program must be compiled before a batch can run; None if none."""
+        program = self._programs[device]
+        target = program.bucket(self._sizes(batch))
+        return None if program.has(target) else target
+
+    def compile(self, batch: list[Waiting], device: int) -> None:
+        """Compile what a batch needs, unless nobody waits for it any more."""
+        if not all(request.future.cancelled() for request in batch):
+            target = self.missing(batch, device)
+            if target is not None:
+                self._programs[device].compile(target)
+
+    def _sizes(self, batch: list[Waiting]) -> Sizes:
+        sizes = dict(batch[0].sizes)
+        if BATCH in sizes:
+            sizes[BATCH] = sum(request.rows for request in batch)
+        return sizes
+
     def run(self, batch: list[Waiting], device: int) -> None:
         """Execute a batch on a device's thread and hand the outputs to the event loop."""
         start = _now()
@@ -177,7 +201,8 @@ class Queue:
                     )
                 ]
             )
-        alive = [request for request in batch if request not in late]
+        gone = [request for request in batch if request.future.cancelled()]
+        alive = [request for request in batch if request not in late and request not in gone]
         if not alive:
             return
         for request in alive:
@@ -201,10 +226,7 @@ class Queue:
     ) -> tuple[list[tuple[Waiting, list[np.ndarray]]], Execution]:
         start = _now()
         rows = sum(request.rows for request in batch)
-        sizes = dict(batch[0].sizes)
-        if BATCH in sizes:
-            sizes[BATCH] = rows
-        target = program.bucket(sizes)
+        target = program.bucket(self._sizes(batch))
         inputs = _join(batch, program.padded(target))
         joined = _now()
         outputs = [np.asarray(value) for value in program.execute(target, inputs)]
@@ -239,6 +261,11 @@ class Scheduler:
         self._ready = threading.Condition()
         self._queues: dict[Queue, None] = {}
         self._running: collections.Counter[Queue] = collections.Counter()
+        self._compiled: list[collections.deque[tuple[Queue, list[Waiting]]]] = [
+            collections.deque() for _ in range(devices)
+        ]
+        """For each device the batches that can run now that their programs are compiled."""
+        self._compiler = ThreadPoolExecutor(1, "compile")
         self._ended = False
         self._threads = [
             threading.Thread(target=self._work, args=(i,), name=f"device-{i}", daemon=True)
@@ -263,7 +290,7 @@ class Scheduler:
         with self._ready:
             if queue.closed or self._ended:
                 raise EngineStopped("model", found="it is being unloaded", expected="a served one")
-            if queue.waiting >= limit:
+            if queue.waiting + queue.compiling >= limit:
                 raise QueueFull(
                     "queue",
                     found=f"{limit} requests waiting",
@@ -300,24 +327,67 @@ class Scheduler:
             self._ended = True
             left = [request for queue in self._queues for request in queue.drop()]
             self._ready.notify_all()
+            for ready in self._compiled:
+                left += [request for _, batch in ready for request in batch]
+                ready.clear()
         _settle([(r, EngineStopped("server", found="it ends", expected="")) for r in left])
+        self._compiler.shutdown(wait=False, cancel_futures=True)
         for thread in self._threads:
             thread.join(60)
 
     def _work(self, device: int) -> None:
-        while (work := self._next()) is not None:
+        while (work := self._next(device)) is not None:
             queue, batch = work
+            if self._to_compile(queue, batch, device):
+                continue
             try:
                 queue.run(batch, device)
             finally:
-                with self._ready:
-                    self._running[queue] -= 1
-                    if queue.closed:
-                        self._ready.notify_all()
+                self._finished(queue)
 
-    def _next(self) -> tuple[Queue, list[Waiting]] | None:
+    def _finished(self, queue: Queue) -> None:
+        with self._ready:
+            self._running[queue] -= 1
+            if queue.closed:
+                self._ready.notify_all()
+
+    def _to_compile(self, queue: Queue, batch: list[Waiting], device: int) -> bool:
+        """Hand a batch to the thread that compiles, if it must be."""
+        try:
+            if queue.missing(batch, device) is None:
+                return False
+        except ZigguratError:
+            return False  # told by the run, request by request
+        with self._ready:
+            if self._ended:
+                return False
+            queue.compiling += len(batch)
+            self._compiler.submit(self._compile, queue, batch, device)
+        return True
+
+    def _compile(self, queue: Queue, batch: list[Waiting], device: int) -> None:
+        failed: Exception | None = None
+        try:
+            queue.compile(batch, device)
+        except Exception as error:
+            _log.error("a program could not be compiled", exc_info=error)
+            kind = type(error).__name__
+            failed = ProgramFailed("program", found=kind, expected="one that compiles")
+        with self._ready:
+            queue.compiling -= len(batch)
+            if failed is None and not self._ended:
+                self._compiled[device].append((queue, batch))
+                self._ready.notify_all()
+                return
+        error = failed or EngineStopped("server", found="it ends", expected="")
+        _settle([(request, error) for request in batch])
+        self._finished(queue)
+
+    def _next(self, device: int) -> tuple[Queue, list[Waiting]] | None:
         with self._ready:
             while not self._ended:
+                if self._compiled[device]:
+                    return self._compiled[device].popleft()
                 first: tuple[int, tuple[int, ...], Queue] | None = None
                 for queue in self._queues:
                     due = queue.due()

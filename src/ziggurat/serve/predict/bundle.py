@@ -1,7 +1,8 @@
 """A bundle in memory: verified byte by byte, compiled, and proved by its own golden pairs.
 
 Loading parses JSON, safetensors and StableHLO and runs nothing but XLA: no pickle, no import of the
-code that made the bundle.
+code that made the bundle, and no custom call but those of
+:mod:`~ziggurat.serve.predict.custom_calls`.
 """
 
 import os
@@ -17,7 +18,9 @@ from jaxtyping import Shaped
 
 from ziggurat.checkpoint.safetensors_files import SafetensorsDirectory
 from ziggurat.core.errors import CheckpointError
+from ziggurat.serve.predict import custom_calls as checks
 from ziggurat.serve.predict import manifest as manifests
+from ziggurat.serve.predict import trial
 from ziggurat.serve.predict.manifest import BundleError, Golden, Manifest
 from ziggurat.serve.predict.program import Arrays, Program
 
@@ -47,6 +50,9 @@ class LoadedBundle:
         path: Path,
         devices: Sequence[Any] = (),
         batch_sizes: Sequence[int] = (),
+        *,
+        custom_calls: Sequence[str] = (),
+        isolated: bool | None = False,
     ) -> "LoadedBundle":
         """Verify, compile every bucket and replay the golden pairs.
 
@@ -54,10 +60,14 @@ class LoadedBundle:
             path: the bundle's directory.
             devices: where it shall run; default the first of this process.
             batch_sizes: numbers of rows to compile, ascending; empty: any, compiled when it comes.
+            custom_calls: targets of custom calls, by name or pattern, that may be called besides
+                XLA's own linear algebra.
+            isolated: whether to load it in a child process first, so that a crash ends that one;
+                None: if it makes custom calls.
 
         Raises:
-            BundleError: a byte differs, the program does not run here, or a golden pair is not
-                reproduced.
+            BundleError: a byte differs, the program does not run here, calls what it may not, or a
+                golden pair is not reproduced.
         """
         path, start = Path(path), time.monotonic()
         manifest, digest = manifests.verify(path)
@@ -71,7 +81,13 @@ class LoadedBundle:
                 expected=f"one for this machine's {here}",
                 fix=f"export it with {here} among the platforms",
             )
-        exported, weights = _program(path), _weights(path, manifest)
+        if isolated:
+            trial.load(path, manifest, batch_sizes, custom_calls)
+        exported = _program(path)
+        called = checks.check(exported, path, custom_calls)
+        if called and isolated is None:
+            trial.load(path, manifest, batch_sizes, custom_calls)
+        weights = _weights(path, manifest)
         programs = [Program(exported, manifest, weights, d, batch_sizes) for d in chosen]
         made = cls(path, manifest, digest, programs)
         compiled = made._warm_up()

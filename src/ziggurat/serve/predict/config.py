@@ -113,8 +113,18 @@ class PredictConfig:
     devices: int = 1
     """Devices of this machine that run models; each holds all weights."""
     max_body: int = 64 * 2**20
-    """Largest request body (bytes)."""
+    """Largest request body, after decompression (bytes)."""
+    memory: int = 2**30
+    """Bytes of all requests under way, over HTTP and gRPC: what arrived, was decompressed and
+    decoded. Requests beyond it are refused (HTTP 429, gRPC UNAVAILABLE)."""
+    untrusted: bool = False
+    """Whether every bundle is loaded in a child process first. Those that requests load, and those
+    that call linear algebra outside XLA, are in any case."""
+    custom_calls: tuple[str, ...] = ()
+    """Targets of custom calls that bundles may make besides XLA's own, by name or pattern."""
 
     def __post_init__(self):
         config.require(self.devices >= 1, "devices", self.devices, "1 or more")
         config.require(0 < self.max_body < 2**31, "max_body", self.max_body, "below 2 GiB")
+        good = self.memory >= 2 * self.max_body
+        config.require(good, "memory", self.memory, f"twice max_body, {2 * self.max_body}, or more")

@@ -1,17 +1,21 @@
 """KServe v2 over gRPC, on the event loop of the HTTP server.
 
 Messages are parsed here rather than by the library, so that a broken one is INVALID_ARGUMENT and
-not an internal error.
+not an internal error. Every call is handled as a stream of requests, also those of one: the library
+then reads a message when it is asked to, so that the key is checked and room is found before any
+byte of it is in memory. The health and reflection services have handlers of their own and no
+limits.
 """
 
+import asyncio
+import contextlib
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
 import numpy as np
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer as _HealthServicer
@@ -20,19 +24,30 @@ from jaxtyping import Shaped
 
 from ziggurat.core.errors import ServeError
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.predict import infer, model_card, tensors
-from ziggurat.serve.predict.infer import Asked
+from ziggurat.serve.predict import decoder as decoding
+from ziggurat.serve.predict import grpc_body, infer, model_card, tensors, wire
+from ziggurat.serve.predict.grpc_body import parse, plain
+from ziggurat.serve.predict.http import asked_of
+from ziggurat.serve.predict.infer import Decoded
+from ziggurat.serve.predict.memory import Crowded, Held
 from ziggurat.serve.predict.messages import MESSAGES, METHODS, POOL, SERVICE
 from ziggurat.serve.predict.repository import Version
 from ziggurat.serve.predict.service import Predict, describe
 from ziggurat.serve.predict.signature import Tensor
+from ziggurat.serve.tls import Tls
 
-_Infer, _Answer = MESSAGES["ModelInferRequest"], MESSAGES["ModelInferResponse"]
+_Answer = MESSAGES["ModelInferResponse"]
 _Streamed = MESSAGES["ModelStreamInferResponse"]
 _OVERHEAD = 2**16
 """What a message may hold beside tensor bytes (bytes)."""
 _CALLS = 1024
-"""Calls under way at once; more wait in the transport's queue or are refused."""
+"""Inferences under way at once; more are refused."""
+_STREAMS = 256
+"""Streams open at once; more are refused."""
+_READ_SECONDS = 20.0
+"""How long one message may take to arrive, and how long it may wait for room to be read into."""
+_CONTROL = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
+"""Calls for an administrator's key, if there is one."""
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -52,6 +67,12 @@ class NoKey(RequestError):
     status = 401
 
 
+class TooSlow(RequestError):
+    """A message did not arrive in time."""
+
+    status = 408
+
+
 class GrpcServer:
     """A :class:`Predict` on a gRPC port, with the health and reflection services.
 
@@ -59,12 +80,30 @@ class GrpcServer:
         predict: what it serves.
         address: ``HOST:PORT``; port 0 takes a free one.
         keys: with any, calls need one of them as ``authorization: Bearer KEY``; the health and
-            reflection services do not.
+            reflection services do not, nor do ServerLive and ServerReady.
+        admin_keys: with any, loading and unloading need one of them; they open the rest too.
+        tls: certificate and key; without, the port speaks plain text.
     """
 
-    def __init__(self, predict: Predict, address: str, keys: Sequence[str] = ()):
-        self._predict, self._address = predict, address
+    def __init__(
+        self,
+        predict: Predict,
+        address: str,
+        keys: Sequence[str] = (),
+        *,
+        admin_keys: Sequence[str] = (),
+        tls: Tls | None = None,
+    ):
+        self._predict, self._address, self._tls = predict, address, tls
+        self._admin_keys = [f"bearer {key}".encode() for key in admin_keys]
         self._keys = [f"bearer {key}".encode() for key in keys]
+        if self._keys:
+            self._keys += self._admin_keys
+        settings = predict.settings
+        # A message is read whole or not at all and does not tell its size before: while it is read
+        # it may be as large as any, so as many are read at once as the budget has room for.
+        self._reads = asyncio.Semaphore(max(2, settings.memory // settings.max_body // 2))
+        self._calls = self._streams = 0
         self._server: aio.Server | None = None
         self.port = 0
         """The port it listens on, once started."""
@@ -83,7 +122,6 @@ class GrpcServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
             ],
-            maximum_concurrent_rpcs=_CALLS,
         )
         handlers = grpc.method_handlers_generic_handler(SERVICE, self._handlers())
         self._server.add_generic_rpc_handlers((handlers,))
@@ -91,7 +129,12 @@ class GrpcServer:
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, pool=_reflected())
         try:
-            self.port = self._server.add_insecure_port(self._address)
+            if self._tls is None:
+                self.port = self._server.add_insecure_port(self._address)
+            else:
+                certificate, key = self._tls.read()
+                pair = grpc.ssl_server_credentials([(key, certificate)])
+                self.port = self._server.add_secure_port(self._address, pair)
         except RuntimeError:
             raise ServeError(
                 f"gRPC address {self._address}",
@@ -117,7 +160,7 @@ class GrpcServer:
             "ModelReady": self._model_ready,
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._metadata,
-            "ModelInfer": self._infer,
+            "ModelInfer": self._never,
             "ModelConfig": self._config,
             "ModelStatistics": self._statistics,
             "RepositoryIndex": self._index,
@@ -125,59 +168,134 @@ class GrpcServer:
             "RepositoryModelUnload": self._unload,
         }
         found = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._unary(call, MESSAGES[METHODS[name].request])
-            )
+            name: grpc.stream_unary_rpc_method_handler(self._unary(name, call))
             for name, call in calls.items()
         }
         found["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return found
 
-    def _unary(self, call: Callable[[Any], Awaitable[Any]], kind: Any) -> Any:
-        async def answer(data: bytes, context: Any) -> bytes:
+    def _unary(self, name: str, call: Callable[[Any], Awaitable[Any]]) -> Any:
+        """A call of one message each way."""
+        kind = MESSAGES[METHODS[name].request]
+        free = name in ("ServerLive", "ServerReady")
+
+        async def answer(requests: AsyncIterator[bytes], context: Any) -> bytes:
+            held = self._predict.memory.open()
             try:
-                self._check_key(context)
-                return (await call(_parse(kind, data))).SerializeToString()
+                if not free:
+                    self._check_key(context, name in _CONTROL)
+                if name == "ModelInfer":
+                    with self._counted("_calls", _CALLS, "inferences"):
+                        data = await self._read(requests, held)
+                        return (await self._infer(data or b"", held)).SerializeToString()
+                data = await asyncio.wait_for(anext(requests, b""), _READ_SECONDS)
+                return (await call(parse(kind, data))).SerializeToString()
             except Exception as error:
-                status, text = describe(error)
-                await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), text)
+                await _abort(context, error)
                 raise  # abort does not return
+            finally:
+                held.close()
 
         return answer
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         """One answer for each request, in order; an error is an answer too and ends nothing."""
+        try:
+            self._check_key(context)
+            with self._counted("_streams", _STREAMS, "streams"):
+                async for answer in self._answers(requests):
+                    yield answer
+        except Exception as error:
+            await _abort(context, error)
+
+    async def _answers(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for data in requests:
+            held = self._predict.memory.open()
             try:
-                self._check_key(context)
-                answer = _Streamed(infer_response=await self._infer(_parse(_Infer, data)))
+                held.add(len(data))
+                answer = _Streamed(infer_response=await self._infer(data, held))
             except Exception as error:
                 answer = _Streamed(error_message=describe(error)[1])
+            finally:
+                held.close()
             yield answer.SerializeToString()
 
-    def _check_key(self, context: Any) -> None:
-        if not self._keys:
+    @contextlib.contextmanager
+    def _counted(self, name: str, limit: int, what: str) -> Iterator[None]:
+        """Count what is under way.
+
+        Raises:
+            Crowded: there are as many as there may be.
+        """
+        count = getattr(self, name)
+        if count >= limit:
+            raise Crowded(what, found=count, expected=f"fewer than {limit}", fix="try again later")
+        setattr(self, name, count + 1)
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) - 1)
+
+    async def _read(self, requests: AsyncIterator[bytes], held: Held) -> bytes | None:
+        """One message, read when there is room for it.
+
+        Raises:
+            RequestError: there is no room, or it does not arrive in time.
+        """
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                await self._reads.acquire()
+        except TimeoutError:
+            raise Crowded("messages being read", found="as many as there is room for",
+                          expected="fewer", fix="try again later") from None  # fmt: skip
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                data = await anext(requests, None)
+        except TimeoutError:
+            raise TooSlow(
+                "message", found=f"not whole in {_READ_SECONDS:.0f} s", expected="its end"
+            ) from None
+        finally:
+            self._reads.release()
+        held.add(len(data or b""))
+        return data
+
+    def _check_key(self, context: Any, control: bool = False) -> None:
+        keys = self._admin_keys if control and self._admin_keys else self._keys
+        if not keys:
             return
         given = dict(context.invocation_metadata() or ()).get("authorization", "")
         scheme, _, token = str(given).partition(" ")
         text = f"{scheme.lower()} {token.strip()}".encode()
         # All are compared, each in constant time: timing tells nothing about them.
-        if not any(hmac.compare_digest(text, key) for key in self._keys):
+        equal = [hmac.compare_digest(text, key) for key in keys]
+        if not any(equal):
             raise NoKey(
-                "API key", found="none that is known", expected="metadata authorization: Bearer KEY"
+                "administrator's key" if keys is self._admin_keys else "API key",
+                found="none that is known",
+                expected="metadata authorization: Bearer KEY",
             )
 
-    async def _infer(self, request: Any) -> Any:
-        held = sum(map(len, request.raw_input_contents))
-        self._predict.bodies.hold(held)
-        try:
-            version = self._predict.repository.get(request.model_name, request.model_version)
-            with infer.counting(version):
-                asked = read_infer(request, version)
-            outputs = await asked.run()
-        finally:
-            self._predict.bodies.release(held)
-        return write_infer(asked.version, request.id, outputs)
+    async def _infer(self, data: bytes, held: Held) -> Any:
+        head, raw = wire.part(data)
+        name, number = wire.model(head)
+        version = self._predict.repository.get(name, number)
+        with infer.counting(version):
+            decoded = await self._decoded(head, raw, version, held)
+            asked, _ = asked_of(version, decoded)
+        return write_infer(version, decoded.id, await asked.run())
+
+    async def _decoded(
+        self, head: bytes, raw: list[memoryview], version: Version, held: Held
+    ) -> Decoded:
+        if len(head) <= decoding.INLINE:
+            return grpc_body.decode(head, raw, version.inputs)
+        sizes = [len(part) for part in raw]
+        job = decoding.job("grpc", version.inputs, raw=sizes)
+        return await self._predict.decoder.run(job, b"".join((head, *raw)), held)
+
+    async def _never(self, request: Any) -> Any:
+        raise AssertionError("inferences are read as bytes")
 
     async def _live(self, request: Any) -> Any:
         return MESSAGES["ServerLiveResponse"](live=True)
@@ -219,52 +337,19 @@ class GrpcServer:
 
     async def _load(self, request: Any) -> Any:
         _check_repository(request)
-        await self._predict.load(request.model_name, _parameters(request.parameters))
+        await self._predict.load(request.model_name, plain(request.parameters))
         return MESSAGES["RepositoryModelLoadResponse"]()
 
     async def _unload(self, request: Any) -> Any:
         _check_repository(request)
-        await self._predict.unload(request.model_name, _parameters(request.parameters))
+        await self._predict.unload(request.model_name, plain(request.parameters))
         return MESSAGES["RepositoryModelUnloadResponse"]()
 
 
-def read_infer(request: Any, version: Version) -> Asked:
-    """A ``ModelInferRequest`` to a version as arrays.
-
-    Raises:
-        RequestError: anything is wrong; the text says what.
-    """
-    infer.check_inputs(version, [entry.name for entry in request.inputs])
-    raw = list(request.raw_input_contents)
-    if raw and len(raw) != len(request.inputs):
-        raise RequestError(
-            "raw_input_contents",
-            found=len(raw),
-            expected=f"one for each of {len(request.inputs)} inputs, or none",
-        )
-    inputs = {}
-    for number, entry in enumerate(request.inputs):
-        tensor, shape = version.inputs[entry.name], list(entry.shape)
-        tensors.check_header(tensor, entry.datatype, shape)
-        if entry.parameters:
-            infer.refuse_parameters(_parameters(entry.parameters), f"input {entry.name}")
-        if raw:
-            if entry.HasField("contents"):
-                raise RequestError(
-                    f"input {entry.name}",
-                    found="contents and raw_input_contents",
-                    expected="one of them",
-                    param=entry.name,
-                )
-            inputs[entry.name] = tensors.from_bytes(raw[number], tensor, shape)
-        else:
-            inputs[entry.name] = _from_contents(entry.contents, tensor, shape)
-    for output in request.outputs:
-        if output.parameters:
-            infer.refuse_parameters(_parameters(output.parameters), f"output {output.name[:80]}")
-    names = infer.check_outputs(version, [output.name for output in request.outputs])
-    timeout = infer.read_timeout(_parameters(request.parameters)) if request.parameters else 0
-    return Asked(version, inputs, names, timeout)
+async def _abort(context: Any, error: Exception) -> None:
+    """End a call with what an error says."""
+    status, text = describe(error)
+    await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), text)
 
 
 def write_infer(
@@ -281,39 +366,6 @@ def write_infer(
         ],
         raw_output_contents=[bytes(tensors.to_bytes(array)) for _, array in outputs],
     )
-
-
-def _from_contents(contents: Any, tensor: Tensor, shape: list[int]) -> np.ndarray:
-    where = f"input {tensor.name}: contents"
-    given = [field.name for field, _ in contents.ListFields()]
-    for name in given:
-        if tensor.datatype not in tensors.CONTENTS.get(name, ()):
-            fields = [key for key, kinds in tensors.CONTENTS.items() if tensor.datatype in kinds]
-            raise RequestError(
-                where,
-                found=name,
-                param=tensor.name,
-                expected=f"{fields[0] if fields else 'raw_input_contents'} for {tensor.datatype}",
-            )
-    values = getattr(contents, given[0]) if given else []
-    return tensors.from_values(list(values), tensor, shape, where)
-
-
-def _parse(kind: Any, data: bytes) -> Any:
-    try:
-        return kind.FromString(data)
-    except (DecodeError, ValueError, UnicodeDecodeError) as error:
-        raise RequestError(
-            "message", found=str(error)[:200], expected=kind.DESCRIPTOR.name
-        ) from None
-
-
-def _parameters(parameters: Any) -> dict[str, Any]:
-    plain = {}
-    for name, value in parameters.items():
-        choice = value.WhichOneof("parameter_choice")
-        plain[name] = getattr(value, choice) if choice else None
-    return plain
 
 
 def _check_repository(request: Any) -> None:

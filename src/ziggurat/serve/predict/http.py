@@ -4,7 +4,7 @@ The protocol: `Open Inference Protocol <https://github.com/kserve/open-inference
 `Triton's extensions <https://github.com/triton-inference-server/server/tree/main/docs/protocol>`_.
 """
 
-import zlib
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,38 +14,17 @@ from jaxtyping import Shaped
 from starlette.types import Receive, Scope, Send
 
 from ziggurat.serve.errors import RequestError, TooLarge
+from ziggurat.serve.http import ClientGone, unless_gone
+from ziggurat.serve.predict import body as bodies
+from ziggurat.serve.predict import decoder as decoding
 from ziggurat.serve.predict import infer, tensors
-from ziggurat.serve.predict.infer import Asked
+from ziggurat.serve.predict.decoder import Decoder
+from ziggurat.serve.predict.infer import Asked, Decoded
+from ziggurat.serve.predict.memory import Held, Memory
 from ziggurat.serve.predict.repository import Repository, Version
 from ziggurat.serve.predict.signature import Tensor
 
 HEADER_LENGTH = b"inference-header-content-length"
-
-
-class InputBody(msgspec.Struct, forbid_unknown_fields=True):
-    """One input of a request."""
-
-    name: str
-    shape: list[int]
-    datatype: str
-    parameters: dict[str, Any] = {}
-    data: msgspec.Raw = msgspec.Raw(b"")
-
-
-class OutputBody(msgspec.Struct, forbid_unknown_fields=True):
-    """One output asked for."""
-
-    name: str
-    parameters: dict[str, Any] = {}
-
-
-class InferBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The JSON part of a request."""
-
-    inputs: list[InputBody]
-    id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: list[OutputBody] = []
 
 
 class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -60,53 +39,27 @@ class IndexBody(msgspec.Struct, forbid_unknown_fields=True):
     ready: bool = False
 
 
-_infer_decoder = msgspec.json.Decoder(InferBody)
 _encoder = msgspec.json.Encoder()
+_LARGE_ANSWER = 2**16
+"""Bytes of outputs from which the answer is written in a thread."""
 
 
-def decode_infer(
-    body: bytes, json_size: int | None, version: Version
-) -> tuple[Asked, str, list[bool]]:
-    """A request's inputs and what it asks for, its id, and whether each output goes as bytes.
-
-    Args:
-        body: JSON, followed by the bytes of binary inputs.
-        json_size: from the header ``Inference-Header-Content-Length``; None if all is JSON.
+def asked_of(version: Version, decoded: Decoded) -> tuple[Asked, list[bool]]:
+    """What a request asks of a version, and whether each output goes as bytes.
 
     Raises:
-        RequestError: anything is wrong; the text says what.
+        RequestError: a parameter or an output that there is not.
     """
-    view = memoryview(body)
-    if json_size is None:
-        json_size = len(view)
-    elif json_size > len(view):
-        raise RequestError(
-            "Inference-Header-Content-Length",
-            found=json_size,
-            expected=f"at most the body's {len(view)} bytes",
-        )
-    parsed = decode_json(_infer_decoder, view[:json_size], "infer request")
-    infer.check_inputs(version, (entry.name for entry in parsed.inputs))
-    inputs, at = {}, json_size
-    for entry in parsed.inputs:
-        tensor = version.inputs[entry.name]
-        inputs[entry.name], at = _read_input(entry, tensor, view, at)
-    if at != len(view):
-        raise RequestError(
-            "binary data",
-            found=f"{len(view) - at} bytes after the last input",
-            expected="no more than binary_data_size says",
-        )
-    parameters = dict(parsed.parameters)
+    parameters = dict(decoded.parameters)
     default = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
     binary = {}
-    for output in parsed.outputs:
-        own = dict(output.parameters)
-        binary[output.name] = _flag(own.pop("binary_data", default), "binary_data")
-        infer.refuse_parameters(own, f"output {output.name[:80]}")
-    names = infer.check_outputs(version, [output.name for output in parsed.outputs])
-    asked = Asked(version, inputs, names, infer.read_timeout(parameters))
-    return asked, parsed.id, [binary.get(name, default) for name in names]
+    for name, given in decoded.outputs:
+        own = dict(given)
+        binary[name] = _flag(own.pop("binary_data", default), "binary_data")
+        infer.refuse_parameters(own, f"output {name[:80]}", infer.NOT_OF_OUTPUTS)
+    names = infer.check_outputs(version, [name for name, _ in decoded.outputs])
+    asked = Asked(version, decoded.inputs, names, infer.read_timeout(parameters))
+    return asked, [binary.get(name, default) for name in names]
 
 
 def encode_infer(
@@ -131,7 +84,7 @@ def encode_infer(
             entry["parameters"] = {"binary_data_size": array.nbytes}
             tail.append(tensors.to_bytes(array))
         else:
-            entry["data"] = tensors.to_json(array, tensor.name)
+            entry["data"] = msgspec.Raw(tensors.to_json(array, tensor.name))
         entries.append(entry)
     head: dict[str, Any] = {"model_name": version.model, "model_version": str(version.number)}
     if request_id:
@@ -141,122 +94,29 @@ def encode_infer(
     return (b"".join((text, *tail)), len(text)) if tail else (text, None)
 
 
-def decode_json(decoder: msgspec.json.Decoder[Any], data: Any, what: str) -> Any:
-    """Parse JSON into a struct.
+async def read_body(receive: Receive, held: Held) -> bytearray | bytes:
+    """The whole body, charged as it comes.
 
     Raises:
-        RequestError: it is not JSON, or a field is unknown, missing or of another type.
+        RequestError: it is too large, or comes too slowly.
+        ClientGone: the client left before its end.
     """
-    try:
-        return decoder.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise RequestError(
-            what,
-            found=str(error)[:300] or type(error).__name__,
-            expected="JSON of the protocol's form",
-        ) from None
-
-
-class Bodies:
-    """Reads bodies within limits: of one, and of all that are being served at once.
-
-    Args:
-        largest: bytes of one body, after decompression.
-        together: bytes of all bodies held at once; beyond that requests are refused, not stored.
-    """
-
-    def __init__(self, largest: int, together: int):
-        self.largest, self._together, self._held = largest, together, 0
-
-    def hold(self, size: int) -> None:
-        """Reserve room for a body; every call is followed by one of :meth:`release`.
-
-        Raises:
-            TooLarge: it is larger than one may be.
-            Crowded: the bodies under way fill the room.
-        """
-        if size > self.largest:
-            raise TooLarge(
-                "request body", found=f"{size} bytes", expected=f"at most {self.largest}"
-            )
-        if self._held + size > self._together:
-            raise Crowded(
-                "requests under way",
-                found=f"{self._held} bytes of bodies",
-                expected=f"at most {self._together}",
-                fix="try again later",
-            )
-        self._held += size
-
-    def release(self, size: int) -> None:
-        """Give reserved room back."""
-        self._held -= size
-
-    async def read(self, receive: Receive, encoding: bytes, held: list[int]) -> bytes:
-        """The whole body; what was reserved for it is added to ``held``.
-
-        Raises:
-            RequestError: it is too large, or not compressed as it says.
-            ClientLeft: the client has gone.
-        """
-        parts: list[bytes] = []
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                raise ClientLeft
-            part = message.get("body", b"")
-            if part:
-                size = len(part)
-                if sum(held) + size > self.largest:
-                    raise TooLarge(
-                        "request body", found=f"over {self.largest} bytes", expected="fewer"
-                    )
-                self.hold(size)
-                held.append(size)
-                parts.append(part)
-            if not message.get("more_body"):
-                break
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        return body if encoding in (b"", b"identity") else self._inflate(body, encoding, held)
-
-    def _inflate(self, body: bytes, encoding: bytes, held: list[int]) -> bytes:
-        if encoding not in (b"gzip", b"deflate"):
-            raise UnknownEncoding(
-                "Content-Encoding",
-                found=encoding.decode("latin-1")[:40],
-                expected="gzip or deflate",
-            )
-        machine = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-        try:
-            plain = machine.decompress(body, self.largest + 1)
-        except zlib.error as error:
-            raise RequestError(
-                "request body", found=str(error), expected=encoding.decode()
-            ) from None
-        if len(plain) > self.largest:
-            raise TooLarge("request body", found=f"over {self.largest} bytes", expected="fewer")
-        if not machine.eof:
-            raise RequestError("request body", found="its end missing", expected=encoding.decode())
-        self.hold(len(plain))
-        held.append(len(plain))
-        return plain
-
-
-class ClientLeft(Exception):
-    """The client closed the connection before its body was whole."""
-
-
-class Crowded(RequestError):
-    """The bodies of all requests under way are as large as the server holds."""
-
-    status = 429
-    code = "queue_full"
-
-
-class UnknownEncoding(RequestError):
-    """The body is compressed in a way that is not read."""
-
-    status = 415
+    whole: bytes | bytearray = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGone
+        part = message.get("body", b"")
+        if part:
+            held.add(len(part))
+            if not whole:
+                whole = part
+            else:
+                if isinstance(whole, bytes):
+                    whole = bytearray(whole)
+                whole += part
+        if not message.get("more_body"):
+            return whole
 
 
 def header(scope: Scope, name: bytes) -> bytes:
@@ -303,77 +163,81 @@ class Infer:
 
     Args:
         repository: the models.
-        bodies: limits.
+        memory: the budget of all requests.
+        decoder: decodes what is large.
         fail: answers an exception.
     """
 
-    def __init__(self, repository: Repository, bodies: Bodies, fail: Any):
-        self._repository, self._bodies, self._fail = repository, bodies, fail
+    def __init__(self, repository: Repository, memory: Memory, decoder: Decoder, fail: Any):
+        self._repository, self._memory, self._decoder = repository, memory, decoder
+        self._fail = fail
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        held: list[int] = []
+        held = self._memory.open()
         try:
             where: Mapping[str, str] = scope["path_params"]
             name, number = where["model"], where.get("version", "")
             self._repository.get(name, number)
             self._check_length(scope)
             json_size = header_number(scope, HEADER_LENGTH)
-            body = await self._bodies.read(receive, header(scope, b"content-encoding"), held)
+            body = await read_body(receive, held)
             version = self._repository.get(name, number)  # another may serve since
             with infer.counting(version):
-                asked, request_id, binary = decode_infer(body, json_size, version)
-            outputs = await asked.run()
-            answer, size = encode_infer(version, request_id, outputs, binary)
-        except ClientLeft:
+                encoding = header(scope, b"content-encoding")
+                decoded = self._decoded(body, json_size, encoding, version, held)
+                if not isinstance(decoded, Decoded):
+                    decoded = await unless_gone(receive, decoded)
+                asked, binary = asked_of(version, decoded)
+            outputs = await unless_gone(receive, asked.run())
+            size = sum(array.nbytes for _, array in outputs)
+            answer = encode_infer, version, decoded.id, outputs, binary
+            if size > _LARGE_ANSWER:
+                text, split = await asyncio.to_thread(*answer)
+            else:
+                text, split = answer[0](*answer[1:])
+        except ClientGone:
             return
         except Exception as error:
             await self._fail(error, send)
             return
         finally:
-            self._bodies.release(sum(held))
+            held.close()
         headers = []
-        if size is not None:
+        if split is not None:
             headers = [
                 (b"content-type", b"application/octet-stream"),
-                (HEADER_LENGTH, b"%d" % size),
+                (HEADER_LENGTH, b"%d" % split),
             ]
-        await send_body(send, answer, 200, headers)
+        await send_body(send, text, 200, headers)
+
+    def _decoded(
+        self,
+        body: bytes | bytearray,
+        json_size: int | None,
+        encoding: bytes,
+        version: Version,
+        held: Held,
+    ) -> Any:
+        """A request's content if it is small; else what is to be awaited for it."""
+        packed = encoding not in (b"", b"identity")
+        text = len(body) if json_size is None else min(json_size, len(body))
+        if not packed and text <= decoding.INLINE:
+            return bodies.decode(body, json_size, version.inputs)
+        job = decoding.job(
+            "http",
+            version.inputs,
+            encoding=encoding.decode("latin-1") if packed else "",
+            json_size=json_size,
+            largest=self._memory.largest,
+        )
+        return self._decoder.run(job, body, held)
 
     def _check_length(self, scope: Scope) -> None:
         length = header_number(scope, b"content-length")
-        if length is not None and length > self._bodies.largest:
+        if length is not None and length > self._memory.largest:
             raise TooLarge(
-                "request body", found=f"{length} bytes", expected=f"at most {self._bodies.largest}"
+                "request body", found=f"{length} bytes", expected=f"at most {self._memory.largest}"
             )
-
-
-def _read_input(
-    entry: InputBody, tensor: Tensor, view: memoryview, at: int
-) -> tuple[np.ndarray, int]:
-    """One input, and where the next one's bytes begin."""
-    tensors.check_header(tensor, entry.datatype, entry.shape)
-    parameters = dict(entry.parameters)
-    size = parameters.pop("binary_data_size", None)
-    infer.refuse_parameters(parameters, f"input {entry.name}")
-    where, has_data = f"input {entry.name}", bool(entry.data)
-    if size is None:
-        if not has_data:
-            raise RequestError(
-                where, found="no data", expected="data or binary_data_size", param=entry.name
-            )
-        return tensors.from_json(entry.data, tensor, entry.shape), at
-    if has_data:
-        raise RequestError(
-            where, found="data and binary_data_size", expected="one of them", param=entry.name
-        )
-    if type(size) is not int or not 0 <= size <= len(view) - at:
-        raise RequestError(
-            f"{where}: binary_data_size",
-            found=repr(size)[:40],
-            expected=f"at most the {len(view) - at} bytes that follow",
-            param=entry.name,
-        )
-    return tensors.from_bytes(view[at : at + size], tensor, entry.shape), at + size
 
 
 def _flag(value: Any, name: str) -> bool:

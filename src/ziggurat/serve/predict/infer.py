@@ -3,30 +3,46 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Shaped
 
 from ziggurat.core.errors import did_you_mean
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.predict.repository import Version
 from ziggurat.serve.predict.signature import Tensor
+
+if TYPE_CHECKING:  # a process that only decodes imports no JAX
+    from ziggurat.serve.predict.repository import Version
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "sequence_id": (0, ""),
     "sequence_start": (False,),
     "sequence_end": (False,),
-    "priority": (0,),
 }
-"""Parameters of Triton's that are not applied, with the values by which they ask for nothing."""
+"""Parameters of sequences, which bundles have not, with the values that ask for nothing."""
+_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+"""Parameters by which a tensor lies elsewhere; clients that use them send no data."""
+NOT_OF_OUTPUTS = (*_MEMORY, "classification")
+"""Parameters of outputs that would change the answer."""
+
+
+@dataclasses.dataclass(slots=True)
+class Decoded:
+    """A request's content, whichever way it came."""
+
+    id: str
+    inputs: dict[str, Shaped[np.ndarray, "..."]]
+    outputs: list[tuple[str, dict[str, Any]]]
+    """Names asked for, with their parameters."""
+    parameters: dict[str, Any]
 
 
 @dataclasses.dataclass(slots=True)
 class Asked:
     """What a request asks for, decoded."""
 
-    version: Version
+    version: "Version"
     inputs: dict[str, Shaped[np.ndarray, "..."]]
     outputs: list[str]
     """Names, in the order of the answer."""
@@ -41,7 +57,7 @@ class Asked:
 
 
 @contextlib.contextmanager
-def counting(version: Version) -> Iterator[None]:
+def counting(version: "Version") -> Iterator[None]:
     """Count a request that is refused while it is decoded; later the queue counts it."""
     try:
         yield
@@ -50,13 +66,13 @@ def counting(version: Version) -> Iterator[None]:
         raise
 
 
-def check_inputs(version: Version, names: Iterable[str]) -> None:
+def check_inputs(wanted: Mapping[str, Tensor], names: Iterable[str]) -> None:
     """Refuse an unknown, doubled or missing input by its name.
 
     Raises:
         RequestError: as said.
     """
-    wanted, given = version.inputs, list(names)
+    given = list(names)
     for name in given:
         if name not in wanted:
             fix = did_you_mean(name, wanted)
@@ -77,7 +93,7 @@ def check_inputs(version: Version, names: Iterable[str]) -> None:
         )
 
 
-def check_outputs(version: Version, names: list[str]) -> list[str]:
+def check_outputs(version: "Version", names: list[str]) -> list[str]:
     """The outputs to answer with: those named, or all.
 
     Raises:
@@ -97,10 +113,13 @@ def check_outputs(version: Version, names: list[str]) -> list[str]:
 
 
 def read_timeout(parameters: Mapping[str, Any]) -> int:
-    """The request parameter ``timeout`` (microseconds); every other one is refused.
+    """The request parameter ``timeout`` (microseconds).
+
+    Others are the client's own, or (``priority``) for what bundles have not; they change no result.
 
     Raises:
-        RequestError: a parameter that is not applied, or a timeout that is not a whole number.
+        RequestError: a parameter that would change the result, or a timeout that is not a whole
+            number.
     """
     timeout = 0
     for name, value in parameters.items():
@@ -113,31 +132,31 @@ def read_timeout(parameters: Mapping[str, Any]) -> int:
                     param=name,
                 )
             timeout = value
-        else:
-            _refuse_unless_neutral(name, value)
+        elif name in _NEUTRAL:
+            neutral = any(type(value) is type(ok) and value == ok for ok in _NEUTRAL[name])
+            if not neutral:
+                raise _not_applied(f"parameter {name}", name, value, "bundles keep no sequences")
     return timeout
 
 
-def refuse_parameters(parameters: Mapping[str, Any], where: str) -> None:
-    """Refuse every parameter of an input or output.
+def refuse_parameters(
+    parameters: Mapping[str, Any], where: str, refused: Iterable[str] = _MEMORY
+) -> None:
+    """Refuse the parameters of an input or output that would change the result.
 
     Raises:
         RequestError: there is one.
     """
-    for name in parameters:
-        raise RequestError(
-            f"{where}: parameter {name[:80]}",
-            found=repr(parameters[name])[:80],
-            expected="no such parameter: it is not applied here",
-            param=name[:80],
-        )
+    for name in refused:
+        if name in parameters:
+            raise _not_applied(f"{where}: parameter {name}", name, parameters[name], "")
 
 
-def _refuse_unless_neutral(name: str, value: Any) -> None:
-    if not any(type(value) is type(ok) and value == ok for ok in _NEUTRAL.get(name, ())):
-        raise RequestError(
-            f"parameter {name[:80]}",
-            found=repr(value)[:80],
-            expected="no such parameter: it is not applied here",
-            param=name[:80],
-        )
+def _not_applied(what: str, name: str, value: Any, why: str) -> RequestError:
+    return RequestError(
+        what,
+        found=repr(value)[:80],
+        expected="no such parameter: it is not applied here",
+        fix=why,
+        param=name,
+    )

@@ -93,6 +93,11 @@ class Program:
             chosen[name] = size if exact else next(entry for entry in table if entry >= size)
         return chosen
 
+    def has(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the executable for exactly these sizes is there."""
+        with self._lock:
+            return tuple(sizes.values()) in self._compiled
+
     def compile(self, sizes: Mapping[str, int]) -> Any:
         """The executable for exactly these sizes, compiled or kept from before."""
         key = tuple(sizes.values())
@@ -144,7 +149,11 @@ class Program:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _part(self, inputs: Arrays, sizes: Sizes) -> dict[str, np.ndarray]:
-        target = self.bucket(sizes)
+        # Rows that are never joined are the function's own matter; a server bounds them per
+        # request.
+        fixed = {n: size for n, size in sizes.items() if n == BATCH and n in self._exact}
+        target = self.bucket({n: size for n, size in sizes.items() if n not in fixed})
+        target = {name: (target | fixed)[name] for name in sizes}
         shapes = self.padded(target)
         whole = {name: _grow(inputs[name], shapes[name]) for name in shapes}
         outputs = self.execute(target, whole)

@@ -1,11 +1,14 @@
 """A directory of models, ``MODEL/N/`` a bundle of version ``N``: loading, swapping, unloading.
 
 A load reads, verifies and warms up every chosen version before any of them serves; if one fails,
-what served before goes on serving.
+what served before goes on serving. At start each model is loaded by itself: one that fails is
+listed with its reason and the others serve. Loads of different models do not wait for one another.
 """
 
+import collections
 import dataclasses
 import logging
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -112,53 +115,94 @@ class Repository:
             raise ServeError("devices", found=len(self._devices), expected=self.settings.devices)
         self._scheduler = scheduler
         self._serving: dict[str, dict[int, Version]] = {}
-        self._reasons: dict[tuple[str, int], str] = {}
+        self._reasons: dict[tuple[str, int | None], str] = {}
+        """Why a version, or a model as a whole, does not serve."""
         self._lock = threading.Lock()
+        """Guards what serves; held for moments, never while a model is loaded."""
+        self._loading: collections.defaultdict[str, threading.Lock] = collections.defaultdict(
+            threading.Lock
+        )
+        """One load or unload of a model at a time."""
 
-    def load_all(self) -> None:
-        """Load the models that the settings name.
+    def load_all(self) -> dict[str, str]:
+        """Load the models that the settings name, each by itself.
+
+        Returns:
+            For each that cannot be loaded the reason; the others serve.
 
         Raises:
-            ServeError: one cannot be loaded.
+            ServeError: a model that the settings name, other than by ``*``, is not there.
         """
-        names: list[str] = []
+        names: dict[str, bool] = {}
         for asked in self.settings.load:
-            names += list(self.models()) if asked == "*" else [asked]
-        for name in dict.fromkeys(names):
-            self.load(name)
+            names |= dict.fromkeys(self.models(), False) if asked == "*" else {asked: True}
+        failed = {}
+        for name, named in names.items():
+            try:
+                self.load(name)
+            except UnknownModel:
+                if named:
+                    raise
+            except Exception as error:  # one model's trouble, whatever it is, is not the others'
+                failed[name] = _reason(error)
+                _log.error("%s: not served: %s", name, failed[name])
+        return failed
 
     def models(self) -> Iterator[str]:
-        """Names of the model directories."""
+        """Names of the model directories: those with a version, or with settings."""
         for entry in sorted(self.path.iterdir()):
-            if entry.is_dir() and _MODEL.fullmatch(entry.name):
+            if not (_MODEL.fullmatch(entry.name) and entry.is_dir()):
+                continue
+            try:
+                found = (entry / SETTINGS).exists() or any(map(_numbered, entry.iterdir()))
+            except OSError as error:
+                self._reasons[entry.name, None] = str(error)
+                found = True
+            if found:
                 yield entry.name
 
-    def load(self, name: str) -> None:
+    def load(self, name: str, isolated: bool = False) -> None:
         """Load or reload a model: its settings and the versions that its policy chooses.
 
         A version that serves already from the same bytes under the same settings stays as it is.
         Blocks for as long as compiling takes.
+
+        Args:
+            name: the model's.
+            isolated: try every new version in a child process first, whatever the settings say.
 
         Raises:
             UnknownModel: no such directory.
             ServeError: a version cannot be loaded; what served before still does.
         """
         directory = self._directory(name)
-        with self._lock:
-            settings = self._settings(directory)
-            present = versions_in(directory)
-            chosen = settings.versions.choose(present)
-            if not chosen:
-                raise ServeError(
-                    f"model {name}",
-                    found="no versions",
-                    expected="directories 1, 2, ... with a bundle each",
-                )
-            old = self._serving.get(name, {})
-            new = {number: self._version(name, number, settings, old) for number in chosen}
-            self._serving = {**self._serving, name: new}
+        with self._loading[name]:
+            try:
+                new, old = self._loaded(directory, isolated)
+            except Exception as error:
+                self._reasons[name, None] = _reason(error)
+                raise
+            self._reasons.pop((name, None), None)
+            with self._lock:
+                self._serving = {**self._serving, name: new}
         _log.info("%s: serving version %s", name, ", ".join(map(str, new)))
         self._retire([v for v in old.values() if new.get(v.number) is not v])
+
+    def _loaded(
+        self, directory: Path, isolated: bool
+    ) -> tuple[dict[int, "Version"], dict[int, "Version"]]:
+        """The versions that shall serve, and those that did."""
+        name = directory.name
+        settings = self._settings(directory)
+        chosen = settings.versions.choose(versions_in(directory))
+        if not chosen:
+            raise ServeError(
+                f"model {name}",
+                found="no versions",
+                expected="directories 1, 2, ... with a bundle each",
+            )
+        old = self._serving.get(name, {})
+        return {n: self._version(name, n, settings, old, isolated) for n in chosen}, old
 
     def unload(self, name: str) -> None:
         """Stop serving a model; requests it has are answered first.
@@ -166,7 +210,9 @@ class Repository:
         Raises:
             UnknownModel: it is not served.
         """
-        with self._lock:
+        if name not in self._serving:
+            raise UnknownModel("model", found=repr(name[:80]), expected="a model that is served")
+        with self._loading[name], self._lock:
             if name not in self._serving:
                 raise UnknownModel(
                     "model", found=repr(name[:80]), expected="a model that is served"
@@ -210,18 +256,30 @@ class Repository:
         return [versions[number] for versions in chosen for number in sorted(versions)]
 
     def index(self, ready: bool = False) -> list[IndexEntry]:
-        """Every version in the directory or serving, with its state."""
+        """Every version in the directory or serving, with its state; a model that failed as a whole
+        has a line without a version."""
         found: set[tuple[str, int]] = set()
+        failed: list[IndexEntry] = []
         for name in self.models():
-            found |= {(name, number) for number in versions_in(self.path / name)}
+            numbers = versions_in(self.path / name) if self._readable(name) else []
+            found |= {(name, number) for number in numbers}
+            reason = self._reasons.get((name, None), "")
+            if not numbers:
+                failed.append(IndexEntry(name, "", UNAVAILABLE, reason))
         live = {(v.model, v.number) for v in self.serving()}
         entries = [
             IndexEntry(name, str(number), READY, "")
             if (name, number) in live
-            else IndexEntry(name, str(number), UNAVAILABLE, self._reasons.get((name, number), ""))
+            else IndexEntry(name, str(number), UNAVAILABLE, self._why_not(name, number))
             for name, number in sorted(found | live)
         ]
-        return [entry for entry in entries if entry.state == READY or not ready]
+        return [entry for entry in entries + failed if entry.state == READY or not ready]
+
+    def _why_not(self, name: str, number: int) -> str:
+        return self._reasons.get((name, number)) or self._reasons.get((name, None), "")
+
+    def _readable(self, name: str) -> bool:
+        return os.access(self.path / name, os.R_OK | os.X_OK)
 
     def close(self) -> None:
         """Stop serving everything."""
@@ -244,7 +302,12 @@ class Repository:
         return config.load(ModelConfig, path).value if path.exists() else ModelConfig()
 
     def _version(
-        self, name: str, number: int, settings: ModelConfig, old: dict[int, Version]
+        self,
+        name: str,
+        number: int,
+        settings: ModelConfig,
+        old: dict[int, Version],
+        isolated: bool,
     ) -> Version:
         path = self.path / name / str(number)
         try:
@@ -254,9 +317,15 @@ class Repository:
                 if digest == before.bundle.digest:
                     return before
             limits = settings.batching
-            bundle = LoadedBundle.load(path, self._devices, limits.buckets)
-        except ZigguratError as error:
-            self._reasons[name, number] = str(error)
+            bundle = LoadedBundle.load(
+                path,
+                self._devices,
+                limits.buckets,
+                custom_calls=self.settings.custom_calls,
+                isolated=isolated or self.settings.untrusted or None,
+            )
+        except Exception as error:
+            self._reasons[name, number] = _reason(error)
             raise
         _log.info("%s %d: %s", name, number, bundle.told)
         self._reasons.pop((name, number), None)
@@ -266,6 +335,16 @@ class Repository:
     def _retire(self, versions: list[Version], linger_s: float = _LINGER_S) -> None:
         for version in versions:
             self._scheduler.retire(version.queue, linger_s)
+
+
+def _numbered(entry: Path) -> bool:
+    return bool(_VERSION.fullmatch(entry.name)) and entry.is_dir()
+
+
+def _reason(error: Exception) -> str:
+    """An error as one line; of one that is not ours also the kind."""
+    text = " ".join(str(error).split())[:500]
+    return text if isinstance(error, ZigguratError) else f"{type(error).__name__}: {text}"
 
 
 def refuse_load_parameters(parameters: dict[str, Any]) -> None:

@@ -19,11 +19,16 @@ from ziggurat import __version__
 from ziggurat.core.errors import ZigguratError
 from ziggurat.serve.app import Part
 from ziggurat.serve.errors import RequestError
+from ziggurat.serve.http import GONE, ClientGone
 from ziggurat.serve.predict import http, model_card
 from ziggurat.serve.predict.batching import Scheduler
+from ziggurat.serve.predict.body import decode_json, inflate
 from ziggurat.serve.predict.config import PredictConfig
+from ziggurat.serve.predict.decoder import Decoder
+from ziggurat.serve.predict.memory import Memory
 from ziggurat.serve.predict.repository import Repository, Version, refuse_load_parameters
 from ziggurat.serve.predict.statistics import Exposed, Statistics
+from ziggurat.serve.tls import Tls
 
 if TYPE_CHECKING:
     from ziggurat.serve.predict.grpc_service import GrpcServer
@@ -57,7 +62,7 @@ class Predict:
         draining: whether the server is about to end; readiness then says no.
 
     Raises:
-        ServeError: there is no such directory or a model in it cannot be loaded.
+        ServeError: there is no such directory, or a model that the settings name is not there.
     """
 
     def __init__(
@@ -73,12 +78,16 @@ class Predict:
         self.started: Callable[[int], None] = lambda port: None
         """Called with the gRPC port when it listens."""
         self.scheduler = Scheduler(self.settings.devices)
-        self.bodies = http.Bodies(self.settings.max_body, max(2**30, 2 * self.settings.max_body))
+        self.memory = Memory(self.settings.max_body, self.settings.memory)
+        """The bytes of all requests under way."""
+        self.decoder = Decoder(self.settings.max_body)
         try:
             self.repository = Repository(path, self.scheduler, self.settings)
-            self.repository.load_all()
+            self.failed = self.repository.load_all()
+            """Models that could not be loaded at start, with the reasons."""
         except BaseException:
             self.scheduler.close()
+            self.decoder.close()
             raise
 
     def __enter__(self) -> "Predict":
@@ -91,6 +100,7 @@ class Predict:
         """Stop serving; waiting requests are refused."""
         self.repository.close()
         self.scheduler.close()
+        self.decoder.close()
 
     @property
     def ready(self) -> bool:
@@ -104,7 +114,7 @@ class Predict:
     def routes(self) -> list[BaseRoute]:
         """Routes below ``/v2`` for the server's application."""
         model = "/v2/models/{model}"
-        infer = http.Infer(self.repository, self.bodies, self._fail)
+        infer = http.Infer(self.repository, self.memory, self.decoder, self._fail)
         post = {
             "/v2/repository/index": self._index,
             "/v2/repository/models/{model}/load": self._load,
@@ -114,6 +124,7 @@ class Predict:
             "/v2/health/live": self._live,
             "/v2/health/ready": self._ready,
             "/v2": self._server,
+            "/v2/": self._server,
             "/v2/models/stats": self._statistics,
         }
         for prefix in (model, model + "/versions/{version}"):
@@ -136,18 +147,30 @@ class Predict:
         ]
 
     def part(
-        self, grpc_address: str | None = None, keys: Sequence[str] = (), drain_seconds: int = 60
+        self,
+        grpc_address: str | None = None,
+        keys: Sequence[str] = (),
+        drain_seconds: int = 60,
+        *,
+        admin_keys: Sequence[str] = (),
+        tls: Tls | None = None,
     ) -> Part:
         """What this adds to the server's application; arguments as of :meth:`running`."""
 
         def running() -> contextlib.AbstractAsyncContextManager[None]:
-            return self.running(grpc_address, keys, drain_seconds)
+            return self.running(grpc_address, keys, drain_seconds, admin_keys=admin_keys, tls=tls)
 
         return Part(routes=self.routes(), ready=lambda: self.ready, running=running)
 
     @contextlib.asynccontextmanager
     async def running(
-        self, grpc_address: str | None = None, keys: Sequence[str] = (), drain_seconds: int = 60
+        self,
+        grpc_address: str | None = None,
+        keys: Sequence[str] = (),
+        drain_seconds: int = 60,
+        *,
+        admin_keys: Sequence[str] = (),
+        tls: Tls | None = None,
     ) -> AsyncIterator[None]:
         """Within it the models are served on this event loop; HTTP by whoever mounts the routes,
         gRPC here. At its end calls under way are finished.
@@ -156,6 +179,8 @@ class Predict:
             grpc_address: ``HOST:PORT`` of the gRPC server; none by default.
             keys: with any, calls need one of them as ``authorization: Bearer KEY``.
             drain_seconds: how long calls may take to finish.
+            admin_keys: with any, loading and unloading need one of them; they open the rest too.
+            tls: certificate and key of the gRPC port; without, it speaks plain text.
 
         Raises:
             ServeError: the gRPC port is in use.
@@ -165,7 +190,7 @@ class Predict:
             return
         from ziggurat.serve.predict.grpc_service import GrpcServer
 
-        self.grpc = GrpcServer(self, grpc_address, keys)
+        self.grpc = GrpcServer(self, grpc_address, keys, admin_keys=admin_keys, tls=tls)
         await self.grpc.start()
         self.started(self.grpc.port)
         try:
@@ -196,7 +221,7 @@ class Predict:
         """
         self._check_control()
         refuse_load_parameters(parameters)
-        await run_in_threadpool(self.repository.load, name)
+        await run_in_threadpool(self.repository.load, name, True)
 
     async def unload(self, name: str, parameters: dict[str, Any]) -> None:
         """Unload a model, off the event loop.
@@ -229,8 +254,8 @@ class Predict:
         async def call(request: Request) -> Response:
             try:
                 return await handler(request)
-            except http.ClientLeft:
-                return Response(status_code=499)
+            except ClientGone:
+                return Response(status_code=GONE)
             except Exception as error:
                 status, text = describe(error)
                 return _json({"error": text}, status)
@@ -294,11 +319,12 @@ class Predict:
         raise HTTPException(404, f"no such endpoint: {request.method} {request.url.path[:200]}")
 
     async def _body(self, request: Request, kind: type[Any]) -> Any:
-        held: list[int] = []
-        small = http.Bodies(_SMALL, _SMALL)
-        encoding = http.header(request.scope, b"content-encoding")
-        body = await small.read(request.receive, encoding, held)
-        return http.decode_json(msgspec.json.Decoder(kind), body or b"{}", "body")
+        held = Memory(_SMALL, 17 * _SMALL).open()
+        body = await http.read_body(request.receive, held)
+        encoding = http.header(request.scope, b"content-encoding").decode("latin-1")
+        if encoding not in ("", "identity"):
+            body = inflate(body, encoding, _SMALL)
+        return decode_json(msgspec.json.Decoder(kind), body or b"{}", "body")
 
 
 def describe(error: Exception) -> tuple[int, str]:

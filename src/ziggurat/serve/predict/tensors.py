@@ -18,6 +18,11 @@ from jaxtyping import Shaped
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.predict.signature import DATATYPES, Tensor
 
+_LARGE = 2**18
+"""Bytes of a list of numbers from which it is read in pieces."""
+_PIECE = 2**14
+"""Values written at once; between pieces other threads run."""
+_json = msgspec.json.Encoder()
 _BLANK = b" \t\r\n"
 CONTENTS: dict[str, tuple[str, ...]] = {
     "bool_contents": ("BOOL",),
@@ -99,14 +104,45 @@ def from_json(raw: msgspec.Raw, tensor: Tensor, shape: Sequence[int]) -> Shaped[
         RequestError: not such a list, or a value that the type cannot hold.
     """
     where = f"input {tensor.name}: data"
-    depth = _depth(memoryview(raw), len(shape))
+    depth, count = _depth(memoryview(raw), len(shape)), math.prod(shape)
+    if len(raw) > _LARGE:
+        # Rows and values are parted by one comma fewer than there are values: told before any is
+        # turned into an object.
+        found = bytes(raw).count(b",") + 1
+        if found != max(count, 1):
+            text = f"{found} values"
+            raise RequestError(
+                where, found=text, expected=f"shape {list(shape)}", param=tensor.name
+            )
+        if depth == 1:
+            return _in_pieces(raw, tensor, shape, where)
+    values = _decoded(raw, depth, tensor, where)
+    return from_values(values, tensor, shape, where)
+
+
+def _in_pieces(raw: msgspec.Raw, tensor: Tensor, shape: Sequence[int], where: str) -> np.ndarray:
+    """A long flat list, without ever holding more than a piece of it as objects."""
+    text = bytes(raw).strip()
+    whole, at, begin = np.empty(math.prod(shape), tensor.dtype), 0, 1
+    while begin < len(text):
+        end = text.find(b",", begin + _LARGE)
+        end = len(text) - 1 if end < 0 else end
+        piece = text[begin:end]
+        count = piece.count(b",") + 1
+        part = _decoded(b"[" + piece + b"]", 1, tensor, where)
+        part = from_values(part, tensor, [count], where)
+        whole[at : at + count] = part
+        at, begin = at + count, end + 1
+    return whole.reshape(tuple(shape))
+
+
+def _decoded(raw: Any, depth: int, tensor: Tensor, where: str) -> list[Any]:
     try:
-        values = _list_decoder(tensor.dtype.kind, depth).decode(raw)
-    except msgspec.ValidationError as error:
+        return _list_decoder(tensor.dtype.kind, depth).decode(raw)
+    except msgspec.DecodeError as error:
         raise RequestError(
             where, found=str(error), expected=f"a list of {tensor.datatype}", param=tensor.name
         ) from None
-    return from_values(values, tensor, shape, where)
 
 
 def from_values(
@@ -119,7 +155,10 @@ def from_values(
     """
     try:
         with np.errstate(over="raise"):
-            array = np.array(values, tensor.dtype)
+            listed = isinstance(values, list)
+            array = np.array(values, tensor.dtype) if listed else _flat(values, tensor.dtype)
+            if tensor.datatype == "BF16" and not np.isfinite(array).all():
+                raise OverflowError  # ml_dtypes rounds to infinity without a word
     except (OverflowError, FloatingPointError):
         raise RequestError(
             where,
@@ -141,14 +180,19 @@ def from_values(
     return array.reshape(tuple(shape))
 
 
+def _flat(values: Sequence[Any], dtype: np.dtype) -> np.ndarray:
+    """An array from protobuf's repeated numbers, without a list of them in between."""
+    return np.fromiter(values, dtype, len(values))
+
+
 def to_bytes(array: Shaped[np.ndarray, "..."]) -> memoryview:
     """Row-major little-endian bytes; a view if the array is contiguous."""
     flat = np.ascontiguousarray(array).reshape(-1)
     return flat.view(np.uint8).data
 
 
-def to_json(array: Shaped[np.ndarray, "..."], name: str) -> list[Any]:
-    """Values as a flat list.
+def to_json(array: Shaped[np.ndarray, "..."], name: str) -> bytes:
+    """Values as the text of a flat list, written piece by piece.
 
     Raises:
         RequestError: a value is not finite, which JSON cannot say.
@@ -161,7 +205,11 @@ def to_json(array: Shaped[np.ndarray, "..."], name: str) -> list[Any]:
             fix="ask for binary_data",
             param=name,
         )
-    return array.ravel().tolist()
+    flat = array.ravel()
+    pieces = [_json.encode(flat[i : i + _PIECE].tolist()) for i in range(0, flat.size, _PIECE)]
+    if len(pieces) == 1:
+        return pieces[0]
+    return b"[" + b",".join(piece[1:-1] for piece in pieces) + b"]"
 
 
 def _depth(raw: memoryview, rank: int) -> int:

@@ -1,0 +1,85 @@
+"""Loading a bundle in a child process first, so that a crash there is an error here.
+
+XLA's compiler and the libraries that a program calls are native code; what a bundle's author has
+made them do shows in the child. It loads the bundle as the server would, on the CPU, with the same
+sizes.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ziggurat.core.errors import ZigguratError
+from ziggurat.serve.predict.manifest import BundleError, Manifest
+
+SECONDS = 600
+"""How long loading may take in the child."""
+_REFUSED = 2
+
+
+def load(
+    path: Path, manifest: Manifest, batch_sizes: Sequence[int], allowed: Sequence[str] = ()
+) -> None:
+    """Load a bundle in a child process; without a program for the CPU nothing is tried.
+
+    Raises:
+        BundleError: the child refused it, crashed, or did not end.
+    """
+    if "cpu" not in manifest.platforms:
+        return
+    asked = json.dumps([str(path), list(batch_sizes), list(allowed)])
+    command = [sys.executable, "-m", __name__, asked]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, env=environment, timeout=SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise BundleError(
+            f"bundle {path}", found=f"no end of loading in {SECONDS} s", expected="a smaller one"
+        ) from None
+    except OSError as error:
+        raise BundleError(
+            f"bundle {path}",
+            found=f"no child process to try it in: {error.strerror}",
+            expected="one",
+            fix="try again later",
+        ) from None
+    if done.returncode == 0:
+        return
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    last = lines[-1][:500] if lines else ""
+    if done.returncode == _REFUSED:
+        raise BundleError(last)
+    ended = f"exit code {done.returncode}"
+    if done.returncode < 0:
+        ended = signal.Signals(-done.returncode).name
+    raise BundleError(
+        f"bundle {path}",
+        found=f"the process that tried it ended with {ended}",
+        expected="a bundle that loads",
+        fix="do not serve it",
+    )
+
+
+def main(asked: str) -> int:
+    """The child: load and end."""
+    from ziggurat.serve.predict.bundle import LoadedBundle
+
+    path, batch_sizes, allowed = json.loads(asked)
+    try:
+        LoadedBundle.load(Path(path), batch_sizes=batch_sizes, custom_calls=allowed)
+    except ZigguratError as error:
+        print(error, file=sys.stderr)
+        return _REFUSED
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1])
+    sys.stderr.flush()
+    os._exit(code)  # nothing to tidy up; an interpreter's end might crash in what the bundle did

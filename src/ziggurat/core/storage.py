@@ -55,6 +55,6 @@ def naming(path: Path | str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno is not None:  # else the name hides the text
             error.filename = os.fspath(path)
         raise

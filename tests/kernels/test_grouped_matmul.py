@@ -11,6 +11,8 @@ from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ConfigError, ShapeError
 from ziggurat.kernels.grouped_matmul import IMPLEMENTATIONS, blocked, grouped_matmul
+from ziggurat.kernels.linear import LoraWeight, WeightFormat, dense, quantized
+from ziggurat.quantize.weights import quantize_array
 
 ROWS = 13
 GROUPS = {  # sizes of the groups of 13 rows
@@ -122,3 +124,43 @@ def test_unknown_implementation():
         grouped_matmul(
             jnp.ones((1, 2)), jnp.ones((1, 2, 1)), jnp.array([1]), implementation="raged"
         )
+
+
+@pytest.mark.parametrize("sizes", [GROUPS["uneven"], GROUPS["rows of no group"]])
+@pytest.mark.parametrize(
+    "format",
+    [
+        WeightFormat("int8", "int8"),
+        WeightFormat("fp8_e4m3", "fp8_e4m3"),
+        WeightFormat("int4", "int8", 4),
+        WeightFormat("int8", "int8", 4, True, 4),
+        WeightFormat("int8"),
+    ],
+    ids=str,
+)
+def test_quantised_groups_are_each_the_quantised_product(format, sizes):
+    """Experts' activations are rounded where the format says so, as in a layer without experts."""
+    x, kernel, _ = inputs(ROWS, len(sizes))
+    x, weight = jnp.asarray(x, jnp.float32), quantize_array(jnp.asarray(kernel), format, -2)
+    found = np.asarray(grouped_matmul(x, weight, jnp.array(sizes)))
+    expected, start = np.zeros(found.shape, np.float32), 0
+    for group, size in enumerate(sizes):
+        rows = slice(start, start + size)
+        if size:  # Qwix quantises no empty arrays
+            expected[rows] = quantized.product(x[rows], weight[group])
+        start += size
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    plain = grouped_matmul(x, dense(weight), jnp.array(sizes))
+    assert (np.abs(found - plain).max() > 1e-3) == (format.activation is not None)
+
+
+def test_an_adapted_quantised_expert_rounds_what_its_base_multiplies():
+    x, kernel, _ = inputs(ROWS, 4)
+    sizes = jnp.array(GROUPS["even"])
+    rng = np.random.default_rng(1)
+    a, b = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((4, 8, 2), (4, 2, 6)))
+    base = quantize_array(jnp.asarray(kernel), WeightFormat("int8", "int8"), -2)
+    x = jnp.asarray(x, jnp.float32)
+    found = grouped_matmul(x, LoraWeight(base, a, b, 0.5), sizes)
+    added = grouped_matmul(grouped_matmul(x, a, sizes), b, sizes)
+    np.testing.assert_allclose(found, grouped_matmul(x, base, sizes) + 0.5 * added, atol=1e-5)

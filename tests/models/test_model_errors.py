@@ -12,7 +12,9 @@ from ziggurat.checkpoint import write_sharded
 from ziggurat.core.errors import CheckpointError, ModelError, ShardingError, ZigguratError
 from ziggurat.mesh import MeshConfig, build
 from ziggurat.models import LlamaConfig, family_for_architecture, pretrained
-from ziggurat.models.llama.hf import from_gguf, from_hf, to_hf
+from ziggurat.models.llama.gguf import from_gguf
+from ziggurat.models.llama.hf import from_hf, to_hf
+from ziggurat.nn.rope import frequencies
 
 CASE = "llama/one-layer"
 GGUF = {
@@ -174,13 +176,17 @@ def test_tensors_that_do_not_fit(tmp_path, change, parts):
         assert part in line(caught), line(caught)
 
 
+def inverse_wavelengths(config):
+    return frequencies(config.rope, config.channels_per_head)[0]
+
+
 def test_buffers_and_tied_copies_are_passed_over(tmp_path):
     from ziggurat.models.weight_names import import_weights
 
     case = ours("llama/tied")
     extra = {
         "lm_head.weight": case.theirs["model.embed_tokens.weight"],
-        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, "f4"),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": inverse_wavelengths(case.config),
     }
     write(tmp_path, families.load("llama/tied").config, dict(case.theirs) | extra)
     with pytest.raises(ZigguratError, match="tokenizer"):  # all that is missing now

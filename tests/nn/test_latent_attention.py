@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from tests.quick_jit import quick_jit
 
+from ziggurat.kernels.linear import WeightFormat
 from ziggurat.nn import (
     AttentionRule,
     Cached,
@@ -19,6 +20,7 @@ from ziggurat.nn import (
     RopeConfig,
 )
 from ziggurat.nn.rope import rotation
+from ziggurat.quantize.weights import quantize_array
 
 CONFIG = LatentAttentionConfig(
     heads=3,
@@ -33,14 +35,21 @@ CONFIG = LatentAttentionConfig(
 WIDTH, ROWS, TOKENS = 12, 2, 9
 
 
-@pytest.mark.parametrize("query_latent", [10, None])
-def test_absorbed_equals_expanded(query_latent):
-    """Tolerance 1e-5 on results of order one: the same products in another order."""
+@pytest.mark.parametrize(
+    ("query_latent", "format"),
+    [(10, None), (None, None), (None, WeightFormat("int8", "int8")), (None, WeightFormat("int8"))],
+)
+def test_absorbed_equals_expanded(query_latent, format):
+    """Tolerance 1e-5 on results of order one: the same products in another order. Quantised, the
+    compressed vector is rounded once and cached so."""
     config = dataclasses.replace(CONFIG, query_latent=query_latent)
     built = config.build(WIDTH, 0.3, Precision(), nnx.Rngs(params=0))
     graph, state = nnx.split(built)
     rng = np.random.default_rng(0)
     state = jax.tree.map(lambda x: jnp.asarray(0.4 * rng.normal(size=x.shape), x.dtype), state)
+    if format is not None:
+        kernel = quantize_array(state["expand"]["kernel"][...], format, -2)
+        state["expand"]["kernel"] = state["expand"]["kernel"].replace(kernel)
     x = jnp.asarray(rng.normal(size=(ROWS, TOKENS, WIDTH)), jnp.float32)
     shape = config.cache
     assert (shape.kv_heads, shape.key_dim, shape.value_dim) == (1, 12, 8)

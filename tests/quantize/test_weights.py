@@ -137,12 +137,14 @@ def test_windows(tmp_path):
     files = [tmp_path / "a", tmp_path / "b"]
     files[0].write_text("x" * 25)
     files[1].write_text("y" * 25)
-    rows = evaluation.windows(files, byte_level(), tokens=30, length=9)
+    rows = evaluation.windows(files, byte_level(), tokens=30, length=9, vocab_size=257)
+    with pytest.raises(DataError, match="vocabulary"):
+        evaluation.windows(files, byte_level(), tokens=30, length=9, vocab_size=64)
     assert rows.shape == (4, 10)
     with pytest.raises(DataError, match="found 50 tokens; expected over 60"):
-        evaluation.windows(files, byte_level(), tokens=30, length=60)
+        evaluation.windows(files, byte_level(), tokens=30, length=60, vocab_size=257)
     with pytest.raises(DataError, match="No such file"):
-        evaluation.windows([tmp_path / "c"], byte_level(), tokens=30, length=9)
+        evaluation.windows([tmp_path / "c"], byte_level(), tokens=30, length=9, vocab_size=257)
 
 
 def test_compare_and_the_page(params, done, tmp_path):

@@ -28,7 +28,7 @@ KEY = "sesame"
 class Counts:
     """Embeds a text as its length, the sum of its ids, and 1."""
 
-    max_length, dimension = 12, 3
+    max_length, dimension, vocab_size = 12, 3, 512
 
     def __init__(self):
         self.together, self.most = 0, 0

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Shaped
 
@@ -15,6 +16,8 @@ from ziggurat.core.errors import CheckpointError, did_you_mean
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Token types of ``tokenizer.ggml.token_type``."""
+
+_FLOATS = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +110,11 @@ class GgufFile:
 
     def __contains__(self, name: object) -> bool:
         return name in self.tensors
+
+    def dtype_of(self, name: str) -> np.dtype:
+        """Type in which a tensor's values are stored; float32 for what is dequantised."""
+        kind = self.tensors[name].quantization
+        return np.dtype(_FLOATS.get(kind, np.float32))
 
     def read(self, name: str) -> Shaped[np.ndarray, "..."]:
         """One tensor as float32 in row-major order; integer tensors keep their type.

@@ -126,6 +126,10 @@ class SafetensorsDirectory:
             )
         return self.tensors[name]
 
+    def dtype_of(self, name: str) -> np.dtype:
+        """Type of a tensor."""
+        return self.info(name).dtype
+
     def read(self, name: str) -> Shaped[np.ndarray, "..."]:
         """One tensor as a read-only array backed by the mapped file."""
         info = self.info(name)

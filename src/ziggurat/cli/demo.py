@@ -117,6 +117,7 @@ def _export(directory: Path) -> Path:
         _fact(file.name, f"{file.stat().st_size:,} bytes")
     if proof.available():
         result = proof.against_transformers(exported, pretrained.load(exported))
+        proof.require(result, exported)
         difference = result["max_logit_difference"]
         _fact(
             "reloaded by transformers", f"{result['transformers']}, logits within {difference:.1e}"

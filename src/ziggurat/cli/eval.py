@@ -226,7 +226,8 @@ def _on_text(loaded: Any, text: tuple[Path, ...], tokens: int) -> dict[str, floa
     from ziggurat.quantize import evaluation
 
     length = min(WINDOW, loaded.model.config.max_sequence_length)
-    rows = evaluation.windows(text, loaded.tokenizer, tokens, length)
+    size = loaded.model.config.vocab_size
+    rows = evaluation.windows(text, loaded.tokenizer, tokens, length, size)
     loss = evaluation.mean_loss(loaded.model.logits, loaded.params, rows)
     return {
         "eval_loss": loss,

@@ -36,7 +36,7 @@ def export(
             a diffusion model; weights: a .pt file, a DCP or Orbax directory, safetensors, a run or
             a checkpoint step.
         output: new directory or file.
-        dtype: hf, diffusers: type of the stored weights, default float32.
+        dtype: hf, diffusers: type of the stored weights; default each weight's own.
         max_shard_gb: hf, diffusers: largest safetensors file, in GB; default 5.
         to: weights: the container: safetensors (a file if the output's name ends so), pt (a file
             for torch.load), distcp (for torch.distributed.checkpoint) or orbax.
@@ -63,7 +63,7 @@ def export(
     from ziggurat.nn.precision import Precision
 
     shard = int((5.0 if max_shard_gb is None else max_shard_gb) * 10**9)
-    stored = Precision(param=dtype or "float32")
+    stored = Precision(param=dtype or "float32", as_stored=dtype is None)
     if kind == "diffusers":
         from ziggurat.models import diffusers_layout, image_pipeline
 

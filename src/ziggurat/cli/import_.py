@@ -1,5 +1,6 @@
 """``ziggurat import``: read a published model, or another program's checkpoint, into ours."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +12,15 @@ EXAMPLE = """ziggurat import hf DOWNLOADS/SmolLM2-135M --output models/smollm2
   ziggurat import weights ckpt.pt --config DOWNLOADS/SmolLM2-135M --output models/tuned"""
 
 
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
 def import_(
     kind: Literal["hf", "gguf", "diffusers", "weights"],
     source: Path,
     /,
     output: Path,
+    dtype: Dtype | None = None,
     verify: Literal["auto", "always", "never"] = "auto",
     config: Path | None = None,
     prefix_strip: str | None = None,
@@ -31,70 +36,120 @@ def import_(
         source: the directory or file, or a repository of the Hugging Face hub: owner/name,
             owner/name@revision, owner/name/FILE.gguf.
         output: new directory for the checkpoint.
-        verify: hf and gguf: compare logits with transformers and keep the result beside the
-            weights; auto: if transformers is installed and the weights are floats.
+        dtype: type of the stored weights; default each weight's own (GGUF's quantised weights:
+            float32).
+        verify: hf and gguf: compare logits with transformers, refuse the model if they differ, and
+            keep the result beside the weights; auto: if transformers is installed and the weights
+            are floats.
         config: weights: the directory of config.json and tokenizer.json, or that config.json.
         prefix_strip: weights: what stands before each tensor's name; default: found out.
         item: weights: which tree of an Orbax checkpoint or of a step, such as params.
     """
+    from ziggurat.nn.precision import Precision
+
     source = hub.local(source)
     _check_kind(kind, source)
+    precision = Precision(param=dtype or "float32", as_stored=dtype is None)
     options = {"config": config, "prefix-strip": prefix_strip, "item": item}
     if kind == "weights":
-        return _import_weights(source, output, verify, config, prefix_strip, item)
+        return _import_weights(source, output, verify, config, prefix_strip, item, precision)
     for option, value in options.items():
         if value is not None:
             raise ConfigError(
                 f"import {kind} --{option}", found=value, expected="this option for weights only"
             )
     if kind == "diffusers":
-        return _import_diffusers(source, output, verify)
+        return _import_diffusers(source, output, verify, precision)
     from ziggurat.models import pretrained, pretrained_encoder, proof
     from ziggurat.models.quantized import formats_of
 
-    out = console.output()
     if kind == "hf" and pretrained_encoder.is_encoder(source):
-        return _import_encoder(source, output, verify)
-    model = pretrained.load(source)
-    out.print(f"{model.model.config.kind}: {model.model.parameter_count:,} parameters")
+        return _import_encoder(source, output, verify, precision)
+    model = pretrained.load(source, precision=precision)
+    _say_what(model.model.config.kind, model.model.parameter_count, model.params)
     records: dict[str, Any] = {"source": hub.name_of(source)}
     quantised = formats_of(model.params)
     if quantised:
-        out.print(f"{len(quantised)} quantised weights, kept so")
-    if verify == "always" or (verify == "auto" and proof.available() and not quantised):
-        records["proof"] = proof.against_transformers(source, model)
-        out.print(
-            "largest logit difference from transformers: "
-            f"{records['proof']['max_logit_difference']:.2e}, "
-            f"KL {records['proof']['kl_divergence']:.2e} over {records['proof']['tokens']} tokens"
-        )
+        console.output().print(f"{len(quantised)} quantised weights, kept so")
+    why = "its weights are quantised; --verify always compares" if quantised else ""
+    records |= _proven(verify, source, why, lambda: proof.against_transformers(source, model))
     path = pretrained.save(model, output, records)
-    out.print(f"written: {path}")
+    console.output().print(f"written: {path}")
     return 0
 
 
-def _import_encoder(source: Path, output: Path, verify: str) -> int:
-    from ziggurat.models import pretrained_encoder, proof
+def _proven(verify: str, source: Path, why_not: str, compare: Callable[[], Any]) -> dict[str, Any]:
+    """The record of a comparison with transformers, or a line that says why there is none.
+
+    Args:
+        verify: always, auto or never.
+        source: what was read.
+        why_not: a reason against comparing if nobody insists; empty: none.
+        compare: makes the comparison.
+
+    Raises:
+        ProofError: the models differ.
+        EnvironmentError, UnreadableError: there must be a comparison, and cannot be.
+    """
+    from ziggurat.models import proof
 
     out = console.output()
-    encoder = pretrained_encoder.load(source)
-    sentence = encoder.sentence
-    out.print(
-        f"{encoder.model.config.kind}: {encoder.model.parameter_count:,} parameters; texts to "
-        f"{sentence.max_length} tokens, pooling {sentence.pooling}"
-        + (", normalised" if sentence.normalize else "")
+    if verify == "never":
+        why_not = "--verify never"
+    elif verify == "auto" and not why_not and not proof.available():
+        why_not = "transformers or torch is not installed (pip install 'ziggurat[oracle]')"
+    if verify != "always" and why_not:
+        out.print(f"not compared with transformers: {why_not}", markup=False, soft_wrap=True)
+        return {}
+    try:
+        found = compare()
+    except proof.UnreadableError as error:
+        if verify == "always":
+            raise
+        out.print(f"not compared: {error}", markup=False, soft_wrap=True)
+        return {}
+    proof.require(found, source)
+    tolerance = f"tolerance {found['tolerance']:.1e}"
+    if "max_logit_difference" in found:
+        said = (
+            f"largest logit difference from transformers: {found['max_logit_difference']:.2e} "
+            f"({tolerance}), KL {found['kl_divergence']:.2e} over {found['tokens']} tokens"
+        )
+    else:
+        difference = found["max_state_difference"]
+        said = f"largest difference of states from transformers: {difference:.2e} ({tolerance})"
+    out.print(said, soft_wrap=True)
+    return {"proof": found}
+
+
+def _say_what(kind: str, count: int, params: Any, more: str = "") -> None:
+    from ziggurat.models.placing import float_type
+
+    console.output().print(
+        f"{kind}: {count:,} parameters, {float_type(params)}{more}", soft_wrap=True
     )
+
+
+def _import_encoder(source: Path, output: Path, verify: str, precision: Any) -> int:
+    from ziggurat.models import pretrained_encoder, proof
+
+    encoder = pretrained_encoder.load(source, precision=precision)
+    sentence = encoder.sentence
+    pooling = f"pooling {sentence.pooling}" + (", normalised" if sentence.normalize else "")
+    more = f"; texts to {sentence.max_length} tokens, {pooling}"
+    _say_what(encoder.model.config.kind, encoder.model.parameter_count, encoder.params, more)
+
+    def compare() -> Any:
+        return proof.encoder_against_transformers(source, encoder)
+
     records: dict[str, Any] = {"source": hub.name_of(source)}
-    if verify == "always" or (verify == "auto" and proof.available()):
-        records["proof"] = proof.encoder_against_transformers(source, encoder)
-        difference = records["proof"]["max_state_difference"]
-        out.print(f"largest difference of states from transformers: {difference:.2e}")
+    records |= _proven(verify, source, "", compare)
     path = pretrained_encoder.save(encoder, output, records)
-    out.print(f"written: {path}")
+    console.output().print(f"written: {path}")
     return 0
 
 
-def _import_diffusers(source: Path, output: Path, verify: str) -> int:
+def _import_diffusers(source: Path, output: Path, verify: str, precision: Any) -> int:
     if verify == "always":
         raise ConfigError(
             "import diffusers --verify", found="always", expected="auto or never: nothing compares"
@@ -102,11 +157,12 @@ def _import_diffusers(source: Path, output: Path, verify: str) -> int:
     from ziggurat.models import diffusers_layout, image_pipeline
 
     out = console.output()
-    pipeline = diffusers_layout.load(source)
+    pipeline = diffusers_layout.load(source, precision=precision)
     latents = pipeline.autoencoder
     beside = "" if latents is None else f", autoencoder {latents.parameter_count:,}"
     kind = pipeline.model.config.kind
-    out.print(f"{kind}: {pipeline.model.parameter_count:,} parameters{beside}")
+    _say_what(kind, pipeline.model.parameter_count, pipeline.weights, beside)
+    out.print("not compared with diffusers: import does so for language models and encoders")
     path = image_pipeline.save(pipeline, output, {"source": hub.name_of(source)})
     out.print(f"written: {path}", soft_wrap=True)
     return 0
@@ -119,6 +175,7 @@ def _import_weights(
     config: Path | None,
     prefix: str | None,
     item: str | None,
+    precision: Any,
 ) -> int:
     if verify == "always":
         raise ConfigError(
@@ -142,11 +199,14 @@ def _import_weights(
     if prefix and not prefix.endswith("."):
         prefix += "."
     with foreign.open(source, item) as tensors:
-        model, naming = foreign_weights.load(tensors, directory, prefix=prefix, source=str(source))
+        model, naming = foreign_weights.load(
+            tensors, directory, prefix=prefix, source=str(source), precision=precision
+        )
     under = f" under {naming.prefix!r}" if naming.prefix else ""
     left = f", {naming.left_out} other tensors left out" if naming.left_out else ""
     out.print(f"{tensors.kind}: names of {naming.style}{under}{left}", markup=False)
-    out.print(f"{model.model.config.kind}: {model.model.parameter_count:,} parameters")
+    _say_what(model.model.config.kind, model.model.parameter_count, model.params)
+    out.print("not compared with transformers: it does not read this source", soft_wrap=True)
     records = {"source": source.name, "container": tensors.kind, "prefix": naming.prefix}
     path = pretrained.save(model, output, records)
     out.print(f"written: {path}")

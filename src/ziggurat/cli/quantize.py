@@ -75,7 +75,8 @@ def _compare(loaded: Any, after: Any, text: tuple[Path, ...], tokens: int) -> An
 
     length = min(WINDOW, loaded.model.config.max_sequence_length)
     files = text or evaluation.default_text()
-    rows = evaluation.windows(files, loaded.tokenizer, tokens, length)
+    size = loaded.model.config.vocab_size
+    rows = evaluation.windows(files, loaded.tokenizer, tokens, length, size)
     with _progress("comparing") as told:
         return evaluation.compare(loaded.model.logits, loaded.params, after, rows, told)
 

@@ -46,6 +46,7 @@ from ziggurat.data.tokenizers import (
     tokenizer,
     train_bpe,
 )
+from ziggurat.data.vocabulary import check_ids
 
 __all__ = [
     "AnswerDataset",
@@ -85,6 +86,7 @@ __all__ = [
     "build_answers",
     "build_images",
     "byte_level",
+    "check_ids",
     "documents",
     "open_images",
     "read",

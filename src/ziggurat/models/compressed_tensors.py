@@ -211,6 +211,13 @@ class _Decoded:
             elif last != "weight_shape":
                 yield name
 
+    def dtype_of(self, name: str) -> np.dtype:
+        """Type of a tensor; quantised values have one of their own."""
+        module, _, last = name.rpartition(".")
+        if module in self._modules and last != "weight_scale":
+            return np.dtype(np.int8)
+        return self._tensors.dtype_of(name)
+
     def read(self, name: str) -> np.ndarray:
         module, _, last = name.rpartition(".")
         format = self._modules.get(module)

@@ -98,7 +98,9 @@ def load_transformer(
         layers=settings.n_layers,
         ignored=lambda name: dit_files.ignored(settings, name),
         place=placement(model.shardings(layout) if layout is not None else {}),
+        as_stored=model.precision.as_stored,
     )
+    dit_files.check_positions(settings, tensors)
     return model, params
 
 
@@ -115,7 +117,14 @@ def load_autoencoder(
     tensors = SafetensorsDirectory(path, STEM)
     old = any(name.endswith(".proj_attn.weight") for name in tensors)
     names = autoencoder_files.names(named_leaves(model.abstract), old_attention=old)
-    params = import_weights(names, tensors, model.abstract, layers=0, place=placement({}))
+    params = import_weights(
+        names,
+        tensors,
+        model.abstract,
+        layers=0,
+        place=placement({}),
+        as_stored=model.precision.as_stored,
+    )
     return model, params
 
 

@@ -22,9 +22,11 @@ import numpy as np
 from ziggurat.core.errors import CheckpointError, ModelError, did_you_mean
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
-from ziggurat.models import pretrained
+from ziggurat.models import pretrained, token_ids
+from ziggurat.models.dropped_tensors import check_dropped, stored_head
 from ziggurat.models.family import Family
-from ziggurat.models.llama.hf import gguf_names
+from ziggurat.models.language_model import LanguageModel
+from ziggurat.models.llama.gguf import gguf_names
 from ziggurat.models.weight_names import TensorSource, WeightName
 from ziggurat.nn.precision import Precision
 
@@ -32,6 +34,7 @@ WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 """Segments that PyTorch puts between names when it compiles, shards or checkpoints a module."""
 TRAINING = ("optimizer", "optim", "lr_scheduler", "train_state", "dataloader", "rng_state", "loops")
 """How the first segment of a name begins where a trainer keeps its own state."""
+_ALONE = ", one matrix for both ends"
 _BUFFERS = ("rotary_emb.inv_freq", "freqs_cis")
 _TORCHTITAN = {
     "token_embd": "tok_embeddings",
@@ -95,13 +98,19 @@ def load(
     tokenizer = HuggingFaceTokenizer.load(directory)
     bare = _unwrapped(tensors)
     layers = model.decoder.n_layers
-    naming = find_naming(bare, styles(family, model.config), layers, prefix)
-    view = _View(
-        tensors, bare, naming, _expected(naming.names, layers), model.decoder.tie_embeddings
-    )
-    params = pretrained.read_weights(family, model, naming.names, view, layout)
+    tables = styles(family, model.config)
+    naming = find_naming(bare, tables | _heads_alone(family, model.config), layers, prefix)
+    view = _View(tensors, bare, naming, _expected(naming.names, layers))
+    head = stored_head(model.config, lambda config: _table(family, config, naming), view)
+    if head.config != model.config:
+        model = LanguageModel.build(head.config, precision)
+    check_dropped(view.buffers, tensors, model.decoder)
+    params = pretrained.read_weights(family, model, head, view, layout)
+    token_ids.warn_of_larger(tokenizer, model.config.vocab_size, directory)
     name = Path(source).stem or directory.name
-    return pretrained.Pretrained(model, params, tokenizer, name, source), naming
+    ids = token_ids.stated(pretrained.hf_family(directory)[1])
+    made = pretrained.Pretrained(model.typed_as(params), params, tokenizer, name, source, ids)
+    return made, naming
 
 
 def styles(family: Family, config: Any) -> dict[str, tuple[WeightName, ...]]:
@@ -115,6 +124,26 @@ def styles(family: Family, config: Any) -> dict[str, tuple[WeightName, ...]]:
     if family.name == "llama":
         tables["TorchTitan"] = tuple(torchtitan_names(config))
     return tables
+
+
+def _heads_alone(family: Family, config: Any) -> dict[str, tuple[WeightName, ...]]:
+    """Tables for tied embeddings that are stored under the output matrix's name alone."""
+    if not config.tie_embeddings:
+        return {}
+    found = {}
+    for style, names in styles(family, dataclasses.replace(config, tie_embeddings=False)).items():
+        head = next(name.theirs for name in names if name.ours == "unembedding")
+        found[f"{style}{_ALONE}"] = tuple(
+            dataclasses.replace(name, theirs=head) if name.ours == "embedding.table" else name
+            for name in names
+            if name.ours != "unembedding"
+        )
+    return found
+
+
+def _table(family: Family, config: Any, naming: Naming) -> tuple[WeightName, ...]:
+    """The table of a naming's style for a config."""
+    return styles(family, config)[naming.style.removesuffix(_ALONE)]
 
 
 def torchtitan_names(config: Any) -> list[WeightName]:
@@ -188,12 +217,7 @@ class _View:
     """The tensors under a naming's prefix, by the names that its table has."""
 
     def __init__(
-        self,
-        tensors: TensorSource,
-        bare: dict[str, str],
-        naming: Naming,
-        expected: set[str],
-        tied: bool,
+        self, tensors: TensorSource, bare: dict[str, str], naming: Naming, expected: set[str]
     ):
         self._tensors = tensors
         self._homes = {
@@ -201,13 +225,15 @@ class _View:
             for name, home in bare.items()
             if _belongs(name, naming.prefix)
         }
-        copies = {"output.weight"} if tied else set()
-        for name in list(self._homes):
-            if name not in expected and (name.endswith(_BUFFERS) or name in copies):
-                del self._homes[name]
+        left_out = [n for n in self._homes if n not in expected and n.endswith(_BUFFERS)]
+        self.buffers = [self._homes.pop(name) for name in left_out]
+        """Tensors that no parameter is read from, by their names in the checkpoint."""
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._homes)
+
+    def dtype_of(self, name: str) -> np.dtype:
+        return self._tensors.dtype_of(self._homes[name])
 
     def read(self, name: str) -> np.ndarray:
         return self._tensors.read(self._homes[name])

@@ -2,6 +2,7 @@
 
 from ziggurat.checkpoint import GgufFile
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.models.gguf_keys import sampling_defaults
 
 
 def tokenizer_of(file: GgufFile) -> HuggingFaceTokenizer:
@@ -15,10 +16,18 @@ def tokenizer_of(file: GgufFile) -> HuggingFaceTokenizer:
     ids |= {"unk_token": pieces.unknown_id, "pad_token": pieces.padding_id}
     named = {role: pieces.tokens[number] for role, number in ids.items() if number is not None}
     backend = tokenizers.Tokenizer.from_str(byte_level_bpe(pieces))
-    template = pieces.chat_template
+    templates = {} if pieces.chat_template is None else {"default": pieces.chat_template}
+    prefix = "tokenizer.chat_template."
+    templates |= {
+        key.removeprefix(prefix): text
+        for key, text in file.metadata.items()
+        if key.startswith(prefix)
+    }
+    ends = (pieces.eot_id, file.metadata.get("tokenizer.ggml.eom_token_id"))
     return HuggingFaceTokenizer(
         backend,
         named,
-        end_ids=[] if pieces.eot_id is None else [pieces.eot_id],
-        chat_templates={} if template is None else {"default": template},
+        end_ids=[number for number in ends if number is not None],
+        chat_templates=templates,
+        generation_config=sampling_defaults(file.metadata),
     )

@@ -33,11 +33,11 @@ from ziggurat.models.diffusion import (
 from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.dit import DitConfig
 from ziggurat.models.language_model import Params
+from ziggurat.models.placing import place_arrays
 from ziggurat.models.pretrained import (
     DIFFUSION_FILE,
     MODEL_FILE,
     PARAMS,
-    place_arrays,
     step_directory,
     trained_item,
 )
@@ -272,10 +272,10 @@ def _load_step(
     model = DiffusionModel.build(settings, precision, remat)
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
     arrays = read_arrays(step, trained_item(step) if averaged else PARAMS)
-    weights = {PARAMS: place_arrays(step, arrays, model.abstract, shardings)}
+    weights = {PARAMS: place_arrays(step, arrays, model.abstract, shardings, precision)}
     autoencoder = None
     if around.autoencoder is not None:
         autoencoder = AutoencoderModel.build(around.autoencoder, precision)
         stored = read_arrays(step, AUTOENCODER)
-        weights[AUTOENCODER] = place_arrays(step, stored, autoencoder.abstract, {})
+        weights[AUTOENCODER] = place_arrays(step, stored, autoencoder.abstract, {}, precision)
     return ImagePipeline(model, weights, around, autoencoder, name, str(step))

@@ -109,6 +109,14 @@ class LanguageModel:
 
         return jax.jit(make, out_shardings=None if layout is None else self.shardings(layout))(key)
 
+    def typed_as(self, params: Params) -> "LanguageModel":
+        """The model whose parameters have the types of these."""
+
+        def typed(shape: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape.shape, leaf.dtype)
+
+        return dataclasses.replace(self, abstract=jax.tree.map(typed, self.abstract, params))
+
     def shardings(self, layout: Layout) -> Params:
         """Where each parameter lives.
 

@@ -6,12 +6,9 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import jax
-import numpy as np
 
 from ziggurat.checkpoint import (
     Checkpoints,
@@ -24,11 +21,12 @@ from ziggurat.checkpoint import (
 from ziggurat.checkpoint.manifest import read_manifest
 from ziggurat.core import atomic, config, hub
 from ziggurat.core.errors import CheckpointError, ModelError
-from ziggurat.core.pytrees import leaf_name, named_leaves
+from ziggurat.core.pytrees import named_leaves
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
-from ziggurat.models import adapters, peft
+from ziggurat.models import adapters, peft, token_ids
 from ziggurat.models.compressed_tensors import compressed, groups
+from ziggurat.models.dropped_tensors import Head, check_dropped, stored_head
 from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.family import (
     FAMILIES,
@@ -39,7 +37,7 @@ from ziggurat.models.family import (
 )
 from ziggurat.models.gguf import tokenizer_of
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
-from ziggurat.models.placing import placement
+from ziggurat.models.placing import float_type, place_arrays, placement
 from ziggurat.models.quantized import (
     FORMATS_FILE,
     dequantized,
@@ -83,6 +81,8 @@ class Pretrained:
     """What a server calls it."""
     source: str
     """Where it was read from, for people."""
+    token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Ids of special tokens as the ``config.json`` has them that it was read from."""
 
 
 def load(
@@ -96,7 +96,8 @@ def load(
             repository of the hub, see :mod:`ziggurat.core.hub`.
             Adapters, a run's or PEFT's, are added to their base. Of a run that kept an average of
             its parameters, that is read.
-        precision: parameter and compute types; default float32.
+        precision: parameter and compute types; default float32. With ``as_stored`` parameters
+            keep the types of the files.
         layout: where parameters go; default the first device.
 
     Raises:
@@ -154,6 +155,7 @@ def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | N
                 f"output {directory}", found="a checkpoint", expected="a new or empty directory"
             )
         files = files_of(pretrained.model.config, pretrained.tokenizer)
+        files[token_ids.FILE] = json.dumps(dict(pretrained.token_ids)).encode()
         if formats := formats_of(pretrained.params):
             files[FORMATS_FILE] = formats_text(formats).encode()
         checkpoints.save(0, {"params": pretrained.params}, records or {}, files)
@@ -174,13 +176,9 @@ def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int =
         raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
     family = family_of(pretrained.model.config)
     values = family.to_hf(pretrained.model.config)
-    dtype = pretrained.model.precision.param
-    values |= {
-        "dtype": dtype,
-        "torch_dtype": dtype,
-        "bos_token_id": pretrained.tokenizer.bos_id,
-        "eos_token_id": _one_or_many(pretrained.tokenizer.eos_ids),
-    }
+    dtype = float_type(pretrained.params)
+    ids = token_ids.special(pretrained.tokenizer, pretrained.token_ids)
+    values |= {"dtype": dtype, "torch_dtype": dtype, **ids}
     layers = pretrained.model.decoder.n_layers
     names = family.hf_names(pretrained.model.config)
     params = pretrained.params
@@ -192,7 +190,7 @@ def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int =
         tensors = export_weights(names, params, layers=layers)
         write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
         (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        generation = {key: values[key] for key in ("bos_token_id", "eos_token_id")}
+        generation = ids | pretrained.tokenizer.generation_config
         (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     return directory
 
@@ -248,9 +246,11 @@ def _load_step(
         model = quantized(model, read_formats(step / FORMATS_FILE, model))
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
     arrays = read_arrays(step, trained_item(step))
-    params = place_arrays(step, arrays, model.abstract, shardings)
+    params = place_arrays(step, arrays, model.abstract, shardings, precision)
     tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
-    return Pretrained(model, params, tokenizer, name, str(step))
+    token_ids.warn_of_larger(tokenizer, settings.vocab_size, step)
+    ids = token_ids.read(step)
+    return Pretrained(model.typed_as(params), params, tokenizer, name, str(step), ids)
 
 
 def read_adapters(step: Path, model: LanguageModel, lora: adapters.Lora) -> Params:
@@ -270,41 +270,6 @@ def _with_adapters(
     model, params = adapters.merge_into(base.model, base.params, arrays, lora)
     name = hub.name_of(source) if peft.is_peft(source) else base.name
     return dataclasses.replace(base, model=model, params=params, name=name, source=str(source))
-
-
-def place_arrays(step: Path, arrays: Any, abstract: Params, shardings: Mapping[str, Any]) -> Params:
-    """A step's arrays as parameters of the wanted types, on their devices.
-
-    Raises:
-        CheckpointError: one is missing or of another shape; it is named.
-    """
-
-    def place(path: tuple, leaf: Any) -> jax.Array:
-        array = _checked(step, arrays, path, abstract).astype(leaf.dtype, copy=False)
-        return jax.device_put(array, shardings.get(leaf_name(path)))
-
-    return jax.tree_util.tree_map_with_path(place, abstract)
-
-
-def _checked(step: Path, arrays: Any, path: tuple, abstract: Params) -> np.ndarray:
-    expected: Any = abstract
-    try:
-        for part in path:
-            if isinstance(part, jax.tree_util.GetAttrKey):  # a part of a quantised weight
-                arrays, expected = arrays[part.name], getattr(expected, part.name)
-            else:
-                arrays, expected = arrays[part.key], expected[part.key]
-    except (KeyError, TypeError):
-        raise CheckpointError(
-            f"checkpoint {step}", found=f"no {leaf_name(path)}", expected="the model's parameters"
-        ) from None
-    if arrays.shape != expected.shape:
-        raise CheckpointError(
-            f"checkpoint {step}: {leaf_name(path)}",
-            found=f"shape {list(arrays.shape)}",
-            expected=f"shape {list(expected.shape)}",
-        )
-    return arrays
 
 
 def hf_model(path: Path, precision: Precision | None = None) -> tuple[Family, LanguageModel]:
@@ -367,16 +332,25 @@ def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
 
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
-    family, model, settings = _hf_model(path, precision)
+    family, described, settings = _hf_model(path, precision)
     if settings is not None:
         groups(settings)  # what it refuses is told before any file is missed
     tensors: TensorSource = family.view(SafetensorsDirectory(path))
-    names = named_as_found(family.hf_names(model.config), tensors, family.base)
+
+    def names_of(config: Any) -> list[WeightName]:
+        return named_as_found(family.hf_names(config), tensors, family.base)
+
+    head = stored_head(described.config, names_of, tensors)
+    model = LanguageModel.build(head.config, precision)
     if settings is not None:
-        formats, names, tensors = compressed(settings, names, tensors, model)
+        formats, names, tensors = compressed(settings, head.names, tensors, model)
+        head = dataclasses.replace(head, names=names)
         model = quantized(model, formats)
-    params = read_weights(family, model, names, tensors, layout)
-    return Pretrained(model, params, HuggingFaceTokenizer.load(path), hub.name_of(path), str(path))
+    params = read_weights(family, model, head, tensors, layout)
+    tokenizer = HuggingFaceTokenizer.load(path)
+    token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
+    ids = token_ids.stated(hf_family(path)[1])
+    return Pretrained(model.typed_as(params), params, tokenizer, hub.name_of(path), str(path), ids)
 
 
 def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
@@ -386,41 +360,46 @@ def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -
     assert family.gguf_names is not None
     divisors = file.read(ROPE_DIVISORS) if ROPE_DIVISORS in file else None
     settings = family.from_gguf(file.metadata, divisors)
-    untied = "output.weight" in file.tensors
-    settings = dataclasses.replace(settings, tie_embeddings=not untied)  # pyright: ignore
-    model = LanguageModel.build(settings, precision)
-    params = read_weights(family, model, family.gguf_names(settings), file, layout)
+    head = stored_head(settings, family.gguf_names, file)
+    model = LanguageModel.build(head.config, precision)
+    head = dataclasses.replace(head, copies=head.copies | {ROPE_DIVISORS})
+    params = read_weights(family, model, head, file, layout)
     tokenizer = tokenizer_of(file)
-    return Pretrained(model, params, tokenizer, path.stem, str(path))
+    token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
+    return Pretrained(model.typed_as(params), params, tokenizer, path.stem, str(path))
 
 
 def read_weights(
     family: Family,
     model: LanguageModel,
-    names: Iterable[WeightName],
+    head: Head,
     tensors: TensorSource,
     layout: Layout | None,
 ) -> Params:
     """A model's parameters from a source of their tensors, placed shard by shard.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, or of another shape; it is named.
+        CheckpointError: a tensor is missing, left over, of another shape, or a buffer that
+            contradicts the config; it is named.
     """
+    dropped: list[str] = []
 
     def ignored(name: str) -> bool:
-        tied_copy = model.decoder.tie_embeddings and name == "lm_head.weight"
-        nothing = name.endswith(family.buffers) or name == ROPE_DIVISORS
-        return tied_copy or nothing or family.ignored(model.config, name)
+        if name in head.copies:
+            return True
+        if not name.endswith(family.buffers) and not family.ignored(model.config, name):
+            return False
+        dropped.append(name)
+        return True
 
-    return import_weights(
-        names,
+    params = import_weights(
+        head.names,
         tensors,
         model.abstract,
         layers=model.decoder.n_layers,
         ignored=ignored,
         place=placement(model.shardings(layout) if layout is not None else {}),
+        as_stored=model.precision.as_stored,
     )
-
-
-def _one_or_many(ids: Sequence[int]) -> int | list[int] | None:
-    return list(ids) if len(ids) > 1 else (ids[0] if ids else None)
+    check_dropped(dropped, tensors, model.decoder)
+    return params

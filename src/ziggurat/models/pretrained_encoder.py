@@ -13,11 +13,12 @@ from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
-from ziggurat.models import pretrained
+from ziggurat.models import pretrained, token_ids
+from ziggurat.models.dropped_tensors import check_dropped
 from ziggurat.models.encoder_model import EncoderModel
 from ziggurat.models.family import FAMILIES, family_of
 from ziggurat.models.language_model import Params
-from ziggurat.models.placing import placement
+from ziggurat.models.placing import float_type, place_arrays, placement
 from ziggurat.models.sentence_layout import SentenceConfig, read_layout, write_layout
 from ziggurat.models.weight_names import export_weights, import_weights, named_as_found
 from ziggurat.nn.precision import Precision
@@ -109,8 +110,10 @@ def export_hf(
     if directory.exists():
         raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
     model, family = encoder.model, family_of(encoder.model.config)
-    dtype = model.precision.param
+    dtype = float_type(encoder.params)
     values = family.to_hf(model.config) | {"dtype": dtype, "torch_dtype": dtype}
+    if encoder.tokenizer.pad_id is not None:
+        values["pad_token_id"] = encoder.tokenizer.pad_id
     names = family.hf_names(model.config)
     with atomic.new_directory(directory) as target:
         encoder.tokenizer.save(target)
@@ -139,9 +142,12 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
         layers=model.encoder.n_layers,
         ignored=lambda name: name.endswith(family.buffers),
         place=placement(model.shardings(layout) if layout is not None else {}),
+        as_stored=model.precision.as_stored,
     )
+    check_dropped([name for name in tensors if name.endswith(family.buffers)], tensors, None)
     sentence = read_layout(path, model.encoder.d_model, settings.max_sequence_length)
     tokenizer = HuggingFaceTokenizer.load(path)
+    token_ids.warn_of_larger(tokenizer, settings.vocab_size, path)
     return PretrainedEncoder(model, params, tokenizer, sentence, hub.name_of(path), str(path))
 
 
@@ -154,8 +160,10 @@ def _load_step(
         raise ModelError(f"encoder {step}", found=f"a {settings.kind} model", expected="an encoder")
     model = EncoderModel.build(settings, precision)
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    params = pretrained.place_arrays(step, read_arrays(step, "params"), model.abstract, shardings)
+    arrays = read_arrays(step, "params")
+    params = place_arrays(step, arrays, model.abstract, shardings, precision)
     file = step / SENTENCE_FILE
     sentence = config.from_plain(SentenceConfig, json.loads(file.read_text()), str(file))
     tokenizer = HuggingFaceTokenizer.load(step / pretrained.TOKENIZER)
+    token_ids.warn_of_larger(tokenizer, settings.vocab_size, step)
     return PretrainedEncoder(model, params, tokenizer, sentence, name, str(step))

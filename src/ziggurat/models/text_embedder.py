@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ModelError
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.data.vocabulary import check_ids
 from ziggurat.mesh import Layout
 from ziggurat.models import pretrained_encoder
 from ziggurat.models.language_model import Params
@@ -63,6 +64,11 @@ class TextEmbedder:
         return self.encoder.sentence.max_length
 
     @property
+    def vocab_size(self) -> int:
+        """Ids that the encoder takes are below this; its tokenizer may have more."""
+        return self.encoder.model.config.vocab_size
+
+    @property
     def dimension(self) -> int:
         """Length of a vector."""
         return self.encoder.model.encoder.d_model
@@ -97,6 +103,7 @@ class TextEmbedder:
 
         Raises:
             ModelError: a text has no tokens, or more than :attr:`max_length`.
+            DataError: it has an id beyond :attr:`vocab_size`.
         """
         groups: dict[int, list[int]] = collections.defaultdict(list)
         for text, row in enumerate(ids):
@@ -107,6 +114,7 @@ class TextEmbedder:
                     expected=f"1 to {self.max_length}",
                     fix="cut it, or split it into several texts",
                 )
+            check_ids(row, self.vocab_size, f"text {text}")
             groups[next(n for n in self.lengths if n >= len(row))].append(text)
         out = np.empty((len(ids), self.dimension), np.float32)
         for length, texts in groups.items():

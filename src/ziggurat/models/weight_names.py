@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ziggurat.core.errors import CheckpointError, did_you_mean
 from ziggurat.core.pytrees import named_leaves
+
+FLOATS = frozenset(jnp.dtype(name) for name in ("float32", "bfloat16", "float16"))
+"""Types that a parameter may have."""
 
 
 @runtime_checkable
@@ -25,6 +29,10 @@ class TensorSource(Protocol):
     def __iter__(self) -> Iterator[str]: ...
 
     def read(self, name: str) -> np.ndarray: ...
+
+    def dtype_of(self, name: str) -> np.dtype:
+        """Type of what :meth:`read` gives, known without reading."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +147,7 @@ def import_weights(
     layers: int,
     ignored: Callable[[str], bool] = lambda name: False,
     place: Callable[[str, StoredWeight], Any] = lambda name, weight: weight.read(),
+    as_stored: bool = False,
 ) -> dict[str, Any]:
     """Parameters read from a source of their tensors, one at a time.
 
@@ -149,6 +158,7 @@ def import_weights(
         layers: number of stacked layers.
         ignored: names there that carry nothing (buffers, copies of tied weights).
         place: reads a parameter to where it belongs, e.g. on a mesh, shard by shard.
+        as_stored: keep the float types of their tensors, rather than take those of ``abstract``.
 
     Raises:
         CheckpointError: a tensor is missing, left over, or of another shape; it is named.
@@ -177,11 +187,21 @@ def import_weights(
     flat = {}
     for name in names:
         leaf = shapes[name.ours]
-        flat[name.ours] = place(
-            name.ours, StoredWeight(name, tensors, leaf.shape, leaf.dtype, layers)
-        )
+        dtype = stored_type(name, tensors, layers, leaf.dtype) if as_stored else leaf.dtype
+        flat[name.ours] = place(name.ours, StoredWeight(name, tensors, leaf.shape, dtype, layers))
     assert flat.keys() == shapes.keys(), set(flat) ^ set(shapes)
     return jax.tree.unflatten(jax.tree.structure(abstract), [flat[name] for name in shapes])
+
+
+def stored_type(name: WeightName, tensors: TensorSource, layers: int, otherwise: Any) -> Any:
+    """The float type in which a parameter's tensors are stored, the widest where they differ;
+    ``otherwise`` for types that no parameter has (of quantised values, float64)."""
+    if jnp.dtype(otherwise) not in FLOATS:
+        return otherwise
+    found = {np.dtype(tensors.dtype_of(theirs)) for theirs in name.all_theirs(layers)}
+    if not found <= FLOATS:
+        return otherwise
+    return found.pop() if len(found) == 1 else jnp.dtype("float32")
 
 
 def named_as_found(

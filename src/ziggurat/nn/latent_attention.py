@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ziggurat.kernels.linear import dense
+from ziggurat.kernels.linear import dense, rounded_activations
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule
 from ziggurat.nn.block import CacheShape
@@ -138,7 +138,9 @@ class LatentAttention(nnx.Module):
 
     def _absorbed(self, plain, turning, latent, shared, positions, rule, context, state):
         c = self.config
-        kernel = dense(self.expand.kernel[...]).astype(plain.dtype).reshape(c.latent, c.heads, -1)
+        stored = self.expand.kernel[...]
+        latent = rounded_activations(latent, stored)  # as expanding it would
+        kernel = dense(stored).astype(plain.dtype).reshape(c.latent, c.heads, -1)
         to_key, to_value = jnp.split(kernel, [c.plain_dim], axis=-1)
         plain = jnp.einsum("bthc,yhc->bthy", plain, to_key)
         query = jnp.concatenate([plain, turning], axis=-1)

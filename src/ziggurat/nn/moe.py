@@ -15,8 +15,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.grouped_matmul import grouped_matmul, row_groups
-from ziggurat.kernels.linear import dense, is_weight_node, take_rows
+from ziggurat.kernels.linear import QuantizedWeight, dense, is_weight_node, take_rows
 from ziggurat.mesh import Layout, active_layout
 from ziggurat.nn.linear import constant, parameter
 from ziggurat.nn.mlp import ACTIVATIONS, Activation, GatedMLP, GatedMlpConfig
@@ -200,6 +201,7 @@ def _mix_on_mesh(
     # each axis that splits the experts or their width is an axis of the tokens too, or of neither
     along = {axis: d for d in (0, 1) for axis in _names(tokens[d]) if axis in split}
     alike = tuple(axis for axis in split if axis not in along)
+    _refuse_rounding(parameters)
     parameters = jax.tree.map(dense, parameters, is_leaf=is_weight_node)
     ways = math.prod(layout.sizes[axis] for axis in _names(over_width))
     parts = math.prod(layout.sizes[axis] for axis in _names(over_experts))
@@ -229,6 +231,19 @@ def _mix_on_mesh(
         out_specs=tokens,
         check_vma=False,  # the grouped product's loops start from zeros that are alike everywhere
     )(x, chosen, weights, parameters)
+
+
+def _refuse_rounding(parameters: dict[str, dict[str, Any]]) -> None:
+    """Quantised activations need a scale over a width that devices share here."""
+    for name, part in parameters.items():
+        kernel = getattr(part["kernel"], "base", part["kernel"])
+        if isinstance(kernel, QuantizedWeight) and kernel.format.activation is not None:
+            raise ConfigError(
+                f"experts' {name} projection on a mesh",
+                found=f"activations quantised to {kernel.format.activation}",
+                expected="float activations on several devices",
+                fix="use one device, or a recipe that quantises the experts' weights alone",
+            )
 
 
 def _names(part: Any) -> tuple[str, ...]:

@@ -14,6 +14,8 @@ class Precision:
     """Type in which parameters are stored and updated."""
     compute: str = "float32"
     """Type of activations and of matrix products."""
+    as_stored: bool = False
+    """Parameters read from files keep the type they have there; ``param`` is that of others."""
 
     @property
     def param_dtype(self) -> jnp.dtype:

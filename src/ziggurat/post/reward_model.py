@@ -17,6 +17,7 @@ from ziggurat.core.errors import CheckpointError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.encode import Encoder
 from ziggurat.data.sources import Document
+from ziggurat.data.vocabulary import check_ids
 from ziggurat.models import LanguageModel, Params, pretrained
 from ziggurat.nn.attention_context import Packed
 from ziggurat.nn.precision import Precision
@@ -108,6 +109,8 @@ class RewardModel:
         ]
         rendered = [encoder.render(document) or document for document in documents]
         ids = [found for found, _ in encoder.encode(rendered)]
+        for number, found in enumerate(ids):
+            check_ids(found, self.model.config.vocab_size, f"text {number}")
         size = -(-max(map(len, ids)) // 64) * 64  # few lengths, so few compilations
         rows = np.zeros((len(ids), size), np.int32)
         segments = np.zeros_like(rows)

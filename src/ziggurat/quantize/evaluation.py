@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Tokenizer
+from ziggurat.data.vocabulary import check_ids
 
 Logits = Callable[[Any, Array], Array]
 """Parameters and tokens ``[b, t]`` to logits ``[b, t, v]``."""
@@ -39,7 +40,7 @@ def default_text() -> list[Path]:
 
 
 def windows(
-    files: Sequence[Path], tokenizer: Tokenizer, tokens: int, length: int
+    files: Sequence[Path], tokenizer: Tokenizer, tokens: int, length: int, vocab_size: int
 ) -> Int[np.ndarray, "b t"]:
     """The beginning of some texts as rows of ``length + 1`` ids, each row's last id a target only.
 
@@ -48,9 +49,11 @@ def windows(
         tokenizer: the model's.
         tokens: how many to predict; rounded up to whole rows, or what there is.
         length: tokens of one row.
+        vocab_size: rows of the model's embedding.
 
     Raises:
-        DataError: a file cannot be read, or there is less than one row of text.
+        DataError: a file cannot be read, there is less than one row of text, or it has a token
+            beyond the vocabulary.
     """
     rows = -(-tokens // length)
     ids: list[int] = []
@@ -66,7 +69,9 @@ def windows(
     rows = min(rows, len(ids) // (length + 1))
     if rows == 0:
         raise DataError("held-out text", found=f"{len(ids)} tokens", expected=f"over {length}")
-    return np.asarray(ids[: rows * (length + 1)], np.int32).reshape(rows, length + 1)
+    wanted = np.asarray(ids[: rows * (length + 1)], np.int32)
+    check_ids(wanted, vocab_size, "held-out text")
+    return wanted.reshape(rows, length + 1)
 
 
 def compare(

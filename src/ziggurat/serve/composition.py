@@ -54,9 +54,9 @@ def openai_parts(
     if embedder is not None:
         made = EmbeddingService(embedder.embedder, embedder.tokenizer, embedder.name, metrics)
         parts.append(made.part())
-        known = embedder.tokenizer
+        limits = embedder.embedder
         vocabularies.setdefault(
-            embedder.name, Vocabulary(known, known.vocab_size, embedder.embedder.max_length)
+            embedder.name, Vocabulary(embedder.tokenizer, limits.vocab_size, limits.max_length)
         )
     if vocabularies:
         parts.append(TokenService(vocabularies).part())

@@ -33,6 +33,11 @@ class TextEmbedder(Protocol):
     """Turns token ids into vectors; called on one thread at a time."""
 
     @property
+    def vocab_size(self) -> int:
+        """Ids that it takes are below this."""
+        ...
+
+    @property
     def max_length(self) -> int:
         """Longest text in tokens."""
         ...
@@ -147,7 +152,7 @@ class EmbeddingService:
             raise RequestError("input", found=len(listed), expected=expected, param="input")
         special = asked.add_special_tokens is not False
         ids = texts.encode(self._tokenizer, listed, "input", special=special)
-        known = self._tokenizer.vocab_size
+        known = self._embedder.vocab_size
         for number, entry in enumerate(ids):
             _check_ids(f"input {number}", entry, self._embedder.max_length, known)
         return ids

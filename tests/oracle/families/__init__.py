@@ -83,6 +83,9 @@ class Tensors(dict):
     def read(self, name: str) -> np.ndarray:
         return self[name]
 
+    def dtype_of(self, name: str) -> np.dtype:
+        return self[name].dtype
+
 
 def tokens(case: str) -> np.ndarray:
     """The input ids of a case, ``[1, TOKENS]``."""

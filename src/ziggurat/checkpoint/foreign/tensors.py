@@ -120,6 +120,10 @@ class Tensors(Mapping[str, LazyTensor]):
     def __getitem__(self, name: str) -> LazyTensor:
         return self._tensors[name]
 
+    def dtype_of(self, name: str) -> np.dtype:
+        """Type of a tensor."""
+        return np.dtype(self._tensors[name].dtype)
+
     def read(self, name: str) -> Shaped[np.ndarray, "..."]:
         """All values of one tensor.
 

@@ -25,6 +25,7 @@ from ziggurat.kernels.linear.quantized import (
     WeightFormat,
     WeightType,
     is_quantized,
+    rounded_activations,
 )
 from ziggurat.mesh import active_ways
 
@@ -46,6 +47,7 @@ __all__ = [
     "project",
     "project_each",
     "project_rows",
+    "rounded_activations",
     "take_rows",
 ]
 

@@ -190,6 +190,39 @@ def unpack(packed: UInt8[Array, "..."], axis: int, *, signed: bool) -> Integer[A
     return (values ^ 8).astype(jnp.int8) - 8 if signed else values
 
 
+def _quantized_activations(x: Float[Array, "... d"], format: WeightFormat) -> Any:
+    """Activations as Qwix's ``QArray`` of the format's type, each token with scales of its own."""
+    import qwix
+
+    axis, size = x.ndim - 1, format.activation_tile_size
+    assert format.activation is not None
+    return qwix.quantize(
+        x,
+        QTYPES[format.activation],
+        channelwise_axes=range(axis),
+        tiled_axes={} if size is None else {axis: size},
+    )
+
+
+def rounded_activations(x: Float[Array, "... d"], weight: Any) -> Float[Array, "... d"]:
+    """``x`` as a product by ``weight`` sees it: rounded to the format's type of activations, if the
+    weight is quantised and has one.
+
+    For products that take the weight dequantised (a mixture's experts, absorbed attention): the
+    rounded values times the dequantised weight are what :func:`product` computes in integers.
+
+    >>> format = WeightFormat("int8", "int8")
+    >>> weight = QuantizedWeight(jnp.ones((2, 1), jnp.int8), jnp.ones((1, 1)), None, format, -2)
+    >>> rounded_activations(jnp.array([[127.0, 0.6]]), weight).tolist()
+    [[127.0, 1.0]]
+    """
+    if not isinstance(weight, QuantizedWeight) or weight.format.activation is None:
+        return x
+    import qwix
+
+    return qwix.dequantize(_quantized_activations(x, weight.format)).astype(x.dtype)
+
+
 def qwix_product(
     x: Float[Array, "... d"], weight: QuantizedWeight, preferred: Any
 ) -> Float[Array, "... f"]:
@@ -198,15 +231,7 @@ def qwix_product(
 
     format, axis = weight.format, x.ndim - 1
     numbers = (((axis,), (weight.axis % weight.ndim,)), ((), ()))
-    left: Any = x
-    if format.activation is not None:
-        size = format.activation_tile_size
-        left = qwix.quantize(
-            x,
-            QTYPES[format.activation],
-            channelwise_axes=range(axis),
-            tiled_axes={} if size is None else {axis: size},
-        )
+    left: Any = x if format.activation is None else _quantized_activations(x, format)
     return qwix.dot_general(left, weight.qarray(), numbers, preferred_element_type=preferred)
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ziggurat.core.errors import ModelError
+from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.models.dit.config import DitConfig
 from ziggurat.models.hf_config import HFConfig, checked
 from ziggurat.models.weight_names import Part, TensorSource, WeightName, export_weights
+from ziggurat.nn.diffusion_transformer import grid_positions
 
 CLASS = "DiTTransformer2DModel"
 OLD_CLASS = "Transformer2DModel"
@@ -25,6 +26,8 @@ ACTIVATIONS = {
 }
 """Feed-forward blocks by diffusers' name: activation, and whether it is gated."""
 WITHOUT_EFFECT = ("norm_num_groups", "upcast_attention", "use_linear_projection")
+POSITIONS = "pos_embed.pos_embed"
+"""Table of positions that some files hold; it is computed here."""
 LAYER = "transformer_blocks.{layer}."
 OF_LATER_BLOCKS = re.compile(r"transformer_blocks\.[1-9]\d*\.norm1\.emb\.")
 """Copies of the first block's embeddings of time and class, where all blocks share one."""
@@ -160,7 +163,28 @@ def told_by_weights(config: DitConfig, tensors: TensorSource) -> DitConfig:
 def ignored(config: DitConfig, name: str) -> bool:
     """Tensors that say nothing new."""
     copy = config.shared_conditioning and OF_LATER_BLOCKS.match(name)
-    return bool(copy) or name == "pos_embed.pos_embed"
+    return bool(copy) or name == POSITIONS
+
+
+def check_positions(config: DitConfig, tensors: TensorSource) -> None:
+    """Refuse a stored table of positions that is not the one of sines and cosines.
+
+    Raises:
+        CheckpointError: it has other values.
+    """
+    if POSITIONS not in set(tensors):
+        return
+    stored = np.asarray(tensors.read(POSITIONS), np.float64)
+    side = config.image_size // config.patch_size
+    expected = grid_positions(side, side, side, config.d_model)
+    good = stored.size == expected.size
+    if not good or not np.allclose(stored.reshape(expected.shape), expected, atol=2**-8):
+        raise CheckpointError(
+            f"tensor {POSITIONS}",
+            found=f"other values, shape {list(stored.shape)}",
+            expected=f"fixed sines and cosines of {side} x {side} patches",
+            fix="learned positions are not implemented",
+        )
 
 
 def export(config: DitConfig, params: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
 from ziggurat.checkpoint.mxfp4 import BLOCK_BYTES, dequantize
@@ -31,6 +32,10 @@ class DequantizedExperts:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
+
+    def dtype_of(self, name: str) -> np.dtype:
+        """Type of a tensor; bfloat16 holds every product of a 4-bit float and a power of 2."""
+        return jnp.dtype("bfloat16") if name in self._packed else self._tensors.dtype_of(name)
 
     def read(self, name: str) -> np.ndarray:
         if name not in self._packed:

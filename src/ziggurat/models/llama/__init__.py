@@ -1,7 +1,7 @@
 """The Llama family: Llama 2 and 3.x, SmolLM2, and Mistral's dense models."""
 
 from ziggurat.models.family import FAMILIES, Family
-from ziggurat.models.llama import hf
+from ziggurat.models.llama import gguf, hf
 from ziggurat.models.llama.config import LlamaConfig
 
 FAMILIES.add(
@@ -13,8 +13,8 @@ FAMILIES.add(
         from_hf=hf.from_hf,
         to_hf=hf.to_hf,
         hf_names=hf.hf_names,
-        from_gguf=hf.from_gguf,
-        gguf_names=hf.gguf_names,
+        from_gguf=gguf.from_gguf,
+        gguf_names=gguf.gguf_names,
         gguf_architectures=("llama",),
     ),
 )

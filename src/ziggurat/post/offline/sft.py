@@ -115,4 +115,5 @@ def with_template(tokenizer: HuggingFaceTokenizer, template: str) -> HuggingFace
         tokenizer.settings,
         end_ids=tokenizer.eos_ids[1:],
         chat_templates={**tokenizer.chat_templates, "default": text_},
+        generation_config=tokenizer.generation_config,
     )

@@ -9,6 +9,7 @@ from ziggurat.cli.main import main
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig, pretrained
 from ziggurat.models.quantized import dequantized, formats_of
+from ziggurat.nn.precision import Precision
 
 RECIPE = """
 [[rules]]
@@ -55,6 +56,19 @@ def test_what_was_written_is_read_and_generated_from(small, capsys):
     assert capsys.readouterr().out
     assert main(["checkpoints", str(small), "--verify"]) == 0
     assert "verified" in capsys.readouterr().out
+
+
+def test_what_stays_a_float_keeps_its_type(saved, tmp_path):
+    stored = pretrained.load(saved)
+    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), stored.params)
+    narrow = pretrained.Pretrained(stored.model, half, stored.tokenizer, "half", "")
+    pretrained.save(narrow, tmp_path / "half")
+    (tmp_path / "r.toml").write_text(RECIPE)
+    command = ["quantize", str(tmp_path / "half"), "--recipe", str(tmp_path / "r.toml")]
+    assert main([*command, "--output", str(tmp_path / "small")]) == 0
+    found = pretrained.load(tmp_path / "small", precision=Precision(as_stored=True)).params
+    assert found["embedding"]["table"].dtype == "bfloat16"
+    assert found["blocks"]["mlp"]["up"]["kernel"].scale.dtype == "float32"
 
 
 def test_export_writes_floats_again_and_says_so(small, tmp_path, caplog):

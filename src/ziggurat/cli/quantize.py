@@ -48,14 +48,20 @@ def quantize(
 
     from ziggurat.models import pretrained
     from ziggurat.models.quantized import quantized, summed_axes
+    from ziggurat.nn.precision import Precision
     from ziggurat.quantize.report import make_report, write_page
     from ziggurat.quantize.weights import quantize as quantize_weights
 
-    loaded = pretrained.load(model)
+    loaded = pretrained.load(model, precision=Precision(as_stored=True))
+    wide = _map_floats(lambda leaf: leaf.astype("float32"), loaded.params)
     with _progress("quantising") as told:
         done = quantize_weights(
-            loaded.params, rules, summed_axes(loaded.model), lambda _, n, of: told(n, of)
+            wide, rules, summed_axes(loaded.model), lambda _, n, of: told(n, of)
         )
+    del wide
+    # what stays a float keeps the type of the source
+    params = _map_floats(lambda _, stored: stored, done.params, loaded.params)
+    done = dataclasses.replace(done, params=params)
     comparison = _compare(loaded, done.params, text, tokens) if report else None
     shown = ", ".join(file.name for file in text) or "Python's language reference"
     found = make_report(loaded.name, recipe, loaded.params, done, comparison, shown)
@@ -68,6 +74,18 @@ def quantize(
         console.output().print(f"report: {write_page(output / 'report.html', found)}", markup=False)
     console.output().print(f"written: {path}", markup=False)
     return 0
+
+
+def _map_floats(function: Callable[..., Any], params: Any, *rest: Any) -> Any:
+    """``jax.tree.map`` over the weights that are not quantised; the others stay."""
+    import jax
+
+    from ziggurat.kernels.linear import is_quantized
+
+    def mapped(leaf: Any, *others: Any) -> Any:
+        return leaf if is_quantized(leaf) else function(leaf, *others)
+
+    return jax.tree.map(mapped, params, *rest, is_leaf=is_quantized)
 
 
 def _compare(loaded: Any, after: Any, text: tuple[Path, ...], tokens: int) -> Any:

@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from ziggurat.checkpoint import SafetensorsDirectory, write_sharded
 from ziggurat.core import atomic
@@ -169,3 +169,35 @@ def test_damaged_sharded_directories(tmp_path):
     shards[2].write_bytes(content)
     text = error_of(SafetensorsDirectory(tmp_path).read, "model.embed.weights")
     assert "did you mean model.embed.weight?" in text
+
+
+def test_a_tensor_that_stands_in_two_places_must_be_one_tensor(tmp_path):
+    """The index names one shard; transformers reads whole files, so the other may win there."""
+    *shards, index = write_sharded(tmp_path, [(f"t{n}", np.full(8, n)) for n in range(3)], 64)
+    body = json.loads(index.read_text())
+    home = body["weight_map"]["t0"]
+    other = next(shard for shard in shards if shard.name != home)
+    for value, good in ((0, True), (5, False)):
+        held = {**load_file(other), "t0": np.full(8, value)}
+        save_file(held, other)
+        if good:
+            assert SafetensorsDirectory(tmp_path).read("t0").tolist() == [0] * 8
+        else:
+            text = error_of(SafetensorsDirectory, tmp_path)
+            assert text.startswith(f"tensor t0: found other values in {other}")
+
+
+def test_a_tensor_that_the_index_leaves_out_counts_all_the_same(tmp_path):
+    *_, index = write_sharded(tmp_path, [(f"t{n}", np.full(8, n)) for n in range(3)], 64)
+    body = json.loads(index.read_text())
+    shard = tmp_path / body["weight_map"]["t1"]
+    save_file({"unlisted": np.ones(2), **load_file(shard)}, shard)
+    assert "unlisted" in SafetensorsDirectory(tmp_path)
+
+
+def test_a_name_twice_in_one_header_is_refused(tmp_path):
+    from ziggurat.checkpoint.safetensors_files import _each_once
+
+    assert _each_once([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
+    with pytest.raises(ValueError, match="the name a twice"):
+        json.loads('{"a": 1, "a": 2}', object_pairs_hook=_each_once)

@@ -11,7 +11,14 @@ from ziggurat.checkpoint import foreign, read_arrays, read_records
 from ziggurat.cli.main import main
 from ziggurat.core.errors import CheckpointError
 from ziggurat.core.pytrees import named_leaves
-from ziggurat.models import LanguageModel, family_for_architecture, foreign_weights, pretrained
+from ziggurat.models import (
+    FAMILIES,
+    LanguageModel,
+    family_for_architecture,
+    foreign_weights,
+    pretrained,
+)
+from ziggurat.nn.rope import frequencies
 
 CASE = "llama/gqa-2"
 STEP = "step_00000000"
@@ -74,7 +81,9 @@ def torchtitan(theirs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             name = name.replace(old, new)
         heads = {"wq": 6, "wk": 2}.get(name.split(".")[-2])
         out[name] = interleaved(array, heads) if heads else array
-    return out | {"freqs_cis": np.zeros(4, np.complex64)}
+    config = FAMILIES["llama"].from_hf(families.load(CASE).config)
+    omega, _ = frequencies(config.rope, config.channels_per_head)
+    return out | {"freqs_cis": np.exp(1j * np.outer(np.arange(8), omega)).astype(np.complex64)}
 
 
 def under(prefix: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

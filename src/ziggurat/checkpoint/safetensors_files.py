@@ -12,7 +12,6 @@ Reading maps files into memory and touches a tensor's bytes only when that tenso
 
 import dataclasses
 import json
-import logging
 import os
 import re
 import struct
@@ -27,7 +26,6 @@ from jaxtyping import Shaped
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError, did_you_mean
 
-_log = logging.getLogger(__name__)
 _DTYPES: dict[str, np.dtype] = {
     code: np.dtype(kind)
     for code, kind in {
@@ -133,10 +131,13 @@ class SafetensorsDirectory:
     def read(self, name: str) -> Shaped[np.ndarray, "..."]:
         """One tensor as a read-only array backed by the mapped file."""
         info = self.info(name)
+        return self._bytes(info).view(info.dtype).reshape(info.shape)
+
+    def _bytes(self, info: TensorInfo) -> np.ndarray:
+        """A tensor's bytes in the mapped file."""
         if info.file not in self._maps:
             self._maps[info.file] = np.asarray(np.memmap(info.file, np.uint8, mode="r"))
-        data = self._maps[info.file][info.start : info.start + info.bytes]
-        return data.view(info.dtype).reshape(info.shape)
+        return self._maps[info.file][info.start : info.start + info.bytes]
 
     def release(self) -> None:
         """Unmap what no array views any more, so that pages read do not count as this process's
@@ -178,10 +179,24 @@ class SafetensorsDirectory:
                     fix="copy that file again",
                 )
             self.tensors[name] = found[shard][name]
-        extra = [name for names in found.values() for name in names if name not in weights]
-        if extra:
-            _log.warning("%s: left out %d tensors that the index does not name: %s ...",
-                         index, len(extra), extra[0])  # fmt: skip
+        for shard, tensors in found.items():
+            for name, info in tensors.items():
+                self._add_unnamed(index, shard, name, info)
+
+    def _add_unnamed(self, index: Path, shard: str, name: str, info: TensorInfo) -> None:
+        """A tensor of a shard that the index does not place there: transformers loads whole files,
+        so it counts, and must not contradict the one that the index names."""
+        known = self.tensors.setdefault(name, info)
+        if known.file == info.file:
+            return
+        alike = (known.dtype, known.shape) == (info.dtype, info.shape)
+        if not alike or not np.array_equal(self._bytes(known), self._bytes(info)):
+            raise CheckpointError(
+                f"tensor {name}",
+                found=f"other values in {index.parent / shard} than in {known.file}",
+                expected=f"one tensor of this name, as {index.name} says",
+                fix="copy the files of one version of the model",
+            )
 
 
 def write_sharded(
@@ -285,6 +300,16 @@ def _name_files(
     return [*(directory / name for name in names), index]
 
 
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which no key stands twice; the json module would take the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice} twice")
+    return found
+
+
 def _read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     """All tensors of one file, after the safetensors library has checked header and size."""
     from safetensors import SafetensorError, safe_open
@@ -294,7 +319,7 @@ def _read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
             pass
         with open(file, "rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(length))
+            header = json.loads(opened.read(length), object_pairs_hook=_each_once)
     except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise CheckpointError(
             f"safetensors file {file}",

@@ -28,7 +28,7 @@ KEY = "sesame"
 class Counts:
     """Embeds a text as its length, the sum of its ids, and 1."""
 
-    max_length, dimension, vocab_size = 12, 3, 512
+    max_length, dimension, vocab_size = 12, 3, 257
 
     def __init__(self):
         self.together, self.most = 0, 0

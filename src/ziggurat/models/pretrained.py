@@ -341,7 +341,9 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
         return named_as_found(family.hf_names(config), tensors, family.base)
 
     head = stored_head(described.config, names_of, tensors)
-    model = LanguageModel.build(head.config, precision)
+    model = described
+    if head.config != model.config:
+        model = LanguageModel.build(head.config, precision)
     if settings is not None:
         formats, names, tensors = compressed(settings, head.names, tensors, model)
         head = dataclasses.replace(head, names=names)

@@ -175,13 +175,11 @@ def test_a_reward_model_learns_the_margins_of_its_records(here):
         resolved(here / "base", source(here, "margins"), *settings).value, objectives=known()
     )
     params = made.initial().params
-    for step in (0, 7):
-        batch = made.data.batch(step)
-        assert batch["margin"].tolist() == [[step / 8]]
-        sums = made.parts.program.sums(params, jax.tree.map(jnp.asarray, batch), {})
-        apart = sums.metrics["rewards/margins"]
-        expected = np.logaddexp(0, -(apart - step / 8))
-        np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
+    batch = made.data.batch(7)
+    assert batch["margin"].tolist() == [[7 / 8]]
+    sums = made.parts.program.sums(params, jax.tree.map(jnp.asarray, batch), {})
+    expected = np.logaddexp(0, -(sums.metrics["rewards/margins"] - 7 / 8))
+    np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def _fill(
                 margins.append(float("nan") if document.margin is None else document.margin)
                 tokens += len(ids)
             tell(len(columns["lengths"]), tokens)
-    arrays = {name: np.array(column, np.int64) for name, column in columns.items()}
+    arrays: dict[str, np.ndarray] = {n: np.array(c, np.int64) for n, c in columns.items()}
     arrays |= {n: np.array(getattr(notes, n), np.int64) for n in ("empty", "skipped")}
     arrays["identities"] = np.array(identities, np.uint64)
     arrays["margins"] = np.array(margins, np.float64)

@@ -101,8 +101,8 @@ class Collector:
             if node.kl_in == "reward":
                 mask, apart = rows["loss_mask"], old - reference
                 figures["kl"] = float((apart * mask).sum() / mask.sum())
-                given = map(jnp.asarray, (rewards, old, reference, mask))
-                rewards = np.asarray(policy.penalised(*given, node.kl_coef))
+                shaped, ours, theirs, own = map(jnp.asarray, (rewards, old, reference, mask))
+                rewards = np.asarray(policy.penalised(shaped, ours, theirs, own, node.kl_coef))
         advantages = policy.group_advantages(
             jnp.asarray(rewards), baseline=node.baseline, scale=node.scale
         )

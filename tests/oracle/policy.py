@@ -1,8 +1,8 @@
 """What TRL computes for policy losses: inputs, values and gradients of a table of switches.
 
-``GRPOTrainer._compute_loss`` is run as it is, on a stand-in for the trainer whose model gives the
-log-probabilities of this file; advantages come from the lines of TRL that make them, which are no
-function of their own and are written out here with torch::
+``GRPOTrainer._compute_loss`` and ``RLOOTrainer._compute_loss`` are run as they are, on a stand-in
+for the trainer whose model gives the log-probabilities of this file; advantages come from the lines
+of TRL that make them, which are no function of their own and are written out here with torch::
 
     python -m tests.oracle.policy --write    # recompute and store
     python -m tests.oracle.policy --check    # recompute and compare with what is stored
@@ -28,6 +28,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "gspo": {"ratio": "sequence", "clip_low": 0.01, "clip_high": 0.02},
     "gspo_kl": {"ratio": "sequence", "kl_coef": 0.1},
     "truncated": {"sampler_cap": 1.1, "kl_coef": 0.1},
+    "rloo": {"ratio": "product", "clip_low": 0.3, "clip_high": 0.4},
 }
 ADVANTAGES = {
     "group": {"scale": "group"},
@@ -80,7 +81,7 @@ def recompute() -> dict[str, np.ndarray]:
 
 def _loss(given: dict[str, np.ndarray], switches: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     import torch
-    from trl import GRPOTrainer
+    from trl import GRPOTrainer, RLOOTrainer
 
     tensors = {name: torch.from_numpy(array) for name, array in given.items()}
     policy = tensors["log_probs"].clone().requires_grad_()
@@ -100,7 +101,11 @@ def _loss(given: dict[str, np.ndarray], switches: dict[str, Any]) -> tuple[np.nd
     if trainer.use_vllm:
         apart = (tensors["old"] - tensors["sampler"]) * mask
         batch["importance_sampling_ratio"] = apart.exp().clamp(max=switches["sampler_cap"])
-    loss = GRPOTrainer._compute_loss(trainer, None, batch)
+    if switches.get("ratio") == "product":
+        batch["old_logps"] = (tensors["old"] * mask).sum(1)
+        loss = RLOOTrainer._compute_loss(trainer, None, batch)
+    else:
+        loss = GRPOTrainer._compute_loss(trainer, None, batch)
     loss.backward()
     assert policy.grad is not None
     return loss.detach().numpy(), policy.grad.numpy()

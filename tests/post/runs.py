@@ -51,12 +51,14 @@ def fresh(directory: Path, seed: int = 0) -> Path:
 
 
 def write_data(directory: Path) -> None:
-    """The same answers as completions, as pairs, and with labels."""
-    files: dict[str, list[dict[str, Any]]] = {"completions": [], "pairs": [], "labelled": []}
+    """The same answers as completions, as pairs, as pairs with margins, and with labels."""
+    names = ("completions", "pairs", "margins", "labelled")
+    files: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for n in range(COUNT):
         prompt, good, bad = f"{n * 37 % 100}?", f"yes {n % 10}", f"no {n % 10}"
         files["completions"].append({"prompt": prompt, "completion": good})
         files["pairs"].append({"prompt": prompt, "chosen": good, "rejected": bad})
+        files["margins"].append(files["pairs"][-1] | {"margin": n / 8})
         label = n % 2 == 0
         said = good if label else bad
         files["labelled"].append({"prompt": prompt, "completion": said, "label": label})
@@ -67,7 +69,8 @@ def write_data(directory: Path) -> None:
 
 def source(directory: Path, name: str) -> str:
     """The override that names a file of :func:`write_data`."""
-    content = {"completions": "prompt_completion", "pairs": "preference"}.get(name, name)
+    pairs = {"pairs": "preference", "margins": "preference"}
+    content = ({"completions": "prompt_completion"} | pairs).get(name, name)
     path = directory / f"{name}.jsonl"
     return f'data.sources=[{{kind = "jsonl", path = "{path}", content = "{content}"}}]'
 

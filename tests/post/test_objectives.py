@@ -167,6 +167,34 @@ def test_a_reward_model_tells_answers_apart(here):
         RewardModel.load(here / "base")
 
 
+def test_a_reward_model_learns_the_margins_of_its_records(here):
+    """-log sigmoid of the scores' difference less each record's margin, as in TRL."""
+    settings = (f"output={here / 'margins'}", "objective.kind='reward'", "data.batch_size=1")
+    settings += ("data.shuffle=false",)
+    made = prepare(
+        resolved(here / "base", source(here, "margins"), *settings).value, objectives=known()
+    )
+    params = made.initial().params
+    batch = made.data.batch(7)
+    assert batch["margin"].tolist() == [[7 / 8]]
+    sums = made.parts.program.sums(params, jax.tree.map(jnp.asarray, batch), {})
+    expected = np.logaddexp(0, -(sums.metrics["rewards/margins"] - 7 / 8))
+    np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("objective.kind='dpo'", "objective dpo: found records with a margin"),
+        ("objective={kind='reward', margin=1.0}", "objective.margin: found 1.0, and records"),
+    ],
+)
+def test_margins_are_honoured_once_or_refused(override, said, here):
+    settings = (f"output={here / 'refused'}", source(here, "margins"), override)
+    with pytest.raises(ConfigError, match=said):
+        prepare(resolved(here / "base", *settings).value, objectives=known())
+
+
 def test_a_student_comes_to_predict_as_its_teacher(here):
     settings = (f"output={here / 'student'}", source(here, "completions"), "train.steps=20")
     teacher = fresh(here / "teacher", seed=5)

@@ -53,9 +53,11 @@ def prepare(run: Path, /, workers: int | None = None, overrides: tuple[str, ...]
             markup=False,
             soft_wrap=True,
         )
+    count = dataset.report["straddling"]
+    straddling = f"; {count:,} with a token of both prompt and answer" if count else ""
     out.print(
         f"training: {dataset.documents_per_epoch:,} documents in {dataset.rows_per_epoch:,} rows, "
-        f"{dataset.padding:.2%} padding; held out: {held_out:,} documents",
+        f"{dataset.padding:.2%} padding; held out: {held_out:,} documents{straddling}",
         markup=False,
         soft_wrap=True,
     )

@@ -48,6 +48,8 @@ class Used:
     """Records without a single character, left out."""
     skipped: int
     """Damaged records left out."""
+    straddling: int
+    """Documents with a token that is a part of both the prompt and the answer."""
     faults: Sequence[str]
     """The first damaged records: where they are and what is wrong."""
     held_out: int
@@ -196,6 +198,10 @@ def facts(found: Stats) -> list[tuple[str, str]]:
         ("steps an epoch", f"{found.steps_per_epoch:,} of {found.batch_size:,} rows"),
         ("padding", f"{found.padding:.2%}"),
     ]
+    straddling = sum(part.straddling for part in found.components)
+    if straddling:
+        text = f"{straddling:,} documents have a token that is a part of prompt and answer"
+        lines.append(("straddling", text))
     if found.steps is not None:
         lines.append(("the data ends", f"after {found.steps:,} steps"))
     if found.run_steps is not None:

@@ -75,10 +75,11 @@ class AnswerDataset:
     """Batches of answers as a function of the step.
 
     Implements :class:`ziggurat.core.protocols.BatchSource`. Every record stands in each epoch
-    exactly once. All arrays are ``[b, t]`` but for ``desirable``.
+    exactly once. All arrays are ``[b, t]`` but for ``desirable`` and ``margin``.
 
     * ``preference``: those of a language-model batch twice, ``chosen_tokens``,
-      ``rejected_tokens`` and so on.
+      ``rejected_tokens`` and so on; and ``margin`` (float32 ``[b, 1]``), by how much the chosen
+      answer should score more, 0 where records say nothing of it.
     * ``labelled``: those of a language-model batch; again as ``other_tokens`` and so on, where the
       answer is that of the next row of the global batch (behind this row's prompt, as the reference
       point of KTO wants it); and ``desirable`` (float32 ``[b, 1]``), 1 for good answers.
@@ -111,6 +112,7 @@ class AnswerDataset:
             *(_that_fit(s, n, size) for s, n in zip(stores, numbers)), strict=True
         )
         self._items = _pairs(stores, used) if kind == "preference" else _judged(used)
+        self.has_margins = kind == "preference" and _have_margins(stores[0], self._items)
         if not len(self._items):
             raise DataError(
                 f"{split} split of {', '.join(source.path for source in config.sources)}",
@@ -153,13 +155,16 @@ class AnswerDataset:
     @property
     def report(self) -> Mapping[str, Any]:
         """Counts: ``records`` used, and by kind of answer those read and those whose prompt leaves
-        no room for an answer."""
+        no room for an answer, and those of which a token is a part of prompt and answer."""
         kinds = VIEWS[self.kind]
         read = {name: len(store) for name, store in zip(kinds, self.stores)}
         return {
             "records": self.rows_per_epoch,
             "read": read,
             "too_long": dict(zip(kinds, self._too_long)),
+            "straddling": {
+                name: store.meta["report"]["straddling"] for name, store in zip(kinds, self.stores)
+            },
         }
 
     @property
@@ -186,7 +191,13 @@ class AnswerDataset:
             mine = [self._answer(side, item[side]) for item in items[first:stop]]
             filled = padded(mine + [None] * (stop - first - len(mine)), size)
             batch |= {f"{name}_{array}": filled[array] for array in ARRAYS}
-        return batch
+        margin = np.zeros((stop - first, 1), np.float32)
+        if self.has_margins:
+            margins = self.stores[0].margins
+            assert margins is not None, "looked at before"
+            taken = margins[[item[0] for item in items[first:stop]]]
+            margin[: len(taken), 0] = taken
+        return batch | {"margin": margin}
 
     def _labelled(self, items: list[list[int]], first: int, stop: int) -> Batch:
         answers: list[Answer | None] = []
@@ -392,6 +403,25 @@ def _pairs(
     found = [(n, where.get(stores[0].identity(n), -1)) for n in ours.tolist()]
     pairs = np.array(found, np.int64).reshape(-1, 2)
     return pairs[pairs[:, 1] >= 0]
+
+
+def _have_margins(chosen: TokenStore, items: Int64[np.ndarray, "records 2"]) -> bool:
+    """Whether the records say by how much the chosen answer should score more.
+
+    Raises:
+        DataError: some do and some do not.
+    """
+    if chosen.margins is None or not len(items):
+        return False
+    missing = np.isnan(chosen.margins[items[:, 0]])
+    if missing.any() and not missing.all():
+        file, record = chosen.identity(int(items[missing.argmax(), 0]))
+        raise DataError(
+            f"{file} record {record}",
+            found=f"no margin, as {int(missing.sum())} of {len(items)} records",
+            expected="one in each record, or in none",
+        )
+    return not missing.all()
 
 
 def _judged(used: Sequence[Int64[np.ndarray, "_"]]) -> Int64[np.ndarray, "records 2"]:

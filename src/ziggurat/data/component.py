@@ -71,7 +71,8 @@ class Component:
     def report(self) -> Mapping[str, Any]:
         """Counts: what was read and left out, and how full the rows are.
 
-        ``documents`` read, ``empty``, ``skipped`` and the first ``faults``; ``used`` documents,
+        ``documents`` read, ``empty``, ``skipped`` and the first ``faults``, those ``straddling``
+        (a token is a part of prompt and answer); ``used`` documents,
         those ``filtered`` out by each rule and the ``duplicates``; ``rows`` of an epoch, ``tokens``
         in them, tokens ``cut`` off and the share of ``padding``.
         """

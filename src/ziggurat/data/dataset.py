@@ -26,7 +26,8 @@ from ziggurat.data.filter import Split
 from ziggurat.data.mixture import Schedule
 from ziggurat.data.pieces import Pieces, empty
 
-_COUNTED = ("documents", "empty", "skipped", "used", "duplicates", "rows", "tokens", "cut")
+_COUNTED = ("documents", "empty", "skipped", "straddling", "used", "duplicates")
+_COUNTED += ("rows", "tokens", "cut")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Integer, UInt8
@@ -11,18 +11,31 @@ from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Tokenizer
 from ziggurat.data import conversation
 from ziggurat.data.sources import Document
+from ziggurat.data.sources.records import Damaged
 
 CHUNK_CHARACTERS = 4_000_000
 CHUNK_DOCUMENTS = 4096
+
+
+class Encoded(NamedTuple):
+    """Tokens of a document."""
+
+    ids: Integer[np.ndarray, "_t"]
+    learned: UInt8[np.ndarray, "_t"] | None
+    """1 where they are learned; None means everywhere."""
+    straddles: bool = False
+    """Whether a learned token begins or ends in characters that are not learned."""
 
 
 class Encoder:
     """Turns documents into tokens.
 
     A document is encoded as one text, bos before it if the tokenizer itself puts it there, and eos
-    after it. Of a document with learned ranges, the tokens that overlap one are learned, as in
-    transformers, and eos if the token before it is; bos and eos that its text spells already are
-    not doubled.
+    after it; a chat template writes its own bos, or means none to be there. Of a document with
+    learned ranges, the tokens that overlap one are learned, as in transformers, and eos if the
+    token before it is, unless the text has ended there already: a chat template has closed the
+    turn, or the last token but for white space is a special one. bos and eos that its text spells
+    already are not doubled.
 
     Args:
         tokenizer: must have eos.
@@ -63,15 +76,27 @@ class Encoder:
         # a template changes the text, not which document it is
         return dataclasses.replace(made, key=document.key or document.text)
 
+    def rendered(self, document: Document) -> Document | Damaged | None:
+        """As :meth:`render`, but a conversation that cannot be rendered is a damaged record."""
+        try:
+            return self.render(document)
+        except DataError as error:
+            found = f"{error.what}: {error.found}"
+            return Damaged(document.file, document.record, found, error.expected, "record")
+
     def encode(
         self, documents: Sequence[Document]
     ) -> list[tuple[Integer[np.ndarray, "_t"], UInt8[np.ndarray, "_t"] | None]]:
         """Tokens of each document, and 1 where they are learned; None means everywhere."""
+        return [(made.ids, made.learned) for made in self.encoded(documents)]
+
+    def encoded(self, documents: Sequence[Document]) -> list[Encoded]:
+        """Tokens of each document, and what of them is learned."""
         plain = [document.text for document in documents if document.learned is None]
         ids = iter(self._ids(plain))
         marked = iter(self._marked([d for d in documents if d.learned is not None]))
         return [
-            (self._array([*self.prefix, *next(ids), self.eos]), None)
+            Encoded(self._array([*self.prefix, *next(ids), self.eos]), None)
             if document.learned is None
             else next(marked)
             for document in documents
@@ -81,7 +106,7 @@ class Encoder:
         batch = getattr(self.tokenizer, "encode_batch", None)
         return batch(texts) if batch is not None else [self.tokenizer.encode(t) for t in texts]
 
-    def _marked(self, documents: list[Document]) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _marked(self, documents: list[Document]) -> list[Encoded]:
         if not documents:
             return []
         backend: Any = getattr(self.tokenizer, "backend", None)
@@ -95,13 +120,25 @@ class Encoder:
         encodings = backend.encode_batch(texts, add_special_tokens=False)
         return [self._mark(*pair) for pair in zip(documents, encodings, strict=True)]
 
-    def _mark(self, document: Document, encoding: Any) -> tuple[np.ndarray, np.ndarray]:
-        ids, learned = list(encoding.ids), mark(document.learned or (), encoding.offsets)
-        if self.prefix and ids[:1] != self.prefix:
+    def _mark(self, document: Document, encoding: Any) -> Encoded:
+        ids, spans = list(encoding.ids), document.learned or ()
+        learned = mark(spans, encoding.offsets)
+        ended = self._has_ended(document.text, ids, encoding.offsets)
+        if self.prefix and not document.templated and ids[:1] != self.prefix:
             ids, learned = [*self.prefix, *ids], [0, *learned]
         if ids[-1:] != [self.eos]:
-            ids, learned = [*ids, self.eos], [*learned, learned[-1] if learned else 0]
-        return self._array(ids), np.array(learned, np.uint8)
+            last = learned[-1] if learned and not (ended or document.closed) else 0
+            ids, learned = [*ids, self.eos], [*learned, last]
+        across = straddles(spans, encoding.offsets)
+        return Encoded(self._array(ids), np.array(learned, np.uint8), across)
+
+    def _has_ended(self, text: str, ids: list[int], offsets: Sequence[tuple[int, int]]) -> bool:
+        """Whether the last token that is not white space is a special one: a turn's end."""
+        special = getattr(self.tokenizer, "special_ids", frozenset())
+        for number, (start, end) in zip(reversed(ids), reversed(offsets)):
+            if number in special or text[start:end].strip():
+                return number in special
+        return False
 
     def _array(self, ids: list[int]) -> np.ndarray:
         return np.array(ids, dtype=self.dtype)
@@ -125,6 +162,17 @@ def mark(learned: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]])
         first, last = np.searchsorted(ends, start, "right"), np.searchsorted(starts, end, "left")
         flags[first:last] = 1
     return flags.tolist()
+
+
+def straddles(learned: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> bool:
+    """Whether a token begins before a range that it reaches into, or ends behind it.
+
+    >>> straddles([(2, 5)], [(0, 2), (2, 3), (3, 5)]), straddles([(2, 5)], [(0, 3), (3, 5)])
+    (False, True)
+    """
+    starts, ends = np.array(offsets, np.int64).reshape(-1, 2).T
+    borders = np.array(learned, np.int64).reshape(-1)
+    return bool(((starts[:, None] < borders) & (borders < ends[:, None])).any())
 
 
 def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:

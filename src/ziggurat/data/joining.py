@@ -92,12 +92,18 @@ def join(
     np.save(directory / "files.npy", np.concatenate(columns.files).astype(np.uint32))
     np.save(directory / "records.npy", np.concatenate(columns.records))
     np.save(directory / "identities.npy", np.concatenate(columns.identities))
+    margins = np.concatenate(columns.margins).astype(np.float32)
+    has_margins = bool(np.isfinite(margins).any())
+    if has_margins:
+        np.save(directory / "margins.npy", margins)
+        digest.update(margins.tobytes())
     return {
         "content": digest.hexdigest(),
         "dtype": dtype.str,
         "documents": len(lengths),
         "tokens": int(offsets[-1]),
         "learn": learn,
+        "margins": has_margins,
         "files": list(names),
         "report": dataclasses.asdict(report),
     }
@@ -111,6 +117,7 @@ class _Columns:
         self.files: list[np.ndarray] = []
         self.records: list[np.ndarray] = []
         self.identities: list[np.ndarray] = []
+        self.margins: list[np.ndarray] = []
 
     def add(self, taken: Taken, names: dict[str, int], report: ReadReport) -> None:
         index, count = taken.part.index(), taken.documents
@@ -122,6 +129,8 @@ class _Columns:
         self.files.append(table[local] if count else local)
         self.records.append(index["records"][:count] + taken.shift)
         self.identities.append(index["identities"][:count])
+        self.margins.append(index["margins"][:count])
+        report.straddling += int(index["straddles"][:count].sum())
         report.documents += count
         before = {name: index[name] for name in ("empty", "skipped")}
         if not taken.whole:

@@ -68,8 +68,9 @@ class Part:
         return [(n, str(Damaged(**entry).error(shift))) for n, entry in self.facts["faults"]]
 
     def index(self) -> dict[str, np.ndarray]:
-        """Arrays ``lengths``, ``files``, ``records``, ``identities`` of the documents, and for
-        empty and skipped records how many documents stand before each."""
+        """Arrays ``lengths``, ``files``, ``records``, ``identities``, ``straddles`` and
+        ``margins`` (NaN: none) of the documents, and for empty and skipped records how many
+        documents stand before each."""
         with np.load(self.path / "index.npz") as arrays:
             return dict(arrays)
 
@@ -129,10 +130,13 @@ def _fill(
     notes, names = _Notes(), dict[str, int]()
     columns = {"lengths": array("q"), "files": array("L"), "records": array("q")}
     identities = array("Q")
+    columns |= {"straddles": array("b")}
+    margins = array("d")
     tokens = 0
     with open(directory / "tokens.bin", "wb") as out, _learn_file(directory, learn) as learned:
         for chunk in chunks(_documents(source, unit, encoder, notes)):
-            for document, (ids, flags) in zip(chunk, encoder.encode(chunk), strict=True):
+            made = encoder.encoded(chunk)
+            for document, (ids, flags, across) in zip(chunk, made, strict=True):
                 out.write(ids.data)
                 if learned is not None:
                     learned.write(bytes([1]) * len(ids) if flags is None else flags.data)
@@ -140,11 +144,14 @@ def _fill(
                 columns["files"].append(names.setdefault(document.file, len(names)))
                 columns["records"].append(document.record)
                 identities.append(document.identity)
+                columns["straddles"].append(across)
+                margins.append(float("nan") if document.margin is None else document.margin)
                 tokens += len(ids)
             tell(len(columns["lengths"]), tokens)
-    arrays = {name: np.array(column, np.int64) for name, column in columns.items()}
+    arrays: dict[str, np.ndarray] = {n: np.array(c, np.int64) for n, c in columns.items()}
     arrays |= {n: np.array(getattr(notes, n), np.int64) for n in ("empty", "skipped")}
     arrays["identities"] = np.array(identities, np.uint64)
+    arrays["margins"] = np.array(margins, np.float64)
     np.savez(directory / "index.npz", allow_pickle=False, **arrays)
     facts = {
         "unit": unit_digest(source, unit),
@@ -180,7 +187,7 @@ def _documents(source: Any, unit: Unit, encoder: Encoder, notes: _Notes) -> Iter
     try:
         for piece in unit.pieces:
             for notes.places, record in records(source, piece):
-                made = _rendered(record, encoder) if isinstance(record, Document) else record
+                made = encoder.rendered(record) if isinstance(record, Document) else record
                 if isinstance(made, Document):
                     notes.documents += 1
                     yield made
@@ -198,14 +205,6 @@ def _documents(source: Any, unit: Unit, encoder: Encoder, notes: _Notes) -> Iter
     except DataError as error:
         parts = ("what", "found", "expected", "fix")
         notes.failure = {name: getattr(error, name) for name in parts}
-
-
-def _rendered(document: Document, encoder: Encoder) -> Document | Damaged | None:
-    try:
-        return encoder.render(document)
-    except DataError as error:
-        found = f"{error.what}: {error.found}"
-        return Damaged(document.file, document.record, found, error.expected, "record")
 
 
 def _learn_file(directory: Path, learn: bool) -> Any:

@@ -10,6 +10,7 @@ all:
 * ``offsets.npy``: int64 ``[n + 1]``; document i is ``tokens[offsets[i]:offsets[i + 1]]``.
 * ``files.npy``, ``records.npy``: uint32 and int64 ``[n]``; each document's file number and record.
 * ``identities.npy``: uint64 ``[n]``; a hash of each document's text.
+* ``margins.npy``, only where records have one: float32 ``[n]``, NaN for those without.
 * ``meta.json``: format, digests, token width, counts, file names, what reading left out.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import xxhash
-from jaxtyping import Bool, Int64, Integer, UInt8, UInt32, UInt64
+from jaxtyping import Bool, Float32, Int64, Integer, UInt8, UInt32, UInt64
 
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
@@ -35,11 +36,10 @@ from ziggurat.data.encode import Encoder
 from ziggurat.data.order import mix
 from ziggurat.data.prepare import Progress
 from ziggurat.data.sources import Document, Source, SourceFile, list_files, reading, signature
-from ziggurat.data.sources.nodes import ANSWERS
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 4
+FORMAT = 5
 PARTS = ".parts"
 """Ending of the directory in which a store's parts are made."""
 
@@ -58,6 +58,9 @@ class TokenStore:
     """Of the documents' texts, see :attr:`ziggurat.data.sources.Document.identity`."""
     learn: UInt8[np.ndarray, "n"] | None = None
     """1 where a token is learned as a target; None if all are."""
+    margins: Float32[np.ndarray, "documents"] | None = None
+    """By how much an answer should score more than the other of its record; NaN where a record
+    does not say, None where none does."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -98,6 +101,8 @@ class TokenStore:
         _update(digest, self.offsets)
         if self.learn is not None:
             _update(digest, self.learn)
+        if self.margins is not None:
+            _update(digest, self.margins)
         if digest.hexdigest() != self.content:
             raise DataError(
                 f"token store {self.path}",
@@ -156,6 +161,7 @@ def tokenise(
     staging = path.with_name(path.name + PARTS)
     found = _existing(path)
     if found is not None and not staging.exists():
+        reading.warn_of_straddling(found.meta["report"]["straddling"], len(found))
         return found
     with prepare.lock(staging):
         found = _existing(path)  # made while this process waited, or before one died cleaning up
@@ -225,6 +231,7 @@ def open_store(path: Path) -> TokenStore:
             learn = np.memmap(path / "learn.bin", dtype=np.uint8, mode="r")
             if len(learn) != len(tokens):
                 raise ValueError(f"{len(learn)} marks of {len(tokens)} tokens")
+        margins = np.load(path / "margins.npy") if meta["margins"] else None
         identities = np.load(path / "identities.npy", mmap_mode="r")
         sizes = (len(tokens), len(offsets) - 1, len(files), len(records), len(identities))
         if sizes != (meta["tokens"], *[meta["documents"]] * 4) or offsets[-1] != len(tokens):
@@ -243,6 +250,7 @@ def open_store(path: Path) -> TokenStore:
         np.asarray(records),
         np.asarray(identities),
         None if learn is None else np.asarray(learn),
+        margins,
     )
 
 
@@ -259,9 +267,8 @@ def _key(
     encoder = Encoder(tokenizer)
     parts: list[Any] = [FORMAT, digest, encoder.prefix, encoder.eos, signature(sources, listed)]
     if any(_content(source) == "messages" for source in sources):
-        parts.append(conversation.template_of(tokenizer))
-    elif any(_content(source) in ANSWERS for source in sources):
-        parts.append(tokenizer.chat_template)
+        conversation.template_of(tokenizer)  # refuses a tokenizer without one before reading
+    parts += conversation.decided_by(sources, tokenizer)
     return hashlib.blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 

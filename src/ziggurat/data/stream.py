@@ -21,7 +21,7 @@ import numpy as np
 
 from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Batch, Tokenizer
-from ziggurat.data import encode, filter, packing
+from ziggurat.data import conversation, encode, filter, packing
 from ziggurat.data.ahead import Ahead
 from ziggurat.data.component import fill
 from ziggurat.data.config import DataConfig
@@ -97,7 +97,8 @@ class StreamedDataset:
         self._files = [(s, file) for s in config.sources for file in list_files(s)]
         # names below each source's own path, which may lie anywhere
         files = [[f.name.removeprefix(s.path), f.size] for s, f in self._files]
-        self._content = digest([getattr(tokenizer, "digest", ""), *files])
+        decided = conversation.decided_by(config.sources, tokenizer)
+        self._content = digest([getattr(tokenizer, "digest", ""), *decided, *files])
         self._places = [Place(0, 0, 0, 0, 0)]
         self._lock = threading.Lock()
         self._read_report = ReadReport()
@@ -290,15 +291,16 @@ class StreamedDataset:
             for count, record in reading.records(source, reading.Piece(file)):
                 if count <= passed:
                     continue
-                if isinstance(record, Damaged):
+                document = record
+                if isinstance(record, Document):
+                    document = self._encoder.rendered(record)
+                if isinstance(document, Damaged):
                     if source.on_error == "raise":
-                        raise record.error()
+                        raise document.error()
                     report.skipped += 1
                     if len(report.faults) < SHOWN_FAULTS:
-                        report.faults.append(str(record.error()))
-                    continue
-                document = self._encoder.render(record) if isinstance(record, Document) else record
-                if isinstance(document, Document):
+                        report.faults.append(str(document.error()))
+                elif isinstance(document, Document):
                     report.documents += 1
                     yield number, document
                 elif document is None:
@@ -312,17 +314,23 @@ class StreamedDataset:
         return self._files[number]
 
     def _window(self, place: Place, documents: list[Document]) -> Window:
-        made = [pair for chunk in encode.chunks(documents) for pair in self._encoder.encode(chunk)]
-        offsets = np.cumsum([0, *(len(ids) for ids, _ in made)], dtype=np.int64)
+        made = [one for chunk in encode.chunks(documents) for one in self._encoder.encoded(chunk)]
+        offsets = np.cumsum([0, *(len(one.ids) for one in made)], dtype=np.int64)
         learn = None
-        if any(learned is not None for _, learned in made):
-            whole = [np.ones(len(i), np.uint8) if one is None else one for i, one in made]
+        if any(one.learned is not None for one in made):
+            whole = [
+                np.ones(len(o.ids), np.uint8) if o.learned is None else o.learned for o in made
+            ]
             learn = np.concatenate(whole)
+        report, across = self._read_report, sum(one.straddles for one in made)
+        if across and not report.straddling:
+            reading.warn_of_straddling(across, len(made))
+        report.straddling += across
         names = {name: n for n, name in enumerate(dict.fromkeys(d.file for d in documents))}
         store = TokenStore(
             path=Path(),
             meta={"files": list(names)},
-            tokens=np.concatenate([ids for ids, _ in made]),
+            tokens=np.concatenate([one.ids for one in made]),
             offsets=offsets,
             files=np.array([names[document.file] for document in documents], np.uint32),
             records=np.array([document.record for document in documents], np.int64),

@@ -1,12 +1,19 @@
 """Policy losses equal TRL's on the same tensors, in value and gradient."""
 
+import re
+import tomllib
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.oracle import policy as oracle
 
+from ziggurat.core import config
 from ziggurat.post.losses import policy
+from ziggurat.post.rl.grpo import loss_switches
+from ziggurat.train.objectives.reinforcement import Grpo
 
 CLOSE = 1e-5
 """Float32 sums of fewer than a hundred terms of size 1, in another order."""
@@ -85,6 +92,88 @@ def test_micro_batches_add_up(given):
         ]
         for total, first, second in zip(whole, *halves):
             np.testing.assert_allclose(total, first + second, rtol=1e-5)
+
+
+LENGTHS = np.array([1, 2, 3, 6])
+"""Tokens of the completions of one group, none as long as another."""
+MOST = 8
+"""``max_tokens``."""
+
+
+def documented() -> dict[str, dict]:
+    """The settings of each algorithm, read from the page that users copy them from."""
+    page = Path(__file__).parents[3] / "docs/how-to/rl.md"
+    table = page.read_text(encoding="utf-8").split("## Which algorithm")[1].split("\n\n")[1]
+    found = {}
+    for row in table.splitlines()[2:]:
+        name, settings = (cell.strip() for cell in row.strip("|").split("|"))
+        found[name] = tomllib.loads("\n".join(re.findall(r"`([^`]+)`", settings)))
+    return found
+
+
+def expected_advantages(name, rewards):
+    """By the papers' formulas, in numpy."""
+    if name == "RLOO":
+        return rewards - (rewards.sum() - rewards) / (len(rewards) - 1)
+    gains = rewards - rewards.mean()
+    return gains if name == "Dr.GRPO" else gains / (rewards.std(ddof=1) + 1e-4)
+
+
+def expected_gradient(name, advantages, log_ratios, mask):
+    """d loss / d log pi of each token, by the papers' formulas; no clip acts."""
+    tokens = mask.sum(1)
+    rho = {
+        "GSPO": np.exp((log_ratios * mask).sum(1) / tokens)[:, None],
+        "RLOO": np.exp((log_ratios * mask).sum(1))[:, None],
+    }.get(name, np.exp(log_ratios))
+    share = {
+        "GRPO": 1 / (len(tokens) * tokens),
+        "Dr.GRPO": np.full(len(tokens), 1 / (len(tokens) * MOST)),
+        "DAPO": np.full(len(tokens), 1 / tokens.sum()),
+        "GSPO": 1 / (len(tokens) * tokens),
+        "RLOO": np.full(len(tokens), 1 / len(tokens)),
+    }[name]
+    return -(share * advantages)[:, None] * rho * mask
+
+
+@pytest.mark.parametrize("on_policy", [True, False])
+@pytest.mark.parametrize("name", ["GRPO", "Dr.GRPO", "DAPO", "GSPO", "RLOO"])
+def test_each_documented_algorithm_weighs_lengths_as_its_paper_says(name, on_policy):
+    """Gradients of completions of unequal lengths, with the settings of the documentation."""
+    settings = documented()[name]
+    # the overlong cost changes rewards, the dynamic sampling rows: both have tests of their own
+    tree = {"kind": "grpo", "sampling": {"max_tokens": MOST}} | settings | {"overlong_margin": 0}
+    node = config.from_plain(Grpo, tree, "rl.md")
+    draw = np.random.default_rng(3)
+    mask = (np.arange(6) < LENGTHS[:, None]).astype(np.float32)
+    old = draw.uniform(-2, -0.5, mask.shape).astype(np.float32)
+    width = 0 if on_policy else 1e-4  # within every clip
+    apart = draw.uniform(-width, width, mask.shape)
+    rewards = np.array([0.1, 0.9, 0.4, 0.5])
+    advantages = policy.group_advantages(
+        jnp.asarray(rewards)[None], baseline=node.baseline, scale=node.scale
+    )[0]
+    np.testing.assert_allclose(advantages, expected_advantages(name, rewards), rtol=1e-5)
+
+    def loss(log_probs):
+        given = (log_probs, jnp.asarray(old), advantages, jnp.asarray(mask))
+        sums = policy.policy_loss(*given, **loss_switches(node))
+        return sums.loss / sums.weight
+
+    found = jax.grad(loss)(jnp.asarray(old + apart, jnp.float32))
+    expected = expected_gradient(name, np.asarray(advantages), apart, mask)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-8)
+
+
+def test_the_ratio_of_a_long_completion_overflows_nothing():
+    """Under RLOO it is a product of many."""
+    old, mask = jnp.full((2, 400), -3.0), jnp.ones((2, 400))
+
+    def loss(log_probs):
+        advantages = jnp.array([1.0, -1.0])
+        return policy.policy_loss(log_probs, old, advantages, mask, ratio="product").loss
+
+    assert jnp.isfinite(jax.grad(loss)(jnp.full((2, 400), -0.1))).all()
 
 
 @pytest.mark.parity

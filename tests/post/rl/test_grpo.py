@@ -68,6 +68,9 @@ REWARD = '''
 def plain(prompt, completion, row):
     """Share of the completion's characters that are ASCII; at first about a half are."""
     return sum(c.isascii() for c in completion) / max(len(completion), 1)
+
+def two(prompt, completion):
+    return 1.0
 '''
 MEASURED = ("reward", "loss", "grad_norm", "sampler_gap_mean", "entropy")
 
@@ -170,6 +173,42 @@ def test_rollouts_are_kept_and_a_sampler_that_is_not_the_policy_is_found(monkeyp
         rollout(params, data.batch(4), 4)
 
 
+def test_rloo_takes_the_divergence_off_the_reward(monkeypatch):
+    """A policy that has left its start pays for it, in the reward and not in the loss."""
+    settings = ("objective.ratio='product'", "objective.baseline='leave_one_out'")
+    settings += ("objective.scale='none'", "objective.kl_in='reward'", "objective.kl_coef=0.5")
+    made = prepare(resolved("name=rloo", *settings).value, objectives=OBJECTIVES)
+    rollout, start = made.parts.rollout, made.initial().params
+    assert isinstance(rollout, Collector)
+    assert "reference_log_probs" not in made.parts.program.batch
+    moved = jax.tree.map(lambda leaf: leaf * 1.05, start)
+    play, played = Arena.play, []
+    monkeypatch.setattr(Arena, "play", lambda *args: played.append(play(*args)) or played[-1])
+    rows, figures = rollout(moved, made.data.batch(0), 0)
+    reference, _ = rollout._scored(start, rows)
+    mask = rows["loss_mask"]
+    apart = ((rows["old_log_probs"] - reference) * mask).sum(1)
+    assert figures["kl"] == pytest.approx(apart.sum() / mask.sum(), rel=1e-3)
+    assert "reference_log_probs" not in rows
+    rewards = np.array([group.rewards for group in played[0]])
+    paid = rewards - 0.5 * apart.reshape(-1, 4)
+    expected = paid - (paid.sum(1, keepdims=True) - paid) / 3
+    np.testing.assert_allclose(rows["advantages"], expected.reshape(-1), atol=1e-5)
+
+
+def test_rewards_that_are_all_equal_are_said(caplog):
+    rollout = object.__new__(Collector)  # it needs no model to count
+    rollout._equal_rollouts = 0
+    for step, equal in enumerate([0.5, *[1.0] * 12, 0.5, 1.0]):
+        rollout._warn_if_equal(equal, step)
+    said = [r.getMessage() for r in caplog.records if "all equal" in r.getMessage()]
+    assert [one.split(":")[0] for one in said] == [
+        "rollout of step 1",
+        "rollout of step 10",
+        "rollout of step 14",
+    ]
+
+
 def test_a_gap_may_be_a_warning(caplog):
     made = resolved("objective.sampling.gap_action='warn'").value
     rollout = prepare(made, objectives=OBJECTIVES).parts.rollout
@@ -184,6 +223,9 @@ def test_a_gap_may_be_a_warning(caplog):
     ("override", "said"),
     [
         ("objective.group=5", "objective.group"),
+        ("data.task.reward='reward.py:two'", "three arguments"),
+        ("objective.ratio='product',objective.aggregate='token'", "aggregate"),
+        ("objective.kl_coef=0,objective.kl_in='reward'", "kl_in"),
         ("objective.updates=3", "checkpoint.every"),
         ("objective.sampling.max_tokens=48", "max_tokens"),
         ("objective.evaluation.k=2", "objective.evaluation"),
@@ -192,5 +234,5 @@ def test_a_gap_may_be_a_warning(caplog):
 )
 def test_what_does_not_fit_is_refused(override, said):
     with pytest.raises(Exception, match=said) as error:
-        prepare(resolved(override).value, objectives=OBJECTIVES)
+        prepare(resolved(*override.split(",")).value, objectives=OBJECTIVES)
     assert error.type is ConfigError or "prompts.jsonl" in str(error.value)

@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from ziggurat.core.errors import ConfigError
-from ziggurat.post.rl.rewards import Rewards, Verdict
-from ziggurat.post.rl.scoring import Function, ReasoningGymScorer, Verifier
+from ziggurat.post.rl.rewards import RewardError, Rewards, Verdict
+from ziggurat.post.rl.scoring import Function, ReasoningGymScorer, Verifier, check_signature
 
 FUNCTIONS = """
 import os, subprocess, sys, time
@@ -74,6 +74,84 @@ def test_what_cannot_be_loaded_is_said_at_once(tmp_path, text, name, said):
     file.write_text(text)
     with pytest.raises(ConfigError, match=said):
         Rewards(Function(f"{file}:{name}"), processes=1)
+
+
+class Judge:
+    def __call__(self, prompt, completion, row):
+        return 1.0
+
+
+class Promise:
+    async def __call__(self, prompt, completion, row):
+        return 1.0
+
+
+async def coroutine(prompt, completion, row):
+    return 1.0
+
+
+def generator(prompt, completion, row):
+    yield 1.0
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda prompt, completion, row: 1.0,
+        lambda prompt, completion, row, extra=None: 1.0,
+        lambda *parts: 1.0,
+        Judge(),
+        max,  # a built-in function without a signature
+    ],
+)
+def test_functions_of_prompt_completion_and_row_are_taken(function):
+    check_signature(function, "reward")
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda prompt, completion: 1.0, r"a function of \(prompt, completion\)"),
+        (lambda completions, **kwargs: [1.0], r"a function of \(completions, \*\*kwargs\)"),
+        (lambda prompt, completion, *, row: 1.0, "row"),
+        (lambda prompt, completion, row, extra: 1.0, "extra"),
+        (coroutine, "coroutine"),
+        (generator, "generator"),
+        (Promise(), "coroutine"),
+    ],
+)
+def test_functions_of_other_arguments_are_refused(function, said):
+    with pytest.raises(ConfigError, match=said):
+        check_signature(function, "reward f.py:f")
+
+
+def test_a_wrong_signature_is_refused_when_the_processes_start(tmp_path):
+    file = tmp_path / "two.py"
+    file.write_text("def two(prompt, completion): return 1.0")
+    with pytest.raises(ConfigError, match="expected one of three arguments"):
+        Rewards(Function(f"{file}:two"), processes=1)
+
+
+def test_failures_have_a_budget(target):
+    """So many one after another, or all of a step, end the run with the last one's reason."""
+    good, bad = ("p", "a", {"bonus": 0}), ("p", "raise", {"bonus": 0})
+    with Rewards(Function(target), processes=1, max_failures=2) as rewards:
+        assert [v.failure for v in rewards.judge([bad, good, bad])] == ["error", None, "error"]
+        assert rewards.judge([bad, good])[0].failure == "error"  # the second one after another
+        with pytest.raises(RewardError, match=r"3 failed one after another.*RuntimeError: no"):
+            rewards.judge([good, bad, bad, bad, bad, good])
+    with Rewards(Function(target), processes=1) as rewards:
+        with pytest.raises(RewardError, match=r"all 2 of a step failed.*RuntimeError: no"):
+            rewards.judge([bad, bad])
+        assert rewards.judge([good]) == [Verdict(1.0)]
+
+
+@pytest.mark.parametrize("value", ["None", "[1.0]", "'x'", "1e30", "float('inf')", "1j"])
+def test_what_is_no_reward_is_a_failure(value):
+    from ziggurat.post.rl.scoring import checked
+
+    with pytest.raises((TypeError, ValueError)):
+        checked(eval(value))
 
 
 def test_verifiers_take_the_last_answer():

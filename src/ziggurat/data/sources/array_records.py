@@ -125,6 +125,7 @@ def _record(source: ArrayRecords, file: SourceFile, number: int, record: Any) ->
         if source.content == "text" and source.field is None:
             text = decoded(record)
             return Document(text, file.name, number) if text else None
-        return document(source, file, number, keyed(json_object(record)))
+        found = json_object(record)
+        return document(source, file, number, keyed(found), found)
     except Fault as fault:
         return fault.at(file, number, "record")

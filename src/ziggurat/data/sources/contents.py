@@ -3,15 +3,18 @@ answers that a record compares or judges.
 
 An answer is a text after a prompt that is a text; or one or more messages after a prompt of
 messages, where a text counts as the assistant's message. Without a prompt, the answers of a
-preference are whole conversations, and their common beginning is the prompt.
+preference are whole conversations, and their common beginning is the prompt. What a record says
+beside is read, or refused, by :mod:`ziggurat.data.sources.fields`.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from ziggurat.core.errors import DataError
+from ziggurat.data.sources import fields
+from ziggurat.data.sources.fields import NOTHING, Extras
 from ziggurat.data.sources.files import SourceFile
 from ziggurat.data.sources.nodes import (
     ANSWERS,
@@ -21,15 +24,16 @@ from ziggurat.data.sources.nodes import (
     completion_of,
     given_key,
     key_of,
+    keys_of,
 )
-from ziggurat.data.sources.records import Document, Fault, checked_messages, checked_text
+from ziggurat.data.sources.records import Document, Fault, checked_text
 
 Get = Callable[[str], Any]
 Messages = tuple[Mapping[str, Any], ...]
 
 
 def document(
-    source: Any, file: SourceFile, number: int, get: Callable[[str], Any]
+    source: Any, file: SourceFile, number: int, get: Get, names: Collection[str]
 ) -> Document | None:
     """The document of one record.
 
@@ -38,9 +42,10 @@ def document(
         file: where the record stands.
         number: its number there.
         get: the record's value under a key; raises :class:`Fault` if there is none.
+        names: its keys.
 
     Raises:
-        Fault: a value is missing or of the wrong type.
+        Fault: a value is missing or of the wrong type, or says what cannot be honoured.
         DataError: a record of several answers is not one document.
     """
     if source.content in VIEWS:
@@ -49,41 +54,80 @@ def document(
             found=f"content {source.content}, several answers a record",
             expected=f"an objective that compares answers, or content {VIEWS[source.content][0]}",
         )
+    if source.content == "text":
+        key = key_of(source)
+        text = checked_text(get(key), key)
+        return Document(text, file.name, number) if text else None
+    prompts = source.content != "messages"
+    taken = [key for keys in keys_of(source) for key in keys]
+    extras = fields.beside(get, names, taken, prompts=prompts)
+    place = _Place(file, number, extras)
     if source.content in VIEWS["preference"]:
-        made = _answer(source, file, number, get)
+        made = _answer(source, place, get)
         return None if made is None else dataclasses.replace(made, key=_record_key(source, get))
     if source.content in ANSWERS:
-        return _answer(source, file, number, get)
+        return _answer(source, place, get)
     key = key_of(source)
     value = get(key)
-    if source.content == "text":
-        text = checked_text(value, key)
-        return Document(text, file.name, number) if text else None
     if source.content == "messages":
         messages = checked_messages(value, key)
         if not any(message["role"] == "assistant" for message in messages):
             return None
-        return _conversation(messages, file, number)
-    prompt, other = checked_text(value, key), completion_of(source)
-    return _completed(prompt, checked_text(get(other), other), file, number)
+        return _conversation(messages, place)
+    other = completion_of(source)
+    answer = get(other)
+    if isinstance(value, str) and isinstance(answer, str):
+        return _completed(checked_text(value, key), checked_text(answer, other), place)
+    if isinstance(value, str) or isinstance(answer, str) or value is None or answer is None:
+        found = f"{key!r}: {type(value).__name__}, {other!r}: {type(answer).__name__}"
+        raise Fault(found, "both strings, or both lists of messages")
+    before = checked_messages(value, key)
+    return _conversation((*before, *checked_messages(answer, other)), place, len(before))
 
 
-def _completed(prompt: str, completion: str, file: SourceFile, number: int) -> Document | None:
+class _Place(NamedTuple):
+    """Where a record stands, and what it says beside its document."""
+
+    file: SourceFile
+    number: int
+    extras: Extras = NOTHING
+
+
+def _completed(prompt: str, completion: str, place: _Place) -> Document | None:
+    extras = place.extras
+    if extras.tools or extras.variables:
+        name = "tools" if extras.tools else "chat_template_kwargs"
+        raise Fault(
+            f"{name!r} beside a prompt that is a text", "messages, which a template renders"
+        )
     if not completion:
         return None
-    whole = prompt + completion
-    return Document(whole, file.name, number, learned=((len(prompt), len(whole)),))
+    whole, learned = prompt + completion, ((len(prompt), len(prompt) + len(completion)),)
+    return Document(whole, place.file.name, place.number, learned=learned, margin=extras.margin)
 
 
-def _conversation(
-    messages: Messages, file: SourceFile, number: int, learn_from: int = 0
-) -> Document:
+def _conversation(messages: Messages, place: _Place, learn_from: int = 0) -> Document:
     said = [m["content"] for m in messages if isinstance(m.get("content"), str)]
-    text = "\n".join(said)
-    return Document(text, file.name, number, messages=messages, learn_from=learn_from)
+    where = [f"message {number}" for number in range(len(messages))]
+    turns = tuple(
+        number
+        for number, message in enumerate(messages)
+        if fields.is_learned(message, where[number]) and number >= learn_from
+    )
+    extras = place.extras
+    return Document(
+        "\n".join(said),
+        place.file.name,
+        place.number,
+        messages=tuple(map(fields.without_masks, messages)),
+        turns=turns,
+        tools=extras.tools,
+        variables=extras.variables or None,
+        margin=extras.margin,
+    )
 
 
-def _answer(source: Any, file: SourceFile, number: int, get: Get) -> Document | None:
+def _answer(source: Any, place: _Place, get: Get) -> Document | None:
     """One answer with its prompt; None if the record's label is another."""
     labelled = source.content in VIEWS["labelled"]
     if labelled and _label(get(LABEL)) != (source.content == "desirable"):
@@ -91,23 +135,21 @@ def _answer(source: Any, file: SourceFile, number: int, get: Get) -> Document | 
     key = completion_of(source) if labelled else source.content
     answer, prompt = get(key), _prompt(source, get)
     if isinstance(prompt, str) and isinstance(answer, str):
-        return _completed(prompt, checked_text(answer, key), file, number)
+        return _completed(prompt, checked_text(answer, key), place)
     if isinstance(answer, str) and prompt is None:
         raise Fault(f"{key!r}: a text and no prompt", "a prompt, or whole conversations")
     if isinstance(answer, str):
         answer = [{"role": "assistant", "content": checked_text(answer, key)}]
     turns = checked_messages([answer] if isinstance(answer, Mapping) else answer, key)
     if turns[0]["role"] not in ("assistant", "tool"):
-        return _whole(turns, key, prompt, _other(labelled, key, get), file, number)
+        return _whole(turns, key, prompt, _other(labelled, key, get), place)
     if not isinstance(prompt, tuple):
         found = "no prompt" if prompt is None else "a prompt that is a string"
         raise Fault(f"{key!r}: the assistant's message and {found}", "messages before it")
-    return _conversation((*prompt, *turns), file, number, len(prompt))
+    return _conversation((*prompt, *turns), place, len(prompt))
 
 
-def _whole(
-    turns: Messages, key: str, prompt: Any, other: Any, file: SourceFile, number: int
-) -> Document:
+def _whole(turns: Messages, key: str, prompt: Any, other: Any, place: _Place) -> Document:
     """An answer that repeats its prompt; what both answers share is not learned."""
     if isinstance(prompt, tuple):
         raise Fault(f"{key!r}: starts with {turns[0]['role']!r}", "the assistant's message")
@@ -120,7 +162,7 @@ def _whole(
         shared = same.index(False) if False in same else len(same)
     if not any(message["role"] == "assistant" for message in turns[shared:]):
         raise Fault(f"{key!r}: nothing of the assistant after what is shared", "an answer")
-    return _conversation(turns, file, number, shared)
+    return _conversation(turns, place, shared)
 
 
 def _record_key(source: Any, get: Get) -> str:
@@ -158,3 +200,27 @@ def _label(value: Any) -> bool:
     if isinstance(value, bool) or (type(value) is int and value in (0, 1)):
         return bool(value)
     raise Fault(f"{LABEL!r}: {value!r}", "true or false")
+
+
+def checked_messages(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
+    """Messages as mappings with a role; columns of lists, as old data sets keep them, turned."""
+    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
+        if len({len(column) for column in value.values()}) != 1:
+            raise Fault(f"{key!r}: lists of different lengths", "a list of messages")
+        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        kind = "no messages" if value == [] else type(value).__name__
+        raise Fault(f"{key!r}: {kind}", "a list of messages")
+    for number, message in enumerate(value):
+        where = f"{key!r}: message {number}"
+        if not isinstance(message, Mapping):
+            raise Fault(f"{where} without a role ({type(message).__name__})", "role and content")
+        fields.check_message(message, where)
+    try:
+        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
+    except UnicodeEncodeError:
+        raise Fault(f"{key!r}: a lone surrogate", "text") from None
+    # A table fills what a message lacks with null; no template should see the difference.
+    return tuple(
+        {k: v for k, v in message.items() if v is not None or k == "content"} for message in value
+    )

@@ -66,6 +66,7 @@ def _first_line(stream: Any, begin: int) -> int:
 
 def _record(source: JsonLines, file: SourceFile, number: int, line: bytes) -> Any:
     try:
-        return document(source, file, number, keyed(json_object(line)))
+        record = json_object(line)
+        return document(source, file, number, keyed(record), record)
     except Fault as fault:
         return fault.at(file, number)

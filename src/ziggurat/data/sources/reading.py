@@ -75,12 +75,24 @@ def finish(sources: Sequence[Source], report: ReadReport) -> None:
     """
     if report.skipped:
         logger.warning("%d damaged records left out, first: %s", report.skipped, report.faults[0])
+    warn_of_straddling(report.straddling, report.documents)
     if report.documents == 0:
         raise DataError(
             "corpus " + ", ".join(source.path for source in sources),
             found=f"no documents ({report.empty} empty, {report.skipped} damaged records)",
             expected="at least one document with text",
             fix="check path and glob",
+        )
+
+
+def warn_of_straddling(straddling: int, documents: int) -> None:
+    """Say how many documents have a token that is a part of both the prompt and the answer."""
+    if straddling:
+        logger.warning(
+            "%d of %d documents have a token that is a part of both the prompt and the answer; it "
+            "is learned whole, and a prompt alone ends otherwise. End prompts where tokens end, "
+            "for instance without a space",
+            *(straddling, documents),
         )
 
 

@@ -3,8 +3,7 @@
 import codecs
 import dataclasses
 import functools
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import xxhash
@@ -30,10 +29,20 @@ class Document:
     """Line, row, record or sample in the file, from 1; 1 for a text file."""
     learned: tuple[tuple[int, int], ...] | None = None
     """Ranges of characters that are learned; None means all."""
+    templated: bool = False
+    """Whether a chat template made the text, bos and all."""
+    closed: bool = False
+    """Whether the text itself ends what is learned last, as a template does with a turn."""
     messages: tuple[Mapping[str, Any], ...] | None = None
     """The conversation, if it is one."""
-    learn_from: int = 0
-    """Of a conversation, the first message that may be learned: those before are a prompt."""
+    turns: tuple[int, ...] | None = None
+    """Numbers of the messages that are learned; None means all of the assistant's."""
+    tools: tuple[Any, ...] | None = None
+    """What the assistant may call, as its template gets it."""
+    variables: Mapping[str, Any] | None = None
+    """Further variables of the template."""
+    margin: float | None = None
+    """Of a compared answer: by how much the chosen one should score more."""
     key: str | None = None
     """What its identity is a hash of; the text if not given."""
 
@@ -89,6 +98,8 @@ class ReadReport:
     """Documents read."""
     empty: int = 0
     """Records without a single character, or without one to learn, left out."""
+    straddling: int = 0
+    """Documents of which a learned token begins in what is not learned, or ends there."""
     skipped: int = 0
     """Damaged records left out under ``on_error = "skip"``."""
     faults: list[str] = dataclasses.field(default_factory=list)
@@ -158,25 +169,3 @@ def checked_text(value: Any, key: str) -> str:
     except UnicodeEncodeError as error:
         raise Fault(f"a lone surrogate at character {error.start}", "text") from None
     return value
-
-
-def checked_messages(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
-    """Messages as mappings with a role; columns of lists, as old data sets keep them, turned."""
-    if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
-        if len({len(column) for column in value.values()}) != 1:
-            raise Fault(f"{key!r}: lists of different lengths", "a list of messages")
-        value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        kind = "no messages" if value == [] else type(value).__name__
-        raise Fault(f"{key!r}: {kind}", "a list of messages")
-    for number, message in enumerate(value):
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-            raise Fault(f"{key!r}: message {number} without a role", "role and content")
-    try:
-        json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
-    except UnicodeEncodeError:
-        raise Fault(f"{key!r}: a lone surrogate", "text") from None
-    # A table fills what a message lacks with null; no template should see the difference.
-    return tuple(
-        {k: v for k, v in message.items() if v is not None or k == "content"} for message in value
-    )

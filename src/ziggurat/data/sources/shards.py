@@ -2,7 +2,7 @@
 
 import functools
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from ziggurat.data.sources import files
@@ -82,13 +82,24 @@ Header: Any = tarfile.HeaderError
 
 def _record(source: WebDataset, file: SourceFile, number: int, sample: dict[str, Any]) -> Any:
     try:
-        return document(source, file, number, functools.partial(_value, sample))
+        names, prefix = _beside(source, sample)
+        get = functools.partial(_value, sample, prefix)
+        return document(source, file, number, get, names)
     except Fault as fault:
         return fault.at(file, number, "sample")
 
 
-def _value(sample: dict[str, Any], key: str) -> Any:
+def _beside(source: WebDataset, sample: dict[str, Any]) -> tuple[Collection[str], str]:
+    """Keys of the JSON object that holds the document, and what stands before them."""
+    extension = source.field.rpartition(".")[0]
+    content = sample.get(extension) if source.content != "text" else None
+    return ({}, "") if content is None else (json_object(content), f"{extension}.")
+
+
+def _value(sample: dict[str, Any], prefix: str, key: str) -> Any:
     """The text of a member, or a value of a member that is a JSON object."""
+    if not any(key == extension or key.startswith(f"{extension}.") for extension in sample):
+        key = prefix + key
     if sample.get(key) is not None:
         return decoded(sample[key])
     for extension, content in sample.items():

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ziggurat.core.errors import DataError, did_you_mean
-from ziggurat.data.sources import files
+from ziggurat.data.sources import fields, files
 from ziggurat.data.sources.contents import document
 from ziggurat.data.sources.files import SourceFile
 from ziggurat.data.sources.nodes import ANSWERS, LABEL, HuggingFaceDataset, Parquet, keys_of
@@ -91,9 +91,17 @@ def _rows(source: Any, file: SourceFile, batches: Iterator[Any], number: int) ->
         for row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             number += 1
             try:
-                yield number, document(source, file, number, dict(zip(names, row)).__getitem__)
+                record = {name: _without_nulls(value) for name, value in zip(names, row)}
+                yield number, document(source, file, number, record.__getitem__, record)
             except Fault as fault:
                 yield number, fault.at(file, number, "row")
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value without the keys that its table has only because other rows have them."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None or k == "content"}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
 
 
 def _columns(source: Any, file: SourceFile, schema: Any) -> list[str]:
@@ -104,6 +112,7 @@ def _columns(source: Any, file: SourceFile, schema: Any) -> list[str]:
     """
     wanted, optional = keys_of(source)
     wanted += [name for name in optional if name in schema.names]
+    known = [] if source.content == "text" else fields.names_beside(wanted)
     for name in wanted:
         if name not in schema.names:
             raise DataError(
@@ -113,7 +122,7 @@ def _columns(source: Any, file: SourceFile, schema: Any) -> list[str]:
                 fix=did_you_mean(name, schema.names) or "set column",
             )
         _check_type(source, file, name, schema.field(name).type)
-    return wanted
+    return wanted + [name for name in known if name in schema.names]
 
 
 def _check_type(source: Any, file: SourceFile, name: str, kind: Any) -> None:
@@ -130,6 +139,8 @@ def _check_type(source: Any, file: SourceFile, name: str, kind: Any) -> None:
         good, expected = (*strings, *messages), "strings or lists of messages"
     elif source.content == "messages":
         good, expected = messages, "a list of messages"
+    elif source.content == "prompt_completion":
+        good, expected = (*strings, *messages), "strings or lists of messages"
     else:
         good, expected = strings, "strings"
     if not any(is_(kind) for is_ in good):

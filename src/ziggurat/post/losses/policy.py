@@ -16,7 +16,8 @@ GRPO       ``aggregate="sequence"``, advantages over the group's deviation      
 Dr.GRPO    ``aggregate="constant"``, ``scale="none"``                                      [2]_
 DAPO       ``aggregate="token"``, ``clip_high=0.28``, equal groups left out, overlong cost [3]_
 GSPO       ``ratio="sequence"``                                                            [4]_
-RLOO       ``baseline="leave_one_out"``, ``scale="none"``                                  [5]_
+RLOO       ``ratio="product"``, ``baseline="leave_one_out"``, ``scale="none"``, the KL in  [5]_
+           the reward (:func:`penalised`)
 TIS        ``sampler_cap``: :math:`w` corrects for a sampler that is not the trainer       [6]_
 ========== =============================================================================== ========
 
@@ -38,9 +39,12 @@ from jaxtyping import Array, Float, Int
 Aggregate = Literal["sequence", "token", "constant"]
 Baseline = Literal["mean", "leave_one_out"]
 Scale = Literal["group", "batch", "none"]
-Ratio = Literal["token", "sequence"]
+Ratio = Literal["token", "sequence", "product"]
 SMALLEST_DEVIATION = 1e-4
 """Added to the deviation that advantages are divided by, as in TRL."""
+LARGEST_LOG_RATIO = 20.0
+"""Bound on the log-ratio of a whole completion, so that no exponential overflows: the gradient of
+an infinite ratio is NaN even where the clip cuts it off."""
 
 
 class PolicySums(NamedTuple):
@@ -76,8 +80,11 @@ def policy_loss(
 ) -> PolicySums:
     r"""The clipped surrogate of the module's page, as sums over rows.
 
-    :math:`\rho_{it} = \exp(\log\pi_{it} - \log\pi^\text{old}_{it})`; under ``ratio="sequence"`` one
-    a row, the exponential of the mean of the differences over its tokens. Aggregated as
+    :math:`\rho_{it} = \exp(\log\pi_{it} - \log\pi^\text{old}_{it})`. There is one for a whole row
+    under ``ratio="sequence"``, the exponential of the mean of the differences over its tokens
+    (GSPO), and under ``ratio="product"``, that of their sum: the ratio of the probabilities of the
+    completion, so that with ``aggregate="sequence"`` the gradient at a ratio of 1 is
+    :math:`A_i \nabla \log\pi(y_i)`, that of REINFORCE, whatever the length (RLOO). Aggregated as
 
     .. math::
 
@@ -98,7 +105,8 @@ def policy_loss(
         kl_coef: :math:`\beta`.
         clip_low: :math:`\epsilon_\text{low}`.
         clip_high: :math:`\epsilon_\text{high}`; above ``clip_low`` it is DAPO's clip-higher.
-        ratio: per token, or per sequence (GSPO).
+        ratio: per token, of whole completions by the mean of their tokens' log-ratios (GSPO), or by
+            the sum (RLOO).
         aggregate: how tokens make one number.
         longest: :math:`T`, tokens that a completion may have; for ``constant``.
         sampler_cap: :math:`C` in the weight
@@ -112,9 +120,13 @@ def policy_loss(
     inside = mask > 0
     difference = jnp.where(inside, log_probs - old, 0.0)
     tokens = mask.sum(-1)
-    if ratio == "sequence":
-        mean = (difference * mask).sum(-1) / jnp.maximum(tokens, 1.0)
-        difference = jnp.broadcast_to(mean[:, None], mask.shape)
+    if ratio != "token":
+        whole = (difference * mask).sum(-1)
+        if ratio == "sequence":
+            whole /= jnp.maximum(tokens, 1.0)
+        else:
+            whole = jnp.clip(whole, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+        difference = jnp.broadcast_to(whole[:, None], mask.shape)
     rho, gain = jnp.exp(difference), advantages[:, None]
     bounded = jnp.clip(rho, 1.0 - clip_low, 1.0 + clip_high)
     losses = -jnp.minimum(rho * gain, bounded * gain)
@@ -156,6 +168,34 @@ def k3(log_probs: Float[Array, "b t"], reference: Float[Array, "b t"]) -> Float[
     """
     apart = reference - log_probs
     return jnp.exp(apart) - apart - 1.0
+
+
+def penalised(
+    rewards: Float[Array, "p q"],
+    log_probs: Float[Array, "b t"],
+    reference: Float[Array, "b t"],
+    mask: Float[Array, "b t"],
+    kl_coef: float,
+) -> Float[Array, "p q"]:
+    r"""Rewards less the cost of leaving the reference, as RLOO has it (its equation 2).
+
+    .. math:: r_i - \beta \sum_t m_{it} (\log\pi_{it} - \log\pi_{\text{ref},it})
+
+    Args:
+        rewards: a row a prompt, a column a completion; b is their product.
+        log_probs: of the policy that sampled.
+        reference: of the reference policy.
+        mask: 1 where a token is the policy's own.
+        kl_coef: :math:`\beta`.
+
+    >>> found = penalised(
+    ...     jnp.ones((1, 2)), jnp.full((2, 3), -1.0), jnp.full((2, 3), -2.0), jnp.ones((2, 3)), 0.1
+    ... )
+    >>> [round(float(reward), 4) for reward in found[0]]
+    [0.7, 0.7]
+    """
+    apart = jnp.where(mask > 0, log_probs - reference, 0.0).sum(-1)
+    return rewards - kl_coef * apart.reshape(rewards.shape)
 
 
 def group_advantages(

@@ -39,14 +39,22 @@ def load_answers(
 def pair_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes, types and shardings of a batch of pairs."""
     one = text.batch_struct(layout, batch, length)
-    return {side + name: one[name] for side in SIDES for name in ARRAYS}
+    return {side + name: one[name] for side in SIDES for name in ARRAYS} | {
+        "margin": _column(layout, batch)
+    }
 
 
 def labelled_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
     """The same of labelled answers."""
     one = text.batch_struct(layout, batch, length)
-    label = jax.ShapeDtypeStruct((batch, 1), jnp.float32, sharding=layout.sharding(("batch", None)))
-    return one | {OTHER + name: one[name] for name in ARRAYS} | {"desirable": label}
+    others = {OTHER + name: one[name] for name in ARRAYS}
+    return one | others | {"desirable": _column(layout, batch)}
+
+
+def _column(layout: Layout, batch: int) -> jax.ShapeDtypeStruct:
+    """One number a row."""
+    sharding = layout.sharding(("batch", None))
+    return jax.ShapeDtypeStruct((batch, 1), jnp.float32, sharding=sharding)
 
 
 STRUCTS: Mapping[Kind, Callable[[Layout, int, int], dict[str, jax.ShapeDtypeStruct]]] = {

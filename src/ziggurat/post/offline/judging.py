@@ -4,6 +4,7 @@ import abc
 from pathlib import Path
 from typing import ClassVar
 
+from ziggurat.core.errors import ConfigError
 from ziggurat.data.answers import Kind
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
@@ -34,6 +35,19 @@ class Judging(abc.ABC):
     def objective(self, run: RunConfig, tuned: Tuned, layout: Layout) -> Objective:
         """Sums over a batch of answers."""
 
+    def check_margins(self, run: RunConfig) -> None:
+        """Whether the objective honours the margins that the records have.
+
+        Raises:
+            ConfigError: it does not, and says so here.
+        """
+        raise ConfigError(
+            f"objective {run.objective.kind}",
+            found="records with a margin",
+            expected='none: objective.kind = "reward" learns margins',
+            fix="leave margin out of the records",
+        )
+
     def program(self, run: RunConfig, layout: Layout) -> Program:
         """See :class:`ziggurat.train.parts.ObjectiveKind`."""
         model = text.abstract_model(run, layout)
@@ -53,6 +67,8 @@ class Judging(abc.ABC):
         )
         tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
         data, held_out = load_answers(run, tokenizer, self.answers)
+        if data.has_margins:
+            self.check_margins(run)
         return Parts(
             program=self._program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
             data=data,

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from ziggurat.core.errors import ConfigError
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.post.log_probs import stacked, unstacked
@@ -25,6 +26,16 @@ class Scored(Judging):
         assert isinstance(run.objective, RewardModelling)
         return reward_modelling(tuned, run.objective)
 
+    def check_margins(self, run: RunConfig) -> None:
+        assert isinstance(run.objective, RewardModelling)
+        if run.objective.margin:
+            raise ConfigError(
+                "objective.margin",
+                found=f"{run.objective.margin}, and records with a margin of their own",
+                expected="one of the two",
+                fix="leave objective.margin out",
+            )
+
 
 def reward_modelling(tuned: Tuned, node: RewardModelling) -> Objective:
     """Sums over pairs; their weight is the number of pairs.
@@ -39,7 +50,7 @@ def reward_modelling(tuned: Tuned, node: RewardModelling) -> Objective:
         policy, head = tuned.policy(params, frozen), params[HEAD]["kernel"]
         chosen, rejected = unstacked(scores(tuned.model, policy, head, both))
         counted = jnp.minimum(*unstacked(both["loss_mask"].sum(-1))) > 0
-        margin = jnp.full_like(chosen, node.margin)
+        margin = node.margin + batch["margin"][:, 0]
         losses = bradley_terry(chosen, rejected, margin=margin, centering=node.centering)
         right = (chosen > rejected).astype(jnp.float32)
         rows = {

@@ -90,17 +90,12 @@ class Arena:
 
         Raises:
             DataError: a prompt is too long.
-            ConfigError, EnvironmentError: the reward function cannot be loaded.
+            ConfigError, EnvironmentError: as :meth:`start_rewards`.
+            RewardError: rewards fail again and again.
         """
         asked = [self.task.problem(number, trial.part) for number in problems]
         prompts = [self._encoded(problem) for problem in asked]
-        if self._rewards is None:
-            self._rewards = Rewards(
-                self.task.scorer,
-                timeout_s=self._reward.timeout_s,
-                on_failure=self._reward.on_failure,
-                processes=self._reward.processes,
-            )
+        rewards = self.start_rewards()
         if self._sampler is None:
             self._sampler = Sampler(
                 self._model, params, self.tokenizer, longest=self.longest, running=self._running
@@ -119,7 +114,7 @@ class Arena:
             max_tokens=self.max_tokens,
         )
         generated = time.perf_counter()
-        verdicts = self._rewards.judge(
+        verdicts = rewards.judge(
             [
                 (problem.prompt, completion.text, dict(problem.row))
                 for problem, completions in zip(asked, drawn)
@@ -132,6 +127,24 @@ class Arena:
             Group(problem, prompt, completions, verdicts[place * n : (place + 1) * n])
             for place, (problem, prompt, completions) in enumerate(zip(asked, prompts, drawn))
         ]
+
+    def start_rewards(self) -> Rewards:
+        """The reward processes, started if they are not, so that a function that cannot be used is
+        found before the first step.
+
+        Raises:
+            ConfigError, EnvironmentError: the reward function cannot be loaded, or takes other
+                arguments.
+        """
+        if self._rewards is None:
+            self._rewards = Rewards(
+                self.task.scorer,
+                timeout_s=self._reward.timeout_s,
+                on_failure=self._reward.on_failure,
+                processes=self._reward.processes,
+                max_failures=self._reward.max_failures,
+            )
+        return self._rewards
 
     def close(self) -> None:
         """End the engine's thread and the reward processes."""

@@ -60,6 +60,7 @@ class Collector:
         self._length = run.data.sequence_length
         self._scores, self._place, self._reference = scores, place, reference
         self._kept: tuple[int, Batch] | None = None
+        self._equal_rollouts = 0
 
     def __call__(self, params: Params, batch: Batch, step: int) -> tuple[Batch, dict[str, float]]:
         """See :class:`ziggurat.train.parts.Rollout`.
@@ -92,10 +93,19 @@ class Collector:
         sampler = rows.pop("sampler_log_probs")
         rewards = shaped_rewards(groups, node)
         kept = kept_rows(groups, rewards, node)
+        figures = _figures(groups, rewards, kept, rows["loss_mask"], entropies) | gap
+        self._warn_if_equal(figures["equal_groups"], step)
+        reference = None
+        if self._reference is not None:
+            reference = self._scored(self._reference, rows)[0]
+            if node.kl_in == "reward":
+                mask, apart = rows["loss_mask"], old - reference
+                figures["kl"] = float((apart * mask).sum() / mask.sum())
+                shaped, ours, theirs, own = map(jnp.asarray, (rewards, old, reference, mask))
+                rewards = np.asarray(policy.penalised(shaped, ours, theirs, own, node.kl_coef))
         advantages = policy.group_advantages(
             jnp.asarray(rewards), baseline=node.baseline, scale=node.scale
         )
-        figures = _figures(groups, rewards, kept, rows["loss_mask"], entropies) | gap
         rows |= {
             "old_log_probs": old,
             "advantages": np.asarray(advantages, np.float32).reshape(-1),
@@ -103,8 +113,8 @@ class Collector:
         }
         if node.sampler_cap is not None:
             rows["sampler_log_probs"] = sampler
-        if self._reference is not None:
-            rows["reference_log_probs"] = self._scored(self._reference, rows)[0]
+        if reference is not None and node.kl_in == "loss":
+            rows["reference_log_probs"] = reference
         tokens = sum(len(d.tokens) for group in groups for d in group.completions)
         return rows, figures | {
             "generation_s": arena.generation_s,
@@ -133,6 +143,17 @@ class Collector:
         if self._node.sampling.gap_action == "error" or not np.isfinite(found):
             raise error
         _log.warning("%s", error)
+
+    def _warn_if_equal(self, equal_groups: float, step: int) -> None:
+        """Say that a rollout teaches nothing: at the first one in a row, the tenth, and so on."""
+        self._equal_rollouts = self._equal_rollouts + 1 if equal_groups == 1 else 0
+        count = self._equal_rollouts
+        if count and count == 10 ** (len(str(count)) - 1):
+            _log.warning(
+                "rollout of step %d: the rewards of each group are all equal, so that no answer is "
+                "better than another and its reward has no gradient (%d in a row)",
+                *(step, count),
+            )
 
     @property
     def _directory(self) -> Path:

@@ -88,6 +88,7 @@ class GroupRelative:
             return pretrained.Pretrained(model, params, tokenizer, run.name, str(run.directory))
 
         weakref.finalize(collector, arena.close)
+        arena.start_rewards()
         return Parts(
             program=program,
             data=source,
@@ -116,13 +117,7 @@ def policy_objective(model: LanguageModel, node: Grpo, layout: Layout) -> Object
             batch["loss_mask"],
             reference=batch.get("reference_log_probs"),
             sampler=batch.get("sampler_log_probs"),
-            kl_coef=node.kl_coef,
-            clip_low=node.clip_low,
-            clip_high=node.clip_high,
-            ratio=node.ratio,
-            aggregate=node.aggregate,
-            longest=node.sampling.max_tokens,
-            sampler_cap=node.sampler_cap,
+            **loss_switches(node),
         )
         figures = {
             "loss": found.loss,
@@ -130,11 +125,28 @@ def policy_objective(model: LanguageModel, node: Grpo, layout: Layout) -> Object
             "clip_fraction": found.clipped,
             "ratio": found.ratio,
         }
-        if not node.kl_coef:
+        if not _kl_in_loss(node):
             del figures["kl"]
         return Sums(found.loss, found.weight, figures)
 
     return objective
+
+
+def loss_switches(node: Grpo) -> dict[str, Any]:
+    """The switches of :func:`ziggurat.post.losses.policy.policy_loss` that a run file asks for."""
+    return {
+        "kl_coef": node.kl_coef if _kl_in_loss(node) else 0.0,
+        "clip_low": node.clip_low,
+        "clip_high": node.clip_high,
+        "ratio": node.ratio,
+        "aggregate": node.aggregate,
+        "longest": node.sampling.max_tokens,
+        "sampler_cap": node.sampler_cap,
+    }
+
+
+def _kl_in_loss(node: Grpo) -> bool:
+    return node.kl_coef != 0 and node.kl_in == "loss"
 
 
 def build_scores(model: LanguageModel, layout: Layout, temperature: float) -> Scores:
@@ -191,7 +203,7 @@ def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
     batch = text.batch_struct(layout, data.batch_size, data.sequence_length)
     extra = {"old_log_probs": True}
     extra |= {"sampler_log_probs": node.sampler_cap is not None}
-    extra |= {"reference_log_probs": node.kl_coef != 0}
+    extra |= {"reference_log_probs": _kl_in_loss(node)}
     batch |= {name: batch["loss_mask"] for name, there in extra.items() if there}
     rows = layout.sharding(("batch",))
     batch["advantages"] = jax.ShapeDtypeStruct((data.batch_size,), jnp.float32, sharding=rows)

@@ -1,5 +1,5 @@
 """Rewards computed in processes of their own: one that hangs or dies costs its completion a stated
-reward, and never the run.
+reward. The run goes on until too many fail one after another, or all of a step.
 
 Each process judges one completion at a time. When it takes longer than the limit, or dies, it and
 its children are killed, the completion counts as failed, and another process takes its place. The
@@ -29,6 +29,12 @@ _log = logging.getLogger(__name__)
 START_S = 120.0
 """Longest time from a process's start until it has loaded its function."""
 Failure = Literal["timeout", "crash", "error"]
+MAX_FAILURES = 32
+"""Failures one after another, see :class:`Rewards`."""
+
+
+class RewardError(TrainError):
+    """Rewards fail again and again: what would be learned is not what was asked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +54,10 @@ class Rewards:
         timeout_s: longest time for one completion, seconds.
         on_failure: reward of a completion whose judge hung, died or raised.
         processes: how many judge together.
+        max_failures: judgements that may fail one after another, in the order in which they end.
 
     Raises:
-        ConfigError, EnvironmentError: the function cannot be loaded.
+        ConfigError, EnvironmentError: the function cannot be loaded, or takes other arguments.
         TrainError: a process did not start.
 
     >>> from ziggurat.post.rl.scoring import Verifier
@@ -66,8 +73,10 @@ class Rewards:
         timeout_s: float = 10.0,
         on_failure: float = 0.0,
         processes: int = 2,
+        max_failures: int = MAX_FAILURES,
     ):
         self._scorer, self._timeout, self._on_failure = scorer, timeout_s, on_failure
+        self._max_failures, self._failed_in_a_row, self._why = max_failures, 0, ""
         self._workers: list[_Worker] = []
         try:
             self._workers += [_Worker(scorer) for _ in range(processes)]
@@ -82,6 +91,9 @@ class Rewards:
 
         Args:
             asked: prompt, completion and row of each.
+
+        Raises:
+            RewardError: all of them failed, or too many one after another.
         """
         verdicts: list[Verdict | None] = [None] * len(asked)
         waiting = collections.deque(range(len(asked)))
@@ -95,8 +107,22 @@ class Rewards:
             for worker in self._due():
                 number = worker.task
                 assert number is not None
-                verdicts[number] = self._verdict(worker, asked[number])
-        return [verdict for verdict in verdicts if verdict is not None]
+                verdict, why = self._verdict(worker, asked[number])
+                verdicts[number] = verdict
+                self._count(verdict, why)
+        found = [verdict for verdict in verdicts if verdict is not None]
+        if found and all(verdict.failure is not None for verdict in found):
+            raise _broken(f"all {len(found)} of a step failed", self._why)
+        return found
+
+    def _count(self, verdict: Verdict, why: str) -> None:
+        """Hold the failures against their budget."""
+        if verdict.failure is None:
+            self._failed_in_a_row = 0
+            return
+        self._failed_in_a_row, self._why = self._failed_in_a_row + 1, why
+        if self._failed_in_a_row > self._max_failures:
+            raise _broken(f"{self._failed_in_a_row} failed one after another", why)
 
     def close(self) -> None:
         """End the processes."""
@@ -118,14 +144,15 @@ class Rewards:
         now = time.monotonic()
         return [w for w in busy if w.link in ready or w.deadline <= now]
 
-    def _verdict(self, worker: "_Worker", asked: Asked) -> Verdict:
+    def _verdict(self, worker: "_Worker", asked: Asked) -> tuple[Verdict, str]:
+        """The verdict, and why it is a failure."""
         failure: Failure = "timeout"
         why = f"no answer within {self._timeout} s"
         if worker.link.poll():
             try:
                 reward, why = worker.answer()
                 if reward is not None:
-                    return Verdict(reward)
+                    return Verdict(reward), ""
                 failure = "error"
             except (EOFError, OSError):
                 failure, why = "crash", "its process died"
@@ -133,12 +160,22 @@ class Rewards:
             worker.kill()
         worker.task = None
         _log.warning("reward of %r: %s; it counts %s", asked[1][:80], why, self._on_failure)
-        return Verdict(self._on_failure, failure)
+        return Verdict(self._on_failure, failure), why
 
     def _replaced(self, worker: "_Worker") -> "_Worker":
         made = _Worker(self._scorer)
         made.wait_ready()
         return made
+
+
+def _broken(found: str, why: str) -> RewardError:
+    return RewardError(
+        "rewards",
+        found=f"{found}, the last one: {why}",
+        expected="a reward function that gives numbers",
+        fix="mend it, return a number for completions it cannot judge, or raise "
+        "objective.reward.timeout_s or max_failures",
+    )
 
 
 class _Worker:

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import inspect
 import math
 import re
 import sys
@@ -24,6 +25,8 @@ Row = Mapping[str, Any]
 """What a problem says of itself besides its prompt, as JSON holds it."""
 Score = Callable[[str, str, Row], float]
 """``score(prompt, completion, row)``."""
+LARGEST = 1e18
+"""Bound on rewards: advantages are divided by a deviation, whose squares are float32."""
 _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -93,7 +96,48 @@ class Function:
                 expected="a function of prompt, completion and row",
                 fix=did_you_mean(name, known),
             )
+        check_signature(function, f"reward {self.target}")
         return function  # pyright: ignore[reportReturnType]
+
+
+def check_signature(function: Callable[..., Any], what: str) -> None:
+    """Refuse a function that cannot be called as ``function(prompt, completion, row)``.
+
+    Args:
+        function: the user's.
+        what: names it in the error.
+
+    Raises:
+        ConfigError: it takes other arguments, or its call gives no value: a coroutine, a generator.
+
+    >>> check_signature(lambda prompt, completion, row: 1.0, "reward")
+    >>> check_signature(lambda completions, **kwargs: [1.0], "reward")
+    Traceback (most recent call last):
+        ...
+    ziggurat.core.errors.ConfigError: reward: found a function of (completions, **kwargs); ...
+    """
+    called = getattr(function, "__call__", function)  # noqa: B004  of an object: its method
+    for kind, is_kind in (
+        ("a coroutine", inspect.iscoroutinefunction),
+        ("a generator", inspect.isgeneratorfunction),
+        ("an asynchronous generator", inspect.isasyncgenfunction),
+    ):
+        if is_kind(function) or is_kind(called):
+            fix = "write it with def, and return a number"
+            raise ConfigError(what, found=f"{kind} function", expected="a plain function", fix=fix)
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some built-in functions have none
+        return
+    try:
+        signature.bind("prompt", "completion", {})
+    except TypeError:
+        raise ConfigError(
+            what,
+            found=f"a function of {signature}",
+            expected="one of three arguments: prompt, completion and row",
+            fix="take one completion, not a list of them, and return its reward",
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,10 +225,10 @@ def checked(value: Any) -> float:
     """What a reward function gave, as a number.
 
     Raises:
-        ValueError: it is none, or not finite.
+        TypeError, ValueError: it is none, not finite, or its square is beyond float32.
     """
     number = float(value)
-    if not math.isfinite(number):
+    if not abs(number) < LARGEST:
         raise ValueError(f"a reward of {number}")
     return number
 

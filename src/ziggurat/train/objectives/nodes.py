@@ -82,7 +82,7 @@ class RewardModelling:
 
     kind: Literal["reward"] = "reward"
     margin: float = 0.0
-    """By how much."""
+    """By how much, where records have no ``margin`` of their own."""
     centering: float = 0.0
     """Draws scores towards a mean of 0; 0.01 is usual where that matters."""
 

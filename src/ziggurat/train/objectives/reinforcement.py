@@ -125,6 +125,9 @@ class RewardConfig:
     """Longest time for one completion."""
     on_failure: float = 0.0
     """Reward where the function hangs, dies or raises; such completions are counted."""
+    max_failures: int = 32
+    """Completions whose reward may fail one after another, before the run ends; it ends too where
+    the rewards of a whole step fail."""
     processes: int = 2
     """Processes that judge together."""
     success: float = 1.0
@@ -133,6 +136,7 @@ class RewardConfig:
     def __post_init__(self):
         config.require(self.timeout_s > 0, "timeout_s", self.timeout_s, "more than 0")
         config.require(self.processes >= 1, "processes", self.processes, "at least 1")
+        config.require(self.max_failures >= 0, "max_failures", self.max_failures, "0 or more")
 
 
 @config.node
@@ -198,13 +202,17 @@ class Grpo:
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     """How rewards are computed."""
     kl_coef: float = 0.0
-    """Weight of the KL divergence (k3) from the weights that the run began with."""
+    """Weight of the KL divergence from the weights that the run began with."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """Where it counts: in each token's loss, as k3 (GRPO), or in the completion's reward, as the
+    log-ratio of the completion (RLOO)."""
     clip_low: float = 0.2
     """The ratio's gradient ends at 1 - this."""
     clip_high: float = 0.2
     """And at 1 + this (DAPO: 0.28)."""
-    ratio: Literal["token", "sequence"] = "token"
-    """Ratio of each token, or of whole completions (GSPO)."""
+    ratio: Literal["token", "sequence", "product"] = "token"
+    """Ratio of each token; or of whole completions, by the geometric mean of their tokens' (GSPO)
+    or by the product (RLOO)."""
     aggregate: Literal["sequence", "token", "constant"] = "sequence"
     """Mean over completions of means over tokens (GRPO), over tokens (DAPO), or over completions
     of sums divided by ``max_tokens`` (Dr.GRPO)."""
@@ -235,3 +243,10 @@ class Grpo:
         config.require(fine, "overlong_margin", margin, f"0 or more, below {longest}")
         cap = self.sampler_cap
         config.require(cap is None or cap > 0, "sampler_cap", cap, "more than 0")
+        if self.ratio == "product":
+            fine = self.aggregate == "sequence"
+            expected = 'sequence beside ratio = "product", which is one number a completion'
+            config.require(fine, "aggregate", self.aggregate, expected)
+            config.require(cap is None, "sampler_cap", cap, 'nothing beside ratio = "product"')
+        fine = self.kl_in == "loss" or self.kl_coef > 0
+        config.require(fine, "kl_in", self.kl_in, "a kl_coef above 0 with it")

@@ -1,0 +1,103 @@
+"""What a chat template gets: messages in the form it reads, and nothing that it would drop.
+
+A template that does not read tools, calls or reasoning renders a conversation without them, as
+transformers does, and a fine-tune learns an answer to a question that was never asked. Such a
+record is refused by the name of the field.
+"""
+
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ziggurat.core.errors import DataError
+from ziggurat.data import chat
+
+RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
+"""Variables of a template that a record says otherwise, or not at all."""
+_OBJECTS = re.compile(r"(arguments|function)['\"\]]*\s*\|\s*(tojson|items|dictsort)")
+_STRINGS = re.compile(r"arguments['\"\]]*\s+is\s+(not\s+)?(string|mapping)")
+
+
+def prepared(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] | None,
+    variables: Mapping[str, Any] | None,
+    template: str,
+) -> tuple[Mapping[str, Any], ...]:
+    """Messages as the template reads them: text parts joined for one that takes texts, and the
+    arguments of calls as objects for one that writes them as JSON itself.
+
+    Args:
+        messages: as the record has them.
+        tools: what the assistant may call.
+        variables: further variables of the template.
+        template: jinja source.
+
+    Raises:
+        DataError: the template reads no tools, no calls, no reasoning, or not one of the variables.
+    """
+    read = chat.variables(template)
+    if tools and not {"tools", "custom_tools"} & read:
+        raise _unread("tools", "no tools")
+    for name in variables or {}:
+        if name in RESERVED or name not in read:
+            raise _unread(f"chat_template_kwargs.{name}", "no such variable")
+    made = []
+    for number, message in enumerate(messages):
+        if message.get("tool_calls") and "tool_calls" not in template:
+            raise _unread(f"message {number}: tool_calls", "no calls")
+        thought = next((key for key in chat.REASONING_KEYS if message.get(key)), None)
+        if thought is not None and not any(key in template for key in chat.REASONING_KEYS):
+            raise _unread(f"message {number}: {thought}", "no reasoning")
+        made.append(_with_objects(_with_text(message, template), number, template))
+    return tuple(made)
+
+
+def _unread(what: str, found: str) -> DataError:
+    return DataError(
+        what,
+        found=f"a chat template that reads {found}",
+        expected="one that does",
+        fix="train with another template (objective.chat_template), or leave the field out",
+    )
+
+
+def _with_text(message: Mapping[str, Any], template: str) -> Mapping[str, Any]:
+    content = message.get("content")
+    if not isinstance(content, Sequence) or isinstance(content, str) or _reads_parts(template):
+        return message
+    return {**message, "content": "".join(part["text"] for part in content)}
+
+
+@functools.lru_cache(maxsize=64)
+def _reads_parts(template: str) -> bool:
+    """Whether the content must be a list of parts, since a text is not rendered."""
+    asked = [{"role": "user", "content": "content?"}]
+    try:
+        return "content?" not in chat.render(
+            template, asked, None, False, bos_token="", eos_token=""
+        )
+    except DataError:
+        return False
+
+
+def _with_objects(message: Mapping[str, Any], number: int, template: str) -> Mapping[str, Any]:
+    """OpenAI's format has the arguments of a call as a string of JSON; a template that itself
+    writes them as JSON would put that string into quotes."""
+    calls = message.get("tool_calls")
+    if not calls or not _OBJECTS.search(template) or _STRINGS.search(template):
+        return message
+    made = []
+    for call in calls:
+        function = call.get("function", call)
+        if isinstance(function.get("arguments"), str):
+            try:
+                arguments = json.loads(function["arguments"] or "{}")
+            except ValueError as error:
+                where = f"message {number}: arguments of {function.get('name')!r}"
+                raise DataError(where, found=error, expected="JSON") from None
+            function = {**function, "arguments": arguments}
+        made.append({**call, "function": function} if "function" in call else function)
+    return {**message, "tool_calls": made}

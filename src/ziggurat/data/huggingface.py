@@ -35,6 +35,8 @@ class HuggingFaceTokenizer:
             around a text is the backend's post-processor.
         end_ids: further ids that end a generation, after the eos token's.
         chat_templates: jinja source by name; ``default`` is the usual one.
+        generation_config: content of ``generation_config.json``, the settings with which the
+            model's publisher generates.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class HuggingFaceTokenizer:
         *,
         end_ids: Sequence[int] = (),
         chat_templates: Mapping[str, str] | None = None,
+        generation_config: Mapping[str, Any] | None = None,
     ):
         self._backend = backend
+        self.generation_config = dict(generation_config or {})
         self.settings = dict(settings or {})
         self.chat_templates = dict(chat_templates or {})
         self.special_tokens = _special_tokens(self.settings)
@@ -56,7 +60,8 @@ class HuggingFaceTokenizer:
         added = backend.get_added_tokens_decoder()
         self.special_ids = frozenset(number for number, token in added.items() if token.special)
         eos = self._id("eos_token")
-        ends: list[int] = [*([] if eos is None else [eos]), *end_ids]
+        listed = _listed(self.generation_config.get("eos_token_id"))
+        ends: list[int] = [*([] if eos is None else [eos]), *listed, *end_ids]
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(ends))
 
     @property
@@ -68,6 +73,11 @@ class HuggingFaceTokenizer:
     def bos_id(self) -> int | None:
         """Id of the token that starts a document, if there is one."""
         return self._id("bos_token")
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of the token that fills rows, if there is one."""
+        return self._id("pad_token")
 
     @property
     def chat_template(self) -> str | None:
@@ -87,6 +97,13 @@ class HuggingFaceTokenizer:
         )
         whole = (self._backend.to_str() + named).encode("utf-8", "surrogatepass")
         return hashlib.blake2b(whole, digest_size=16).hexdigest()
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token as it is written in the vocabulary, which are no fewer than
+        those of the text it stands for."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return max((len(text.encode("utf-8", "replace")) for text in vocabulary), default=1)
 
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of ``text``; with ``add_special_tokens``, what transformers adds around it too."""
@@ -171,9 +188,12 @@ class HuggingFaceTokenizer:
             else:
                 (directory / _TEMPLATES).mkdir(exist_ok=True)
                 atomic.write_file(directory / _TEMPLATES / f"{name}.jinja", template)
-        generation = directory / "generation_config.json"
-        if len(self.eos_ids) > 1 and not generation.exists():
-            atomic.write_file(generation, _as_json({"eos_token_id": list(self.eos_ids)}))
+        generation = dict(self.generation_config)
+        told = {*_listed(generation.get("eos_token_id")), self._id("eos_token")}
+        if not told.issuperset(self.eos_ids):
+            generation["eos_token_id"] = list(self.eos_ids)
+        if generation:
+            atomic.write_file(directory / "generation_config.json", _as_json(generation))
 
     @classmethod
     def load(cls, directory: Path) -> "HuggingFaceTokenizer":
@@ -203,11 +223,10 @@ class HuggingFaceTokenizer:
         settings = _read_json(directory / "tokenizer_config.json")
         if "added_tokens_decoder" not in settings:
             settings |= _read_json(directory / "special_tokens_map.json")
-        ends = _read_json(directory / "generation_config.json").get("eos_token_id")
-        ends = ends if isinstance(ends, list) else [] if ends is None else [ends]
+        generation = _read_json(directory / "generation_config.json")
         try:
             templates = _read_templates(directory, settings.pop("chat_template", None))
-            return cls(backend, settings, end_ids=ends, chat_templates=templates)
+            return cls(backend, settings, chat_templates=templates, generation_config=generation)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             found = f"{type(error).__name__}: {' '.join(str(error).split())}"
             raise DataError(
@@ -264,6 +283,11 @@ def _content(entry: Any) -> str | None:
     """A special token is stored as its text or as an object with flags."""
     content = entry.get("content") if isinstance(entry, Mapping) else entry
     return content if isinstance(content, str) else None
+
+
+def _listed(ids: Any) -> list[int]:
+    """``eos_token_id``, which is one id, several or none."""
+    return list(ids) if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _is_unicode(text: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from tests.serve.openai_types import examples
 
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.bodies import read
@@ -337,3 +338,48 @@ def test_best_of_as_many_as_are_shown_is_all_of_them():
     assert text(best_of=3, n=3).sampling().n == 3
     with pytest.raises(RequestError, match="best_of"):
         text(best_of=3, n=2)
+
+
+def fields_of_openais_types():
+    openai = pytest.importorskip("openai")
+    import typing
+
+    from openai.types import completion_create_params as of_text
+    from openai.types.chat import completion_create_params as of_chat
+
+    assert openai
+    for make, hint in (
+        (chat, of_chat.CompletionCreateParamsNonStreaming),
+        (text, of_text.CompletionCreateParamsNonStreaming),
+    ):
+        for name, entry in typing.get_type_hints(hint, include_extras=True).items():
+            if name not in ("messages", "model", "prompt", "stream"):
+                for value in examples(entry, name):
+                    yield make, name, value
+
+
+def test_every_value_of_openais_types_is_applied_inert_or_refused_by_its_field(tokenizer):
+    """What decides is whether an error names the field; all others must be read to the end."""
+    swept = {"taken": set(), "refused": set()}
+    for make, name, value in fields_of_openais_types():
+        fields = {name: value}
+        if name == "stream_options":
+            fields |= {"stream": True}
+        if name in ("tool_choice", "parallel_tool_calls"):
+            fields |= {"tools": [TOOL | {"function": TOOL["function"] | {"name": "text"}}]}
+        if name == "top_logprobs":
+            fields |= {"logprobs": True}
+        try:
+            made = make(**fields)
+            made.sampling()
+            made.form(tokenizer)
+            if make is chat:
+                made.tool_use()
+                made.template_variables(tokenizer)
+        except RequestError as error:
+            swept["refused"].add(name)
+            assert name in (error.param or "").split(".")[0], (name, value, str(error))  # noqa: PT017
+        else:
+            swept["taken"].add(name)
+    assert swept["taken"] >= {"temperature", "seed", "prediction", "store", "tools", "tool_choice"}
+    assert swept["refused"] >= {"audio", "functions", "web_search_options", "reasoning_effort"}

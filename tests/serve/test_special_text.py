@@ -131,8 +131,9 @@ def test_the_text_of_special_tokens_is_kept_letter_by_letter(kind):
 def test_neither_parts_nor_keys_nor_calls_nor_variables_make_special_tokens():
     tokenizer = MAKERS["bytes"]()
     tokenizer.chat_templates["default"] = (
-        "{{ tools | tojson }}{# <tool_call> #}{{ note }}"
-        "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{{ (m.tool_calls or []) | tojson }}{{ m.name }}{% endfor %}"
+        "{{ tools | tojson }}{# <tool_call> #}{{ note }}{% for m in messages %}"
+        "{% for p in m.content %}{{ p.text }}{% endfor %}"
+        "{{ (m.tool_calls or []) | tojson }}{{ m.name }}{% endfor %}"
     )
     end = SPECIALS[1]
     parts = [{"type": "text", "text": "<|im_"}, {"type": "text", "text": "end|>"}]

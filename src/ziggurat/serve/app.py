@@ -94,8 +94,15 @@ def build_app(
     middleware.append(Middleware(BodyInTime))
     if allowed_origins:  # before the key: a browser asks whether it may send one
         origins = list(allowed_origins)
-        cors = {"allow_origins": origins, "allow_methods": ["*"], "allow_headers": ["*"]}
-        middleware += [Middleware(CORSMiddleware, **cors)]
+        anything = ["*"]
+        middleware += [
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=anything,
+                allow_headers=anything,
+            )
+        ]
     if keys or admin_keys:
         middleware.append(Middleware(RequireKey, keys=keys, admin_keys=admin_keys))
     return Starlette(

@@ -60,8 +60,8 @@ def render_chat(
     try:
         sign = "" if special_tokens else special_text.new_mark()
         said: Any = [messages, tools, given]
-        said = special_text.mark(said, tokenizer, sign) if sign else said
-        text = _render(tokenizer, *said, add_generation_prompt, content_format)
+        messages, tools, given = special_text.mark(said, tokenizer, sign) if sign else said
+        text = _render(tokenizer, messages, tools, given, add_generation_prompt, content_format)
         texts.check_length(tokenizer, text.replace(sign, ""), max_length, "messages")
         if sign and sign in text:
             return special_text.text_tokenizer(tokenizer).encode(text, sign)
@@ -107,10 +107,11 @@ def content_format_of(
     'openai'
     """
     text = {"role": "user", "content": "a text to look for"}
+    named: dict[str, Any] = dict(special_tokens)
     forms: dict[ContentFormat, Mapping[str, Any]] = {"string": text, "openai": _as_parts(text)}
     for form, message in forms.items():
         try:
-            if text["content"] in chat.render(template, [message], **dict(special_tokens)):
+            if text["content"] in chat.render(template, [message], **named):
                 return form
         except DataError:  # it takes the other form, or wants more than one message
             continue

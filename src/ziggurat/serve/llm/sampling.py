@@ -173,8 +173,8 @@ def sample(
 
     The draw is :math:`\arg\max_i (z_i / T + g_i)` with Gumbel noise ``g`` from the stream
     ``(seed, "sample", position, choice)``, so a request's draws depend on nothing else in the
-    batch; its logits do in their last bits, see :mod:`ziggurat.serve.llm.runner`. A step in which no row asks for truncation searches nothing, and one whose rows are all
-    greedy draws nothing.
+    batch; its logits do in their last bits, see :mod:`ziggurat.serve.llm.runner`. A step in which
+    no row asks for truncation searches nothing, and one whose rows are all greedy draws nothing.
 
     Args:
         logits: float32.

@@ -3,14 +3,11 @@
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -24,6 +21,7 @@ from ziggurat.serve.llm.events import Events, chunks
 from ziggurat.serve.llm.grammar import Grammars
 from ziggurat.serve.llm.messages import conversation
 from ziggurat.serve.llm.metrics import Metrics
+from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.openai import ChatRequest, CompletionRequest
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
@@ -31,10 +29,6 @@ from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.responses import ChatFormat, TextFormat, Usage
 from ziggurat.serve.llm.texts import encode
 
-LARGE = 64 * 2**10
-"""Bytes of a body that is read off the event loop, one at a time: it takes many milliseconds."""
-
-T = TypeVar("T")
 Asked = tuple[ChatRequest | CompletionRequest, list[list[int]], ChatFormat | TextFormat]
 """A request as it was read, token ids of its prompts, and the form of its answer."""
 
@@ -54,7 +48,7 @@ class TextService:
     ):
         self._engine, self._name, self._policy = engine, name, policy
         self._ignore = policy.extra_fields == "ignore"
-        self._one_at_a_time = anyio.CapacityLimiter(1)
+        self._off_loop = OffLoop()
         self._grammars = Grammars(engine.tokenizer, engine.vocab_size)
         self._created = int(time.time())
         metrics.watch(engine, name)
@@ -80,13 +74,6 @@ class TextService:
 
     async def _chat(self, request: Request) -> Response:
         return await self._answer(request, self._read_chat)
-
-    async def _off_loop(self, size: int, work: Callable[..., T], *args: Any) -> T:
-        """Do what takes time on a thread; large requests wait for each other, small ones do not."""
-        if size <= LARGE:
-            return await run_in_threadpool(work, *args)
-        call = functools.partial(work, *args)
-        return await anyio.to_thread.run_sync(call, limiter=self._one_at_a_time)
 
     def _read_completion(self, body: bytes) -> Asked:
         asked = self._read(body, CompletionRequest)

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,6 +15,7 @@ from ziggurat.serve.errors import RequestError, UnknownModel
 from ziggurat.serve.http import guarded, json_response, read_body
 from ziggurat.serve.llm import texts
 from ziggurat.serve.llm.messages import conversation
+from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.tools import Tool, tool_use
@@ -72,6 +72,7 @@ class TokenService:
 
     def __init__(self, vocabularies: Mapping[str, Vocabulary]):
         self._vocabularies = dict(vocabularies)
+        self._off_loop = OffLoop()
 
     def part(self) -> Part:
         """What it adds to the application."""
@@ -79,9 +80,10 @@ class TokenService:
         return Part(routes=[Route(path, guarded(f), methods=["POST"]) for path, f in post.items()])
 
     async def _tokenize(self, request: Request) -> Response:
-        asked = read(TokenizeRequest, await read_body(request))
+        text = await read_body(request)
+        asked = read(TokenizeRequest, text)
         known = self._vocabulary(asked.model)
-        ids = await run_in_threadpool(_ids, known, asked)
+        ids = await self._off_loop(len(text), _ids, known, asked)
         body = {"count": len(ids), "max_model_len": known.max_length, "tokens": ids}
         if asked.return_token_strs:
             names = map(known.tokenizer.backend.id_to_token, ids)

@@ -16,6 +16,7 @@ from ziggurat.serve.app import Part
 from ziggurat.serve.bodies import read
 from ziggurat.serve.errors import UnknownModel
 from ziggurat.serve.http import EventStream, guarded, json_response, read_body, unless_gone
+from ziggurat.serve.llm import special_text
 from ziggurat.serve.llm.engine import Engine
 from ziggurat.serve.llm.events import Events, chunks
 from ziggurat.serve.llm.grammar import Grammars
@@ -49,6 +50,8 @@ class TextService:
         self._engine, self._name, self._policy = engine, name, policy
         self._ignore = policy.extra_fields == "ignore"
         self._off_loop = OffLoop()
+        if engine.tokenizer.chat_template is not None and not policy.control_in_messages:
+            special_text.text_tokenizer(engine.tokenizer)  # takes up to a second: not in a request
         self._grammars = Grammars(engine.tokenizer, engine.vocab_size)
         self._created = int(time.time())
         metrics.watch(engine, name)

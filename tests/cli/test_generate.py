@@ -10,6 +10,7 @@ from ziggurat.cli import chat, generate, main
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig, pretrained
 from ziggurat.serve.llm import LLM, SamplingParams
+from ziggurat.serve.llm.generation_defaults import sampling_defaults
 
 TEMPLATE = "{% for m in messages %}<{{ m.role[0] }}>{{ m.content }}{% endfor %}<a>"
 
@@ -113,3 +114,31 @@ def test_help_has_an_example(module, capsys):
         module.main(["--help"])
     assert stop.value.code == 0
     assert "example:" in capsys.readouterr().out
+
+
+def test_a_models_own_sampling_is_the_default(saved, expected, tmp_path, capsys):
+    made = pretrained.load(saved)
+    made.tokenizer.generation_config.update(top_k=1, temperature=0.9, max_new_tokens=2)
+    kept = tmp_path / "recommended"
+    pretrained.save(made, kept)
+    assert generate.main([str(kept), "--prompt", "ab", "--max-tokens", "12", "--seed", "5"]) == 0
+    assert capsys.readouterr().out == expected["greedy"] + "\n"
+    drawn = ["--prompt", "ab", "--max-tokens", "12", "--seed", "5", "--top-k", "9"]
+    assert generate.main([str(kept), *drawn, "--generation-config", "none"]) == 0
+    assert capsys.readouterr().out == expected["drawn"] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("generation", "defaults"),
+    [
+        ({}, {}),
+        ({"temperature": 0.6, "top_p": 0.95, "top_k": 20, "do_sample": True},
+         {"temperature": 0.6, "top_p": 0.95, "top_k": 20}),
+        ({"temperature": 1.0, "top_k": 0, "top_p": None, "repetition_penalty": 1.05},
+         {"repetition_penalty": 1.05}),
+        ({"temperature": -1, "top_p": "x", "top_k": 2.5, "min_p": float("nan")}, {}),
+        ({"eos_token_id": [1, 2], "max_new_tokens": 9, "transformers_version": "5"}, {}),
+    ],
+)  # fmt: skip
+def test_sampling_defaults_of_a_generation_config(generation, defaults):
+    assert sampling_defaults(generation) == defaults

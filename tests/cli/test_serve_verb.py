@@ -117,6 +117,7 @@ def test_a_port_in_use_is_told_before_the_model_is_read(verb, tmp_path, capsys):
         (["--port", "70000"], "port: found 70000"),
         (["--warm-only"], "--warm-only: found no --compile-cache"),
         (["--api-key", "a b"], "--api-key: found a key; expected visible ASCII"),
+        (["--allowed-origins", "https://a.example/x"], "--allowed-origins: found https://a.exam"),
         (["--max-batched-tokens", "4"], "max_batched_tokens: found 4, expected at least max_run"),
     ],
 )
@@ -169,3 +170,33 @@ def test_what_does_not_go_with_an_encoder_is_refused(saved):
             serve.main([str(minilm.directory()), "--max-running", "3"])
     with pytest.raises(ConfigError, match=r"--embedder: found .* a directory of an encoder"):
         serve.main([str(saved), *FEW, "--embedder", str(saved), "--port", "0"])
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """An encoder's directory without its weights."""
+    directory = tmp_path / "encoder"
+    directory.mkdir()
+    fields = {"model_type": "bert", "vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1,
+              "num_attention_heads": 2, "intermediate_size": 8, "max_position_embeddings": 16,
+              "architectures": ["BertModel"]}  # fmt: skip
+    (directory / "config.json").write_text(json.dumps(fields))
+    return directory
+
+
+def test_a_damaged_model_does_not_keep_another_from_being_served(saved, damaged, tmp_path, capsys,
+                                                                 monkeypatch):  # fmt: skip
+    monkeypatch.setattr(programs, "COMPILER_OPTIONS", OPTIONS)
+    cache = ["--compile-cache", str(tmp_path / "cache"), "--warm-only", "--port", "0"]
+    assert serve.main([str(saved), *FEW, *cache, "--embedder", str(damaged)]) == 0
+    shown = capsys.readouterr()
+    assert shown.err.startswith("error: ")
+    assert shown.err.endswith("; it is not served\n")
+    assert shown.err.count("\n") == 1
+    assert "tiny: context 48 tokens" in shown.out
+
+
+def test_a_server_with_nothing_to_serve_ends(verb, damaged, tmp_path, capsys):
+    missing = str(tmp_path / "no-model")
+    assert main.main(["serve", missing, "--port", "0", "--embedder", str(damaged)]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: model {missing}: found no")

@@ -3,7 +3,9 @@
 import json
 
 import pytest
+from tests.serve.openai_types import examples
 
+from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.bodies import read
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.messages import conversation
@@ -67,9 +69,7 @@ VALUES = {
     "length_penalty": 2,
     "modalities": ["audio"],
     "moderation": {},
-    "prediction": {"type": "content"},
-    "prompt_cache_options": {},
-    "reasoning_effort": "low",
+    "prompt_cache_options": {"mode": "explicit"},
     "service_tier": "flex",
     "skip_special_tokens": False,
     "spaces_between_special_tokens": False,
@@ -104,6 +104,7 @@ def test_every_field_is_used_neutral_or_a_label():
         "safety_identifier",
         "prompt_cache_key",
         "prompt_cache_retention",
+        "cache_salt",
     }
     applied = {
         *("model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k"),
@@ -115,6 +116,7 @@ def test_every_field_is_used_neutral_or_a_label():
     own[ChatRequest] = {
         *("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice"),
         *("parallel_tool_calls", "add_generation_prompt", "chat_template_kwargs"),
+        *("reasoning_effort", "prediction"),
     }
     for kind, more in own.items():
         assert set(kind.__struct_fields__) - set(NEUTRAL) == labels | applied | more
@@ -153,11 +155,11 @@ def test_every_parameter_of_openais_client_is_known():
         (chat, {"messages": []}, "messages", "at least one"),
         (chat, {"messages": [{"content": "x"}]}, "messages[0].role", "nothing"),
         (chat, {"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role", "bot"),
-        (chat, {"messages": [{"role": "user"}]}, "messages", "messages[0].content: found null"),
+        (chat, {"messages": [{"role": "user"}]}, "messages[0].content", "found null"),
         (chat, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
          "messages[0].content[0].type", "image_url"),
         (chat, {"messages": [{"role": "user", "content": "x", "tool_call_id": "1"}]},
-         "messages", "only in a message of role tool"),
+         "messages[0].tool_call_id", "only in a message of role tool"),
         (chat, {"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens", "one of them"),
         (chat, {"top_logprobs": 3}, "top_logprobs", "logprobs: true"),
         (chat, {"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
@@ -167,7 +169,9 @@ def test_every_parameter_of_openais_client_is_known():
         (chat, {"guided_json": {}}, "guided_json", "an unknown field"),
         (chat, {"response_format": {"type": "xml"}}, "response_format.type", "xml"),
         (chat, {"messages": [{"role": "user", "content": "x", "audio": {}}]},
-         "messages[0].audio", "Expected `null`"),
+         "messages[0].audio", "expected text only"),
+        (text, {"cache_salt": ""}, "cache_salt", "not empty"),
+        (text, {"prompt": ["a"] * 2049}, "prompt", "2049 prompts; expected at most 2048"),
     ],
 )  # fmt: skip
 def test_refusals_name_the_field(make, fields, param, said):
@@ -205,7 +209,7 @@ def test_messages_for_the_template():
     parsed = {"name": "f", "arguments": {"x": 1}}
     assert conversation(request.messages) == [
         {"role": "system", "content": "D"},
-        {"role": "user", "content": "ab"},
+        {"role": "user", "content": [{"type": "text", "text": x} for x in "ab"]},
         {
             "role": "assistant",
             "content": "",
@@ -259,8 +263,12 @@ def test_forms_of_answers(tokenizer, fields, kind, content):
                                  "whitespace_pattern": " "}}, "structured_outputs", "one of them"),
         ({"structured_outputs": {"regex": "a"}, "response_format": FORMAT}, "structured_outputs",
          "response_format too"),
-        ({"tool_choice": "auto"}, "tool_choice", "no tools"),
-        ({"parallel_tool_calls": True}, "parallel_tool_calls", "no tools"),
+        ({"tool_choice": "required"}, "tool_choice", "no tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom", "custom": {"name": "f"}}},
+         "tool_choice", "'custom'"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {
+            "mode": "auto", "tools": [{"type": "function", "function": {"name": "g"}}]}}},
+         "tool_choice", "a tool of this request: f"),
         ({"tools": [TOOL], "tool_choice": "always"}, "tool_choice", "none, auto, required"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
          "tool_choice", "a tool of this request: f"),
@@ -292,14 +300,86 @@ def test_uses_of_tools():
         use = chat(tools=[TOOL], tool_choice=choice, parallel_tool_calls=parallel).tool_use()
         assert (use.forced, use.named, use.parallel, use.constrained) == expected
         assert use.for_template() == [TOOL]
+    other = {"type": "function", "function": {"name": "g"}}
+    for mode in ("auto", "required"):
+        allowed = {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named]}}
+        use = chat(tools=[other, TOOL], tool_choice=allowed).tool_use()
+        assert (use.forced, use.named) == (mode == "required", False)
+        assert use.for_template() == [TOOL]
+    assert chat(tool_choice="auto", parallel_tool_calls=True).tool_use() is None
     strict = {"type": "function", "function": TOOL["function"] | {"strict": True}}
     assert chat(tools=[strict]).tool_use().constrained
     assert chat(tools=[TOOL], tool_choice="none").tool_use() is None
     assert chat(tools=[]).tool_use() is None
 
 
-def test_an_answer_dumped_by_openais_client_can_be_sent_back():
+def test_unknown_and_unapplied_fields_can_be_left_out():
+    fields = CHAT | {"colour": 1, "store": True, "verbosity": "low", "seed": 3, "user": "me"}
+    made = read(ChatRequest, json.dumps(fields).encode(), ignore=True)
+    assert (made.seed, made.user, made.store, made.verbosity) == (3, "me", None, None)
+    with pytest.raises(RequestError, match="seed"):  # a field that is applied stays strict
+        read(ChatRequest, json.dumps(CHAT | {"seed": "x"}).encode(), ignore=True)
+    with pytest.raises(RequestError, match="request body"):
+        read(ChatRequest, b"[]", ignore=True)
+
+
+def test_reasoning_effort_goes_to_templates_that_know_it(tokenizer):
+    asked = chat(reasoning_effort="low")
+    with pytest.raises(RequestError, match="the model's chat template knows none") as caught:
+        asked.template_variables(tokenizer)
+    assert caught.value.param == "reasoning_effort"
+    assert asked.template_variables(tokenizer, ignore=True) == {}
+    knows = byte_level()
+    knows.chat_templates["default"] = "{{ reasoning_effort }}{{ messages }}"
+    assert asked.template_variables(knows) == {"reasoning_effort": "low"}
+
+
+def test_best_of_as_many_as_are_shown_is_all_of_them():
+    assert text(best_of=3, n=3).sampling().n == 3
+    with pytest.raises(RequestError, match="best_of"):
+        text(best_of=3, n=2)
+
+
+def fields_of_openais_types():
     openai = pytest.importorskip("openai")
-    answer = openai.types.chat.ChatCompletionMessage(role="assistant", content="Hello")
-    request = chat(messages=[*CHAT["messages"], answer.model_dump()])
-    assert conversation(request.messages)[1] == {"role": "assistant", "content": "Hello"}
+    import typing
+
+    from openai.types import completion_create_params as of_text
+    from openai.types.chat import completion_create_params as of_chat
+
+    assert openai
+    for make, hint in (
+        (chat, of_chat.CompletionCreateParamsNonStreaming),
+        (text, of_text.CompletionCreateParamsNonStreaming),
+    ):
+        for name, entry in typing.get_type_hints(hint, include_extras=True).items():
+            if name not in ("messages", "model", "prompt", "stream"):
+                for value in examples(entry, name):
+                    yield make, name, value
+
+
+def test_every_value_of_openais_types_is_applied_inert_or_refused_by_its_field(tokenizer):
+    """What decides is whether an error names the field; all others must be read to the end."""
+    swept = {"taken": set(), "refused": set()}
+    for make, name, value in fields_of_openais_types():
+        fields = {name: value}
+        if name == "stream_options":
+            fields |= {"stream": True}
+        if name in ("tool_choice", "parallel_tool_calls"):
+            fields |= {"tools": [TOOL | {"function": TOOL["function"] | {"name": "text"}}]}
+        if name == "top_logprobs":
+            fields |= {"logprobs": True}
+        try:
+            made = make(**fields)
+            made.sampling()
+            made.form(tokenizer)
+            if make is chat:
+                made.tool_use()
+                made.template_variables(tokenizer)
+        except RequestError as error:
+            swept["refused"].add(name)
+            assert name in (error.param or "").split(".")[0], (name, value, str(error))  # noqa: PT017
+        else:
+            swept["taken"].add(name)
+    assert swept["taken"] >= {"temperature", "seed", "prediction", "store", "tools", "tool_choice"}
+    assert swept["refused"] >= {"audio", "functions", "web_search_options", "reasoning_effort"}

@@ -192,7 +192,10 @@ def test_async_clients_at_once(server):
         ("completions", {"model": "tiny", "prompt": "a" * 200}, 400, "prompt",
          "200 prompt tokens and max_tokens 16; expected at most 96"),
         ("completions", {"model": "tiny", "prompt": "a", "n": 500}, 400, "n", "from 1 to 128"),
-        ("completions", {"model": "tiny", "prompt": ["a"] * 1000}, 429, None, "requests waiting"),
+        ("completions", {"model": "tiny", "prompt": ["a"] * 2049}, 400, "prompt", "at most 2048"),
+        ("completions", {"model": "tiny", "prompt": ["a"] * 100, "n": 128}, 400, "n",
+         "12800 completions in one request; expected at most 4096"),
+        ("completions", {"model": "tiny", "prompt": "a" * 10000}, 400, "prompt", "10000 bytes, at"),
         ("completions", b" " * (8 * 2**20 + 1), 413, None, "over 8388608 bytes"),
     ],
 )  # fmt: skip

@@ -56,7 +56,10 @@ class Scripted(Engine):
     def statistics(self):
         return EngineStatistics(0, 0, 0.0, 1, 1, 0, 0, 0)
 
-    def submit(self, prompt, params, listener):
+    def submit_together(self, requests, listener, **_):
+        return [self._say(prompt, listener(place)) for place, (prompt, _) in enumerate(requests)]
+
+    def _say(self, prompt, listener):
         self.prompts.append(self.tokenizer.decode(prompt))
         pieces = [self.script[i : i + self.size] for i in range(0, len(self.script), self.size)]
         events = [TokenEvent(0, piece) for piece in pieces]
@@ -253,3 +256,33 @@ def test_offline_generations_keep_to_forms_and_hear_of_tools(engine):
         llm.constraint("regex", "(")
     told = llm.chat(HI, SamplingParams(max_tokens=2), tools=[TOOL])
     assert engine.tokenizer.decode(told.prompt_ids) == "[f]<user>hi<assistant>"
+
+
+CALLED = (
+    "Well.\n" + '<tool_call>\n{"name": "f", "arguments": {"x": "a b", "y": [1, 2]}}\n</tool_call>'
+)
+WRONG = CALLED.replace('"x": "a b"', "'x': None")
+
+
+@pytest.mark.parametrize("script", [CALLED, WRONG])
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_answer_of_the_server_is_taken_back_as_history(scripted, script, stream):
+    """Cut off at any place, whole or streamed, dumped by the client with all of its keys."""
+    engine, client = scripted
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    for size in range(0, len(script) + 1, 5):
+        engine.script, engine.reason = script[:size], "length"
+        asked = {"model": "script", "messages": HI, "tools": tools}
+        if stream:
+            with client.chat.completions.stream(**asked) as events:
+                list(events)
+                choice = events.current_completion_snapshot.choices[0]
+        else:
+            choice = client.chat.completions.create(**asked).choices[0]
+        said = choice.message.model_dump()
+        turns = [*HI, said]
+        for call in said.get("tool_calls") or ():
+            turns.append({"role": "tool", "tool_call_id": call["id"], "content": "22"})
+        engine.script = "ok"
+        again = client.chat.completions.create(model="script", messages=turns)
+        assert again.choices[0].message.content == "ok", script[:size]

@@ -23,8 +23,9 @@ def chat(
     /,
     system: str = "",
     max_tokens: int | None = None,
-    temperature: float = 0.7,
-    top_p: float = 0.95,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    generation_config: Literal["model", "none"] = "model",
     seed: int | None = None,
     max_sequence_length: int | None = None,
     compute: Literal["float32", "bfloat16"] = "float32",
@@ -37,8 +38,10 @@ def chat(
         model: a run, a checkpoint step, a Hugging Face directory or a GGUF file.
         system: system prompt; default none.
         max_tokens: most tokens of an answer; default what the context holds.
-        temperature: 0 takes the most likely token always.
-        top_p: keep the most likely tokens up to this probability.
+        temperature: 0 takes the most likely token always; default the model's, or 0.7.
+        top_p: keep the most likely tokens up to this probability; default the model's, or 0.95.
+        generation_config: take the model's from its generation_config.json, top_k, min_p and
+            repetition_penalty too.
         seed: the same seed and lines give the same answers; default a fresh one.
         max_sequence_length: context in tokens; default the model's, at most 8192.
         compute: type of weights and products.
@@ -47,11 +50,15 @@ def chat(
     from ziggurat.nn.precision import Precision
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
 
-    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    asked = {"temperature": temperature, "top_p": top_p, "max_tokens": max_tokens, "seed": seed}
+    given = {key: value for key, value in asked.items() if value is not None}
+    SamplingParams(**given)  # told before the model is read
     opening = [{"role": "system", "content": system}] if system else []
     limits = {"max_sequence_length": max_sequence_length, "max_running": 1}
     settings = config.from_plain(EngineConfig, limits, "command line")
     with LLM(model, settings, precision=Precision(compute, compute)) as llm:
+        told = llm.sampling_defaults if generation_config == "model" else {}
+        params = SamplingParams(**{"temperature": 0.7, "top_p": 0.95, **told, **given})
         if sys.stdin.isatty():
             console.output().print(f"{llm.name}. {HELP}", markup=False, style="dim")
         _converse(llm, params, opening)

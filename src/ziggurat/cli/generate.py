@@ -21,10 +21,11 @@ def generate(
     prompt: str = "-",
     chat: bool = False,
     max_tokens: int = 256,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    min_p: float = 0.0,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    generation_config: Literal["model", "none"] = "model",
     seed: int | None = None,
     stop: tuple[str, ...] = (),
     max_sequence_length: int | None = None,
@@ -37,10 +38,13 @@ def generate(
         prompt: text to continue; "-" reads standard input.
         chat: treat the prompt as a user's message and answer it.
         max_tokens: most tokens to generate.
-        temperature: 0 takes the most likely token always.
-        top_p: keep the most likely tokens up to this probability.
-        top_k: keep this many most likely tokens; 0: all.
-        min_p: keep tokens at least this fraction as likely as the most likely one.
+        temperature: 0 takes the most likely token always; default the model's, or 1.
+        top_p: keep the most likely tokens up to this probability; default the model's, or 1.
+        top_k: keep this many most likely tokens; 0: all. Default the model's, or all.
+        min_p: keep tokens at least this fraction as likely as the most likely one; default the
+            model's, or 0.
+        generation_config: take the model's from its generation_config.json, repetition_penalty
+            too.
         seed: the same seed gives the same text; default a fresh one.
         stop: texts that end the generation.
         max_sequence_length: context in tokens; default the model's, at most 8192.
@@ -51,15 +55,10 @@ def generate(
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
     from ziggurat.serve.llm.render import render_chat
 
-    params = SamplingParams(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=seed,
-        stop=stop,
-    )
+    asked = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    asked |= {"max_tokens": max_tokens, "seed": seed, "stop": stop}
+    given = {key: value for key, value in asked.items() if value is not None}
+    SamplingParams(**given)  # told before the model is read
     text = sys.stdin.read() if prompt == "-" else prompt
     limits = {"max_sequence_length": max_sequence_length, "max_running": 1}
     settings = config.from_plain(EngineConfig, limits, "command line")
@@ -68,7 +67,8 @@ def generate(
             ids = render_chat(llm.tokenizer, [{"role": "user", "content": text.strip()}])
         else:
             ids = llm.tokenizer.encode(text, add_special_tokens=True)
-        for event in llm.engine.generate(ids, params):
+        told = llm.sampling_defaults if generation_config == "model" else {}
+        for event in llm.engine.generate(ids, SamplingParams(**{**told, **given})):
             sys.stdout.write(event.text)
             sys.stdout.flush()
     sys.stdout.write("\n")

@@ -3,14 +3,16 @@
 import contextlib
 import functools
 import os
+import re
 import sys
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeVar
 
 from ziggurat.cli import console, serve_embedder, serve_repository
 from ziggurat.core import config, hub
-from ziggurat.core.errors import ConfigError, EnvironmentError
+from ziggurat.core.errors import ConfigError, EnvironmentError, ZigguratError
 
+M = TypeVar("M")
 KEY_VARIABLE = "ZIGGURAT_API_KEY"
 ADMIN_KEY_VARIABLE = "ZIGGURAT_ADMIN_KEY"
 
@@ -36,6 +38,7 @@ def serve(
     max_running: int = 16,
     max_batched_tokens: int = 512,
     max_queue: int = 64,
+    max_queue_tokens: int = 4 * 2**20,
     block_size: int = 16,
     cache_tokens: int | None = None,
     prefix_cache: bool = True,
@@ -55,6 +58,11 @@ def serve(
     tls_key: str | None = None,
     untrusted: bool = False,
     custom_calls: tuple[str, ...] = (),
+    allowed_origins: tuple[str, ...] = (),
+    generation_config: Literal["model", "none"] = "model",
+    chat_template_content_format: Literal["auto", "string", "openai"] = "auto",
+    special_tokens: Literal["template", "none", "all"] = "template",
+    extra_fields: Literal["refuse", "ignore"] = "refuse",
     access_log: bool = False,
     drain_seconds: int = 60,
 ) -> int:
@@ -63,7 +71,7 @@ def serve(
 
     /v1/chat/completions (tools, JSON schema), /v1/completions, /v1/embeddings, /v1/models,
     /tokenize, /detokenize, /health, /ready, /version, /metrics. A field that is not applied is
-    refused, never ignored.
+    refused unless --extra-fields ignore.
     A repository holds MODEL/VERSION/ bundles (ziggurat bundle) and is served below /v2.
     Without a key anyone who reaches the port may ask.
 
@@ -76,7 +84,8 @@ def serve(
         max_sequence_length: context in tokens; default the model's, at most 8192.
         max_running: most generations served together.
         max_batched_tokens: most tokens in one step, of all generations.
-        max_queue: requests that may wait; more are refused with 429.
+        max_queue: requests of one key that may wait; more are refused with 429.
+        max_queue_tokens: tokens of the prompts that one key's waiting requests may hold.
         block_size: tokens in a block of the key/value cache.
         cache_tokens: tokens in the key/value cache, of all generations; default 8192, or the
             context if that is longer.
@@ -92,7 +101,8 @@ def serve(
         devices: devices of this machine that run bundles; default one.
         max_body_mib: largest request to a bundle (MiB); default 64.
         api_key: what requests must bear as token; several may be given. Default the environment
-            variable ZIGGURAT_API_KEY. /health, /ready and /metrics need none.
+            variable ZIGGURAT_API_KEY. /health, /ready and /metrics need none. Keys take turns, and
+            share no cached prefixes.
         admin_key: what requests that load or unload a repository's models must bear instead; it
             opens the rest too. Default the environment variable ZIGGURAT_ADMIN_KEY.
         tls_cert: certificate (PEM, with its chain): HTTP and gRPC are served over TLS.
@@ -100,6 +110,16 @@ def serve(
         untrusted: load every bundle in a child process first, so that a crash is its error alone;
             bundles that requests load are in any case.
         custom_calls: custom calls, by name or pattern, that bundles may make besides XLA's own.
+        allowed_origins: web pages of these origins may ask, such as https://chat.example; "*":
+            all pages.
+        generation_config: take temperature, top_p, top_k, min_p and repetition_penalty from the
+            model's generation_config.json where a request gives none.
+        chat_template_content_format: what chat templates get as a message's content: text
+            (string), a list of parts (openai), or whichever the template shows.
+        special_tokens: where text such as <|im_end|> becomes a special token: in what the chat
+            template adds and in prompts of /v1/completions (template), in the former only (none),
+            or also in what messages say (all).
+        extra_fields: what becomes of request fields that are unknown or not applied.
         access_log: write one line of JSON for each request to standard error.
         drain_seconds: how long requests may take to finish after SIGTERM.
     """
@@ -110,9 +130,9 @@ def serve(
         raise ConfigError("--warm-only", found="no --compile-cache", expected=expected)
     model = str(hub.local(model))
     embedder = None if embedder is None else str(hub.local(embedder))
-    keys = _keys(api_key)
     admin_keys = _keys(admin_key, "--admin-key", ADMIN_KEY_VARIABLE)
     tls = serve_repository.tls(tls_cert, tls_key)
+    keys, origins = _keys(api_key), _origins(allowed_origins)
     say = functools.partial(console.output().print, markup=False, highlight=False, soft_wrap=True)
     log = _log if access_log else None
     limits = {
@@ -120,10 +140,16 @@ def serve(
         "max_running": max_running,
         "max_batched_tokens": max_batched_tokens,
         "max_queue": max_queue,
+        "max_queue_tokens": max_queue_tokens,
         "block_size": block_size,
         "cache_tokens": cache_tokens,
         "prefix_cache": prefix_cache,
         "compile_cache": compile_cache,
+    }
+    reading = {
+        "chat_template_content_format": chat_template_content_format,
+        "special_tokens": special_tokens,
+        "extra_fields": extra_fields,
     }
     bundles = serve_repository.asked(
         model,
@@ -140,11 +166,11 @@ def serve(
         },
     )
     if bundles is not None and bundles.alone:
-        given = {**limits, "name": name, "compute": compute, "warm_only": warm_only}
-        given |= {"embedder": embedder}
+        given = {**limits, **reading, "name": name, "compute": compute, "warm_only": warm_only}
+        given |= {"embedder": embedder, "generation_config": generation_config}
         serve_repository.refuse_model_options(given, serve)
         serve_repository.serve_alone(
-            bundles, host, port, keys, log, drain_seconds, say, admin_keys, tls
+            bundles, host, port, keys, log, drain_seconds, say, admin_keys, tls, origins
         )
         return 0
     from ziggurat.nn.precision import Precision
@@ -154,6 +180,7 @@ def serve(
 
         from ziggurat.serve.composition import Generator, openai_parts
         from ziggurat.serve.llm import LLM, EngineConfig
+        from ziggurat.serve.llm.policy import RequestPolicy
         from ziggurat.serve.server import Server, bind
     except ModuleNotFoundError as error:
         fix = "pip install 'ziggurat[serve]'"
@@ -161,14 +188,32 @@ def serve(
     settings = config.from_plain(EngineConfig, limits, "command line")
     precision, embeds = Precision(compute, compute), serve_embedder.is_encoder(model)
     if embeds:
-        given = {**limits, "warm_only": warm_only, "embedder": embedder}
+        given = {**limits, **reading, "warm_only": warm_only, "embedder": embedder}
+        given |= {"generation_config": generation_config}
         serve_repository.refuse_model_options(given, serve, "an encoder of texts")
     with contextlib.ExitStack() as closing:
         listening = closing.enter_context(contextlib.closing(bind(host, port)))
-        llm = None if embeds else closing.enter_context(LLM(model, settings, precision=precision))
+        found = _Loaded(alone=embedder is None and bundles is None)
+        llm = None
+        if not embeds:
+            llm = found.model(
+                lambda: closing.enter_context(LLM(model, settings, precision=precision))
+            )
         predict = closing.enter_context(serve_repository.opened(bundles, host, say))
-        encoder = serve_embedder.opened(model if embeds else embedder, name, embeds, precision)
-        generator = None if llm is None else Generator(name or llm.name, llm.engine)
+        encoder = found.model(
+            lambda: serve_embedder.opened(model if embeds else embedder, name, embeds, precision)
+        )
+        found.check(llm, encoder, predict)
+        generator = None
+        if llm is not None:
+            policy = RequestPolicy(
+                content_format=chat_template_content_format,
+                special_tokens=special_tokens,
+                extra_fields=extra_fields,
+                sampling=llm.sampling_defaults if generation_config == "model" else {},
+            )
+            generator = Generator(name or llm.name, llm.engine, policy)
+            _tell_sampling(policy.sampling, say)
         registry = CollectorRegistry()
         parts = openai_parts(registry, generator, encoder)
         parts += serve_repository.parts(
@@ -181,6 +226,7 @@ def serve(
             drain_seconds=drain_seconds,
             keys=keys,
             admin_keys=admin_keys,
+            allowed_origins=origins,
             access_log=log,
             tls=tls,
         )
@@ -192,7 +238,8 @@ def serve(
         serve_embedder.warm_up(encoder, say)
         if not warm_only:
             names = [part.name for part in (generator, encoder) if part is not None]
-            say(f"serving {' and '.join(names)} on {server.url}/v1")
+            if names:
+                say(f"serving {' and '.join(names)} on {server.url}/v1")
             serve_repository.tell(predict, server, say)
             server.serve_forever()
     return 0
@@ -206,6 +253,50 @@ def _keys(
     if not all(key.isascii() and key.isprintable() and key and " " not in key for key in keys):
         raise ConfigError(option, found="a key", expected="visible ASCII, as headers carry it")
     return keys
+
+
+def _origins(given: Sequence[str]) -> tuple[str, ...]:
+    """The origins that browsers may ask from, as they write them in the header ``Origin``."""
+    for origin in given:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s]+", origin):
+            expected = 'an origin such as https://chat.example, without a path, or "*"'
+            raise ConfigError("--allowed-origins", found=origin, expected=expected)
+    return tuple(given)
+
+
+class _Loaded:
+    """Loads several models of which each may fail without the others.
+
+    Args:
+        alone: whether there is only one; then its error is the command's.
+    """
+
+    def __init__(self, alone: bool):
+        self._alone, self._errors = alone, list[ZigguratError]()
+
+    def model(self, load: Callable[[], M]) -> M | None:
+        """The model, or ``None`` if it cannot be loaded and others are to be served."""
+        try:
+            return load()
+        except ConfigError:  # what was asked for is wrong, not a model
+            raise
+        except ZigguratError as error:
+            if self._alone:
+                raise
+            self._errors.append(error)
+            console.print_error(f"{error}; it is not served")
+            return None
+
+    def check(self, *models: object) -> None:
+        """End the command if there is nothing to serve."""
+        if self._errors and all(model is None for model in models):
+            raise self._errors[0]
+
+
+def _tell_sampling(defaults: Mapping[str, object], say: Callable[[str], None]) -> None:
+    if defaults:
+        told = ", ".join(f"{name} {value}" for name, value in defaults.items())
+        say(f"sampling unless a request says otherwise: {told} (generation_config.json)")
 
 
 def _log(line: str) -> None:

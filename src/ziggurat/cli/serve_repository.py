@@ -133,6 +133,7 @@ def serve_alone(
     say: Callable[[str], None],
     admin_keys: Sequence[str] = (),
     tls: "Tls | None" = None,
+    origins: Sequence[str] = (),
 ) -> None:
     """Serve a repository without a language model until Ctrl-C or SIGTERM.
 
@@ -151,7 +152,7 @@ def serve_alone(
         served = parts(predict, what, registry, host, keys, drain_seconds, admin_keys, tls)
         server = Server(
             served, listening, registry, drain_seconds=drain_seconds, keys=keys,
-            access_log=access_log, admin_keys=admin_keys, tls=tls,
+            access_log=access_log, admin_keys=admin_keys, allowed_origins=origins, tls=tls,
         )  # fmt: skip
         tell(predict, server, say)
         server.serve_forever()

@@ -98,6 +98,13 @@ class HuggingFaceTokenizer:
         whole = (self._backend.to_str() + named).encode("utf-8", "surrogatepass")
         return hashlib.blake2b(whole, digest_size=16).hexdigest()
 
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token as it is written in the vocabulary, which are no fewer than
+        those of the text it stands for."""
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return max((len(text.encode("utf-8", "replace")) for text in vocabulary), default=1)
+
     def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
         """Ids of ``text``; with ``add_special_tokens``, what transformers adds around it too."""
         return self.encode_batch([text], add_special_tokens=add_special_tokens)[0]

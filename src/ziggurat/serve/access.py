@@ -38,7 +38,10 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         keys = self._wanted(scope)
-        if not keys or self._known(dict(scope["headers"]).get(b"authorization", b""), keys):
+        key = self._known(dict(scope["headers"]).get(b"authorization", b""), keys) if keys else None
+        if key is not None:  # request.state.client: who asks, for what is shared out among clients
+            scope["state"] = {**scope.get("state", {}), "client": f"key {key}"}
+        if key is not None or not keys:
             await self._app(scope, receive, send)
             return
         error = Unauthorized(
@@ -59,13 +62,14 @@ class RequireKey:
             return self._admin_keys
         return self._keys
 
-    def _known(self, header: bytes, keys: Sequence[bytes]) -> bool:
+    def _known(self, header: bytes, keys: Sequence[bytes]) -> int | None:
+        """The number of the key that a header bears; ``None`` for no key that is known."""
         scheme, _, token = header.partition(b" ")
         if scheme.lower() != b"bearer":
-            return False
+            return None
         # All are compared, each in constant time: timing tells nothing about them.
         equal = [hmac.compare_digest(token.strip(), key) for key in keys]
-        return any(equal)
+        return equal.index(True) if any(equal) else None
 
 
 class AccessLog:

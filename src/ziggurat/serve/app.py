@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -51,6 +52,7 @@ def build_app(
     draining: Callable[[], bool] = lambda: False,
     keys: Sequence[str] = (),
     admin_keys: Sequence[str] = (),
+    allowed_origins: Sequence[str] = (),
     access_log: Callable[[str], None] | None = None,
 ) -> Starlette:
     """One application of all parts, with models, health, version and metrics.
@@ -61,6 +63,7 @@ def build_app(
         draining: whether the server is about to end; ``/ready`` then says no.
         keys: with any, requests need one of them as bearer token, but for health and metrics.
         admin_keys: with any, loading and unloading of models need one of them.
+        allowed_origins: pages of which origins browsers let ask (CORS); ``*``: of any.
         access_log: gets one line of JSON for each request.
     """
     status = _Status(parts, registry, draining)
@@ -89,6 +92,17 @@ def build_app(
 
     middleware = [Middleware(AccessLog, write=access_log)] if access_log else []
     middleware.append(Middleware(BodyInTime))
+    if allowed_origins:  # before the key: a browser asks whether it may send one
+        origins = list(allowed_origins)
+        anything = ["*"]
+        middleware += [
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=anything,
+                allow_headers=anything,
+            )
+        ]
     if keys or admin_keys:
         middleware.append(Middleware(RequireKey, keys=keys, admin_keys=admin_keys))
     return Starlette(

@@ -21,6 +21,11 @@ from ziggurat.serve.errors import RequestError
 class Body(msgspec.Struct, forbid_unknown_fields=True):
     """A request's body; kinds of it list their fields and types."""
 
+    @classmethod
+    def applied(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a body that are applied, for servers that ignore the others."""
+        return {key: value for key, value in given.items() if key in cls.__struct_fields__}
+
     def check(self) -> None:
         """Refuse what types cannot tell.
 
@@ -32,14 +37,23 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 R = TypeVar("R", bound=Body)
 
 
-def read(kind: type[R], body: bytes) -> R:
+def read(kind: type[R], body: bytes, *, ignore: bool = False) -> R:
     """Read and check a request body.
+
+    Args:
+        kind: its type.
+        body: JSON.
+        ignore: leave fields out that are unknown or not applied.
 
     Raises:
         RequestError: no JSON, or a field is unknown, missing, of a wrong type or not applied.
     """
     try:
-        request = msgspec.json.decode(body, type=kind)
+        if ignore:
+            given = kind.applied(msgspec.json.decode(body, type=dict[str, Any]))
+            request = msgspec.convert(given, type=kind)
+        else:
+            request = msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _explain(kind, str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -9,6 +9,7 @@ from ziggurat.serve.app import Part
 from ziggurat.serve.embedding import EmbeddingService, TextEmbedder
 from ziggurat.serve.llm.engine import Engine
 from ziggurat.serve.llm.metrics import Metrics
+from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.llm.service import TextService
 from ziggurat.serve.llm.tokens import TokenService, Vocabulary
 
@@ -19,6 +20,8 @@ class Generator:
 
     name: str
     engine: Engine
+    policy: RequestPolicy = DEFAULT
+    """How requests are read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +50,9 @@ def openai_parts(
     vocabularies: dict[str, Vocabulary] = {}
     if generator is not None:
         engine = generator.engine
-        parts.append(TextService(engine, generator.name, metrics).part())
+        parts.append(TextService(engine, generator.name, metrics, generator.policy).part())
         vocabularies[generator.name] = Vocabulary(
-            engine.tokenizer, engine.vocab_size, engine.max_length
+            engine.tokenizer, engine.vocab_size, engine.max_length, generator.policy
         )
     if embedder is not None:
         made = EmbeddingService(embedder.embedder, embedder.tokenizer, embedder.name, metrics)

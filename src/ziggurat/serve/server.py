@@ -59,6 +59,7 @@ class Server(uvicorn.Server):
         drain_seconds: how long requests may take to finish.
         keys: as in :func:`~ziggurat.serve.app.build_app`.
         admin_keys: as there.
+        allowed_origins: as there.
         access_log: as there.
         tls: certificate and key; without, it speaks plain text.
 
@@ -75,6 +76,7 @@ class Server(uvicorn.Server):
         drain_seconds: int = 60,
         keys: Sequence[str] = (),
         admin_keys: Sequence[str] = (),
+        allowed_origins: Sequence[str] = (),
         access_log: Callable[[str], None] | None = None,
         tls: Tls | None = None,
     ):
@@ -84,6 +86,7 @@ class Server(uvicorn.Server):
             draining=lambda: self.should_exit,
             keys=keys,
             admin_keys=admin_keys,
+            allowed_origins=allowed_origins,
             access_log=access_log,
         )
         if tls is not None:

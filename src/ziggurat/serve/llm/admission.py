@@ -4,9 +4,9 @@ A client is an API key; without keys all requests are of one client.
 
 >>> room = Admission(max_requests=1, max_tokens=100)
 >>> waiting = room.enter("", [40, 30])
->>> room.enter("", [10])
+>>> room.enter("", [10])  # doctest: +ELLIPSIS
 Traceback (most recent call last):
-ziggurat.serve.errors.QueueFull: queue: found 1 requests waiting; expected fewer than 1; try again later
+ziggurat.serve.errors.QueueFull: queue: found 1 requests waiting; expected fewer than 1; ...
 >>> room.leave(waiting, 40), room.leave(waiting, 30)
 (None, None)
 >>> room.enter("", [10]).prompts
@@ -17,7 +17,8 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 
-from ziggurat.serve.errors import QueueFull, RequestError
+from ziggurat.serve.errors import ContextTooLong, QueueFull, RequestError
+from ziggurat.serve.llm.sampling import SamplingParams
 
 MAX_PROMPTS = 2048
 """Most prompts of one request, as with OpenAI."""
@@ -102,3 +103,40 @@ class Admission:
                 held.requests -= 1
             if held.requests == 0:
                 del self._clients[request.client]
+
+
+def most_tokens(
+    prompt: Sequence[int], params: SamplingParams, max_length: int, vocab_size: int
+) -> int:
+    """The most tokens that a prompt may have generated after it.
+
+    Args:
+        prompt: token ids.
+        params: how to generate.
+        max_length: most tokens of prompt and output together.
+        vocab_size: number of ids.
+
+    Raises:
+        RequestError: the prompt is empty, or an id is unknown.
+        ContextTooLong: prompt and output do not fit.
+    """
+    if not prompt:
+        raise RequestError("prompt", found="no tokens", expected="at least one", param="prompt")
+    room = max_length - len(prompt)
+    if room < (params.max_tokens or 1):
+        wanted = f" and max_tokens {params.max_tokens}" if params.max_tokens else ""
+        raise ContextTooLong(
+            "context",
+            found=f"{len(prompt)} prompt tokens{wanted}",
+            expected=f"at most {max_length} tokens together, output included",
+            fix="shorten the prompt" + (" or lower max_tokens" if wanted else ""),
+            param="prompt" if room < 1 else "max_tokens",
+        )
+    biased = [token for token, _ in params.logit_bias]
+    named = {"prompt": prompt, "stop_token_ids": params.stop_token_ids, "logit_bias": biased}
+    for name, ids in named.items():
+        unknown = next((i for i in ids if not 0 <= i < vocab_size), None)
+        if unknown is not None:
+            expected = f"ids from 0 to {vocab_size - 1}"
+            raise RequestError(name, found=unknown, expected=expected, param=name)
+    return params.max_tokens or room

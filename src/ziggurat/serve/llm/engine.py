@@ -2,7 +2,6 @@
 together, step by step."""
 
 import collections
-import dataclasses
 import logging
 import secrets
 import threading
@@ -11,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import LanguageModel, Params
-from ziggurat.serve.errors import ContextTooLong, EngineStopped, RequestError
+from ziggurat.serve.errors import EngineStopped, RequestError
 from ziggurat.serve.llm import sequence
-from ziggurat.serve.llm.admission import MAX_SEQUENCES, Admission
+from ziggurat.serve.llm.admission import MAX_SEQUENCES, Admission, most_tokens
 from ziggurat.serve.llm.buckets import Buckets, Shape
 from ziggurat.serve.llm.generation import Choice, Generation, Listener, Monitor, Timeline
 from ziggurat.serve.llm.pages import Pages
@@ -24,6 +23,7 @@ from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.scheduler import Limits, Plan, Scheduler
 from ziggurat.serve.llm.sequence import TokenEvent, TokenLogprob
 from ziggurat.serve.llm.settings import EngineConfig, cache_dimensions, context_length
+from ziggurat.serve.llm.statistics import EngineStatistics, WarmUp
 
 __all__ = [
     "Engine",
@@ -36,37 +36,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class WarmUp:
-    """What :meth:`Engine.warm_up` did."""
-
-    programs: int
-    seconds: float
-    loaded: int = 0
-    """Programs that came from the compile cache."""
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineStatistics:
-    """What :meth:`Engine.statistics` finds."""
-
-    running: int
-    """Requests being served."""
-    waiting: int
-    """Requests in the queue."""
-    cache_usage: float
-    """Part of the cache's blocks that requests hold, 0 to 1."""
-    blocks_total: int
-    blocks_free: int
-    """Blocks that no request holds; they may still keep a prefix for later."""
-    prefix_queries: int
-    """Prompt tokens looked up in the prefix cache since the start."""
-    prefix_hits: int
-    """Those of them that were there."""
-    preemptions: int
-    """Generations that lost their blocks to older ones, since the start."""
 
 
 class Engine:
@@ -178,7 +147,13 @@ class Engine:
             expected = f"at most {MAX_SEQUENCES}"
             raise RequestError("n times prompts", found=found, expected=expected, param="n")
         made = [
-            Generation(prompt, params, self._checked(prompt, params), listener(place), salt)
+            Generation(
+                prompt,
+                params,
+                most_tokens(prompt, params, self.max_length, self.vocab_size),
+                listener(place),
+                salt,
+            )
             for place, (prompt, params) in enumerate(requests)
         ]
         with self._changed:
@@ -269,29 +244,6 @@ class Engine:
             self._thread.start()
         self._inbox += generations
         self._changed.notify()
-
-    def _checked(self, prompt: Sequence[int], params: SamplingParams) -> int:
-        """The most tokens the request may generate."""
-        if not prompt:
-            raise RequestError("prompt", found="no tokens", expected="at least one", param="prompt")
-        room = self.max_length - len(prompt)
-        if room < (params.max_tokens or 1):
-            wanted = f" and max_tokens {params.max_tokens}" if params.max_tokens else ""
-            raise ContextTooLong(
-                "context",
-                found=f"{len(prompt)} prompt tokens{wanted}",
-                expected=f"at most {self.max_length} tokens together, output included",
-                fix="shorten the prompt" + (" or lower max_tokens" if wanted else ""),
-                param="prompt" if room < 1 else "max_tokens",
-            )
-        biased = [token for token, _ in params.logit_bias]
-        named = {"prompt": prompt, "stop_token_ids": params.stop_token_ids, "logit_bias": biased}
-        for name, ids in named.items():
-            unknown = next((i for i in ids if not 0 <= i < self.vocab_size), None)
-            if unknown is not None:
-                expected = f"ids from 0 to {self.vocab_size - 1}"
-                raise RequestError(name, found=unknown, expected=expected, param=name)
-        return params.max_tokens or room
 
     def _serve(self) -> None:
         try:

@@ -2,33 +2,52 @@
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
+from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.engine import Engine, Generation
 from ziggurat.serve.llm.responses import ChatFormat, TextFormat, Usage
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.sequence import TokenEvent
 
+MAX_UNREAD = 16384
+"""Events that may wait for a client that reads slowly; then its request is given up."""
+
+
+class ReadTooSlowly(RequestError):
+    """A client let more events pile up than the server keeps."""
+
+    code = "read_too_slowly"
+
 
 class Events:
-    """The events of one HTTP request's prompts, brought from the engine's thread to this loop.
+    """The events of one HTTP request's prompts, brought from the engine's thread to this loop."""
 
-    Raises:
-        RequestError: the engine refuses a prompt; none of the others is kept.
-    """
-
-    def __init__(self, engine: Engine, prompts: Sequence[list[int]], params: SamplingParams):
+    def __init__(self, n: int = 1):
         self._queue: asyncio.Queue[tuple[int, TokenEvent | Exception | None]] = asyncio.Queue()
-        self._loop, self._n = asyncio.get_running_loop(), params.n
+        self._loop, self._n = asyncio.get_running_loop(), n
         self._generations: list[Generation] = []
-        try:
-            for number, prompt in enumerate(prompts):
-                generation = engine.submit(prompt, params, self._listener(number))
-                self._generations.append(generation)
-        except Exception:
-            self.cancel()
-            raise
+        self._given_up = False
+
+    def submit(
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        client: str = "",
+        salt: bytes = b"",
+    ) -> None:
+        """Hand the prompts to the engine, all of them or none; from any thread.
+
+        Raises:
+            RequestError: the engine refuses them.
+        """
+        requests = [(prompt, params) for prompt in prompts]
+        self._generations = engine.submit_together(
+            requests, self._listener, client=client, salt=salt
+        )
 
     def cancel(self) -> None:
         """Give all prompts up."""
@@ -51,16 +70,33 @@ class Events:
             self.cancel()
 
     def _listener(self, number: int) -> Callable[[TokenEvent | Exception | None], None]:
+        take = functools.partial(self._take, number)
+
         def listen(event: TokenEvent | Exception | None) -> None:
             # The loop may be gone when a server ends; nobody waits for the event then.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._queue.put_nowait, (number, event))
+                self._loop.call_soon_threadsafe(take, event)
 
         return listen
 
+    def _take(self, number: int, event: TokenEvent | Exception | None) -> None:
+        if self._given_up:
+            return
+        if self._queue.qsize() >= MAX_UNREAD:
+            self._given_up = True
+            self.cancel()
+            found, expected = f"{MAX_UNREAD} events unread", "a client that reads them"
+            event = ReadTooSlowly("stream", found=found, expected=expected)
+        self._queue.put_nowait((number, event))
+
 
 async def chunks(
-    events: Events, form: ChatFormat | TextFormat, usage: Usage, choices: int, show_usage: bool
+    events: Events,
+    form: ChatFormat | TextFormat,
+    usage: Usage,
+    choices: int,
+    show_usage: bool,
+    show_usage_so_far: bool = False,
 ) -> AsyncGenerator[dict[str, Any]]:
     """The bodies of a streamed answer.
 
@@ -70,14 +106,19 @@ async def chunks(
         usage: counted up on the way.
         choices: number of choices.
         show_usage: end with the usage.
+        show_usage_so_far: tell in each body what has been used so far.
     """
-    nothing = {"usage": None} if show_usage else {}
+
+    def so_far() -> dict[str, Any]:
+        shown = usage.body() if show_usage_so_far else None
+        return {"usage": shown} if show_usage else {}
+
     for body in form.opening(choices):
-        yield body | nothing
+        yield body | so_far()
     async with contextlib.aclosing(events.read()) as read:
         async for index, event in read:
             usage.completion_tokens += 1
             for body in form.chunks(index, event):
-                yield body | nothing
+                yield body | so_far()
     if show_usage:
         yield form.usage_chunk(usage)

@@ -26,7 +26,7 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.llm.grammar import schema_text
 from ziggurat.serve.llm.stop import overlap
 from ziggurat.serve.llm.structured import Form
-from ziggurat.serve.llm.tools import ToolUse, schema_of
+from ziggurat.serve.llm.tools import ToolUse, closed, schema_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _SPACE = " \t\r\n"
@@ -224,7 +224,7 @@ def grammar(use: ToolUse, tokenizer: HuggingFaceTokenizer, answer: Form | None =
     for number, function in enumerate(functions):
         head = f'{{"name": {json.dumps(function.name)}, "arguments": '
         enforced = use.forced or function.strict
-        schema = schema_text(schema_of(function) if enforced else {"type": "object"})
+        schema = schema_text(closed(schema_of(function)) if enforced else {"type": "object"})
         lines.append(f'call_{number}: {json.dumps(head)} arguments_{number} "}}"')
         lines.append(f"arguments_{number}: %json {schema}")
     return Form("tools", "\n".join(lines) + "\n", "tools")

@@ -1,105 +1,174 @@
-"""The messages of a conversation as OpenAI writes them, made ready for chat templates."""
+"""The messages of a conversation as OpenAI's clients write them, made ready for chat templates.
+
+Clients send back what they were given, with keys of their own beside it. Keys that say nothing to a
+model are dropped (:data:`INERT`), any other key of a message is handed to the chat template, which
+uses it or does not. What cannot be done, such as looking at an image, is refused by its place.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
+import pydantic_core
 
 from ziggurat.serve.errors import RequestError
 
+ROLES = {
+    "developer": "system",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "tool": "tool",
+    "function": "tool",
+}
+"""OpenAI's roles, and what chat templates call them."""
+INERT = frozenset(
+    {
+        *("annotations", "cache_control", "created", "finish_reason", "id", "index", "logprobs"),
+        *("object", "prompt_cache_breakpoint", "provider_specific_fields", "response_metadata"),
+        *("status", "timestamp", "usage"),
+    }
+)
+"""Keys of a message, besides OpenAI's own, that no model sees."""
+UNAPPLIED = frozenset({"partial", "prefix"})
+"""Keys by which other servers are asked to go on with a message; refused unless false."""
+_OWN = frozenset(
+    {"audio", "content", "function_call", "name", "refusal", "role", "tool_call_id", "tool_calls"}
+)
+_TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
+"""Types of content parts that hold text, and the key it stands under."""
 
-class TextPart(msgspec.Struct, forbid_unknown_fields=True):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class FunctionCall(msgspec.Struct, forbid_unknown_fields=True):
-    """The function that the assistant called, its arguments as JSON text."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(msgspec.Struct, forbid_unknown_fields=True):
-    """One call in an assistant's message."""
-
-    id: str
-    function: FunctionCall
-    type: Literal["function"] = "function"
-
-
-class Message(msgspec.Struct, forbid_unknown_fields=True):
-    """One message of a conversation."""
-
-    role: Literal["developer", "system", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[ToolCall] | None = None
-    tool_call_id: str | None = None
-    refusal: str | None = None
-
-    # An answer that OpenAI's client dumps whole has these; there is nothing in them.
-    annotations: list[None] | None = None
-    audio: None = None
-    function_call: None = None
-
-    def for_template(self, place: str) -> dict[str, Any]:
-        """The message as chat templates know it: text content, arguments as objects.
-
-        ``developer`` is OpenAI's newer name of ``system``; templates know the latter.
-
-        Raises:
-            RequestError: the fields do not fit the role.
-        """
-        content = self.content
-        if isinstance(content, list):
-            content = "".join(part.text for part in content)
-        if content is None and self.refusal is not None and self.role == "assistant":
-            content = self.refusal
-        if content is None and not (self.role == "assistant" and self.tool_calls):
-            raise RequestError(f"{place}.content", found="null", expected="text", param="messages")
-        for field, owner in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
-            if getattr(self, field) is not None and self.role != owner:
-                where = f"{place}.{field}"
-                expected = f"only in a message of role {owner}"
-                raise RequestError(where, found=self.role, expected=expected, param="messages")
-        message: dict[str, Any] = {
-            "role": "system" if self.role == "developer" else self.role,
-            "content": content or "",
-        }
-        if self.tool_calls:
-            message["tool_calls"] = [
-                {
-                    "id": call.id,
-                    "type": "function",
-                    "function": {"name": call.function.name, "arguments": _arguments(call, place)},
-                }
-                for call in self.tool_calls
-            ]
-        optional = {"name": self.name, "tool_call_id": self.tool_call_id}
-        return message | {name: value for name, value in optional.items() if value is not None}
+Content = str | list[dict[str, str]]
 
 
-def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages for a chat template.
+def conversation(messages: Sequence[Any]) -> list[dict[str, Any]]:
+    """The messages for a chat template: content as text or as a list of text parts, the arguments
+    of calls as objects. ``developer`` is OpenAI's newer name of ``system``; templates know that.
 
     Raises:
-        RequestError: there are none, or one is of no use.
+        RequestError: there are none, or one is of no use; ``param`` is its place.
     """
     if not messages:
         raise RequestError("messages", found="none", expected="at least one", param="messages")
-    return [message.for_template(f"messages[{i}]") for i, message in enumerate(messages)]
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def _arguments(call: ToolCall, place: str) -> Mapping[str, Any]:
+def _message(given: Any, place: str) -> dict[str, Any]:
+    fields = {key: value for key, value in _object(given, place).items() if value is not None}
+    asked = fields.get("role")
+    if not isinstance(asked, str) or asked not in ROLES:
+        found = "nothing" if asked is None else repr(asked)
+        raise _refused(f"{place}.role", found, f"one of {', '.join(ROLES)}")
+    role, function = ROLES[asked], asked == "function"
+    calls = _calls(fields, place) if role == "assistant" else []
+    message: dict[str, Any] = {"role": role, "content": _content(fields, role, place)}
+    for field, owner in (("tool_calls", "assistant"), ("function_call", "assistant"),
+                         ("tool_call_id", "tool"), ("audio", "nobody")):  # fmt: skip
+        if fields.get(field) not in (None, []) and role != owner:
+            expected = f"only in a message of role {owner}" if owner != "nobody" else "text only"
+            raise _refused(f"{place}.{field}", asked, expected)
+    for field in UNAPPLIED & fields.keys():
+        if fields[field] is not False:
+            raise _refused(f"{place}.{field}", fields[field], "no such key; it is not applied")
+    if calls:
+        message["tool_calls"] = calls
+    optional = ("name", "tool_call_id")
+    message |= {key: _text(fields[key], f"{place}.{key}") for key in optional if key in fields}
+    if function and "name" in message:  # the older form knows calls by their function's name
+        message["tool_call_id"] = message["name"]
+    others = fields.keys() - _OWN - INERT - UNAPPLIED
+    return message | {key: fields[key] for key in fields if key in others}
+
+
+def _content(fields: Mapping[str, Any], role: str, place: str) -> Content:
+    content, place = fields.get("content"), f"{place}.content"
+    if content is None:
+        if role in ("assistant", "tool"):
+            refusal = fields.get("refusal")
+            return "" if refusal is None else _text(refusal, place)
+        raise _refused(place, "null", "text")
+    if not isinstance(content, list):
+        return _text(content, place)
+    return [_part(part, f"{place}[{i}]") for i, part in enumerate(content)]
+
+
+def _part(given: Any, place: str) -> dict[str, str]:
+    part = _object(given, place)
+    kind = part.get("type")
+    if not isinstance(kind, str) or kind not in _TEXTS:
+        raise _refused(f"{place}.type", repr(kind), "text, since this model reads nothing else")
+    key = _TEXTS[kind]
+    return {"type": "text", "text": _text(part.get(key), f"{place}.{key}")}
+
+
+def _calls(fields: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
+    """The calls of an assistant's message; the older ``function_call`` is one without an id."""
+    given = fields.get("tool_calls") or []
+    if not isinstance(given, list):
+        raise _refused(f"{place}.tool_calls", type(given).__name__, "a list")
+    calls = [_call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(given)]
+    if "function_call" in fields:
+        function = _function(fields["function_call"], f"{place}.function_call")
+        calls.append({"id": function["name"], "type": "function", "function": function})
+    return calls
+
+
+def _call(given: Any, place: str) -> dict[str, Any]:
+    call = _object(given, place)
+    kind = call.get("type") or "function"
+    if kind != "function":
+        raise _refused(f"{place}.type", repr(kind), "function")
+    function = _function(call.get("function"), f"{place}.function")
+    number = call.get("id")
+    named = {} if number is None else {"id": _text(number, f"{place}.id")}
+    return {**named, "type": "function", "function": function}
+
+
+def _function(given: Any, place: str) -> dict[str, Any]:
+    function = _object(given, place)
+    name = _text(function.get("name"), f"{place}.name")
+    arguments = function.get("arguments")
+    if isinstance(arguments, dict):
+        return {"name": name, "arguments": arguments}
+    text = "" if arguments is None else _text(arguments, f"{place}.arguments")
+    return {"name": name, "arguments": read_arguments(text)}
+
+
+def read_arguments(text: str) -> dict[str, Any]:
+    """The arguments of a call, which a model wrote and ``max_tokens`` may have cut off.
+
+    Templates need an object. Of a text that was cut off it holds what is there; a text that is no
+    object at all stands under the key ``arguments``.
+
+    >>> read_arguments('{"x": 1}'), read_arguments('{"x": 1, "y": "ab'), read_arguments("")
+    ({'x': 1}, {'x': 1, 'y': 'ab'}, {})
+    >>> read_arguments("{'x': 1}")
+    {'arguments': "{'x': 1}"}
+    """
+    if not text.strip():
+        return {}
     try:
-        return msgspec.json.decode(call.function.arguments, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError, UnicodeError) as error:
-        raise RequestError(
-            f"{place}.tool_calls: arguments of {call.function.name}",
-            found=error,
-            expected="a JSON object as text",
-            param="messages",
-        ) from None
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        pass
+    try:
+        found = pydantic_core.from_json(text, allow_partial="trailing-strings")
+    except (ValueError, TypeError):  # TypeError: a lone surrogate
+        found = None
+    return found if isinstance(found, dict) else {"arguments": text}
+
+
+def _object(given: Any, place: str) -> Mapping[str, Any]:
+    if isinstance(given, Mapping):
+        return given
+    raise _refused(place, "null" if given is None else type(given).__name__, "an object")
+
+
+def _text(given: Any, place: str) -> str:
+    if isinstance(given, str):
+        return given
+    raise _refused(place, "null" if given is None else type(given).__name__, "text")
+
+
+def _refused(place: str, found: object, expected: str) -> RequestError:
+    return RequestError(place, found=found, expected=expected, param=place)

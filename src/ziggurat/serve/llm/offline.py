@@ -13,6 +13,7 @@ from ziggurat.nn.precision import Precision
 from ziggurat.serve.errors import QueueFull, RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.generation import Generation
+from ziggurat.serve.llm.generation_defaults import sampling_defaults
 from ziggurat.serve.llm.grammar import Grammars, Maker
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.sampling import SamplingParams
@@ -83,6 +84,8 @@ class LLM:
             model = pretrained.load(model, precision=precision)
         self.name, self.tokenizer = model.name, model.tokenizer
         self.engine = Engine(model.model, model.params, model.tokenizer, settings)
+        self.sampling_defaults = sampling_defaults(model.tokenizer.generation_config)
+        """What the model's ``generation_config.json`` recommends."""
         self._grammars = Grammars(model.tokenizer, self.engine.vocab_size)
 
     def generate(
@@ -94,7 +97,7 @@ class LLM:
 
         Args:
             prompts: one or several.
-            params: for all prompts, or one for each.
+            params: for all prompts, or one for each; default those that the model recommends.
 
         Raises:
             RequestError: a prompt is empty or too long, or there are more or fewer ``params``.
@@ -133,8 +136,9 @@ class LLM:
         """Answer a conversation, or several together.
 
         Args:
-            messages: a conversation or several, as the chat template reads them.
-            params: for all conversations, or one for each.
+            messages: a conversation or several, as the chat template reads them; what they say is
+                text, also where it looks like a special token.
+            params: for all conversations, or one for each; default those that the model recommends.
             tools: what the model may call, as in OpenAI's ``tools``; its calls stand in the text,
                 from which :class:`ziggurat.serve.llm.hermes.CallParser` takes them.
 
@@ -177,7 +181,7 @@ class LLM:
         self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[Output]:
         if not isinstance(params, Sequence):
-            params = [params or SamplingParams()] * len(prompts)
+            params = [params or SamplingParams(**self.sampling_defaults)] * len(prompts)
         if len(params) != len(prompts):
             expected = f"one for all prompts, or {len(prompts)}"
             raise RequestError("params", found=f"{len(params)}", expected=expected)

@@ -7,39 +7,38 @@ ziggurat.serve.errors.RequestError: colour: found an unknown field; expected a f
 """
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 
-from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.bodies import Body, short
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm import hermes
-from ziggurat.serve.llm.messages import Message
+from ziggurat.serve.llm.admission import MAX_PROMPTS
 from ziggurat.serve.llm.sampling import MAX_LOGPROBS, SamplingParams
 from ziggurat.serve.llm.structured import Form, ResponseFormat, StructuredOutputs
 from ziggurat.serve.llm.texts import Texts, listed
-from ziggurat.serve.llm.tools import NamedChoice, Tool, ToolUse, tool_use
+from ziggurat.serve.llm.tools import Tool, ToolUse, tool_use
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
     "function_call": (),
-    "functions": (),
+    "functions": ([],),
     "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "modalities": (["text"],),
     "moderation": (),
-    "prediction": (),
-    "prompt_cache_options": (),
-    "reasoning_effort": (),
+    "prompt_cache_options": ({}, {"mode": "implicit"}),
     "service_tier": ("auto", "default"),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
     "suffix": ("",),
     "use_beam_search": (False,),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
 """Fields of OpenAI and vLLM that are not applied, each with the values that ask for nothing."""
@@ -49,6 +48,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """``stream_options``."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
@@ -75,6 +75,7 @@ class GenerationRequest(Body, kw_only=True):
     min_tokens: int | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    cache_salt: str | None = None
 
     # Labels for the service's operator; they change no answer.
     user: str | None = None
@@ -100,7 +101,7 @@ class GenerationRequest(Body, kw_only=True):
         """
         for name, neutral in NEUTRAL.items():
             value = getattr(self, name, None)
-            if value is not None and value not in neutral:
+            if not self._neutral(name, value):
                 expected = "no such field"
                 if neutral:
                     shown = " or ".join(msgspec.json.encode(entry).decode() for entry in neutral)
@@ -112,10 +113,23 @@ class GenerationRequest(Body, kw_only=True):
                     fix="this server does not apply it",
                     param=name,
                 )
+        if self.cache_salt == "":
+            expected = "a text that is not empty"
+            raise RequestError("cache_salt", found='""', expected=expected, param="cache_salt")
         if self.stream_options is not None and not self.stream:
             raise RequestError(
                 "stream_options", found="no stream", expected="stream: true", param="stream_options"
             )
+
+    @classmethod
+    def applied(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """The fields that are applied; others are left out."""
+        left = {key for key in NEUTRAL if given.get(key) not in (None, *NEUTRAL[key])}
+        return {key: value for key, value in super().applied(given).items() if key not in left}
+
+    def _neutral(self, name: str, value: Any) -> bool:
+        """Whether a field that is not applied asks for nothing."""
+        return value is None or value in NEUTRAL[name]
 
     def form(self, tokenizer: HuggingFaceTokenizer) -> Form | None:
         """The form the answer must have, if any.
@@ -135,8 +149,11 @@ class GenerationRequest(Body, kw_only=True):
             )
         return asked[0] if asked else None
 
-    def _sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        given = {name: getattr(self, name) for name in _DIRECT}
+    def _sampling(
+        self, max_tokens: int | None, logprobs: int | None, defaults: Mapping[str, Any]
+    ) -> SamplingParams:
+        own = {name: getattr(self, name) for name in _DIRECT}
+        given = {name: defaults.get(name) if own[name] is None else own[name] for name in own}
         return SamplingParams(
             max_tokens=max_tokens,
             logprobs=logprobs,
@@ -183,27 +200,48 @@ class CompletionRequest(GenerationRequest, kw_only=True):
                 param="echo",
             )
 
-    def prompts(self) -> Texts:
-        """The prompts, one or several."""
-        return listed(self.prompt, "prompt")
+    def _neutral(self, name: str, value: Any) -> bool:
+        # The best of as many as are shown are these.
+        return super()._neutral(name, value) or (name == "best_of" and value == self.n)
 
-    def sampling(self) -> SamplingParams:
-        """What the engine needs; as with OpenAI, 16 tokens unless more are asked for."""
-        return self._sampling(16 if self.max_tokens is None else self.max_tokens, self.logprobs)
+    def prompts(self) -> Texts:
+        """The prompts, one or several.
+
+        Raises:
+            RequestError: they are none, or more than a request may have.
+        """
+        made = listed(self.prompt, "prompt")
+        if len(made) > MAX_PROMPTS:
+            found, expected = f"{len(made)} prompts", f"at most {MAX_PROMPTS}"
+            raise RequestError("prompt", found=found, expected=expected, param="prompt")
+        return made
+
+    def sampling(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
+        """What the engine needs; as with OpenAI, 16 tokens unless more are asked for.
+
+        Args:
+            defaults: sampling parameters for fields that the request leaves out.
+        """
+        most = 16 if self.max_tokens is None else self.max_tokens
+        return self._sampling(most, self.logprobs, defaults or {})
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message]
+    messages: list[Any]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
-    tool_choice: str | NamedChoice | None = None
+    tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+
+    # A guess at the answer, by which a server may save time; it changes no answer.
+    prediction: dict[str, Any] | None = None
 
     # Not applied: see NEUTRAL.
     audio: dict[str, Any] | None = None
@@ -211,9 +249,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     functions: list[Any] | None = None
     modalities: list[str] | None = None
     moderation: Any = None
-    prediction: dict[str, Any] | None = None
     prompt_cache_options: dict[str, Any] | None = None
-    reasoning_effort: str | None = None
     verbosity: str | None = None
     web_search_options: dict[str, Any] | None = None
 
@@ -247,8 +283,41 @@ class ChatRequest(GenerationRequest, kw_only=True):
             expected = "JSON schemas that can be enforced"
             raise RequestError("tools", found=error, expected=expected, param="tools") from None
 
-    def sampling(self) -> SamplingParams:
-        """What the engine needs; without a limit the answer may fill the context."""
+    def template_variables(
+        self, tokenizer: HuggingFaceTokenizer, *, ignore: bool = False
+    ) -> dict[str, Any]:
+        """Variables of the chat template.
+
+        Args:
+            tokenizer: with the template.
+            ignore: leave ``reasoning_effort`` out where the template does not know it.
+
+        Raises:
+            RequestError: the template knows no ``reasoning_effort``, or it cannot be read.
+        """
+        given = dict(self.chat_template_kwargs or {})
+        if self.reasoning_effort is None:
+            return given
+        name = "reasoning_effort"
+        template = tokenizer.chat_template
+        if template is not None and name in chat.variables(template):
+            return {name: self.reasoning_effort, **given}
+        if ignore:
+            return given
+        raise RequestError(
+            name,
+            found=repr(self.reasoning_effort),
+            expected="no such field: the model's chat template knows none",
+            fix="this server does not apply it",
+            param=name,
+        )
+
+    def sampling(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
+        """What the engine needs; without a limit the answer may fill the context.
+
+        Args:
+            defaults: sampling parameters for fields that the request leaves out.
+        """
         limits = {x for x in (self.max_tokens, self.max_completion_tokens) if x is not None}
         if len(limits) > 1:
             raise RequestError(
@@ -258,11 +327,12 @@ class ChatRequest(GenerationRequest, kw_only=True):
                 param="max_tokens",
             )
         top = self.top_logprobs
-        if top is not None and not self.logprobs:
+        if top and not self.logprobs:
             raise RequestError(
                 "top_logprobs", found="no logprobs", expected="logprobs: true", param="top_logprobs"
             )
         if top is not None and not 0 <= top <= MAX_LOGPROBS:
             expected = f"a number from 0 to {MAX_LOGPROBS}"
             raise RequestError("top_logprobs", found=top, expected=expected, param="top_logprobs")
-        return self._sampling(next(iter(limits), None), (top or 0) if self.logprobs else None)
+        shown = (top or 0) if self.logprobs else None
+        return self._sampling(next(iter(limits), None), shown, defaults or {})

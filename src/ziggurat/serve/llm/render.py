@@ -1,23 +1,33 @@
 """From a conversation to the token ids that a model continues."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from ziggurat.core.errors import DataError
 from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.llm import hermes
+from ziggurat.serve.llm import hermes, special_text, texts
 
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "documents"})
 """Variables of a template that a request gives by fields of their own, or not at all."""
 
+ContentFormat = Literal["auto", "string", "openai"]
+"""How templates get the content of messages: as a text, or as OpenAI's list of parts."""
+
+Messages = Sequence[Mapping[str, Any]]
+
 
 def render_chat(
     tokenizer: HuggingFaceTokenizer,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Messages,
     tools: Sequence[Mapping[str, Any]] | None = None,
     add_generation_prompt: bool = True,
     variables: Mapping[str, Any] | None = None,
+    *,
+    content_format: ContentFormat = "auto",
+    special_tokens: bool = False,
+    max_length: int | None = None,
 ) -> list[int]:
     """Token ids of a conversation, ending where the assistant's answer begins.
 
@@ -30,10 +40,16 @@ def render_chat(
         tools: what may be called, as templates read them.
         add_generation_prompt: open the assistant's turn.
         variables: further variables of the template, such as ``enable_thinking``.
+        content_format: how the template takes the content of messages; ``auto`` finds out by
+            rendering a message in either way.
+        special_tokens: let the text of a special token in messages, tools and variables become that
+            token; else only the template makes such tokens.
+        max_length: most tokens; a text that must have more is refused before it is encoded.
 
     Raises:
         RequestError: there is no chat template, it rejects the messages, it presents tools in a
             form other than the Hermes one, or a variable is not its own.
+        ContextTooLong: the text cannot be of ``max_length`` tokens or fewer.
     """
     given = dict(variables or {})
     for name in given:
@@ -42,13 +58,85 @@ def render_chat(
             field = "chat_template_kwargs"
             raise RequestError(field, found=name, expected=expected, param=field)
     try:
-        messages, tools = _for_template(tokenizer, messages, tools)
-        text = tokenizer.apply_chat_template(messages, tools, add_generation_prompt, **given)
+        sign = "" if special_tokens else special_text.new_mark()
+        said: Any = [messages, tools, given]
+        messages, tools, given = special_text.mark(said, tokenizer, sign) if sign else said
+        text = _render(tokenizer, messages, tools, given, add_generation_prompt, content_format)
+        texts.check_length(tokenizer, text.replace(sign, ""), max_length, "messages")
+        if sign and sign in text:
+            return special_text.text_tokenizer(tokenizer).encode(text, sign)
         return tokenizer.encode(text)
     except DataError as error:
         raise RequestError(
             error.what, found=error.found, expected=error.expected, fix=error.fix, param="messages"
         ) from None
+    except RecursionError:
+        found, expected = "values nested too deeply", "a flatter request"
+        raise RequestError("messages", found=found, expected=expected, param="messages") from None
+
+
+def _render(
+    tokenizer: HuggingFaceTokenizer,
+    messages: Messages,
+    tools: Sequence[Mapping[str, Any]] | None,
+    variables: Mapping[str, Any],
+    add_generation_prompt: bool,
+    content_format: ContentFormat,
+) -> str:
+    messages, tools = _for_template(tokenizer, [_as_text(m) for m in messages], tools)
+    form = content_format
+    if form == "auto" and tokenizer.chat_template is not None:
+        name = "tool_use" if tools and "tool_use" in tokenizer.chat_templates else "default"
+        template = tokenizer.chat_templates[name]
+        form = content_format_of(template, tuple(sorted(tokenizer.special_tokens.items())))
+    if form == "openai":
+        messages = [_as_parts(message) for message in messages]
+    return tokenizer.apply_chat_template(messages, tools, add_generation_prompt, **variables)
+
+
+@functools.lru_cache(maxsize=64)
+def content_format_of(
+    template: str, special_tokens: tuple[tuple[str, str], ...] = ()
+) -> ContentFormat:
+    """How a template takes the content of messages: ``string`` or ``openai``, whichever shows it.
+
+    >>> content_format_of("{% for m in messages %}{{ m.content }}{% endfor %}")
+    'string'
+    >>> loop = "{% for part in m.content %}{{ part.text }}{% endfor %}"
+    >>> content_format_of("{% for m in messages %}" + loop + "{% endfor %}")
+    'openai'
+    """
+    text = {"role": "user", "content": "a text to look for"}
+    named: dict[str, Any] = dict(special_tokens)
+    forms: dict[ContentFormat, Mapping[str, Any]] = {"string": text, "openai": _as_parts(text)}
+    for form, message in forms.items():
+        try:
+            if text["content"] in chat.render(template, [message], **named):
+                return form
+        except DataError:  # it takes the other form, or wants more than one message
+            continue
+    return "string"
+
+
+def _as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose content is text, if it holds nothing else."""
+    content = message.get("content")
+    if not isinstance(content, list) or not all(_is_text(part) for part in content):
+        return message
+    return {**message, "content": "".join(part["text"] for part in content)}
+
+
+def _as_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A message whose content is a list of parts."""
+    content = message.get("content")
+    if not isinstance(content, str):
+        return message
+    return {**message, "content": [{"type": "text", "text": content}] if content else []}
+
+
+def _is_text(part: Any) -> bool:
+    shaped = isinstance(part, Mapping) and part.get("type") == "text"
+    return shaped and isinstance(part.get("text"), str)
 
 
 def _for_template(

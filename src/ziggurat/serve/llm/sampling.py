@@ -69,7 +69,9 @@ class SamplingParams:
     constraint: Callable[[], Constraint] | None = None
     """Makes what constrains a generation; called for each of the ``n``."""
     seed: int | None = None
-    """The draws are a function of seed and position; default: a fresh seed per request."""
+    """The draws are a function of seed and position; default: a fresh seed per request. In float32
+    the same seed gives the same tokens whatever else is served, unless two are equal to the last
+    bits; in bfloat16 answers may differ with the load."""
     stop: tuple[str, ...] = ()
     """Texts that end the generation and are not part of it."""
     stop_token_ids: tuple[int, ...] = ()
@@ -170,9 +172,9 @@ def sample(
     r"""One token per row: ``argmax`` at temperature 0, else a draw from the truncated softmax.
 
     The draw is :math:`\arg\max_i (z_i / T + g_i)` with Gumbel noise ``g`` from the stream
-    ``(seed, "sample", position, choice)``, so a request's tokens depend on nothing else in the
-    batch. A step in which no row asks for truncation searches nothing, and one whose rows are all
-    greedy draws nothing.
+    ``(seed, "sample", position, choice)``, so a request's draws depend on nothing else in the
+    batch; its logits do in their last bits, see :mod:`ziggurat.serve.llm.runner`. A step in which
+    no row asks for truncation searches nothing, and one whose rows are all greedy draws nothing.
 
     Args:
         logits: float32.

@@ -6,7 +6,8 @@ from typing import Any
 from ziggurat.core.errors import DataError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.bodies import short
-from ziggurat.serve.errors import RequestError
+from ziggurat.serve.errors import ContextTooLong, RequestError
+from ziggurat.serve.llm import special_text
 
 Texts = list[str] | list[list[int]]
 
@@ -35,7 +36,13 @@ def listed(value: Any, field: str) -> Texts:
 
 
 def encode(
-    tokenizer: HuggingFaceTokenizer, texts: Texts, field: str, *, special: bool = True
+    tokenizer: HuggingFaceTokenizer,
+    texts: Texts,
+    field: str,
+    *,
+    special: bool = True,
+    special_tokens: bool = True,
+    max_length: int | None = None,
 ) -> list[list[int]]:
     """Token ids of texts; what is ids already stays.
 
@@ -44,17 +51,47 @@ def encode(
         texts: see :func:`listed`.
         field: their field, for errors.
         special: add the tokens that the model expects around a text.
+        special_tokens: let the text of a special token become that token.
+        max_length: most tokens; a text that must have more is refused before it is encoded.
 
     Raises:
         RequestError: a text is no Unicode.
+        ContextTooLong: a text cannot be of ``max_length`` tokens or fewer.
     """
+
+    def ids(text: str) -> list[int]:
+        check_length(tokenizer, text, max_length, field)
+        if special_tokens or special_text.mark(text, tokenizer, "-") == text:
+            return tokenizer.encode(text, add_special_tokens=special)
+        return special_text.text_tokenizer(tokenizer).encode(text, add_special_tokens=special)
+
     try:
-        return [
-            tokenizer.encode(text, add_special_tokens=special) if isinstance(text, str) else text
-            for text in texts
-        ]
+        return [ids(text) if isinstance(text, str) else text for text in texts]
     except DataError as error:
         raise RequestError(field, found=error.found, expected=error.expected, param=field) from None
+
+
+def check_length(
+    tokenizer: HuggingFaceTokenizer, text: str, max_length: int | None, field: str
+) -> None:
+    """Refuse a text that is too long whatever its tokens are: to find them takes seconds.
+
+    A token stands for no more bytes of a text than the longest one has.
+
+    Raises:
+        ContextTooLong: it has more than ``max_length`` times the longest token's bytes.
+    """
+    if max_length is None or len(text) <= max_length:
+        return
+    size, longest = len(text.encode("utf-8", "replace")), tokenizer.longest_token
+    if size > max_length * longest:
+        raise ContextTooLong(
+            field,
+            found=f"{size} bytes, at least {-(-size // longest)} tokens",
+            expected=f"at most {max_length} tokens, output included",
+            fix="shorten it",
+            param=field,
+        )
 
 
 def _all(value: Any, kind: type) -> bool:

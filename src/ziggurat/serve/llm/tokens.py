@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,7 +14,9 @@ from ziggurat.serve.bodies import Body, read
 from ziggurat.serve.errors import RequestError, UnknownModel
 from ziggurat.serve.http import guarded, json_response, read_body
 from ziggurat.serve.llm import texts
-from ziggurat.serve.llm.messages import Message, conversation
+from ziggurat.serve.llm.messages import conversation
+from ziggurat.serve.llm.off_loop import OffLoop
+from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.tools import Tool, tool_use
 
@@ -27,6 +28,8 @@ class Vocabulary:
     tokenizer: HuggingFaceTokenizer
     vocab_size: int
     max_length: int
+    policy: RequestPolicy = DEFAULT
+    """How the model's requests are read."""
 
 
 class TokenizeRequest(Body, kw_only=True):
@@ -34,7 +37,7 @@ class TokenizeRequest(Body, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: list[Any] | None = None
     tools: list[Tool] | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -69,6 +72,7 @@ class TokenService:
 
     def __init__(self, vocabularies: Mapping[str, Vocabulary]):
         self._vocabularies = dict(vocabularies)
+        self._off_loop = OffLoop()
 
     def part(self) -> Part:
         """What it adds to the application."""
@@ -76,9 +80,10 @@ class TokenService:
         return Part(routes=[Route(path, guarded(f), methods=["POST"]) for path, f in post.items()])
 
     async def _tokenize(self, request: Request) -> Response:
-        asked = read(TokenizeRequest, await read_body(request))
+        text = await read_body(request)
+        asked = read(TokenizeRequest, text)
         known = self._vocabulary(asked.model)
-        ids = await run_in_threadpool(_ids, known.tokenizer, asked)
+        ids = await self._off_loop(len(text), _ids, known, asked)
         body = {"count": len(ids), "max_model_len": known.max_length, "tokens": ids}
         if asked.return_token_strs:
             names = map(known.tokenizer.backend.id_to_token, ids)
@@ -102,16 +107,24 @@ class TokenService:
         return self._vocabularies[name]
 
 
-def _ids(tokenizer: HuggingFaceTokenizer, asked: TokenizeRequest) -> list[int]:
+def _ids(known: Vocabulary, asked: TokenizeRequest) -> list[int]:
+    policy = known.policy
     if asked.messages is None:
         assert asked.prompt is not None
-        special = asked.add_special_tokens is not False
-        return texts.encode(tokenizer, [asked.prompt], "prompt", special=special)[0]
+        return texts.encode(
+            known.tokenizer,
+            [asked.prompt],
+            "prompt",
+            special=asked.add_special_tokens is not False,
+            special_tokens=policy.control_in_prompts,
+        )[0]
     use = tool_use(asked.tools, None, None)
     return render_chat(
-        tokenizer,
+        known.tokenizer,
         conversation(asked.messages),
         use.for_template() if use else None,
         asked.add_generation_prompt is not False,
         asked.chat_template_kwargs,
+        content_format=policy.content_format,
+        special_tokens=policy.control_in_messages,
     )

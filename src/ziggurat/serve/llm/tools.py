@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -24,6 +24,8 @@ class Function(msgspec.Struct, forbid_unknown_fields=True):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     """JSON schema of the arguments; default: none are taken."""
+    cache_control: Any = None
+    """A mark of clients for other servers' caches; nothing here depends on it."""
     strict: bool | None = None
     """Generate only arguments that fit the schema, also where the model is free to call or not."""
 
@@ -33,19 +35,33 @@ class Tool(msgspec.Struct, forbid_unknown_fields=True):
 
     type: Literal["function"]
     function: Function
+    cache_control: Any = None
+    """As in the function."""
 
 
 class FunctionName(msgspec.Struct, forbid_unknown_fields=True):
-    """The function in a ``tool_choice``."""
+    """A function in a ``tool_choice``."""
 
     name: str
 
 
-class NamedChoice(msgspec.Struct, forbid_unknown_fields=True):
-    """A ``tool_choice`` that names the function to call."""
+class NamedChoice(msgspec.Struct, forbid_unknown_fields=True, tag="function"):
+    """A ``tool_choice`` that names the function to call; also a tool in ``allowed_tools``."""
 
-    type: Literal["function"]
     function: FunctionName
+
+
+class Allowed(msgspec.Struct, forbid_unknown_fields=True):
+    """Tools of the request that may be called, and whether one must be."""
+
+    mode: Choice
+    tools: list[NamedChoice]
+
+
+class AllowedChoice(msgspec.Struct, forbid_unknown_fields=True, tag="allowed_tools"):
+    """A ``tool_choice`` that lets some of the tools be called."""
+
+    allowed_tools: Allowed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +106,60 @@ def schema_of(function: Function) -> dict[str, Any]:
     return function.parameters or {"type": "object", "properties": {}}
 
 
+_COMBINED = ("$ref", "allOf", "anyOf", "dependentSchemas", "else", "if", "oneOf", "then")
+"""Keywords that say more of an object in other schemas, by which it may have other properties."""
+_DECIDED = ("additionalProperties", "patternProperties", "unevaluatedProperties")
+"""Keywords by which a schema decides on properties that it does not name."""
+_SCHEMAS_BY_NAME = ("$defs", "definitions", "patternProperties", "properties")
+_VALUES = ("const", "default", "enum", "examples")
+"""Keywords that hold no schemas."""
+
+
+def closed(schema: Any) -> Any:
+    """A schema whose objects have no properties but those it names, unless it says otherwise.
+
+    JSON Schema lets an object have any further properties. A caller's function has no use for
+    them, and a small model that may write them does so until it is cut off; llama.cpp closes
+    objects too. Objects without ``properties`` stay open, and so does everything in a schema where
+    one object is described by several schemas together.
+
+    >>> closed({"type": "object", "properties": {"x": {}}})
+    {'type': 'object', 'properties': {'x': {}}, 'additionalProperties': False}
+    >>> closed({"type": "object"})
+    {'type': 'object'}
+    """
+    return schema if _is_combined(schema) else _closed(schema)
+
+
+def _is_combined(schema: Any) -> bool:
+    if isinstance(schema, list):
+        return any(map(_is_combined, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    together = "properties" in schema and any(key in schema for key in _COMBINED)
+    several = isinstance(schema.get("allOf"), list) and len(schema["allOf"]) > 1
+    return together or several or any(map(_is_combined, schema.values()))
+
+
+def _closed(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_closed(entry) for entry in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    made: dict[str, Any] = {}
+    for key, value in schema.items():
+        if key in _SCHEMAS_BY_NAME and isinstance(value, Mapping):
+            made[key] = {name: _closed(entry) for name, entry in value.items()}
+        else:
+            made[key] = value if key in _VALUES else _closed(value)
+    if "properties" in made and not any(key in made for key in _DECIDED):
+        made["additionalProperties"] = False
+    return made
+
+
 def tool_use(
     tools: Sequence[Tool] | None,
-    choice: str | NamedChoice | None,
+    choice: str | Mapping[str, Any] | None,
     parallel: bool | None,
 ) -> ToolUse | None:
     """What the three fields say together; ``None`` where no tool may be called.
@@ -105,24 +172,20 @@ def tool_use(
     (True, True)
     """
     if not tools:
-        for field, value in (("tool_choice", choice), ("parallel_tool_calls", parallel)):
-            if value is not None and value != "none":
-                raise RequestError(field, found="no tools", expected="tools", param=field)
+        if choice not in (None, "none", "auto"):
+            field = "tool_choice"
+            raise RequestError(field, found="no tools", expected="tools", param=field)
         return None
     _check(tools)
-    if isinstance(choice, NamedChoice):
-        name = choice.function.name
-        chosen = tuple(tool for tool in tools if tool.function.name == name)
-        if not chosen:
-            names = [tool.function.name for tool in tools]
-            raise RequestError(
-                "tool_choice",
-                found=repr(name),
-                expected=f"a tool of this request: {', '.join(names)}",
-                fix=did_you_mean(name, names),
-                param="tool_choice",
-            )
-        return ToolUse(chosen, forced=True, named=True, parallel=False)
+    many = parallel is not False
+    if isinstance(choice, Mapping):
+        told = _choice(choice)
+        if isinstance(told, NamedChoice):
+            chosen = _chosen(tools, [told])
+            return ToolUse(chosen, forced=True, named=True, parallel=False)
+        allowed = told.allowed_tools
+        chosen = _chosen(tools, allowed.tools)
+        return ToolUse(chosen, forced=allowed.mode == "required", parallel=many) if chosen else None
     if choice not in (None, "none", "auto", "required"):
         raise RequestError(
             "tool_choice",
@@ -132,7 +195,33 @@ def tool_use(
         )
     if choice == "none":
         return None
-    return ToolUse(tuple(tools), forced=choice == "required", parallel=parallel is not False)
+    return ToolUse(tuple(tools), forced=choice == "required", parallel=many)
+
+
+def _choice(given: Mapping[str, Any]) -> NamedChoice | AllowedChoice:
+    try:
+        return msgspec.convert(given, NamedChoice | AllowedChoice)
+    except msgspec.ValidationError as error:
+        expected = 'an object of type "function" or "allowed_tools", as OpenAI writes it'
+        raise RequestError(
+            "tool_choice", found=error, expected=expected, param="tool_choice"
+        ) from None
+
+
+def _chosen(tools: Sequence[Tool], names: Sequence[NamedChoice]) -> tuple[Tool, ...]:
+    """The tools of these names, in the order of the request."""
+    known = [tool.function.name for tool in tools]
+    asked = [choice.function.name for choice in names]
+    for name in asked:
+        if name not in known:
+            raise RequestError(
+                "tool_choice",
+                found=repr(name),
+                expected=f"a tool of this request: {', '.join(known)}",
+                fix=did_you_mean(name, known),
+                param="tool_choice",
+            )
+    return tuple(tool for tool in tools if tool.function.name in asked)
 
 
 def _check(tools: Sequence[Tool]) -> None:

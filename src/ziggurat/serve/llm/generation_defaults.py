@@ -1,0 +1,48 @@
+"""Sampling parameters that a model's makers recommend: ``generation_config.json``."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ziggurat.serve.errors import RequestError
+from ziggurat.serve.llm.sampling import SamplingParams
+
+_log = logging.getLogger(__name__)
+
+NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""Values that are taken, as in vLLM. End ids belong to the tokenizer, see
+:class:`ziggurat.data.HuggingFaceTokenizer`; ``max_new_tokens`` would cut answers off unasked and is
+left alone, and so is ``do_sample``: a request for greedy choice says ``temperature`` 0."""
+
+
+def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling parameters of a ``generation_config.json``.
+
+    Values that say nothing (null, or what they are without it) are left out; one that cannot be is
+    left out with a warning.
+
+    >>> sampling_defaults({"temperature": 0.6, "top_p": 0.95, "top_k": None, "do_sample": True})
+    {'temperature': 0.6, 'top_p': 0.95}
+    """
+    found: dict[str, Any] = {}
+    plain = SamplingParams()
+    for name in NAMES:
+        value = generation.get(name)
+        if value is None or value == getattr(plain, name):
+            continue
+        try:
+            _check(name, value)
+        except (RequestError, TypeError) as error:
+            _log.warning("generation_config.json: %s; it is left out", error)
+            continue
+        found[name] = value
+    return found
+
+
+def _check(name: str, value: Any) -> None:
+    kinds: dict[str, Callable[[Any], bool]] = {"top_k": lambda x: type(x) is int}
+    good = kinds.get(name, lambda x: type(x) in (int, float) and math.isfinite(x))
+    if not good(value):
+        raise RequestError(name, found=repr(value), expected="a number")
+    SamplingParams(**{name: value})

@@ -1,0 +1,42 @@
+"""How a server reads requests: choices of its operator that hold for every client."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ziggurat.serve.llm.render import ContentFormat
+
+SpecialTokens = Literal["template", "none", "all"]
+ExtraFields = Literal["refuse", "ignore"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RequestPolicy:
+    """How requests are read."""
+
+    content_format: ContentFormat = "auto"
+    """How chat templates get the content of messages, as in vLLM: ``string``, ``openai`` (a list of
+    parts), or whichever shows a message."""
+    special_tokens: SpecialTokens = "template"
+    """Where the text of a special token becomes that token. ``template``: in what a chat template
+    adds, and in the prompts of ``/v1/completions``, where the client is the template; ``none``: not
+    in prompts either; ``all``: in the texts of messages too, as in vLLM."""
+    extra_fields: ExtraFields = "refuse"
+    """What becomes of fields that are unknown or not applied: 400, or nothing."""
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Sampling parameters where a request gives none, such as those of the model's
+    ``generation_config.json``."""
+
+    @property
+    def control_in_messages(self) -> bool:
+        """Whether text in messages can become special tokens."""
+        return self.special_tokens == "all"
+
+    @property
+    def control_in_prompts(self) -> bool:
+        """Whether raw prompts can hold special tokens."""
+        return self.special_tokens != "none"
+
+
+DEFAULT = RequestPolicy()
+"""What holds unless an operator says otherwise."""

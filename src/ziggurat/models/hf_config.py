@@ -49,6 +49,15 @@ REASONS = {
     "decoding",
 }
 """Why a key is refused where it has another value than its default, if there is more to say."""
+NULLABLE = {
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "num_key_value_heads",
+    "q_lora_rank",
+    "rope_parameters",
+    "sliding_window",
+}
+"""Keys that have a default and another meaning where they are null."""
 OFF = (None, False, 0, 0.0, [], {}, "")
 """Values by which a key asks for nothing."""
 
@@ -82,10 +91,23 @@ class HFConfig:
         self._used: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A key's value; where it is absent, what the library takes it for; ``default`` where it
-        is null or neither says anything."""
+        """A key's value; where it is absent, what the library takes it for; ``default`` where
+        neither says anything.
+
+        Raises:
+            ModelError: it is null, which means nothing to the library: what code makes of a null
+                switch is not what it makes of an absent one.
+        """
         self._used.add(key)
-        value = self._values.get(key, self._defaults.get(key))
+        usual = self._defaults.get(key)
+        value = self._values.get(key, usual)
+        if value is None and usual is not None and key not in NULLABLE:
+            raise ModelError(
+                f"config.json: {key}",
+                found="null",
+                expected="a value",
+                fix=f"leave the key out for {usual!r}",
+            )
         return default if value is None else value
 
     def given(self, key: str) -> Any:

@@ -1,0 +1,210 @@
+"""A ``config.json`` read by transformers and by us: are the logits the same?
+
+Weights are drawn by the names and shapes that transformers gives them, so that one config is one
+model. We run operation by operation rather than compiled, since every config would be another
+program.
+"""
+
+import copy
+import functools
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tests.oracle import families
+
+from ziggurat.core.errors import ZigguratError
+from ziggurat.models import EncoderModel, LanguageModel, family_for_config
+from ziggurat.models.weight_names import import_weights
+
+TOKENS, STEPS, VOCABULARY = 24, 3, 48
+"""Tokens of an input, how many of them are decoded one by one, and how many there are."""
+TOLERANCE = 1e-4
+"""Largest difference of logits from transformers', for logits of order one."""
+
+
+class Refused(str):
+    """What our error says."""
+
+
+def tokens() -> np.ndarray:
+    """The input of every comparison, ``[1, TOKENS]``."""
+    return np.random.default_rng(5).integers(0, VOCABULARY, (1, TOKENS))
+
+
+class Theirs:
+    """transformers' model of a config.
+
+    Args:
+        values: the config, with its ``model_type``.
+    """
+
+    def __init__(self, values: Mapping[str, Any]):
+        import torch
+        import transformers
+
+        config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(
+            copy.deepcopy(dict(values))
+        )
+        self.encoder = values["model_type"] == "bert"
+        auto = transformers.AutoModel if self.encoder else transformers.AutoModelForCausalLM
+        self.model = auto.from_config(config, dtype=torch.float32).eval()
+        about = 0.0 if values["model_type"].startswith("gemma") else 1.0
+        with torch.no_grad():
+            for name, tensor in [*self.model.named_parameters(), *self._buffers()]:
+                drawn = families.drawn("", name, tuple(tensor.shape), 0.3, about)
+                tensor.copy_(torch.from_numpy(drawn))
+
+    def _buffers(self) -> Iterator[tuple[str, Any]]:
+        for name, tensor in self.model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                yield name, tensor
+
+    def logits(self) -> np.ndarray:
+        """Logits ``[TOKENS, v]``, or an encoder's states."""
+        import torch
+
+        with torch.no_grad():
+            if self.encoder:
+                found = self.model(torch.from_numpy(tokens()), return_dict=True).last_hidden_state
+            else:
+                found = self.model(
+                    torch.from_numpy(tokens()), use_cache=False, return_dict=True
+                ).logits
+        return found[0].numpy()
+
+    def decoded(self) -> np.ndarray:
+        """Logits of the last tokens through transformers' cache, one by one."""
+        import torch
+        import transformers
+
+        if self.encoder:
+            return self.logits()[-STEPS:]
+        cache = transformers.DynamicCache(config=self.model.config)
+        ids, found = torch.from_numpy(tokens()), []
+        with torch.no_grad():
+            for part in ids.split([TOKENS - STEPS, *[1] * STEPS], dim=1):
+                out = self.model(part, past_key_values=cache, use_cache=True, return_dict=True)
+                found.append(out.logits[0, -1].numpy())
+        return np.stack(found[1:])
+
+    def tensors(self) -> families.Tensors:
+        """Weights as files hold them."""
+        import transformers
+        from safetensors.numpy import load_file
+
+        transformers.utils.logging.disable_progress_bar()
+        self.model.config.__dict__.pop("quantization_config", None)
+        with tempfile.TemporaryDirectory() as directory:
+            self.model.save_pretrained(directory)
+            return families.Tensors(load_file(Path(directory) / "model.safetensors"))
+
+
+def parsed(values: Mapping[str, Any]) -> Any:
+    """Our config, or why it is refused; any other error than ours is a fault."""
+    try:
+        return family_for_config(values).from_hf(values)
+    except ZigguratError as error:
+        return Refused(error)
+
+
+def our_logits(values: Mapping[str, Any], theirs: Theirs) -> np.ndarray | Refused:
+    """Our logits (an encoder's states) with their weights."""
+    config = parsed(values)
+    if isinstance(config, Refused):
+        return config
+    family = family_for_config(values)
+    try:
+        model = (EncoderModel if family.encoder else LanguageModel).build(config)
+        with plain_operations():
+            params = import_weights(
+                family.hf_names(config),
+                theirs.tensors(),
+                model.abstract,
+                layers=config.n_layers,
+                ignored=lambda name: family.ignored(config, name) or name.endswith(family.buffers),
+                place=lambda name, weight: jnp.asarray(weight.read()),
+            )
+            ids = jnp.asarray(tokens())
+            if family.encoder:
+                return np.asarray(model.hidden(params, ids, jnp.ones_like(ids)))[0]
+            return np.asarray(model.logits(params, ids))[0]
+    except ZigguratError as error:
+        return Refused(error)
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """JAX operation by operation, none of them ours in C++."""
+    none = mock.patch("ziggurat.kernels.cpu.operation.available", return_value=False)
+    with none, jax.disable_jit():
+        yield
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference, relative to the largest value where that is above one; infinite where
+    one is no number and the other is."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+class Comparison:
+    """Configs near one, each compared once.
+
+    Args:
+        base: the config from which others differ in a key.
+    """
+
+    def __init__(self, base: Mapping[str, Any]):
+        self.base = dict(base)
+        self._ours: dict[Any, np.ndarray | Refused] = {}
+        theirs = Theirs(self.base)
+        self._logits, self._decoded = theirs.logits(), theirs.decoded()
+        found = parsed(self.base)
+        assert not isinstance(found, Refused), found
+        fault = self._differs(self.base, theirs)
+        assert not fault, fault
+
+    def fault(self, key: str, value: Any, must_accept_inert: bool) -> str:
+        """What is wrong with our reading of one changed key; empty where nothing is.
+
+        Args:
+            key: the key.
+            value: its value.
+            must_accept_inert: refusing the value is wrong where transformers' result is the same.
+        """
+        values = self.base | {key: value}
+        found = parsed(values)
+        try:
+            theirs = Theirs(values)
+            logits, decoded = theirs.logits(), theirs.decoded()
+        except Exception:
+            return ""  # transformers has no such model: whatever we say is no difference
+        if isinstance(found, Refused):
+            if "\n" in found:
+                return f"refused in more than a line: {found}"
+            moves = max(difference(logits, self._logits), difference(decoded, self._decoded))
+            inert = must_accept_inert and moves < 1e-6
+            return f"refused though transformers' logits do not move: {found}" if inert else ""
+        return self._differs(values, theirs)
+
+    def _differs(self, values: Mapping[str, Any], theirs: Theirs) -> str:
+        config = json.dumps(values["model_type"]) + repr(parsed(values))
+        if config not in self._ours:
+            self._ours[config] = our_logits(values, theirs)
+        ours = self._ours[config]
+        if isinstance(ours, Refused):  # by the weights
+            return ""
+        gap = difference(ours, theirs.logits())
+        return f"logits differ by {gap:.2g}" if gap > TOLERANCE else ""
+
+
+comparison = functools.cache(lambda text: Comparison(json.loads(text)))

@@ -1,0 +1,277 @@
+"""Values off the default for every key of transformers' configs, and tiny models to try them on.
+
+Run by itself, tries all of them::
+
+    python -m tests.oracle.config_values [model type] ...
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tests.oracle import config_parity
+
+from ziggurat.models.config_keys import HARMLESS, recorded
+
+ROPES: tuple[Any, ...] = (
+    {"rope_type": "default", "rope_theta": 300.0},
+    {"rope_type": "linear", "factor": 3.0},
+    {"type": "linear", "factor": 3.0, "attention_factor": 2.0, "rope_theta": 100.0},
+    {"rope_type": "dynamic", "factor": 3.0},
+    {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 8},
+    {"rope_type": "llama3", "factor": 8.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+    {"rope_type": "yarn", "factor": 4.0, "finetuned": True},
+    {"rope_type": "yarn", "factor": 4.0, "truncate": False, "beta_fast": 8, "beta_slow": 2},
+    {"rope_type": "yarn", "factor": 4.0, "truncate": None, "beta_fast": None, "beta_slow": 0},
+    {"rope_type": "yarn", "factor": 4.0, "mscale": 0.7, "mscale_all_dim": 0.9},
+    {"rope_type": "yarn", "factor": 4.0, "attention_factor": 0.5},
+    {"rope_type": "yarn", "factor": None, "original_max_position_embeddings": 4},
+    {"rope_type": "linear", "factor": 3.0, "mscale_all_dim": 1.0},
+    {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+     "original_max_position_embeddings": 8},
+    {"rope_type": "default", "partial_rotary_factor": 0.5},
+    {"rope_type": "default", "factor": 9.0},
+    {"rope_type": "proportional", "partial_rotary_factor": 0.5},
+    {"factor": 3.0},
+    {},
+    None,
+)  # fmt: skip
+"""Rotary settings."""
+NESTED: tuple[Any, ...] = tuple(
+    dict.fromkeys(keys, one)
+    for one in ROPES
+    for keys in (
+        ("full_attention",),
+        ("sliding_attention",),
+        ("full_attention", "sliding_attention"),
+    )
+)
+"""The same by type of layer."""
+VALUES: Mapping[str, tuple[Any, ...]] = {
+    "architectures": (None, []),
+    "auto_map": ({"AutoModel": "modeling_x.Model"},),
+    "attention_chunk_size": (4,),
+    "decoder_sparse_step": (2, 3),
+    "dtype": ("bfloat16", "float32"),
+    "first_k_dense_replace": (0, 2),
+    "head_dim": (4, 16, None),
+    "hidden_size": (32,),
+    "id2label": ({"0": "no", "1": "yes"}, {"0": "only"}),
+    "intermediate_size": (16,),
+    "kv_lora_rank": (8,),
+    "label2id": ({"no": 0},),
+    "layer_types": (
+        ["full_attention"] * 2,
+        ["sliding_attention"] * 2,
+        ["sliding_attention", "full_attention"],
+        ["full_attention", "sliding_attention"],
+        ["chunked_attention"] * 2,
+        ["full_attention"],
+    ),
+    "max_position_embeddings": (8, 64),
+    "max_window_layers": (0, 1, 5),
+    "mlp_only_layers": ([0], [0, 1], [7], []),
+    "n_group": (1, 4),
+    "n_inner": (40, None),
+    "n_positions": (64,),
+    "num_attention_heads": (2, 8),
+    "num_experts": (3,),
+    "num_experts_per_tok": (1, 3),
+    "num_hidden_layers": (1, 3),
+    "num_key_value_heads": (1, 4, None),
+    "num_local_experts": (3,),
+    "n_routed_experts": (8,),
+    "n_shared_experts": (2,),
+    "original_max_position_embeddings": (8,),
+    "partial_rotary_factor": (0.5, 1.0),
+    "per_layer_config": ({"0": {"sliding_window": 3}}, {}),
+    "problem_type": ("regression",),
+    "q_lora_rank": (None, 8),
+    "qk_nope_head_dim": (4,),
+    "qk_rope_head_dim": (8,),
+    "rms_norm_eps": (1e-2, 1e-6),
+    "rope_parameters": ROPES,
+    "rope_scaling": ROPES,
+    "rope_theta": (50.0, 1000000, None),
+    "routed_scaling_factor": (1.0, 4.0),
+    "sliding_window": (None, 1, 5, 100),
+    "sliding_window_pattern": (1, 2, 3),
+    "swiglu_limit": (0.5,),
+    "topk_group": (1, 2),
+    "torch_dtype": ("bfloat16",),
+    "v_head_dim": (4,),
+    "vocab_size": (64,),
+}
+"""Values to try for keys that have a meaning of their own."""
+COMMON: dict[str, Any] = {
+    "vocab_size": config_parity.VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 16,
+    "tie_word_embeddings": False,
+    "rms_norm_eps": 1e-5,
+}
+MOE = {"num_experts_per_tok": 2}
+LATENT = {
+    "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 16, "n_group": 2,
+    "topk_group": 1, "kv_lora_rank": 12, "q_lora_rank": 10, "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6, "v_head_dim": 6, "first_k_dense_replace": 1, "num_key_value_heads": 4,
+    "head_dim": 4,
+}  # fmt: skip
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 16, "sliding_window": 5}
+BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "llama": (COMMON, COMMON | {"tie_word_embeddings": True, "rope_parameters": YARN}),
+    "mistral": (COMMON, COMMON | {"sliding_window": 5}),
+    "mixtral": (COMMON | MOE | {"num_local_experts": 4, "sliding_window": 6},),
+    "qwen2": (
+        COMMON,
+        COMMON | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen3": (
+        COMMON | {"rope_parameters": YARN},
+        COMMON | {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+    ),
+    "qwen3_moe": (
+        COMMON | MOE | {"num_experts": 4, "moe_intermediate_size": 16},
+        COMMON | MOE | {"num_experts": 4, "moe_intermediate_size": 16, "use_sliding_window": True,
+                        "sliding_window": 5},
+    ),
+    "gemma2": (COMMON | GEMMA,),
+    "gemma3_text": (COMMON | GEMMA | {"sliding_window_pattern": 2},),
+    "gpt_oss": (
+        COMMON | MOE | {"num_local_experts": 4, "sliding_window": 5, "rope_parameters": YARN},
+    ),
+    "deepseek_v3": (COMMON | MOE | LATENT, COMMON | MOE | LATENT | {"rope_parameters": YARN}),
+    "gpt2": (
+        {"vocab_size": config_parity.VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4,
+         "n_positions": 32},
+    ),
+    "bert": (
+        {"vocab_size": config_parity.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32},
+    ),
+}  # fmt: skip
+"""For each type of model, configs in which its switches are on and off."""
+LEFT_OUT = {
+    "quantization_config": "says how files hold weights; there are tests of each form",
+    "transformers_version": "a version",
+    "validate": "a method",
+}
+
+
+REFUSED_ALL_THE_SAME = (
+    "partial_rotary_factor",  # transformers' plain rotation drops it, and its scalings fail on it
+)
+"""What we say of values that ask for something that transformers does not do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One key set to one value."""
+
+    model_type: str
+    base: int
+    key: str
+    value: Any
+
+    def __str__(self) -> str:
+        return f"{self.model_type}[{self.base}] {self.key} = {json.dumps(self.value)}"
+
+    def number(self) -> int:
+        """A number by which trials are drawn, the same in every run."""
+        return int.from_bytes(hashlib.blake2b(str(self).encode(), digest_size=4).digest(), "big")
+
+    def fault(self) -> str:
+        """What is wrong with our reading; empty where nothing is."""
+        base = {"model_type": self.model_type, **BASES[self.model_type][self.base]}
+        named = {**base, "architectures": [architecture(self.model_type)]}
+        compared = config_parity.comparison(json.dumps(named))
+        inert = self.key in fields(self.model_type) or self.key in HARMLESS
+        fault = compared.fault(self.key, self.value, must_accept_inert=inert)
+        refused = fault.startswith("refused") and any(x in fault for x in REFUSED_ALL_THE_SAME)
+        return "" if refused else fault
+
+
+def architecture(model_type: str) -> str:
+    """The class that is read of a type."""
+    task = "headless" if model_type == "bert" else "causal"
+    return next(name for name, t in recorded(model_type).classes.items() if t == task)
+
+
+@functools.cache
+def fields(model_type: str) -> frozenset[str]:
+    """The keys that transformers' class of a type takes, with those that it calls otherwise."""
+    import transformers
+
+    cls = transformers.CONFIG_MAPPING[model_type]
+    names = {field.name for field in dataclasses.fields(cls)} | set(cls.attribute_map)
+    generation = set(transformers.GenerationConfig().to_dict())
+    return frozenset(names | generation) - {"_from_model_config"}
+
+
+def trials(model_type: str) -> Iterator[Trial]:
+    """Every key of a type with every value to try, on every base."""
+    record = recorded(model_type)
+    keys = fields(model_type) | record.defaults.keys() | HARMLESS.keys() | {"rope_scaling"}
+    for number, base in enumerate(BASES[model_type]):
+        for key in sorted(keys - LEFT_OUT.keys() - {"model_type"}):
+            if key.startswith("_"):
+                continue
+            own = record.aliases.get(key, key)
+            value = base.get(own, record.defaults.get(own))
+            for other in _values(model_type, own, value):
+                yield Trial(model_type, number, key, other)
+
+
+def _values(model_type: str, key: str, value: Any) -> tuple[Any, ...]:
+    if key == "rope_parameters" and model_type == "gemma3_text":
+        return NESTED
+    if key in ("hidden_act", "hidden_activation", "activation_function"):
+        from transformers.activations import ACT2FN
+
+        return (*ACT2FN, None)
+    if key in VALUES:
+        return VALUES[key]
+    if key in HARMLESS:
+        return True, 3
+    if isinstance(value, bool):
+        return not value, None
+    if isinstance(value, int):
+        return value + 1, 0, None
+    if isinstance(value, float):
+        return 2 * value + 0.125, 0.0, None
+    if isinstance(value, str):
+        return "other", "", None
+    if isinstance(value, (list, dict)):
+        return type(value)(), None
+    return True, False, 3, "text", []
+
+
+def main() -> int:
+    """Try everything; print what is wrong."""
+    warnings.filterwarnings("ignore")
+    faults = count = 0
+    for model_type in sys.argv[1:] or BASES:
+        for trial in trials(model_type):
+            count += 1
+            if fault := trial.fault():
+                faults += 1
+                print(f"{trial}: {fault}", flush=True)
+        print(f"{model_type}: {count} trials so far, {faults} faults", flush=True)
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -190,7 +190,7 @@ class PackedDataset:
         taken = self._taken(step)
         epoch = min(entry["epoch"] for entry in taken.values())
         used = {part.name: part.mark for part in self._used()}
-        return {"step": step, "epoch": epoch, "taken": taken, "components": used} | self._facts()
+        return {"step": step, "epoch": epoch, "taken": taken, "used": used} | self._facts()
 
     def check_state(self, state: Mapping[str, Any]) -> int:
         """Compare a stored state with this data; returns its step.
@@ -204,7 +204,7 @@ class PackedDataset:
                 names each setting, and the files that changed where the cache tells.
         """
         step = check_facts(state, self._facts())
-        changes.check_used(state.get("components"), self._used())
+        changes.check_used(state.get("used"), self._used())
         taken, before = self._taken(step), state.get("taken", {})
         taken = {name: entry for name, entry in taken.items() if name in before or entry["rows"]}
         if taken != before:

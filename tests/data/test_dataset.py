@@ -232,6 +232,15 @@ def test_state_is_small_and_names_what_changed(make):
         data.check_state({})
 
 
+def test_a_state_with_one_digest_for_all_is_still_read(make):
+    data = make()
+    state = data.state(3)
+    del state["used"]
+    assert data.check_state(state | {"content": data._whole_content()}) == 3
+    with pytest.raises(DataError, match="a state of an earlier version"):
+        data.check_state(state | {"content": "other"})
+
+
 def test_changed_data_is_noticed_on_resume(tmp_path):
     def made(text):
         (tmp_path / "a.txt").write_text(text)

@@ -288,7 +288,7 @@ class AnswerDataset:
         """What a checkpoint stores so that step ``step`` comes next."""
         epoch, row = divmod(step * self.batch_size, self.rows_per_epoch)
         used = {side.name: side.mark for side in self._used()}
-        return {"step": step, "epoch": epoch, "row": row, "components": used} | self._facts()
+        return {"step": step, "epoch": epoch, "row": row, "used": used} | self._facts()
 
     def check_state(self, state: Mapping[str, Any]) -> int:
         """Compare a stored state with this data; returns its step.
@@ -298,7 +298,7 @@ class AnswerDataset:
                 names each.
         """
         step = check_facts(state, self._facts())
-        changes.check_used(state.get("components"), self._used())
+        changes.check_used(state.get("used"), self._used())
         return step
 
     def _facts(self) -> dict[str, Any]:

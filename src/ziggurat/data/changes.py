@@ -50,7 +50,7 @@ def check_used(before: Mapping[str, str] | None, now: Sequence[Used]) -> None:
     if before is None:
         raise DataError(
             "data of the checkpoint",
-            found="a state without components, of an earlier version",
+            found="a state of an earlier version",
             expected="one that says which documents it used",
             fix="begin a new run from its weights",
         )

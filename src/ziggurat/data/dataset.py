@@ -191,7 +191,7 @@ class PackedDataset:
         taken = self._taken(step)
         epoch = min(entry["epoch"] for entry in taken.values())
         used = {part.name: part.mark for part in self._used()}
-        return {"step": step, "epoch": epoch, "taken": taken, "components": used} | self._facts()
+        return {"step": step, "epoch": epoch, "taken": taken, "used": used} | self._facts()
 
     def check_state(self, state: Mapping[str, Any]) -> int:
         """Compare a stored state with this data; returns its step.
@@ -205,7 +205,8 @@ class PackedDataset:
                 names each setting, and the files that changed where the cache tells.
         """
         step = check_facts(state, self._facts())
-        changes.check_used(state.get("components"), self._used())
+        if "used" in state or state.get("content") != self._whole_content():
+            changes.check_used(state.get("used"), self._used())
         taken, before = self._taken(step), state.get("taken", {})
         taken = {name: entry for name, entry in taken.items() if name in before or entry["rows"]}
         if taken != before:
@@ -234,6 +235,10 @@ class PackedDataset:
             "batch_size": self.batch_size,
             "order": order_digest(self.config),
         }
+
+    def _whole_content(self) -> str:
+        """The one digest of all components that states held before there was one for each."""
+        return digest([[p.name, p.store.content, p.selection.digest] for p in self.components])
 
     def _used(self) -> list[changes.Used]:
         return [

@@ -22,7 +22,7 @@ def import_(
     item: str | None = None,
 ) -> int:
     """Read a Hugging Face directory, a GGUF file, a pipeline of diffusers, or the weights of
-    another program's checkpoint into a checkpoint that every verb takes. No pickle is executed.
+    another program's checkpoint into a checkpoint that every command takes. No pickle is executed.
 
     Args:
         kind: hf (config.json and safetensors), gguf (one file, dequantised), diffusers
@@ -55,7 +55,8 @@ def import_(
     out = console.output()
     if kind == "hf" and pretrained_encoder.is_encoder(source):
         return _import_encoder(source, output, verify)
-    model = pretrained.load(source)
+    with console.progress("reading") as told:
+        model = pretrained.load(source, told=told)
     out.print(f"{model.model.config.kind}: {model.model.parameter_count:,} parameters")
     records: dict[str, Any] = {"source": hub.name_of(source)}
     quantised = formats_of(model.params)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ from ziggurat.models.quantized import (
     read_formats,
 )
 from ziggurat.models.weight_names import (
+    StoredWeight,
     TensorSource,
     WeightName,
     export_weights,
@@ -85,8 +86,16 @@ class Pretrained:
     """Where it was read from, for people."""
 
 
+Told = Callable[[str, int, int], None]
+"""Called before each weight with its name, how many are read, and all of them."""
+
+
 def load(
-    path: Path | str, *, precision: Precision | None = None, layout: Layout | None = None
+    path: Path | str,
+    *,
+    precision: Precision | None = None,
+    layout: Layout | None = None,
+    told: Told | None = None,
 ) -> Pretrained:
     """Read a trained model.
 
@@ -98,6 +107,7 @@ def load(
             its parameters, that is read.
         precision: parameter and compute types; default float32.
         layout: where parameters go; default the first device.
+        told: told of the weights of a Hugging Face directory or a GGUF file, one by one.
 
     Raises:
         ModelError: nothing of the kind is there, or the architecture or a switch is unknown.
@@ -112,7 +122,8 @@ def load(
             fix="check the path",
         )
     if path.is_file():
-        return _load_gguf(path, precision, layout)
+        _check_gguf(path)
+        return _load_gguf(path, precision, layout, told)
     step = step_directory(path)
     if step is not None:
         return _load_step(step, hub.name_of(path), precision, layout)
@@ -120,11 +131,37 @@ def load(
         base = load(peft.base_of(path), precision=precision, layout=layout)
         return _with_adapters(base, path, *peft.read_peft(path, base.model))
     if (path / "config.json").is_file():
-        return _load_hf(path, precision, layout)
+        return _load_hf(path, precision, layout, told)
     raise ModelError(
         f"model {path}",
         found="neither checkpoints nor config.json",
         expected="a run, a checkpoint step, a Hugging Face directory or a GGUF file",
+    )
+
+
+def _check_gguf(path: Path) -> None:
+    """Refuse files of other kinds, which are no damaged GGUF files.
+
+    Raises:
+        ModelError: the file is of another kind.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) == b"GGUF" or path.suffix == ".gguf":
+            return
+    fixes = {
+        ".toml": "a run file trains a model: ziggurat train; then give the run's directory",
+        ".safetensors": "give the directory with its config.json",
+        ".json": "give its directory",
+        ".bin": "ziggurat import weights reads it",
+        ".pt": "ziggurat import weights reads it",
+        ".pth": "ziggurat import weights reads it",
+    }
+    kinds = {".toml": "a run file", ".safetensors": "weights alone", ".json": "a JSON file"}
+    raise ModelError(
+        f"model {path}",
+        found=kinds.get(path.suffix, "a file that is not GGUF"),
+        expected="a run, a checkpoint step, a Hugging Face directory or id, or a GGUF file",
+        fix=fixes.get(path.suffix, "check the path"),
     )
 
 
@@ -143,7 +180,7 @@ def files_of(
 
 
 def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | None = None) -> Path:
-    """Write a model as a checkpoint of its own (``step_00000000``), which every verb reads.
+    """Write a model as a checkpoint of its own (``step_00000000``), which every command reads.
 
     Raises:
         CheckpointError: there is a checkpoint already.
@@ -366,7 +403,9 @@ def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
     return family_for_config(values), values
 
 
-def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
+def _load_hf(
+    path: Path, precision: Precision | None, layout: Layout | None, told: Told | None
+) -> Pretrained:
     family, model, settings = _hf_model(path, precision)
     if settings is not None:
         groups(settings)  # what it refuses is told before any file is missed
@@ -375,11 +414,13 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
     if settings is not None:
         formats, names, tensors = compressed(settings, names, tensors, model)
         model = quantized(model, formats)
-    params = read_weights(family, model, names, tensors, layout)
+    params = read_weights(family, model, names, tensors, layout, told)
     return Pretrained(model, params, HuggingFaceTokenizer.load(path), hub.name_of(path), str(path))
 
 
-def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
+def _load_gguf(
+    path: Path, precision: Precision | None, layout: Layout | None, told: Told | None
+) -> Pretrained:
     file = GgufFile(path)
     family = family_for_architecture(str(file.metadata.get("general.architecture")), gguf=True)
     assert family.from_gguf is not None
@@ -389,7 +430,7 @@ def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -
     untied = "output.weight" in file.tensors
     settings = dataclasses.replace(settings, tie_embeddings=not untied)  # pyright: ignore
     model = LanguageModel.build(settings, precision)
-    params = read_weights(family, model, family.gguf_names(settings), file, layout)
+    params = read_weights(family, model, family.gguf_names(settings), file, layout, told)
     tokenizer = tokenizer_of(file)
     return Pretrained(model, params, tokenizer, path.stem, str(path))
 
@@ -400,6 +441,7 @@ def read_weights(
     names: Iterable[WeightName],
     tensors: TensorSource,
     layout: Layout | None,
+    told: Told | None = None,
 ) -> Params:
     """A model's parameters from a source of their tensors, placed shard by shard.
 
@@ -412,13 +454,23 @@ def read_weights(
         nothing = name.endswith(family.buffers) or name == ROPE_DIVISORS
         return tied_copy or nothing or family.ignored(model.config, name)
 
+    names = list(names)
+    place, done = placement(model.shardings(layout) if layout is not None else {}), 0
+
+    def placed(name: str, weight: StoredWeight) -> Any:
+        nonlocal done
+        if told is not None:
+            told(name, done, len(names))
+        done += 1
+        return place(name, weight)
+
     return import_weights(
         names,
         tensors,
         model.abstract,
         layers=model.decoder.n_layers,
         ignored=ignored,
-        place=placement(model.shardings(layout) if layout is not None else {}),
+        place=placed,
     )
 
 

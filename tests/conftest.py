@@ -2,6 +2,7 @@
 programs compiled once: by whichever test process needs one first, for all others and for the
 processes that tests start."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -27,3 +28,14 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     config.add_cleanup(lambda: shutil.rmtree(Path(directory), ignore_errors=True))
+
+
+@pytest.fixture(autouse=True)
+def _keep_logging():
+    """Commands called in this process set up logging; tests after them find it as before."""
+    root, ours = logging.getLogger(), logging.getLogger("ziggurat")
+    before = root.handlers[:], root.level, ours.level
+    yield
+    root.handlers[:] = before[0]
+    root.setLevel(before[1])
+    ours.setLevel(before[2])

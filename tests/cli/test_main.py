@@ -23,16 +23,6 @@ def verb(monkeypatch):
     return install
 
 
-@pytest.fixture(autouse=True)
-def _keep_logging():
-    root, ours = logging.getLogger(), logging.getLogger("ziggurat")
-    before = root.handlers[:], root.level, ours.level
-    yield
-    root.handlers[:] = before[0]
-    root.setLevel(before[1])
-    ours.setLevel(before[2])
-
-
 @pytest.mark.parametrize("name", main.VERBS)
 def test_every_verb_has_a_help_with_an_example(name, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -68,7 +58,7 @@ def test_unknown_verb(typed, hint, capsys):
     assert main.main([typed]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err.startswith(f"error: verb: found '{typed}'; expected one of ")
+    assert shown.err.startswith(f"error: command: found '{typed}'; expected one of ")
     assert hint in shown.err
 
 
@@ -181,21 +171,18 @@ def test_an_override_without_key_or_value_is_refused(args):
         run("a.toml", *args)
 
 
-def test_overrides_are_no_options_of_a_verb_without_a_run_file(capsys):
+def test_overrides_are_no_options_of_a_verb_without_a_run_file():
     def plain(json: bool = False) -> int:
         return 0
 
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(ConfigError, match=r"found an option --train.steps; expected one of --json"):
         console.run(plain, ["--train.steps=1"], "ziggurat plain", "")
-    assert stop.value.code == 2
-    assert "--train.steps" in capsys.readouterr().err
 
 
-def test_an_unknown_option_exits_2_and_suggests(capsys):
-    with pytest.raises(SystemExit) as stop:
-        run("a.toml", "--dryrun")
-    assert stop.value.code == 2
-    assert "--dry-run" in capsys.readouterr().err
+@pytest.mark.parametrize("given", ["--dryrun", "--dry_runn", "--dryrun=true"])
+def test_an_option_misspelt_is_suggested(given):
+    with pytest.raises(ConfigError, match=r"did you mean --dry-run\?"):
+        run("a.toml", given)
 
 
 @pytest.mark.parametrize("verbose", [False, True])

@@ -157,7 +157,8 @@ class Run:
                     os.kill(pid, signal.SIGKILL)
                     tally["keepers of snapshots killed too"] += 1
             tally += self._verify()
-            if "store" in self.tiers and chance.random() < 0.15:
+            copied = list(self.directory.glob("store/step_*/manifest.json"))
+            if copied and chance.random() < 0.15:
                 shutil.rmtree(self.directory / "checkpoints", ignore_errors=True)
                 tally["disks lost too"] += 1
         for code in _reap(self._start(self.name)):

@@ -28,7 +28,8 @@ from ziggurat.checkpoint.manifest import MANIFEST, DamagedError, Manifest, read_
 from ziggurat.checkpoint.retention import reading, steps_to_keep
 from ziggurat.checkpoint.steps import step_name, verify_step
 from ziggurat.core import atomic
-from ziggurat.core.errors import CheckpointError, EnvironmentError
+from ziggurat.core.errors import CheckpointError
+from ziggurat.core.storage import missing_client
 
 _log = logging.getLogger(__name__)
 _STEP = re.compile(r"step_(\d{8,})")
@@ -333,12 +334,7 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         files, root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
     except ImportError as error:
-        raise EnvironmentError(
-            "checkpoint.persistent.url",
-            found=f"no package for {url} ({error})",
-            expected="it installed",
-            fix="pip install ziggurat[s3]" if url.startswith("s3") else "install it",
-        ) from error
+        raise missing_client("checkpoint.persistent.url", url, error) from error
     except ValueError as error:
         raise CheckpointError(
             "checkpoint.persistent.url", found=url, expected=f"a URL of a known kind ({error})"

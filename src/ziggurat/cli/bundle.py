@@ -169,14 +169,14 @@ def help_text() -> str:
     """The text of ``ziggurat bundle --help``."""
     lines = "\n".join(f"  {verb:<8}  {summary}" for verb, (_, summary) in VERBS.items())
     return f"""\
-usage: ziggurat bundle VERB [OPTIONS]
+usage: ziggurat bundle COMMAND [OPTIONS]
 
 Hermetic bundles of JAX functions, served by ziggurat serve REPOSITORY.
 
-verbs:
+commands:
 {lines}
 
-After a verb, --help shows its options.
+After a command, --help shows its options.
 
 example:
   {EXAMPLES["export"]}

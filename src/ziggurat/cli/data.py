@@ -32,9 +32,7 @@ VERBS = {
     ),
 }
 ABOUT = "Prepare the data of a run, and look into it. RUN is a run file or a run's directory."
-NOTE = (
-    "After a verb, --help shows its options. Any key of [data] can be changed: --data.batch_size=8."
-)
+NOTE = "After it, --help shows its options. Any key of [data] can be changed: --data.batch_size=8."
 
 
 def main(args: list[str]) -> int:

@@ -27,7 +27,7 @@ def import_(
     item: str | None = None,
 ) -> int:
     """Read a Hugging Face directory, a GGUF file, a pipeline of diffusers, or the weights of
-    another program's checkpoint into a checkpoint that every verb takes. No pickle is executed.
+    another program's checkpoint into a checkpoint that every command takes. No pickle is executed.
 
     Args:
         kind: hf (config.json and safetensors), gguf (one file, dequantised), diffusers
@@ -65,7 +65,8 @@ def import_(
 
     if kind == "hf" and pretrained_encoder.is_encoder(source):
         return _import_encoder(source, output, verify, precision)
-    model = pretrained.load(source, precision=precision)
+    with console.progress("reading") as told:
+        model = pretrained.load(source, precision=precision, told=told)
     _say_what(model.model.config.kind, model.model.parameter_count, model.params)
     records: dict[str, Any] = {"source": hub.name_of(source)}
     quantised = formats_of(model.params)

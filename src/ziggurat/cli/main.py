@@ -19,7 +19,7 @@ from ziggurat.core.errors import ZigguratError
 from ziggurat.core.host_memory import restart_with_huge_pages
 
 VERBS: dict[str, str] = {
-    "train": "train a run file, or go on with an interrupted run",
+    "train": "train a run file, or resume an interrupted run",
     "cluster": "train over several hosts from one process, whichever of them are there",
     "plan": "say whether a run fits a TPU topology, how fast and at what cost, without a TPU",
     "data": "prepare a run's data and look into it: stats, sample, decode, trace",
@@ -39,7 +39,7 @@ VERBS: dict[str, str] = {
     "tour": "one command of every function, and a page that links all results",
     "doctor": "say what this machine has, what is missing and how to install it",
 }
-"""Verb -> what it does, in the order of the help text. To add a verb, add its module and a line."""
+"""Command -> what it does, in the order of the help text. A new one is a module and a line here."""
 
 LONG = frozenset({"train", "cluster", "eval", "serve", "demo", "tour"})
 """Verbs that compute for long enough to be worth a fresh start with huge pages."""
@@ -107,18 +107,18 @@ def help_text() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items())
     return f"""\
-usage: ziggurat VERB [OPTIONS]
+usage: ziggurat COMMAND [OPTIONS]
 
 The whole JAX AI stack as one product: from raw text to a served model.
 
-verbs:
+commands:
 {verbs}
 
 options, anywhere on the line:
   --debug    show the traceback of an error
   --verbose  log more
   --version  print the version (alone)
-  --help     this text, or after a verb that verb's options and an example
+  --help     this text, or after a command its options and an example
 
 examples:
   ziggurat doctor
@@ -142,7 +142,7 @@ def _run(verb: str, args: list[str], verbose: bool) -> int:
             verb, VERBS, n=1
         )
         hint = f"did you mean {near[0]}?" if near else "see ziggurat --help"
-        return _fail(f"verb: found {verb!r}; expected one of {', '.join(VERBS)}; {hint}")
+        return _fail(f"command: found {verb!r}; expected one of {', '.join(VERBS)}; {hint}")
     from ziggurat.cli import console
 
     console.set_up_logging(verbose)

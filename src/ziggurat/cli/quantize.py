@@ -23,7 +23,7 @@ def quantize(
     text: tuple[Path, ...] = (),
     tokens: int = 8192,
 ) -> int:
-    """Quantise a model's weights into a checkpoint that every verb takes.
+    """Quantise a model's weights into a checkpoint that every command takes.
 
     Args:
         model: a run, a checkpoint step, a Hugging Face directory or a GGUF file.

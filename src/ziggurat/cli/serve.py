@@ -232,7 +232,8 @@ def serve(
         )
         if generator is not None:
             say(f"{generator.name}: context {generator.engine.max_length} tokens, compiling")
-            done = generator.engine.warm_up()
+            with console.progress("compiling") as told:
+                done = generator.engine.warm_up(told)
             kept = f", {done.loaded} of them from the cache" if compile_cache else ""
             say(f"compiled {done.programs} programs in {done.seconds:.1f} s{kept}")
         serve_embedder.warm_up(encoder, say)

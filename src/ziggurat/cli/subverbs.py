@@ -66,11 +66,11 @@ def _help(verb: str, subverbs: Mapping[str, Subverb], about: str, form: str, not
     example = next(iter(subverbs.values())).example
     below = f"\n{note}\n" if note else ""
     return f"""\
-usage: ziggurat {verb} VERB {form}
+usage: ziggurat {verb} COMMAND {form}
 
 {about}
 
-verbs:
+commands:
 {table}
 {below}
 example:

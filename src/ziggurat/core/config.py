@@ -211,7 +211,7 @@ def _explain(cls: type, entry: Any) -> str:
     kind, given = entry["type"], entry["input"]
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         shown, names = _fields_at(cls, path[:-1])
-        hint = did_you_mean(path[-1], names)
+        hint = _meant(cls, path[-1], names)
         advice = hint or (f"known keys: {', '.join(names)}" if names else "")
         return f"{'.'.join([*shown, path[-1]])}: unknown key{', ' + advice if advice else ''}"
     dotted = ".".join(_fields_at(cls, path)[0])
@@ -232,6 +232,49 @@ def _explain(cls: type, entry: Any) -> str:
         return f"{dotted}.{cause}" if not isinstance(cause, ZigguratError) else str(cause)
     expected = entry["msg"].removeprefix("Input should be ")
     return f"{dotted}: found {given!r}, expected {expected}"
+
+
+def keys_of(cls: Any) -> list[str]:
+    """Dotted keys of a whole tree, those of every variant; entries of lists are left out.
+
+    >>> @node
+    ... class Leaf:
+    ...     lr: float = 1.0
+    >>> @node
+    ... class Tree:
+    ...     steps: int = 1
+    ...     leaf: Leaf = Leaf()
+    >>> keys_of(Tree)
+    ['steps', 'leaf', 'leaf.lr']
+    """
+    found: dict[str, None] = {}
+
+    def walk(hint: Any, prefix: str, seen: tuple[Any, ...]) -> None:
+        for option in _nodes(hint):
+            if option in seen or not hasattr(option, "__pydantic_config__"):
+                continue
+            for field in dataclasses.fields(option):
+                found[prefix + field.name] = None
+                if typing.get_origin(field.type) is not tuple:
+                    walk(field.type, f"{prefix}{field.name}.", (*seen, option))
+
+    walk(cls, "", ())
+    return list(found)
+
+
+def _meant(cls: Any, name: str, siblings: Sequence[str]) -> str:
+    """The key that an unknown one was meant for: a key of that name elsewhere in the tree, what
+    other programs call so (``cls.SYNONYMS``), or the nearest spelling."""
+    plain = name.replace("-", "_").lower()
+    synonyms = getattr(cls, "SYNONYMS", {})
+    known = synonyms.get(plain)
+    if plain in siblings:
+        return f"did you mean {plain}?"
+    places = [known] if known else [k for k in keys_of(cls) if k.rpartition(".")[2] == plain]
+    if places:
+        return f"did you mean {' or '.join(places[:3])}?"
+    last = {key.rpartition(".")[2]: key for key in reversed(keys_of(cls))} | dict(synonyms)
+    return did_you_mean(name, siblings) or did_you_mean(plain, last, last)
 
 
 def _fields_at(cls: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:

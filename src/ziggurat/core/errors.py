@@ -6,7 +6,7 @@ optimizer.lr: found -1; expected a positive number; set lr > 0
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class ZigguratError(Exception):
@@ -87,11 +87,16 @@ class EnvironmentError(ZigguratError):
     """Something this machine lacks: a package, a device, disk or memory."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
     """Suggest the nearest of ``known``, as a phrase for ``fix``; empty when nothing is near.
+
+    Args:
+        name: what was given.
+        known: what there is.
+        shown: how to write each of them, if other than by itself.
 
     >>> did_you_mean("learning_rte", ["learning_rate", "steps"])
     'did you mean learning_rate?'
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else ""
+    return f"did you mean {(shown or {}).get(near[0], near[0])}?" if near else ""

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ziggurat.core.errors import StorageError
+from ziggurat.core.errors import EnvironmentError, StorageError
 
 _ADVICE = {
     errno.ENOSPC: ("free disk space", "free some, or choose another directory"),
@@ -47,6 +47,29 @@ def storage_error(what: str, error: OSError) -> StorageError:
     expected, fix = _ADVICE.get(error.errno or 0, ("", "--debug shows where"))
     found = f"{' -> '.join(paths)}: {reason}" if paths else reason
     return StorageError(what, found=found, expected=expected, fix=fix)
+
+
+CLIENTS = {
+    "s3": ("s3fs", "pip install 'ziggurat[s3]'"),
+    "s3a": ("s3fs", "pip install 'ziggurat[s3]'"),
+    "gs": ("gcsfs", "pip install 'ziggurat[gcs]'"),
+    "gcs": ("gcsfs", "pip install 'ziggurat[gcs]'"),
+    "az": ("adlfs", "pip install adlfs"),
+    "abfs": ("adlfs", "pip install adlfs"),
+    "abfss": ("adlfs", "pip install adlfs"),
+    "http": ("aiohttp", "pip install aiohttp"),
+    "https": ("aiohttp", "pip install aiohttp"),
+}
+"""Protocol of a URL -> the package that reads it, and how it is installed."""
+
+
+def missing_client(what: str, url: str, error: ImportError) -> EnvironmentError:
+    """The line for a store whose client is not installed."""
+    protocol = url.partition("://")[0]
+    package, fix = CLIENTS.get(protocol, (error.name or str(error), "install it"))
+    return EnvironmentError(
+        what, found=f"no package {package}", expected=f"it, to read {protocol}://", fix=fix
+    )
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from ziggurat.models.quantized import (
     read_formats,
 )
 from ziggurat.models.weight_names import (
+    StoredWeight,
     TensorSource,
     WeightName,
     export_weights,
@@ -85,8 +86,16 @@ class Pretrained:
     """Ids of special tokens as the ``config.json`` has them that it was read from."""
 
 
+Told = Callable[[str, int, int], None]
+"""Called before each weight with its name, how many are read, and all of them."""
+
+
 def load(
-    path: Path | str, *, precision: Precision | None = None, layout: Layout | None = None
+    path: Path | str,
+    *,
+    precision: Precision | None = None,
+    layout: Layout | None = None,
+    told: Told | None = None,
 ) -> Pretrained:
     """Read a trained model.
 
@@ -99,6 +108,7 @@ def load(
         precision: parameter and compute types; default float32. With ``as_stored`` parameters
             keep the types of the files.
         layout: where parameters go; default the first device.
+        told: told of the weights of a Hugging Face directory or a GGUF file, one by one.
 
     Raises:
         ModelError: nothing of the kind is there, or the architecture or a switch is unknown.
@@ -113,7 +123,8 @@ def load(
             fix="check the path",
         )
     if path.is_file():
-        return _load_gguf(path, precision, layout)
+        _check_gguf(path)
+        return _load_gguf(path, precision, layout, told)
     step = step_directory(path)
     if step is not None:
         return _load_step(step, hub.name_of(path), precision, layout)
@@ -121,11 +132,37 @@ def load(
         base = load(peft.base_of(path), precision=precision, layout=layout)
         return _with_adapters(base, path, *peft.read_peft(path, base.model))
     if (path / "config.json").is_file():
-        return _load_hf(path, precision, layout)
+        return _load_hf(path, precision, layout, told)
     raise ModelError(
         f"model {path}",
         found="neither checkpoints nor config.json",
         expected="a run, a checkpoint step, a Hugging Face directory or a GGUF file",
+    )
+
+
+def _check_gguf(path: Path) -> None:
+    """Refuse files of other kinds, which are no damaged GGUF files.
+
+    Raises:
+        ModelError: the file is of another kind.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) == b"GGUF" or path.suffix == ".gguf":
+            return
+    fixes = {
+        ".toml": "a run file trains a model: ziggurat train; then give the run's directory",
+        ".safetensors": "give the directory with its config.json",
+        ".json": "give its directory",
+        ".bin": "ziggurat import weights reads it",
+        ".pt": "ziggurat import weights reads it",
+        ".pth": "ziggurat import weights reads it",
+    }
+    kinds = {".toml": "a run file", ".safetensors": "weights alone", ".json": "a JSON file"}
+    raise ModelError(
+        f"model {path}",
+        found=kinds.get(path.suffix, "a file that is not GGUF"),
+        expected="a run, a checkpoint step, a Hugging Face directory or id, or a GGUF file",
+        fix=fixes.get(path.suffix, "check the path"),
     )
 
 
@@ -144,7 +181,7 @@ def files_of(
 
 
 def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | None = None) -> Path:
-    """Write a model as a checkpoint of its own (``step_00000000``), which every verb reads.
+    """Write a model as a checkpoint of its own (``step_00000000``), which every command reads.
 
     Raises:
         CheckpointError: there is a checkpoint already.
@@ -331,7 +368,9 @@ def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
     return family_for_config(values), values
 
 
-def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
+def _load_hf(
+    path: Path, precision: Precision | None, layout: Layout | None, told: Told | None
+) -> Pretrained:
     family, described, settings = _hf_model(path, precision)
     if settings is not None:
         groups(settings)  # what it refuses is told before any file is missed
@@ -348,14 +387,16 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
         formats, names, tensors = compressed(settings, head.names, tensors, model)
         head = dataclasses.replace(head, names=names)
         model = quantized(model, formats)
-    params = read_weights(family, model, head, tensors, layout)
+    params = read_weights(family, model, head, tensors, layout, told)
     tokenizer = HuggingFaceTokenizer.load(path)
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
     ids = token_ids.stated(hf_family(path)[1])
     return Pretrained(model.typed_as(params), params, tokenizer, hub.name_of(path), str(path), ids)
 
 
-def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
+def _load_gguf(
+    path: Path, precision: Precision | None, layout: Layout | None, told: Told | None
+) -> Pretrained:
     file = GgufFile(path)
     family = family_for_architecture(str(file.metadata.get("general.architecture")), gguf=True)
     assert family.from_gguf is not None
@@ -365,7 +406,7 @@ def _load_gguf(path: Path, precision: Precision | None, layout: Layout | None) -
     head = stored_head(settings, family.gguf_names, file)
     model = LanguageModel.build(head.config, precision)
     head = dataclasses.replace(head, copies=head.copies | {ROPE_DIVISORS})
-    params = read_weights(family, model, head, file, layout)
+    params = read_weights(family, model, head, file, layout, told)
     tokenizer = tokenizer_of(file)
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
     return Pretrained(model.typed_as(params), params, tokenizer, path.stem, str(path))
@@ -377,6 +418,7 @@ def read_weights(
     head: Head,
     tensors: TensorSource,
     layout: Layout | None,
+    told: Told | None = None,
 ) -> Params:
     """A model's parameters from a source of their tensors, placed shard by shard.
 
@@ -394,13 +436,22 @@ def read_weights(
         dropped.append(name)
         return True
 
+    place, done = placement(model.shardings(layout) if layout is not None else {}), 0
+
+    def placed(name: str, weight: StoredWeight) -> Any:
+        nonlocal done
+        if told is not None:
+            told(name, done, len(head.names))
+        done += 1
+        return place(name, weight)
+
     params = import_weights(
         head.names,
         tensors,
         model.abstract,
         layers=model.decoder.n_layers,
         ignored=ignored,
-        place=placement(model.shardings(layout) if layout is not None else {}),
+        place=placed,
         as_stored=model.precision.as_stored,
     )
     check_dropped(dropped, tensors, model.decoder)

@@ -4,8 +4,9 @@ A useful run file is under thirty lines; see ``recipes/``.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Tag
 
@@ -151,9 +152,118 @@ COMPARABLE = ("loss", "accuracy", "grad_norm", *EVALUATION_METRICS)
 """What checkpoints can be compared by."""
 
 
+SYNONYMS = {
+    "learning_rate": "optimizer.lr",
+    "max_learning_rate": "optimizer.lr",
+    "base_learning_rate": "optimizer.lr",
+    "peak_lr": "optimizer.lr",
+    "optim": "optimizer.kind",
+    "opt_type": "optimizer.kind",
+    "optimizer_type": "optimizer.kind",
+    "adam_beta1": "optimizer.beta1",
+    "adam_beta2": "optimizer.beta2",
+    "adam_epsilon": "optimizer.eps",
+    "epsilon": "optimizer.eps",
+    "adam_weight_decay": "optimizer.weight_decay",
+    "max_grad_norm": "optimizer.clip_norm",
+    "gradient_clipping_threshold": "optimizer.clip_norm",
+    "grad_clip": "optimizer.clip_norm",
+    "warmup": "optimizer.schedule.warmup_steps",
+    "num_warmup_steps": "optimizer.schedule.warmup_steps",
+    "lr_scheduler_type": "optimizer.schedule.kind",
+    "lr_scheduler": "optimizer.schedule.kind",
+    "max_steps": "train.steps",
+    "num_steps": "train.steps",
+    "num_train_steps": "train.steps",
+    "total_steps": "train.steps",
+    "iterations": "train.steps",
+    "max_iters": "train.steps",
+    "num_train_epochs": "data.epochs",
+    "num_epochs": "data.epochs",
+    "per_device_train_batch_size": "data.batch_size",
+    "per_device_batch_size": "data.batch_size",
+    "train_batch_size": "data.batch_size",
+    "global_batch_size": "data.batch_size",
+    "global_batch_size_to_train_on": "data.batch_size",
+    "micro_batch_size": "data.batch_size and train.accumulate",
+    "gradient_accumulation_steps": "train.accumulate",
+    "gradient_accumulation": "train.accumulate",
+    "gradient_checkpointing": "train.remat",
+    "remat_policy": "train.remat",
+    "activation_checkpointing": "train.remat",
+    "max_length": "data.sequence_length",
+    "max_seq_length": "data.sequence_length",
+    "max_seq_len": "data.sequence_length",
+    "max_target_length": "data.sequence_length",
+    "seq_len": "data.sequence_length",
+    "seq_length": "data.sequence_length",
+    "context_length": "data.sequence_length",
+    "block_size": "data.sequence_length",
+    "dataset": "data.sources",
+    "dataset_path": "data.sources",
+    "dataset_name": "data.sources",
+    "datasets": "data.sources",
+    "train_file": "data.sources",
+    "validation_split_percentage": "data.eval_fraction",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "dtype": "train.precision",
+    "mixed_precision": "train.precision",
+    "weight_dtype": "train.param_dtype",
+    "save_steps": "checkpoint.every",
+    "checkpoint_period": "checkpoint.every",
+    "save_total_limit": "checkpoint.keep_last",
+    "eval_steps": "evaluation.every",
+    "eval_interval": "evaluation.every",
+    "output_dir": "output",
+    "base_output_directory": "output",
+    "run_name": "name",
+    "init_weights_seed": "seed",
+    "data_seed": "seed",
+    "model_name_or_path": "model.path",
+    "load_parameters_path": "model.path",
+    "pretrained_model": "model.path",
+    "tokenizer_path": "tokenizer.path",
+    "tokenizer_name": "tokenizer.path",
+    "hidden_size": "model.d_model",
+    "emb_dim": "model.d_model",
+    "base_emb_dim": "model.d_model",
+    "n_embd": "model.d_model",
+    "intermediate_size": "model.d_ff",
+    "mlp_dim": "model.d_ff",
+    "base_mlp_dim": "model.d_ff",
+    "num_hidden_layers": "model.n_layers",
+    "num_layers": "model.n_layers",
+    "base_num_decoder_layers": "model.n_layers",
+    "n_layer": "model.n_layers",
+    "num_attention_heads": "model.n_heads",
+    "num_heads": "model.n_heads",
+    "n_head": "model.n_heads",
+    "num_key_value_heads": "model.n_kv_heads",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "target_modules": "adapter.targets",
+    "lora_target_modules": "adapter.targets",
+    "beta": "objective.beta",
+    "temperature": "objective.temperature",
+    "num_generations": "objective.group",
+    "report_to": "report.tensorboard",
+    "ici_fsdp_parallelism": "mesh.fsdp",
+    "ici_tensor_parallelism": "mesh.tensor",
+    "ici_data_parallelism": "mesh.data",
+    "tensor_parallel_size": "mesh.tensor",
+    "tensor_parallel_degree": "mesh.tensor",
+    "data_parallel_shard_degree": "mesh.fsdp",
+}
+"""What transformers, TRL, MaxText, TorchTitan and nanoGPT call a key, for hints."""
+
+
 @config.node
 class RunConfig:
     """A whole run."""
+
+    SYNONYMS: ClassVar[Mapping[str, str]] = SYNONYMS
 
     name: str
     """Directory of the run inside ``output``."""

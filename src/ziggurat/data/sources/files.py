@@ -21,6 +21,7 @@ from typing import Any
 
 from ziggurat.core import config, hub
 from ziggurat.core.errors import DataError, did_you_mean
+from ziggurat.core.storage import missing_client
 from ziggurat.data.sources.nodes import HuggingFaceDataset, Source
 
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -57,7 +58,9 @@ def list_files(source: Source) -> list[SourceFile]:
         if isinstance(source, HuggingFaceDataset):
             return _list_dataset(source)
         return _list_matching(source)
-    except (OSError, ImportError, ValueError, *client_errors()) as error:
+    except ImportError as error:
+        raise missing_client(f"source {source.path}", str(source.path), error) from None
+    except (OSError, ValueError, *client_errors()) as error:
         found = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"source {source.path}", found=found, expected="a place that can be read"

@@ -89,9 +89,13 @@ class Engine:
         self._failure: Exception | None = None
         self._thread: threading.Thread | None = None
 
-    def warm_up(self) -> WarmUp:
-        """Compile all programs now rather than at the first request that needs one."""
-        programs, seconds = self._programs.compile_all()
+    def warm_up(self, told: Callable[[str, int, int], None] | None = None) -> WarmUp:
+        """Compile all programs now rather than at the first request that needs one.
+
+        Args:
+            told: called before each program with its name, how many are done, and all of them.
+        """
+        programs, seconds = self._programs.compile_all(told)
         return WarmUp(programs, seconds, self._programs.loaded)
 
     def submit(

@@ -83,10 +83,16 @@ class Programs:
                 made = self._made[name]
         return made
 
-    def compile_all(self) -> tuple[int, float]:
-        """Compile what is not yet; how many programs there are, and the seconds it took."""
+    def compile_all(self, told: Callable[[str, int, int], None] | None = None) -> tuple[int, float]:
+        """Compile what is not yet; how many programs there are, and the seconds it took.
+
+        Args:
+            told: called before each program with its name, how many are done, and all of them.
+        """
         begun = time.perf_counter()
-        for name in self._makers:
+        for done, name in enumerate(self._makers):
+            if told is not None:
+                told(name, done, len(self._makers))
             self[name]
         return len(self._made), time.perf_counter() - begun
 

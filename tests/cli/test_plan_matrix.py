@@ -1,7 +1,10 @@
 """Every family, objective and adapter has an analytic plan: arithmetic bounds hold for each."""
 
+from pathlib import Path
+
 import pytest
 
+from ziggurat.cli.main import main
 from ziggurat.cli.objectives import known
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
@@ -153,6 +156,39 @@ def test_gathered_tokens_and_written_scores_count():
     scores = 8 * 4 * 2048 * 2048 * 4 / 4
     assert cut.memory["working_bytes"] > 1.5 * scores
     assert whole.memory["working_bytes"] < scores
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+PODS = {"llama3-8b-v5p": "v5p:4x4x4"}
+LARGE = "llama3-405b-v5p"
+"""Its 8192 devices take minutes; the loading of recipes has a test of its own."""
+
+
+@pytest.mark.parametrize(
+    "recipe", [path for path in RECIPES if path.stem != LARGE], ids=lambda path: path.stem
+)
+def test_every_recipe(recipe, capsys):
+    """A plan, or one line that says what would make one."""
+    topology = PODS.get(recipe.stem, "v5e:2x2")
+    code = main(["plan", str(recipe), "--topology", topology, "--analytic"])
+    shown = capsys.readouterr()
+    if code == 2:
+        assert shown.err.count("error: ") == 1
+        assert "Traceback" not in shown.err
+    else:
+        assert "MFU" in shown.out
+    # those that start from a run's weights cannot be planned without them
+    assert (code == 2) == ('kind = "pretrained"' in recipe.read_text())
+
+
+@pytest.mark.parametrize("topology", ["v5p:20x4x4", "v5p:4x4x28"])
+def test_an_odd_pod_has_a_plan(topology, tmp_path, capsys):
+    file = tmp_path / "odd.toml"
+    file.write_text(config.to_toml(run_of(f'kind = "llama", {GATED}', DATA, "fsdp = -1")))
+    pod = Topology.parse(topology).chips
+    sizes = [f"--model.d-model={pod}", f"--data.batch-size={pod}"]
+    assert main(["plan", str(file), "--topology", topology, "--analytic", *sizes]) == 0
+    assert f"fsdp={pod}" in capsys.readouterr().out
 
 
 def test_a_teacher_by_path_is_one_line():

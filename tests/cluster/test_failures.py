@@ -6,12 +6,17 @@ import signal
 import threading
 import time
 
+import jax
+import jax.numpy as jnp
 import pytest
 from tests.cluster import failing
 from tests.cluster.runs import QUICK
 
-from ziggurat.cluster import Cluster, HostError
+from ziggurat.cluster import Cluster, HostError, messages
 from ziggurat.cluster.budget import FailureBudget
+from ziggurat.cluster.hosts import Host, Hosts
+from ziggurat.cluster.starts import STARTS, Starts
+from ziggurat.cluster.worker import compiling
 from ziggurat.core.errors import ClusterError
 
 MOST = 2
@@ -110,13 +115,8 @@ def test_a_host_that_compiles_outlives_another_ones_death(tmp_path):
 
 
 def test_compiling_is_seen_while_it_goes_on():
-    import jax
-    import jax.numpy as jnp
-
-    from ziggurat.cluster.worker import compiling
-
     def program(x):
-        for turn in range(200):
+        for turn in range(60):
             x = jnp.tanh(x @ x + turn)
         return x
 
@@ -176,3 +176,27 @@ def test_wrong_budgets_are_refused(wrong):
     (name,) = wrong
     with pytest.raises(ClusterError, match=f"{name}: found"):
         Cluster(hosts=1, **wrong)
+
+
+def test_a_host_is_not_started_for_ever():
+    """By name: too many starts in a row that fail, or too many losses."""
+
+    class Counted(Hosts):
+        def __init__(self):  # starts nothing
+            self.alive, self.started = {}, []
+
+        def start(self, name):
+            self.started.append(name)
+            return Host(name, "")
+
+    hosts = Counted()
+    starts = Starts(hosts, restart=True, budget=lambda: FailureBudget(most=4, window_s=60.0))
+    unready, ready = Host("host-0", "1"), Host("host-1", "2", pid=7)
+    for _ in range(20):
+        starts.start_missing([], 1, first=False)
+        for host in (unready, ready):
+            if host.name in hosts.started[-1:]:
+                starts.note(host, messages.Ended("exit code 5"), 0)
+    assert hosts.started.count("host-0") == STARTS
+    assert hosts.started.count("host-1") == 5
+    assert len(hosts.started) == STARTS + 5

@@ -1,12 +1,12 @@
 """One Python script that owns the hosts it runs on."""
 
 import contextlib
+import functools
 import logging
 import signal
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,12 @@ from ziggurat.cluster.functions import Function
 from ziggurat.cluster.hosts import LOOK_S, Host, Hosts
 from ziggurat.cluster.ledger import Ledger
 from ziggurat.cluster.record import Record
+from ziggurat.cluster.starts import Starts
 from ziggurat.cluster.supervision import BLAME_S, Outcome, Supervision, Usable, Wanted
 from ziggurat.cluster.worlds import Worlds
 from ziggurat.core.errors import ClusterError
 
 _log = logging.getLogger(__name__)
-_STARTS = 3
-"""Starts in a row that fail before a host is ready, until it is given up."""
 
 
 def any_number(hosts: int) -> str:
@@ -99,13 +98,12 @@ class Cluster:
                 "bind", found=repr(bind), expected="one address by which hosts reach this machine"
             )
         self.wanted = Wanted(hosts, spares)
-        self._bind, self._restarts, self._step_deadline_s = bind, restart, step_deadline_s
+        self._bind, self._step_deadline_s = bind, step_deadline_s
         self._compile_s = compile_s
-        self._failures = {"most": max_failures, "window_s": float(failure_window_s)}
-        FailureBudget(**self._failures)
-        self._failed_starts: Counter[str] = Counter()
-        self._losses: dict[str, FailureBudget] = {}
-        self._given_up: set[str] = set()
+        self._budget = functools.partial(
+            FailureBudget, most=max_failures, window_s=float(failure_window_s)
+        )
+        self._budget()  # refuses what is no budget
         self._usable: Usable = any_number
         self._supervision: Supervision | None = None
         self._trained = False
@@ -124,6 +122,7 @@ class Cluster:
                 asked=self._asked,
             )
             undo.pop_all()
+        self._starts = Starts(self._hosts, restart=restart, budget=self._budget)
         self._worlds = Worlds(
             self._hosts,
             bind,
@@ -245,7 +244,8 @@ class Cluster:
             self._record,
             self._step_deadline_s,
             self._compile_s,
-            FailureBudget(**self._failures),
+            self._budget(),
+            self._starts,
             self._start_missing,
         )
         self._supervision = supervision
@@ -309,7 +309,7 @@ class Cluster:
         Raises:
             ClusterError: no hosts are left, or they are lost again and again while it is made.
         """
-        budget = FailureBudget(**self._failures)
+        budget = self._budget()
         if self._worlds.members and all(host.state == "ready" for host in self._worlds.members):
             return self._worlds.members
         while True:
@@ -336,44 +336,18 @@ class Cluster:
 
     def _start_missing(self) -> None:
         """Start hosts up to the wanted number, and end those that are too many."""
-        members, wanted = self._worlds.members, self.wanted.hosts + self.wanted.spares
-        idle = [host for host in self._hosts.alive.values() if host not in members]
-        for host in [host for host in idle if host.state == "leaving"]:
-            self._hosts.end(host)
-        surplus = len(self._hosts.alive) - wanted
-        if members:
-            for host in sorted(idle, key=lambda host: host.name, reverse=True)[: max(surplus, 0)]:
-                self._hosts.end(host)
-        first = self._worlds.generation == 0
-        number = 0
-        while (first or self._restarts) and len(self._hosts.alive) < wanted and number < 2 * wanted:
-            name = f"host-{number}"
-            number += 1
-            if name in self._hosts.alive or name in self._given_up:
-                continue
-            if self._failed_starts[name] < _STARTS:
-                self._hosts.start(name)
+        wanted, first = self.wanted.hosts + self.wanted.spares, self._worlds.generation == 0
+        self._starts.start_missing(self._worlds.members, wanted, first=first)
 
     def _other(self, host: Host | None, message: Any) -> None:
         """What happens beside a call."""
-        if isinstance(message, messages.Ended) and host is not None:
-            if not host.pid:
-                self._failed_starts[host.name] += 1
-            self._count_loss(host)
-        elif isinstance(message, messages.Hello) and host is not None:
-            self._failed_starts[host.name] = 0
         if self._supervision is not None:
             self._supervision.other(host, message)
-        elif isinstance(message, messages.Ended) and host is not None:
+            return
+        if host is not None:
+            self._starts.note(host, message, 0)
+        if isinstance(message, messages.Ended) and host is not None:
             _log.warning("%s is lost: %s", host.name, host.how)
-
-    def _count_loss(self, host: Host) -> None:
-        """A host that is lost more often than ``max_failures`` is not started any more."""
-        losses = self._losses.setdefault(host.name, FailureBudget(**self._failures))
-        reached = 0 if self._supervision is None else self._supervision.step
-        if losses.spend(reached) and host.name not in self._given_up:
-            self._given_up.add(host.name)
-            _log.warning("%s is given up: %s", host.name, losses.describe())
 
     def _note_start(self, host: Host) -> None:
         """A host that ended before it was ready; before there was a world that is an error."""

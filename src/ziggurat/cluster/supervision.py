@@ -20,6 +20,7 @@ from ziggurat.cluster.failures import HostError, failure_of
 from ziggurat.cluster.hosts import LOOK_S, Host, Hosts
 from ziggurat.cluster.ledger import Ledger
 from ziggurat.cluster.record import Record
+from ziggurat.cluster.starts import Starts
 from ziggurat.cluster.worlds import Worlds
 from ziggurat.core.errors import ClusterError
 
@@ -93,6 +94,7 @@ class Supervision:
             that compile.
         compile_s: time that a host may compile.
         budget: failures that the run may have.
+        starts: takes note of hosts that are ready or lost.
         restart: starts hosts that are missing, and ends those that are too many.
     """
 
@@ -107,12 +109,13 @@ class Supervision:
         step_deadline_s: float,
         compile_s: float,
         budget: FailureBudget,
+        starts: Starts,
         restart: Callable[[], None],
     ):
         self._hosts, self._worlds, self._wanted, self._usable = hosts, worlds, wanted, usable
         self._ledger, self._record, self._restart = ledger, record, restart
         self._step_deadline_s, self._compile_s = step_deadline_s, compile_s
-        self._budget = budget
+        self._budget, self._starts = budget, starts
         self.step = self._reached = 0
         self._recoveries = 0
         self._raised: tuple[Host, messages.Raised] | None = None
@@ -162,7 +165,7 @@ class Supervision:
             _Stopped: asked to end; no new world is made for that.
         """
         while True:
-            if self._wanted.stop and self._recoveries:
+            if self._wanted.stop and self._budget.total:
                 raise _Stopped
             self._restart()
             ready = self._hosts.ready()
@@ -178,7 +181,6 @@ class Supervision:
                         self._restart()
                     return self._worlds.members
                 self._ledger.charge("reform")
-                self._recoveries += 1
                 self._spend("a host was lost while a world was made")
             elif self._hosts.starting():
                 self._take_events(LOOK_S)
@@ -245,6 +247,8 @@ class Supervision:
 
     def other(self, host: Host | None, message: Any) -> None:
         """What happens beside the program."""
+        if host is not None:
+            self._starts.note(host, message, self._reached)
         if isinstance(message, messages.Ended) and host is not None:
             self._say("lost", f"{host.name} is lost: {host.how}", host=host.name, how=host.how)
         elif isinstance(message, messages.Hello) and host is not None:

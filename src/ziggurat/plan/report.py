@@ -11,6 +11,8 @@ from ziggurat.plan.planning import Plan
 from ziggurat.plan.prices import PriceTable
 
 _GB = 1e9
+ROUGH = {"expert", "context"}
+"""Mesh axes for which analytic memory is within a factor of about two only (ADR 0021)."""
 
 
 class Row(NamedTuple):
@@ -28,6 +30,8 @@ def verdict(plan: Plan) -> str:
     share = abs(spare) / plan.hbm_bytes
     side = "free" if spare >= 0 else "too much"
     by = "compiled" if plan.program else "analytic model, not compiled"
+    if not plan.program and ROUGH & plan.mesh.keys():
+        by += "; rough for a mesh with expert or context: leave out --analytic to be sure"
     return (
         f"{word}: {plan.peak_bytes / _GB:.1f} of {plan.hbm_bytes / _GB:.1f} GB a device, "
         f"{abs(spare) / _GB:.1f} GB ({share:.0%}) {side} ({by})"

@@ -1,4 +1,4 @@
-"""What KServe's own Python SDK (0.21) sends, byte for byte the same in meaning, without needing it."""
+"""What KServe's own Python SDK (0.21) sends, without needing the SDK."""
 
 import http.client
 import json

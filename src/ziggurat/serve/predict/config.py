@@ -116,7 +116,8 @@ class PredictConfig:
     """Largest request body, after decompression (bytes)."""
     memory: int = 2**30
     """Bytes of all requests under way, over HTTP and gRPC: what arrived, was decompressed and
-    decoded. Requests beyond it are refused (HTTP 429, gRPC UNAVAILABLE)."""
+    decoded, with the processes that do so. At least twelve times max_body and 32 MiB. Requests
+    beyond it are refused (HTTP 429, gRPC UNAVAILABLE)."""
     untrusted: bool = False
     """Whether every bundle is loaded in a child process first. Those that requests load, and those
     that call linear algebra outside XLA, are in any case."""
@@ -126,5 +127,5 @@ class PredictConfig:
     def __post_init__(self):
         config.require(self.devices >= 1, "devices", self.devices, "1 or more")
         config.require(0 < self.max_body < 2**31, "max_body", self.max_body, "below 2 GiB")
-        good = self.memory >= 2 * self.max_body
-        config.require(good, "memory", self.memory, f"twice max_body, {2 * self.max_body}, or more")
+        least = 12 * self.max_body + 2**25
+        config.require(self.memory >= least, "memory", self.memory, f"{least} or more")

@@ -30,8 +30,9 @@ INLINE = 2**18
 SECONDS = 60.0
 """How long decoding one request may take in a child."""
 _LENGTH = struct.Struct("<QQ")
-_SPARE = 3 * 2**29
-"""Memory that a child may take beside twelve times the largest body (bytes of address space)."""
+_LEAST = 2**24
+_TIMES = 8
+"""Times the largest body that a child may take: the body, copies of its text, and the arrays."""
 
 
 class Job(msgspec.Struct):
@@ -83,11 +84,14 @@ class Decoder:
 
     Args:
         largest: bytes of the largest body.
-        children: how many requests are decoded at once.
+        memory: bytes of all requests under way; half of it may go to children.
     """
 
-    def __init__(self, largest: int, children: int = 2):
-        self._limit = 12 * largest + _SPARE
+    def __init__(self, largest: int, memory: int):
+        self._limit = _TIMES * largest + _LEAST
+        children = max(1, min(os.cpu_count() or 1, 4, memory // 2 // self._limit))
+        self.bytes = children * self._limit
+        """What the children may take."""
         self._pool = ThreadPoolExecutor(children, "decode")
         self._idle: list[subprocess.Popen[bytes]] = []
         self._closed = False
@@ -105,7 +109,7 @@ class Decoder:
 
         Args:
             asked: what it is.
-            data: its bytes.
+            data: its bytes, one array of them or several that follow one another.
             held: is charged for the arrays.
 
         Raises:
@@ -115,10 +119,10 @@ class Decoder:
         done, arrays = await loop.run_in_executor(self._pool, self._on_child, asked, data, held)
         inputs = {}
         for (name, kind, shape), content in zip(done.arrays, arrays, strict=True):
-            inputs[name] = np.frombuffer(content, DATATYPES[kind]).reshape(shape)
+            inputs[name] = np.asarray(content).view(DATATYPES[kind]).reshape(shape)
         return Decoded(done.id, inputs, done.outputs, done.parameters)
 
-    def _on_child(self, asked: Job, data: Any, held: Held) -> tuple[Done, list[bytearray]]:
+    def _on_child(self, asked: Job, data: Any, held: Held) -> tuple[Done, list[memoryview]]:
         child = self._idle.pop() if self._idle else self._start()
         timer = _Killer(child, SECONDS)
         try:
@@ -146,12 +150,13 @@ class Decoder:
 
     def _exchange(
         self, child: subprocess.Popen[bytes], asked: Job, data: Any, held: Held
-    ) -> tuple[Done, list[bytearray]]:
+    ) -> tuple[Done, list[memoryview]]:
         assert child.stdin is not None
         assert child.stdout is not None
-        head, view = msgspec.json.encode(asked), memoryview(data)
-        child.stdin.write(_LENGTH.pack(len(head), len(view)) + head)
-        child.stdin.write(view)
+        head, parts = msgspec.json.encode(asked), data if isinstance(data, list) else [data]
+        child.stdin.write(_LENGTH.pack(len(head), sum(map(len, parts))) + head)
+        for part in parts:
+            child.stdin.write(part)
         child.stdin.flush()
         size, total = _LENGTH.unpack(_read(child.stdout, _LENGTH.size))
         done = msgspec.json.decode(_read(child.stdout, size), type=Done)
@@ -203,20 +208,20 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     child.wait()
 
 
-def _read(stream: Any, size: int) -> bytearray:
+def _read(stream: Any, size: int) -> memoryview:
     """Exactly so many bytes, into memory of their own.
 
     Raises:
         EOFError: the other end has gone.
     """
-    whole = bytearray(size)
-    view, at = memoryview(whole), 0
+    # Not filled with zeros, which would take the interpreter's lock.
+    view, at = np.empty(size, np.uint8).data, 0
     while at < size:
         count = stream.readinto(view[at:])
         if not count:
             raise EOFError
         at += count
-    return whole
+    return view
 
 
 def decode(asked: Job, data: Any) -> Decoded:
@@ -244,7 +249,7 @@ def decode(asked: Job, data: Any) -> Decoded:
     return grpc_body.decode(head, raw, wanted)
 
 
-def _answer(asked: Job, data: bytearray) -> tuple[Done, list[memoryview]]:
+def _answer(asked: Job, data: memoryview) -> tuple[Done, list[memoryview]]:
     from ziggurat.serve.predict import tensors
 
     try:
@@ -262,10 +267,12 @@ def _answer(asked: Job, data: bytearray) -> tuple[Done, list[memoryview]]:
 
 
 def main(limit: int) -> None:
-    """A child: decode what comes until nothing does."""
+    """A child: decode what comes until nothing does, in so many bytes beside what it has now."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on this system
         import resource
 
+        with open("/proc/self/statm") as sizes:
+            limit += int(sizes.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         os.nice(5)
     given, answers = os.fdopen(0, "rb", 0), os.fdopen(1, "wb", 0)

@@ -3,6 +3,7 @@
 Nothing here knows models or JAX: a small process of its own can do it (:mod:`.decoder`).
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -109,4 +110,11 @@ def _from_contents(contents: Any, tensor: Tensor, shape: list[int]) -> np.ndarra
                 expected=f"{fields[0] if fields else 'raw_input_contents'} for {tensor.datatype}",
             )
     values = getattr(contents, given[0]) if given else ()
+    if len(values) != math.prod(shape):  # told before they are turned into an array
+        raise RequestError(
+            where,
+            found=f"{len(values)} values",
+            expected=f"shape {shape}",
+            param=tensor.name,
+        )
     return tensors.from_values(values, tensor, shape, where)

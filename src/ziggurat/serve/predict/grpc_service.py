@@ -46,6 +46,8 @@ _STREAMS = 256
 """Streams open at once; more are refused."""
 _READ_SECONDS = 20.0
 """How long one message may take to arrive, and how long it may wait for room to be read into."""
+_READS = 2
+"""Messages of inferences that are read at once."""
 _CONTROL = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 """Calls for an administrator's key, if there is one."""
 
@@ -99,10 +101,9 @@ class GrpcServer:
         self._keys = [f"bearer {key}".encode() for key in keys]
         if self._keys:
             self._keys += self._admin_keys
-        settings = predict.settings
-        # A message is read whole or not at all and does not tell its size before: while it is read
-        # it may be as large as any, so as many are read at once as the budget has room for.
-        self._reads = asyncio.Semaphore(max(2, settings.memory // settings.max_body // 2))
+        # A message does not tell its size before it is read, and is there three times while it is:
+        # in the transport, as it is put together, and as bytes. So few are read at once.
+        self._reads = asyncio.Semaphore(_READS)
         self._calls = self._streams = 0
         self._server: aio.Server | None = None
         self.port = 0
@@ -278,7 +279,7 @@ class GrpcServer:
 
     async def _infer(self, data: bytes, held: Held) -> Any:
         head, raw = wire.part(data)
-        name, number = wire.model(head)
+        name, number = wire.model(data)
         version = self._predict.repository.get(name, number)
         with infer.counting(version):
             decoded = await self._decoded(head, raw, version, held)
@@ -286,13 +287,12 @@ class GrpcServer:
         return write_infer(version, decoded.id, await asked.run())
 
     async def _decoded(
-        self, head: bytes, raw: list[memoryview], version: Version, held: Held
+        self, head: list[memoryview], raw: list[memoryview], version: Version, held: Held
     ) -> Decoded:
-        if len(head) <= decoding.INLINE:
-            return grpc_body.decode(head, raw, version.inputs)
-        sizes = [len(part) for part in raw]
-        job = decoding.job("grpc", version.inputs, raw=sizes)
-        return await self._predict.decoder.run(job, b"".join((head, *raw)), held)
+        if sum(map(len, head)) <= decoding.INLINE:
+            return grpc_body.decode(b"".join(head), raw, version.inputs)
+        job = decoding.job("grpc", version.inputs, raw=[len(part) for part in raw])
+        return await self._predict.decoder.run(job, [*head, *raw], held)
 
     async def _never(self, request: Any) -> Any:
         raise AssertionError("inferences are read as bytes")

@@ -78,9 +78,10 @@ class Predict:
         self.started: Callable[[int], None] = lambda port: None
         """Called with the gRPC port when it listens."""
         self.scheduler = Scheduler(self.settings.devices)
-        self.memory = Memory(self.settings.max_body, self.settings.memory)
+        most = self.settings.memory
+        self.decoder = Decoder(self.settings.max_body, most)
+        self.memory = Memory(self.settings.max_body, most - self.decoder.bytes)
         """The bytes of all requests under way."""
-        self.decoder = Decoder(self.settings.max_body)
         try:
             self.repository = Repository(path, self.scheduler, self.settings)
             self.failed = self.repository.load_all()

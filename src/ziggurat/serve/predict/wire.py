@@ -12,16 +12,18 @@ _RAW = 7
 _MOST_FIELDS = 4096
 
 
-def part(message: bytes) -> tuple[bytes, list[memoryview]]:
-    """The message without its raw contents, and those.
+def part(message: bytes) -> tuple[list[memoryview], list[memoryview]]:
+    """The message without its raw contents, in pieces that follow one another, and those.
 
     Raises:
         RequestError: it is no protobuf message, or of too many parts.
     """
-    view, at, rest, raw = memoryview(message), 0, [], []
+    view, at, start = memoryview(message), 0, 0
+    rest: list[memoryview] = []
+    raw: list[memoryview] = []
     for _ in range(_MOST_FIELDS):
         if at >= len(view):
-            return b"".join(rest), raw
+            return [*rest, view[start:at]], raw
         begin = at
         tag, at = _varint(view, at)
         kind = tag & 7
@@ -35,20 +37,20 @@ def part(message: bytes) -> tuple[bytes, list[memoryview]]:
         if size < 0 or at + size > len(view):
             raise _broken("a field that ends beyond it")
         if tag >> 3 == _RAW and kind == 2:
+            rest.append(view[start:begin])
             raw.append(view[at : at + size])
-        else:
-            rest.append(view[begin : at + size])
+            start = at + size
         at += size
     raise _broken(f"over {_MOST_FIELDS} fields")
 
 
-def model(head: bytes) -> tuple[str, str]:
-    """The model's name and version, from the message without its raw contents.
+def model(message: bytes) -> tuple[str, str]:
+    """The model's name and version, from a message that :func:`part` has walked.
 
     Raises:
         RequestError: they are no text.
     """
-    view, at, found = memoryview(head), 0, {1: b"", 2: b""}
+    view, at, found = memoryview(message), 0, {1: b"", 2: b""}
     while at < len(view):
         tag, at = _varint(view, at)
         kind = tag & 7

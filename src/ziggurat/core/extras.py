@@ -13,6 +13,7 @@ from ziggurat.core.errors import EnvironmentError
 MODULES: dict[str, str] = {
     "cloudpickle": "cluster",
     "flatbuffers": "serve",
+    "gcsfs": "gcs",
     "google": "serve",  # protobuf
     "grpc": "serve",
     "grpc_health": "serve",

@@ -244,7 +244,7 @@ def test_margins_reach_the_batch(tmp_path):
     none = pairs(tmp_path, None, None, None)
     assert not none.has_margins
     assert none.batch(0)["margin"].tolist() == [[0.0]] * 3
-    assert data.state(0)["content"] != none.state(0)["content"]
+    assert data.stores[0].content != none.stores[0].content
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_parquet_reads_only_the_column(tmp_path):
 
 
 def test_missing_path():
-    assert "no/such/place: found no such file" in error_of(TextFiles(path="no/such/place"))
+    assert "no/such/place: found no such path" in error_of(TextFiles(path="no/such/place"))
 
 
 def test_no_match(tmp_path):

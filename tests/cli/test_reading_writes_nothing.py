@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.post.runs import fresh
 from tests.quick_jit import OPTIONS
 from tests.train.runs import TEXT
 
+import ziggurat
 from ziggurat.cli.main import main
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import (
@@ -251,3 +253,20 @@ def test_the_watch_sees_a_write(tmp_path, watch):
     assert snapshot(tmp_path) == before
     (tmp_path / "new").touch()
     assert snapshot(tmp_path) != before
+
+
+def test_only_writers_open_a_directory_to_write():
+    """Whoever only looks at steps uses ``StepReader``."""
+    package = Path(ziggurat.__file__).parent
+    found = {
+        file.relative_to(package).as_posix()
+        for file in package.rglob("*.py")
+        if re.search(r"(?<!class )\bCheckpoints\(", file.read_text(encoding="utf-8"))
+    }
+    writers = {"tiers", "manager", "step_reader"}  # the last in its example
+    writers = {f"checkpoint/{name}.py" for name in writers}
+    assert found - writers == {
+        "models/pretrained.py",
+        "models/pretrained_encoder.py",
+        "models/image_pipeline.py",
+    }

@@ -1,6 +1,6 @@
 """Beginning a run anew under its name, with the files of the earlier attempt kept."""
 
-from ziggurat.checkpoint import Checkpoints
+from ziggurat.checkpoint import StepReader
 from ziggurat.checkpoint.persistent import PersistentStore
 from ziggurat.core.errors import TrainError
 from ziggurat.train.config import RunConfig
@@ -20,7 +20,7 @@ def set_aside(run: RunConfig) -> str | None:
         StoreError: the persistent store does not answer.
     """
     directory, persistent = RunDirectory(run.directory), run.checkpoint.persistent
-    newest = Checkpoints(directory.checkpoints).latest()
+    newest = StepReader(directory.checkpoints).latest()
     steps = [] if newest is None else [newest.step]
     if persistent is not None and not steps:
         steps = PersistentStore(persistent).steps()

@@ -4,15 +4,19 @@ transformers'; and a key that moves nothing there is not refused here.
 A sample of the trials; ``python -m tests.oracle.config_values`` runs all of them.
 """
 
+import dataclasses
 import logging
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from tests.oracle import config_values
+from tests.oracle import config_parity, config_values
 
 from ziggurat.core.errors import ModelError
-from ziggurat.models import FAMILIES, family_for_config
+from ziggurat.models import FAMILIES, EncoderModel, family_for_config
 from ziggurat.models.config_keys import HARMLESS, recorded, recorded_classes
 from ziggurat.models.hf_config import HFConfig
+from ziggurat.models.weight_names import import_weights, named_as_found
 
 SHARE = 16
 """One trial in so many is run, and all of the keys below."""
@@ -129,6 +133,31 @@ def test_other_heads_are_refused_by_what_they_are(model_type):
         if task == "headless":
             assert "without an output head" in str(caught.value)
             family_for_config(values | {"tie_word_embeddings": True})
+
+
+@pytest.mark.parity
+def test_encoder_of_a_masked_language_model():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    values = base("bert") | {"architectures": ["BertForMaskedLM"]}
+    theirs = config_parity.Theirs(values)
+    theirs.model = transformers.BertForMaskedLM(theirs.model.config).eval()
+    tensors, family = theirs.tensors(), family_for_config(values)
+    config = dataclasses.replace(family.from_hf(values), pooler=False)
+    model = EncoderModel.build(config)
+    params = import_weights(
+        named_as_found(family.hf_names(config), tensors, family.base),
+        tensors,
+        model.abstract,
+        layers=config.n_layers,
+        ignored=lambda name: name.endswith(family.buffers),
+        place=lambda name, weight: jnp.asarray(weight.read()),
+    )
+    ids = config_parity.tokens()
+    with torch.no_grad():
+        expected = theirs.model.bert(torch.from_numpy(ids)).last_hidden_state.numpy()
+    with config_parity.plain_operations():
+        found = model.hidden(params, jnp.asarray(ids), jnp.ones(ids.shape, int))
+    assert config_parity.difference(np.asarray(found), expected) < config_parity.TOLERANCE
 
 
 @pytest.mark.parametrize(

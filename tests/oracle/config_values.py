@@ -173,6 +173,7 @@ LEFT_OUT = {
 
 REFUSED_ALL_THE_SAME = (
     "partial_rotary_factor",  # transformers' plain rotation drops it, and its scalings fail on it
+    "use_bidirectional_attention",  # Gemma 2's mask does not know it, but some attention kernels do
 )
 """What we say of values that ask for something that transformers does not do."""
 

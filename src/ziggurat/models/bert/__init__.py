@@ -14,7 +14,7 @@ FAMILIES.add(
         to_hf=hf.to_hf,
         hf_names=hf.hf_names,
         base="bert.",
-        buffers=("embeddings.position_ids",),
+        buffers=("embeddings.position_ids", *hf.HEAD),
         encoder=True,
     ),
 )

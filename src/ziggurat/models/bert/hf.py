@@ -9,6 +9,18 @@ from ziggurat.models.weight_names import WeightName
 
 WITHOUT_EFFECT = ("tie_word_embeddings", "is_causal")
 """An encoder has no head to tie, and sees both directions whatever the second says."""
+HEAD = tuple(
+    f"cls.{layer}.{part}"
+    for layer in (
+        "predictions",
+        "predictions.decoder",
+        "predictions.transform.dense",
+        "predictions.transform.LayerNorm",
+        "seq_relationship",
+    )
+    for part in ("weight", "bias")
+)
+"""Tensors of the heads of pretraining, which the encoder's states do not go through."""
 POOLER = "pooler.dense.weight"
 """A tensor that encoders with a pooler have; ``config.json`` does not say."""
 

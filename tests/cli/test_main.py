@@ -1,6 +1,7 @@
 """The command: verbs found lazily, errors as one line, exit codes, overrides, logging."""
 
 import logging
+import signal
 import subprocess
 import sys
 import types
@@ -199,3 +200,33 @@ def test_log_levels(verbose, capsys):
     ]
     extra = [["DEBUG", "ziggurat.train:", "debug"], ["INFO", "jax:", "info"]]
     assert sorted(shown) == sorted(always + (extra if verbose else []))
+
+
+WORKING = """
+import pathlib, sys, time, types
+from ziggurat.cli import main
+from ziggurat.core import atomic
+
+def work(args):
+    with atomic.new_directory(pathlib.Path(args[0])):
+        print("ready", flush=True)
+        time.sleep(60)
+
+sys.modules["ziggurat.cli.import_"] = types.SimpleNamespace(main=work)
+sys.argv = ["ziggurat", "import", sys.argv[1]]
+sys.exit(main.main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_signal_removes_what_is_half_done(number, code, tmp_path):
+    command = [sys.executable, "-c", WORKING, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        assert process.wait(timeout=60) == code
+    assert not list(tmp_path.iterdir())

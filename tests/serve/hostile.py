@@ -200,7 +200,10 @@ CLIENTS: dict[str, tuple[Callable[[Target], list[int | str]], frozenset[int | st
         large_messages,
         frozenset({"INVALID_ARGUMENT", "UNAVAILABLE", "RESOURCE_EXHAUSTED"}),
     ),
-    "idle gRPC streams": (idle_streams, frozenset({"open", "UNAVAILABLE", "UNAUTHENTICATED"})),
+    "idle gRPC streams": (
+        idle_streams,
+        frozenset({"open", "OK", "UNAVAILABLE", "UNAUTHENTICATED"}),
+    ),
     "hostile bundle": (hostile_load, frozenset({400})),
 }
 """Every client with what the server may answer it."""

@@ -46,8 +46,10 @@ _STREAMS = 256
 """Streams open at once; more are refused."""
 _READ_SECONDS = 20.0
 """How long one message may take to arrive, and how long it may wait for room to be read into."""
-_READS = 2
-"""Messages of inferences that are read at once."""
+_READS, _FAST_SECONDS = 2, 0.1
+"""Messages of inferences that are read at once, and how long one may take so."""
+_SLOW_READS = 8
+"""Messages that took longer and are read on beside the others; more are refused."""
 _CONTROL = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 """Calls for an administrator's key, if there is one."""
 
@@ -103,7 +105,7 @@ class GrpcServer:
             self._keys += self._admin_keys
         # A message does not tell its size before it is read, and is there three times while it is:
         # in the transport, as it is put together, and as bytes. So few are read at once.
-        self._reads = asyncio.Semaphore(_READS)
+        self._fast, self._slow = asyncio.Semaphore(_READS), asyncio.Semaphore(_SLOW_READS)
         self._calls = self._streams = 0
         self._server: aio.Server | None = None
         self.port = 0
@@ -238,26 +240,38 @@ class GrpcServer:
             setattr(self, name, getattr(self, name) - 1)
 
     async def _read(self, requests: AsyncIterator[bytes], held: Held) -> bytes | None:
-        """One message, read when there is room for it.
+        """One message, read when there is room for it; a slow one makes way for the next.
 
         Raises:
             RequestError: there is no room, or it does not arrive in time.
         """
+
+        async def whole() -> bytes | None:
+            return await anext(requests, None)
+
         try:
             async with asyncio.timeout(_READ_SECONDS):
-                await self._reads.acquire()
+                await self._fast.acquire()
         except TimeoutError:
-            raise Crowded("messages being read", found="as many as there is room for",
-                          expected="fewer", fix="try again later") from None  # fmt: skip
+            raise _crowded("messages being read") from None
+        lane, reading = self._fast, asyncio.ensure_future(whole())
         try:
-            async with asyncio.timeout(_READ_SECONDS):
-                data = await anext(requests, None)
-        except TimeoutError:
-            raise TooSlow(
-                "message", found=f"not whole in {_READ_SECONDS:.0f} s", expected="its end"
-            ) from None
+            await asyncio.wait({reading}, timeout=_FAST_SECONDS)
+            if not reading.done():
+                if self._slow.locked():
+                    raise _crowded("messages that come slowly")
+                self._fast.release()
+                lane = self._slow
+                await lane.acquire()
+                await asyncio.wait({reading}, timeout=_READ_SECONDS)
+            if not reading.done():
+                raise TooSlow(
+                    "message", found=f"not whole in {_READ_SECONDS:.0f} s", expected="its end"
+                )
+            data = reading.result()
         finally:
-            self._reads.release()
+            reading.cancel()
+            lane.release()
         held.add(len(data or b""))
         return data
 
@@ -344,6 +358,11 @@ class GrpcServer:
         _check_repository(request)
         await self._predict.unload(request.model_name, plain(request.parameters))
         return MESSAGES["RepositoryModelUnloadResponse"]()
+
+
+def _crowded(what: str) -> Crowded:
+    return Crowded(what, found="as many as there is room for", expected="fewer",
+                   fix="try again later")  # fmt: skip
 
 
 async def _abort(context: Any, error: Exception) -> None:

@@ -35,7 +35,7 @@ def here(made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
-    (tmp_path / "afile").write_text("in the way")
+    (tmp_path / "plain").write_text("in the way")
     (tmp_path / "adirectory").mkdir()
     (tmp_path / "adirectory" / "full").write_text("")
     return tmp_path
@@ -50,7 +50,7 @@ WRITING = {
     "quantize": ["quantize", "model", "--recipe", "int8", "--output", "{}"],
 }
 PLACES = {
-    "below a file": "afile/out",
+    "below a file": "plain/out",
     "nowhere": "/proc/nope/out",
     "too long": "x" * 300,
 }
@@ -93,7 +93,7 @@ READING = {
     "serve": ["serve", "{}", "--port", "0"],
     "cluster status": ["cluster", "status", "{}"],
 }
-WRONG = ("missing", "afile", "adirectory", "afile/below", "x" * 300, "loop")
+WRONG = ("missing", "plain", "adirectory", "plain/below", "x" * 300, "loop")
 
 
 @pytest.mark.parametrize("args", READING.values(), ids=READING)

@@ -175,6 +175,7 @@ REFUSED_ALL_THE_SAME = (
     "partial_rotary_factor",  # transformers' plain rotation drops it, and its scalings fail on it
     "use_bidirectional_attention",  # Gemma 2's mask does not know it, but some attention kernels do
     "add_cross_attention",  # it has weights, for an encoder's states that no text gives
+    "gelu_10",  # clipped at 10, which tiny models do not reach
     "by its other name",  # a key and its alias differ: transformers takes the later one
 )
 """What we say of values that ask for something that transformers does not do."""

@@ -58,6 +58,9 @@ class Products:
     def __iter__(self):
         return iter(sorted(self.names))
 
+    def dtype_of(self, name: str) -> np.dtype:
+        return np.dtype(np.float32)
+
     def read(self, name: str) -> np.ndarray:
         module = name.removesuffix(".weight")
         a, b = (self._files.read(f"base_model.model.{module}.lora_{part}.weight") for part in "AB")

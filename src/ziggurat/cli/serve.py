@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 
 from ziggurat.cli import console, serve_embedder, serve_repository
 from ziggurat.core import config, hub
-from ziggurat.core.errors import ConfigError, EnvironmentError, ZigguratError
+from ziggurat.core.errors import ConfigError, ZigguratError
 
 M = TypeVar("M")
 KEY_VARIABLE = "ZIGGURAT_API_KEY"
@@ -173,18 +173,14 @@ def serve(
             bundles, host, port, keys, log, drain_seconds, say, admin_keys, tls, origins
         )
         return 0
+    from prometheus_client import CollectorRegistry
+
     from ziggurat.nn.precision import Precision
+    from ziggurat.serve.composition import Generator, openai_parts
+    from ziggurat.serve.llm import LLM, EngineConfig
+    from ziggurat.serve.llm.policy import RequestPolicy
+    from ziggurat.serve.server import Server, bind
 
-    try:
-        from prometheus_client import CollectorRegistry
-
-        from ziggurat.serve.composition import Generator, openai_parts
-        from ziggurat.serve.llm import LLM, EngineConfig
-        from ziggurat.serve.llm.policy import RequestPolicy
-        from ziggurat.serve.server import Server, bind
-    except ModuleNotFoundError as error:
-        fix = "pip install 'ziggurat[serve]'"
-        raise EnvironmentError(f"package {error.name}", found="missing", fix=fix) from None
     settings = config.from_plain(EngineConfig, limits, "command line")
     precision, embeds = Precision(compute, compute), serve_embedder.is_encoder(model)
     if embeds:

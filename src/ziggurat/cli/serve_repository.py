@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ziggurat.core import config
-from ziggurat.core.errors import ConfigError, EnvironmentError, ServeError
+from ziggurat.core.errors import ConfigError, ServeError
 
 if TYPE_CHECKING:
     from ziggurat.serve.app import Part
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ziggurat.serve.tls import Tls
 
 MIB = 2**20
-EXTRA = "pip install 'ziggurat[serve]'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +138,12 @@ def serve_alone(
 
     Raises:
         ServeError: a port is in use.
-        EnvironmentError: the extra for serving is not installed.
+        ModuleNotFoundError: the extra for serving is not installed.
     """
-    try:
-        from prometheus_client import CollectorRegistry
+    from prometheus_client import CollectorRegistry
 
-        from ziggurat.serve.server import Server, bind
-    except ModuleNotFoundError as error:
-        raise EnvironmentError(f"package {error.name}", found="missing", fix=EXTRA) from None
+    from ziggurat.serve.server import Server, bind
+
     registry = CollectorRegistry()
     with contextlib.closing(bind(host, port)) as listening, opened(what, host, say) as predict:
         served = parts(predict, what, registry, host, keys, drain_seconds, admin_keys, tls)

@@ -32,13 +32,21 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3MoeConfig:
         "d_ff_expert": hf.get("moe_intermediate_size"),
         "normalise_weights": hf.get("norm_topk_prob"),
         "sparse_every": hf.get("decoder_sparse_step"),
-        "dense_layers": hf.get("mlp_only_layers", []),
+        "dense_layers": _existing(hf.get("mlp_only_layers", []), settings["n_layers"]),
         "window": window,
         "attention_bias": hf.get("attention_bias"),
     }
     same_reach(hf, window)
     hf.finish()
     return checked(Qwen3MoeConfig, settings, "config.json")
+
+
+def _existing(layers: Any, count: int) -> Any:
+    """Numbers of layers without those that a model of ``count`` layers does not have: they have no
+    effect in transformers."""
+    if not isinstance(layers, list):
+        return layers
+    return [n for n in layers if not (isinstance(n, int) and n >= count)]
 
 
 def to_hf(config: Qwen3MoeConfig) -> dict[str, Any]:

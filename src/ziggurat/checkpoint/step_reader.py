@@ -35,7 +35,7 @@ class StepInfo:
     """Whether the manifest reads and every file has its recorded size. Digests are compared on
     restore; a step found damaged then is set aside, or reported as not intact from then on."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    """What it was saved with."""
+    """Metrics that it was saved with."""
 
 
 class StepReader:

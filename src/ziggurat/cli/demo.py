@@ -51,7 +51,7 @@ def demo(output: Path = Path("runs"), seed: int | None = None) -> int:
 
 
 def _require() -> None:
-    """What the last steps import, before the first ones take minutes.
+    """Import what the last steps need, before the first ones take minutes.
 
     Raises:
         ModuleNotFoundError: the extra ``demo`` is not installed.

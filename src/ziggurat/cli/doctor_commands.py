@@ -32,11 +32,11 @@ class Import(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """What came of carrying out a command's imports."""
+    """Result of carrying out a command's imports."""
 
     works: bool
     note: str
-    """What is missing and how to install it; empty if nothing is."""
+    """The missing package and how to install it; empty if none is missing."""
 
 
 def check() -> dict[str, Command]:

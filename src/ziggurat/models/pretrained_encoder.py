@@ -140,7 +140,7 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
         tensors,
         model.abstract,
         layers=model.encoder.n_layers,
-        ignored=lambda name: name.endswith(family.buffers),
+        ignored=lambda name: name.endswith(family.buffers) or family.ignored(model.config, name),
         place=placement(model.shardings(layout) if layout is not None else {}),
         as_stored=model.precision.as_stored,
     )

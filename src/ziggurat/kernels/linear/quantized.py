@@ -213,7 +213,7 @@ def rounded_activations(x: Float[Array, "... d"], weight: Any) -> Float[Array, "
 
     >>> format = WeightFormat("int8", "int8")
     >>> weight = QuantizedWeight(jnp.ones((2, 1), jnp.int8), jnp.ones((1, 1)), None, format, -2)
-    >>> rounded_activations(jnp.array([[127.0, 0.6]]), weight).tolist()
+    >>> rounded_activations(jnp.array([[127.5, 0.6]]), weight).tolist()
     [[127.0, 1.0]]
     """
     if not isinstance(weight, QuantizedWeight) or weight.format.activation is None:

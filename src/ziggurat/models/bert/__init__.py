@@ -14,7 +14,8 @@ FAMILIES.add(
         to_hf=hf.to_hf,
         hf_names=hf.hf_names,
         base="bert.",
-        buffers=("embeddings.position_ids", *hf.HEAD),
+        buffers=("embeddings.position_ids",),
+        ignored=lambda config, name: name.endswith(hf.HEAD),
         encoder=True,
     ),
 )

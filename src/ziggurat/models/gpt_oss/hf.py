@@ -18,7 +18,8 @@ def from_hf(values: Mapping[str, Any]) -> GptOssConfig:
     Raises:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
-    hf = HFConfig(values)
+    # the experts' activation is fixed: transformers does not read hidden_act
+    hf = HFConfig({**values, "hidden_act": "silu"})
     settings = read_fields(hf)
     layers = hf.whole("num_hidden_layers")
     types = ["full_attention" if i % 2 else "sliding_attention" for i in range(layers)]

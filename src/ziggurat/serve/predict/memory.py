@@ -1,6 +1,6 @@
 """One budget for the bytes of all requests under way, however they came.
 
->>> memory = Memory(largest=100, together=250)
+>>> memory = Memory(largest=2**20, together=2**22)
 >>> held = memory.open()
 >>> held.add(80)
 >>> memory.held

@@ -59,7 +59,7 @@ docs: $(VENV)/has-docs  ## the documentation site, in site/; a warning is an err
 wheel: $(VENV)/has-dev  ## a wheel with the CPU kernels of every level, in dist/
 	@rm -rf build/wheel dist && mkdir -p build
 	@$(PY) -m pip --no-input wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
-	@$(BIN)/auditwheel repair --wheel-dir dist build/wheel/ziggurat-*-linux_*.whl
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/wheel/ziggurat-*-linux_*.whl
 	@ls dist
 
 # DEMO="3.11" also runs the whole demo there.

@@ -91,6 +91,8 @@ def rope_of(
             key: float(values[key]) for key in sorted(TYPES[kind] & values.keys())
         }
         theta = float(values.get("rope_theta", theta))
+        if not theta > 0:
+            raise ValueError(f"rope_theta {theta}; expected a positive number")
         _need(kind, numbers)
         return RopeConfig(theta=theta, scaling=_scaling(kind, numbers, length, original, values))
     except (TypeError, ValueError, ZeroDivisionError) as error:

@@ -54,10 +54,11 @@ NULLABLE = {
     "final_logit_softcapping",
     "num_key_value_heads",
     "q_lora_rank",
-    "rope_parameters",
     "sliding_window",
 }
 """Keys that have a default and another meaning where they are null."""
+NULL_IS_ABSENT = {"rope_parameters"}
+"""Keys that transformers takes for absent where they are null; GPT-OSS is YaRN then too."""
 OFF = (None, False, 0, 0.0, [], {}, "")
 """Values by which a key asks for nothing."""
 
@@ -101,6 +102,8 @@ class HFConfig:
         self._used.add(key)
         usual = self._defaults.get(key)
         value = self._values.get(key, usual)
+        if value is None and key in NULL_IS_ABSENT:
+            value = usual
         if value is None and usual is not None and key not in NULLABLE:
             raise ModelError(
                 f"config.json: {key}",

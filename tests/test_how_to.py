@@ -13,6 +13,8 @@ import pytest
 from ziggurat.cli.main import main
 
 PAGES = sorted((Path(__file__).parents[1] / "docs/how-to").glob("*.md"))
+QUICK = ("data.md", "kernels.md", "plan.md")
+"""Pages that `make test` runs; the others train or serve, and are slow."""
 LONG = ("rl.md", "diffusion.md")
 """Pages whose commands train for half a minute each, which CI has no time for; what they show is
 also in ``tests/post/rl`` and ``tests/cli/test_sample.py``. ``LONG_PAGES=1 pytest`` runs them."""
@@ -27,7 +29,13 @@ def _keep_logging(monkeypatch):
         logging.getLogger(name).setLevel(level)
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path.name in QUICK else pytest.mark.slow, id=path.name)
+        for path in PAGES
+    ],
+)
 def test_page(path, tmp_path, monkeypatch, capsys):
     """A ``toml`` or ``python`` block that starts with ``# NAME`` is a file; in a ``console`` block
     the lines after ``$ ziggurat ...`` or ``$ python FILE`` are what it prints, with ``...`` for

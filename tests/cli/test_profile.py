@@ -10,6 +10,8 @@ from tests.train.runs import TEXT
 from ziggurat.cli.main import main
 from ziggurat.profile.journal import read_journal
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

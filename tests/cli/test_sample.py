@@ -63,6 +63,7 @@ def test_batch_and_company_change_no_image(model, drawn, tmp_path, capsys):
     assert np.abs(pixels - tile).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_bundle_draws_what_the_verb_draws(model, drawn, tmp_path, capsys):
     from ziggurat.serve.predict import LoadedBundle
 

@@ -89,6 +89,7 @@ def test_rank_0_is_killed_and_a_spare_takes_its_place(folder, cluster, peace):
     assert [event["step"] for event in events if event["event"] == "resumed"][1] >= 5
 
 
+@pytest.mark.slow
 def test_grown_by_command_then_a_host_hangs(folder, cluster, peace):
     """From 1 host to 2 by command; one of them is stopped with SIGSTOP, the spare steps in."""
     run, began = Run(folder, "resized", f"train.steps={STEPS}"), time.time()
@@ -112,6 +113,7 @@ def test_grown_by_command_then_a_host_hangs(folder, cluster, peace):
     compare(run, peace, exact=False)
 
 
+@pytest.mark.slow
 def test_a_host_is_told_that_it_will_be_taken_away(folder, cluster, peace):
     run, began = Run(folder, "noticed", f"train.steps={STEPS}"), time.time()
     wait_for_hosts(cluster, 3)
@@ -137,6 +139,7 @@ def test_the_controller_is_told_to_stop(folder, cluster, peace):
     compare(run, peace, exact=True)
 
 
+@pytest.mark.slow
 def test_the_controller_is_killed(folder):
     """Its hosts end, and another controller goes on with the run."""
     file = folder / "orphaned.toml"

@@ -140,6 +140,7 @@ def test_fresh_adapters_change_nothing():
         assert np.abs(leaf).max() <= leaf.shape[-2] ** -0.5
 
 
+@pytest.mark.slow
 def test_a_quantised_base_is_joined_and_gives_gradients():
     """QLoRA: the base stays int8; merged, it is floats where it was adapted."""
     model = LanguageModel.build(TINY)

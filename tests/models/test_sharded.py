@@ -74,6 +74,7 @@ def unsharded():
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_logits_and_gradients_equal_the_unsharded_ones(name, unsharded):
     case, mesh = MESHES[name]
@@ -122,6 +123,7 @@ def test_every_parameter_names_every_dimension():
         assert shape == tuple(sizes[axis] for axis in axes[name]), name
 
 
+@pytest.mark.slow
 def test_fresh_parameters_do_not_depend_on_the_mesh():
     model = LanguageModel.build(
         LlamaConfig(vocab_size=32, d_model=16, n_layers=2, n_heads=2, d_ff=32, attention_bias=True)

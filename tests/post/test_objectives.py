@@ -154,6 +154,7 @@ def test_judged_answers_move_apart(here):
     assert all(value >= 0 for value in metrics(here / "kto/run", "kl"))
 
 
+@pytest.mark.slow
 def test_a_reward_model_tells_answers_apart(here):
     settings = (f"output={here / 'reward'}", source(here, "pairs"), "objective.kind='reward'")
     settings += ("data.eval_fraction=0.25", "evaluation.every=30", "train.accumulate=2")

@@ -192,6 +192,7 @@ def connection(server):
         yield made
 
 
+@pytest.mark.slow
 def test_no_request_breaks_the_server_and_every_block_comes_back(connection, engine, client):
     rng, seen = random.Random(0), collections.Counter()
     for _ in range(2000):
@@ -216,6 +217,7 @@ def test_no_request_breaks_the_server_and_every_block_comes_back(connection, eng
     assert client.completions.create(model="tiny", prompt="ab", max_tokens=4).choices
 
 
+@pytest.mark.slow
 def test_clients_that_come_and_go_leave_nothing_behind(server, engine):
     host, port = server.url.removeprefix("http://").split(":")
 

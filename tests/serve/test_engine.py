@@ -268,6 +268,7 @@ def test_llm_generates_and_chats_and_batches(model, params, tokenizer):
         assert llm.generate("ab", greedy)[0] == texts[0], "the engine is free again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["int8", "int4"])
 def test_kernels_of_the_cpu_give_the_tokens_of_the_definitions(
     model, params, tokenizer, monkeypatch, recipe

@@ -89,6 +89,7 @@ def greedy_by_hand(whole, prompt, count):
     return tokens[len(prompt) :]
 
 
+@pytest.mark.slow
 def test_greedy_tokens_are_the_models_although_blocks_are_taken_away(small, whole):
     before = small.statistics().preemptions
     asked = [
@@ -132,6 +133,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix_cache", [True, False])
 def test_alone_or_in_a_mix_the_same_request_has_the_same_tokens(
     small, model, params, tokenizer, kept, prefix_cache

@@ -95,6 +95,7 @@ def test_sharded_training_equals_unsharded(tmp_path, plain, mesh):
         assert [row[name] for row in found] == [row[name] for row in expected]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_to_another_mesh(tmp_path, plain):
     """Four steps on one device, the rest on eight: as if it had stayed."""
     source = plain[0] / "checkpoints" / "step_00000004"
@@ -112,6 +113,7 @@ def test_a_checkpoint_moves_to_another_mesh(tmp_path, plain):
     assert kernel.addressable_shards[0].data.size == kernel.size // 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "override", ["train.accumulate=4", "train.remat='full'", "train.remat='dots'"]
 )
@@ -123,6 +125,7 @@ def test_saving_memory_changes_no_result(tmp_path, one_device, plain, override):
     np.testing.assert_allclose(losses(tmp_path / "tiny"), losses(plain[0]), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_bfloat16_follows_float32(tmp_path, one_device, plain):
     """Tolerance: bfloat16 products carry 8 bits; losses of about 5 agree to a few hundredths."""
     train(resolved(f"output={tmp_path}", *SETTINGS, "train.precision=bfloat16"))
@@ -170,6 +173,7 @@ def test_a_run_without_one_finite_step_does_not_finish(tmp_path, one_device, mon
         train(resolved(f"output={tmp_path}", "train.steps=3"))
 
 
+@pytest.mark.slow
 def test_a_restart_finds_its_compiled_programs(tmp_path, one_device):
     """The step of two runs is one entry of their common cache, and the result the same to a bit."""
     cache, found = tmp_path / "compiled", []

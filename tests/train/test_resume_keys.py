@@ -145,6 +145,7 @@ def undisturbed(tmp_path_factory):
     return parameters(train(resolved(f"output={directory}", *settings)))
 
 
+@pytest.mark.slow
 def test_keys_without_effect_leave_every_bit(tmp_path, undisturbed):
     """Two steps, then two more with every such key changed, and with a longer run asked for later:
     the same parameters as four steps in one go."""
@@ -158,6 +159,7 @@ def test_keys_without_effect_leave_every_bit(tmp_path, undisturbed):
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_a_longer_run_keeps_its_schedule(tmp_path, capsys, undisturbed):
     """The learning rate never jumps when ``train.steps`` is raised; it does where the schedule is
     asked to, and both are printed. A length that is passed already is refused."""

@@ -49,6 +49,7 @@ def still() -> Optimizer:
     return Optimizer(transform, lambda step: 0.0, ())
 
 
+@pytest.mark.slow
 def test_losses_and_correcting_biases():
     """One step in two micro-batches: losses of routers are in the metrics and the gradient, only
     biases move, and by the rate; padding has no part."""
@@ -81,6 +82,7 @@ def test_losses_and_correcting_biases():
         np.testing.assert_array_equal(after[other], before[other])
 
 
+@pytest.mark.slow
 def test_a_mixture_learns(tmp_path, monkeypatch):
     devices = jax.devices()[:4]
     monkeypatch.setattr(jax, "devices", lambda *_: devices)

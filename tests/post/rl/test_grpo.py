@@ -130,6 +130,7 @@ def test_reward_rises_and_everything_is_recorded(whole):
     assert found["eval_problems"] == 4
 
 
+@pytest.mark.slow
 def test_a_killed_run_makes_the_same_rollouts_again(whole, monkeypatch):
     play, calls = Arena.play, []
 

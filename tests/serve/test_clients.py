@@ -22,16 +22,20 @@ LONG = {"model": "tiny", "prompt": "a", "max_tokens": 90, "extra_body": {"ignore
 
 
 @pytest.fixture(scope="module")
-def guarded(engine):
-    """The engine behind two keys, with the switches that are off by default."""
+def guarded(engine, server):
+    """The engine behind two keys, with the switches that are off by default.
+
+    An engine has one monitor: that of ``server``, made before, gets it back for other tests.
+    """
     from prometheus_client import CollectorRegistry
 
     policy = RequestPolicy(extra_fields="ignore", special_tokens="all", sampling={"top_k": 1})
-    registry = CollectorRegistry()
+    registry, monitor = CollectorRegistry(), engine.monitor
     parts = openai_parts(registry, Generator("tiny", engine, policy))
     origins = ["https://chat.example"]
     with serving(parts, registry, keys=["k1", "k2"], allowed_origins=origins) as made:
         yield made
+    engine.monitor = monitor
 
 
 @contextlib.contextmanager

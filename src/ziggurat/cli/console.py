@@ -1,4 +1,4 @@
-"""What every command shares: options from a function's signature, the console, errors and logging.
+"""Shared by every command: options from a function's signature, the console, errors and logging.
 
 A command's options are the parameters of one function; types, defaults and help come from its
 signature and docstring. A parameter before ``/`` is positional. If the function has a parameter

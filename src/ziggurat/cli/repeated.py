@@ -46,7 +46,7 @@ def gather(function: Callable[..., Any], args: Sequence[str]) -> list[str]:
     """
     lists, first = list_options(function), dict[str, list[str]]()
     pieces: list[list[str]] = [[]]
-    """What stands before the first option, then each option with what follows it."""
+    """Arguments before the first option, then each option with its values."""
     pending = iter(args)
     for arg in pending:
         flag, equals, value = arg.partition("=")

@@ -61,7 +61,7 @@ class FailureBudget:
         return len(self._failures) > self.most
 
     def describe(self) -> str:
-        """What was counted, in words."""
+        """The failures counted so far, in words."""
         within = f" within {self.window_s:g} s" if self.window_s != float("inf") else ""
         counted = len(self._failures)
         return f"{counted} failures{within} or without a new step (max_failures = {self.most})"

@@ -46,7 +46,7 @@ class Outcome:
     """How a program ended."""
 
     values: list[Any]
-    """What it returned on each host of its last world, in their order; empty where it was asked to
+    """Values returned on each host of its last world, in their order; empty where it was asked to
     leave while the world was broken."""
     stopped: str
     """Why it was asked to leave; empty when it went on to its end."""

@@ -44,7 +44,7 @@ class HubId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "HubId | None":
-        """What a text names on the hub; None if it can only be a path."""
+        """The hub repository that a text names; None if it can only be a path."""
         match = _ID.fullmatch(text)
         if match is None or match["repository"].endswith(_FILES) or "/.." in text:
             return None
@@ -78,7 +78,7 @@ def local(path: Path | str, kind: Kind = "model", files: Sequence[str] | None = 
 
 
 def name_of(path: Path) -> str:
-    """What people call what lies at ``path``: its name, or its repository's id.
+    """Name of the model at ``path``: the directory's or file's, or its repository's id.
 
     >>> name_of(Path("hub/models--acme--tiny/snapshots/0123abc")), name_of(Path("models/tiny"))
     ('acme/tiny', 'tiny')

@@ -1,4 +1,4 @@
-"""What of a run's data is not as it was, named by source and file for whoever resumes the run.
+"""Changes in the data of a run that is resumed, named by source and file.
 
 A checkpoint holds of each component a digest of the documents that are used, and the name of the
 token store they came from. Where the digest is another, that store, if the cache still has it, is
@@ -33,7 +33,7 @@ class Used(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """What a checkpoint holds of it: the digest, and the beginning of the store's key."""
+        """A short mark for checkpoints: the digest, and the beginning of the store's key."""
         return f"{self.content}.{self.store.path.name.removeprefix(STORE)[:KEY_DIGITS]}"
 
 

@@ -5,58 +5,24 @@ events) and kills itself before change number ``n``. Whatever that leaves, the n
 undisturbed run does, and before a step was recorded other settings are taken.
 """
 
+import multiprocessing
 import os
 import signal
-import sys
 
 import pytest
+from tests.train import first_start
 from tests.train.runs import TEXT
 
-CHANGES = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "os.symlink")
-STEPS = 2
-CHILD = 60.0
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.train.first_start"])
 
 
 def start(folder, name, *overrides, kill_at=None) -> int:
-    """Train in a forked child; returns its exit code, minus the signal that ended it."""
-    pid = os.fork()
-    if not pid:
-        code = 70
-        try:
-            log = os.open(folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1)
-            os.dup2(log, 2)
-            code = train(folder, name, overrides, kill_at)
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def train(folder, name, overrides, kill_at) -> int:
-    import jax
-
-    from ziggurat.cli.main import main
-
-    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    output, done = str(folder / "runs"), 0
-
-    def count(event, args):
-        nonlocal done
-        if event not in CHANGES or not args or output not in str(args[0]):
-            return
-        if event == "open" and not (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            return
-        done += 1
-        if done == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(count)
-    file = folder / "tiny.toml"
-    fixed = (f"--set=name={name}", f"--set=output={output}", f"--train.steps={STEPS}")
-    code = main(["train", str(file), *fixed, "--checkpoint.every=1", *overrides])
-    (folder / "changes").write_text(str(done))
-    return code
+    """Train in a child process; returns its exit code, minus the signal that ended it."""
+    child = FORKS.Process(target=first_start.run, args=(folder, name, overrides, kill_at))
+    child.start()
+    child.join()
+    return child.exitcode
 
 
 def losses(folder, name):
@@ -68,13 +34,6 @@ def losses(folder, name):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Everything imported here and no device touched, so that children can be forked."""
-    import ziggurat.cli.train
-    import ziggurat.models.pretrained
-    import ziggurat.train.loop
-    import ziggurat.train.summary
-
-    assert ziggurat.cli.train, (ziggurat.models.pretrained, ziggurat.train.loop)
     made = tmp_path_factory.mktemp("killed")
     (made / "tiny.toml").write_text(TEXT)
     return made

@@ -7,6 +7,7 @@ connection was made; a body may pause for :data:`PAUSE_SECONDS` and must come wi
 """
 
 import asyncio
+import contextlib
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +22,9 @@ _GRACE_SECONDS = 20.0
 """Time before the average counts."""
 _SMALL = 2**16
 """Bytes of a body that is read to its end although nobody wants it."""
+LINGER_SECONDS, LINGER_BYTES = 2.0, 2**24
+"""How long, and how many bytes of, an unwanted body are read after an early answer. A connection
+closed on a client that still sends is reset, and many clients then never see the answer."""
 
 
 class BodyTooSlow(RequestError):
@@ -34,7 +38,8 @@ class BodyInTime:
     """Middleware that gives up on bodies that come too slowly, and closes after early answers.
 
     An answer that is sent before a large body was read, such as a refusal of its size, ends the
-    connection: otherwise the rest of the body would have to be read.
+    connection: otherwise the rest of the body would have to be read. What the client is sending
+    meanwhile is read and dropped, within bounds, so that it gets to the answer (RFC 9112, 9.6).
 
     Args:
         app: what reads the bodies.
@@ -73,9 +78,26 @@ class BodyInTime:
             if message["type"] == "http.response.start" and not whole and not small:
                 headers = [*message.get("headers", ()), (b"connection", b"close")]
                 message = {**message, "headers": headers}
+            last = message["type"] == "http.response.body" and not message.get("more_body")
+            if last and not whole and not small:
+                await send({**message, "more_body": True})
+                await _drop(receive)
+                message = {"type": "http.response.body"}
             await send(message)
 
         await self._app(scope, read, write)
+
+
+async def _drop(receive: Receive) -> None:
+    """Read what still comes of a body, for a while."""
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while size < LINGER_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    return
 
 
 def _too_slow(found: str) -> BodyTooSlow:

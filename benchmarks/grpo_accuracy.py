@@ -27,7 +27,7 @@ from rich.console import Console
 
 from ziggurat.cli.objectives import known
 from ziggurat.core import config
-from ziggurat.models import pretrained
+from ziggurat.models.loading import pretrained
 from ziggurat.post.rl import tasks
 from ziggurat.post.rl.accuracy import Tally, measure
 from ziggurat.post.rl.arena import Arena

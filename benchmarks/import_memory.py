@@ -23,9 +23,9 @@ def make(directory: Path, gb: float, shard_gb: float) -> None:
     import ml_dtypes
     import numpy as np
 
-    from ziggurat.checkpoint import write_sharded
+    from ziggurat.formats import write_sharded
     from ziggurat.models import LanguageModel, LlamaConfig
-    from ziggurat.models.llama import hf
+    from ziggurat.models.families.llama import hf
 
     layers = max(1, round(gb * 1e9 / 2 / (4 * 1024**2 + 3 * 1024 * 4096)))
     config = LlamaConfig(vocab_size=32000, d_model=1024, n_layers=layers, n_heads=16, d_ff=4096)
@@ -56,8 +56,8 @@ def measure(directory: Path) -> None:
     """Import it here, and print this process's peak."""
     import jax
 
-    from ziggurat.checkpoint import SafetensorsDirectory
-    from ziggurat.models import pretrained
+    from ziggurat.formats import SafetensorsDirectory
+    from ziggurat.models.loading import pretrained
     from ziggurat.nn import Precision
 
     jax.device_put(1.0).block_until_ready()

@@ -38,7 +38,7 @@ import numpy as np
 from llama_cpp_peer import LlamaServer, convert
 from ziggurat.core import host_memory
 from ziggurat.kernels.cpu.library import library
-from ziggurat.models import pretrained
+from ziggurat.models.loading import pretrained
 from ziggurat.models.quantized import summed_axes
 from ziggurat.quantize import NAMED
 from ziggurat.quantize.weights import quantize

@@ -1,4 +1,4 @@
-"""Writes src/ziggurat/models/config_keys.json: what configs of transformers and diffusers hold.
+"""Writes the recorded keys of config classes in transformers and diffusers: config_keys.json.
 
 For each type of model that we read, every key that the library's own class takes or its code reads,
 with the default. With --check, computes it anew and compares. Needs transformers and diffusers.
@@ -21,7 +21,7 @@ import transformers
 from transformers.models.auto import modeling_auto
 
 ROOT = pathlib.Path(__file__).parents[1]
-OUT = ROOT / "src" / "ziggurat" / "models" / "config_keys.json"
+OUT = ROOT / "src" / "ziggurat" / "models" / "conversion" / "config_keys.json"
 LIBRARY = pathlib.Path(transformers.__file__).parent
 MODEL_TYPES = (
     "bert", "deepseek_v3", "gemma2", "gemma3_text", "gpt2", "gpt_oss", "llama", "mistral",

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.oracle import torch_files as oracle  # noqa: E402
 
-from ziggurat.checkpoint import foreign  # noqa: E402
+from ziggurat.checkpoint import containers  # noqa: E402
 
 
 def to_torch(array: np.ndarray, name: str = "") -> torch.Tensor:
@@ -133,7 +133,7 @@ def record(folder: pathlib.Path) -> None:
 
 def contents(path: pathlib.Path) -> tuple[dict, dict]:
     """Everything a file holds, comparable."""
-    with foreign.open(path) as tensors:
+    with containers.open(path) as tensors:
         held = {n: (t.shape, t.dtype.name, t.read().tobytes()) for n, t in tensors.items()}
         return held, tensors.metadata
 

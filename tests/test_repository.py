@@ -68,10 +68,10 @@ def test_no_file_names(pattern):
     assert not found, "\n".join(found)
 
 
-def test_sixteen_packages_each_in_the_import_contract_and_the_reference():
-    (contract,) = PROJECT["tool"]["importlinter"]["contracts"]
+def test_every_package_is_in_the_import_contract_and_the_reference():
+    contract, _ = PROJECT["tool"]["importlinter"]["contracts"]
     ordered = [name for layer in contract["layers"] for name in re.split(r"\s*\|\s*", layer)]
-    assert len(PACKAGES) == 16
+    assert len(PACKAGES) == 17
     assert sorted(ordered) == PACKAGES
     assert contract["exhaustive"] is True
     assert sorted(path.stem for path in (ROOT / "docs/api").glob("*.md")) == PACKAGES

@@ -25,7 +25,7 @@ ALLOWED = {
     "serve/predict/bundle.py:*": "of the devices that a bundle was loaded for",
     "serve/predict/model_card.py:*": "of the device on which a bundle runs",
     "serve/llm/programs.py:_surroundings": "compiled programs on disk belong to one machine",
-    "checkpoint/peer.py:*": "the name of this machine, to tell hosts apart",
+    "checkpoint/memory/peer.py:*": "the name of this machine, to tell hosts apart",
     "cluster/worker.py:*": "versions and name of this machine",
     "cli/kernels.py:*": "prints what this machine is",
     "cli/doctor.py:*": "prints what this machine is",

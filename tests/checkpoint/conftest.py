@@ -6,7 +6,7 @@ import tempfile
 
 import pytest
 
-from ziggurat.checkpoint import peer, rendezvous
+from ziggurat.checkpoint.memory import peer, rendezvous
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_training_goes_on_without_keeper_and_store(tmp_path, private, monkeypatc
     (tmp_path / "store").mkdir(exist_ok=True)
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "store").write_text("in the way")
-    monkeypatch.setattr("ziggurat.checkpoint.peer._start", lambda *_: False)
+    monkeypatch.setattr("ziggurat.checkpoint.memory.peer._start", lambda *_: False)
     assert tiers.memory is not None
     assert tiers.memory.keeper is not None
     os.kill(tiers.memory.keeper, signal.SIGKILL)

@@ -35,7 +35,7 @@ SCORE = ["--signature", "x:FP32[b,4] -> score"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A module of functions, its weights in a file, and a bundle."""
-    from ziggurat.checkpoint import write_sharded
+    from ziggurat.formats import write_sharded
 
     made = tmp_path_factory.mktemp("bundles")
     (made / "scorer.py").write_text(MODULE)

@@ -8,7 +8,8 @@ import pytest
 
 from ziggurat.cli import chat, generate, main
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.models import LanguageModel, LlamaConfig, pretrained
+from ziggurat.models import LanguageModel, LlamaConfig
+from ziggurat.models.loading import pretrained
 from ziggurat.serve.llm import LLM, SamplingParams
 from ziggurat.serve.llm.generation_defaults import sampling_defaults
 

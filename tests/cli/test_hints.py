@@ -11,7 +11,7 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.core.storage import CLIENTS
 from ziggurat.data.sources.files import list_files
 from ziggurat.data.sources.nodes import TextFiles
-from ziggurat.models import pretrained
+from ziggurat.models.loading import pretrained
 from ziggurat.train.config import SYNONYMS, RunConfig
 
 SUBCOMMANDS = {

@@ -7,20 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from ziggurat.checkpoint import SafetensorsDirectory, read_arrays, write_sharded
+from ziggurat.checkpoint import read_arrays
 from ziggurat.cli.main import main
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.models import (
-    BertConfig,
-    EncoderModel,
-    LanguageModel,
-    LlamaConfig,
-    pretrained,
-    pretrained_encoder,
-    proof,
-)
-from ziggurat.models.sentence_layout import SentenceConfig
+from ziggurat.formats import SafetensorsDirectory, write_sharded
+from ziggurat.models import BertConfig, EncoderModel, LanguageModel, LlamaConfig
+from ziggurat.models.conversion.sentence_layout import SentenceConfig
+from ziggurat.models.loading import pretrained, pretrained_encoder, proof
 
 CONFIG = LlamaConfig(
     vocab_size=257, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, max_sequence_length=64,

@@ -7,17 +7,12 @@ import numpy as np
 import pytest
 from tests.oracle import families, torch_files
 
-from ziggurat.checkpoint import foreign, read_arrays, read_records
+from ziggurat.checkpoint import containers, read_arrays, read_records
 from ziggurat.cli.main import main
 from ziggurat.core.errors import CheckpointError
 from ziggurat.core.pytrees import named_leaves
-from ziggurat.models import (
-    FAMILIES,
-    LanguageModel,
-    family_for_architecture,
-    foreign_weights,
-    pretrained,
-)
+from ziggurat.models import FAMILIES, LanguageModel, family_for_architecture
+from ziggurat.models.loading import foreign_weights, pretrained
 from ziggurat.nn.rope import frequencies
 
 CASE = "llama/gqa-2"
@@ -35,7 +30,7 @@ def directory(tmp_path_factory, theirs):
     import tokenizers
 
     folder = tmp_path_factory.mktemp("hf") / "tiny"
-    foreign.write("safetensors", theirs, folder)
+    containers.write("safetensors", theirs, folder)
     (folder / "config.json").write_text(json.dumps(families.load(CASE).config))
     letters = {f"t{index}": index for index in range(families.VOCABULARY)}
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters, unk_token="t0"))
@@ -114,7 +109,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_are_those_of_import_hf(tmp_path, directory, theirs, expected, capsys, layout):
     kind, change, said = LAYOUTS[layout]
-    source = foreign.write(kind, change(theirs), tmp_path / "source")
+    source = containers.write(kind, change(theirs), tmp_path / "source")
     out = tmp_path / "out"
     config = directory / "config.json" if kind == "pt" else directory
     arguments = ["import", "weights", str(source), "--config", str(config), "--output", str(out)]
@@ -128,8 +123,8 @@ def test_weights_are_those_of_import_hf(tmp_path, directory, theirs, expected, c
 
 
 def test_logits_are_those_of_import_hf(tmp_path, directory, theirs):
-    source = foreign.write("distcp", under("model.", torchtitan(theirs)), tmp_path / "dcp")
-    with foreign.open(source) as tensors:
+    source = containers.write("distcp", under("model.", torchtitan(theirs)), tmp_path / "dcp")
+    with containers.open(source) as tensors:
         loaded, naming = foreign_weights.load(tensors, directory)
     assert (naming.style, naming.prefix) == ("TorchTitan", "model.")
     logits = [
@@ -144,7 +139,7 @@ def test_bfloat16_weights(tmp_path, directory, theirs):
     import ml_dtypes
 
     halves = {name: array.astype(ml_dtypes.bfloat16) for name, array in theirs.items()}
-    with foreign.open(foreign.write("pt", halves, tmp_path / "x.pt")) as tensors:
+    with containers.open(containers.write("pt", halves, tmp_path / "x.pt")) as tensors:
         loaded, _ = foreign_weights.load(tensors, directory)
     table = np.asarray(loaded.params["embedding"]["table"])
     np.testing.assert_array_equal(table, halves["model.embed_tokens.weight"].astype(np.float32))
@@ -152,7 +147,7 @@ def test_bfloat16_weights(tmp_path, directory, theirs):
 
 def test_an_explicit_prefix(tmp_path, directory, theirs, expected, capsys):
     both = under("model.", theirs) | under("ema.", {n: a + 1 for n, a in theirs.items()})
-    source = foreign.write("pt", both, tmp_path / "two.pt")
+    source = containers.write("pt", both, tmp_path / "two.pt")
     arguments = ["import", "weights", str(source), "--config", str(directory), "--output"]
     assert main([*arguments, str(tmp_path / "a")]) == 2
     assert "the whole model under ema. and model." in capsys.readouterr().err
@@ -201,13 +196,13 @@ def test_a_tied_model_saved_without_its_head(directory):
     assert (naming.style, naming.prefix) == ("Hugging Face, without the head's wrapper", "")
 
 
-@pytest.mark.parametrize("to", foreign.KINDS)
+@pytest.mark.parametrize("to", containers.KINDS)
 def test_export_weights(tmp_path, capsys, to):
     out = tmp_path / "out"
     arguments = ["export", "weights", str(torch_files.NANOGPT), "--output", str(out), "--to", to]
     assert main([*arguments, "--select", "model.*", "best*"]) == 0
     assert f"{out}: 4 tensors" in capsys.readouterr().out
-    with foreign.open(out) as tensors:
+    with containers.open(out) as tensors:
         assert tensors.kind == to
         for name, array in torch_files.MODEL.items():
             assert tensors.read(f"model.{name}").tobytes() == array.tobytes()

@@ -7,7 +7,8 @@ from tests.quick_jit import quick_jit
 
 from ziggurat.cli.main import main
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.models import LanguageModel, LlamaConfig, pretrained
+from ziggurat.models import LanguageModel, LlamaConfig
+from ziggurat.models.loading import pretrained
 from ziggurat.models.quantized import dequantized, formats_of
 from ziggurat.nn.precision import Precision
 

@@ -24,18 +24,11 @@ from tests.train.runs import TEXT
 import ziggurat
 from ziggurat.cli.main import main
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.models import (
-    BertConfig,
-    DiffusionModel,
-    DitConfig,
-    EncoderModel,
-    image_pipeline,
-    pretrained,
-    pretrained_encoder,
-)
+from ziggurat.models import BertConfig, DiffusionModel, DitConfig, EncoderModel, image_pipeline
+from ziggurat.models.conversion.sentence_layout import SentenceConfig
 from ziggurat.models.diffusion import RectifiedFlow
 from ziggurat.models.image_pipeline import ImagePipeline, Surroundings
-from ziggurat.models.sentence_layout import SentenceConfig
+from ziggurat.models.loading import pretrained, pretrained_encoder
 from ziggurat.serve.llm import programs
 
 FEW = "--max-running 1 --max-batched-tokens 16 --max-sequence-length 32"
@@ -168,7 +161,7 @@ def models(tmp_path_factory):
     weights = {"params": drawn(dit.abstract)}
     pipeline = ImagePipeline(dit, weights, around, None, "dit", "drawn")
     image_pipeline.save(pipeline, top / "dit")
-    from ziggurat.models import diffusers_layout
+    from ziggurat.models.loading import diffusers_layout
 
     diffusers_layout.export(pipeline, top / "dit_hf")
     found = {}

@@ -12,7 +12,8 @@ from tests.train.runs import TEXT
 
 from ziggurat.cli.main import main
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.models import LanguageModel, LlamaConfig, pretrained
+from ziggurat.models import LanguageModel, LlamaConfig
+from ziggurat.models.loading import pretrained
 
 TINY = LlamaConfig(vocab_size=257, d_model=16, n_layers=1, n_heads=2, max_sequence_length=64)
 

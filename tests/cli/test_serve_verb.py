@@ -18,7 +18,8 @@ from tests.quick_jit import OPTIONS
 from ziggurat.cli import main, serve
 from ziggurat.core.errors import ConfigError
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.models import LanguageModel, LlamaConfig, pretrained
+from ziggurat.models import LanguageModel, LlamaConfig
+from ziggurat.models.loading import pretrained
 from ziggurat.serve.llm import programs
 
 

@@ -11,7 +11,7 @@ from tests.oracle import families
 from tests.quick_jit import quick_jit
 
 from ziggurat.models import EncoderModel, Family, LanguageModel, Params, family_for_architecture
-from ziggurat.models.weight_names import import_weights
+from ziggurat.models.conversion.weight_names import import_weights
 from ziggurat.nn import Causal
 
 PREFILL = 13

@@ -10,10 +10,11 @@ import qwix
 from tests.oracle import peft_lora as oracle
 from tests.quick_jit import quick_jit
 
-from ziggurat.checkpoint import Checkpoints, SafetensorsDirectory, write_sharded
+from ziggurat.checkpoint import Checkpoints
 from ziggurat.core.errors import CheckpointError, ConfigError, ModelError
 from ziggurat.core.pytrees import map_named, named_leaves
 from ziggurat.data.tokenizers import byte_level
+from ziggurat.formats import SafetensorsDirectory, write_sharded
 from ziggurat.kernels.grouped_matmul import grouped_matmul
 from ziggurat.kernels.linear import (
     LoraWeight,
@@ -22,7 +23,8 @@ from ziggurat.kernels.linear import (
     is_weight_node,
     project,
 )
-from ziggurat.models import LanguageModel, LlamaConfig, adapters, peft, pretrained
+from ziggurat.models import LanguageModel, LlamaConfig, adapters
+from ziggurat.models.loading import peft, pretrained
 from ziggurat.models.quantized import formats_of, quantized, summed_axes
 
 TINY = LlamaConfig(vocab_size=288, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64)

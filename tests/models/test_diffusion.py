@@ -10,11 +10,12 @@ import pytest
 from tests.oracle import diffusion as oracle
 from tests.quick_jit import quick_jit
 
-from ziggurat.checkpoint import write_sharded
 from ziggurat.core.errors import CheckpointError, ConfigError, ModelError
+from ziggurat.formats import write_sharded
 from ziggurat.mesh import MeshConfig, build
-from ziggurat.models import DiffusionModel, diffusers_layout, image_pipeline
+from ziggurat.models import DiffusionModel, image_pipeline
 from ziggurat.models.diffusion import DiscreteNoise, RectifiedFlow, Sampling, plan_of
+from ziggurat.models.loading import diffusers_layout
 
 TOLERANCE = 1e-4
 """float32 sums in another order; outputs are of order one to ten."""

@@ -5,8 +5,9 @@ import pytest
 from tests.oracle import diffusion as oracle
 from tests.quick_jit import quick_jit
 
-from ziggurat.models import diffusers_layout, image_pipeline
+from ziggurat.models import image_pipeline
 from ziggurat.models.image_pipeline import AUTOENCODER
+from ziggurat.models.loading import diffusers_layout
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -13,16 +13,9 @@ from tests.quick_jit import OPTIONS
 from ziggurat.cli.main import main
 from ziggurat.core.errors import DataError, ZigguratError
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.models import (
-    BertConfig,
-    EncoderModel,
-    LanguageModel,
-    LlamaConfig,
-    TextEmbedder,
-    pretrained,
-    pretrained_encoder,
-)
-from ziggurat.models.sentence_layout import SentenceConfig
+from ziggurat.models import BertConfig, EncoderModel, LanguageModel, LlamaConfig, TextEmbedder
+from ziggurat.models.conversion.sentence_layout import SentenceConfig
+from ziggurat.models.loading import pretrained, pretrained_encoder
 from ziggurat.serve.llm import programs
 
 BEYOND = "<|im_start|>"
@@ -127,8 +120,8 @@ def test_a_server_of_embeddings_answers_400(encoder):
     """The service refuses what the encoder has no row for, before it is queued."""
     from prometheus_client import CollectorRegistry
 
-    from ziggurat.serve.embedding import EmbeddingRequest, EmbeddingService
     from ziggurat.serve.llm.metrics import Metrics
+    from ziggurat.serve.openai.embeddings import EmbeddingRequest, EmbeddingService
 
     embedder = TextEmbedder.load(encoder)
     service = EmbeddingService(embedder, embedder.tokenizer, "e", Metrics(CollectorRegistry()))

@@ -8,12 +8,13 @@ import pytest
 from tests.models.family_cases import ours
 from tests.oracle import families
 
-from ziggurat.checkpoint import write_sharded
 from ziggurat.core.errors import CheckpointError, ModelError, ShardingError, ZigguratError
+from ziggurat.formats import write_sharded
 from ziggurat.mesh import MeshConfig, build
-from ziggurat.models import LlamaConfig, family_for_architecture, pretrained
-from ziggurat.models.llama.gguf import from_gguf
-from ziggurat.models.llama.hf import from_hf, to_hf
+from ziggurat.models import LlamaConfig, family_for_architecture
+from ziggurat.models.families.llama.gguf import from_gguf
+from ziggurat.models.families.llama.hf import from_hf, to_hf
+from ziggurat.models.loading import pretrained
 from ziggurat.nn.rope import frequencies
 
 CASE = "llama/one-layer"
@@ -181,7 +182,7 @@ def inverse_wavelengths(config):
 
 
 def test_buffers_and_tied_copies_are_passed_over(tmp_path):
-    from ziggurat.models.weight_names import import_weights
+    from ziggurat.models.conversion.weight_names import import_weights
 
     case = ours("llama/tied")
     extra = {

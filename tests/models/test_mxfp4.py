@@ -8,13 +8,13 @@ import tokenizers
 from tests.models.family_cases import ours
 from tests.oracle import families
 
-from ziggurat.checkpoint import write_sharded
-from ziggurat.checkpoint.mxfp4 import dequantize
 from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.core.pytrees import named_leaves
-from ziggurat.models import pretrained
-from ziggurat.models.gpt_oss.hf import from_hf
-from ziggurat.models.gpt_oss.mxfp4 import DequantizedExperts
+from ziggurat.formats import write_sharded
+from ziggurat.formats.mxfp4 import dequantize
+from ziggurat.models.families.gpt_oss.hf import from_hf
+from ziggurat.models.families.gpt_oss.mxfp4 import DequantizedExperts
+from ziggurat.models.loading import pretrained
 
 CASE = "gpt_oss/gate-clamped"  # 3 layers, 4 experts, d 32, f 48
 

@@ -9,7 +9,7 @@ from tests.oracle import diffusion as oracle
 from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ConfigError, ModelError
-from ziggurat.models import diffusers_scheduler
+from ziggurat.models.conversion import diffusers_scheduler
 from ziggurat.models.diffusion import (
     DiscreteNoise,
     RectifiedFlow,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ziggurat.core.errors import ConfigError, ModelError
-from ziggurat.models import diffusers_scheduler
+from ziggurat.models.conversion import diffusers_scheduler
 from ziggurat.models.diffusion import Sampling, plan_of
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning")]

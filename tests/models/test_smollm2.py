@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tests.oracle import smollm2 as oracle
 
-from ziggurat.models import LlamaConfig, pretrained
+from ziggurat.models import LlamaConfig
+from ziggurat.models.loading import pretrained
 from ziggurat.nn import RopeConfig
 
 pytestmark = [

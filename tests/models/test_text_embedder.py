@@ -10,11 +10,12 @@ import pytest
 from tests.models.family_cases import ours
 from tests.oracle import families, minilm
 
-from ziggurat.checkpoint import write_sharded
 from ziggurat.cli.main import main
 from ziggurat.core.errors import ModelError
-from ziggurat.models import TextEmbedder, pretrained, pretrained_encoder
-from ziggurat.models.sentence_layout import SentenceConfig
+from ziggurat.formats import write_sharded
+from ziggurat.models import TextEmbedder
+from ziggurat.models.conversion.sentence_layout import SentenceConfig
+from ziggurat.models.loading import pretrained, pretrained_encoder
 from ziggurat.models.text_embedder import bundle_parts, pool
 
 CASE = "bert/plain"

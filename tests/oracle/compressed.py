@@ -91,7 +91,7 @@ def recompute(case: str) -> Stored:
     from compressed_tensors.compressors import ModelCompressor
     from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
 
-    from ziggurat.checkpoint import SafetensorsDirectory
+    from ziggurat.formats import SafetensorsDirectory
 
     config = transformers.LlamaConfig(**BASE, architectures=["LlamaForCausalLM"])
     model = transformers.LlamaForCausalLM(config).eval()

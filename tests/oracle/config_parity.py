@@ -22,7 +22,7 @@ from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ZigguratError
 from ziggurat.models import EncoderModel, LanguageModel, family_for_config
-from ziggurat.models.weight_names import import_weights
+from ziggurat.models.conversion.weight_names import import_weights
 
 TOKENS, STEPS, VOCABULARY = 24, 3, 48
 """Tokens of an input, how many of them are decoded one by one, and how many there are."""

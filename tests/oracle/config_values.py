@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.oracle import config_parity
 
-from ziggurat.models.config_keys import HARMLESS, recorded
+from ziggurat.models.conversion.config_keys import HARMLESS, recorded
 
 ROPES: tuple[Any, ...] = (
     {"rope_type": "default", "rope_theta": 300.0},

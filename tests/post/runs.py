@@ -10,7 +10,7 @@ from ziggurat.cli.objectives import known
 from ziggurat.core import config
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
-from ziggurat.models.pretrained import Pretrained, save
+from ziggurat.models.loading.pretrained import Pretrained, save
 from ziggurat.train.config import RunConfig
 from ziggurat.train.loop import Outcome, train
 

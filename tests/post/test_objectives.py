@@ -12,7 +12,7 @@ from tests.quick_jit import OPTIONS
 from ziggurat.cli.objectives import known
 from ziggurat.core.errors import CheckpointError, ConfigError
 from ziggurat.core.pytrees import named_leaves
-from ziggurat.models import pretrained
+from ziggurat.models.loading import pretrained
 from ziggurat.models.quantized import formats_of, quantized, summed_axes
 from ziggurat.post.reward_model import RewardModel
 from ziggurat.quantize import resolve

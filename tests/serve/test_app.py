@@ -18,8 +18,8 @@ from tests.serve.conftest import serving
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.app import Part
 from ziggurat.serve.composition import Embedder, openai_parts
-from ziggurat.serve.embedding import TextEmbedder
 from ziggurat.serve.http import guarded, json_response
+from ziggurat.serve.openai.embeddings import TextEmbedder
 
 openai = pytest.importorskip("openai")
 KEY = "sesame"

@@ -13,8 +13,8 @@ import pytest
 from tests.serve.conftest import CONTEXT, serving
 
 from ziggurat.serve.composition import Generator, openai_parts
-from ziggurat.serve.llm import events
 from ziggurat.serve.llm.policy import RequestPolicy
+from ziggurat.serve.openai import events
 
 openai = pytest.importorskip("openai")
 HI = [{"role": "user", "content": "hi"}]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tests.oracle import smollm2 as oracle
 
-from ziggurat.models import pretrained
+from ziggurat.models.loading import pretrained
 from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
 
 pytestmark = [

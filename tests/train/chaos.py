@@ -267,7 +267,7 @@ class Run:
 
     def _keepers(self) -> list[int]:
         """Processes that hold this run's snapshots in memory."""
-        from ziggurat.checkpoint.rendezvous import keeper_name
+        from ziggurat.checkpoint.memory.rendezvous import keeper_name
 
         folder = self.directory / "checkpoints"
         names = {keeper_name(folder, process) for process in range(self.processes)}
@@ -288,12 +288,12 @@ def _import_all() -> None:
     import orbax.checkpoint
 
     import ziggurat.cli.train
-    import ziggurat.models.pretrained
+    import ziggurat.models.loading.pretrained
     import ziggurat.train.loop
     import ziggurat.train.summary
 
     assert numpy, orbax.checkpoint
-    assert ziggurat.cli.train, (ziggurat.models.pretrained, ziggurat.train.loop)
+    assert ziggurat.cli.train, (ziggurat.models.loading.pretrained, ziggurat.train.loop)
 
 
 def _train(args: list[str], batches: Path) -> int:

@@ -9,13 +9,13 @@ import signal
 import sys
 
 import ziggurat.cli.train
-import ziggurat.models.pretrained
+import ziggurat.models.loading.pretrained
 import ziggurat.train.loop
 import ziggurat.train.summary
 
 IMPORTED = (
     ziggurat.cli.train,
-    ziggurat.models.pretrained,
+    ziggurat.models.loading.pretrained,
     ziggurat.train.loop,
     ziggurat.train.summary,
 )

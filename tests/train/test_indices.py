@@ -7,7 +7,7 @@ from tests.train.tiny_families import families
 
 from ziggurat.core.errors import DataError, ShapeError
 from ziggurat.models import DiffusionModel, LanguageModel
-from ziggurat.models.dit import DitConfig
+from ziggurat.models.families.dit import DitConfig
 from ziggurat.train.experiment import check_indices
 
 

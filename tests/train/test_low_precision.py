@@ -13,7 +13,7 @@ from tests.train.tiny_families import ROWS, TOKENS, VOCAB, families
 from ziggurat.core.pytrees import named_leaves, size_bytes
 from ziggurat.mesh import MeshConfig, build
 from ziggurat.models import DiffusionModel, LanguageModel
-from ziggurat.models.dit import DitConfig
+from ziggurat.models.families.dit import DitConfig
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.norm import LayerNorm, RMSNorm
 from ziggurat.nn.precision import Precision

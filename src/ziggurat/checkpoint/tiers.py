@@ -31,7 +31,7 @@ from ziggurat.checkpoint.config import CheckpointConfig
 from ziggurat.checkpoint.identity import run_identity
 from ziggurat.checkpoint.manager import Checkpoints, SaveReport
 from ziggurat.checkpoint.manifest import DamagedError
-from ziggurat.checkpoint.memory import Memory
+from ziggurat.checkpoint.memory.tier import Memory
 from ziggurat.checkpoint.persistent import PersistentStore, StoreError
 from ziggurat.checkpoint.step_reader import StepInfo
 from ziggurat.checkpoint.steps import step_name

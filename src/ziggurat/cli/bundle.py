@@ -224,7 +224,7 @@ def _params(params: str | None) -> Any:
     from ziggurat.core.pytrees import nested
 
     if path.is_file() or list(path.glob("*.safetensors*")):
-        from ziggurat.checkpoint import SafetensorsDirectory
+        from ziggurat.formats import SafetensorsDirectory
 
         stored = SafetensorsDirectory(path)
         return nested({name: stored.read(name) for name in stored})
@@ -243,7 +243,7 @@ def _arrays(file: Path) -> dict[str, Any]:
                 return dict(stored)
         except (OSError, ValueError) as error:
             raise ServeError(f"--golden {file}", found=error, expected="an .npz file") from None
-    from ziggurat.checkpoint import SafetensorsDirectory
+    from ziggurat.formats import SafetensorsDirectory
 
     stored = SafetensorsDirectory(file)
     return {name: stored.read(name) for name in stored}

@@ -188,7 +188,7 @@ def export(
             distributed checkpoints.
         item: which item.
     """
-    from ziggurat.checkpoint import foreign, read_arrays
+    from ziggurat.checkpoint import containers, read_arrays
     from ziggurat.core.pytrees import named_leaves
 
     source = _newest(step)
@@ -196,7 +196,7 @@ def export(
         raise CheckpointError(f"export to {out}", found="something there", expected="a new path")
     arrays = read_arrays(source, item)
     tensors = {name or item: value for name, value in named_leaves(arrays).items()}
-    foreign.write(to, tensors, out)
+    containers.write(to, tensors, out)
     console.output().print(f"{source} {item} -> {out}", soft_wrap=True, highlight=False)
     return 0
 

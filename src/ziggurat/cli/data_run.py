@@ -134,7 +134,7 @@ def tokenizer_of(source: Source) -> HuggingFaceTokenizer:
     here = hub.local(path, files=hub.TOKENIZER_FILES)
     if (here / "tokenizer.json").is_file():
         return HuggingFaceTokenizer.load(here)
-    from ziggurat.models import pretrained  # a checkpoint or GGUF file: this needs JAX
+    from ziggurat.models.loading import pretrained  # a checkpoint or GGUF file: this needs JAX
 
     return pretrained.load(path).tokenizer
 

@@ -108,7 +108,7 @@ def _resume_and_compare(recipe: Path, directory: Path, killed_at: int) -> None:
 
 
 def _export(directory: Path) -> Path:
-    from ziggurat.models import pretrained, proof
+    from ziggurat.models.loading import pretrained, proof
 
     _say("4. Export to Hugging Face safetensors")
     exported = directory / "exported"

@@ -59,7 +59,7 @@ def evaluate(
         tokens: how many tokens of text to predict.
         json_file: write the figures here too.
     """
-    from ziggurat.models import pretrained
+    from ziggurat.models.loading import pretrained
 
     for name, value in (("problems", problems), ("samples", samples), ("tokens", tokens)):
         if value < 1:
@@ -140,7 +140,7 @@ def _given(answer: str | None) -> dict[str, str]:
 
 
 def _run_file(model: Path) -> Path:
-    from ziggurat.models import pretrained
+    from ziggurat.models.loading import pretrained
 
     step = pretrained.step_directory(model) if model.is_dir() else None
     if step is None or not (step / "run.toml").is_file():

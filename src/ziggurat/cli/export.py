@@ -59,13 +59,14 @@ def export(
         return _export_peft(model, output)
     if kind == "weights":
         return _export_weights(model, output, to, item, select)
-    from ziggurat.models import pretrained, pretrained_encoder
+    from ziggurat.models.loading import pretrained, pretrained_encoder
     from ziggurat.nn.precision import Precision
 
     shard = int((5.0 if max_shard_gb is None else max_shard_gb) * 10**9)
     stored = Precision(param=dtype or "float32", as_stored=dtype is None)
     if kind == "diffusers":
-        from ziggurat.models import diffusers_layout, image_pipeline
+        from ziggurat.models import image_pipeline
+        from ziggurat.models.loading import diffusers_layout
 
         pipeline = image_pipeline.load(model, precision=stored)
         path = diffusers_layout.export(pipeline, output, max_shard_bytes=shard)
@@ -85,7 +86,8 @@ def _export_peft(run: Path, output: Path) -> int:
     import json
 
     from ziggurat.core.errors import ModelError
-    from ziggurat.models import LanguageModel, adapters, peft, pretrained
+    from ziggurat.models import LanguageModel, adapters
+    from ziggurat.models.loading import peft, pretrained
 
     step = pretrained.step_directory(run)
     if step is None or not (step / adapters.ADAPTER_FILE).is_file():
@@ -107,11 +109,11 @@ def _export_weights(
 ) -> int:
     from rich.progress import Progress
 
-    from ziggurat.checkpoint import foreign
+    from ziggurat.checkpoint import containers
 
     if to is None:
         raise ConfigError(
-            "export weights --to", found="nothing", expected="one of " + ", ".join(foreign.KINDS)
+            "export weights --to", found="nothing", expected="one of " + ", ".join(containers.KINDS)
         )
     out = console.output()
     names: list[str] = []
@@ -125,7 +127,7 @@ def _export_weights(
             names.append(name)
             progress.update(task, description=name, completed=done, total=total)
 
-        path = foreign.convert(source, to, output, item=item, select=select, progress=show)
+        path = containers.convert(source, to, output, item=item, select=select, progress=show)
     out.print(f"{source} -> {path}: {len(names)} tensors, {size / 1e6:.1f} MB", markup=False)
     return 0
 

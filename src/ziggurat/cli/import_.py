@@ -60,7 +60,7 @@ def import_(
             )
     if kind == "diffusers":
         return _import_diffusers(source, output, verify, precision)
-    from ziggurat.models import pretrained, pretrained_encoder, proof
+    from ziggurat.models.loading import pretrained, pretrained_encoder, proof
     from ziggurat.models.quantized import formats_of
 
     if kind == "hf" and pretrained_encoder.is_encoder(source):
@@ -92,7 +92,7 @@ def _proven(verify: str, source: Path, why_not: str, compare: Callable[[], Any])
         ProofError: the models differ.
         EnvironmentError, UnreadableError: there must be a comparison, and cannot be.
     """
-    from ziggurat.models import proof
+    from ziggurat.models.loading import proof
 
     out = console.output()
     if verify == "never":
@@ -124,7 +124,7 @@ def _proven(verify: str, source: Path, why_not: str, compare: Callable[[], Any])
 
 
 def _say_what(kind: str, count: int, params: Any, more: str = "") -> None:
-    from ziggurat.models.placing import float_type
+    from ziggurat.models.loading.placing import float_type
 
     console.output().print(
         f"{kind}: {count:,} parameters, {float_type(params)}{more}", soft_wrap=True
@@ -132,7 +132,7 @@ def _say_what(kind: str, count: int, params: Any, more: str = "") -> None:
 
 
 def _import_encoder(source: Path, output: Path, verify: str, precision: Any) -> int:
-    from ziggurat.models import pretrained_encoder, proof
+    from ziggurat.models.loading import pretrained_encoder, proof
 
     encoder = pretrained_encoder.load(source, precision=precision)
     sentence = encoder.sentence
@@ -155,7 +155,8 @@ def _import_diffusers(source: Path, output: Path, verify: str, precision: Any) -
         raise ConfigError(
             "import diffusers --verify", found="always", expected="auto or never: nothing compares"
         )
-    from ziggurat.models import diffusers_layout, image_pipeline
+    from ziggurat.models import image_pipeline
+    from ziggurat.models.loading import diffusers_layout
 
     out = console.output()
     pipeline = diffusers_layout.load(source, precision=precision)
@@ -192,14 +193,14 @@ def _import_weights(
         )
     if config.is_file() and config.name != "config.json":
         raise ConfigError("import weights --config", found=config.name, expected="config.json")
-    from ziggurat.checkpoint import foreign
-    from ziggurat.models import foreign_weights, pretrained
+    from ziggurat.checkpoint import containers
+    from ziggurat.models.loading import foreign_weights, pretrained
 
     out = console.output()
     directory = config.parent if config.is_file() else hub.local(config)
     if prefix and not prefix.endswith("."):
         prefix += "."
-    with foreign.open(source, item) as tensors:
+    with containers.open(source, item) as tensors:
         model, naming = foreign_weights.load(
             tensors, directory, prefix=prefix, source=str(source), precision=precision
         )
@@ -218,7 +219,7 @@ def _check_kind(kind: str, source: Path) -> None:
     if kind == "weights":
         return
     if kind == "diffusers":
-        from ziggurat.models.diffusers_layout import is_diffusers
+        from ziggurat.models.loading.diffusers_layout import is_diffusers
 
         if not source.is_dir() or not is_diffusers(source):
             raise ModelError(

@@ -46,7 +46,7 @@ def quantize(
         )
     import dataclasses
 
-    from ziggurat.models import pretrained
+    from ziggurat.models.loading import pretrained
     from ziggurat.models.quantized import quantized, summed_axes
     from ziggurat.nn.precision import Precision
     from ziggurat.quantize.report import make_report, write_page

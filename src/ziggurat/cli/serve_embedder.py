@@ -10,7 +10,7 @@ from ziggurat.core.errors import ConfigError
 
 def is_encoder(model: str) -> bool:
     """Whether what is to be served embeds texts instead of writing them."""
-    from ziggurat.models import pretrained_encoder
+    from ziggurat.models.loading import pretrained_encoder
 
     return Path(model).is_dir() and pretrained_encoder.is_encoder(Path(model))
 

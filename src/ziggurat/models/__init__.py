@@ -7,27 +7,27 @@
 139584
 """
 
-from ziggurat.models.autoencoder_kl import AutoencoderKLConfig
-from ziggurat.models.bert import BertConfig
-from ziggurat.models.deepseek import DeepseekV3Config
 from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
-from ziggurat.models.dit import DitConfig
 from ziggurat.models.encoder_model import EncoderModel
-from ziggurat.models.family import (
+from ziggurat.models.families.autoencoder_kl import AutoencoderKLConfig
+from ziggurat.models.families.bert import BertConfig
+from ziggurat.models.families.deepseek import DeepseekV3Config
+from ziggurat.models.families.dit import DitConfig
+from ziggurat.models.families.family import (
     FAMILIES,
     Family,
     family_for_architecture,
     family_for_config,
     family_of,
 )
-from ziggurat.models.gemma import Gemma2Config, Gemma3Config
-from ziggurat.models.gpt2 import Gpt2Config
-from ziggurat.models.gpt_oss import GptOssConfig
+from ziggurat.models.families.gemma import Gemma2Config, Gemma3Config
+from ziggurat.models.families.gpt2 import Gpt2Config
+from ziggurat.models.families.gpt_oss import GptOssConfig
+from ziggurat.models.families.llama import LlamaConfig
+from ziggurat.models.families.mixtral import MixtralConfig
+from ziggurat.models.families.qwen import Qwen2Config, Qwen3Config
+from ziggurat.models.families.qwen_moe import Qwen3MoeConfig
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
-from ziggurat.models.llama import LlamaConfig
-from ziggurat.models.mixtral import MixtralConfig
-from ziggurat.models.qwen import Qwen2Config, Qwen3Config
-from ziggurat.models.qwen_moe import Qwen3MoeConfig
 from ziggurat.models.text_embedder import TextEmbedder
 
 __all__ = [

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import Layout
-from ziggurat.models.autoencoder_kl.config import AutoencoderKLConfig
+from ziggurat.models.families.autoencoder_kl.config import AutoencoderKLConfig
 from ziggurat.models.language_model import Params, traced
 from ziggurat.nn.decoder import Remat
 from ziggurat.nn.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig

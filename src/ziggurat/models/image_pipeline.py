@@ -19,7 +19,6 @@ from ziggurat.core import config, hub
 from ziggurat.core.errors import CheckpointError, ConfigError, ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import Layout
-from ziggurat.models.autoencoder_kl import AutoencoderKLConfig
 from ziggurat.models.diffusion import (
     DiscreteNoise,
     Process,
@@ -31,10 +30,11 @@ from ziggurat.models.diffusion import (
     sample,
 )
 from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
-from ziggurat.models.dit import DitConfig
+from ziggurat.models.families.autoencoder_kl import AutoencoderKLConfig
+from ziggurat.models.families.dit import DitConfig
 from ziggurat.models.language_model import Params
-from ziggurat.models.placing import place_arrays
-from ziggurat.models.pretrained import (
+from ziggurat.models.loading.placing import place_arrays
+from ziggurat.models.loading.pretrained import (
     DIFFUSION_FILE,
     MODEL_FILE,
     PARAMS,
@@ -212,7 +212,7 @@ def load(
         ModelError: nothing of the kind is there, or a class or a switch is unknown.
         CheckpointError: weights are damaged, missing, or of another shape.
     """
-    from ziggurat.models import diffusers_layout
+    from ziggurat.models.loading import diffusers_layout
 
     path = hub.local(path)
     step = step_directory(path) if path.is_dir() else None

@@ -14,10 +14,10 @@ from ziggurat.core.errors import ModelError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.vocabulary import check_ids
 from ziggurat.mesh import Layout
-from ziggurat.models import pretrained_encoder
+from ziggurat.models.conversion.sentence_layout import SentenceConfig
 from ziggurat.models.language_model import Params
-from ziggurat.models.pretrained_encoder import PretrainedEncoder
-from ziggurat.models.sentence_layout import SentenceConfig
+from ziggurat.models.loading import pretrained_encoder
+from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
 from ziggurat.nn.precision import Precision
 
 SHORTEST = 16
@@ -33,7 +33,7 @@ class TextEmbedder:
     compiled at first use or by :meth:`warm_up`, serve everything.
 
     Args:
-        encoder: what :func:`ziggurat.models.pretrained_encoder.load` gives.
+        encoder: what :func:`ziggurat.models.loading.pretrained_encoder.load` gives.
         max_batch: most texts in one program.
     """
 
@@ -55,7 +55,7 @@ class TextEmbedder:
         layout: Layout | None = None,
         max_batch: int = 32,
     ) -> "TextEmbedder":
-        """From a directory, see :func:`ziggurat.models.pretrained_encoder.load`."""
+        """From a directory, see :func:`ziggurat.models.loading.pretrained_encoder.load`."""
         return cls(pretrained_encoder.load(path, precision=precision, layout=layout), max_batch)
 
     @property

@@ -18,7 +18,8 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.encode import Encoder
 from ziggurat.data.sources import Document
 from ziggurat.data.vocabulary import check_ids
-from ziggurat.models import LanguageModel, Params, pretrained
+from ziggurat.models import LanguageModel, Params
+from ziggurat.models.loading import pretrained
 from ziggurat.nn.attention_context import Packed
 from ziggurat.nn.precision import Precision
 

@@ -18,7 +18,7 @@ from ziggurat.core import hub, prng
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.pytrees import map_named
 from ziggurat.mesh import Layout
-from ziggurat.models import LanguageModel, Params, pretrained
+from ziggurat.models import LanguageModel, Params
 from ziggurat.models.adapters import (
     ADAPTER_FILE,
     AdapterRecord,
@@ -29,6 +29,7 @@ from ziggurat.models.adapters import (
     initial_adapters,
     merge_into,
 )
+from ziggurat.models.loading import pretrained
 from ziggurat.models.quantized import formats_of, quantized
 from ziggurat.nn.precision import Precision
 from ziggurat.post.reward_model import HEAD, head_shape, initial_head

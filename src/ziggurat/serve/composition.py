@@ -6,12 +6,12 @@ from prometheus_client import CollectorRegistry
 
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.app import Part
-from ziggurat.serve.embedding import EmbeddingService, TextEmbedder
 from ziggurat.serve.llm.engine import Engine
 from ziggurat.serve.llm.metrics import Metrics
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
-from ziggurat.serve.llm.service import TextService
-from ziggurat.serve.llm.tokens import TokenService, Vocabulary
+from ziggurat.serve.openai.embeddings import EmbeddingService, TextEmbedder
+from ziggurat.serve.openai.service import TextService
+from ziggurat.serve.openai.tokens import TokenService, Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

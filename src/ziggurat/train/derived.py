@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.models import LanguageModel
-from ziggurat.models.peft_modules import without_module
+from ziggurat.models.loading.peft_modules import without_module
 from ziggurat.train.experiment import Experiment
 
 _log = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Processes
 from ziggurat.models import Params
-from ziggurat.models.pretrained import AVERAGE
+from ziggurat.models.loading.pretrained import AVERAGE
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.journal import Journal

@@ -19,7 +19,7 @@ from ziggurat.core.protocols import Batch, BatchSource
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
-from ziggurat.models.pretrained import Pretrained
+from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.train.config import RunConfig
 from ziggurat.train.step import Objective
 from ziggurat.train.trainable import Trainable

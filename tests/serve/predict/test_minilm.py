@@ -5,7 +5,7 @@ import pytest
 from tests.oracle import minilm
 from tests.serve.predict.conftest import serving
 
-from ziggurat.models import pretrained_encoder
+from ziggurat.models.loading import pretrained_encoder
 from ziggurat.models.text_embedder import bundle_parts
 from ziggurat.serve.predict import export
 

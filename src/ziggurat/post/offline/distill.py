@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.linear import dense
 from ziggurat.mesh import Layout
-from ziggurat.models import LanguageModel, Params, pretrained
+from ziggurat.models import LanguageModel, Params
+from ziggurat.models.loading import pretrained
 from ziggurat.models.quantized import formats_of, quantized
 from ziggurat.nn.attention_context import Packed
 from ziggurat.post import tuning

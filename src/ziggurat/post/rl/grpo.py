@@ -15,7 +15,8 @@ from ziggurat.data.tokenizers import TrainBpe
 from ziggurat.kernels.cross_entropy import linear_log_probs
 from ziggurat.kernels.linear import QuantizedWeight, is_quantized
 from ziggurat.mesh import Layout
-from ziggurat.models import LanguageModel, Params, pretrained
+from ziggurat.models import LanguageModel, Params
+from ziggurat.models.loading import pretrained
 from ziggurat.nn.attention_context import Packed
 from ziggurat.optim import LossConfig
 from ziggurat.post.losses.policy import policy_loss

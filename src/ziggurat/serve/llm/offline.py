@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from ziggurat.models import pretrained
-from ziggurat.models.pretrained import Pretrained
+from ziggurat.models.loading import pretrained
+from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.nn.precision import Precision
 from ziggurat.serve.errors import QueueFull, RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig
@@ -60,7 +60,7 @@ class LLM:
     """A model that generates text in this process.
 
     Args:
-        model: a path that :func:`ziggurat.models.pretrained.load` reads, or what it gave.
+        model: a path that :func:`ziggurat.models.loading.pretrained.load` reads, or what it gave.
         settings: limits of the engine.
         precision: parameter and compute types, for a path; default float32.
 

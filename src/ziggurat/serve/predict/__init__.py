@@ -5,8 +5,9 @@ runs one without the code that made it; :class:`Repository` holds models and ver
 :class:`Predict` answers HTTP and gRPC. Names are imported on first use.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ziggurat.core import lazy
 
 if TYPE_CHECKING:
     from ziggurat.serve.predict.bundle import LoadedBundle
@@ -45,10 +46,4 @@ __all__ = [
     "verify",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value  # the submodule `export` would otherwise shadow the function
-    return value
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

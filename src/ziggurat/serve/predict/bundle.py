@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from ziggurat.checkpoint.safetensors_files import SafetensorsDirectory
 from ziggurat.core.errors import CheckpointError
+from ziggurat.formats.safetensors_files import SafetensorsDirectory
 from ziggurat.serve.predict import custom_calls as checks
 from ziggurat.serve.predict import manifest as manifests
 from ziggurat.serve.predict import trial

@@ -25,9 +25,9 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ziggurat import __version__
-from ziggurat.checkpoint.safetensors_files import write_sharded
 from ziggurat.core import atomic
 from ziggurat.core.errors import ServeError
+from ziggurat.formats.safetensors_files import write_sharded
 from ziggurat.kernels.placement import exporting
 from ziggurat.serve.predict import manifest as manifests
 from ziggurat.serve.predict import padding, rows

@@ -13,7 +13,7 @@ from ziggurat.mesh import Layout
 from ziggurat.models import DiffusionModel, image_pipeline
 from ziggurat.models.diffusion import Process
 from ziggurat.models.image_pipeline import Surroundings
-from ziggurat.models.pretrained import PARAMS
+from ziggurat.models.loading.pretrained import PARAMS
 from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.diffusion import diffusion

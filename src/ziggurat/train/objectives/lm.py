@@ -7,7 +7,8 @@ import jax
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.linear import dense, is_quantized
 from ziggurat.mesh import Layout
-from ziggurat.models import LanguageModel, Params, pretrained
+from ziggurat.models import LanguageModel, Params
+from ziggurat.models.loading import pretrained
 from ziggurat.nn.attention_context import Packed
 from ziggurat.nn.moe import MixtureConfig
 from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, router_z_loss

@@ -11,7 +11,8 @@ from ziggurat import data as data_
 from ziggurat.core.errors import ConfigError
 from ziggurat.data import Dataset, HuggingFaceTokenizer, PackedDataset, tokenizers
 from ziggurat.mesh import Layout, Processes
-from ziggurat.models import LanguageModel, ModelConfig, pretrained
+from ziggurat.models import LanguageModel, ModelConfig
+from ziggurat.models.loading import pretrained
 from ziggurat.nn.precision import Precision
 from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig, TrainConfig
 

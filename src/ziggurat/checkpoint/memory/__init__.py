@@ -1,0 +1,1 @@
+"""The memory tier: snapshots in keeper processes that outlive the trainer, here and on peers."""

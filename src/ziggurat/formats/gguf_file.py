@@ -1,0 +1,229 @@
+"""GGUF files (llama.cpp): metadata, tensors dequantised to float32, and the tokenizer's pieces.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Shaped
+
+from ziggurat.core.errors import CheckpointError, did_you_mean
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""Token types of ``tokenizer.ggml.token_type``."""
+
+_FLOATS = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufTensor:
+    """One tensor of the file, known without reading it."""
+
+    shape: tuple[int, ...]
+    """Row-major, as numpy and Hugging Face have it (GGUF lists the innermost dimension first)."""
+    quantization: str
+    """Storage type by its GGML name, such as ``F32`` or ``Q4_1``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GgufTokenizer:
+    """What a GGUF file says of its tokenizer; ``tokenizers`` can be built from it.
+
+    See :func:`ziggurat.formats.gguf_tokenizer.byte_level_bpe`.
+    """
+
+    model: str
+    """Kind: ``gpt2`` (byte-level BPE), ``llama`` (SentencePiece), ``bert``, ..."""
+    pre_tokenizer: str
+    """How text is split before BPE, by llama.cpp's name; ``default`` if the file says nothing."""
+    tokens: tuple[str, ...]
+    token_types: tuple[int, ...]
+    """One of NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE for each token."""
+    merges: tuple[tuple[str, str], ...]
+    """BPE merges, first is best; empty for other kinds."""
+    scores: tuple[float, ...]
+    """SentencePiece scores; empty for other kinds."""
+    bos_id: int | None
+    eos_id: int | None
+    eot_id: int | None
+    """End of a chat turn, where it differs from the end of text."""
+    unknown_id: int | None
+    padding_id: int | None
+    add_bos: bool | None
+    """Whether encoding starts with ``bos_id``; None if the file says nothing."""
+    add_eos: bool | None
+    chat_template: str | None
+    """Jinja source."""
+
+
+class GgufFile:
+    """One GGUF file: metadata now, tensors when asked.
+
+    Args:
+        path: a ``.gguf`` file; it stays mapped into memory.
+
+    Raises:
+        CheckpointError: no such file, not GGUF, or cut short.
+    """
+
+    def __init__(self, path: Path):
+        from gguf import GGUFReader
+
+        self.path = Path(path)
+        try:
+            reader = GGUFReader(self.path)
+            self.metadata: dict[str, Any] = {
+                key: field.contents()
+                for key, field in reader.fields.items()
+                if not key.startswith("GGUF.")
+            }
+            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+            self._check_size()
+        except FileNotFoundError:
+            raise CheckpointError(
+                f"GGUF file {self.path}", found="no such file", fix="check the path"
+            ) from None
+        except (ValueError, IndexError, KeyError, OSError, OverflowError, TypeError) as error:
+            line = str(error).partition("\n")[0]
+            raise CheckpointError(
+                f"GGUF file {self.path}",
+                found=f"a damaged file, or another kind ({line})",
+                expected="a whole GGUF file, version 2 or 3",
+                fix="copy the file again",
+            ) from None
+        self.tensors: dict[str, GgufTensor] = {
+            name: GgufTensor(tuple(int(n) for n in reversed(tensor.shape)), tensor.tensor_type.name)
+            for name, tensor in self._tensors.items()
+        }
+        """All tensors by name."""
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def dtype_of(self, name: str) -> np.dtype:
+        """Type in which a tensor's values are stored; float32 for what is dequantised."""
+        kind = self.tensors[name].quantization
+        return np.dtype(_FLOATS.get(kind, np.float32))
+
+    def read(self, name: str) -> Shaped[np.ndarray, "..."]:
+        """One tensor as float32 in row-major order; integer tensors keep their type.
+
+        Raises:
+            CheckpointError: no tensor of this name, or a storage type that cannot be dequantised.
+        """
+        from gguf import dequantize
+
+        if name not in self._tensors:
+            raise CheckpointError(
+                f"GGUF file {self.path}: tensor {name}",
+                found="no such tensor",
+                expected=f"one of {len(self.tensors)} tensors",
+                fix=did_you_mean(name, self.tensors),
+            )
+        tensor, info = self._tensors[name], self.tensors[name]
+        if tensor.data.dtype.kind == "i":
+            return np.array(tensor.data).reshape(info.shape)
+        if info.quantization == "F64":
+            return tensor.data.astype(np.float32).reshape(info.shape)
+        try:
+            values = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise CheckpointError(
+                f"GGUF file {self.path}: tensor {name}",
+                found=f"storage type {info.quantization}",
+                expected="a type the gguf package can dequantise",
+                fix="use a file of another quantisation, such as Q8_0 or F16",
+            ) from None
+        return np.array(values, np.float32).reshape(info.shape)
+
+    def tokenizer(self) -> GgufTokenizer:
+        """The tokenizer's pieces.
+
+        Raises:
+            CheckpointError: the file has no tokenizer, or its lists do not fit together.
+        """
+        get = _Metadata(self.path, self.metadata)
+        tokens = tuple(get.list("tokenizer.ggml.tokens"))
+        types = tuple(get.list("tokenizer.ggml.token_type", [NORMAL] * len(tokens)))
+        if len(types) != len(tokens):
+            raise CheckpointError(
+                f"GGUF file {self.path}: tokenizer.ggml.token_type",
+                found=f"{len(types)} types",
+                expected=f"{len(tokens)}, one for each token",
+            )
+        merges = []
+        for merge in get.list("tokenizer.ggml.merges", []):
+            left, space, right = merge.partition(" ")
+            if not (left and space and right) or " " in right:
+                raise CheckpointError(
+                    f"GGUF file {self.path}: tokenizer.ggml.merges",
+                    found=repr(merge),
+                    expected="two pieces with a space between",
+                )
+            merges.append((left, right))
+        return GgufTokenizer(
+            model=get.value("tokenizer.ggml.model", str, required=True),
+            pre_tokenizer=get.value("tokenizer.ggml.pre", str) or "default",
+            tokens=tokens,
+            token_types=types,
+            merges=tuple(merges),
+            scores=tuple(get.list("tokenizer.ggml.scores", [])),
+            bos_id=get.token_id("bos", len(tokens)),
+            eos_id=get.token_id("eos", len(tokens)),
+            eot_id=get.token_id("eot", len(tokens)),
+            unknown_id=get.token_id("unknown", len(tokens)),
+            padding_id=get.token_id("padding", len(tokens)),
+            add_bos=get.value("tokenizer.ggml.add_bos_token", bool),
+            add_eos=get.value("tokenizer.ggml.add_eos_token", bool),
+            chat_template=get.value("tokenizer.chat_template", str),
+        )
+
+    def _check_size(self) -> None:
+        size = self.path.stat().st_size
+        for tensor in self._tensors.values():
+            if tensor.data_offset + tensor.n_bytes > size:
+                raise ValueError(f"tensor {tensor.name} ends beyond the end of the file")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Metadata:
+    """Typed access to metadata with errors that name file and key."""
+
+    path: Path
+    entries: dict[str, Any]
+
+    def value(self, key: str, kind: type, *, required: bool = False) -> Any:
+        found = self.entries.get(key)
+        if found is None and not required:
+            return None
+        if not isinstance(found, kind):
+            shown = "no such key" if found is None else repr(found)
+            raise CheckpointError(
+                f"GGUF file {self.path}: {key}", found=shown, expected=kind.__name__
+            )
+        return found
+
+    def list(self, key: str, default: list[Any] | None = None) -> list[Any]:
+        if default is not None and key not in self.entries:
+            return default
+        return self.value(key, list, required=True)
+
+    def token_id(self, role: str, size: int) -> int | None:
+        key = f"tokenizer.ggml.{role}_token_id"
+        found = self.value(key, int)
+        if found is not None and not 0 <= found < size:
+            raise CheckpointError(
+                f"GGUF file {self.path}: {key}", found=found, expected=f"an id below {size}"
+            )
+        return found

@@ -1,0 +1,147 @@
+"""A ``tokenizers`` JSON document from the tokenizer's pieces in a GGUF file.
+
+A GGUF file names its text splitting rule instead of carrying it; the rules here are those of the
+tokenizers the names stand for.
+"""
+
+import json
+from typing import Any
+
+from ziggurat.core.errors import CheckpointError, did_you_mean
+from ziggurat.formats.gguf_file import CONTROL, USER_DEFINED, GgufTokenizer
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA_3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
+_QWEN_2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
+
+
+def _bytes(use_regex: bool) -> dict[str, Any]:
+    return {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": True,
+        "use_regex": use_regex,
+    }
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    rule = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [rule, _bytes(False)]}
+
+
+_PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "gpt-2": _bytes(True),
+    "llama-bpe": _split(_LLAMA_3),
+    "qwen2": _split(_QWEN_2),
+    "smollm": {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, _bytes(True)],
+    },
+}
+
+
+def byte_level_bpe(pieces: GgufTokenizer) -> str:
+    """A byte-level BPE tokenizer as JSON for ``tokenizers.Tokenizer.from_str``.
+
+    Known pre-tokenizers are ``gpt-2``, ``llama-bpe`` (Llama 3), ``qwen2`` and ``smollm``. Control
+    tokens become special added tokens, user-defined ones plain added tokens. With ``add_bos`` or
+    ``add_eos``, encoding with special tokens puts these ids around the text. As the models' own
+    tokenizers do, Llama 3 takes whole words of the vocabulary before it merges and starts with its
+    bos token, Qwen 2 goes to NFC, and SmolLM splits off every digit (transformers 5.23 omits that
+    for GGUF files, which shows where a number follows a space).
+
+    Raises:
+        CheckpointError: another kind of tokenizer, or an unknown pre-tokenizer; both are named.
+    """
+    if pieces.model != "gpt2":
+        raise CheckpointError(
+            "GGUF tokenizer.ggml.model",
+            found=pieces.model,
+            expected="gpt2 (byte-level BPE)",
+            fix="use the model's own tokenizer.json",
+        )
+    if pieces.pre_tokenizer not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            "GGUF tokenizer.ggml.pre",
+            found=pieces.pre_tokenizer,
+            expected="one of " + ", ".join(_PRE_TOKENIZERS),
+            fix=did_you_mean(pieces.pre_tokenizer, _PRE_TOKENIZERS)
+            or "use the model's own tokenizer.json",
+        )
+    llama_3 = pieces.pre_tokenizer == "llama-bpe"
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added(index, token, kind == CONTROL)
+            for index, (token, kind) in enumerate(
+                zip(pieces.tokens, pieces.token_types, strict=True)
+            )
+            if kind in (CONTROL, USER_DEFINED)
+        ],
+        "normalizer": {"type": "NFC"} if pieces.pre_tokenizer == "qwen2" else None,
+        "pre_tokenizer": _PRE_TOKENIZERS[pieces.pre_tokenizer],
+        "post_processor": _around(pieces, llama_3 if pieces.add_bos is None else pieces.add_bos),
+        "decoder": _bytes(True),
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": llama_3,
+            "vocab": {token: index for index, token in enumerate(pieces.tokens)},
+            "merges": [list(pair) for pair in pieces.merges],
+        },
+    }
+    return json.dumps(document, ensure_ascii=False)
+
+
+def _added(index: int, token: str, special: bool) -> dict[str, Any]:
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": index, "content": token, **plain, "special": special}
+
+
+def _around(pieces: GgufTokenizer, add_bos: bool) -> dict[str, Any]:
+    """What encoding with special tokens adds before and after the text."""
+    before = _special(pieces, "bos", pieces.bos_id) if add_bos else None
+    after = _special(pieces, "eos", pieces.eos_id) if pieces.add_eos else None
+    if before is None and after is None:
+        return _bytes(True)
+
+    def template(*sequences: str) -> list[dict[str, Any]]:
+        parts: list[dict[str, Any]] = []
+        for type_id, sequence in enumerate(sequences):
+            if before is not None:
+                parts.append({"SpecialToken": {"id": before, "type_id": type_id}})
+            parts.append({"Sequence": {"id": sequence, "type_id": type_id}})
+            if after is not None:
+                parts.append({"SpecialToken": {"id": after, "type_id": type_id}})
+        return parts
+
+    ids = {before: pieces.bos_id, after: pieces.eos_id}
+    return {
+        "type": "TemplateProcessing",
+        "single": template("A"),
+        "pair": template("A", "B"),
+        "special_tokens": {
+            token: {"id": token, "ids": [index], "tokens": [token]}
+            for token, index in ids.items()
+            if token is not None
+        },
+    }
+
+
+def _special(pieces: GgufTokenizer, role: str, index: int | None) -> str:
+    if index is None:
+        raise CheckpointError(
+            f"GGUF tokenizer.ggml.{role}_token_id",
+            found="no such key",
+            expected=f"an id, as tokenizer.ggml.add_{role}_token is true",
+        )
+    return pieces.tokens[index]

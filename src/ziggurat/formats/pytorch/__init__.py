@@ -1,0 +1,1 @@
+"""PyTorch's ``.pt`` files and distributed checkpoints (DCP), without PyTorch: no pickle is run."""

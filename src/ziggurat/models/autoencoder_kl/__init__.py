@@ -1,5 +1,0 @@
-"""AutoencoderKL: the autoencoders of latent diffusion."""
-
-from ziggurat.models.autoencoder_kl.config import AutoencoderKLConfig
-
-__all__ = ["AutoencoderKLConfig"]

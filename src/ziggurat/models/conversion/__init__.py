@@ -1,0 +1,1 @@
+"""Published names and settings, translated: config keys, weight names, GGUF keys, rotary order."""

@@ -1,0 +1,211 @@
+"""Names of published architectures: which type of model a ``config.json`` is of, what its head is
+for, and which family is nearest to one that is not read."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ziggurat.core.errors import ModelError
+from ziggurat.models.conversion.config_keys import recorded, recorded_classes
+
+OTHER_TYPES = {"kimi_k2": "deepseek_v3"}
+"""Model types of publishers' own code whose computation is that of one we read."""
+
+HEADS = {
+    "ForSequenceClassification": "a classifier of texts: its head gives labels, not tokens",
+    "ForTokenClassification": "a classifier of tokens: its head gives labels, not tokens",
+    "ForQuestionAnswering": "a reader: its head marks the span that answers a question",
+    "ForMultipleChoice": "a classifier: its head scores choices",
+    "ForNextSentencePrediction": "a classifier of pairs of texts",
+    "ForRewardModel": "a reward model: its head gives a score, not tokens",
+    "ForRewardModeling": "a reward model: its head gives a score, not tokens",
+    "ForProcessRewardModel": "a reward model: its head gives scores, not tokens",
+    "ForConditionalGeneration": "a model of images, sound or of an encoder and a decoder",
+    "ForImageTextToText": "a model of images and text",
+    "ForMaskedLM": "an encoder with a head that fills in masked tokens",
+    "ForPreTraining": "a model with the heads of its pretraining",
+    "DoubleHeadsModel": "a model with a second head that scores choices",
+    "WithValueHead": "a language model with a value head, of reinforcement learning",
+    "TextModel": "a decoder without an output head: it gives states, not tokens",
+    "Model": "a decoder without an output head: it gives states, not tokens",
+}
+"""What an architecture is by the end of its name, where it is no language model."""
+
+RELATIVES: Mapping[str, tuple[str, str]] = {
+    "aquila": ("llama", "under another name"),
+    "arcee": ("llama", "with a feed-forward block without a gate"),
+    "baichuan": ("llama", "with one matrix for query, key and value"),
+    "bitnet": ("llama", "with ternary weights"),
+    "cohere": ("llama", "with parallel blocks and LayerNorm"),
+    "deepseek": ("mixtral", "with shared experts"),
+    "deepseekv2": ("deepseek_v3", "with routing by softmax"),
+    "deepseekv32": ("deepseek_v3", "with sparse attention"),
+    "distilbert": ("bert", "without token types, under other names"),
+    "exaone": ("llama", "with other names of weights"),
+    "falcon": ("gpt2", "with rotary positions and parallel blocks"),
+    "gemma": ("gemma2", "without norms behind attention and feed-forward blocks, or windows"),
+    "gemma3": ("gemma3", "with a vision tower; its text part is Gemma3ForCausalLM"),
+    "gemma3n": ("gemma3", "with embeddings of each layer"),
+    "glm": ("llama", "with one matrix for gate and up, and half of the channels rotating"),
+    "glm4moe": ("deepseek_v3", "with grouped attention"),
+    "gptbigcode": ("gpt2", "with one key and value head"),
+    "gptj": ("gpt2", "with rotary positions and parallel blocks"),
+    "gptneo": ("gpt2", "with windows in every other layer"),
+    "gptneox": ("gpt2", "with rotary positions and parallel blocks"),
+    "granite": ("llama", "with multipliers on embeddings, residuals and logits"),
+    "internlm": ("llama", "with biases"),
+    "internlm2": ("llama", "with one matrix for query, key and value"),
+    "internlm3": ("llama", "with other biases"),
+    "llama4": ("llama", "with experts, chunked attention and a vision tower"),
+    "llava": ("llama", "with a vision tower"),
+    "minicpm": ("llama", "with multipliers on embeddings, residuals and logits"),
+    "ministral": ("llama", "with windows in some layers"),
+    "mistral3": ("llama", "with a vision tower"),
+    "mllama": ("llama", "with a vision tower"),
+    "modernbert": ("bert", "with rotary positions and windows"),
+    "mpnet": ("bert", "with relative positions"),
+    "nemotron": ("llama", "with LayerNorm and a feed-forward block without a gate"),
+    "nomicbert": ("bert", "with rotary positions and a gate"),
+    "olmo": ("llama", "with LayerNorm without weights"),
+    "olmo2": ("llama", "with norms behind the blocks"),
+    "olmoe": ("qwen3_moe", "with norms over all heads at once"),
+    "opt": ("gpt2", "under other names, with ReLU"),
+    "phi": ("gpt2", "with rotary positions on part of the channels and parallel blocks"),
+    "phi3": ("llama", "with one matrix for query, key and value and one for gate and up"),
+    "phimoe": ("mixtral", "with LayerNorm and another router"),
+    "qwen": ("qwen2", "with one matrix for query, key and value, under other names"),
+    "qwen25vl": ("qwen2", "with a vision tower"),
+    "qwen2moe": ("qwen3_moe", "with a shared expert and without norms of heads"),
+    "qwen2vl": ("qwen2", "with a vision tower"),
+    "qwen3next": ("qwen3_moe", "with linear attention"),
+    "qwen3vl": ("qwen3", "with a vision tower"),
+    "roberta": ("bert", "with positions that begin behind padding's"),
+    "seedoss": ("qwen2", "with other biases"),
+    "smollm3": ("llama", "with layers without positions"),
+    "stablelm": ("llama", "with LayerNorm and part of the channels rotating"),
+    "starcoder2": ("gpt2", "with rotary positions and grouped attention"),
+    "xlmroberta": ("bert", "with positions that begin behind padding's"),
+    "yi": ("llama", "under an older name; newer files say LlamaForCausalLM"),
+}
+"""The nearest family by what is computed, and the difference, by model type without underscores."""
+_HEAD = re.compile(r"(For[A-Z]|LMHead|DoubleHeads|With[A-Z]|TextModel$|Model$).*")
+_LANGUAGE_MODELS = ("causal",)
+_ENCODERS = ("headless", "masked")
+"""Tasks of classes whose encoder is read; a head that fills in masked tokens is left out."""
+
+
+def model_type_of(values: Mapping[str, Any]) -> str:
+    """Transformers' type of model of a ``config.json``: its ``model_type``, or that of its
+    architecture.
+
+    Raises:
+        ModelError: neither is known, or they disagree.
+    """
+    architecture, said = architecture_of(values), values.get("model_type")
+    by_class = _types().get(architecture.lower())
+    by_type = None if said is None else OTHER_TYPES.get(str(said), str(said))
+    if by_class is None and (architecture or by_type is None or not recorded(by_type).classes):
+        raise _unknown(architecture or str(said or ""))
+    if by_class is not None and by_type not in (None, by_class):
+        raise ModelError(
+            "config.json: model_type",
+            found=repr(said),
+            expected=f"{by_class!r}, as architectures says {architecture}",
+            fix="correct the one that is wrong",
+        )
+    return str(by_class or by_type)
+
+
+def architecture_of(values: Mapping[str, Any]) -> str:
+    """The architecture that a ``config.json`` names; empty where it names none.
+
+    Raises:
+        ModelError: it is no list of names.
+    """
+    names = values.get("architectures") or []
+    if not isinstance(names, list):
+        raise ModelError(
+            "config.json: architectures", found=repr(names), expected="a list of names"
+        )
+    return str(names[0]) if names else ""
+
+
+def check_head(values: Mapping[str, Any], model_type: str, encoder: bool) -> None:
+    """Refuse an architecture whose head is not that of what is read: a language model, or for
+    ``encoder`` an encoder.
+
+    A decoder without a head is read where its head is its embedding (``tie_word_embeddings``).
+
+    Raises:
+        ModelError: the architecture is something else; the text says what.
+    """
+    architecture = architecture_of(values)
+    record = recorded(model_type)
+    tasks = {name.lower(): task for name, task in record.classes.items()}
+    task = tasks.get(architecture.lower())
+    tied = values.get("tie_word_embeddings", record.defaults.get("tie_word_embeddings"))
+    if not architecture or task in (_ENCODERS if encoder else _LANGUAGE_MODELS):
+        return
+    if task == "headless" and tied:
+        return
+    wanted = next(
+        name for name, task in record.classes.items()
+        if task in (_ENCODERS if encoder else _LANGUAGE_MODELS)
+    )  # fmt: skip
+    fix = f"if the files hold lm_head.weight, write {wanted} there" if task == "headless" else ""
+    raise ModelError(
+        "model architecture",
+        found=_described(architecture),
+        expected=wanted,
+        fix=fix,
+    )
+
+
+def read_architectures() -> list[str]:
+    """All architectures that are read, by name."""
+    return sorted(
+        name
+        for kind in set(recorded_classes().values())
+        for name, task in recorded(kind).classes.items()
+        if (task == "headless" if kind == "bert" else task in _LANGUAGE_MODELS)
+    )
+
+
+def _types() -> Mapping[str, str]:
+    return {name.lower(): kind for name, kind in recorded_classes().items()}
+
+
+def _described(architecture: str) -> str:
+    """A name, with what it is by its end."""
+    ends = [end for end in HEADS if architecture.endswith(end)]
+    what = HEADS[max(ends, key=len)] if ends else ""
+    return f"{architecture}, {what}" if what else architecture
+
+
+def _unknown(name: str) -> ModelError:
+    """The error for an architecture or model type that is not read; it names the nearest family."""
+    known, stem = read_architectures(), _stem(name)
+    same = [one for one in known if _stem(one) == stem]
+    fix = ""
+    if stem in RELATIVES:
+        family, difference = RELATIVES[stem]
+        fix = f"nearest is {family}, but {difference}"
+    elif same and _described(name) == name:
+        fix = f"did you mean {same[0]}?"
+    elif same:
+        fix = f"of its kind, {same[0]} is read"
+    return ModelError(
+        "model architecture",
+        found=_described(name) or "none",
+        expected="one of " + ", ".join(known),
+        fix=fix,
+    )
+
+
+def _stem(name: str) -> str:
+    """What an architecture and its model type have in common.
+
+    >>> _stem("Qwen2MoeForCausalLM"), _stem("qwen2_moe"), _stem("GPT2LMHeadModel")
+    ('qwen2moe', 'qwen2moe', 'gpt2')
+    """
+    return _HEAD.sub("", name).replace("_", "").replace("-", "").replace(".", "").lower()

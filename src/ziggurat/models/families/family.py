@@ -1,0 +1,89 @@
+"""What a family folder offers, and the table of all families."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ziggurat.core.errors import ModelError, did_you_mean
+from ziggurat.core.registry import Registry
+from ziggurat.models.conversion.architectures import check_head, model_type_of
+from ziggurat.models.conversion.config_keys import recorded_classes
+from ziggurat.models.conversion.weight_names import TensorSource, WeightName
+from ziggurat.models.encoder_model import EncoderFamilyConfig
+from ziggurat.models.language_model import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family: its config node, and its names and settings in published checkpoints."""
+
+    name: str
+    config_class: type
+    architectures: tuple[str, ...]
+    """Values of ``architectures`` in a Hugging Face ``config.json`` that this family reads."""
+    from_hf: Callable[[Mapping[str, Any]], Any]
+    """``config.json`` to config; refuses what the family does not implement."""
+    to_hf: Callable[[Any], dict[str, Any]]
+    """Config to ``config.json``."""
+    hf_names: Callable[[Any], Iterable[WeightName]]
+    """Weight names in safetensors files."""
+    base: str = "model."
+    """What stands before the names of all but the head; files of a bare model may leave it off."""
+    buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    """How names of tensors end that older files hold and that say nothing."""
+    encoder: bool = False
+    """Its models are encoders (``EncoderModel``), not language models."""
+    from_gguf: Callable[[Mapping[str, Any], np.ndarray | None], ModelConfig] | None = None
+    """GGUF metadata and the tensor of rotary divisors to config, if published so."""
+    gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
+    """Weight names in GGUF files."""
+    ignored: Callable[[Any, str], bool] = lambda config, name: False
+    """Whether a config's checkpoints may hold a tensor that is not read."""
+    view: Callable[[TensorSource], TensorSource] = lambda tensors: tensors
+    """Published tensors as ``hf_names`` has them, where they are stored in another form."""
+    gguf_architectures: tuple[str, ...] = ()
+    """Values of ``general.architecture`` that this family reads."""
+
+
+FAMILIES: Registry[Family] = Registry("model family", ModelError)
+
+
+def family_of(config: ModelConfig | EncoderFamilyConfig) -> Family:
+    """The family of a config node."""
+    return FAMILIES[config.kind]
+
+
+def family_for_config(values: Mapping[str, Any]) -> Family:
+    """The family that reads a ``config.json``, by its ``model_type`` or else its architecture.
+
+    Raises:
+        ModelError: none does, or the architecture is one with another head; the text names the
+            nearest family.
+    """
+    kind, types = model_type_of(values), recorded_classes()
+    families = (FAMILIES[name] for name in FAMILIES)
+    family = next(f for f in families if kind in {types.get(one) for one in f.architectures})
+    check_head(values, kind, family.encoder)
+    return family
+
+
+def family_for_architecture(architecture: str, *, gguf: bool = False) -> Family:
+    """The family that reads a published architecture.
+
+    Raises:
+        ModelError: none does; the text names the nearest that is read.
+    """
+    known: dict[str, Family] = {}
+    for name in FAMILIES:
+        family = FAMILIES[name]
+        known |= dict.fromkeys(family.gguf_architectures if gguf else family.architectures, family)
+    if architecture in known:
+        return known[architecture]
+    raise ModelError(
+        "model architecture",
+        found=architecture or "none",
+        expected="one of " + ", ".join(sorted(known)),
+        fix=did_you_mean(architecture, known),
+    )

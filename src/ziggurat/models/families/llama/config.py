@@ -1,0 +1,53 @@
+"""The Llama family: Llama 2 and 3.x, SmolLM2, Mistral (dense)."""
+
+from typing import Literal
+
+from ziggurat.core import config
+from ziggurat.models.families.decoder_fields import DecoderFields
+from ziggurat.nn.attention_context import AttentionRule
+from ziggurat.nn.block import BlockConfig, LayerConfig
+from ziggurat.nn.decoder import DecoderConfig
+from ziggurat.nn.norm import NormConfig
+
+
+@config.node
+class LlamaConfig(DecoderFields):
+    """A pre-norm decoder with RMSNorm, rotary positions, grouped keys and a gated MLP.
+
+    Paper: Touvron et al. 2023, https://arxiv.org/abs/2307.09288; sliding window: Jiang et al. 2023,
+    https://arxiv.org/abs/2310.06825.
+    """
+
+    kind: Literal["llama"] = "llama"
+    window: int | None = None
+    """Sliding attention window in tokens; default none."""
+    attention_bias: bool = False
+    """Biases on query, key, value and output projections."""
+    mlp_bias: bool = False
+    """Biases in the feed-forward block."""
+    norm_eps: float = 1e-5
+    """Added to the mean square in norms."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        window = self.window
+        config.require(window is None or window >= 1, "window", window, "a number >= 1")
+
+    def decoder(self) -> DecoderConfig:
+        """The decoder this config stands for."""
+        norm = NormConfig(eps=self.norm_eps)
+        block = BlockConfig(
+            attention=self.attention(bias=self.attention_bias, out_bias=self.attention_bias),
+            mlp=self.mlp(self.mlp_bias),
+            norm=norm,
+        )
+        rule = AttentionRule(self.channels_per_head**-0.5, window=self.window)
+        layer = LayerConfig(block=block, rule=rule, rope=self.rope)
+        return DecoderConfig(
+            vocab_size=self.vocab_size,
+            d_model=self.d_model,
+            layers=(layer,) * self.n_layers,
+            norm=norm,
+            tie_embeddings=self.tie_embeddings,
+            init_std=self.init_std,
+        )

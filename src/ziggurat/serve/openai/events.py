@@ -1,0 +1,124 @@
+"""The events of one HTTP request, brought from the engine's thread to the server's loop."""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any
+
+from ziggurat.serve.errors import RequestError
+from ziggurat.serve.llm.engine import Engine, Generation
+from ziggurat.serve.llm.sampling import SamplingParams
+from ziggurat.serve.llm.sequence import TokenEvent
+from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
+
+MAX_UNREAD = 16384
+"""Events that may wait for a client that reads slowly; then its request is given up."""
+
+
+class ReadTooSlowly(RequestError):
+    """A client let more events pile up than the server keeps."""
+
+    code = "read_too_slowly"
+
+
+class Events:
+    """The events of one HTTP request's prompts, brought from the engine's thread to this loop."""
+
+    def __init__(self, n: int = 1):
+        self._queue: asyncio.Queue[tuple[int, TokenEvent | Exception | None]] = asyncio.Queue()
+        self._loop, self._n = asyncio.get_running_loop(), n
+        self._generations: list[Generation] = []
+        self._given_up = False
+
+    def submit(
+        self,
+        engine: Engine,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        client: str = "",
+        salt: bytes = b"",
+    ) -> None:
+        """Hand the prompts to the engine, all of them or none; from any thread.
+
+        Raises:
+            RequestError: the engine refuses them.
+        """
+        requests = [(prompt, params) for prompt in prompts]
+        self._generations = engine.submit_together(
+            requests, self._listener, client=client, salt=salt
+        )
+
+    def cancel(self) -> None:
+        """Give all prompts up."""
+        for generation in self._generations:
+            generation.cancel()
+
+    async def read(self) -> AsyncGenerator[tuple[int, TokenEvent]]:
+        """Pairs of a choice's number and its next event; leaving the loop cancels the rest."""
+        open_prompts = len(self._generations)
+        try:
+            while open_prompts:
+                number, event = await self._queue.get()
+                if isinstance(event, Exception):
+                    raise event
+                if event is None:
+                    open_prompts -= 1
+                else:
+                    yield number * self._n + event.choice, event
+        finally:
+            self.cancel()
+
+    def _listener(self, number: int) -> Callable[[TokenEvent | Exception | None], None]:
+        take = functools.partial(self._take, number)
+
+        def listen(event: TokenEvent | Exception | None) -> None:
+            # The loop may be gone when a server ends; nobody waits for the event then.
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(take, event)
+
+        return listen
+
+    def _take(self, number: int, event: TokenEvent | Exception | None) -> None:
+        if self._given_up:
+            return
+        if self._queue.qsize() >= MAX_UNREAD:
+            self._given_up = True
+            self.cancel()
+            found, expected = f"{MAX_UNREAD} events unread", "a client that reads them"
+            event = ReadTooSlowly("stream", found=found, expected=expected)
+        self._queue.put_nowait((number, event))
+
+
+async def chunks(
+    events: Events,
+    form: ChatFormat | TextFormat,
+    usage: Usage,
+    choices: int,
+    show_usage: bool,
+    show_usage_so_far: bool = False,
+) -> AsyncGenerator[dict[str, Any]]:
+    """The bodies of a streamed answer.
+
+    Args:
+        events: what is generated.
+        form: gives the bodies.
+        usage: counted up on the way.
+        choices: number of choices.
+        show_usage: end with the usage.
+        show_usage_so_far: tell in each body what has been used so far.
+    """
+
+    def so_far() -> dict[str, Any]:
+        shown = usage.body() if show_usage_so_far else None
+        return {"usage": shown} if show_usage else {}
+
+    for body in form.opening(choices):
+        yield body | so_far()
+    async with contextlib.aclosing(events.read()) as read:
+        async for index, event in read:
+            usage.completion_tokens += 1
+            for body in form.chunks(index, event):
+                yield body | so_far()
+    if show_usage:
+        yield form.usage_chunk(usage)

@@ -1,0 +1,169 @@
+"""OpenAI's text endpoints over one engine."""
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ziggurat.serve.app import Part
+from ziggurat.serve.bodies import read
+from ziggurat.serve.errors import UnknownModel
+from ziggurat.serve.http import EventStream, guarded, json_response, read_body, unless_gone
+from ziggurat.serve.llm import special_text
+from ziggurat.serve.llm.engine import Engine
+from ziggurat.serve.llm.grammar import Grammars
+from ziggurat.serve.llm.metrics import Metrics
+from ziggurat.serve.llm.off_loop import OffLoop
+from ziggurat.serve.llm.offline import Completion
+from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
+from ziggurat.serve.llm.render import render_chat
+from ziggurat.serve.llm.texts import encode
+from ziggurat.serve.openai.events import Events, chunks
+from ziggurat.serve.openai.messages import conversation
+from ziggurat.serve.openai.requests import ChatRequest, CompletionRequest
+from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
+
+Asked = tuple[ChatRequest | CompletionRequest, list[list[int]], ChatFormat | TextFormat]
+"""A request as it was read, token ids of its prompts, and the form of its answer."""
+
+
+class TextService:
+    """``/v1/completions`` and ``/v1/chat/completions``.
+
+    Args:
+        engine: generates; closed by whoever made it.
+        name: the model's name in requests.
+        metrics: where the engine's figures go.
+        policy: how requests are read.
+    """
+
+    def __init__(
+        self, engine: Engine, name: str, metrics: Metrics, policy: RequestPolicy = DEFAULT
+    ):
+        self._engine, self._name, self._policy = engine, name, policy
+        self._ignore = policy.extra_fields == "ignore"
+        self._off_loop = OffLoop()
+        if engine.tokenizer.chat_template is not None and not policy.control_in_messages:
+            special_text.text_tokenizer(engine.tokenizer)  # takes up to a second: not in a request
+        self._grammars = Grammars(engine.tokenizer, engine.vocab_size)
+        self._created = int(time.time())
+        metrics.watch(engine, name)
+
+    def part(self) -> Part:
+        """What it adds to the application."""
+        post = {"/v1/completions": self._completions, "/v1/chat/completions": self._chat}
+        card = {
+            "id": self._name,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "ziggurat",
+            "max_model_len": self._engine.max_length,
+        }
+        return Part(
+            routes=[Route(path, guarded(f), methods=["POST"]) for path, f in post.items()],
+            cards=[card],
+            failure=lambda: self._engine.failure,
+        )
+
+    async def _completions(self, request: Request) -> Response:
+        return await self._answer(request, self._read_completion)
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._answer(request, self._read_chat)
+
+    def _read_completion(self, body: bytes) -> Asked:
+        asked = self._read(body, CompletionRequest)
+        prompts, params = asked.prompts(), asked.sampling(self._policy.sampling)
+        ids = encode(
+            self._engine.tokenizer,
+            prompts,
+            "prompt",
+            special=asked.add_special_tokens is not False,
+            special_tokens=self._policy.control_in_prompts,
+            max_length=self._engine.max_length,
+        )
+        echo: list[str] = []
+        if asked.echo:
+            texts = [p if isinstance(p, str) else self._decode(p) for p in prompts]
+            echo = [text for text in texts for _ in range(params.n)]
+        asked.prompt = ""  # it may be large, and the request may wait for long
+        return asked, ids, TextFormat(self._name, logprobs=params.logprobs is not None, echo=echo)
+
+    def _read_chat(self, body: bytes) -> Asked:
+        asked = self._read(body, ChatRequest)
+        tokenizer, policy = self._engine.tokenizer, self._policy
+        params, use = asked.sampling(policy.sampling), asked.tool_use()
+        ids = render_chat(
+            tokenizer,
+            conversation(asked.messages),
+            use.for_template() if use else None,
+            asked.add_generation_prompt is not False,
+            asked.template_variables(tokenizer, ignore=self._ignore),
+            content_format=policy.content_format,
+            special_tokens=policy.control_in_messages,
+            max_length=self._engine.max_length,
+        )
+        asked.messages = []
+        form = ChatFormat(self._name, logprobs=params.logprobs is not None, tools=use)
+        return asked, [ids], form
+
+    def _read(self, body: bytes, kind: type[Any]) -> Any:
+        asked = read(kind, body, ignore=self._ignore)
+        if asked.model != self._name:
+            raise UnknownModel.of(asked.model, [self._name])
+        return asked
+
+    async def _answer(self, request: Request, read_request: Callable[[bytes], Asked]) -> Response:
+        body = await read_body(request)
+        size = len(body)
+        asked, prompts, form = await self._off_loop(size, read_request, body)
+        del body
+        params = asked.sampling(self._policy.sampling)
+        demanded = asked.form(self._engine.tokenizer)
+        if demanded is not None:
+            maker = await asyncio.wrap_future(self._grammars.compile(demanded))
+            params = dataclasses.replace(params, constraint=maker)
+        client = getattr(request.state, "client", "")
+        salt = _salt(client, asked.cache_salt)
+        events = Events(params.n)
+        await self._off_loop(size, events.submit, self._engine, prompts, params, client, salt)
+        usage, choices = Usage(sum(map(len, prompts))), len(prompts) * params.n
+        del prompts  # the engine has them, in a quarter of the memory
+        if asked.stream:
+            options = asked.stream_options
+            show = options is not None and bool(options.include_usage)
+            often = options is not None and bool(options.continuous_usage_stats)
+            bodies = chunks(events, form, usage, choices, show, show and often)
+            return EventStream(bodies, events.cancel)
+        completions = [Completion() for _ in range(choices)]
+
+        async def collect() -> None:
+            async with contextlib.aclosing(events.read()) as read:
+                async for index, event in read:
+                    completions[index].add(event)
+                    usage.completion_tokens += 1
+
+        try:
+            await unless_gone(request.receive, collect())
+        finally:
+            events.cancel()
+        return json_response(form.whole(completions, usage))
+
+    def _decode(self, ids: list[int]) -> str:
+        known = [i for i in ids if 0 <= i < self._engine.vocab_size]  # others are refused later
+        return self._engine.tokenizer.decode(known, skip_special_tokens=False)
+
+
+def _salt(client: str, given: str | None) -> bytes:
+    """What the prefix cache keeps apart: clients, and what a client keeps apart itself."""
+    if not client and given is None:
+        return b""
+    parts = "\0".join([client, given or ""]).encode("utf-8", "replace")
+    return hashlib.blake2b(parts, digest_size=16).digest()

@@ -1,0 +1,130 @@
+"""``/tokenize`` and ``/detokenize`` as in vLLM: what a text, or a conversation, costs."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.app import Part
+from ziggurat.serve.bodies import Body, read
+from ziggurat.serve.errors import RequestError, UnknownModel
+from ziggurat.serve.http import guarded, json_response, read_body
+from ziggurat.serve.llm import texts
+from ziggurat.serve.llm.off_loop import OffLoop
+from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
+from ziggurat.serve.llm.render import render_chat
+from ziggurat.serve.llm.tools import Tool, tool_use
+from ziggurat.serve.openai.messages import conversation
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+    """A served model's tokenizer, the number of its ids and the longest text it takes."""
+
+    tokenizer: HuggingFaceTokenizer
+    vocab_size: int
+    max_length: int
+    policy: RequestPolicy = DEFAULT
+    """How the model's requests are read."""
+
+
+class TokenizeRequest(Body, kw_only=True):
+    """The body of ``POST /tokenize``: a prompt or messages."""
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[Any] | None = None
+    tools: list[Tool] | None = None
+    add_generation_prompt: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None
+    return_token_strs: bool | None = None
+
+    def check(self) -> None:
+        """Refuse fields that do not go together."""
+        if (self.prompt is None) == (self.messages is None):
+            found = "both" if self.messages is not None else "neither"
+            raise RequestError("prompt or messages", found=found, expected="one", param="prompt")
+        of_chat = ("tools", "add_generation_prompt", "chat_template_kwargs")
+        wrong = of_chat if self.messages is None else ("add_special_tokens",)
+        for name in wrong:
+            if getattr(self, name) is not None:
+                other = "messages" if self.messages is None else "prompt"
+                raise RequestError(name, found=f"no {other}", expected=other, param=name)
+
+
+class DetokenizeRequest(Body, kw_only=True):
+    """The body of ``POST /detokenize``."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+class TokenService:
+    """The two endpoints over the vocabularies of all served models, by name.
+
+    A request that names no model means the first.
+    """
+
+    def __init__(self, vocabularies: Mapping[str, Vocabulary]):
+        self._vocabularies = dict(vocabularies)
+        self._off_loop = OffLoop()
+
+    def part(self) -> Part:
+        """What it adds to the application."""
+        post = {"/tokenize": self._tokenize, "/detokenize": self._detokenize}
+        return Part(routes=[Route(path, guarded(f), methods=["POST"]) for path, f in post.items()])
+
+    async def _tokenize(self, request: Request) -> Response:
+        text = await read_body(request)
+        asked = read(TokenizeRequest, text)
+        known = self._vocabulary(asked.model)
+        ids = await self._off_loop(len(text), _ids, known, asked)
+        body = {"count": len(ids), "max_model_len": known.max_length, "tokens": ids}
+        if asked.return_token_strs:
+            names = map(known.tokenizer.backend.id_to_token, ids)
+            body["token_strs"] = [name or "" for name in names]
+        return json_response(body)
+
+    async def _detokenize(self, request: Request) -> Response:
+        asked = read(DetokenizeRequest, await read_body(request))
+        known = self._vocabulary(asked.model)
+        unknown = next((i for i in asked.tokens if not 0 <= i < known.vocab_size), None)
+        if unknown is not None:
+            expected = f"ids from 0 to {known.vocab_size - 1}"
+            raise RequestError("tokens", found=unknown, expected=expected, param="tokens")
+        text = known.tokenizer.decode(asked.tokens, skip_special_tokens=False)
+        return json_response({"prompt": text})
+
+    def _vocabulary(self, name: str | None) -> Vocabulary:
+        name = next(iter(self._vocabularies)) if name is None else name
+        if name not in self._vocabularies:
+            raise UnknownModel.of(name, self._vocabularies)
+        return self._vocabularies[name]
+
+
+def _ids(known: Vocabulary, asked: TokenizeRequest) -> list[int]:
+    policy = known.policy
+    if asked.messages is None:
+        assert asked.prompt is not None
+        return texts.encode(
+            known.tokenizer,
+            [asked.prompt],
+            "prompt",
+            special=asked.add_special_tokens is not False,
+            special_tokens=policy.control_in_prompts,
+        )[0]
+    use = tool_use(asked.tools, None, None)
+    return render_chat(
+        known.tokenizer,
+        conversation(asked.messages),
+        use.for_template() if use else None,
+        asked.add_generation_prompt is not False,
+        asked.chat_template_kwargs,
+        content_format=policy.content_format,
+        special_tokens=policy.control_in_messages,
+    )

@@ -24,7 +24,7 @@ ALLOWED = {
     "serve/predict/export.py:*": "golden pairs say on what machine they were recorded",
     "serve/predict/bundle.py:*": "of the devices that a bundle was loaded for",
     "serve/predict/model_card.py:*": "of the device on which a bundle runs",
-    "serve/llm/programs.py:_surroundings": "compiled programs on disk belong to one machine",
+    "serve/llm/programs.py:_environment": "compiled programs on disk belong to one machine",
     "checkpoint/memory/peer.py:*": "the name of this machine, to tell hosts apart",
     "cluster/worker.py:*": "versions and name of this machine",
     "cli/kernels.py:*": "prints what this machine is",

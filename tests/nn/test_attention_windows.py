@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ziggurat.kernels.attention import AttentionMask
-from ziggurat.nn import Both, Causal
+from ziggurat.nn import Bidirectional, Causal
 from ziggurat.nn.attention_context import AttentionRule
 
 LENGTH = 9
@@ -27,10 +27,10 @@ def test_both_directions_with_a_window(window, padding):
     distance = np.subtract.outer(np.arange(LENGTH), np.arange(LENGTH))
     expected = (abs(distance) < (window or LENGTH)) & np.asarray(mask)
     rows = slice(LENGTH - padding)  # what padding sees means nothing
-    found = seen(Both(mask.astype(int)), window)
+    found = seen(Bidirectional(mask.astype(int)), window)
     np.testing.assert_array_equal(found[rows], expected[rows])
     if not padding:
-        np.testing.assert_array_equal(seen(Both(), window), expected)
+        np.testing.assert_array_equal(seen(Bidirectional(), window), expected)
         causal = seen(Causal(), window)
         np.testing.assert_array_equal(causal, expected & (distance >= 0))
 

@@ -14,7 +14,7 @@ from tests.serve.conftest import CONTEXT, serving
 
 from ziggurat.serve.composition import Generator, openai_parts
 from ziggurat.serve.llm.policy import RequestPolicy
-from ziggurat.serve.openai import events
+from ziggurat.serve.openai import token_stream
 
 openai = pytest.importorskip("openai")
 HI = [{"role": "user", "content": "hi"}]
@@ -271,9 +271,9 @@ def test_usage_so_far_is_told_in_every_chunk_if_asked(client):
 
 
 def test_a_client_that_does_not_read_is_given_up(client, engine, monkeypatch):
-    monkeypatch.setattr(events, "MAX_UNREAD", 20)
+    monkeypatch.setattr(token_stream, "MAX_UNREAD", 20)
 
-    read = events.Events.read
+    read = token_stream.TokenStream.read
 
     async def late(self):
         while not self._given_up:
@@ -281,7 +281,7 @@ def test_a_client_that_does_not_read_is_given_up(client, engine, monkeypatch):
         async for entry in read(self):
             yield entry
 
-    monkeypatch.setattr(events.Events, "read", late)
+    monkeypatch.setattr(token_stream.TokenStream, "read", late)
     stream = client.completions.create(**LONG | {"stream": True, "n": 4})
     with pytest.raises(openai.APIError, match="20 events unread"):
         list(stream)

@@ -17,11 +17,11 @@ from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.composition import Generator, openai_parts
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig, EngineStatistics
-from ziggurat.serve.llm.generation import Timeline
 from ziggurat.serve.llm.grammar import Grammars
 from ziggurat.serve.llm.offline import LLM
+from ziggurat.serve.llm.output_text import TokenEvent
+from ziggurat.serve.llm.request import Timeline
 from ziggurat.serve.llm.sampling import SamplingParams
-from ziggurat.serve.llm.sequence import TokenEvent
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("llguidance")

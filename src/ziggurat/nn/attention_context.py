@@ -10,7 +10,7 @@ context        who is seen                                            per-layer 
 ``Causal``     the row's earlier tokens                               none
 ``Packed``     earlier tokens of the same document in the row         none
 ``Cached``     all tokens so far, through a static key/value cache    keys and values
-``Both``       the row's tokens before and after, but for padding     none
+``Bidirectional`` the row's tokens before and after, but for padding     none
 =============  =====================================================  ========================
 """
 
@@ -136,7 +136,7 @@ def counted_tokens(context: AttentionContext) -> Bool[Array, "b t"] | None:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Both:
+class Bidirectional:
     """Attention in both directions (encoders, diffusion), over rows padded to one length or not."""
 
     mask: Int[Array, "b t"] | None = None
@@ -151,7 +151,7 @@ class Both:
         mask = AttentionMask(positions, positions, *segments, causal=False, window=rule.window)
         return attend_by_rule(query, key, value, mask, rule, sinks), state
 
-    def advance(self, state: State, tokens: int) -> "Both":
+    def advance(self, state: State, tokens: int) -> "Bidirectional":
         return self
 
 

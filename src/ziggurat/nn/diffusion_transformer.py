@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from ziggurat.core.errors import ShapeError
 from ziggurat.kernels.linear import take_rows
 from ziggurat.mesh import constrain
-from ziggurat.nn.attention_context import AttentionRule, Both
+from ziggurat.nn.attention_context import AttentionRule, Bidirectional
 from ziggurat.nn.block import AttentionConfig, MlpConfig
 from ziggurat.nn.decoder import REMAT_POLICIES, Remat
 from ziggurat.nn.linear import Linear, add, constant, multiply, parameter
@@ -118,7 +118,7 @@ class ConditionedBlock(nnx.Module):
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = jnp.split(six, 6, axis=-1)
         with jax.named_scope("attention"):
             normed = add(multiply(standardised(x, NORM_EPS).astype(x.dtype), 1 + scale), shift)
-            mixed, _ = self.attention(normed, positions, None, rule, Both(), ())
+            mixed, _ = self.attention(normed, positions, None, rule, Bidirectional(), ())
             x = constrain(x + multiply(mixed, gate), ("batch", "sequence", "embed"))
         with jax.named_scope("mlp"):
             if self.mlp_norm is None:

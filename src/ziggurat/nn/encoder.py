@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
 from ziggurat.mesh import constrain
-from ziggurat.nn.attention_context import AttentionContext, AttentionRule, Both
+from ziggurat.nn.attention_context import AttentionContext, AttentionRule, Bidirectional
 from ziggurat.nn.block import BlockConfig
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.precision import Precision
@@ -121,7 +121,7 @@ class Encoder(nnx.Module):
         x = self.embedding(tokens) + self.token_types(token_types) + self.positions(positions)
         x = constrain(self.embedding_norm(x), ("batch", "sequence", "embed"))
         graph, params = nnx.split(self.blocks)
-        rule, context = self.config.rule, Both(mask)
+        rule, context = self.config.rule, Bidirectional(mask)
 
         def step(x: Array, params: nnx.State) -> tuple[Array, None]:
             return nnx.merge(graph, params)(x, positions, rule, context), None

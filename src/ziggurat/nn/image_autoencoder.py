@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ziggurat.nn.attention import GroupedAttentionConfig
-from ziggurat.nn.attention_context import AttentionRule, Both
+from ziggurat.nn.attention_context import AttentionRule, Bidirectional
 from ziggurat.nn.convolution import (
     Convolution,
     Doubling,
@@ -62,7 +62,7 @@ class PixelAttention(nnx.Module):
         b, height, width, channels = x.shape
         rows = self.norm(x).reshape(b, height * width, channels)
         positions = jnp.broadcast_to(jnp.arange(height * width)[None], rows.shape[:2])
-        mixed, _ = self.attention(rows, positions, None, self.rule, Both(), ())
+        mixed, _ = self.attention(rows, positions, None, self.rule, Bidirectional(), ())
         return x + mixed.reshape(x.shape)
 
 

@@ -190,7 +190,7 @@ def test_a_failing_device_ends_all_requests_with_the_reason(model, params, token
     with Engine(model, params, tokenizer) as engine:
         submitted = threading.Event()
 
-        def fail(shape, lanes, counts):
+        def fail(shape, sequences, counts):
             submitted.wait(60)
             raise RuntimeError("out of memory")
 

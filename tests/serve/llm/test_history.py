@@ -9,7 +9,7 @@ from tests.quick_jit import quick_jit
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm import history
 from ziggurat.serve.llm.history import History, all_but, bias_of
-from ziggurat.serve.llm.sampling import Knobs, SamplingParams
+from ziggurat.serve.llm.sampling import SamplingArrays, SamplingParams, SamplingRow
 
 VOCAB = 70
 CASES = [
@@ -56,9 +56,9 @@ def test_shaped_logits_are_those_of_the_definition(load):
     sequences.append(([], []))
     banned = [[], [0, 69], [], [31, 32], list(range(1, 70)), []]
     words = np.stack([all_but(ids, VOCAB) for ids in banned])
-    knobs = Knobs.stack([Knobs.row(p) for p in CASES], len(CASES))
+    sampling = SamplingArrays.stack([SamplingRow.of(p) for p in CASES], len(CASES))
     shaped = quick_jit(history.shape_logits)(
-        logits, kept, np.arange(6, dtype=np.int32), knobs, words
+        logits, kept, np.arange(6, dtype=np.int32), sampling, words
     )
     for row, (params, (prompt, output), ids) in enumerate(zip(CASES, sequences, banned)):
         expected = by_definition(logits[row], params, prompt, output)
@@ -72,12 +72,14 @@ def test_a_drawn_token_counts_from_the_next_on():
     logits = np.zeros((2, VOCAB), np.float32)
     logits[:, 4], logits[:, 9] = 1.0, 0.9
     greedy = SamplingParams(temperature=0, frequency_penalty=0.25)
-    knobs = Knobs.stack([Knobs.row(greedy), Knobs.row(SamplingParams(temperature=0))], 2)
+    sampling = SamplingArrays.stack(
+        [SamplingRow.of(greedy), SamplingRow.of(SamplingParams(temperature=0))], 2
+    )
     drawn = []
     for _ in range(4):
         words = np.stack([all_but([], VOCAB)] * 2)
         places = np.array([1, 2], np.int32)  # the second asks for nothing: the common row
-        kept, tokens = step(kept, logits, places, knobs, words, np.zeros(2, np.int32))
+        kept, tokens = step(kept, logits, places, sampling, words, np.zeros(2, np.int32))
         drawn.append(tokens.tolist())
     assert drawn == [[4, 4], [9, 4], [4, 4], [9, 4]]
     assert kept.counts[1].sum() == 4
@@ -117,9 +119,9 @@ def test_repetition_penalty_is_that_of_transformers(load):
     params = SamplingParams(repetition_penalty=1.3)
     kept = History.empty(1, VOCAB)
     kept = load(kept, np.int32(0), tokens, np.int32(7), np.int32(12), bias_of(params, VOCAB))
-    knobs = jax.tree.map(jnp.asarray, Knobs.of(params))
+    sampling = jax.tree.map(jnp.asarray, SamplingArrays.of(params))
     found = history.shape_logits(
-        jnp.asarray(logits), kept, jnp.array([0]), knobs, jnp.asarray(all_but([], VOCAB))[None]
+        jnp.asarray(logits), kept, jnp.array([0]), sampling, jnp.asarray(all_but([], VOCAB))[None]
     )
     theirs = processors.RepetitionPenaltyLogitsProcessor(1.3)
     expected = theirs(torch.tensor(tokens, dtype=torch.long)[None], torch.tensor(logits))

@@ -8,7 +8,7 @@ from tests.quick_jit import quick_jit
 
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.sampling import (
-    Knobs,
+    SamplingArrays,
     SamplingParams,
     device_seed,
     log_probabilities,
@@ -37,8 +37,8 @@ CASES = [
 
 
 def rows(params, count, **changes):
-    knobs = Knobs.of(params)
-    joined = jax.tree.map(lambda x: jnp.repeat(x, count), knobs)
+    sampling = SamplingArrays.of(params)
+    joined = jax.tree.map(lambda x: jnp.repeat(x, count), sampling)
     return joined._replace(**changes)
 
 
@@ -58,9 +58,9 @@ def kept_by_definition(logits, p):
 
 
 def kept_by_us(logits, p):
-    knobs = Knobs.of(p)
+    sampling = SamplingArrays.of(p)
     scaled = jnp.asarray(logits)[None] / p.temperature
-    mask = kept_tokens(scaled, knobs.top_k, knobs.top_p, knobs.min_p)
+    mask = kept_tokens(scaled, sampling.top_k, sampling.top_p, sampling.min_p)
     return set(np.flatnonzero(np.asarray(mask)[0]).tolist())
 
 
@@ -120,7 +120,9 @@ def test_a_row_depends_on_its_own_seed_position_and_choice_only():
     mixed = jax.tree.map(
         lambda *x: jnp.concatenate(x),
         *(
-            Knobs.of(SamplingParams(seed=i, temperature=0.5 + i, top_p=1 - i / 10), choice=i % 2)
+            SamplingArrays.of(
+                SamplingParams(seed=i, temperature=0.5 + i, top_p=1 - i / 10), choice=i % 2
+            )
             for i in range(6)
         ),
     )
@@ -134,20 +136,20 @@ def test_a_row_depends_on_its_own_seed_position_and_choice_only():
 @pytest.mark.parametrize("change", ["seed", "choice", "position"])
 def test_another_seed_choice_or_position_draws_anew(change):
     logits = jnp.zeros((64, 100))
-    knobs, positions = rows(SamplingParams(seed=1), 64), jnp.arange(64)
-    other, elsewhere = knobs, positions
+    sampling, positions = rows(SamplingParams(seed=1), 64), jnp.arange(64)
+    other, elsewhere = sampling, positions
     if change == "position":
         elsewhere = positions + 64
     else:
-        other = knobs._replace(**{change: getattr(knobs, change) + 1})
-    same = sample(logits, knobs, positions) == sample(logits, other, elsewhere)
+        other = sampling._replace(**{change: getattr(sampling, change) + 1})
+    same = sample(logits, sampling, positions) == sample(logits, other, elsewhere)
     assert int(same.sum()) < 10
 
 
 def test_greedy_takes_the_first_of_the_greatest_beside_rows_that_draw():
     logits = jnp.array([[0.0, 5.0, 5.0, 1.0]] * 2)
-    knobs = rows(SamplingParams(seed=0), 2, temperature=jnp.array([0.0, 1e-4]))
-    first, second = sample(logits, knobs, jnp.array(3)).tolist()
+    sampling = rows(SamplingParams(seed=0), 2, temperature=jnp.array([0.0, 1e-4]))
+    first, second = sample(logits, sampling, jnp.array(3)).tolist()
     assert first == 1
     assert second in (1, 2)
 

@@ -18,9 +18,9 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Processes
 from ziggurat.models import LanguageModel, Params
 from ziggurat.serve.llm.engine import Engine, EngineConfig
-from ziggurat.serve.llm.generation import Listener
+from ziggurat.serve.llm.output_text import TokenEvent
+from ziggurat.serve.llm.request import Listener
 from ziggurat.serve.llm.sampling import MAX_CHOICES, SamplingParams
-from ziggurat.serve.llm.sequence import TokenEvent
 
 
 @dataclasses.dataclass

@@ -27,7 +27,7 @@ MAX_SEQUENCES = 4096
 
 
 @dataclasses.dataclass
-class Queued:
+class QueuedRequest:
     """What of a request, or of a client's requests, waits."""
 
     client: str
@@ -45,11 +45,11 @@ class Admission:
     """
 
     def __init__(self, max_requests: int, max_tokens: int):
-        self._most = Queued("", max_requests, MAX_SEQUENCES, max_tokens)
-        self._clients: dict[str, Queued] = {}
+        self._most = QueuedRequest("", max_requests, MAX_SEQUENCES, max_tokens)
+        self._clients: dict[str, QueuedRequest] = {}
         self._lock = threading.Lock()
 
-    def enter(self, client: str, sizes: Sequence[int], *, limited: bool = True) -> Queued:
+    def enter(self, client: str, sizes: Sequence[int], *, limited: bool = True) -> QueuedRequest:
         """Take in a request.
 
         Args:
@@ -61,28 +61,28 @@ class Admission:
             RequestError: it would not fit into an empty queue.
             QueueFull: it does not fit beside what waits now.
         """
-        asked = Queued(client, 1, len(sizes), sum(sizes))
+        request = QueuedRequest(client, 1, len(sizes), sum(sizes))
         if limited:
-            self.check(asked)
+            self.check(request)
         with self._lock:
-            held = self._clients.setdefault(client, Queued(client))
+            held = self._clients.setdefault(client, QueuedRequest(client))
             for name in ("requests", "prompts", "tokens") if limited else ():
                 waiting, most = getattr(held, name), getattr(self._most, name)
-                if waiting + getattr(asked, name) > most:
+                if waiting + getattr(request, name) > most:
                     raise QueueFull.of(waiting, most, name)
             held.requests += 1
-            held.prompts += asked.prompts
-            held.tokens += asked.tokens
-        return asked
+            held.prompts += request.prompts
+            held.tokens += request.tokens
+        return request
 
-    def check(self, asked: Queued) -> None:
+    def check(self, request: QueuedRequest) -> None:
         """Refuse what can never fit.
 
         Raises:
             RequestError: more prompts or tokens than an empty queue holds.
         """
         limits = {"prompts": MAX_PROMPTS, "prompt tokens": self._most.tokens}
-        for (name, most), found in zip(limits.items(), (asked.prompts, asked.tokens)):
+        for (name, most), found in zip(limits.items(), (request.prompts, request.tokens)):
             if found > most:
                 raise RequestError(
                     "prompt",
@@ -92,7 +92,7 @@ class Admission:
                     param="prompt",
                 )
 
-    def leave(self, request: Queued, tokens: int) -> None:
+    def leave(self, request: QueuedRequest, tokens: int) -> None:
         """One of the request's prompts waits no more: it runs or has been given up."""
         with self._lock:
             held = self._clients[request.client]

@@ -1,37 +1,36 @@
-"""The decode manager: which lanes get their next token in a step."""
+"""Choice of the sequences that decode one token in a step."""
 
 from collections.abc import Callable, Sequence
 from typing import Generic
 
-from ziggurat.serve.llm.lane import L
-from ziggurat.serve.llm.pages import Pages
+from ziggurat.serve.llm.kv_cache_manager import KVCacheManager
+from ziggurat.serve.llm.sequence import S
 
 
-class DecodeManager(Generic[L]):
-    """Picks the lanes that have one token to read, all of them: a step for many costs little more
-    than a step for one.
+class DecodeManager(Generic[S]):
+    """Selects all sequences that decode: a step for many costs little more than for one.
 
     Args:
-        pages: where a lane gets a block when it has filled its last.
-        make_room: frees a block for a lane by taking those of a newer one; says no when there is no
-            newer one than the lane itself, which has lost its own then.
+        kv_cache: gives a sequence a block when its last one is full.
+        make_room: frees blocks for a sequence by preempting a newer one; false when there is no
+            newer one than the sequence itself, which is then preempted.
     """
 
-    def __init__(self, pages: Pages, make_room: Callable[[L], bool]):
-        self._pages, self._make_room = pages, make_room
+    def __init__(self, kv_cache: KVCacheManager, make_room: Callable[[S], bool]):
+        self._kv_cache, self._make_room = kv_cache, make_room
 
-    def plan(self, running: Sequence[L]) -> list[L]:
-        """Lanes to decode, oldest first; each has a block for its token."""
+    def plan(self, running: Sequence[S]) -> list[S]:
+        """Sequences to decode, oldest first; each has a block for its token."""
         chosen = []
-        for lane in list(running):
-            if lane.slot is None or lane.pending != 1:
-                continue  # it lost its blocks to an older lane just now, or reads its prompt
-            if self._room(lane):
-                chosen.append(lane)
+        for seq in list(running):
+            if seq.slot is None or seq.pending != 1:
+                continue  # it lost its blocks to an older sequence just now, or reads its prompt
+            if self._room(seq):
+                chosen.append(seq)
         return chosen
 
-    def _room(self, lane: L) -> bool:
-        while not self._pages.grow(lane):
-            if not self._make_room(lane):
+    def _room(self, seq: S) -> bool:
+        while not self._kv_cache.grow(seq):
+            if not self._make_room(seq):
                 return False
         return True

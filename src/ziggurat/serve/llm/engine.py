@@ -1,5 +1,8 @@
-"""The engine: a bounded queue of requests, and the one thread that owns the model and serves them
-together, step by step."""
+"""Engine with continuous batching: a bounded queue, and one thread that owns the model.
+
+Callers submit from any thread; the condition ``_changed`` guards ``_inbox``, ``_closed`` and
+``_failure``. All else, scheduler, cache and runner included, belongs to the engine's thread alone.
+"""
 
 import collections
 import logging
@@ -11,17 +14,16 @@ from collections.abc import Callable, Iterator, Sequence
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import LanguageModel, Params
 from ziggurat.serve.errors import EngineStopped, RequestError
-from ziggurat.serve.llm import sequence
 from ziggurat.serve.llm.admission import MAX_SEQUENCES, Admission, most_tokens
 from ziggurat.serve.llm.buckets import Buckets, Shape
-from ziggurat.serve.llm.generation import Choice, Generation, Listener, Monitor, Timeline
-from ziggurat.serve.llm.pages import Pages
+from ziggurat.serve.llm.kv_cache_manager import KVCacheManager
+from ziggurat.serve.llm.output_text import TokenEvent, TokenLogprob, describe_token
 from ziggurat.serve.llm.prefix_cache import HashedPrefixes, NoPrefixes
 from ziggurat.serve.llm.programs import Programs
-from ziggurat.serve.llm.runner import Flight, Logprobs, ModelRunner
+from ziggurat.serve.llm.request import Listener, Monitor, Request, RequestSequence, Timeline
+from ziggurat.serve.llm.runner import Logprobs, ModelRunner, StepHandle
 from ziggurat.serve.llm.sampling import SamplingParams
-from ziggurat.serve.llm.scheduler import Limits, Plan, Scheduler
-from ziggurat.serve.llm.sequence import TokenEvent, TokenLogprob
+from ziggurat.serve.llm.scheduler import Limits, Scheduler, SchedulerOutput
 from ziggurat.serve.llm.settings import EngineConfig, cache_dimensions, context_length
 from ziggurat.serve.llm.statistics import EngineStatistics, WarmUp
 
@@ -29,8 +31,8 @@ __all__ = [
     "Engine",
     "EngineConfig",
     "EngineStatistics",
-    "Generation",
     "Monitor",
+    "Request",
     "Timeline",
     "WarmUp",
 ]
@@ -46,8 +48,8 @@ class Engine:
         params: its parameters; they are copied layer by layer, so let go of them after.
         tokenizer: the model's.
         settings: limits.
-        monitor: hears of every token and every ended request.
-        scores: tell with each token the log-probability with which it was drawn: at the request's
+        monitor: called at every token, step and ended request.
+        scores: report with each token the log-probability with which it was drawn: at the request's
             temperature, before bias, penalties, constraints and truncation.
 
     Raises:
@@ -74,16 +76,16 @@ class Engine:
         self._programs = Programs(settings.compile_cache)
         self._runner = ModelRunner(model, params, cache, buckets, self._programs, scores)
         self.version = 0
-        """Of the weights, as :meth:`load` was told."""
+        """Version of the weights, as given to :meth:`load`."""
         prefixes = HashedPrefixes(cache.block_size) if settings.prefix_cache else NoPrefixes()
-        self._pages = Pages(cache.blocks, cache.block_size, cache.width, prefixes)
+        self._kv_cache = KVCacheManager(cache.blocks, cache.block_size, cache.width, prefixes)
         limits = Limits(settings.max_running, settings.max_batched_tokens, chunk)
-        self._scheduler: Scheduler[Choice] = Scheduler(limits, self._pages)
+        self._scheduler: Scheduler[RequestSequence] = Scheduler(limits, self._kv_cache)
         tokens = max(settings.max_queue_tokens, self.max_length)
         self._admission = Admission(settings.max_queue, tokens)
         self._arrivals = 0
-        self._inbox: collections.deque[Generation] = collections.deque()
-        self._active: list[Generation] = []
+        self._inbox: collections.deque[Request] = collections.deque()
+        self._active: list[Request] = []
         self._changed = threading.Condition()
         self._closed = False
         self._failure: Exception | None = None
@@ -100,13 +102,13 @@ class Engine:
 
     def submit(
         self, prompt: Sequence[int], params: SamplingParams, listener: Listener | None = None
-    ) -> Generation:
+    ) -> Request:
         """Put a request of one prompt into the queue.
 
         Args:
             prompt: token ids.
             params: how to generate.
-            listener: see :class:`Generation`.
+            listener: see :class:`Request`.
 
         Raises:
             RequestError: the prompt is empty or has an unknown id.
@@ -119,20 +121,20 @@ class Engine:
 
     def submit_together(
         self,
-        requests: Sequence[tuple[Sequence[int], SamplingParams]],
+        prompts: Sequence[tuple[Sequence[int], SamplingParams]],
         listener: Callable[[int], Listener | None],
         *,
         limited: bool = True,
         client: str = "",
         salt: bytes = b"",
-    ) -> list[Generation]:
+    ) -> list[Request]:
         """Put the prompts of one request into the queue, all of them or none.
 
         An idle engine with an empty prefix cache then takes the same steps whenever it is given the
         same prompts, so that their tokens agree bit for bit.
 
         Args:
-            requests: token ids of each prompt, and how to generate.
+            prompts: token ids and sampling parameters of each prompt.
             listener: makes the listener of each, by its place.
             limited: keep to the bounds of the queue.
             client: whose they are; clients take turns and have a queue each.
@@ -145,45 +147,45 @@ class Engine:
             QueueFull: too many requests wait.
             EngineStopped: the engine is closed or has failed.
         """
-        sequences = sum(params.n for _, params in requests)
-        if limited and sequences > MAX_SEQUENCES:
-            found = f"{sequences} completions in one request"
+        completions = sum(params.n for _, params in prompts)
+        if limited and completions > MAX_SEQUENCES:
+            found = f"{completions} completions in one request"
             expected = f"at most {MAX_SEQUENCES}"
             raise RequestError("n times prompts", found=found, expected=expected, param="n")
         made = [
-            Generation(
+            Request(
                 prompt,
                 params,
                 most_tokens(prompt, params, self.max_length, self.vocab_size),
                 listener(place),
                 salt,
             )
-            for place, (prompt, params) in enumerate(requests)
+            for place, (prompt, params) in enumerate(prompts)
         ]
         with self._changed:
             if self._closed or self._failure:
                 raise EngineStopped("engine", found=self._failure or "closed", expected="running")
-            sizes = [len(generation.prompt) for generation in made]
+            sizes = [len(request.prompt) for request in made]
             queued = self._admission.enter(client, sizes, limited=limited)
-            for generation in made:
-                generation.queued_in = queued
+            for request in made:
+                request.queued_in = queued
             self._take(made)
         return made
 
     def load(self, params: Params, version: int) -> None:
-        """Go on with other weights, of the same shapes and types; nothing is compiled.
+        """Replace the weights with others of equal shapes and types; nothing is compiled.
 
-        What the prefix cache holds is forgotten. Nothing may be waiting or running.
+        Empties the prefix cache. No request may be waiting or running.
 
         Args:
             params: the parameters; see :meth:`ModelRunner.load`.
-            version: what they are to be called.
+            version: number of these weights.
         """
         with self._changed:
             assert not self._inbox
             assert not self._active, "requests would change weights half-way"
             self._runner.load(params)
-            self._pages.forget_prefixes()
+            self._kv_cache.reset_prefix_cache()
             self.version = version
 
     def generate(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[TokenEvent]:
@@ -193,30 +195,30 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests in the queue."""
-        return len(self._inbox) + sum(g.timeline.started is None for g in list(self._active))
+        return len(self._inbox) + sum(r.timeline.started is None for r in list(self._active))
 
     @property
     def running(self) -> int:
         """Requests being served."""
-        return sum(g.timeline.started is not None for g in list(self._active))
+        return sum(r.timeline.started is not None for r in list(self._active))
 
     @property
     def failure(self) -> Exception | None:
-        """What ended the engine, if anything did."""
+        """Error that stopped the engine, or ``None``."""
         return self._failure
 
     def statistics(self) -> EngineStatistics:
-        """What the engine holds now, and what it has counted."""
-        blocks, pages = self._pages.allocator, self._pages
-        free = blocks.free
+        """Figures of the queue, the cache and preemptions."""
+        kv_cache, blocks = self._kv_cache, self._kv_cache.allocator
+        free = blocks.free_blocks
         return EngineStatistics(
             running=self.running,
             waiting=self.waiting,
             cache_usage=1 - free / blocks.total,
             blocks_total=blocks.total,
             blocks_free=free,
-            prefix_queries=pages.queries,
-            prefix_hits=pages.hits,
+            prefix_queries=kv_cache.queries,
+            prefix_hits=kv_cache.hits,
             preemptions=self._scheduler.preemptions,
         )
 
@@ -229,8 +231,8 @@ class Engine:
         with self._changed:
             self._closed = True
             if not drain:
-                for generation in [*self._inbox, *self._active]:
-                    generation.cancel()
+                for request in [*self._inbox, *self._active]:
+                    request.cancel()
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
@@ -241,12 +243,12 @@ class Engine:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def _take(self, generations: Sequence[Generation]) -> None:
-        """Hand requests to the thread, which is started if need be; the lock is held."""
+    def _take(self, new: Sequence[Request]) -> None:
+        """Hand requests to the engine's thread, started if needed; the caller holds the lock."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
             self._thread.start()
-        self._inbox += generations
+        self._inbox += new
         self._changed.notify()
 
     def _serve(self) -> None:
@@ -259,7 +261,7 @@ class Engine:
             self._fail(error)
 
     def _take_in(self) -> bool:
-        """Wait for something to do and take new requests; says no when the engine is to end."""
+        """Wait for work and take new requests; false when the engine is to stop."""
         with self._changed:
             while not self._inbox and not self._active:
                 if self._closed:
@@ -268,113 +270,115 @@ class Engine:
             new = list(self._inbox)
             self._active += new
             self._inbox.clear()
-        for generation in new:
+        for request in new:
             seed = secrets.randbits(31)
             arrival, self._arrivals = self._arrivals, self._arrivals + 1
-            lane = generation.first_lane(self.tokenizer, self.vocab_size, arrival, seed)
-            self._scheduler.add(lane)
+            seq = request.first_sequence(self.tokenizer, self.vocab_size, arrival, seed)
+            self._scheduler.add(seq)
         return True
 
     def _sweep(self) -> None:
-        """Let go of requests that were cancelled or whose constraint failed."""
-        for generation in [g for g in self._active if g.cancelled or g.error is not None]:
-            for lane in generation.lanes:
-                self._scheduler.remove(lane)
-            self._end(generation, None if generation.cancelled else generation.error)
+        """Remove requests that were cancelled or whose constraint failed."""
+        for request in [r for r in self._active if r.cancelled or r.error is not None]:
+            for seq in request.seqs:
+                self._scheduler.remove(seq)
+            self._end(request, None if request.cancelled else request.error)
 
-    def _step(self, plan: Plan[Choice]) -> None:
+    def _step(self, scheduled: SchedulerOutput[RequestSequence]) -> None:
         now = time.monotonic()
-        for chunk in plan.prefill:
-            generation = chunk.lane.generation
-            generation.timeline.started = generation.timeline.started or now
-            self._leave_queue(generation)
-        buckets, decode = self._runner.buckets, plan.decode
+        for chunk in scheduled.prefill:
+            request = chunk.seq.request
+            request.timeline.started = request.timeline.started or now
+            self._leave_queue(request)
+        buckets, decode = self._runner.buckets, scheduled.decode
         if decode:
-            shape, alone = buckets.for_decode(len(decode)), not plan.prefill
+            shape, alone = buckets.for_decode(len(decode)), not scheduled.prefill
             self._run(shape, decode, [1] * len(decode), ahead=alone)
-        counts = [chunk.count for chunk in plan.prefill]
+        counts = [chunk.count for chunk in scheduled.prefill]
         for shape, indexes in buckets.for_prefill(counts):
-            self._run(shape, [plan.prefill[i].lane for i in indexes], [counts[i] for i in indexes])
+            self._run(
+                shape, [scheduled.prefill[i].seq for i in indexes], [counts[i] for i in indexes]
+            )
         if self.monitor is not None and (decode or counts):
             self.monitor.step(len(decode) + sum(counts))
 
     def _run(
-        self, shape: Shape, lanes: list[Choice], counts: list[int], ahead: bool = False
+        self, shape: Shape, seqs: list[RequestSequence], counts: list[int], ahead: bool = False
     ) -> None:
-        """Read tokens of some lanes, and push the next one of those that have no more to read.
+        """Run a step over some sequences, and push the sampled tokens of those fully computed.
 
-        With ``ahead``, which is for lanes that decode, go on for as long as nothing else is to be
-        done: each step is handed to the device before the tokens of the one before have come back,
-        so that it does not wait while they are looked at. A lane that comes to its end there has
-        one token read for nothing, into a block that is its own or nobody's until that is done.
+        With ``ahead``, for decoding only, steps are chained while there is nothing else to do: each
+        is handed to the device before the tokens of the one before have been copied to the host, so
+        the device never waits. A sequence that ends meanwhile has computed one token for nothing,
+        into a block that is its own, or nobody's until that write is done.
         """
-        flight = self._runner.start(shape, lanes, counts)
+        step = self._runner.start(shape, seqs, counts)
         while True:
-            goes_on = ahead and self._goes_on(lanes)
-            following = self._runner.follow(flight, lanes) if goes_on else None
-            self._land(flight, lanes, counts)
+            chained = ahead and self._can_chain(seqs)
+            following = self._runner.chain_step(step, seqs) if chained else None
+            self._collect(step, seqs, counts)
             if following is None:
                 return
             if self.monitor is not None:
-                self.monitor.step(len(lanes))
-            ended = [lane.slot is None for lane in lanes]
+                self.monitor.step(len(seqs))
+            ended = [seq.slot is None for seq in seqs]
             if any(ended):
                 if not all(ended):
-                    self._land(following, lanes, counts)
+                    self._collect(following, seqs, counts)
                 return
-            flight = following
+            step = following
 
-    def _goes_on(self, lanes: list[Choice]) -> bool:
-        """Whether all lanes surely read a token more next, and only they; then they have room."""
+    def _can_chain(self, seqs: list[RequestSequence]) -> bool:
+        """Whether the next step decodes these sequences and no others; reserves their blocks."""
         if self._inbox or self._closed:
             return False
-        for lane in lanes:
-            generation = lane.generation
-            left = generation.max_tokens - len(lane.output.tokens)
-            if generation.cancelled or generation.error is not None or left < 2:
+        for seq in seqs:
+            request = seq.request
+            left = request.max_tokens - len(seq.output.tokens)
+            if request.cancelled or request.error is not None or left < 2:
                 return False
-            if not self._runner.can_follow(lane):
+            if not self._runner.can_chain(seq):
                 return False
-        return all(self._pages.grow(lane, ahead=1) for lane in lanes)
+        return all(self._kv_cache.grow(seq, ahead=1) for seq in seqs)
 
-    def _land(self, flight: Flight, lanes: list[Choice], counts: list[int]) -> None:
-        """Wait for a step and tell what came of it to the lanes that are still there."""
-        drawn = self._runner.finish(flight, lanes)
-        for row, (lane, count) in enumerate(zip(lanes, counts)):
-            if lane.slot is None or lane.pending < count:
+    def _collect(self, step: StepHandle, seqs: list[RequestSequence], counts: list[int]) -> None:
+        """Wait for a step, and push its tokens to the sequences that still run."""
+        sampled = self._runner.collect(step, seqs)
+        for row, (seq, count) in enumerate(zip(seqs, counts)):
+            if seq.slot is None or seq.pending < count:
                 continue  # it has ended or been cancelled since
-            self._pages.advance(lane, count)
-            if flight.ready[row]:
-                score = None if drawn.scores is None else drawn.scores[row]
-                self._push(lane, drawn.tokens[row], drawn.logprobs.get(row), score)
+            self._kv_cache.advance(seq, count)
+            if step.ready[row]:
+                score = None if sampled.scores is None else sampled.scores[row]
+                self._push(seq, sampled.tokens[row], sampled.logprobs.get(row), score)
 
     def _push(
-        self, lane: Choice, token: int, logprobs: Logprobs | None, score: float | None
+        self, seq: RequestSequence, token: int, logprobs: Logprobs | None, score: float | None
     ) -> None:
-        generation = lane.generation
-        if not generation.forked:
-            others = generation.other_lanes(self.tokenizer)
-            self._scheduler.fork(lane, others, len(generation.prompt))
-        complete = lane.accept(token)
-        if generation.cancelled or generation.error is not None:
+        request = seq.request
+        if not request.forked:
+            others = request.other_sequences(self.tokenizer)
+            self._scheduler.fork(seq, others, len(request.prompt))
+        complete = seq.accept(token)
+        if request.cancelled or request.error is not None:
             return  # the next step is without it
-        lane.tokens.append(token)
-        self._count(lane)
-        logprob = None if logprobs is None else self._describe(token, logprobs, generation.params)
-        event = lane.output.push(token, logprob, score=score, complete=complete)
+        seq.tokens.append(token)
+        self._count(seq)
+        logprob = None if logprobs is None else self._describe(token, logprobs, request.params)
+        event = seq.output.push(token, logprob, score=score, complete=complete)
         if event.finish_reason is not None:
-            generation.timeline.finish_reasons.append(event.finish_reason)
-            generation.lanes.remove(lane)
-            self._scheduler.remove(lane)
-        self._tell(generation, event)
-        if not generation.lanes:
-            self._end(generation, None)
+            request.timeline.finish_reasons.append(event.finish_reason)
+            request.seqs.remove(seq)
+            self._scheduler.remove(seq)
+        self._tell(request, event)
+        if not request.seqs:
+            self._end(request, None)
 
-    def _count(self, lane: Choice) -> None:
-        """Note a token's time."""
-        now, timeline, since = time.monotonic(), lane.generation.timeline, lane.since
+    def _count(self, seq: RequestSequence) -> None:
+        """Record the time of a token."""
+        now, timeline, since = time.monotonic(), seq.request.timeline, seq.since
         timeline.first_token = timeline.first_token or now
-        timeline.last_token = lane.since = now
+        timeline.last_token = seq.since = now
         timeline.generated_tokens += 1
         if self.monitor is not None:
             self.monitor.token(None if since is None else now - since)
@@ -382,38 +386,38 @@ class Engine:
     def _describe(self, token: int, found: Logprobs, params: SamplingParams) -> TokenLogprob:
         count = params.logprobs
         top = tuple(
-            sequence.describe_token(self.tokenizer, number, score)
+            describe_token(self.tokenizer, number, score)
             for number, score in zip(found.ids[:count], found.top[:count])
         )
-        return sequence.describe_token(self.tokenizer, token, found.chosen, top)
+        return describe_token(self.tokenizer, token, found.chosen, top)
 
-    def _tell(self, generation: Generation, event: TokenEvent | Exception | None) -> None:
+    def _tell(self, request: Request, event: TokenEvent | Exception | None) -> None:
         try:
-            generation.deliver(event)
+            request.deliver(event)
         except Exception:  # foreign code: it must not end the other requests
             _log.exception("a listener failed; its request is cancelled")
-            generation.cancel()
+            request.cancel()
 
-    def _leave_queue(self, generation: Generation) -> None:
-        """A prompt runs or has been given up: it takes no room in the queue any more."""
-        queued, generation.queued_in = generation.queued_in, None
+    def _leave_queue(self, request: Request) -> None:
+        """Take a request off the queue's counts: it runs, or was cancelled."""
+        queued, request.queued_in = request.queued_in, None
         if queued is not None:
-            self._admission.leave(queued, len(generation.prompt))
+            self._admission.leave(queued, len(request.prompt))
 
-    def _end(self, generation: Generation, error: Exception | None) -> None:
-        """Report a request's end; none of its lanes is with the scheduler any more."""
-        self._leave_queue(generation)
-        if generation in self._active:
-            self._active.remove(generation)
-        generation.timeline.ended = time.monotonic()
+    def _end(self, request: Request, error: Exception | None) -> None:
+        """Report a request's end; the scheduler no longer holds any of its sequences."""
+        self._leave_queue(request)
+        if request in self._active:
+            self._active.remove(request)
+        request.timeline.ended = time.monotonic()
         if self.monitor is not None:
-            self.monitor.ended(generation.timeline)
-        self._tell(generation, error)
+            self.monitor.ended(request.timeline)
+        self._tell(request, error)
 
     def _fail(self, error: Exception) -> None:
         with self._changed:
             self._failure = error
             rest = [*self._active, *self._inbox]
             self._active, self._inbox = [], collections.deque()
-        for generation in rest:
-            self._end(generation, EngineStopped("engine", found=error, expected="a running engine"))
+        for request in rest:
+            self._end(request, EngineStopped("engine", found=error, expected="a running engine"))

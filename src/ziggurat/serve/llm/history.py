@@ -1,8 +1,7 @@
-"""What shapes logits before a token is drawn: bias, penalties and masks of a batch of rows.
+"""Logits processing on the device: bias, penalties and masks of a batch of rows.
 
-Counts of tokens stay on the device, one row for each lane that asks for something of the kind, so
-that a step uploads nothing but a bit per vocabulary entry. A batch in which nobody asks does not
-come here.
+Token counts stay on the device, one row for each sequence with a bias or a penalty, so that a step
+uploads only one bit per vocabulary entry. Batches without any of them skip this module.
 """
 
 from collections.abc import Sequence
@@ -12,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from ziggurat.serve.llm.sampling import MAX_BIASES, NEVER, Knobs, SamplingParams, sample
+from ziggurat.serve.llm.sampling import MAX_BIASES, NEVER, SamplingArrays, SamplingParams, sample
 
 WORD = 32
 
 
 class History(NamedTuple):
-    """Rows by slot; the last is that of lanes that ask for nothing, and keeps no bias."""
+    """Token counts and bias by slot; the last row serves sequences without bias and penalties."""
 
     seen: Bool[Array, "slots v"]
     """Tokens in prompt or output."""
@@ -28,7 +27,7 @@ class History(NamedTuple):
 
     @classmethod
     def empty(cls, slots: int, vocab: int) -> "History":
-        """Room for ``slots`` lanes, and the row of the others."""
+        """Room for ``slots`` sequences, and the row of the others."""
         shape = (slots + 1, vocab)
         return cls(jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
 
@@ -41,7 +40,7 @@ def load(
     total: Int[Array, ""],
     bias: tuple[Int[Array, "biases"], Float[Array, "biases"]],
 ) -> History:
-    """The history with one lane's row written.
+    """The history with one sequence's row written.
 
     Args:
         history: all rows.
@@ -65,7 +64,7 @@ def shape_logits(
     logits: Float[Array, "b v"],
     history: History,
     slots: Int[Array, "b"],
-    knobs: Knobs,
+    sampling: SamplingArrays,
     words: UInt32[Array, "b words"],
 ) -> Float[Array, "b v"]:
     r"""Logits after bias, penalties and mask, in vLLM's order and with its formulas.
@@ -76,9 +75,9 @@ def shape_logits(
     """
     seen, counts, bias = (rows[slots] for rows in history)
     z = logits + bias
-    repetition = knobs.repetition[:, None]
+    repetition = sampling.repetition[:, None]
     z = jnp.where(seen, jnp.where(z > 0, z / repetition, z * repetition), z)
-    z -= knobs.frequency[:, None] * counts + knobs.presence[:, None] * (counts > 0)
+    z -= sampling.frequency[:, None] * counts + sampling.presence[:, None] * (counts > 0)
     return jnp.where(_bits(words, logits.shape[1]), z, NEVER)
 
 
@@ -86,12 +85,12 @@ def sample_shaped(
     history: History,
     logits: Float[Array, "b v"],
     slots: Int[Array, "b"],
-    knobs: Knobs,
+    sampling: SamplingArrays,
     words: UInt32[Array, "b words"],
     positions: Int[Array, "b"],
 ) -> tuple[History, Int[Array, "b"]]:
     """A token per row from shaped logits, and the history with it."""
-    tokens = sample(shape_logits(logits, history, slots, knobs, words), knobs, positions)
+    tokens = sample(shape_logits(logits, history, slots, sampling, words), sampling, positions)
     seen = history.seen.at[slots, tokens].set(True)
     counts = history.counts.at[slots, tokens].add(1)
     return History(seen, counts, history.bias), tokens

@@ -1,4 +1,4 @@
-"""Generation without a server: ``LLM(path).generate(prompts)`` and ``.chat(messages)``."""
+"""Request without a server: ``LLM(path).generate(prompts)`` and ``.chat(messages)``."""
 
 import collections
 import contextlib
@@ -12,12 +12,12 @@ from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.nn.precision import Precision
 from ziggurat.serve.errors import QueueFull, RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig
-from ziggurat.serve.llm.generation import Generation
 from ziggurat.serve.llm.generation_defaults import sampling_defaults
 from ziggurat.serve.llm.grammar import Grammars, Maker
+from ziggurat.serve.llm.output_text import FinishReason, TokenEvent, TokenLogprob
 from ziggurat.serve.llm.render import render_chat
+from ziggurat.serve.llm.request import Request
 from ziggurat.serve.llm.sampling import SamplingParams
-from ziggurat.serve.llm.sequence import FinishReason, TokenEvent, TokenLogprob
 from ziggurat.serve.llm.structured import Form, FormKind
 
 Message = Mapping[str, Any]
@@ -186,17 +186,17 @@ class LLM:
             expected = f"one for all prompts, or {len(prompts)}"
             raise RequestError("params", found=f"{len(params)}", expected=expected)
         outputs: list[Output] = []
-        open_ones: collections.deque[tuple[Output, Generation]] = collections.deque()
+        open_ones: collections.deque[tuple[Output, Request]] = collections.deque()
         try:
-            for prompt, asked in zip(prompts, params):
-                output = Output(prompt, [Completion() for _ in range(asked.n)])
+            for prompt, param in zip(prompts, params):
+                output = Output(prompt, [Completion() for _ in range(param.n)])
                 outputs.append(output)
-                open_ones.append((output, self._submit(prompt, asked, open_ones)))
+                open_ones.append((output, self._submit(prompt, param, open_ones)))
             while open_ones:
                 _collect(*open_ones.popleft())
         finally:
-            for _, generation in open_ones:  # left by an error: wait until they are gone
-                generation.cancel()
+            for _, request in open_ones:  # left by an error: wait until they are gone
+                request.cancel()
             for left in open_ones:
                 with contextlib.suppress(RequestError):
                     _collect(*left)
@@ -206,8 +206,8 @@ class LLM:
         self,
         prompt: list[int],
         params: SamplingParams,
-        open_ones: collections.deque[tuple[Output, Generation]],
-    ) -> Generation:
+        open_ones: collections.deque[tuple[Output, Request]],
+    ) -> Request:
         """Put a prompt into the queue; when that is full, wait for the oldest to end."""
         while True:
             try:
@@ -218,7 +218,7 @@ class LLM:
                 _collect(*open_ones.popleft())
 
 
-def _collect(output: Output, generation: Generation) -> None:
-    """Read a generation to its end."""
-    for event in generation:
+def _collect(output: Output, request: Request) -> None:
+    """Read all events of a request."""
+    for event in request:
         output.completions[event.choice].add(event)

@@ -14,7 +14,7 @@ import xxhash
 
 @runtime_checkable
 class PrefixCache(Protocol):
-    """What the engine asks of a prefix cache; also the allocator's ``Keeper``."""
+    """What the engine asks of a prefix cache; also the allocator's ``CachedBlocks``."""
 
     def match(self, tokens: Sequence[int], digests: list[bytes], salt: bytes = b"") -> list[int]:
         """Blocks that hold the beginning of ``tokens``, the last token never among them.
@@ -37,9 +37,9 @@ class PrefixCache(Protocol):
         """``blocks`` hold the beginning of ``tokens`` in full; those from ``first`` on are new."""
         ...
 
-    def keeps(self, block: int) -> bool: ...
+    def is_cached(self, block: int) -> bool: ...
 
-    def forget(self, block: int) -> None: ...
+    def evict(self, block: int) -> None: ...
 
     def clear(self) -> None:
         """Nothing that any block holds is of use any more."""
@@ -62,10 +62,10 @@ class NoPrefixes:
     ) -> None:
         pass
 
-    def keeps(self, block: int) -> bool:
+    def is_cached(self, block: int) -> bool:
         return False
 
-    def forget(self, block: int) -> None:
+    def evict(self, block: int) -> None:
         pass
 
     def clear(self) -> None:
@@ -115,10 +115,10 @@ class HashedPrefixes:
                 self._blocks[digest] = blocks[index]
                 self._digests[blocks[index]] = digest
 
-    def keeps(self, block: int) -> bool:
+    def is_cached(self, block: int) -> bool:
         return block in self._digests
 
-    def forget(self, block: int) -> None:
+    def evict(self, block: int) -> None:
         digest = self._digests.pop(block, None)
         if digest is not None:
             del self._blocks[digest]

@@ -165,13 +165,13 @@ def _abstract(leaf: Any) -> Any:
 
 def _key(lowered: Any) -> str:
     digest = hashlib.sha256(lowered.as_text().encode())
-    digest.update(_surroundings() + repr(sorted(COMPILER_OPTIONS.items())).encode())
+    digest.update(_environment() + repr(sorted(COMPILER_OPTIONS.items())).encode())
     return digest.hexdigest()[:40]
 
 
 @functools.cache
-def _surroundings() -> bytes:
-    """What a compiled program depends on besides its text."""
+def _environment() -> bytes:
+    """Versions, flags and device that a compiled program depends on, besides its text."""
     from jaxlib.version import __version__ as jaxlib_version
 
     device = jax.devices()[0]

@@ -1,4 +1,4 @@
-"""Running the model: weights, paged cache and the few compiled programs that work on them.
+"""Model runner: weights, key/value cache and the few compiled programs that use them.
 
 Programs of different numbers of rows may add up in different order, so a sequence's logits depend
 on what runs beside it: in float32 in the last bits, in bfloat16 by about 1 in 100 of a logit.
@@ -17,15 +17,15 @@ from ziggurat.models import LanguageModel, Params, unstacked
 from ziggurat.models.unstacked import Unstacked
 from ziggurat.serve.llm import history
 from ziggurat.serve.llm.buckets import Buckets, Shape
-from ziggurat.serve.llm.generation import Choice
 from ziggurat.serve.llm.history import History
 from ziggurat.serve.llm.huge_pages import in_huge_pages
-from ziggurat.serve.llm.paged import Paged, Pools
+from ziggurat.serve.llm.kv_cache import KVCache, Paged
 from ziggurat.serve.llm.programs import Programs
+from ziggurat.serve.llm.request import RequestSequence
 from ziggurat.serve.llm.sampling import (
-    GREEDY,
     MAX_BIASES,
-    Knobs,
+    SamplingArrays,
+    SamplingRow,
     drawn_log_probabilities,
     log_probabilities,
     sample,
@@ -41,49 +41,49 @@ class Logprobs(NamedTuple):
     ids: list[int]
 
 
-class Drawn(NamedTuple):
-    """What a step chose, a place for each lane; empty if none has come to its end."""
+class SamplerOutput(NamedTuple):
+    """Sampled tokens, one for each sequence; empty if no sequence is fully computed."""
 
     tokens: list[int]
-    """Of meaning only where the lane has no further tokens to read."""
+    """Valid only for sequences that are fully computed."""
     logprobs: dict[int, Logprobs]
-    """By index, of lanes that ask for them."""
+    """By row, of the sequences that ask for them."""
     scores: list[float] | None
-    """Log-probabilities at the lanes' temperatures, if the runner tells them."""
+    """Log-probabilities at the sequences' temperatures, if the runner reports them."""
 
 
-class Flight(NamedTuple):
-    """A step that has been handed to the device, and what will come of it."""
+class StepHandle(NamedTuple):
+    """Handle of a step in flight: handed to the device, its results not yet on the host."""
 
     shape: Shape
     ready: list[bool]
-    """Which lanes have no further tokens to read, so that their draw counts."""
+    """Which sequences are fully computed by this step, so that their sampled token counts."""
     logits: Array
     tokens: Array
-    following: tuple[Array, Array]
-    """The same as input of another step, ``[rows, 1]``, and what is in the cache before it."""
+    next_inputs: tuple[Array, Array]
+    """Sampled tokens ``[rows, 1]`` and computed tokens ``[rows]``: inputs of a chained step."""
     inputs: "Inputs"
-    """On the device."""
+    """Inputs of the step, on the device."""
     tables: np.ndarray
-    """Its tables, here."""
-    knobs: Knobs
+    """Block tables of the step, on the host."""
+    sampling: SamplingArrays
 
 
 class Inputs(NamedTuple):
-    """What a step is told of its rows besides how they choose."""
+    """Inputs of a step, except for the sampling parameters."""
 
     tokens: Any
-    """``[rows, width]``."""
+    """New tokens ``[rows, width]``."""
     start: Any
-    """Tokens in the cache before these."""
+    """Computed tokens ``[rows]``, before this step."""
     counts: Any
-    """New tokens."""
+    """Number of new tokens ``[rows]``."""
     tables: Any
-    """``[rows, pages]``: blocks of the cache."""
+    """Block tables ``[rows, pages]``."""
 
 
 class ModelRunner:
-    """Steps of a model over rows of tokens, all state but the lanes' own on one device.
+    """Runs the steps of a model, with weights, cache and sampling state on one device.
 
     Args:
         model: the model.
@@ -92,7 +92,7 @@ class ModelRunner:
         cache: the cache's dimensions.
         buckets: the shapes of steps.
         programs: compiles them.
-        scores: tell for each token with which log-probability it was drawn.
+        scores: report the log-probability with which each token was drawn.
     """
 
     def __init__(
@@ -109,14 +109,16 @@ class ModelRunner:
         self.load(params)
         self._cache = self._empty()
         self._history: History | None = None
-        self._stays: dict[int, object] = {}
+        self._history_owner: dict[int, int | None] = {}
         self._declare()
 
     def load(self, params: Params) -> None:
-        """Go on with other weights of the same shapes. On a CPU they are copied, see
-        :mod:`ziggurat.serve.llm.huge_pages`, and laid out for our kernels. Elsewhere stacked layers
-        are copied apart, by programs that are compiled once, and all other arrays are taken as they
-        are."""
+        """Replace the weights with others of equal shapes.
+
+        On a CPU they are copied into huge pages, see :mod:`ziggurat.serve.llm.huge_pages`, and laid
+        out for the C++ kernels. Elsewhere stacked layers are copied apart, by programs that compile
+        once, and all other arrays are used without a copy.
+        """
         here = jax.tree.map(_on_one_device, params)
         if platform() == "cpu":
             pack = self.model.precision.compute_dtype == jnp.float32
@@ -125,61 +127,74 @@ class ModelRunner:
         else:
             self._weights = Unstacked.of(self.model, here)
 
-    def start(self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]) -> Flight:
-        """Have the next ``counts`` tokens of each lane read and the one after chosen.
+    def start(
+        self, shape: Shape, seqs: Sequence[RequestSequence], counts: Sequence[int]
+    ) -> StepHandle:
+        """Start a step: compute the next ``counts`` tokens of each sequence, and sample one more.
 
         Args:
             shape: a shape of the buckets that holds them.
-            lanes: whose; they have blocks for these tokens.
-            counts: how many of each.
+            seqs: sequences with blocks for these tokens.
+            counts: number of tokens of each sequence.
         """
-        ready = [count == lane.pending for lane, count in zip(lanes, counts)]
-        drawing = [lane if is_ready else None for lane, is_ready in zip(lanes, ready)]
-        knobs = Knobs.stack([lane.knobs if lane else GREEDY for lane in drawing], shape.rows)
-        shaped = any(lane.shaped for lane in drawing if lane is not None)
-        first = Knobs.stack([], shape.rows) if shaped else knobs  # a draw that is not used is cheap
-        inputs = self._inputs(shape, lanes, counts)
-        placed, knobs_there = jax.device_put((inputs, first))
-        flight = self._fly(shape, placed, inputs.tables, knobs_there, ready)
+        ready = [count == seq.pending for seq, count in zip(seqs, counts)]
+        drawing = [seq if is_ready else None for seq, is_ready in zip(seqs, ready)]
+        sampling = SamplingArrays.stack(
+            [seq.sampling if seq else SamplingRow() for seq in drawing], shape.rows
+        )
+        shaped = any(seq.shaped for seq in drawing if seq is not None)
+        first = (
+            SamplingArrays.stack([], shape.rows) if shaped else sampling
+        )  # a draw that is not used is cheap
+        inputs = self._inputs(shape, seqs, counts)
+        placed, arrays = jax.device_put((inputs, first))
+        step = self._launch(shape, placed, inputs.tables, arrays, ready)
         if shaped:
-            tokens = self._sample_shaped(drawing, flight.logits, knobs)
-            flight = flight._replace(tokens=tokens, knobs=knobs)
-        return flight
+            tokens = self._sample_shaped(drawing, step.logits, sampling)
+            step = step._replace(tokens=tokens, sampling=sampling)
+        return step
 
-    def follow(self, flight: Flight, lanes: Sequence[Choice]) -> Flight:
-        """Have the tokens read that ``flight`` draws, before they are known here.
+    def chain_step(self, step: StepHandle, seqs: Sequence[RequestSequence]) -> StepHandle:
+        """Start the step after ``step`` before its sampled tokens are on the host.
 
         Args:
-            flight: a step in which each of the lanes read the last token that it has.
-            lanes: the same; they have blocks for one token more.
+            step: a step that fully computes each of the sequences.
+            seqs: sequences of ``step``, each with a block for one more token.
         """
-        tables, there = self._tables(flight.shape, lanes), flight.inputs.tables
-        if not np.array_equal(tables, flight.tables):
+        tables, there = self._tables(step.shape, seqs), step.inputs.tables
+        if not np.array_equal(tables, step.tables):
             there = jax.device_put(tables)
-        inputs = Inputs(*flight.following, flight.inputs.counts, there)
-        return self._fly(flight.shape, inputs, tables, flight.knobs, flight.ready)
+        inputs = Inputs(*step.next_inputs, step.inputs.counts, there)
+        return self._launch(step.shape, inputs, tables, step.sampling, step.ready)
 
-    def finish(self, flight: Flight, lanes: Sequence[Choice]) -> Drawn:
-        """Wait for a step; what it chose, a place for each lane."""
-        if not any(flight.ready):
-            return Drawn([], {}, None)
-        rows, logits, tokens = flight.shape.rows, flight.logits, flight.tokens
-        scores = self._scored(rows, lanes, logits, tokens) if self._scores else None
-        wanted = [lane.generation.params.logprobs is not None for lane in lanes]
-        asked = [row for row in range(len(lanes)) if wanted[row] and flight.ready[row]]
-        found = self._logprobs(rows, asked, logits, tokens) if asked else {}
-        return Drawn(np.asarray(tokens)[: len(lanes)].tolist(), found, scores)
+    def collect(self, step: StepHandle, seqs: Sequence[RequestSequence]) -> SamplerOutput:
+        """Wait for a step, and return its sampled tokens."""
+        if not any(step.ready):
+            return SamplerOutput([], {}, None)
+        rows, logits, tokens = step.shape.rows, step.logits, step.tokens
+        scores = self._scored(rows, seqs, logits, tokens) if self._scores else None
+        wanted = [seq.request.params.logprobs is not None for seq in seqs]
+        chosen = [row for row in range(len(seqs)) if wanted[row] and step.ready[row]]
+        found = self._logprobs(rows, chosen, logits, tokens) if chosen else {}
+        return SamplerOutput(np.asarray(tokens)[: len(seqs)].tolist(), found, scores)
 
-    def can_follow(self, lane: Choice) -> bool:
-        """Whether nothing of a lane's next token need be known here for the one after."""
-        return not (self._scores or lane.shaped or lane.generation.params.logprobs is not None)
+    def can_chain(self, seq: RequestSequence) -> bool:
+        """Whether a step may follow before the sequence's next token is on the host."""
+        return not (self._scores or seq.shaped or seq.request.params.logprobs is not None)
 
-    def _fly(
-        self, shape: Shape, inputs: Inputs, tables: np.ndarray, knobs: Knobs, ready: list[bool]
-    ) -> Flight:
-        step = self.programs[f"step {shape}"]
-        self._cache, logits, tokens, following = step(self._weights, self._cache, inputs, knobs)
-        return Flight(shape, ready, logits, tokens, following, inputs, tables, knobs)
+    def _launch(
+        self,
+        shape: Shape,
+        inputs: Inputs,
+        tables: np.ndarray,
+        sampling: SamplingArrays,
+        ready: list[bool],
+    ) -> StepHandle:
+        program = self.programs[f"step {shape}"]
+        self._cache, logits, tokens, next_inputs = program(
+            self._weights, self._cache, inputs, sampling
+        )
+        return StepHandle(shape, ready, logits, tokens, next_inputs, inputs, tables, sampling)
 
     def _logprobs(
         self, size: int, rows: Sequence[int], logits: Array, tokens: Array
@@ -189,60 +204,62 @@ class ModelRunner:
         return {r: Logprobs(float(chosen[r]), top[r].tolist(), ids[r].tolist()) for r in rows}
 
     def _scored(
-        self, rows: int, lanes: Sequence[Choice], logits: Array, tokens: Array
+        self, rows: int, seqs: Sequence[RequestSequence], logits: Array, tokens: Array
     ) -> list[float]:
         temperatures = np.zeros(rows, np.float32)
-        temperatures[: len(lanes)] = [lane.generation.params.temperature for lane in lanes]
+        temperatures[: len(seqs)] = [seq.request.params.temperature for seq in seqs]
         scores = self.programs[f"scores {rows}"](logits, tokens, temperatures)
-        return np.asarray(scores)[: len(lanes)].tolist()
+        return np.asarray(scores)[: len(seqs)].tolist()
 
-    def _inputs(self, shape: Shape, lanes: Sequence[Choice], counts: Sequence[int]) -> Inputs:
+    def _inputs(
+        self, shape: Shape, seqs: Sequence[RequestSequence], counts: Sequence[int]
+    ) -> Inputs:
         tokens = np.zeros(shape, np.int32)
         start, new = np.zeros((2, shape.rows), np.int32)
-        for row, (lane, count) in enumerate(zip(lanes, counts)):
-            tokens[row, :count] = lane.tokens[lane.cached : lane.cached + count]
-            start[row], new[row] = lane.cached, count
-        return Inputs(tokens, start, new, self._tables(shape, lanes))
+        for row, (seq, count) in enumerate(zip(seqs, counts)):
+            tokens[row, :count] = seq.tokens[seq.computed : seq.computed + count]
+            start[row], new[row] = seq.computed, count
+        return Inputs(tokens, start, new, self._tables(shape, seqs))
 
-    def _tables(self, shape: Shape, lanes: Sequence[Choice]) -> np.ndarray:
+    def _tables(self, shape: Shape, seqs: Sequence[RequestSequence]) -> np.ndarray:
         tables = np.zeros((shape.rows, self._dims.width), np.int32)
-        for row, lane in enumerate(lanes):
-            assert lane.table is not None
-            tables[row] = lane.table
+        for row, seq in enumerate(seqs):
+            assert seq.block_table is not None
+            tables[row] = seq.block_table
         return tables
 
     def _sample_shaped(
-        self, drawing: Sequence[Choice | None], logits: Array, knobs: Knobs
+        self, drawing: Sequence[RequestSequence | None], logits: Array, sampling: SamplingArrays
     ) -> Array:
         rows = logits.shape[0]
         positions = np.zeros(rows, np.int32)
         words = np.full((rows, -(-self._vocab // history.WORD)), 0xFFFFFFFF, np.uint32)
         slots = np.full(rows, self.buckets.max_running, np.int32)
-        for row, lane in enumerate(drawing):
-            if lane is None:
+        for row, seq in enumerate(drawing):
+            if seq is None:
                 continue
-            positions[row] = len(lane.tokens)
-            if (mask := lane.allowed()) is not None:
+            positions[row] = len(seq.tokens)
+            if (mask := seq.allowed()) is not None:
                 words[row] = mask
-            if lane.keeps_history:
-                slots[row] = self._slot(lane)
+            if seq.keeps_history:
+                slots[row] = self._slot(seq)
         kept = self._kept()
         program = self.programs[f"sample shaped {rows}"]
-        self._history, tokens = program(kept, logits, slots, knobs, words, positions)
+        self._history, tokens = program(kept, logits, slots, sampling, words, positions)
         return tokens
 
-    def _slot(self, lane: Choice) -> int:
-        """The lane's row of the history, written if it has just begun to run."""
-        slot = lane.slot
+    def _slot(self, seq: RequestSequence) -> int:
+        """The sequence's row of the history, loaded first if the sequence was just admitted."""
+        slot = seq.slot
         assert slot is not None
-        if self._stays.get(slot) is not lane.stay:
+        if self._history_owner.get(slot) != seq.admission:
             tokens = np.zeros(self._dims.width * self._dims.block_size, np.int32)
-            tokens[: len(lane.tokens)] = lane.tokens
-            sizes = np.int32(len(lane.generation.prompt)), np.int32(len(lane.tokens))
-            bias = history.bias_of(lane.generation.params, self._vocab)
+            tokens[: len(seq.tokens)] = seq.tokens
+            sizes = np.int32(len(seq.request.prompt)), np.int32(len(seq.tokens))
+            bias = history.bias_of(seq.request.params, self._vocab)
             load = self.programs["load history"]
             self._history = load(self._kept(), np.int32(slot), tokens, *sizes, bias)
-            self._stays[slot] = lane.stay
+            self._history_owner[slot] = seq.admission
         return slot
 
     def _kept(self) -> History:
@@ -250,13 +267,13 @@ class ModelRunner:
             self._history = History.empty(self.buckets.max_running, self._vocab)
         return self._history
 
-    def _empty(self) -> Pools:
+    def _empty(self) -> KVCache:
         shapes = [layer.block.attention.cache for layer in self.model.decoder.layers]
         dtype = self.model.precision.compute_dtype
-        return Pools.empty(shapes, self._dims.blocks + 1, self._dims.block_size, dtype)
+        return KVCache.empty(shapes, self._dims.blocks + 1, self._dims.block_size, dtype)
 
     def _declare(self) -> None:
-        """Name every program there is."""
+        """Declare all compiled programs."""
         width, vocab = self._dims.width, self._vocab
 
         def array(*shape: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
@@ -265,14 +282,14 @@ class ModelRunner:
         for shape in self.buckets.shapes:
             rows = shape.rows
             inputs = Inputs(array(*shape), array(rows), array(rows), array(rows, width))
-            arguments = (self._weights, self._cache, inputs, Knobs.stack([], rows))
+            arguments = (self._weights, self._cache, inputs, SamplingArrays.stack([], rows))
             self.programs.add(f"step {shape}", self._step, *arguments, donate=1)
         kept = jax.eval_shape(lambda: History.empty(self.buckets.max_running, vocab))
         for rows in self.buckets.rows:
             logits, each = array(rows, vocab, dtype=np.float32), array(rows)
-            knobs = Knobs.stack([], rows)
+            sampling = SamplingArrays.stack([], rows)
             words = array(rows, -(-vocab // history.WORD), dtype=np.uint32)
-            shaped = (kept, logits, each, knobs, words, each)
+            shaped = (kept, logits, each, sampling, words, each)
             self.programs.add(f"sample shaped {rows}", history.sample_shaped, *shaped, donate=0)
             self.programs.add(f"logprobs {rows}", log_probabilities, logits, each)
             if self._scores:
@@ -284,9 +301,9 @@ class ModelRunner:
         self.programs.add("load history", history.load, *row, donate=0)
 
     def _step(
-        self, weights: Unstacked, cache: Pools, inputs: Inputs, knobs: Knobs
+        self, weights: Unstacked, cache: KVCache, inputs: Inputs, sampling: SamplingArrays
     ) -> tuple[
-        Pools, Float[Array, "b v"], Int[Array, "b"], tuple[Int[Array, "b 1"], Int[Array, "b"]]
+        KVCache, Float[Array, "b v"], Int[Array, "b"], tuple[Int[Array, "b 1"], Int[Array, "b"]]
     ]:
         """The cache with the new tokens, logits after each row's last, and the token that is drawn
         from them, twice: to be looked at, and as input of the step that follows."""
@@ -297,7 +314,7 @@ class ModelRunner:
         last = jnp.maximum(counts - 1, 0)
         newest = hidden[jnp.arange(tokens.shape[0]), last]
         logits = unstacked.project(self.model, weights, newest)
-        drawn = sample(logits, knobs, start + counts)
+        drawn = sample(logits, sampling, start + counts)
         return cache, logits, drawn, (drawn[:, None], start + counts)
 
 

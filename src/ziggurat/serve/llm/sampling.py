@@ -1,8 +1,8 @@
-"""Choosing the next token: what a request may ask for, and the sampler that runs on the device.
+"""Sampling parameters of a request, and the sampler that runs on the device.
 
 >>> import jax, jax.numpy as jnp
 >>> logits = jnp.array([[0.0, 3.0, 1.0]])
->>> sample(logits, Knobs.of(SamplingParams(temperature=0.0)), jnp.array(7)).tolist()
+>>> sample(logits, SamplingArrays.of(SamplingParams(temperature=0.0)), jnp.array(7)).tolist()
 [1]
 """
 
@@ -26,11 +26,6 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 300
 NEVER = -math.inf
-
-KnobRow = tuple[float | int, ...]
-KNOB_TYPES = (np.int32, np.int32, np.float32, np.float32, np.int32, *[np.float32] * 4)
-GREEDY: KnobRow = (0, 0, 0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0)
-"""What a row of padding asks for."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,12 +114,43 @@ class SamplingParams:
         check(good, "logit_bias", "ids >= 0 with numbers in [-100, 100]")
 
 
-class Knobs(NamedTuple):
-    """One entry per row of the batch: the part of :class:`SamplingParams` the device reads."""
+class SamplingRow(NamedTuple):
+    """Sampling parameters of one sequence as numbers; the defaults are greedy, as for padding."""
+
+    seed: int = 0
+    """Seed of 31 bits, see :func:`device_seed`."""
+    choice: int = 0
+    """Index of the sequence among the ``n`` of its request."""
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """Number of tokens kept; 0: all."""
+    min_p: float = 0.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
+
+    @classmethod
+    def of(cls, params: SamplingParams, choice: int = 0, seed: int = 0) -> "SamplingRow":
+        """Numbers of a request's parameters; ``seed`` is for requests without one."""
+        return cls(
+            seed=device_seed(params.seed if params.seed is not None else seed),
+            choice=choice,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=max(params.top_k, 0),
+            min_p=params.min_p,
+            presence=params.presence_penalty,
+            frequency=params.frequency_penalty,
+            repetition=params.repetition_penalty,
+        )
+
+
+class SamplingArrays(NamedTuple):
+    """Sampling parameters of a batch, an array ``[b]`` for each field of :class:`SamplingRow`."""
 
     seed: Int[Array, "b"]
     choice: Int[Array, "b"]
-    """Number of the generation among the ``n`` of its request."""
     temperature: Float[Array, "b"]
     top_p: Float[Array, "b"]
     top_k: Int[Array, "b"]
@@ -134,24 +160,26 @@ class Knobs(NamedTuple):
     repetition: Float[Array, "b"]
 
     @classmethod
-    def of(cls, params: SamplingParams, choice: int = 0, seed: int = 0) -> "Knobs":
-        """The knobs of one row; ``seed`` serves where the request gives none."""
-        return jax.tree.map(jnp.asarray, cls.stack([cls.row(params, choice, seed)], 1))
-
-    @staticmethod
-    def row(params: SamplingParams, choice: int = 0, seed: int = 0) -> KnobRow:
-        """The same as numbers on the host."""
-        given = params.seed if params.seed is not None else seed
-        p = params
-        cut = (p.temperature, p.top_p, max(p.top_k, 0), p.min_p)
-        penalties = (p.presence_penalty, p.frequency_penalty, p.repetition_penalty)
-        return (device_seed(given), choice, *cut, *penalties)
+    def of(cls, params: SamplingParams, choice: int = 0, seed: int = 0) -> "SamplingArrays":
+        """Device arrays of one row; ``seed`` is for requests without one."""
+        row = SamplingRow.of(params, choice, seed)
+        return jax.tree.map(jnp.asarray, cls.stack([row], 1))
 
     @classmethod
-    def stack(cls, rows: Sequence[KnobRow], size: int) -> "Knobs":
-        """Rows as arrays on the host, filled up with greedy ones to ``size``."""
-        columns = zip(*rows, *[GREEDY] * (size - len(rows)))
-        return cls(*(np.array(c, dtype) for c, dtype in zip(columns, KNOB_TYPES)))  # type: ignore[arg-type]
+    def stack(cls, rows: Sequence[SamplingRow], size: int) -> "SamplingArrays":
+        """Host arrays of rows, padded with greedy rows to ``size``."""
+        padded = [*rows, *[SamplingRow()] * (size - len(rows))]
+        arrays = {
+            name: np.array([getattr(row, name) for row in padded], dtype)
+            for name, dtype in _SAMPLING_DTYPES.items()
+        }
+        return cls(**arrays)  # type: ignore[arg-type]
+
+
+_SAMPLING_DTYPES = {
+    name: np.int32 if type(default) is int else np.float32
+    for name, default in SamplingRow()._asdict().items()
+}
 
 
 def device_seed(seed: int) -> int:
@@ -167,7 +195,9 @@ def device_seed(seed: int) -> int:
 
 
 def sample(
-    logits: Float[Array, "b v"], knobs: Knobs, position: Int[Array, ""] | Int[Array, "b"]
+    logits: Float[Array, "b v"],
+    sampling: SamplingArrays,
+    position: Int[Array, ""] | Int[Array, "b"],
 ) -> Int[Array, "b"]:
     r"""One token per row: ``argmax`` at temperature 0, else a draw from the truncated softmax.
 
@@ -178,23 +208,25 @@ def sample(
 
     Args:
         logits: float32.
-        knobs: what each row asks for.
+        sampling: what each row asks for.
         position: place in the sequence, from 0, of the token that is chosen.
     """
-    positions = jnp.broadcast_to(position, knobs.seed.shape)
+    positions = jnp.broadcast_to(position, sampling.seed.shape)
     best = _most_likely(logits)
-    greedy = knobs.temperature == 0
+    greedy = sampling.temperature == 0
 
     def draw(z: Array) -> Array:
-        scaled = z / jnp.where(greedy, 1.0, knobs.temperature)[:, None]
-        plain = (knobs.top_k == 0) & (knobs.top_p >= 1) & (knobs.min_p == 0)
+        scaled = z / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
+        plain = (sampling.top_k == 0) & (sampling.top_p >= 1) & (sampling.min_p == 0)
         kept = jax.lax.cond(
             jnp.all(plain | greedy),
             lambda s: s,
-            lambda s: jnp.where(kept_tokens(s, knobs.top_k, knobs.top_p, knobs.min_p), s, NEVER),
+            lambda s: jnp.where(
+                kept_tokens(s, sampling.top_k, sampling.top_p, sampling.min_p), s, NEVER
+            ),
             scaled,
         )
-        keys = jax.vmap(_key)(knobs.seed, positions, knobs.choice)
+        keys = jax.vmap(_key)(sampling.seed, positions, sampling.choice)
         drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
         return jnp.where(greedy, best, drawn)
 

@@ -1,123 +1,51 @@
-"""One generation as it grows: its tokens, the text let out so far, and why it ended."""
+"""A sequence as the scheduler sees it: its tokens, how many are computed, and its cache blocks.
+
+A sequence has no status field: its state follows from its lengths and its slot. A prompt that is
+prefilled, a sequence that decodes and a sequence that resumes after preemption differ only in these
+numbers.
+"""
 
 import dataclasses
-from typing import Literal
+from typing import TypeVar
 
-from ziggurat.data import HuggingFaceTokenizer, StreamDecoder
-from ziggurat.data.tokenizers import BYTE_CHARACTERS
-from ziggurat.serve.llm.sampling import SamplingParams
-from ziggurat.serve.llm.stop import StopMatcher
-
-FinishReason = Literal["stop", "length", "cancelled"]
-
-_BYTES = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
+import numpy as np
 
 
-@dataclasses.dataclass(frozen=True)
-class TokenLogprob:
-    """A token with its log-probability under the model, before temperature and truncation."""
-
-    token: int
-    text: str
-    raw: bytes
-    """The token's own bytes; those of several tokens may make one character."""
-    logprob: float
-    top: tuple["TokenLogprob", ...] = ()
-    """The most likely tokens at this place, most likely first."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenEvent:
-    """What one more token brought."""
-
-    token: int
-    text: str
-    """Text that may be shown now; empty while it is held back."""
-    choice: int = 0
-    """Which of the request's ``n`` generations."""
-    finish_reason: FinishReason | None = None
-    """Set on a generation's last event: ``stop`` (end id or stop text) or ``length``."""
-    logprobs: tuple[TokenLogprob, ...] = ()
-    """One entry for each token whose text begins in this event's text, if asked for."""
-    score: float | None = None
-    """See ``scores`` of :class:`ziggurat.serve.llm.engine.Engine`."""
-
-
+@dataclasses.dataclass(eq=False)
 class Sequence:
-    """The output of one generation.
+    """Tokens of one completion, with the key/value-cache blocks that hold them."""
 
-    Args:
-        tokenizer: turns ids into text.
-        params: when to stop.
-        max_tokens: most tokens.
-        choice: number of the generation in its request.
-    """
+    order: tuple[int, int]
+    """Arrival number of the request, and index of the completion in it. A client's sequences are
+    served in this order."""
+    tokens: list[int]
+    """Prompt and output."""
+    computed: int = 0
+    """Number of tokens whose keys and values are in the cache."""
+    blocks: list[int] = dataclasses.field(default_factory=list)
+    """Numbers of its cache blocks, in the order of its tokens."""
+    client: str = ""
+    """Name of the client; clients take turns."""
+    salt: bytes = b""
+    """Prefix-cache salt: blocks are shared only among sequences of equal salt."""
+    rank: tuple[int, int] | None = None
+    """Number of the request in the order in which requests first ran, and index of the completion;
+    ``None`` before the first run. The highest rank is preempted first."""
+    block_table: np.ndarray | None = None
+    """``blocks`` as the device reads them, padded with block 0; ``None`` while it waits."""
+    slot: int | None = None
+    """Slot among the running sequences; ``None`` while it waits."""
+    admission: int | None = None
+    """Number of its current admission; another one each time it starts to run."""
+    digests: list[bytes] = dataclasses.field(default_factory=list)
+    """Digests of its full blocks, as far as the prefix cache has computed them."""
+    registered: int = 0
+    """Number of its blocks that the prefix cache knows."""
 
-    def __init__(
-        self, tokenizer: HuggingFaceTokenizer, params: SamplingParams, max_tokens: int, choice: int
-    ):
-        self._tokenizer, self._max_tokens, self._choice = tokenizer, max_tokens, choice
-        self.ends = set(params.stop_token_ids)
-        """Ids that end it."""
-        if not params.ignore_eos:
-            self.ends |= set(tokenizer.eos_ids)
-        self._decoder = StreamDecoder(tokenizer)
-        self._matcher = StopMatcher(params.stop)
-        self._pending: list[tuple[int, TokenLogprob]] = []
-        self._decoded = self._emitted = 0
-        self.tokens: list[int] = []
-        """All tokens, an end id included."""
-        self.finish_reason: FinishReason | None = None
-
-    def push(
-        self,
-        token: int,
-        logprob: TokenLogprob | None = None,
-        *,
-        score: float | None = None,
-        complete: bool = False,
-    ) -> TokenEvent:
-        """Add the next token; ``complete``: nothing may follow it."""
-        assert self.finish_reason is None
-        self.tokens.append(token)
-        ended = token in self.ends
-        if logprob is not None and not ended:
-            self._pending.append((self._decoded, logprob))
-        text = "" if ended else self._feed(self._decoder.push(token))
-        if self._matcher.stopped:
-            self.finish_reason = "stop"
-        elif ended or complete or len(self.tokens) == self._max_tokens:
-            text += self._feed(self._decoder.finish())
-            ended = ended or complete or self._matcher.stopped
-            text += "" if self._matcher.stopped else self._matcher.flush()
-            self.finish_reason = "stop" if ended else "length"
-        self._emitted += len(text)
-        return TokenEvent(token, text, self._choice, self.finish_reason, self._due(), score)
-
-    def _feed(self, text: str) -> str:
-        self._decoded += len(text)
-        return self._matcher.push(text)
-
-    def _due(self) -> tuple[TokenLogprob, ...]:
-        """Entries of the tokens whose text has begun to be let out."""
-        whole = self.finish_reason is not None and not self._matcher.stopped
-        due = [entry for start, entry in self._pending if whole or start < self._emitted]
-        self._pending = self._pending[len(due) :]
-        return tuple(due)
+    @property
+    def pending(self) -> int:
+        """Number of tokens that are not computed yet; 1 for a sequence that decodes."""
+        return len(self.tokens) - self.computed
 
 
-def describe_token(
-    tokenizer: HuggingFaceTokenizer,
-    token: int,
-    logprob: float,
-    top: tuple[TokenLogprob, ...] = (),
-) -> TokenLogprob:
-    """A token's text and bytes beside its log-probability."""
-    text = tokenizer.decode([token], skip_special_tokens=False)
-    piece = tokenizer.backend.id_to_token(token) or ""
-    known = tokenizer.decodes_bytes and token not in tokenizer.special_ids
-    if known and all(character in _BYTES for character in piece):
-        raw = bytes(_BYTES[character] for character in piece)
-    else:
-        raw = text.encode()
-    return TokenLogprob(token, text, raw, logprob, top)
+S = TypeVar("S", bound=Sequence)

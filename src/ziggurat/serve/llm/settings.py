@@ -53,11 +53,11 @@ class CacheDimensions:
     """How large the paged cache is."""
 
     blocks: int
-    """Blocks that lanes can hold; there is one more, the sink."""
+    """Blocks that sequences can hold; there is one more, the sink."""
     block_size: int
     """Tokens in one."""
     width: int
-    """Most blocks of a lane."""
+    """Most blocks of a sequence."""
 
 
 def context_length(settings: EngineConfig, longest: int) -> int:
@@ -66,14 +66,14 @@ def context_length(settings: EngineConfig, longest: int) -> int:
     Raises:
         ConfigError: more is asked for.
     """
-    asked = settings.max_sequence_length or min(longest, LONGEST_DEFAULT)
-    if asked > longest:
+    length = settings.max_sequence_length or min(longest, LONGEST_DEFAULT)
+    if length > longest:
         raise ConfigError(
             "max_sequence_length",
-            found=asked,
+            found=length,
             expected=f"at most {longest}, which the model was made for",
         )
-    return asked
+    return length
 
 
 def cache_dimensions(settings: EngineConfig, longest: int) -> CacheDimensions:

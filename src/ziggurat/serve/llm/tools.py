@@ -14,7 +14,7 @@ from ziggurat.serve.errors import RequestError
 MAX_TOOLS = 128
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
-Choice = Literal["auto", "required"]
+RequestSequence = Literal["auto", "required"]
 
 
 class Function(msgspec.Struct, forbid_unknown_fields=True):
@@ -54,7 +54,7 @@ class NamedChoice(msgspec.Struct, forbid_unknown_fields=True, tag="function"):
 class Allowed(msgspec.Struct, forbid_unknown_fields=True):
     """Tools of the request that may be called, and whether one must be."""
 
-    mode: Choice
+    mode: RequestSequence
     tools: list[NamedChoice]
 
 

@@ -105,15 +105,15 @@ class EmbeddingService:
 
     async def _embeddings(self, request: Request) -> Response:
         begun = time.monotonic()
-        asked = read(EmbeddingRequest, await read_body(request))
-        if asked.model != self._name:
-            raise UnknownModel.of(asked.model, [self._name])
-        ids = await run_in_threadpool(self._ids, asked)
+        parsed = read(EmbeddingRequest, await read_body(request))
+        if parsed.model != self._name:
+            raise UnknownModel.of(parsed.model, [self._name])
+        ids = await run_in_threadpool(self._ids, parsed)
         vectors = await unless_gone(request.receive, self._embed(ids))
         tokens = sum(map(len, ids))
         self._metrics.embedded(tokens, time.monotonic() - begun)
         data = [
-            {"object": "embedding", "index": index, "embedding": _shown(vector, asked)}
+            {"object": "embedding", "index": index, "embedding": _shown(vector, parsed)}
             for index, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
@@ -136,21 +136,21 @@ class EmbeddingService:
         finally:
             self._turn.release()
 
-    def _ids(self, asked: EmbeddingRequest) -> list[list[int]]:
+    def _ids(self, parsed: EmbeddingRequest) -> list[list[int]]:
         dimension = self._embedder.dimension
-        if asked.dimensions not in (None, dimension):
+        if parsed.dimensions not in (None, dimension):
             raise RequestError(
                 "dimensions",
-                found=asked.dimensions,
+                found=parsed.dimensions,
                 expected=f"{dimension}, the model's",
                 fix="this model's vectors cannot be shortened",
                 param="dimensions",
             )
-        listed = texts.listed(asked.input, "input")
+        listed = texts.listed(parsed.input, "input")
         if len(listed) > MAX_INPUTS:
             expected = f"at most {MAX_INPUTS} texts"
             raise RequestError("input", found=len(listed), expected=expected, param="input")
-        special = asked.add_special_tokens is not False
+        special = parsed.add_special_tokens is not False
         ids = texts.encode(self._tokenizer, listed, "input", special=special)
         known = self._embedder.vocab_size
         for number, entry in enumerate(ids):
@@ -175,7 +175,7 @@ def _check_ids(what: str, ids: list[int], longest: int, known: int) -> None:
         raise RequestError(what, found=unknown, expected=expected, param="input")
 
 
-def _shown(vector: np.ndarray, asked: EmbeddingRequest) -> list[float] | str:
-    if asked.encoding_format == "base64":
+def _shown(vector: np.ndarray, parsed: EmbeddingRequest) -> list[float] | str:
+    if parsed.encoding_format == "base64":
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.tolist()

@@ -55,18 +55,18 @@ def conversation(messages: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _message(given: Any, place: str) -> dict[str, Any]:
     fields = {key: value for key, value in _object(given, place).items() if value is not None}
-    asked = fields.get("role")
-    if not isinstance(asked, str) or asked not in ROLES:
-        found = "nothing" if asked is None else repr(asked)
+    given = fields.get("role")
+    if not isinstance(given, str) or given not in ROLES:
+        found = "nothing" if given is None else repr(given)
         raise _refused(f"{place}.role", found, f"one of {', '.join(ROLES)}")
-    role, function = ROLES[asked], asked == "function"
+    role, function = ROLES[given], given == "function"
     calls = _calls(fields, place) if role == "assistant" else []
     message: dict[str, Any] = {"role": role, "content": _content(fields, role, place)}
     for field, owner in (("tool_calls", "assistant"), ("function_call", "assistant"),
                          ("tool_call_id", "tool"), ("audio", "nobody")):  # fmt: skip
         if fields.get(field) not in (None, []) and role != owner:
             expected = f"only in a message of role {owner}" if owner != "nobody" else "text only"
-            raise _refused(f"{place}.{field}", asked, expected)
+            raise _refused(f"{place}.{field}", given, expected)
     for field in UNAPPLIED & fields.keys():
         if fields[field] is not False:
             raise _refused(f"{place}.{field}", fields[field], "no such key; it is not applied")

@@ -139,15 +139,15 @@ class GenerationRequest(Body, kw_only=True):
         """
         forms = [] if self.response_format is None else [self.response_format.form()]
         forms += [] if self.structured_outputs is None else [self.structured_outputs.form()]
-        asked = [form for form in forms if form is not None]
-        if len(asked) > 1:
+        given = [form for form in forms if form is not None]
+        if len(given) > 1:
             raise RequestError(
                 "structured_outputs",
                 found="response_format too",
                 expected="one of them",
                 param="structured_outputs",
             )
-        return asked[0] if asked else None
+        return given[0] if given else None
 
     def _sampling(
         self, max_tokens: int | None, logprobs: int | None, defaults: Mapping[str, Any]

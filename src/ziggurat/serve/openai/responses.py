@@ -9,7 +9,7 @@ from typing import Any
 
 from ziggurat.serve.llm import hermes
 from ziggurat.serve.llm.offline import Completion
-from ziggurat.serve.llm.sequence import TokenEvent, TokenLogprob
+from ziggurat.serve.llm.output_text import TokenEvent, TokenLogprob
 from ziggurat.serve.llm.tools import ToolUse
 
 Body = dict[str, Any]

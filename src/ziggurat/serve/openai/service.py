@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,13 +25,18 @@ from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.texts import encode
-from ziggurat.serve.openai.events import Events, chunks
 from ziggurat.serve.openai.messages import conversation
 from ziggurat.serve.openai.requests import ChatRequest, CompletionRequest
 from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
+from ziggurat.serve.openai.token_stream import TokenStream, chunks
 
-Asked = tuple[ChatRequest | CompletionRequest, list[list[int]], ChatFormat | TextFormat]
-"""A request as it was read, token ids of its prompts, and the form of its answer."""
+
+class ParsedRequest(NamedTuple):
+    """A parsed request body, the token ids of its prompts, and the format of its response."""
+
+    body: ChatRequest | CompletionRequest
+    prompts: list[list[int]]
+    format: ChatFormat | TextFormat
 
 
 class TextService:
@@ -78,66 +83,69 @@ class TextService:
     async def _chat(self, request: Request) -> Response:
         return await self._answer(request, self._read_chat)
 
-    def _read_completion(self, body: bytes) -> Asked:
-        asked = self._read(body, CompletionRequest)
-        prompts, params = asked.prompts(), asked.sampling(self._policy.sampling)
+    def _read_completion(self, body: bytes) -> ParsedRequest:
+        completion = self._read(body, CompletionRequest)
+        prompts, params = completion.prompts(), completion.sampling(self._policy.sampling)
         ids = encode(
             self._engine.tokenizer,
             prompts,
             "prompt",
-            special=asked.add_special_tokens is not False,
+            special=completion.add_special_tokens is not False,
             special_tokens=self._policy.control_in_prompts,
             max_length=self._engine.max_length,
         )
         echo: list[str] = []
-        if asked.echo:
+        if completion.echo:
             texts = [p if isinstance(p, str) else self._decode(p) for p in prompts]
             echo = [text for text in texts for _ in range(params.n)]
-        asked.prompt = ""  # it may be large, and the request may wait for long
-        return asked, ids, TextFormat(self._name, logprobs=params.logprobs is not None, echo=echo)
+        completion.prompt = ""  # it may be large, and the request may wait for long
+        form = TextFormat(self._name, logprobs=params.logprobs is not None, echo=echo)
+        return ParsedRequest(completion, ids, form)
 
-    def _read_chat(self, body: bytes) -> Asked:
-        asked = self._read(body, ChatRequest)
+    def _read_chat(self, body: bytes) -> ParsedRequest:
+        chat = self._read(body, ChatRequest)
         tokenizer, policy = self._engine.tokenizer, self._policy
-        params, use = asked.sampling(policy.sampling), asked.tool_use()
+        params, use = chat.sampling(policy.sampling), chat.tool_use()
         ids = render_chat(
             tokenizer,
-            conversation(asked.messages),
+            conversation(chat.messages),
             use.for_template() if use else None,
-            asked.add_generation_prompt is not False,
-            asked.template_variables(tokenizer, ignore=self._ignore),
+            chat.add_generation_prompt is not False,
+            chat.template_variables(tokenizer, ignore=self._ignore),
             content_format=policy.content_format,
             special_tokens=policy.control_in_messages,
             max_length=self._engine.max_length,
         )
-        asked.messages = []
+        chat.messages = []
         form = ChatFormat(self._name, logprobs=params.logprobs is not None, tools=use)
-        return asked, [ids], form
+        return ParsedRequest(chat, [ids], form)
 
     def _read(self, body: bytes, kind: type[Any]) -> Any:
-        asked = read(kind, body, ignore=self._ignore)
-        if asked.model != self._name:
-            raise UnknownModel.of(asked.model, [self._name])
-        return asked
+        request = read(kind, body, ignore=self._ignore)
+        if request.model != self._name:
+            raise UnknownModel.of(request.model, [self._name])
+        return request
 
-    async def _answer(self, request: Request, read_request: Callable[[bytes], Asked]) -> Response:
+    async def _answer(
+        self, request: Request, read_request: Callable[[bytes], ParsedRequest]
+    ) -> Response:
         body = await read_body(request)
         size = len(body)
-        asked, prompts, form = await self._off_loop(size, read_request, body)
+        parsed, prompts, form = await self._off_loop(size, read_request, body)
         del body
-        params = asked.sampling(self._policy.sampling)
-        demanded = asked.form(self._engine.tokenizer)
-        if demanded is not None:
-            maker = await asyncio.wrap_future(self._grammars.compile(demanded))
+        params = parsed.sampling(self._policy.sampling)
+        output_form = parsed.form(self._engine.tokenizer)
+        if output_form is not None:
+            maker = await asyncio.wrap_future(self._grammars.compile(output_form))
             params = dataclasses.replace(params, constraint=maker)
         client = getattr(request.state, "client", "")
-        salt = _salt(client, asked.cache_salt)
-        events = Events(params.n)
+        salt = _salt(client, parsed.cache_salt)
+        events = TokenStream(params.n)
         await self._off_loop(size, events.submit, self._engine, prompts, params, client, salt)
         usage, choices = Usage(sum(map(len, prompts))), len(prompts) * params.n
         del prompts  # the engine has them, in a quarter of the memory
-        if asked.stream:
-            options = asked.stream_options
+        if parsed.stream:
+            options = parsed.stream_options
             show = options is not None and bool(options.include_usage)
             often = options is not None and bool(options.continuous_usage_stats)
             bodies = chunks(events, form, usage, choices, show, show and often)

@@ -81,23 +81,23 @@ class TokenService:
 
     async def _tokenize(self, request: Request) -> Response:
         text = await read_body(request)
-        asked = read(TokenizeRequest, text)
-        known = self._vocabulary(asked.model)
-        ids = await self._off_loop(len(text), _ids, known, asked)
+        parsed = read(TokenizeRequest, text)
+        known = self._vocabulary(parsed.model)
+        ids = await self._off_loop(len(text), _ids, known, parsed)
         body = {"count": len(ids), "max_model_len": known.max_length, "tokens": ids}
-        if asked.return_token_strs:
+        if parsed.return_token_strs:
             names = map(known.tokenizer.backend.id_to_token, ids)
             body["token_strs"] = [name or "" for name in names]
         return json_response(body)
 
     async def _detokenize(self, request: Request) -> Response:
-        asked = read(DetokenizeRequest, await read_body(request))
-        known = self._vocabulary(asked.model)
-        unknown = next((i for i in asked.tokens if not 0 <= i < known.vocab_size), None)
+        parsed = read(DetokenizeRequest, await read_body(request))
+        known = self._vocabulary(parsed.model)
+        unknown = next((i for i in parsed.tokens if not 0 <= i < known.vocab_size), None)
         if unknown is not None:
             expected = f"ids from 0 to {known.vocab_size - 1}"
             raise RequestError("tokens", found=unknown, expected=expected, param="tokens")
-        text = known.tokenizer.decode(asked.tokens, skip_special_tokens=False)
+        text = known.tokenizer.decode(parsed.tokens, skip_special_tokens=False)
         return json_response({"prompt": text})
 
     def _vocabulary(self, name: str | None) -> Vocabulary:
@@ -107,24 +107,24 @@ class TokenService:
         return self._vocabularies[name]
 
 
-def _ids(known: Vocabulary, asked: TokenizeRequest) -> list[int]:
+def _ids(known: Vocabulary, parsed: TokenizeRequest) -> list[int]:
     policy = known.policy
-    if asked.messages is None:
-        assert asked.prompt is not None
+    if parsed.messages is None:
+        assert parsed.prompt is not None
         return texts.encode(
             known.tokenizer,
-            [asked.prompt],
+            [parsed.prompt],
             "prompt",
-            special=asked.add_special_tokens is not False,
+            special=parsed.add_special_tokens is not False,
             special_tokens=policy.control_in_prompts,
         )[0]
-    use = tool_use(asked.tools, None, None)
+    use = tool_use(parsed.tools, None, None)
     return render_chat(
         known.tokenizer,
-        conversation(asked.messages),
+        conversation(parsed.messages),
         use.for_template() if use else None,
-        asked.add_generation_prompt is not False,
-        asked.chat_template_kwargs,
+        parsed.add_generation_prompt is not False,
+        parsed.chat_template_kwargs,
         content_format=policy.content_format,
         special_tokens=policy.control_in_messages,
     )

@@ -19,16 +19,16 @@ def engine(model, params, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def follows(engine, monkeypatch):
-    """Every step that was begun ahead: how many lanes it had."""
+def chained(engine, monkeypatch):
+    """Every step that was begun ahead: how many sequences it had."""
     seen, runner = [], engine._runner
-    real = runner.follow
+    real = runner.chain_step
 
-    def follow(flight, lanes):
-        seen.append(len(lanes))
-        return real(flight, lanes)
+    def chain_step(step, seqs):
+        seen.append(len(seqs))
+        return real(step, seqs)
 
-    monkeypatch.setattr(runner, "follow", follow)
+    monkeypatch.setattr(runner, "chain_step", chain_step)
     return seen
 
 
@@ -40,41 +40,41 @@ def ending_anywhere(count, seed):
         yield prompt, SamplingParams(seed=number, max_tokens=40, stop_token_ids=ends)
 
 
-def test_lanes_that_end_unforeseen_leave_the_others_their_tokens(engine, follows, monkeypatch):
-    """Twelve blocks for four lanes: what one gives back is another's at the next step, and full
+def test_lanes_that_end_unforeseen_leave_the_others_their_tokens(engine, chained, monkeypatch):
+    """Twelve blocks for four sequences: what one gives back is another's at the next step, and full
     blocks are found again by the second round's prompts."""
     asked = list(ending_anywhere(24, 11))
     ahead = together(engine, asked)
-    assert len(follows) > 40
+    assert len(chained) > 40
     assert settled(engine).blocks_free == 12
     again = together(engine, asked)
     assert settled(engine).prefix_hits > 0
-    count = len(follows)
-    monkeypatch.setattr(engine._runner, "can_follow", lambda lane: False)
-    engine._pages.forget_prefixes()
+    count = len(chained)
+    monkeypatch.setattr(engine._runner, "can_chain", lambda seq: False)
+    engine._kv_cache.reset_prefix_cache()
     assert together(engine, asked) == ahead == again
-    assert len(follows) == count
+    assert len(chained) == count
     assert len({len(tokens) for (tokens,) in ahead}) > 5
 
 
-def test_one_alone_runs_ahead_to_its_last_token_and_not_beyond(engine, follows):
+def test_one_alone_runs_ahead_to_its_last_token_and_not_beyond(engine, chained):
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     ((tokens,),) = together(engine, [([1, 2, 3], params)])
     assert len(tokens) == 20
-    assert follows == [1] * 18  # the prompt's step draws one, the first decoding step another
+    assert chained == [1] * 18  # the prompt's step draws one, the first decoding step another
 
 
 @pytest.mark.parametrize(
     "asks",
     [{"logprobs": 1}, {"presence_penalty": 0.5}, {"min_tokens": 20}, {"logit_bias": ((5, 1.0),)}],
 )
-def test_what_needs_the_token_first_waits_for_it(engine, follows, asks):
+def test_what_needs_the_token_first_waits_for_it(engine, chained, asks):
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, **asks)
     together(engine, [([1, 2, 3], params)])
-    assert follows == []
+    assert chained == []
 
 
-def test_a_request_cancelled_half_way_is_gone_and_nobody_else(engine, follows):
+def test_a_request_cancelled_half_way_is_gone_and_nobody_else(engine, chained):
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
     (alone,) = together(engine, [([9, 8, 7], params)])
     heard = []
@@ -89,25 +89,25 @@ def test_a_request_cancelled_half_way_is_gone_and_nobody_else(engine, follows):
     assert tokens == alone
     assert settled(engine).blocks_free == 12
     assert len([event for event in heard if event is not None]) <= 7
-    assert follows
+    assert chained
 
 
 def test_cancelled_between_two_steps_nothing_counts_as_read_that_is_not_there(engine, monkeypatch):
-    runner, pages, left, seen = engine._runner, engine._pages, [], []
-    follow, advance = runner.follow, pages.advance
+    runner, kv_cache, left, seen = engine._runner, engine._kv_cache, [], []
+    chain_step, advance = runner.chain_step, kv_cache.advance
 
-    def cancel_then(flight, lanes):
+    def cancel_then(step, seqs):
         seen.append(1)
         if len(seen) == 5:
-            lanes[0].generation.cancel()
-        return follow(flight, lanes)
+            seqs[0].request.cancel()
+        return chain_step(step, seqs)
 
-    def noting(lane, count):
-        advance(lane, count)
-        left.append(lane.pending)
+    def noting(seq, count):
+        advance(seq, count)
+        left.append(seq.pending)
 
-    monkeypatch.setattr(runner, "follow", cancel_then)
-    monkeypatch.setattr(pages, "advance", noting)
+    monkeypatch.setattr(runner, "chain_step", cancel_then)
+    monkeypatch.setattr(kv_cache, "advance", noting)
     together(engine, [([4, 5, 6], SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))])
     assert min(left) == 0
     assert settled(engine).blocks_free == 12

@@ -6,7 +6,7 @@ import numpy as np
 
 from ziggurat.nn.attention_context import AttentionRule
 from ziggurat.nn.block import CacheShape
-from ziggurat.serve.llm.paged import Paged, Pools
+from ziggurat.serve.llm.kv_cache import KVCache, Paged
 
 SHAPES = [CacheShape(2, 4, 4), CacheShape(1, 6, 5), CacheShape(2, 4, 4)]
 
@@ -19,7 +19,7 @@ def test_positions_of_padding_repeat_the_last():
 
 
 def test_layers_of_equal_shape_share_a_pool():
-    pools = Pools.empty(SHAPES, 3, 2, jnp.float32)
+    pools = KVCache.empty(SHAPES, 3, 2, jnp.float32)
     found = [(pool.keys.shape, pool.values.shape) for pool in pools.pools]
     assert found == [((2, 6, 2, 4), (2, 6, 2, 4)), ((1, 3, 2, 6), (1, 3, 2, 5))]
     assert [int(pools.of(layer).first) for layer in range(3)] == [0, 0, 3]
@@ -32,8 +32,8 @@ def test_a_layer_finds_in_the_pool_what_it_alone_has_put_there():
     def drawn(heads, size):
         return jnp.asarray(rng.normal(size=(1, 1, heads, size)), jnp.float32)
 
-    together = Pools.empty(SHAPES, 3, 2, jnp.float32)
-    alone = [Pools.empty([shape], 3, 2, jnp.float32) for shape in SHAPES]
+    together = KVCache.empty(SHAPES, 3, 2, jnp.float32)
+    alone = [KVCache.empty([shape], 3, 2, jnp.float32) for shape in SHAPES]
     for start in range(2):
         context = Paged(jnp.array([[2, 0]]), jnp.array([start]), jnp.array([1]))
         for layer, s in enumerate(SHAPES):

@@ -1,11 +1,11 @@
-"""A request inside the engine: its handle for the caller, its times, and its choices' lanes."""
+"""A request inside the engine: the caller's handle, its timeline, and its sequences."""
 
 import array
 import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,20 +13,19 @@ import numpy as np
 from ziggurat.core.errors import ZigguratError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.llm import sequence
-from ziggurat.serve.llm.admission import Queued
+from ziggurat.serve.llm.admission import QueuedRequest
 from ziggurat.serve.llm.constraint import Constraint
 from ziggurat.serve.llm.history import all_but, keeps_history
-from ziggurat.serve.llm.lane import Lane
-from ziggurat.serve.llm.sampling import KnobRow, Knobs, SamplingParams
-from ziggurat.serve.llm.sequence import FinishReason, TokenEvent
+from ziggurat.serve.llm.output_text import FinishReason, OutputText, TokenEvent
+from ziggurat.serve.llm.sampling import SamplingParams, SamplingRow
+from ziggurat.serve.llm.sequence import Sequence
 
 Listener = Callable[[TokenEvent | Exception | None], None]
 
 
 @dataclasses.dataclass
 class Timeline:
-    """When things happened to a request (``time.monotonic``) and how many tokens it had."""
+    """Times (``time.monotonic``) and token counts of a request."""
 
     submitted: float
     prompt_tokens: int
@@ -38,21 +37,21 @@ class Timeline:
     last_token: float | None = None
     ended: float | None = None
     generated_tokens: int = 0
-    """Of all choices; end ids count."""
+    """Tokens of all completions, end ids included."""
     finish_reasons: list[FinishReason] = dataclasses.field(default_factory=list)
-    """One for each choice that came to its end."""
+    """One for each completion that has ended."""
 
 
 @runtime_checkable
 class Monitor(Protocol):
-    """Hears what the engine measures, on the engine's thread."""
+    """Receiver of the engine's measurements, called on the engine's thread."""
 
     def token(self, seconds_since_last: float | None) -> None:
-        """A token came; ``None`` for a choice's first."""
+        """A token was generated; ``None`` for a completion's first."""
         ...
 
     def step(self, tokens: int) -> None:
-        """A step was taken with so many tokens, read and generated ones together."""
+        """A step processed ``tokens`` tokens, prompt and generated ones together."""
         ...
 
     def ended(self, timeline: Timeline) -> None:
@@ -60,17 +59,17 @@ class Monitor(Protocol):
         ...
 
 
-class Generation:
+class Request:
     """A submitted request: iterate over its events, or cancel it.
 
-    Without ``listener`` iterate over it: events end when all choices have, and an error of the
-    engine is raised. With ``listener`` every event, then an exception or ``None``, is given to it
-    on the engine's thread. Events of different choices come mixed.
+    Without ``listener``, iterate over it: the events end when all completions have ended, and an
+    error of the engine is raised. With ``listener``, the engine's thread calls it with every event,
+    then with an exception or ``None``. Events of several completions are interleaved.
     """
 
     def __init__(
         self,
-        prompt: Sequence[int],
+        prompt: Iterable[int],
         params: SamplingParams,
         max_tokens: int,
         listener: Listener | None,
@@ -79,66 +78,68 @@ class Generation:
         self.prompt = array.array("i", prompt)
         self.params, self.max_tokens, self.salt = params, max_tokens, salt
         self.timeline = Timeline(time.monotonic(), len(self.prompt), max_tokens, params.n)
-        self.queued_in: Queued | None = None
-        """The request it waits with, until it runs."""
-        self.lanes: list[Choice] = []
-        """Those of choices that have not ended."""
+        self.queued_in: QueuedRequest | None = None
+        """The HTTP request it is queued with; ``None`` once it runs."""
+        self.seqs: list[RequestSequence] = []
+        """Sequences that have not ended."""
         self.forked = params.n == 1
-        """Whether the other lanes have been queued beside the first."""
+        """Whether the other sequences have been queued beside the first."""
         self.error: Exception | None = None
-        """What went wrong with this request alone."""
+        """Error that concerns this request alone."""
         self._events: queue.SimpleQueue[TokenEvent | Exception | None] = queue.SimpleQueue()
         self.deliver: Listener = listener or self._events.put
         self._cancelled = threading.Event()
 
-    def first_lane(
+    def first_sequence(
         self, tokenizer: HuggingFaceTokenizer, vocab: int, order: int, seed: int
-    ) -> "Choice":
-        """Make the lane that reads the prompt; ``seed`` serves where the request gives none."""
-        assert not self.lanes
-        lane = Choice(
+    ) -> "RequestSequence":
+        """Create the sequence that prefills the prompt; ``seed`` is for requests without one."""
+        assert not self.seqs
+        seq = RequestSequence(
             order=(order, 0),
             tokens=list(self.prompt),
             client="" if self.queued_in is None else self.queued_in.client,
             salt=self.salt,
-            generation=self,
+            request=self,
             number=0,
-            knobs=Knobs.row(self.params, 0, seed),
-            output=sequence.Sequence(tokenizer, self.params, self.max_tokens, 0),
+            sampling=SamplingRow.of(self.params, 0, seed),
+            output=OutputText(tokenizer, self.params, self.max_tokens, 0),
             vocab=vocab,
             seed=seed,
         )
-        self.lanes.append(lane)
-        return lane
+        self.seqs.append(seq)
+        return seq
 
-    def other_lanes(self, tokenizer: HuggingFaceTokenizer) -> "list[Choice]":
-        """Make the lanes of the other choices, once the first has read the prompt: before, they
-        would take memory for nothing."""
-        first, self.forked = self.lanes[0], True
+    def other_sequences(self, tokenizer: HuggingFaceTokenizer) -> "list[RequestSequence]":
+        """Create the sequences of the other completions, once the first has prefilled the prompt.
+
+        Before that they would take memory for nothing.
+        """
+        first, self.forked = self.seqs[0], True
         made = [
             dataclasses.replace(
                 first,
                 order=(first.order[0], number),
                 tokens=list(self.prompt),
-                cached=0,
+                computed=0,
                 blocks=[],
-                table=None,
+                block_table=None,
                 slot=None,
-                stay=None,
+                admission=None,
                 digests=[],
                 registered=0,
                 number=number,
-                knobs=Knobs.row(self.params, number, first.seed),
-                output=sequence.Sequence(tokenizer, self.params, self.max_tokens, number),
+                sampling=SamplingRow.of(self.params, number, first.seed),
+                output=OutputText(tokenizer, self.params, self.max_tokens, number),
                 since=None,
             )
             for number in range(1, self.params.n)
         ]
-        self.lanes += made
+        self.seqs += made
         return made
 
     def cancel(self) -> None:
-        """Give the request up; the next step is without it."""
+        """Cancel the request; the next step runs without it."""
         self._cancelled.set()
 
     @property
@@ -156,40 +157,40 @@ class Generation:
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class Choice(Lane):
-    """The lane of one of a request's ``n`` generations."""
+class RequestSequence(Sequence):
+    """One of a request's ``n`` sequences, with its sampling parameters, output and constraint."""
 
-    generation: Generation
+    request: Request
     number: int
-    knobs: KnobRow
-    """How it draws, as numbers for the device."""
-    output: sequence.Sequence
-    """Its text so far."""
+    sampling: SamplingRow
+    """Sampling parameters, as the device reads them."""
+    output: OutputText
+    """Output tokens and text so far."""
     vocab: int
-    """Ids there are."""
+    """Vocabulary size."""
     seed: int
-    """Serves where the request gives none."""
+    """Seed that is used if the request has none."""
     since: float | None = None
-    """When its last token came."""
+    """Time of its last token."""
     _ends: np.ndarray | None = dataclasses.field(default=None, init=False)
     _constraint: Constraint | None = dataclasses.field(default=None, init=False)
 
     @property
     def keeps_history(self) -> bool:
         """Whether its bias or its penalties need a row on the device."""
-        return keeps_history(self.generation.params)
+        return keeps_history(self.request.params)
 
     @property
     def shaped(self) -> bool:
-        """Whether its next token is drawn from anything but the model's own logits."""
-        few = len(self.output.tokens) < self.generation.params.min_tokens
+        """Whether bias, penalties or a mask change the logits before its next token is sampled."""
+        few = len(self.output.tokens) < self.request.params.min_tokens
         return few or self.keeps_history or self.constraint is not None
 
     @property
     def constraint(self) -> Constraint | None:
-        """What its text must obey; made when it is first asked for, since it takes memory."""
-        make = self.generation.params.constraint
-        if self._constraint is None and make is not None and self.generation.error is None:
+        """Constraint on its text; created at first use, since it takes memory."""
+        make = self.request.params.constraint
+        if self._constraint is None and make is not None and self.request.error is None:
             try:
                 self._constraint = make()
             except Exception as error:
@@ -197,9 +198,9 @@ class Choice(Lane):
         return self._constraint
 
     def allowed(self) -> np.ndarray | None:
-        """Mask of the ids that may come next; ``None``: all."""
+        """Bit mask of the ids that may come next; ``None``: all."""
         mask = self._grammar()
-        if len(self.output.tokens) >= self.generation.params.min_tokens:
+        if len(self.output.tokens) >= self.request.params.min_tokens:
             return mask
         if self._ends is None:
             self._ends = all_but(sorted(self.output.ends), self.vocab)
@@ -209,7 +210,7 @@ class Choice(Lane):
         return both if both.any() else mask  # a grammar that can only end does end
 
     def accept(self, token: int) -> bool:
-        """Tell the constraint of a token; says whether the output is complete with it."""
+        """Advance the constraint by a token; true if the output is complete with it."""
         if self.constraint is None or token in self.output.ends:
             return False
         try:
@@ -227,7 +228,7 @@ class Choice(Lane):
             return None
 
     def _fail(self, error: Exception) -> None:
-        """Foreign code failed: it ends its own request and must not end the others."""
+        """End this request alone after an error of foreign code."""
         if not isinstance(error, ZigguratError):
-            error = RequestError("constraint", found=repr(error), expected="one that can go on")
-        self.generation.error = error
+            error = RequestError("constraint", found=repr(error), expected="one that can continue")
+        self.request.error = error

@@ -1,4 +1,4 @@
-"""The events of one HTTP request, brought from the engine's thread to the server's loop."""
+"""Token events of one HTTP request, passed from the engine's thread to the event loop."""
 
 import asyncio
 import contextlib
@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.llm.engine import Engine, Generation
+from ziggurat.serve.llm.engine import Engine, Request
+from ziggurat.serve.llm.output_text import TokenEvent
 from ziggurat.serve.llm.sampling import SamplingParams
-from ziggurat.serve.llm.sequence import TokenEvent
 from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
 
 MAX_UNREAD = 16384
@@ -22,13 +22,13 @@ class ReadTooSlowly(RequestError):
     code = "read_too_slowly"
 
 
-class Events:
-    """The events of one HTTP request's prompts, brought from the engine's thread to this loop."""
+class TokenStream:
+    """Stream of the token events of one HTTP request, from the engine's thread to this loop."""
 
     def __init__(self, n: int = 1):
         self._queue: asyncio.Queue[tuple[int, TokenEvent | Exception | None]] = asyncio.Queue()
         self._loop, self._n = asyncio.get_running_loop(), n
-        self._generations: list[Generation] = []
+        self._requests: list[Request] = []
         self._given_up = False
 
     def submit(
@@ -44,19 +44,17 @@ class Events:
         Raises:
             RequestError: the engine refuses them.
         """
-        requests = [(prompt, params) for prompt in prompts]
-        self._generations = engine.submit_together(
-            requests, self._listener, client=client, salt=salt
-        )
+        together = [(prompt, params) for prompt in prompts]
+        self._requests = engine.submit_together(together, self._listener, client=client, salt=salt)
 
     def cancel(self) -> None:
-        """Give all prompts up."""
-        for generation in self._generations:
-            generation.cancel()
+        """Cancel all prompts."""
+        for request in self._requests:
+            request.cancel()
 
     async def read(self) -> AsyncGenerator[tuple[int, TokenEvent]]:
         """Pairs of a choice's number and its next event; leaving the loop cancels the rest."""
-        open_prompts = len(self._generations)
+        open_prompts = len(self._requests)
         try:
             while open_prompts:
                 number, event = await self._queue.get()
@@ -91,7 +89,7 @@ class Events:
 
 
 async def chunks(
-    events: Events,
+    events: TokenStream,
     form: ChatFormat | TextFormat,
     usage: Usage,
     choices: int,

@@ -19,8 +19,8 @@ from ziggurat.nn.attention_context import AttentionRule
 from ziggurat.nn.block import CacheShape
 
 
-class LayerCache(NamedTuple):
-    """One layer's stretch of a pool."""
+class LayerKVCache(NamedTuple):
+    """Keys and values of one layer: a range of the blocks of a pool."""
 
     pool: Cache
     first: Int[Array, ""]
@@ -29,16 +29,16 @@ class LayerCache(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Pools:
-    """The cache of all layers."""
+class KVCache:
+    """Keys and values of all layers, in blocks."""
 
     pools: tuple[Cache, ...]
     shapes: tuple[CacheShape, ...] = dataclasses.field(metadata={"static": True})
     """Of each layer, in order; those of equal shapes share a pool, the first shape the first."""
 
     @classmethod
-    def empty(cls, shapes: Sequence[CacheShape], blocks: int, slots: int, dtype: Any) -> "Pools":
-        """A cache with nothing in it.
+    def empty(cls, shapes: Sequence[CacheShape], blocks: int, slots: int, dtype: Any) -> "KVCache":
+        """An empty cache.
 
         Args:
             shapes: of each layer.
@@ -55,15 +55,15 @@ class Pools:
         ]
         return cls(tuple(pools), tuple(shapes))
 
-    def of(self, layer: int) -> LayerCache:
-        """A layer's part."""
+    def of(self, layer: int) -> LayerKVCache:
+        """Cache of one layer."""
         shape, number = self.shapes[layer], self._pool(layer)
         pool = self.pools[number]
         blocks = pool.keys.shape[1] // self.shapes.count(shape)
-        return LayerCache(pool, jnp.int32(self.shapes[:layer].count(shape) * blocks))
+        return LayerKVCache(pool, jnp.int32(self.shapes[:layer].count(shape) * blocks))
 
-    def after(self, layer: int, state: LayerCache) -> "Pools":
-        """The cache once a layer has put its new tokens into its part."""
+    def after(self, layer: int, state: LayerKVCache) -> "KVCache":
+        """Cache of all layers after one layer has written its new tokens."""
         pools = list(self.pools)
         pools[self._pool(layer)] = state.pool
         return dataclasses.replace(self, pools=tuple(pools))
@@ -75,7 +75,7 @@ class Pools:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Paged:
-    """Rows of different length, each with a table of the blocks that hold its tokens.
+    """Context of rows of different lengths, each with a block table.
 
     The token at position ``p`` of a row lives in block ``tables[row, p // slots]``, slot
     ``p % slots``.
@@ -108,9 +108,9 @@ class Paged:
         value: Float[Array, "b t k z"],
         positions: Int[Array, "b t"],
         rule: AttentionRule,
-        state: LayerCache,
+        state: LayerKVCache,
         sinks: Float[Array, "h"] | None = None,
-    ) -> tuple[Float[Array, "b t h z"], LayerCache]:
+    ) -> tuple[Float[Array, "b t h z"], LayerKVCache]:
         """Attention output of one layer, and its cache with the new tokens."""
         out, pool = paged_attention(
             query,

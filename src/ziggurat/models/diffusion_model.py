@@ -167,7 +167,12 @@ class DiffusionModel:
     def attention_channels(self) -> float:
         """Query channels of all heads of all layers: each costs 4 FLOPs per query and key."""
         attention = self.transformer.attention
-        return self.transformer.n_layers * (attention.score_channels + attention.mix_channels) / 2
+        return self.transformer.n_layers * attention.cost.per_pair / 4
+
+    @property
+    def recurrent_flops_per_token(self) -> int:
+        """As :attr:`LanguageModel.recurrent_flops_per_token`: there is no recurrent layer."""
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)

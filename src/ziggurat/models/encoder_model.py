@@ -86,7 +86,7 @@ class EncoderModel:
         Raises:
             ShardingError: heads, vocabulary or another dimension does not divide over the mesh.
         """
-        layout.require_divides("the heads", self.encoder.block.attention.divided)
+        layout.require_divides("the heads", self.encoder.block.mixer.divided)
         return layout.tree(self.axes, self.abstract)
 
     def hidden(

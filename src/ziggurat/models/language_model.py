@@ -124,7 +124,7 @@ class LanguageModel:
             ShardingError: heads, vocabulary or another dimension does not divide over the mesh.
         """
         for block in self.decoder.stacks:
-            layout.require_divides("the heads", block.attention.divided)
+            layout.require_divides("the heads", block.mixer.divided)
         return layout.tree(self.axes, self.abstract)
 
     def hidden(
@@ -177,7 +177,7 @@ class LanguageModel:
         return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
     def cache(self, batch: int, slots: int) -> Cached:
-        """An empty static key/value cache for ``batch`` rows of ``slots`` tokens.
+        """An empty static cache for ``batch`` rows of ``slots`` tokens.
 
         Raises:
             ShapeError: there are more slots than learned positions.
@@ -190,10 +190,7 @@ class LanguageModel:
                 expected=f"at most {learned}, one for each learned position",
                 fix="shorten the context",
             )
-        layers, dtype = self.decoder.n_layers, self.precision.compute_dtype
-        (shape,) = {block.attention.cache for block in self.decoder.stacks}
-        sizes = (shape.kv_heads, shape.key_dim)
-        return Cached.empty(layers, batch, slots, *sizes, dtype, value_dim=shape.value_dim)
+        return Cached.empty(self.decoder.states, batch, slots, self.precision.compute_dtype)
 
     @property
     def parameter_count(self) -> int:
@@ -243,8 +240,12 @@ class LanguageModel:
     def attention_channels(self) -> float:
         """Query channels of all heads of all layers, ``l h c`` where layers are alike: each costs
         4 FLOPs per query and key (2 for the score, 2 for mixing)."""
-        blocks = [layer.block.attention for layer in self.decoder.layers]
-        return sum(a.score_channels + a.mix_channels for a in blocks) / 2
+        return sum(layer.block.mixer.cost.per_pair for layer in self.decoder.layers) / 4
+
+    @property
+    def recurrent_flops_per_token(self) -> int:
+        """FLOPs of a forward pass per token in recurrent layers, beside their weight matrices."""
+        return sum(layer.block.mixer.cost.per_token for layer in self.decoder.layers)
 
 
 def traced(make: Callable[[Key[Array, ""]], nnx.Module]) -> tuple[Any, Params, Params]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from ziggurat.kernels.linear import PackedWeight, is_weight_node, packs
@@ -102,8 +103,17 @@ def _stacked(path: Sequence[Any], node: Any, pack: bool) -> Any:
 
 def _apart(node: Any) -> list[Any]:
     leaves, tree = jax.tree.flatten(node)
-    parts = [list(leaf) if isinstance(leaf, np.ndarray) else _take_apart(leaf) for leaf in leaves]
+    parts = [list(leaf) if isinstance(leaf, np.ndarray) else _layers_of(leaf) for leaf in leaves]
     return [tree.unflatten(layer) for layer in zip(*parts)]
+
+
+def _layers_of(leaf: Shaped[Array, "l ..."]) -> list[Array]:
+    """The layers of a stack, each sharded as the stack is."""
+    where = leaf.sharding
+    if isinstance(where, NamedSharding):
+        own = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+        return jax.jit(list, out_shardings=own)(leaf)
+    return _take_apart(leaf)
 
 
 @jax.jit

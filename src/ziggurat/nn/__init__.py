@@ -19,8 +19,10 @@ from ziggurat.nn.convolution import Convolution, GroupNorm, ResidualBlock
 from ziggurat.nn.decoder import Decoder, DecoderConfig
 from ziggurat.nn.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from ziggurat.nn.encoder import Encoder, EncoderConfig
+from ziggurat.nn.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
 from ziggurat.nn.image_autoencoder import ImageAutoencoder, ImageAutoencoderConfig
 from ziggurat.nn.latent_attention import LatentAttention, LatentAttentionConfig
+from ziggurat.nn.layer_state import KeyValueSpec, RecurrentSpec, StateSpec
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
 from ziggurat.nn.moe import Mixture, MixtureConfig
@@ -46,12 +48,15 @@ __all__ = [
     "Embedding",
     "Encoder",
     "EncoderConfig",
+    "GatedDeltaNet",
+    "GatedDeltaNetConfig",
     "GatedMLP",
     "GatedMlpConfig",
     "GroupNorm",
     "GroupedAttentionConfig",
     "ImageAutoencoder",
     "ImageAutoencoderConfig",
+    "KeyValueSpec",
     "LatentAttention",
     "LatentAttentionConfig",
     "LayerConfig",
@@ -65,8 +70,10 @@ __all__ = [
     "PlainMlpConfig",
     "Precision",
     "RMSNorm",
+    "RecurrentSpec",
     "ResidualBlock",
     "RopeConfig",
     "RouterConfig",
     "Routing",
+    "StateSpec",
 ]

@@ -21,6 +21,7 @@ from ziggurat.kernels.linear import PackedWeight, Weight, is_product
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
+from ziggurat.nn.layer_state import StateSpec
 from ziggurat.nn.linear import Embedding, parameter
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
@@ -70,6 +71,12 @@ class DecoderConfig:
     def stacks(self) -> tuple[BlockConfig, ...]:
         """Kinds of blocks by their parameters, in order of first appearance."""
         return tuple(dict.fromkeys(layer.block for layer in self.layers))
+
+    @property
+    def states(self) -> tuple[tuple[StateSpec, int], ...]:
+        """Of each stack, what its layers keep of earlier tokens, and how many layers there are."""
+        counts = collections.Counter(layer.block for layer in self.layers)
+        return tuple((block.mixer.state, counts[block]) for block in self.stacks)
 
     @property
     def places(self) -> tuple[Place, ...]:
@@ -160,10 +167,10 @@ class Decoder(nnx.Module):
             x = x + self.positions(positions)
         angles: dict[Any, Rotation | None] = {}
         for layer in self.config.layers:
-            rope, dim = layer.rope, layer.block.attention.rope_dim
+            rope, dim = layer.rope, layer.block.mixer.rope_dim
             if (rope, dim) not in angles:
                 angles[rope, dim] = None if rope is None else rotation(positions, rope, dim)
-        found = [angles[la.rope, la.block.attention.rope_dim] for la in self.config.layers]
+        found = [angles[la.rope, la.block.mixer.rope_dim] for la in self.config.layers]
         return constrain(x, ("batch", "sequence", "embed")), found
 
     def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -204,7 +211,8 @@ class Decoder(nnx.Module):
         x, angles = self.begin(tokens, positions)
         count = len(self.config.stacks)
         stacks = [nnx.split(getattr(self, stack_name(number)))[1] for number in range(count)]
-        states, reports = [], collections.defaultdict(list)
+        states = list(context.state or [()] * count)
+        after_states, reports = ([[] for _ in range(count)] for _ in range(2))
         for run in self.config.runs:
             steps = [
                 self.layer_step(self.config.layers[i], positions, angles[i], context)
@@ -213,22 +221,22 @@ class Decoder(nnx.Module):
 
             def body(x: Array, folded: Any, run: Run = run, steps: Any = steps):
                 after = []
-                for step, (params, state) in zip(steps, run.unfold(folded)):
+                parts = (run.unfold(part) for part in folded)
+                for step, params, state in zip(steps, *parts):
                     x, state, routing = step(params, x, state)
                     after.append((state, routing))
                 return x, after
 
-            x, after = jax.lax.scan(body, x, run.fold(stacks, context.state))
-            states.append(run.joined([state for state, _ in after]))
-            for stack in dict.fromkeys(place.stack for place in run.places):
-                own = [
-                    routing
-                    for place, (_, routing) in zip(run.places, after)
-                    if place.stack == stack
-                ]
-                if own[0] is not None:
-                    reports[stack_name(stack)].append(run.joined(own))
-        state, routing = _concatenated(states), {k: _concatenated(v) for k, v in reports.items()}
+            x, after = jax.lax.scan(body, x, (run.fold(stacks), run.fold(states)))
+            for found, parts in zip((after_states, reports), zip(*after)):
+                for stack, part in run.by_stack(parts).items():
+                    found[stack].append(part)
+        state = tuple(map(_concatenated, after_states))
+        routing = {
+            stack_name(stack): _concatenated(parts)
+            for stack, parts in enumerate(reports)
+            if parts[0] is not None
+        }
         return self.finish(x), context.advance(state, tokens.shape[1]), routing
 
 

@@ -111,6 +111,10 @@ class Tuned:
         return self.model.attention_channels
 
     @property
+    def recurrent_flops_per_token(self) -> float:
+        return self.model.recurrent_flops_per_token
+
+    @property
     def has_experts(self) -> bool:
         return self.model.has_experts
 

@@ -70,6 +70,7 @@ def subject(run: RunConfig, devices: Sequence[Any], objectives: Objectives = OBJ
             heads=1,
             head_dim=attention_channels,
             sequence=length,
+            recurrent=model.recurrent_flops_per_token,
         )
 
     return Subject(

@@ -378,6 +378,7 @@ class _Throughput:
             heads=1,
             head_dim=experiment.model.attention_channels,
             sequence=experiment.data.sequence_length,
+            recurrent=experiment.model.recurrent_flops_per_token,
         )
 
     def of(self, tokens_per_s: float) -> dict[str, float]:

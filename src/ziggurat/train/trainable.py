@@ -45,6 +45,11 @@ class Trainable(Protocol):
         ...
 
     @property
+    def recurrent_flops_per_token(self) -> float:
+        """FLOPs of a forward pass per token in recurrent layers, beside their weight matrices."""
+        ...
+
+    @property
     def has_experts(self) -> bool: ...
 
     @property

@@ -181,7 +181,7 @@ def decoder_names(d: DecoderConfig, norms: Mapping[str, str] | None = None) -> l
     """
     (block,) = d.stacks
     ((stack, layers),) = block_names.stacked_layers(d).items()
-    attention, mlp = block.attention, block.mlp
+    attention, mlp = block.mixer, block.mlp
     assert isinstance(attention, GroupedAttentionConfig)
     assert isinstance(mlp, GatedMlpConfig)
     return [

@@ -56,7 +56,7 @@ class BertConfig:
         """The encoder this config stands for."""
         heads, head_dim = self.n_heads, self.d_model // self.n_heads
         block = BlockConfig(
-            attention=GroupedAttentionConfig(
+            mixer=GroupedAttentionConfig(
                 heads=heads, kv_heads=heads, head_dim=head_dim, bias=True, out_bias=True
             ),
             mlp=PlainMlpConfig(hidden=self.d_ff or 4 * self.d_model, activation=self.activation),

@@ -126,7 +126,7 @@ class DeepseekV3Config:
         rule = AttentionRule(self.attention_scale)
 
         def layer(mlp: MlpConfig) -> LayerConfig:
-            block = BlockConfig(attention=attention, mlp=mlp, norm=norm)
+            block = BlockConfig(mixer=attention, mlp=mlp, norm=norm)
             return LayerConfig(block=block, rule=rule, rope=self.rope)
 
         dense = min(self.n_dense_layers, self.n_layers)

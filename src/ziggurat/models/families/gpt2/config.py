@@ -56,7 +56,7 @@ class Gpt2Config:
         head_dim = self.d_model // self.n_heads
         norm = NormConfig(kind="layer", eps=self.norm_eps)
         block = BlockConfig(
-            attention=GroupedAttentionConfig(
+            mixer=GroupedAttentionConfig(
                 heads=self.n_heads, kv_heads=self.n_heads, head_dim=head_dim, bias=True,
                 out_bias=True,
             ),

@@ -68,7 +68,7 @@ class GptOssConfig(DecoderFields):
             bias=True,
         )
         attention = self.attention(bias=bias, out_bias=bias, sinks=True)
-        block = BlockConfig(attention=attention, mlp=mixture, norm=norm)
+        block = BlockConfig(mixer=attention, mlp=mixture, norm=norm)
         scale = self.channels_per_head**-0.5
 
         def layer(reach: Reach) -> LayerConfig:

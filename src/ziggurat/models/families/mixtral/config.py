@@ -47,7 +47,7 @@ class MixtralConfig(DecoderFields):
         router = RouterConfig(experts=self.n_experts, chosen=self.experts_per_token)
         mixture = MixtureConfig(router=router, hidden=dense.hidden, activation=dense.activation)
         layer = LayerConfig(
-            block=BlockConfig(attention=self.attention(), mlp=mixture, norm=norm),
+            block=BlockConfig(mixer=self.attention(), mlp=mixture, norm=norm),
             rule=AttentionRule(self.channels_per_head**-0.5, window=self.window),
             rope=self.rope,
         )

@@ -62,7 +62,7 @@ class Qwen2Config(QwenFields):
         """The decoder this config stands for."""
         norm = NormConfig(eps=self.norm_eps)
         attention = self.attention(bias=True)
-        return self._decoder(BlockConfig(attention=attention, mlp=self.mlp(), norm=norm))
+        return self._decoder(BlockConfig(mixer=attention, mlp=self.mlp(), norm=norm))
 
 
 @config.node
@@ -84,4 +84,4 @@ class Qwen3Config(QwenFields):
         attention = self.attention(
             bias=self.attention_bias, out_bias=self.attention_bias, head_norm=norm
         )
-        return self._decoder(BlockConfig(attention=attention, mlp=self.mlp(), norm=norm))
+        return self._decoder(BlockConfig(mixer=attention, mlp=self.mlp(), norm=norm))

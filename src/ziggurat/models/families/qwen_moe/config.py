@@ -75,7 +75,7 @@ class Qwen3MoeConfig(DecoderFields):
         rule = AttentionRule(self.channels_per_head**-0.5, window=self.window)
 
         def layer(mlp: MlpConfig) -> LayerConfig:
-            block = BlockConfig(attention=attention, mlp=mlp, norm=norm)
+            block = BlockConfig(mixer=attention, mlp=mlp, norm=norm)
             return LayerConfig(block=block, rule=rule, rope=self.rope)
 
         return DecoderConfig(

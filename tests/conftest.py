@@ -1,6 +1,6 @@
 """Test set-up: eight virtual CPU devices, strict ranks, no accelerator even if one is there, and
-programs compiled once: by whichever test process needs one first, for all others and for the
-processes that tests start."""
+programs compiled quickly and once: by whichever test process needs one first, for all others and
+for the processes that tests start."""
 
 import logging
 import os
@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.compilation import QUICK
+
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Flags of the environment come last, so that they win.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    f"--xla_force_host_platform_device_count=8 {QUICK} {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")

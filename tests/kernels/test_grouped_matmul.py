@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ConfigError, ShapeError
 from ziggurat.kernels.grouped_matmul import IMPLEMENTATIONS, blocked, grouped_matmul
@@ -46,7 +45,7 @@ def by_hand(x, kernel, dy, sizes):
 
 @pytest.fixture(scope="module")
 def every_form():
-    @quick_jit
+    @jax.jit
     def every(x, kernel, dy, sizes):
         def loss(x, kernel, implementation):
             y = grouped_matmul(x, kernel, sizes, implementation=implementation)
@@ -83,7 +82,7 @@ def test_blocks_of_several_sizes(monkeypatch):
     x, kernel, dy = inputs(24, 5)
     args = [jnp.asarray(a, jnp.float32) for a in (x, kernel)]
 
-    @quick_jit
+    @jax.jit
     def both(x, kernel, sizes, dy):
         y, back = jax.vjp(
             lambda x, k: grouped_matmul(x, k, sizes, implementation="blocked"), x, kernel

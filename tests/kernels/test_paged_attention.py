@@ -1,10 +1,10 @@
 """Attention over tables of blocks against attention over whole rows."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.kernels.cpu_library import require_library
-from tests.quick_jit import quick_jit
 
 from ziggurat.kernels.attention import AttentionMask, attention
 from ziggurat.kernels.paged_attention import Cache, Rows, cpu, paged_attention
@@ -47,7 +47,7 @@ def placed(start, counts, width):
     return start[:, None] + jnp.minimum(jnp.arange(width)[None], last)
 
 
-run = quick_jit(
+run = jax.jit(
     paged_attention,
     static_argnames=("scale", "softcap", "window", "implementation", "span"),
 )

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.quick_jit import quick_jit
 
 from ziggurat.nn import GatedMlpConfig, MixtureConfig, Precision, RouterConfig, Routing
 from ziggurat.nn.moe import ClampedSwiglu
@@ -114,7 +113,7 @@ def test_a_mixture_is_its_definition(name):
     config, x = CONFIGS[name], inputs()
     mixture = module(config)
     graph, state = nnx.split(mixture)
-    found, routing = quick_jit(lambda s, x: nnx.merge(graph, s)(x))(state, x)
+    found, routing = jax.jit(lambda s, x: nnx.merge(graph, s)(x))(state, x)
     expected, counts = by_hand(config, mixture, x)
     np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
     np.testing.assert_array_equal(routing.counts, counts)
@@ -154,7 +153,7 @@ def test_the_choice_has_no_gradient_but_the_weights_have():
     def loss(state):
         return nnx.merge(graph, state)(x)[0].sum()
 
-    gradients = nnx.to_pure_dict(quick_jit(jax.grad(loss))(state))
+    gradients = nnx.to_pure_dict(jax.jit(jax.grad(loss))(state))
     assert not gradients["router"]["correction_bias"].any()
     assert gradients["router"]["kernel"].any()
     assert gradients["experts"]["down"]["kernel"].any()

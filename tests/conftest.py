@@ -2,6 +2,7 @@
 programs compiled quickly and once: by whichever test process needs one first, for all others and
 for the processes that tests start."""
 
+import functools
 import logging
 import os
 import shutil
@@ -33,7 +34,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 def pytest_configure(config: pytest.Config) -> None:
     if PROGRAMS is not None:
-        config.add_cleanup(lambda: shutil.rmtree(PROGRAMS, ignore_errors=True))
+        config.add_cleanup(functools.partial(shutil.rmtree, PROGRAMS, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

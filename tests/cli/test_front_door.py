@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from tests.compilation import QUICK
 
 from ziggurat.cli import doctor_commands, recipes
 from ziggurat.cli.main import VERBS
@@ -33,7 +34,7 @@ TOP_LEVEL = {
 
 
 def core(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK}
     return subprocess.run(
         [*CORE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )

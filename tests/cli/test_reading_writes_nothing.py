@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import pytest
 from tests.post.runs import fresh
-from tests.quick_jit import OPTIONS
 from tests.train.runs import TEXT
 
 import ziggurat
@@ -29,7 +28,6 @@ from ziggurat.models.conversion.sentence_layout import SentenceConfig
 from ziggurat.models.diffusion import RectifiedFlow
 from ziggurat.models.image_pipeline import ImagePipeline, Surroundings
 from ziggurat.models.loading import pretrained, pretrained_encoder
-from ziggurat.serve.llm import programs
 
 FEW = "--max-running 1 --max-batched-tokens 16 --max-sequence-length 32"
 READERS = {
@@ -118,13 +116,6 @@ class Watch:
 @pytest.fixture(scope="module")
 def watch():
     return Watch()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_programs():
-    programs.COMPILER_OPTIONS.update(OPTIONS)
-    yield
-    programs.COMPILER_OPTIONS.clear()
 
 
 def drawn(abstract):

@@ -13,14 +13,12 @@ import jax
 import numpy as np
 import pytest
 from tests.oracle import minilm
-from tests.quick_jit import OPTIONS
 
 from ziggurat.cli import main, serve
 from ziggurat.core.errors import ConfigError
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.models.loading import pretrained
-from ziggurat.serve.llm import programs
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +37,7 @@ FEW = ["--max-running", "1", "--max-batched-tokens", "16", "--max-sequence-lengt
 """Options that leave few programs to compile."""
 
 
-def test_warm_only_fills_the_cache_for_the_next_start(saved, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(programs, "COMPILER_OPTIONS", OPTIONS)
+def test_warm_only_fills_the_cache_for_the_next_start(saved, tmp_path, capsys):
     options = [str(saved), *FEW, "--port", "0", "--compile-cache", str(tmp_path), "--warm-only"]
     for loaded in (False, True):
         assert serve.main(options) == 0
@@ -185,9 +182,7 @@ def damaged(tmp_path):
     return directory
 
 
-def test_a_damaged_model_does_not_keep_another_from_being_served(saved, damaged, tmp_path, capsys,
-                                                                 monkeypatch):  # fmt: skip
-    monkeypatch.setattr(programs, "COMPILER_OPTIONS", OPTIONS)
+def test_a_damaged_model_does_not_keep_another_from_being_served(saved, damaged, tmp_path, capsys):
     cache = ["--compile-cache", str(tmp_path / "cache"), "--warm-only", "--port", "0"]
     assert serve.main([str(saved), *FEW, *cache, "--embedder", str(damaged)]) == 0
     shown = capsys.readouterr()

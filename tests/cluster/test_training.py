@@ -10,7 +10,8 @@ import time
 import psutil
 import pytest
 from tests.cluster.conftest import PAUSE_S
-from tests.cluster.runs import QUICK, RUN, Run, start_cluster
+from tests.cluster.runs import RUN, Run, start_cluster
+from tests.compilation import QUICK
 
 from ziggurat.cli.main import main
 from ziggurat.cluster import HostLostError

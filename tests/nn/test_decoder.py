@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.quick_jit import quick_jit
 
 from ziggurat.nn import (
     AttentionRule,
@@ -77,7 +76,7 @@ def positions_of(tokens):
 def runner(config=CONFIG):
     graph = structure(config)[0]
 
-    @quick_jit
+    @jax.jit
     def run(params, tokens, positions, context):
         return nnx.merge(graph, params)(tokens, positions, context)
 
@@ -185,7 +184,7 @@ def loss_of(graph):
 def test_remat_changes_no_loss_and_no_gradient(remat):
     params = parameters()
     results = [
-        quick_jit(jax.value_and_grad(loss_of(structure(remat=kind)[0])))(params, TOKENS)
+        jax.jit(jax.value_and_grad(loss_of(structure(remat=kind)[0])))(params, TOKENS)
         for kind in ("none", remat)
     ]
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
@@ -227,7 +226,7 @@ def test_attention_kernels_may_be_forced_and_agree():
             return Decoder(CONFIG, precision=Precision(), attention_kernel=name, rngs=rngs)
 
         graph, _ = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
-        results.append(quick_jit(loss_of(graph))(params, TOKENS))
+        results.append(jax.jit(loss_of(graph))(params, TOKENS))
     np.testing.assert_allclose(*results, rtol=1e-5)
 
 

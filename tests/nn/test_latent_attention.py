@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.quick_jit import quick_jit
 
 from ziggurat.kernels.linear import WeightFormat
 from ziggurat.nn import (
@@ -55,7 +54,7 @@ def test_absorbed_equals_expanded(query_latent, format):
     assert (spec.kv_heads, spec.key_dim, spec.value_dim) == (1, 12, 8)
     cache = Cached.empty([(spec, 1)], ROWS, 12, jnp.float32)
 
-    @quick_jit
+    @jax.jit
     def both(state, x, cache):
         positions = jnp.broadcast_to(jnp.arange(TOKENS)[None], (ROWS, TOKENS))
         angles, rule = rotation(positions, RopeConfig(theta=50.0), 4), AttentionRule(0.3, window=5)

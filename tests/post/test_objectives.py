@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.post.runs import COUNT, finish, fresh, resolved, source, write_data
-from tests.quick_jit import OPTIONS
 
 from ziggurat.cli.objectives import known
 from ziggurat.core.errors import CheckpointError, ConfigError
@@ -30,10 +29,8 @@ def here(tmp_path_factory):
     directory = tmp_path_factory.mktemp("post")
     write_data(directory)
     with pytest.MonkeyPatch.context() as patch:
-        devices, compiled = jax.devices()[:1], jax.jit
+        devices = jax.devices()[:1]
         patch.setattr(jax, "devices", lambda *_: devices)
-        quick = {"compiler_options": OPTIONS}
-        patch.setattr(jax, "jit", lambda function, **rest: compiled(function, **quick | rest))
         fresh(directory / "base")
         yield directory
 

@@ -24,6 +24,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.compilation import QUICK
+
 KILLS_A_RUN = 25
 STEPS_A_KILL = 8
 RUN = """
@@ -81,7 +83,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tally", type=Path)
     given = parser.parse_args()
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
     _import_all()
     tally = Counter[str]()
     chance = random.Random(given.seed)

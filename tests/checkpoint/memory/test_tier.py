@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from tests.compilation import QUICK
 
 from ziggurat.checkpoint import DamagedError
 from ziggurat.checkpoint.config import MemoryTier
@@ -346,7 +347,7 @@ for attempt in range(int(sys.argv[2])):  # forks: each one imports nothing and s
 def test_trainers_killed_at_any_moment(tmp_path, private):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", TRAINERS, str(tmp_path / "run"), "21"],
-        env={**os.environ, "TMPDIR": str(tmp_path), "XLA_FLAGS": ""},
+        env={**os.environ, "TMPDIR": str(tmp_path), "XLA_FLAGS": QUICK},
         capture_output=True,
         text=True,
         timeout=300,

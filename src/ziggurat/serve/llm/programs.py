@@ -30,8 +30,6 @@ from ziggurat.kernels.cpu.library import library
 
 _log = logging.getLogger(__name__)
 DIGEST = 32
-COMPILER_OPTIONS: dict[str, Any] = {}
-"""For every program; tests ask for less effort."""
 
 
 class Programs:
@@ -107,14 +105,14 @@ class Programs:
 
     def _compile(self, lowered: Any) -> Any:
         if self._files is None:
-            return lowered.compile(compiler_options=COMPILER_OPTIONS or None)
+            return lowered.compile()
         key = _key(lowered)
         found = self._files.read(key, lowered)
         if found is not None:
             self.loaded += 1
             return found
         with passing_by_compile_cache():
-            compiled = lowered.compile(compiler_options=COMPILER_OPTIONS or None)
+            compiled = lowered.compile()
         self._files.write(key, compiled)
         return compiled
 
@@ -176,7 +174,7 @@ def _abstract(leaf: Any) -> Any:
 
 def _key(lowered: Any) -> str:
     digest = hashlib.sha256(lowered.as_text().encode())
-    digest.update(_environment() + repr(sorted(COMPILER_OPTIONS.items())).encode())
+    digest.update(_environment())
     return digest.hexdigest()[:40]
 
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ShapeError
 from ziggurat.kernels.key_values import dequantized, quantized
@@ -57,7 +56,7 @@ part in a million moves a hidden state of size one by as much."""
 TOKENS = jax.random.randint(jax.random.key(1), (2, 12), 0, 40)
 
 
-@quick_jit
+@jax.jit
 def run(tokens, positions, context):
     return nnx.merge(GRAPH, STATE)(tokens, positions, context)
 

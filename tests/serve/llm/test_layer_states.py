@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 from tests.nn.test_gated_delta_net import MIXED
-from tests.quick_jit import quick_jit
 
 from ziggurat import mesh
 from ziggurat.core.errors import ShardingError
@@ -65,7 +64,7 @@ def mixed():
 @pytest.fixture(scope="module")
 def by_hand(mixed):
     model, params = mixed
-    logits = quick_jit(model.logits)
+    logits = jax.jit(model.logits)
 
     def tokens(prompt, count=12):
         made = list(prompt)

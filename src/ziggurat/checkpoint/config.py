@@ -62,7 +62,7 @@ class CheckpointConfig:
     keep_best: int = 0
     """Also keep this many checkpoints with the best ``metric``."""
     metric: str = "eval_loss"
-    """What ``keep_best`` compares: the newest value known when the checkpoint was made."""
+    """Metric that ``keep_best`` compares: the newest value known when the checkpoint was made."""
     best: Literal["lowest", "highest"] = "lowest"
     """Which value of ``metric`` is best."""
     asynchronous: bool = True

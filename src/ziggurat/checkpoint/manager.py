@@ -58,7 +58,7 @@ class SaveReport:
 
 
 class Restored(NamedTuple):
-    """What :meth:`Checkpoints.restore` returns."""
+    """Result of :meth:`Checkpoints.restore`."""
 
     step: int
     arrays: dict[str, PyTree]

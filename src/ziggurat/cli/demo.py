@@ -78,7 +78,7 @@ def _train_and_kill(recipe: Path, directory: Path, chance: random.Random) -> int
 
 
 def _resume_and_compare(recipe: Path, directory: Path, killed_at: int) -> None:
-    """The same command again; then a run that nobody disturbs; then both compared."""
+    """Resume the killed run, train another without interruption, and compare them."""
     from ziggurat.checkpoint import StepReader, read_arrays
     from ziggurat.core.pytrees import named_leaves
     from ziggurat.train.metrics import curve, read_metrics

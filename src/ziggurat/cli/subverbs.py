@@ -13,8 +13,10 @@ class Subverb(NamedTuple):
     """One of them."""
 
     function: Callable[..., int | None] | str
-    """What runs it, or the module of this package, imported only then, whose function of the
-    subverb's name does."""
+    """Function that runs the subcommand, or the name of a module of this package that has it.
+
+    The module is imported only when the subcommand runs; its function has the subcommand's name.
+    """
     summary: str
     example: str
 

@@ -166,7 +166,7 @@ def _picture(run):
 
 
 def _samples(outcome):
-    """What the trained model makes of the run file's prompts, greedily."""
+    """Print greedy completions of the run file's prompts by the trained model."""
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
     from ziggurat.train.derived import context_length, sample_tokens
     from ziggurat.train.report import Sample

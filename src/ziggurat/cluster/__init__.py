@@ -13,7 +13,7 @@ any of them may die: the others form the next world in place and go on from the 
 
 from ziggurat.cluster.cluster import Cluster
 from ziggurat.cluster.failures import HostError, HostLostError
-from ziggurat.cluster.supervision import Outcome
+from ziggurat.cluster.supervision import ProgramOutcome
 from ziggurat.cluster.world import World
 
-__all__ = ["Cluster", "HostError", "HostLostError", "Outcome", "World"]
+__all__ = ["Cluster", "HostError", "HostLostError", "ProgramOutcome", "World"]

@@ -158,7 +158,7 @@ class ImageDataset:
         return Ahead(made, self.config.prefetch) if self.config.prefetch else made
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint stores so that step ``step`` comes next."""
+        """State that a checkpoint stores so that step ``step`` comes next."""
         epoch, place = divmod(step * self.batch_size, self.images_per_epoch)
         return {"step": step, "epoch": epoch, "place": place} | self._facts()
 

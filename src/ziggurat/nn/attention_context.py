@@ -29,7 +29,7 @@ C = TypeVar("C", bound="AttentionContext")
 
 @dataclasses.dataclass(frozen=True)
 class AttentionRule:
-    """What a layer fixes about its attention, whatever the context."""
+    """Attention settings of a layer, independent of the context."""
 
     scale: float
     """Multiplies the scores."""
@@ -43,7 +43,7 @@ class AttentionRule:
 
 @runtime_checkable
 class AttentionContext(Protocol):
-    """What a decoder needs of a context."""
+    """Interface of an attention context: state, attention and advance."""
 
     @property
     def state(self) -> State:

@@ -21,7 +21,7 @@ from ziggurat.nn.rope import RopeConfig, Rotation
 
 @dataclasses.dataclass(frozen=True)
 class CacheShape:
-    """What one token leaves in a layer's cache: a key ``[k, c]`` and a value ``[k, z]``."""
+    """Shape of one token's entry in a layer's cache: a key ``[k, c]`` and a value ``[k, z]``."""
 
     kv_heads: int
     key_dim: int
@@ -30,7 +30,7 @@ class CacheShape:
 
 @runtime_checkable
 class AttentionConfig(Protocol):
-    """What a block needs to know of its attention; ``ziggurat.nn.attention`` has the usual one."""
+    """Interface of an attention config; :mod:`ziggurat.nn.attention` has the usual one."""
 
     @property
     def cache(self) -> CacheShape: ...
@@ -53,7 +53,7 @@ class AttentionConfig(Protocol):
 
     @property
     def mix_channels(self) -> int:
-        """The same for mixing the values."""
+        """Channels of the attention-weighted sum of values, over all heads."""
         ...
 
     def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> Any:
@@ -63,7 +63,7 @@ class AttentionConfig(Protocol):
 
 @runtime_checkable
 class MlpConfig(Protocol):
-    """What a block needs to know of its feed-forward part; see ``ziggurat.nn.mlp``."""
+    """Interface of a feed-forward config; see :mod:`ziggurat.nn.mlp`."""
 
     def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> Any:
         """The module: ``(x, counted) -> (y, routing)``, where ``routing`` is what a mixture of
@@ -73,7 +73,7 @@ class MlpConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What decides a block's parameters."""
+    """Config of a block, which decides its parameters."""
 
     attention: AttentionConfig
     mlp: MlpConfig

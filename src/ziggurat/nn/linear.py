@@ -82,7 +82,7 @@ class Linear(nnx.Module):
 
 
 def apply_each(layers: Sequence[Linear], x: Float[Array, "... d"]) -> list[Float[Array, "... f"]]:
-    """What each of the layers makes of the same ``x``; where a kernel can, in one go."""
+    """Outputs of several layers for one ``x``, in one kernel call where a kernel can."""
     products = project_each(x, [layer.kernel[...] for layer in layers])
     return [layer.shifted(y) for layer, y in zip(layers, products)]
 

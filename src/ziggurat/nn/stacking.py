@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 
-class Place(NamedTuple):
+class StackPlace(NamedTuple):
     """Where a layer's parameters lie."""
 
     stack: int
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     """Index along the stack's layers axis."""
 
 
-def places(layers: Sequence[Any]) -> tuple[Place, ...]:
+def places(layers: Sequence[Any]) -> tuple[StackPlace, ...]:
     """Where each layer's parameters lie, stacks in order of first appearance."""
     stacks: dict[Hashable, int] = {}
     counts: list[int] = []
@@ -33,7 +33,7 @@ def places(layers: Sequence[Any]) -> tuple[Place, ...]:
         stack = stacks.setdefault(getattr(layer, "block", None), len(stacks))
         if stack == len(counts):
             counts.append(0)
-        found.append(Place(stack, counts[stack]))
+        found.append(StackPlace(stack, counts[stack]))
         counts[stack] += 1
     return tuple(found)
 
@@ -45,14 +45,17 @@ class Run:
     start: int
     period: int
     repeats: int
-    places: tuple[Place, ...] = dataclasses.field(repr=False)
+    places: tuple[StackPlace, ...] = dataclasses.field(repr=False)
     """Of the first period's layers; every repeat lies further along the same stacks."""
 
     def fold(self, stacks: Sequence[Any], state: Any) -> Any:
-        """What the scan goes over: parameters by stack and per-layer state, ``[repeats, m, ...]``
-        for the ``m`` layers of a period that lie there, ``[repeats, ...]`` where that is one;
-        :meth:`unfold` takes them apart. What the scan hands to a layer untouched it need not keep
-        for the backward pass; an element of it would be kept, a second copy of all weights."""
+        """Parameters and state that the scan runs over, folded by period.
+
+        They are parameters by stack and per-layer state, ``[repeats, m, ...]`` for the ``m`` layers
+        of a period that lie there, ``[repeats, ...]`` where that is one; :meth:`unfold` takes them
+        apart. An array that the scan hands to a layer untouched need not be kept for the backward
+        pass; an element of it would be kept, a second copy of all weights.
+        """
         members = collections.Counter(place.stack for place in self.places)
         first = {place.stack: place.index for place in reversed(self.places)}
         parameters = {

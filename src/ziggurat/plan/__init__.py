@@ -11,8 +11,8 @@ The step comes in as an argument, so that any jitted function can be planned:
 16
 """
 
-from ziggurat.plan.analytic import Weight
+from ziggurat.plan.analytic import PlannedWeight
 from ziggurat.plan.planning import Plan, Prepared, Subject, prepare
 from ziggurat.plan.topology import GENERATIONS, Topology
 
-__all__ = ["GENERATIONS", "Plan", "Prepared", "Subject", "Topology", "Weight", "prepare"]
+__all__ = ["GENERATIONS", "Plan", "PlannedWeight", "Prepared", "Subject", "Topology", "prepare"]

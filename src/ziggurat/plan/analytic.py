@@ -39,7 +39,7 @@ Add = Callable[[str, float, tuple[str, ...], float, str], None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Weight:
+class PlannedWeight:
     """An array that a step multiplies by or looks up in, and what its dimensions stand for."""
 
     array: Any
@@ -93,7 +93,7 @@ class Step:
 
     jaxpr: Any
     """Of the whole step."""
-    weights: dict[str, Weight]
+    weights: dict[str, PlannedWeight]
     """By name, frozen ones too."""
     arguments: list[Any]
     """Shape, type and sharding of every argument: state, batch and what is frozen."""
@@ -140,7 +140,7 @@ def argument_bytes(arguments: list[Any], least: int = 1) -> int:
 
 
 def collectives(step: Step, fabric: Fabric) -> list[Collective]:
-    """What a step exchanges under fully sharded data parallelism, tensor and expert parallelism."""
+    """Collectives of a step under fully sharded data, tensor and expert parallelism."""
     found: list[Collective] = []
     sizes = dict(zip(fabric.axes, fabric.shape))
 
@@ -161,7 +161,7 @@ def collectives(step: Step, fabric: Fabric) -> list[Collective]:
     return found
 
 
-def _exchange_weight(step: Step, weight: Weight, sizes: dict[str, int], add: Add) -> None:
+def _exchange_weight(step: Step, weight: PlannedWeight, sizes: dict[str, int], add: Add) -> None:
     """A weight gathered for each pass, and its gradient scattered or summed."""
     times, kept = float(weight.layers * step.accumulate), weight.kept_ways(sizes)
     used = {axis for part in weight.cuts for axis in part}
@@ -178,8 +178,10 @@ def _exchange_weight(step: Step, weight: Weight, sizes: dict[str, int], add: Add
     add("all-reduce", size / shards, replicas, times, "gradients")
 
 
-def _exchange_activations(step: Step, weight: Weight, sizes: dict[str, int], add: Add) -> None:
-    """What a product with a kernel that is cut makes devices exchange."""
+def _exchange_activations(
+    step: Step, weight: PlannedWeight, sizes: dict[str, int], add: Add
+) -> None:
+    """Collectives that a matmul with a sharded kernel needs."""
     times, tokens = float(weight.layers * step.accumulate), _local_tokens(step, sizes)
     summed, made = weight.axes[-2:]
     passes = 3 if step.remat == "full" else 2

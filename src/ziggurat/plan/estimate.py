@@ -25,7 +25,7 @@ from ziggurat.profile import flops as flops_
 EFFICIENCY: dict[str, float] = {"v5e": 0.84, "v5p": 0.85, "v6e": 0.68}
 """Share of the peak that matrix products reach, by generation."""
 UNFITTED = 0.68
-"""The same where no published run was at hand: the lowest of the fitted."""
+"""Efficiency for generations without a published run: the lowest of the fitted ones."""
 OVERLAPPED_AXES = ("pipeline", "data", "fsdp", "expert")
 """Exchanges along these mesh axes only are of weights and gradients, but for tokens of experts."""
 
@@ -43,7 +43,7 @@ class Estimate:
     dcn_s: float
     """Exchanges between slices, overlapped or not."""
     exposed_s: float
-    """What exchanges add to the step."""
+    """Seconds that collectives add to the step."""
     hardware_flops: float
     """All products of the step, recomputation too."""
     model_flops: float
@@ -75,7 +75,7 @@ class Estimate:
 
 
 def efficiency(generation: str) -> float:
-    """What products reach of the peak on a generation."""
+    """Fraction of the peak that matmuls reach on a generation."""
     return EFFICIENCY.get(generation, UNFITTED)
 
 

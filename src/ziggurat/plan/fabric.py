@@ -35,16 +35,16 @@ FACTORS = {
 
 
 class Route(NamedTuple):
-    """What a group of devices has for its exchange."""
+    """Bandwidths of a group of devices for a collective."""
 
     ways: int
     """Devices of the group in one slice."""
     slices: int
     """Slices of the group."""
     ici_bytes_per_s: float
-    """What one device receives inside its slice."""
+    """Bytes per second that one device receives inside its slice."""
     dcn_bytes_per_s: float | None
-    """What one device receives from other slices."""
+    """Bytes per second that one device receives from other slices."""
     axes: tuple[str, ...]
     """Mesh axes along which the group lies."""
 
@@ -61,7 +61,7 @@ class Collective:
     count: float
     """Times a step."""
     purpose: str = ""
-    """What for, where that is known."""
+    """Purpose of the collective, where it is known."""
 
     @property
     def ici_s(self) -> float:

@@ -1,4 +1,4 @@
-"""What a program computes and moves, counted by walking its jaxpr.
+"""Work of a program: FLOPs and bytes, counted by walking its jaxpr.
 
 XLA's own figures cannot be used: it counts the body of a scan once and sees nothing inside a Pallas
 kernel. Here a scan counts as often as it runs, and a kernel by its own body and grid. The count is
@@ -64,7 +64,7 @@ class Operation:
 
 
 class KernelWork(NamedTuple):
-    """What is known of a Pallas kernel beyond its body."""
+    """Known work of a Pallas kernel, beyond its body."""
 
     pattern: str
     """Regular expression for the kernel's name."""

@@ -1,4 +1,4 @@
-"""What quantising costs on real text: perplexity, and how often the same token is likeliest."""
+"""Cost of quantisation on real text: perplexity and top-1 agreement."""
 
 import dataclasses
 import math

@@ -19,7 +19,7 @@ class WeightRow:
 
     module: str
     format: str
-    """Such as ``int4, tile 32, zero points``; ``float32`` where it was left alone."""
+    """Format, such as ``int4, tile 32, zero points``; ``float32`` where it was left alone."""
     shape: tuple[int, ...]
     bytes_before: int
     bytes_after: int
@@ -40,7 +40,7 @@ class WeightRow:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationReport:
-    """What a report says: plain data."""
+    """Content of a quantisation report, as plain data."""
 
     source: str
     recipe: str

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class WeightError:
-    """What quantising did to one matrix of one layer."""
+    """Quantisation error of one matrix of one layer."""
 
     name: str
     layer: int | None

@@ -21,15 +21,15 @@ from jax.sharding import PartitionSpec as P
 from ziggurat.checkpoint import DamagedError
 from ziggurat.checkpoint.config import MemoryTier
 from ziggurat.checkpoint.memory import frames, peer, rendezvous, snapshot
-from ziggurat.checkpoint.memory.tier import Memory
+from ziggurat.checkpoint.memory.tier import MemorySnapshots
 from ziggurat.core.errors import CheckpointError
 from ziggurat.mesh import Processes
 
 LASTING = MemoryTier(linger_s=60.0)
 
 
-def opened(tmp_path, identity="run", config=LASTING) -> Memory:
-    return Memory(tmp_path / "checkpoints", config, identity, Processes())
+def opened(tmp_path, identity="run", config=LASTING) -> MemorySnapshots:
+    return MemorySnapshots(tmp_path / "checkpoints", config, identity, Processes())
 
 
 def numbers(step):
@@ -201,7 +201,7 @@ def test_a_killed_keeper_is_replaced_and_swept(tmp_path, private):
     kept.close(finished=False)
     assert {path.suffix for path in private.iterdir()} == {".sock", ".lock", ".log"}
     assert opened(tmp_path).steps == []
-    other = Memory(tmp_path / "other", LASTING, "run", Processes())
+    other = MemorySnapshots(tmp_path / "other", LASTING, "run", Processes())
     other.save(1, numbers(1), {})
     other.close(finished=True)
     assert list(private.iterdir()) == []

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _CLOSING_S = 10.0
 
 
-class Memory:
+class MemorySnapshots:
     """The snapshots of one run. All processes make the same calls.
 
     Args:
@@ -314,7 +314,7 @@ class Memory:
             link.close()
 
     def _part(self, step: int) -> tuple[dict[str, Any], memoryview]:
-        """This process's part, from its keeper or from one that has a copy."""
+        """Part of the snapshot that belongs to this process, from its keeper or from a copy's."""
         owner = self.processes.index
         holders = self._holders.get((step, owner), [])
         tries = sorted(holders, key=lambda keeper: keeper != owner)

@@ -47,7 +47,7 @@ class TokenStatistics(NamedTuple):
 
 
 Scan = Callable[..., tuple[TokenStatistics, Array | None, Array | None]]
-"""What :func:`scan_chunks` is."""
+"""Type of :func:`scan_chunks`."""
 
 
 def split(n: int, options: Options) -> tuple[int, int]:
@@ -240,7 +240,7 @@ def summed(
     options: Options,
     scan: Scan,
 ) -> LinearCrossEntropy:
-    """The same by any function that does what :func:`scan_chunks` does."""
+    """Gradients by a function of the type of :func:`scan_chunks`."""
     result: Any = _cross_entropy(hidden, weight, targets, weights, options, scan)
     loss, *reports = result
     return LinearCrossEntropy(loss, *(jax.lax.stop_gradient(x) for x in reports))
@@ -291,6 +291,6 @@ def each_log_prob(
     options: Options,
     scan: Scan,
 ) -> Float[Array, " n"]:
-    """The same by any function that does what :func:`scan_chunks` does."""
+    """Statistics by a function of the type of :func:`scan_chunks`."""
     result: Any = _log_probs(hidden, weight, targets, options, scan)
     return result

@@ -43,7 +43,7 @@ PREFERRED: dict[str, str] = {
     "tpu": "ragged",
     PORTABLE: "blocked",
 }
-"""What ``auto`` means on each platform that a program is for."""
+"""Implementation that ``auto`` selects, by the platform that a program is compiled for."""
 
 
 def grouped_matmul(

@@ -54,7 +54,7 @@ class LoraWeight:
         return self.base.dtype
 
     def astype(self, dtype: Any) -> "LoraWeight":
-        """The same weight whose products give ``dtype``."""
+        """Weight whose matmuls give ``dtype``."""
         parts = {"a": self.a.astype(dtype), "b": self.b.astype(dtype)}
         return dataclasses.replace(self, base=self.base.astype(dtype), **parts)
 

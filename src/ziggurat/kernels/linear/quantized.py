@@ -121,7 +121,7 @@ class QuantizedWeight:
         return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(self))
 
     def astype(self, dtype: Any) -> "QuantizedWeight":
-        """The same weight whose products give ``dtype``."""
+        """Weight whose matmuls give ``dtype``."""
         return dataclasses.replace(self, scale=self.scale.astype(dtype))
 
     def __getitem__(self, index: Any) -> "QuantizedWeight":
@@ -131,7 +131,7 @@ class QuantizedWeight:
         return jax.tree.map(lambda part: part[index], self)
 
     def qarray(self) -> Any:
-        """The same as Qwix's ``QArray``."""
+        """Qwix's ``QArray`` of this weight."""
         from qwix import QArray
 
         qvalue = self.qvalue
@@ -157,7 +157,7 @@ class QuantizedWeight:
 
 
 Weight = Float[Array, "..."] | QuantizedWeight
-"""What a parameter that is multiplied may be."""
+"""Type of a parameter that is a factor of a matmul."""
 
 
 def is_quantized(node: Any) -> bool:

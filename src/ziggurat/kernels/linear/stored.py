@@ -31,7 +31,7 @@ from ziggurat.kernels.placement import one_device
 MOST_TOGETHER = 8
 """Weights in one call."""
 _STORED = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "nf4": 4}
-"""What the C++ calls the types."""
+"""Numbers of the types in the C++ code."""
 
 
 def serves(x: Any, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:

@@ -43,7 +43,7 @@ class ProofError(ModelError):
 
 
 class UnreadableError(ModelError):
-    """There is nothing to compare with: transformers cannot read the source."""
+    """Error: transformers cannot read the source, so nothing can be compared."""
 
 
 class Proof(TypedDict):
@@ -208,7 +208,7 @@ def _theirs(
 
 
 def _oracle() -> tuple[Any, Any]:
-    """torch and transformers."""
+    """Modules torch and transformers."""
     if not available():
         raise EnvironmentError(
             "comparison with transformers",

@@ -39,7 +39,7 @@ class RewardError(TrainError):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of one completion."""
+    """Reward of one completion, and how it was found."""
 
     reward: float
     failure: Failure | None = None

@@ -32,7 +32,7 @@ WORDS = {
     r"\bverbs?\b": "command",
     r"\bgo(es)? on\b": "continue or resume",
     r"\bexchanges\b": "collectives",
-    r"\bproducts\b": "matmuls",
+    r"(?<!/)\bproducts\b": "matmuls",
     r"\blikeliest token\b": "most likely token, or top-1 agreement",
 }
 """Words in docstrings, as patterns, and the term to use."""
@@ -57,7 +57,7 @@ def problems(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def docstrings(tree: ast.Module) -> Iterator[tuple[int, str, bool]]:
-    """Docstrings of a module, its classes, functions and attributes: line, text, of an attribute."""
+    """Docstrings below a module: line, text, and whether an attribute owns it."""
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if not isinstance(body, list):

@@ -7,7 +7,7 @@ from ziggurat.core import config
 
 @config.node
 class MemoryTier:
-    """Snapshots in the memory of a second process, from which a killed trainer goes on.
+    """Snapshots in the memory of a second process, from which a killed trainer continues.
 
     Each host keeps its own part of the state and a copy of its neighbour's, so that one lost host
     loses nothing.

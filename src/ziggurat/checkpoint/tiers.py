@@ -339,7 +339,7 @@ class Tiers:
                 copies = self.store.steps()
             except StoreError as error:
                 silent = str(error)
-                _log.warning("%s; going on without it", error)
+                _log.warning("%s; continuing without it", error)
         return [info.step for info in self.disk.steps() if info.intact], copies, silent
 
     def _restore_from(

@@ -108,7 +108,7 @@ def _refuse_other_kinds(file: Path) -> None:
         raise ConfigError(
             f"{file}: data.kind",
             found=repr(kind),
-            expected="'text', whose documents this verb reads",
+            expected="'text', whose documents this command reads",
             fix="images and problems are looked at by training on them",
         )
 
@@ -148,20 +148,20 @@ def open_data(source: RunSource, tokenizer: HuggingFaceTokenizer) -> Dataset:
     return build(source.run.data, tokenizer, source.run.seed, source.cache)
 
 
-def open_stores(source: RunSource, verb: str) -> PackedDataset:
+def open_stores(source: RunSource, command: str) -> PackedDataset:
     """The training split of a run whose tokens are kept.
 
     Raises:
         ConfigError: as :func:`require_stores`.
         DataError: as :func:`ziggurat.data.build`.
     """
-    require_stores(source, verb)
+    require_stores(source, command)
     dataset = open_data(source, tokenizer_of(source))
     assert isinstance(dataset, PackedDataset)
     return dataset
 
 
-def require_stores(source: RunSource, verb: str) -> None:
+def require_stores(source: RunSource, command: str) -> None:
     """Refuse data that is tokenised while training reads it.
 
     Raises:
@@ -169,7 +169,7 @@ def require_stores(source: RunSource, verb: str) -> None:
     """
     if source.run.data.tokenize == "stream":
         raise ConfigError(
-            f"data {verb}",
+            f"data {command}",
             found='data.tokenize = "stream", which keeps no tokens',
             expected='"ahead"',
             fix="leave data.tokenize out",

@@ -36,7 +36,7 @@ def asked(
     """Whether a repository is to be served, and how.
 
     Args:
-        model: the verb's first argument, which may itself be a repository.
+        model: the command's first argument, which may itself be a repository.
         repository: of ``--repository``.
         grpc_port: of ``--grpc-port``.
         settings: the other options that are for repositories; None where not given.
@@ -62,14 +62,14 @@ def asked(
 
 
 def refuse_model_options(
-    given: Mapping[str, object], verb: Callable[..., Any], served: str = "a repository alone"
+    given: Mapping[str, object], command: Callable[..., Any], served: str = "a repository alone"
 ) -> None:
     """Refuse options of the language model's engine where there is none.
 
     Raises:
-        ConfigError: one is not the verb's default.
+        ConfigError: one is not the command's default.
     """
-    parameters = inspect.signature(verb).parameters
+    parameters = inspect.signature(command).parameters
     for option, value in given.items():
         if value != parameters[option].default:
             flag = f"--{option.replace('_', '-')}"

@@ -3,7 +3,7 @@
 ``Cluster`` starts a process on each host (subprocesses of this machine, or actors of Ray), runs
 functions on them and brings values, output and exceptions back with the host's name. The processes
 form one world of ``jax.distributed`` whose coordination service lives in the controller, so that
-any of them may die: the others form the next world in place and go on from the newest checkpoint.
+any of them may die: the others form the next world in place and resume from the newest checkpoint.
 
 >>> from ziggurat.cluster import Cluster
 >>> with Cluster(hosts=1) as cluster:

@@ -211,7 +211,7 @@ class Cluster:
     def train(
         self, program: Function, *arguments: Any, usable: Usable = any_number
     ) -> ProgramOutcome:
-        """Run a program that goes on from its checkpoints, however often hosts are lost or added.
+        """Run a program that resumes from its checkpoints, however often hosts are lost or added.
 
         The program is called as ``program(world, *arguments)`` on every host of a world, see
         :class:`ziggurat.cluster.World`. It asks ``world.after(step)`` between steps, and leaves

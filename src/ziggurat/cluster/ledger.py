@@ -101,7 +101,7 @@ class Ledger:
             self._sessions.append(self._entries)
             self._began = now
             self._begin()
-        else:  # nothing is known of its steps: the next world goes on with this account
+        else:  # nothing is known of its steps: the next world continues with this account
             for phase, seconds in self._told.items():
                 self._own[phase] = self._own.get(phase, 0.0) + seconds
             self._told = {}

@@ -89,7 +89,7 @@ class PassedBoundary:
 
 @dataclasses.dataclass(frozen=True)
 class Go:
-    """Go on; leave at the boundary of step ``leave_at``, if there is one."""
+    """Continue; leave at the boundary of step ``leave_at``, if there is one."""
 
     leave_at: int | None
 

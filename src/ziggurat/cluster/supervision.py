@@ -4,7 +4,7 @@ A *generation* is one call of the program in one world. It ends when the program
 leaves at a boundary because it was asked to (another host is ready, fewer are wanted, the
 controller is to end), or when the world breaks: a host dies, says nothing, or its collective fails.
 Then the others are called back, a world is made of those that are there, and the program is called
-again: it goes on from its newest checkpoint. Each break spends from the run's failure budget. An
+again: it resumes from its newest checkpoint. Each break spends from the run's failure budget. An
 exception that is not the trace of a lost peer is the program's own and ends the run at once.
 """
 
@@ -49,7 +49,7 @@ class ProgramOutcome:
     """Values returned on each host of its last world, in their order; empty where it was asked to
     leave while the world was broken."""
     stopped: str
-    """Why it was asked to leave; empty when it went on to its end."""
+    """Why it was asked to leave; empty when it continued to its end."""
     generations: int
     recoveries: int
     """How often a world broke."""

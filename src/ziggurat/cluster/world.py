@@ -108,7 +108,8 @@ class World:
         return self.step
 
     def go(self, leave_at: int | None) -> None:
-        """Let the program go on, to leave at ``leave_at``; the thread that held it calls this."""
+        """Let the program continue, to leave at ``leave_at``; the thread that held it calls
+        this."""
         if leave_at is not None:
             self._leave_at = leave_at
         if self._held:

@@ -148,7 +148,7 @@ class AnswerDataset:
 
     @property
     def steps(self) -> int | None:
-        """Steps until the data ends; None if they go on forever."""
+        """Steps until the data ends; ``None`` if it never ends."""
         end = self._end
         return None if end is None else -(-end // self.batch_size)
 
@@ -246,7 +246,7 @@ class AnswerDataset:
             raise DataError(
                 f"step {step}",
                 found=f"data for {self.steps} steps",
-                fix="raise data.epochs, or leave it out to go on forever",
+                fix="raise data.epochs, or leave it out to train without end",
             )
         begin, count = step * self.batch_size, self.rows_per_epoch
         end = begin + self.batch_size if self._end is None else self._end

@@ -81,7 +81,7 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Document:
 
 
 def _closes(said: str, message: Mapping[str, Any]) -> bool:
-    """Whether a turn's text goes on after the message's content: with a token that ends it."""
+    """Whether a turn's text continues after the message's content: with a token that ends it."""
     content = message.get("content")
     content = content.strip() if isinstance(content, str) else ""
     return bool(said.strip()) and not (content and said.rstrip().endswith(content))

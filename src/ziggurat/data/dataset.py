@@ -105,7 +105,7 @@ class PackedDataset:
 
     @property
     def steps(self) -> int | None:
-        """Steps until the data ends; None if they go on forever."""
+        """Steps until the data ends; ``None`` if it never ends."""
         end = self._schedule.end
         return None if end is None else -(-end // self.batch_size)
 
@@ -267,7 +267,7 @@ class PackedDataset:
             raise DataError(
                 f"step {step}",
                 found=f"data for {self.steps} steps",
-                fix="raise data.epochs or those of the mixture, or leave them out to go on forever",
+                fix="raise data.epochs or the mixture's, or leave them out to train without end",
             )
         begin, end = step * self.batch_size + first, step * self.batch_size + stop
         if self._schedule.end is not None:

@@ -1,4 +1,4 @@
-"""Makes the parts of a token store, in this process or in several, and goes on where a killed one
+"""Makes the parts of a token store, in this process or in several, and resumes where a killed one
 stopped.
 
 The sources are cut into units of work that follow from their files alone; each gives a part in a

@@ -141,7 +141,7 @@ def tokenise(
 
     It is there if the tokenizer, the sources' settings and all files' names, sizes and times are
     the same. Several processes may call this at once on one directory: one works, the others wait.
-    A process that is killed leaves finished parts behind, and the next one goes on from them. The
+    A process that is killed leaves finished parts behind, and the next one resumes from them. The
     store's bytes depend neither on kills nor on ``workers``.
 
     Args:

@@ -80,7 +80,7 @@ class StreamedDataset:
 
     Implements :class:`ziggurat.core.protocols.BatchSource`. Every host reads every document and
     makes its own rows of each batch. Batches are made fastest in order: :meth:`batch` and
-    :meth:`state` go on from the nearest window start that is known.
+    :meth:`state` resume from the nearest window start that is known.
 
     Args:
         config: the run file's ``[data]`` with ``tokenize = "stream"``.
@@ -201,7 +201,7 @@ class StreamedDataset:
         } | self._facts()
 
     def check_state(self, state: Mapping[str, Any]) -> int:
-        """Compare a stored state with this data and go on from its window; returns its step.
+        """Compare a stored state with this data and resume from its window; returns its step.
 
         Raises:
             DataError: the data or a setting that decides batches is another than it was; the text
@@ -232,7 +232,7 @@ class StreamedDataset:
         raise DataError(
             f"step {step}",
             found=f"data for fewer steps ({self.config.epochs} epochs)",
-            fix="raise data.epochs, or leave it out to go on forever",
+            fix="raise data.epochs, or leave it out to train without end",
         )
 
     def _steps(self, start: int, first: int, stop: int) -> Iterator[list[_Part]]:

@@ -68,7 +68,7 @@ def batches(
         dataset: picklable.
         rows: which rows of the global batch.
         start: first step.
-        stop: step after the last; None goes on forever.
+        stop: step after the last; ``None``: never.
         processes: number of workers.
         ahead: batches each worker holds, finished or under way.
         patience_s: seconds that the caller waits for a worker to finish one step before it is

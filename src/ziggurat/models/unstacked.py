@@ -1,7 +1,7 @@
 """A model with its layers laid out one by one, as decoding wants them.
 
 A scan copies each layer's weights and cache out of their stack, and the cache back, at every token;
-a program over separate arrays, or one whose products read a layer in its stack, takes them where
+a program over separate arrays, or one whose matmuls read a layer in its stack, takes them where
 they lie. The blocks and all else are the decoder's own.
 """
 
@@ -24,7 +24,7 @@ from ziggurat.nn.stacking import StackPlace
 
 S = TypeVar("S", bound="States")
 _WHOLE = frozenset({"expand", "router"})
-"""Modules that use their kernel otherwise than as a factor of one product."""
+"""Modules that use their kernel otherwise than as a factor of one matmul."""
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ class Unstacked:
         Args:
             model: whose they are.
             params: arrays; of numpy's the parts are views, of others copies.
-            pack: lay out matrices for products in C++ where there are such, see
+            pack: lay out matrices for matmuls in C++ where there are such, see
                 :class:`ziggurat.kernels.linear.PackedWeight`; for numpy's arrays, and a model that
                 computes in float32.
         """

@@ -77,7 +77,7 @@ class Linear(nnx.Module):
         return self.shifted(project(x, self.kernel[...]))
 
     def shifted(self, y: Float[Array, "... f"]) -> Float[Array, "... f"]:
-        """Products with the kernel, the bias added."""
+        """Results of a matmul with the kernel, plus the bias."""
         return y if self.bias is None else add(y, self.bias[...])
 
 

@@ -46,7 +46,7 @@ class MixtureOfExpertsConfig:
 
     router: RouterConfig
     hidden: int
-    """Width of one expert between its two products."""
+    """Width of one expert between its two matmuls."""
     activation: Activation | ClampedSwiglu = "silu"
     """Gate function."""
     bias: bool = False
@@ -164,7 +164,7 @@ def _mix(
     """Output of the experts from ``first`` on; chosen experts that are not here add nothing.
 
     Of as many ``parts`` are all experts. That part of the rows is expected to have its expert here;
-    the scope tells ``ziggurat.plan.work``, since the product skips all others.
+    the scope tells ``ziggurat.plan.work``, since the matmul skips all others.
     """
     k, count = chosen.shape[-1], parameters["gate"]["kernel"].shape[0]
     here = (chosen >= first) & (chosen < first + count)
@@ -243,7 +243,7 @@ def _mix_on_mesh(
         mesh=layout.mesh,
         in_specs=(tokens, tokens, tokens, specs),
         out_specs=tokens,
-        check_vma=False,  # the grouped product's loops start from zeros that are alike everywhere
+        check_vma=False,  # the grouped matmul's loops start from zeros that are alike everywhere
     )(x, chosen, weights, parameters)
 
 

@@ -1,4 +1,4 @@
-"""How fast a group of devices exchanges data: links of the torus inside a slice, DCN between.
+"""Bandwidth of a group of devices: links of the torus inside a slice, DCN between.
 
 A group that spans several torus axes uses the links of all of them. Along a whole axis that closes
 to a ring a device sends and receives in both directions; along a part of an axis, or an open one,
@@ -51,7 +51,7 @@ class Route(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-    """An exchange that a step makes."""
+    """Collective of a step."""
 
     kind: str
     """A key of :data:`FACTORS`."""

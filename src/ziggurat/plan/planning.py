@@ -32,7 +32,7 @@ class Subject:
     model_flops_per_token: float
     """Forwards and backwards; see ``profile.flops``."""
     matmul_flops_per_token: float
-    """The part of it that is products with weights."""
+    """The part of it that is matmuls with weights."""
     accumulate: int = 1
     remat: str = "none"
 
@@ -85,7 +85,7 @@ class Prepared:
     plan: Plan
 
     def compiled(self, command: Sequence[str], folder: Path) -> Plan:
-        """The plan with the compiler's memory and exchanges.
+        """The plan with the compiler's memory and collectives.
 
         Args:
             command: starts a process that compiles this step, see

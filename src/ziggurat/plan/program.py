@@ -1,4 +1,4 @@
-"""A step compiled ahead of time: does it fit, and what does it exchange?
+"""A step compiled ahead of time: does it fit, and which collectives does it run?
 
 libtpu plans memory before it generates code, and code is what takes the minutes. So a child process
 compiles, libtpu writes down the optimised program and its memory, and then the child is ended: the

@@ -65,13 +65,15 @@ def time_rows(plan: Plan) -> list[TableRow]:
     ]
     shares = {"ICI": figures.ici_s, "DCN": figures.dcn_s}
     rows += [
-        TableRow(f"exchanges on {name}", f"{seconds * 1e3:.1f} ms", "in part behind the work above")
+        TableRow(
+            f"collectives on {name}", f"{seconds * 1e3:.1f} ms", "in part behind the work above"
+        )
         for name, seconds in shares.items()
         if seconds
     ]
     exposed = figures.exposed_s
     share = f"{exposed / figures.step_s:.1%}"
-    return [*rows, TableRow("exchanges not overlapped", f"{exposed * 1e3:.1f} ms", share)]
+    return [*rows, TableRow("collectives not overlapped", f"{exposed * 1e3:.1f} ms", share)]
 
 
 def summary_rows(plan: Plan, prices: PriceTable | None) -> list[TableRow]:
@@ -103,8 +105,8 @@ def summary_rows(plan: Plan, prices: PriceTable | None) -> list[TableRow]:
     return rows
 
 
-def exchange_rows(plan: Plan, most: int = 12) -> list[TableRow]:
-    """The compiled program's dearest exchanges, gathered by kind and mesh axes."""
+def collective_rows(plan: Plan, most: int = 12) -> list[TableRow]:
+    """The compiled program's dearest collectives, gathered by kind and mesh axes."""
     made = plan.program.collectives if plan.program else []
     totals: dict[tuple[str, str], list[float]] = {}
     for found in made:
@@ -135,7 +137,7 @@ def to_plain(plan: Plan, prices: PriceTable | None = None) -> dict[str, Any]:
             "memory": plan.program.memory,
             "compile_s": plan.program.compile_s,
             "host_rss_peak_bytes": plan.program.host_rss_peak_bytes,
-            "exchanges": [
+            "collectives": [
                 {
                     "kind": c.kind,
                     "bytes": c.bytes,
@@ -176,7 +178,7 @@ def write_page(path: Path, name: str, plan: Plan, prices: PriceTable | None = No
     text = importlib.resources.files("ziggurat.plan").joinpath("page.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     figures = plan.estimate
-    parts = [*figures.by_kind_s.items(), ("exchanges not overlapped", figures.exposed_s)]
+    parts = [*figures.by_kind_s.items(), ("collectives not overlapped", figures.exposed_s)]
     page = environment.from_string(text).render(
         name=name,
         topology=str(plan.topology),
@@ -188,7 +190,7 @@ def write_page(path: Path, name: str, plan: Plan, prices: PriceTable | None = No
             ("Figures", summary_rows(plan, prices)),
             ("Memory of one device", memory_rows(plan)),
             ("Time of one step", time_rows(plan)),
-            ("Exchanges", exchange_rows(plan)),
+            ("Collectives", collective_rows(plan)),
         ],
         assumptions=figures.assumptions,
     )

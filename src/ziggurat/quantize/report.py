@@ -108,7 +108,7 @@ def summary(report: QuantizationReport) -> list[tuple[str, str]]:
                 "perplexity",
                 f"{c.perplexity_before:.3f} -> {c.perplexity_after:.3f} ({change:+.2%})",
             ),
-            ("same likeliest token", f"{c.agreement:.2%}"),
+            ("top-1 agreement", f"{c.agreement:.2%}"),
             ("KL divergence", f"{c.kl_divergence:.5f} nats a token"),
             ("measured on", f"{c.tokens:,} tokens of {report.text}"),
         ]

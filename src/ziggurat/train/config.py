@@ -82,7 +82,7 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches per step; the batch is cut into this many equal parts."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of activations and products; ``auto``: bfloat16 on accelerators, float32 on CPU."""
+    """Type of activations and matmuls; ``auto``: bfloat16 on accelerators, float32 on CPU."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which parameters enter a step and are saved. With bfloat16 the optimizer updates
     float32 copies (4 more bytes a parameter), and gradients are added up in float32."""

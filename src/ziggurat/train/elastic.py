@@ -1,5 +1,5 @@
-"""Training as a program of :class:`ziggurat.cluster.Cluster`: it leaves when asked to, and goes on
-in any other world of hosts with the same global batch.
+"""Training as a program of :class:`ziggurat.cluster.Cluster`: it leaves when asked to, and
+continues in any other world of hosts with the same global batch.
 
 ``Cluster.train("ziggurat.train.elastic:train_on", ...)`` calls :func:`train_on` on every host of a
 world. A world with fewer hosts than wanted takes more micro-batches a step, so that a device holds

@@ -1,6 +1,6 @@
 """The training loop, in this order for every step: data, step, metrics, evaluation, checkpoint.
 
-A run that has checkpoints goes on from the newest intact one: same parameters, same optimizer, same
+A run that has checkpoints resumes from the newest intact one: same parameters, same optimizer, same
 next batch, so that it ends byte for byte where an undisturbed run ends.
 """
 

@@ -35,7 +35,7 @@ class TrainingData(BatchSource, Protocol):
 
     @property
     def steps(self) -> int | None:
-        """Steps until the data ends; None if they go on forever."""
+        """Steps until the data ends; ``None`` if it never ends."""
         ...
 
     @property

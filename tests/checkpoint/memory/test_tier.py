@@ -252,7 +252,7 @@ def test_a_directory_open_to_others_is_refused(tmp_path, monkeypatch):
     (tmp_path / f"ziggurat-{os.getuid()}").mkdir(mode=0o755)
     with pytest.raises(PermissionError, match="only this user"):
         rendezvous.private_directory()
-    kept = opened(tmp_path)  # training goes on
+    kept = opened(tmp_path)  # training continues
     kept.save(1, numbers(1), {})
     kept.wait()
     assert "only this user" in str(kept.error)

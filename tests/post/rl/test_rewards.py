@@ -55,7 +55,7 @@ def test_every_way_to_fail_is_a_verdict(target):
             "nan": Verdict(-2.0, "error"),
             "dddd": Verdict(4.5),
         }
-        assert rewards.judge(asked[:1]) == [Verdict(1.5)]  # and it goes on
+        assert rewards.judge(asked[:1]) == [Verdict(1.5)]  # and it continues
         assert rewards.judge([]) == []
     left = [p for p in psutil.Process(os.getpid()).children(recursive=True) if p.is_running()]
     assert not [p for p in left if "reward_process" in " ".join(p.cmdline())]

@@ -340,7 +340,7 @@ class MemorySnapshots:
         raise problem
 
     def _lose(self, error: Exception) -> None:
-        """Go on without this keeper; the next save starts another."""
+        """Continue without this keeper; the next save starts another."""
         if self._link is not None:
             self._link.close()
         self._link = None
@@ -349,7 +349,7 @@ class MemorySnapshots:
     def _fail(self, error: CheckpointError) -> None:
         """Say it once, not with every step."""
         if self.error is None or str(self.error) != str(error):
-            _log.error("no snapshot in memory, training goes on: %s", error)
+            _log.error("no snapshot in memory, training continues: %s", error)
         self.error = error
 
 

@@ -3,8 +3,8 @@
 The loss is a scalar, so its gradient up to a factor is known before the backward pass begins. While
 a chunk's logits ``[c, v]`` are at hand, this code also turns them into the chunk's gradient of
 ``hidden`` and adds to the gradient of ``weight``; the backward pass only multiplies both by the
-incoming scalar. That is three matrix products of ``n * v * d`` in all, and at most one chunk of
-logits is alive. Without differentiation only the loss is computed (one product).
+incoming scalar. That is three matmuls of ``n * v * d`` in all, and at most one chunk of
+logits is alive. Without differentiation only the loss is computed (one matmul).
 
 Method: Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training",
 https://arxiv.org/abs/2410.10989, section 3.2 (fused linear cross-entropy).

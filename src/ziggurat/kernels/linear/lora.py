@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LoraWeight:
-    r"""A kernel :math:`W + s A B` of which products take the parts one by one:
+    r"""A kernel :math:`W + s A B` of which matmuls take the parts one by one:
     :math:`x W + s (x A) B`. Its parts may be arrays, shapes, shardings or axis names.
 
     Paper: Hu et al. 2021, https://arxiv.org/abs/2106.09685, eq. 3.

@@ -16,7 +16,7 @@ HIDDEN = -1e30
 
 class Cache(NamedTuple):
     """Keys and values of one layer. Heads lead: blocks gathered by a table are then laid out as
-    the products want them, with no transposition."""
+    the matmuls want them, with no transposition."""
 
     keys: Float[Array, "k blocks slots c"]
     values: Float[Array, "k blocks slots z"]

@@ -97,8 +97,8 @@ Process = DiscreteNoise | RectifiedFlow
 
 @functools.lru_cache(maxsize=8)
 def alphas_cumulative(process: DiscreteNoise) -> Float[np.ndarray, "t"]:
-    r""":math:`\alpha_t^2` of every level: products in float64 of float32 factors, rounded as
-    diffusers rounds them."""
+    r""":math:`\alpha_t^2` of every level: a cumulative product in float64 of float32 factors,
+    rounded as diffusers rounds it."""
     count, ends = process.levels_count, (process.beta_start, process.beta_end)
     if process.schedule == "linear":
         betas = np.linspace(*ends, count)

@@ -94,7 +94,7 @@ def measure(
         params: the policy's weights.
         problems: how many; at most those held out.
         samples: completions of each.
-        temperature: of the draws; 0: the likeliest token always.
+        temperature: of the draws; 0: the most likely token always.
         success: reward from which a completion is right.
         seed: of the draws.
     """

@@ -185,11 +185,11 @@ class FileTask:
 
 
 class ProblemSource:
-    """Which problems each step is about: a function of the step, so that nothing is replayed.
+    """Problems of each step, as a function of the step, so that a resumed run replays nothing.
 
-    Implements :class:`ziggurat.train.parts.TrainingData`; a batch is ``{"problems": [p]}``. Endless
-    tasks go on from number to number; files are gone through again and again, each time in another
-    order.
+    Implements :class:`ziggurat.train.parts.TrainingData`; a batch is ``{"problems": [p]}``. Generated
+    tasks never end: each step takes the next numbers. Files are read again and again, each time in
+    another order.
 
     Args:
         task: the problems.

@@ -85,7 +85,7 @@ class CallParser:
         self._held = ""
         return out
 
-    # Each state uses up some of what is held; it says whether the next one can go on.
+    # Each state uses up some of what is held; it says whether the next one can continue.
 
     def _text(self, out: list[Delta]) -> bool:
         if self._after_call:

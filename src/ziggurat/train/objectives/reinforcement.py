@@ -171,7 +171,7 @@ class TaskEvaluation:
     samples: int = 1
     """Completions for each problem."""
     temperature: float = 0.0
-    """0: the likeliest token always."""
+    """0: the most likely token always."""
     k: int = 1
     """Also the chance that one of k completions is right (pass@k)."""
 

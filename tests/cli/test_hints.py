@@ -42,7 +42,7 @@ def test_help_is_written_for_its_reader(args, capsys, monkeypatch):
     assert usage.startswith(f"usage: ziggurat {' '.join(args)}")
     assert "example:\n  ziggurat " in page
     above = page.partition("\nexample:\n")[0]
-    assert not re.search(r"\b(STR|VERB|commands?)\b|\{None\}|default: (None|'')?\)", above), page
+    assert not re.search(r"\b(STR|VERB|verbs?)\b|\{None\}|default: (None|'')?\)", above), page
     for line in above.splitlines()[1:]:
         assert len(line) <= 100 or "usage" in line, line
     assert not re.search(r"^ +--[a-z][\w-]*(?: [A-Z]+)? *\n +--", above, re.MULTILINE), page

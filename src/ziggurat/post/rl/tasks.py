@@ -187,9 +187,9 @@ class FileTask:
 class ProblemSource:
     """Problems of each step, as a function of the step, so that a resumed run replays nothing.
 
-    Implements :class:`ziggurat.train.parts.TrainingData`; a batch is ``{"problems": [p]}``. Generated
-    tasks never end: each step takes the next numbers. Files are read again and again, each time in
-    another order.
+    Implements :class:`ziggurat.train.parts.TrainingData`; a batch is ``{"problems": [p]}``.
+    Generated tasks never end: each step takes the next numbers. Files are read again and again,
+    each time in another order.
 
     Args:
         task: the problems.

@@ -49,6 +49,7 @@ static: $(VENV)/has-dev
 	@$(BIN)/pyright --pythonpath $(PY)
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
+	@$(PY) scripts/check_language.py
 
 # Not --quiet: it hides warnings from strict mode, which then counts none.
 docs: $(VENV)/has-docs  ## the documentation site, in site/; a warning is an error

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from tests.compilation import QUICK
 
 from ziggurat.cli import doctor_commands, recipes
-from ziggurat.cli.main import VERBS
+from ziggurat.cli.main import COMMANDS
 from ziggurat.core import extras
 from ziggurat.core.errors import ConfigError
 
@@ -59,7 +59,7 @@ def test_doctor_tries_every_command_of_a_core_installation(tmp_path):
     done = core("doctor", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     commands = json.loads(done.stdout)["commands"]
-    assert list(commands) == list(VERBS)
+    assert list(commands) == list(COMMANDS)
     broken = {name for name, found in commands.items() if not found["works"]}
     assert broken == {"serve", "demo"}
     for name in broken:

@@ -1,4 +1,4 @@
-"""``ziggurat quantize``: a small model quantised, read back by other verbs, and mistakes."""
+"""``ziggurat quantize``: a small model quantised, read back by other commands, and mistakes."""
 
 import jax
 import numpy as np

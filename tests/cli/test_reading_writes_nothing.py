@@ -26,7 +26,7 @@ from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import BertConfig, DiffusionModel, DitConfig, EncoderModel, image_pipeline
 from ziggurat.models.conversion.sentence_layout import SentenceConfig
 from ziggurat.models.diffusion import RectifiedFlow
-from ziggurat.models.image_pipeline import ImagePipeline, Surroundings
+from ziggurat.models.image_pipeline import ImagePipeline, PipelineComponents
 from ziggurat.models.loading import pretrained, pretrained_encoder
 
 FEW = "--max-running 1 --max-batched-tokens 16 --max-sequence-length 32"
@@ -148,7 +148,7 @@ def models(tmp_path_factory):
         image_size=8, channels=4, classes=3, patch_size=4, d_model=16, n_layers=1, n_heads=2
     )
     dit = DiffusionModel.build(small)
-    around = Surroundings.of(RectifiedFlow())
+    around = PipelineComponents.of(RectifiedFlow())
     weights = {"params": drawn(dit.abstract)}
     pipeline = ImagePipeline(dit, weights, around, None, "dit", "drawn")
     image_pipeline.save(pipeline, top / "dit")

@@ -142,7 +142,7 @@ def test_the_controller_is_told_to_stop(folder, cluster, peace):
 
 @pytest.mark.slow
 def test_the_controller_is_killed(folder):
-    """Its hosts end, and another controller goes on with the run."""
+    """Its hosts end, and another controller continues with the run."""
     file = folder / "orphaned.toml"
     file.write_text(RUN)
     command = [sys.executable, "-m", "ziggurat.cli.main", "cluster", "run", str(file)]

@@ -130,7 +130,8 @@ def test_a_token_reaches_as_far_as_the_windows_of_all_layers(window, reach):
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_rows_of_different_length_share_a_cache(window):
-    """Prompts of 7 and 4 tokens, padded on the right; then both rows go on, each at its place."""
+    """Prompts of 7 and 4 tokens, padded on the right; then both rows continue, each at its
+    place."""
     config = windowed(window)
     run, params = runner(config), parameters(config)
     full, _ = run(params, TOKENS, positions_of(TOKENS), Causal())

@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ziggurat.nn import GatedMlpConfig, MixtureConfig, Precision, RouterConfig, Routing
+from ziggurat.nn import GatedMlpConfig, MixtureOfExpertsConfig, Precision, RouterConfig, Routing
 from ziggurat.nn.moe import ClampedSwiglu
 from ziggurat.nn.router import largest_load, load_balancing_loss, router_z_loss
 
 WIDTH, HIDDEN = 8, 6
-PLAIN = MixtureConfig(router=RouterConfig(experts=4, chosen=2), hidden=HIDDEN)
-DEEPSEEK = MixtureConfig(
+PLAIN = MixtureOfExpertsConfig(router=RouterConfig(experts=4, chosen=2), hidden=HIDDEN)
+DEEPSEEK = MixtureOfExpertsConfig(
     router=RouterConfig(
         experts=8, chosen=3, scores="sigmoid", scale=2.5, correction=True, groups=4, chosen_groups=2
     ),
     hidden=HIDDEN,
     shared=GatedMlpConfig(hidden=10, activation="silu"),
 )
-GPT_OSS = MixtureConfig(
+GPT_OSS = MixtureOfExpertsConfig(
     router=RouterConfig(experts=4, chosen=2, bias=True),
     hidden=HIDDEN,
     activation=ClampedSwiglu(1.7, 0.5),
@@ -41,7 +41,7 @@ CONFIGS = {
 }
 
 
-def module(config: MixtureConfig):
+def module(config: MixtureOfExpertsConfig):
     """A mixture with random parameters, biases included."""
     mixture = config.build(WIDTH, 0.5, Precision(), nnx.Rngs(params=0))
     graph, state = nnx.split(mixture)
@@ -71,7 +71,7 @@ def chosen_by_hand(c: RouterConfig, logits, correction):
     return experts, weights * c.scale
 
 
-def one_expert(config: MixtureConfig, part, x):
+def one_expert(config: MixtureOfExpertsConfig, part, x):
     def project(name, x):
         kernel, bias = part[name]
         return x @ kernel + bias
@@ -88,7 +88,7 @@ def one_expert(config: MixtureConfig, part, x):
     return project("down", hidden)
 
 
-def by_hand(config: MixtureConfig, mixture, x):
+def by_hand(config: MixtureOfExpertsConfig, mixture, x):
     """Token after token; also how often each expert was chosen."""
     router, counts = mixture.router, np.zeros(config.router.experts)
     bias = 0 if router.bias is None else np.asarray(router.bias[...])

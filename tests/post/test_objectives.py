@@ -102,7 +102,7 @@ def _frozen(outcome):
 
 
 def test_a_run_of_adapters_is_a_model(here, tuned):
-    """Merged when it is read: what every verb and the next run file take."""
+    """Merged when it is read: what every command and the next run file take."""
     _, outcome = tuned
     parts, state = outcome.experiment.parts, outcome.state
     assert all(name.endswith((".a", ".b")) for name in named_leaves(state.params))

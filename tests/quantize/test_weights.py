@@ -1,4 +1,4 @@
-"""Quantising parameter trees: stacks, experts, sizes, and models that go on working."""
+"""Quantising parameter trees: stacks, experts, sizes, and models that continue working."""
 
 import jax
 import jax.numpy as jnp

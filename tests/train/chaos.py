@@ -150,7 +150,7 @@ class Run:
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(chance.uniform(0, 0.3) if victims != pids else 0)
-            for pid in pids:  # the others cannot go on alone
+            for pid in pids:  # the others cannot continue alone
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             _reap(pids)
@@ -299,7 +299,7 @@ def _import_all() -> None:
 
 
 def _train(args: list[str], batches: Path) -> int:
-    """The train verb, noting the digest of every batch that goes to a device."""
+    """The train command, noting the digest of every batch that goes to a device."""
     import jax
     import numpy as np
     import xxhash

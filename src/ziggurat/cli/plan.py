@@ -93,7 +93,7 @@ def _one(run: Any, target: Any, devices: list[Any], analytic: bool) -> Any:
 
 
 def _compiled(run: Any, prepared: Any) -> Any:
-    """The plan with the compiler's memory and exchanges, compiled in a process of its own."""
+    """The plan with the compiler's memory and collectives, compiled in a process of its own."""
     from ziggurat.core import config
 
     target = prepared.topology
@@ -301,7 +301,7 @@ def _show(name: str, found: Any, prices: Any) -> None:
         report.summary_rows(found, prices),
         report.memory_rows(found),
         report.time_rows(found),
-        report.exchange_rows(found, most=6),
+        report.collective_rows(found, most=6),
     )
     for rows in groups:
         for row in rows:

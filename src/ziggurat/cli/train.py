@@ -1,4 +1,4 @@
-"""``ziggurat train``: train a run file, or go on with it."""
+"""``ziggurat train``: train a run file, or resume its run."""
 
 import logging
 from pathlib import Path
@@ -23,7 +23,7 @@ def train(
     process: int | None = None,
     overrides: tuple[str, ...] = (),
 ) -> int:
-    """Train a model as a run file says; an interrupted run goes on from its newest checkpoint.
+    """Train a model as a run file says; an interrupted run resumes from its newest checkpoint.
 
     Args:
         run_file: TOML file, or the name of a recipe, such as tiny-python.
@@ -166,7 +166,7 @@ def _picture(run):
 
 
 def _samples(outcome):
-    """What the trained model makes of the run file's prompts, greedily."""
+    """Print greedy completions of the run file's prompts by the trained model."""
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
     from ziggurat.train.derived import context_length, sample_tokens
     from ziggurat.train.report import Sample

@@ -15,7 +15,7 @@ ENGINES = ("subprocess", "ray")
 
 @dataclasses.dataclass(frozen=True)
 class Orders:
-    """What a process needs to become a host."""
+    """Address, secret and settings that a process needs to become a host."""
 
     name: str
     life: str
@@ -40,7 +40,7 @@ class Handle(Protocol):
 
 
 @runtime_checkable
-class Engine(Protocol):
+class ClusterEngine(Protocol):
     """Starts processes."""
 
     def start(self, orders: Orders) -> Handle:
@@ -51,7 +51,7 @@ class Engine(Protocol):
         """Give back what belongs to the engine itself."""
 
 
-def engine_for(name: str, address: str | None) -> Engine:
+def engine_for(name: str, address: str | None) -> ClusterEngine:
     """The engine of this name.
 
     Args:

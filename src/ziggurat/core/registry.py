@@ -30,7 +30,7 @@ class Registry(Generic[T]):
         self._entries[name] = entry
 
     def register(self, name: str) -> Callable[[T], T]:
-        """The same as a decorator."""
+        """Register an entry, as a decorator."""
 
         def decorate(entry: T) -> T:
             self.add(name, entry)

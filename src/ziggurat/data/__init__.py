@@ -15,7 +15,7 @@ function of (config, seed, s) and of nothing else.
 
 from ziggurat.data.answers import AnswerDataset, build_answers
 from ziggurat.data.config import DataConfig
-from ziggurat.data.dataset import Held, PackedDataset
+from ziggurat.data.dataset import DocumentSpan, PackedDataset
 from ziggurat.data.deduplicate import Deduplicate
 from ziggurat.data.filter import Filter
 from ziggurat.data.huggingface import HuggingFaceTokenizer
@@ -59,9 +59,9 @@ __all__ = [
     "Deduplicate",
     "Digits",
     "Document",
+    "DocumentSpan",
     "Filter",
     "FirstFit",
-    "Held",
     "HuggingFaceDataset",
     "HuggingFaceTokenizer",
     "ImageArrays",

@@ -24,7 +24,7 @@ from ziggurat.nn.precision import Precision
 
 @runtime_checkable
 class EncoderFamilyConfig(Protocol):
-    """What an encoder family's config node offers."""
+    """Interface of an encoder family's config node."""
 
     @property
     def kind(self) -> str: ...

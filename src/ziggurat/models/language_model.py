@@ -29,7 +29,7 @@ from ziggurat.kernels.linear import (
 from ziggurat.mesh import Layout
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
 from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name
-from ziggurat.nn.moe import MixtureConfig
+from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.router import Routing
 
@@ -41,7 +41,7 @@ C = TypeVar("C", bound=AttentionContext)
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """What every family's config node offers."""
+    """Interface of a language-model family's config node."""
 
     @property
     def kind(self) -> str: ...
@@ -144,7 +144,8 @@ class LanguageModel:
         positions: Int[Array, "b t"],
         context: C,
     ) -> tuple[Float[Array, "b t d"], C, dict[str, Routing]]:
-        """The same, and what the routers of mixtures of experts report, by stack of layers."""
+        """Logits and state, with the router statistics of mixtures of experts by stack of
+        layers."""
         return nnx.merge(self.graph, params).run(tokens, positions, context)
 
     def head(self, params: Params) -> Weight:
@@ -171,7 +172,7 @@ class LanguageModel:
     def logits_of(
         self, head: Weight | PackedWeight, hidden: Float[Array, "... d"]
     ) -> Float[Array, "... v"]:
-        """The same, given the output matrix."""
+        """Logits from hidden states and the output matrix."""
         logits = project_rows(hidden, head)
         softcap = self.decoder.logit_softcap
         return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
@@ -208,20 +209,20 @@ class LanguageModel:
                 count += leaf.size if mixture is None else round(leaf.size * mixture.active_share)
         return count
 
-    def _mixture_of(self, name: str) -> MixtureConfig | None:
+    def _mixture_of(self, name: str) -> MixtureOfExpertsConfig | None:
         """The mixture to whose experts a parameter belongs, if any."""
         stack, _, rest = name.partition(".")
         if not rest.startswith("mlp.experts."):
             return None
         names = [stack_name(number) for number in range(len(self.decoder.stacks))]
         mlp = self.decoder.stacks[names.index(stack)].mlp
-        assert isinstance(mlp, MixtureConfig)
+        assert isinstance(mlp, MixtureOfExpertsConfig)
         return mlp
 
     @property
     def has_experts(self) -> bool:
         """Whether any layer is a mixture of experts."""
-        return any(isinstance(block.mlp, MixtureConfig) for block in self.decoder.stacks)
+        return any(isinstance(block.mlp, MixtureOfExpertsConfig) for block in self.decoder.stacks)
 
     @property
     def index_limits(self) -> dict[str, int]:

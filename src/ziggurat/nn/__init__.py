@@ -25,7 +25,7 @@ from ziggurat.nn.latent_attention import LatentAttention, LatentAttentionConfig
 from ziggurat.nn.layer_state import KeyValueSpec, RecurrentSpec, StateSpec
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
-from ziggurat.nn.moe import Mixture, MixtureConfig
+from ziggurat.nn.moe import MixtureOfExperts, MixtureOfExpertsConfig
 from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig
@@ -62,8 +62,8 @@ __all__ = [
     "LayerConfig",
     "LayerNorm",
     "Linear",
-    "Mixture",
-    "MixtureConfig",
+    "MixtureOfExperts",
+    "MixtureOfExpertsConfig",
     "NormConfig",
     "Packed",
     "PlainMLP",

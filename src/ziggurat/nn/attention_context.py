@@ -34,7 +34,7 @@ C = TypeVar("C", bound="AttentionContext")
 
 @dataclasses.dataclass(frozen=True)
 class AttentionRule:
-    """What a layer fixes about its attention, whatever the context."""
+    """Attention settings of a layer, independent of the context."""
 
     scale: float
     """Multiplies the scores."""
@@ -48,7 +48,7 @@ class AttentionRule:
 
 @dataclasses.dataclass(frozen=True)
 class Recurrence:
-    """What a recurrent layer is told of its rows, and where it puts its state."""
+    """Rows of a batch as a recurrent layer sees them, and where its new state goes."""
 
     before: tuple[Float[Array, "b ..."], ...] | None
     """Arrays of the layer's :class:`~ziggurat.nn.layer_state.RecurrentSpec` before the first token;

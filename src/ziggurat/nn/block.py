@@ -34,7 +34,7 @@ class MixerConfig(Protocol):
 
     @property
     def state(self) -> StateSpec:
-        """What it keeps of earlier tokens; see :mod:`ziggurat.nn.layer_state`."""
+        """State kept of earlier tokens; see :mod:`ziggurat.nn.layer_state`."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class MixerConfig(Protocol):
 
 @runtime_checkable
 class MlpConfig(Protocol):
-    """What a block needs to know of its feed-forward part; see ``ziggurat.nn.mlp``."""
+    """Interface of a feed-forward config; see :mod:`ziggurat.nn.mlp`."""
 
     def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> Any:
         """The module: ``(x, counted) -> (y, routing)``, where ``routing`` is what a mixture of
@@ -69,10 +69,10 @@ class MlpConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What decides a block's parameters."""
+    """Config of a block, which decides its parameters."""
 
     mixer: MixerConfig
-    """What mixes positions: attention, or a recurrent layer."""
+    """Mixer of positions: attention, or a recurrent layer."""
     mlp: MlpConfig
     norm: NormConfig
     post_norms: bool = False
@@ -91,7 +91,7 @@ class LayerConfig:
 
     @property
     def state(self) -> StateSpec:
-        """What the layer keeps of earlier tokens."""
+        """State that the layer keeps of earlier tokens."""
         spec = self.block.mixer.state
         if isinstance(spec, KeyValueSpec):
             return dataclasses.replace(spec, window=self.rule.window)

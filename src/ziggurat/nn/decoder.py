@@ -26,7 +26,7 @@ from ziggurat.nn.linear import Embedding, parameter
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import Rotation, rotation
-from ziggurat.nn.stacking import Place, Run, places, runs, stacked
+from ziggurat.nn.stacking import Run, StackPlace, places, runs, stacked
 
 C = TypeVar("C", bound=AttentionContext)
 Remat = Literal["none", "full", "dots"]
@@ -41,13 +41,16 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": _keep_products,
 }
-"""What a block keeps for its backward pass: ``none`` (all of it), ``full`` (only its input),
-``dots`` (the results of weight products, recomputing attention and element-wise work)."""
+"""Activations that a block keeps for its backward pass, by policy.
+
+``none``: all. ``full``: its input only. ``dots``: the results of weight matmuls; attention and
+element-wise work are recomputed.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """What a family fixes about its decoder."""
+    """Config of a decoder, as a family fixes it."""
 
     vocab_size: int
     d_model: int
@@ -79,7 +82,7 @@ class DecoderConfig:
         return tuple((block.mixer.state, counts[block]) for block in self.stacks)
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def places(self) -> tuple[StackPlace, ...]:
         """Where each layer's parameters lie: which stack, and which index in it."""
         return places(self.layers)
 
@@ -152,7 +155,7 @@ class Decoder(nnx.Module):
     def begin(
         self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]
     ) -> tuple[Float[Array, "b t d"], list[Rotation | None]]:
-        """What enters the first block: embeddings, and the rotary angles of every layer."""
+        """Input of the first block: embeddings, and the rotary angles of every layer."""
         with jax.named_scope("embedding"):
             x = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
@@ -174,7 +177,7 @@ class Decoder(nnx.Module):
         return constrain(x, ("batch", "sequence", "embed")), found
 
     def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """What leaves the last block, normalised: final hidden states."""
+        """Final hidden states: the output of the last block, normalised."""
         return self.final_norm(x)
 
     def layer_step(

@@ -40,7 +40,7 @@ EMBEDDING_STD = 0.02
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionTransformerConfig:
-    """What a family fixes about its diffusion transformer."""
+    """Config of a diffusion transformer, as a family fixes it."""
 
     image_size: int
     """Rows and columns of an image or of its latents, for which positions are spaced by one."""

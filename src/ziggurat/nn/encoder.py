@@ -22,7 +22,7 @@ from ziggurat.nn.stacking import stacked
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """What a family fixes about its encoder."""
+    """Config of an encoder, as a family fixes it."""
 
     vocab_size: int
     d_model: int

@@ -78,7 +78,7 @@ class LatentAttention(nnx.Module):
     for a compressed vector :math:`\ell` and a rotary key :math:`r` that all heads share.
 
     Without a cache, keys and values are expanded. With one, only :math:`[\ell, r]` is kept, and the
-    expansion moves to the other side of the products: the query's plain part becomes
+    expansion moves to the other side of the matmuls: the query's plain part becomes
     :math:`W^{K\top} q`, and :math:`W^{V}` is applied to the mixed :math:`\ell`. Scores and results
     are the same.
     """

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Shaped
 
 
-class Place(NamedTuple):
+class StackPlace(NamedTuple):
     """Where a layer's parameters lie."""
 
     stack: int
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     """Index along the stack's layers axis."""
 
 
-def places(layers: Sequence[Any]) -> tuple[Place, ...]:
+def places(layers: Sequence[Any]) -> tuple[StackPlace, ...]:
     """Where each layer's parameters lie, stacks in order of first appearance."""
     stacks: dict[Hashable, int] = {}
     counts: list[int] = []
@@ -33,7 +33,7 @@ def places(layers: Sequence[Any]) -> tuple[Place, ...]:
         stack = stacks.setdefault(getattr(layer, "block", None), len(stacks))
         if stack == len(counts):
             counts.append(0)
-        found.append(Place(stack, counts[stack]))
+        found.append(StackPlace(stack, counts[stack]))
         counts[stack] += 1
     return tuple(found)
 
@@ -45,7 +45,7 @@ class Run:
     start: int
     period: int
     repeats: int
-    places: tuple[Place, ...] = dataclasses.field(repr=False)
+    places: tuple[StackPlace, ...] = dataclasses.field(repr=False)
     """Of the first period's layers; every repeat lies further along the same stacks."""
 
     def fold(self, stacks: Sequence[Any]) -> Any:

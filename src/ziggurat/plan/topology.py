@@ -60,8 +60,11 @@ GENERATIONS = {
         Generation("tpu7x", "TPU7x", 9216),
     )
 }
-"""What can be planned for. Largest slices: Google Cloud's TPU pages, see ``profile.hardware``.
-libtpu describes v4 without megacore, two devices a chip, as no machine runs it: v4 is not here."""
+"""TPU generations that can be planned for.
+
+Largest slices: Google Cloud's TPU pages, see ``profile.hardware``. libtpu describes v4 without
+megacore, two devices a chip, as no machine runs it: v4 is not here.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Topology:
 
     @property
     def larger(self) -> list["Topology"]:
-        """The same generation's larger slices, smallest first."""
+        """Larger slices of this generation, smallest first."""
         shapes = [s for s in self.generation.shapes if math.prod(s) > math.prod(self.shape)]
         return [dataclasses.replace(self, shape=shape) for shape in shapes]
 

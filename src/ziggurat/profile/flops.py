@@ -2,7 +2,7 @@
 
 The count is the one of PaLM, appendix B (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311):
 matrix multiplications only, a multiply-add is 2 FLOPs, the backward pass costs twice the forward
-pass, and recomputation (remat) does not count. With N parameters that take part in matrix products,
+pass, and recomputation (remat) does not count. With N parameters that take part in matmuls,
 l layers, h query heads of c channels and s keys per query::
 
     forward per token   = 2 N + 4 l h c s
@@ -37,7 +37,7 @@ def forward_flops_per_token(
     """FLOPs of a forward pass per token, 2 N + 4 l h c s.
 
     Args:
-        matmul_parameters: N, parameters used in a matrix product for every token. The embedding
+        matmul_parameters: N, parameters used in a matmul for every token. The embedding
             table does not count (it is a lookup), the output head does, also when it is tied; of a
             mixture's experts count those a token is sent to.
         layers: l, attention layers.

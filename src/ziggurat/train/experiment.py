@@ -15,7 +15,14 @@ from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Layout
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives.kinds import OBJECTIVES
-from ziggurat.train.parts import Objectives, Parts, Program, Trainable, TrainingData, kind_of
+from ziggurat.train.parts import (
+    Objectives,
+    Parts,
+    Trainable,
+    TrainingData,
+    TrainingProgram,
+    kind_of,
+)
 from ziggurat.train.state import TrainState, abstract_state, initial_state
 from ziggurat.train.step import Step, build_evaluation, build_step
 
@@ -112,7 +119,7 @@ def assemble(run: RunConfig, layout: Layout, parts: Parts) -> Experiment:
 
 
 def compiled_parts(
-    run: RunConfig, layout: Layout, program: Program
+    run: RunConfig, layout: Layout, program: TrainingProgram
 ) -> tuple[optim.Optimizer, Any, Any]:
     """Optimizer, jitted step and jitted evaluation; also what ahead-of-time compilation needs."""
     model = program.model

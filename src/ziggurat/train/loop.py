@@ -1,6 +1,6 @@
 """The training loop, in this order for every step: data, step, metrics, evaluation, checkpoint.
 
-A run that has checkpoints goes on from the newest intact one: same parameters, same optimizer, same
+A run that has checkpoints resumes from the newest intact one: same parameters, same optimizer, same
 next batch, so that it ends byte for byte where an undisturbed run ends.
 """
 
@@ -57,7 +57,7 @@ MEMORY_S = 1.0
 
 
 @dataclasses.dataclass
-class Outcome:
+class TrainingOutcome:
     """How a run ended."""
 
     run: Resolved[RunConfig]
@@ -90,7 +90,7 @@ def train(
     stop: StopRequest | None = None,
     timer: StepTimer | None = None,
     compiled_step: Callable[[Any, tuple[Any, ...]], Any] | None = None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train a run to its end, from its newest checkpoint if it has one.
 
     Args:
@@ -151,7 +151,7 @@ def train(
     elif loop.done < total:
         status = f"ended by its data after step {loop.done} of {total}"
     memory = compiled_memory(compiled)
-    return Outcome(run, directory, experiment, state, timer, status, memory, ended_by)
+    return TrainingOutcome(run, directory, experiment, state, timer, status, memory, ended_by)
 
 
 class Loop:
@@ -261,7 +261,7 @@ class Loop:
             return self.experiment.place(batch)
 
     def _rolled_out(self, params: Params, batch: Any) -> tuple[Any, dict[str, float]]:
-        """What the step trains on, made from prompts where the objective asks for that."""
+        """Training batch and figures, made from prompts where the objective rolls out."""
         if self._rollout is None:
             return batch, {}
         with self.timer.phase("rollout"):

@@ -1,4 +1,4 @@
-r"""The gated delta rule in chunks: matrix products inside a chunk, a scan from chunk to chunk.
+r"""The gated delta rule in chunks: matmuls inside a chunk, a scan from chunk to chunk.
 
 Inside a chunk with the state :math:`S_0` before it and :math:`G_i = \sum_{j \le i} g_j`, the rule
 unrolls to :math:`S_i = e^{G_i} S_0 + \sum_{j \le i} e^{G_i - G_j} k_j u_j^T`, where the updates
@@ -26,15 +26,15 @@ class _Chunk(NamedTuple):
     """One chunk of ``n`` tokens, ready for the scan: all that does not depend on the state."""
 
     query: Float[Array, "b h n c"]
-    """Times the decay since the chunk's beginning; zero where a document has begun since."""
+    """Queries times the decay since the chunk's beginning; zero where a document has begun since."""
     scores: Float[Array, "b h n n"]
     """Query times key times decay, for pairs of one document."""
     updates: Float[Array, "b h n z"]
     """Updates if the state before the chunk were zero."""
     reads: Float[Array, "b h n c"]
-    """What multiplies the state before the chunk, and is taken from the updates."""
+    """Factor of the state before the chunk; the result is taken from the updates."""
     key: Float[Array, "b h n c"]
-    """Times the decay up to the chunk's end; zero for documents that end inside."""
+    """Keys times the decay up to the chunk's end; zero for documents that end inside."""
     kept: Float[Array, "b h"]
     """Decay of the state over the whole chunk."""
 

@@ -46,7 +46,7 @@ def paged_attention(
         value: their values; channels ``z`` may be others than the keys' ``c``.
         cache: one layer's blocks, arrays ``[k, blocks, slots, ...]``; a program that owns them
             writes in place. Heads lead: blocks gathered by a table are then laid out as the
-            products want them, with no transposition.
+            matmuls want them, with no transposition.
         rows: which tokens they are, and where their sequences lie.
         scale: multiplies the scores.
         softcap: if given, scores become ``softcap * tanh(scores / softcap)``.

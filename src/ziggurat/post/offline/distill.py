@@ -19,7 +19,7 @@ from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.nodes import Distillation
-from ziggurat.train.parts import Parts, Program
+from ziggurat.train.parts import Parts, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 TEACHER = "teacher"
@@ -29,7 +29,7 @@ BETAS: Mapping[str, float] = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 class Distilled:
     """``kind = "distill"``."""
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         raise ConfigError(
             "objective distill",
             found="a teacher, known by its path only",
@@ -49,7 +49,7 @@ class Distilled:
         frozen = start.frozen | {TEACHER: tuning.placed(loaded.params, teacher, layout)}
         data, held_out = text.load_data(run, tokenizer, start.tuned.model, teacher)
         return Parts(
-            program=Program(
+            program=TrainingProgram(
                 model=start.tuned,
                 sums=distillation(start.tuned, teacher, node),
                 batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),

@@ -12,19 +12,19 @@ from ziggurat.data.image_sources import pillow
 from ziggurat.mesh import Layout
 from ziggurat.models import DiffusionModel, image_pipeline
 from ziggurat.models.diffusion import Process
-from ziggurat.models.image_pipeline import Surroundings
+from ziggurat.models.image_pipeline import PipelineComponents
 from ziggurat.models.loading.pretrained import PARAMS
 from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.diffusion import diffusion
 from ziggurat.train.objectives.nodes import Ddpm, FlowMatching
-from ziggurat.train.parts import Parts, Program
+from ziggurat.train.parts import Parts, TrainingProgram
 
 
 class LabelledImages:
     """Flow matching and DDPM over images of classes (``kind = "flow"`` and ``"ddpm"``)."""
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         if not isinstance(run.model, DitConfig):
             raise ConfigError(
                 "model", found="a path", expected="dimensions", fix="give [model] with its sizes"
@@ -42,7 +42,7 @@ class LabelledImages:
         model = _build(settings, run, layout)
         data, held_out = text.first_alone("images", lambda: _data(run, model))
         _check_images(data, model)
-        around = Surroundings.of(process, data.store.classes)
+        around = PipelineComponents.of(process, data.store.classes)
         return Parts(
             program=_program(run, layout, model),
             data=data,
@@ -77,8 +77,8 @@ def _build(settings: Any, run: RunConfig, layout: Layout) -> DiffusionModel:
     return DiffusionModel.build(settings, precision, train.remat, train.attention)
 
 
-def _program(run: RunConfig, layout: Layout, model: DiffusionModel) -> Program:
-    return Program(
+def _program(run: RunConfig, layout: Layout, model: DiffusionModel) -> TrainingProgram:
+    return TrainingProgram(
         model=model,
         sums=diffusion(model, _objective(run), run.seed),
         batch=batch_struct(layout, run.data.batch_size, model.image_shape),
@@ -128,7 +128,7 @@ def _check_start(process: Process, start: image_pipeline.ImagePipeline) -> None:
         raise ConfigError(
             "model.path", found="a model of latents", expected="one of images, which are trained"
         )
-    ours = Surroundings.of(process).process
+    ours = PipelineComponents.of(process).process
     if start.around.process != ours:
         raise ConfigError(
             "objective",

@@ -9,4 +9,4 @@ OBJECTIVES: Objectives = {
     "flow": LabelledImages(),
     "ddpm": LabelledImages(),
 }
-"""Those of packages above are added by whoever calls ``train.loop.train``."""
+"""Objective kinds of this package; callers of ``train.loop.train`` add those of packages above."""

@@ -10,20 +10,20 @@ from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params
 from ziggurat.models.loading import pretrained
 from ziggurat.nn.attention_context import Packed
-from ziggurat.nn.moe import MixtureConfig
+from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, router_z_loss
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.nodes import LanguageModelling
-from ziggurat.train.parts import Parts, Program
+from ziggurat.train.parts import Parts, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 
 class PackedText:
     """Next tokens of packed documents (``kind = "lm"``)."""
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         text.documents(run)  # refuses others
         return _program(run, layout, text.abstract_model(run, layout))
 
@@ -52,10 +52,10 @@ class PackedText:
         )
 
 
-def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
+def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> TrainingProgram:
     assert isinstance(run.objective, LanguageModelling), "kinds and nodes have the same names"
     loss = run.objective.loss
-    return Program(
+    return TrainingProgram(
         model=model,
         sums=language_modelling(model, loss, layout),
         batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
@@ -117,8 +117,8 @@ def language_modelling(
 def _router_losses(
     routing: Sequence[Routing], loss: LossConfig, tokens: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What routers add to the loss, and figures for reports, times the targets of these rows: means
-    of routers' tokens become sums like all else."""
+    """Router losses and figures, times the number of targets of these rows: means of routers'
+    tokens become sums like all else."""
     balance, z = load_balancing_loss(routing), router_z_loss(routing)
     reports = {
         "load_balancing_loss": balance * tokens,
@@ -138,7 +138,7 @@ def _check(model: LanguageModel, loss: LossConfig, frozen_base: bool) -> None:
             expected="weights in floating point, which gradients need",
             fix="train the model it was made from, and quantise the result",
         )
-    mixtures = [b.mlp for b in model.decoder.stacks if isinstance(b.mlp, MixtureConfig)]
+    mixtures = [b.mlp for b in model.decoder.stacks if isinstance(b.mlp, MixtureOfExpertsConfig)]
     corrected = any(mixture.router.correction for mixture in mixtures)
     for key, there, expected in (
         ("load_balancing", bool(mixtures), "0 for a model without experts"),

@@ -96,7 +96,8 @@ class Distillation:
 
     kind: Literal["distill"] = "distill"
     teacher: Path
-    """Its run, checkpoint step, Hugging Face directory or GGUF file; with the same tokenizer."""
+    """Teacher's run, checkpoint step, Hugging Face directory or GGUF file; its tokenizer must be
+    equal."""
     divergence: Literal["forward", "reverse", "js"] = "forward"
     """KL of the student from the teacher, of the teacher from the student, or Jensen-Shannon."""
     temperature: float = 1.0
@@ -169,4 +170,4 @@ ObjectiveNode = Annotated[
     | Annotated[Ddpm, Tag("ddpm")],
     Discriminator(config.kind_or("lm")),
 ]
-"""What to learn; a table without ``kind`` is language modelling."""
+"""Objective to train for; a table without ``kind`` is language modelling."""

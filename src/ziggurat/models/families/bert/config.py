@@ -31,7 +31,7 @@ class BertConfig:
     d_ff: int | None = None
     """Feed-forward width; default ``4 d_model``."""
     activation: Activation = "gelu"
-    """Function between the two products of the feed-forward block."""
+    """Function between the two matmuls of the feed-forward block."""
     max_sequence_length: int = 512
     """Learned positions: the longest sequence in tokens."""
     token_types: int = 2

@@ -30,7 +30,7 @@ class Gpt2Config:
     d_ff: int | None = None
     """Feed-forward width; default ``4 d_model``."""
     activation: Activation = "gelu_tanh"
-    """Function between the two products of the feed-forward block."""
+    """Function between the two matmuls of the feed-forward block."""
     max_sequence_length: int = 1024
     """Learned positions: the longest sequence in tokens."""
     scale_scores: bool = True

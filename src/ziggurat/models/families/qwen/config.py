@@ -14,7 +14,7 @@ from ziggurat.nn.rope import RopeConfig
 
 @config.node
 class QwenFields(DecoderFields):
-    """What Qwen 2 and Qwen 3 share."""
+    """Config fields that Qwen 2 and Qwen 3 share."""
 
     rope: RopeConfig = dataclasses.field(default_factory=lambda: RopeConfig(theta=1e6))
     """Rotary position embedding."""

@@ -26,7 +26,7 @@ class _Chunk(NamedTuple):
     """One chunk of ``n`` tokens, ready for the scan: all that does not depend on the state."""
 
     query: Float[Array, "b h n c"]
-    """Queries times the decay since the chunk's beginning; zero where a document has begun since."""
+    """Queries times the decay since the chunk began; zero where a document has begun since."""
     scores: Float[Array, "b h n n"]
     """Query times key times decay, for pairs of one document."""
     updates: Float[Array, "b h n z"]

@@ -65,10 +65,9 @@ def export(
     shard = int((5.0 if max_shard_gb is None else max_shard_gb) * 10**9)
     stored = Precision(param=dtype or "float32", as_stored=dtype is None)
     if kind == "diffusers":
-        from ziggurat.models import image_pipeline
-        from ziggurat.models.loading import diffusers_layout
+        from ziggurat.models.loading import diffusers_layout, pretrained_pipeline
 
-        pipeline = image_pipeline.load(model, precision=stored)
+        pipeline = pretrained_pipeline.load(model, precision=stored)
         path = diffusers_layout.export(pipeline, output, max_shard_bytes=shard)
         console.output().print(f"{pipeline.source} -> {path}", soft_wrap=True)
         return 0

@@ -27,12 +27,11 @@ from ziggurat.serve.errors import RequestError
 from ziggurat.serve.predict import decoder as decoding
 from ziggurat.serve.predict import grpc_body, infer, model_card, tensors, wire
 from ziggurat.serve.predict.grpc_body import parse, plain
-from ziggurat.serve.predict.http import asked_of
-from ziggurat.serve.predict.infer import Decoded
+from ziggurat.serve.predict.infer import Decoded, asked_of
 from ziggurat.serve.predict.memory import Crowded, Held
 from ziggurat.serve.predict.messages import MESSAGES, METHODS, POOL, SERVICE
+from ziggurat.serve.predict.operations import Operations, describe
 from ziggurat.serve.predict.repository import Version
-from ziggurat.serve.predict.service import Predict, describe
 from ziggurat.serve.predict.signature import Tensor
 from ziggurat.serve.tls import Tls
 
@@ -78,10 +77,10 @@ class TooSlow(RequestError):
 
 
 class GrpcServer:
-    """A :class:`Predict` on a gRPC port, with the health and reflection services.
+    """A repository on a gRPC port, with the health and reflection services.
 
     Args:
-        predict: what it serves.
+        operations: what it serves.
         address: ``HOST:PORT``; port 0 takes a free one.
         keys: with any, calls need one of them as ``authorization: Bearer KEY``; the health and
             reflection services do not, nor do ServerLive and ServerReady.
@@ -91,14 +90,14 @@ class GrpcServer:
 
     def __init__(
         self,
-        predict: Predict,
+        operations: Operations,
         address: str,
         keys: Sequence[str] = (),
         *,
         admin_keys: Sequence[str] = (),
         tls: Tls | None = None,
     ):
-        self._predict, self._address, self._tls = predict, address, tls
+        self._operations, self._address, self._tls = operations, address, tls
         self._admin_keys = [f"bearer {key}".encode() for key in admin_keys]
         self._keys = [f"bearer {key}".encode() for key in keys]
         if self._keys:
@@ -117,7 +116,7 @@ class GrpcServer:
         Raises:
             ServeError: the port is in use.
         """
-        limit = self._predict.settings.max_body + _OVERHEAD
+        limit = self._operations.settings.max_body + _OVERHEAD
         self._health = _HealthServicer()
         self._server = aio.server(
             options=[
@@ -183,7 +182,7 @@ class GrpcServer:
         free = name in ("ServerLive", "ServerReady")
 
         async def answer(requests: AsyncIterator[bytes], context: Any) -> bytes:
-            held = self._predict.memory.open()
+            held = self._operations.memory.open()
             try:
                 if not free:
                     self._check_key(context, name in _CONTROL)
@@ -213,7 +212,7 @@ class GrpcServer:
 
     async def _answers(self, requests: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         async for data in requests:
-            held = self._predict.memory.open()
+            held = self._operations.memory.open()
             try:
                 held.add(len(data))
                 answer = _Streamed(infer_response=await self._infer(data, held))
@@ -294,7 +293,7 @@ class GrpcServer:
     async def _infer(self, data: bytes, held: Held) -> Any:
         head, raw = wire.part(data)
         name, number = wire.model(data)
-        version = self._predict.repository.get(name, number)
+        version = self._operations.repository.get(name, number)
         with infer.counting(version):
             decoded = await self._decoded(head, raw, version, held)
             asked, _ = asked_of(version, decoded)
@@ -306,7 +305,7 @@ class GrpcServer:
         if sum(map(len, head)) <= decoding.INLINE:
             return grpc_body.decode(b"".join(head), raw, version.inputs)
         job = decoding.job("grpc", version.inputs, raw=[len(part) for part in raw])
-        return await self._predict.decoder.run(job, [*head, *raw], held)
+        return await self._operations.decoder.run(job, [*head, *raw], held)
 
     async def _never(self, request: Any) -> Any:
         raise AssertionError("inferences are read as bytes")
@@ -315,48 +314,45 @@ class GrpcServer:
         return MESSAGES["ServerLiveResponse"](live=True)
 
     async def _ready(self, request: Any) -> Any:
-        return MESSAGES["ServerReadyResponse"](ready=self._predict.ready)
+        return MESSAGES["ServerReadyResponse"](ready=self._operations.ready)
 
     async def _model_ready(self, request: Any) -> Any:
         try:
-            self._predict.repository.get(request.name, request.version)
+            self._operations.repository.get(request.name, request.version)
         except RequestError:
             return MESSAGES["ModelReadyResponse"](ready=False)
         return MESSAGES["ModelReadyResponse"](ready=True)
 
     async def _server_metadata(self, request: Any) -> Any:
-        return MESSAGES["ServerMetadataResponse"](**self._predict.server_metadata())
+        return MESSAGES["ServerMetadataResponse"](**self._operations.server_metadata())
 
     async def _metadata(self, request: Any) -> Any:
-        version = self._predict.repository.get(request.name, request.version)
-        served = [v.number for v in self._predict.repository.serving(version.model)]
+        version = self._operations.repository.get(request.name, request.version)
+        served = [v.number for v in self._operations.repository.serving(version.model)]
         return MESSAGES["ModelMetadataResponse"](**model_card.metadata(version, served))
 
     async def _config(self, request: Any) -> Any:
-        version = self._predict.repository.get(request.name, request.version)
-        plain = model_card.configuration(version, self._predict.settings.devices)
+        version = self._operations.repository.get(request.name, request.version)
+        plain = model_card.configuration(version, self._operations.settings.devices)
         return json_format.ParseDict({"config": plain}, MESSAGES["ModelConfigResponse"]())
 
     async def _statistics(self, request: Any) -> Any:
-        plain = {"model_stats": self._predict.statistics(request.name, request.version)}
+        plain = {"model_stats": self._operations.statistics(request.name, request.version)}
         return MESSAGES["ModelStatisticsResponse"](**plain)
 
     async def _index(self, request: Any) -> Any:
         _check_repository(request)
-        models = [
-            {"name": e.name, "version": e.version, "state": e.state, "reason": e.reason}
-            for e in self._predict.repository.index(request.ready)
-        ]
+        models = self._operations.index(request.ready)
         return MESSAGES["RepositoryIndexResponse"](models=models)
 
     async def _load(self, request: Any) -> Any:
         _check_repository(request)
-        await self._predict.load(request.model_name, plain(request.parameters))
+        await self._operations.load(request.model_name, plain(request.parameters))
         return MESSAGES["RepositoryModelLoadResponse"]()
 
     async def _unload(self, request: Any) -> Any:
         _check_repository(request)
-        await self._predict.unload(request.model_name, plain(request.parameters))
+        await self._operations.unload(request.model_name, plain(request.parameters))
         return MESSAGES["RepositoryModelUnloadResponse"]()
 
 

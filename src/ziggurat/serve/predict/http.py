@@ -11,55 +11,26 @@ from typing import Any
 import msgspec
 import numpy as np
 from jaxtyping import Shaped
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ziggurat.serve.errors import RequestError, TooLarge
-from ziggurat.serve.http import ClientGone, unless_gone
+from ziggurat.serve.http import ClientGone, Describe, http_error, unless_gone
 from ziggurat.serve.predict import body as bodies
 from ziggurat.serve.predict import decoder as decoding
 from ziggurat.serve.predict import infer, tensors
 from ziggurat.serve.predict.decoder import Decoder
-from ziggurat.serve.predict.infer import Asked, Decoded
+from ziggurat.serve.predict.infer import Decoded, asked_of
 from ziggurat.serve.predict.memory import Held, Memory
 from ziggurat.serve.predict.repository import Repository, Version
 from ziggurat.serve.predict.signature import Tensor
 
-HEADER_LENGTH = b"inference-header-content-length"
-
-
-class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of a load or unload."""
-
-    parameters: dict[str, Any] = {}
-
-
-class IndexBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of an index request."""
-
-    ready: bool = False
+HEADER_LENGTH = "inference-header-content-length"
 
 
 _encoder = msgspec.json.Encoder()
 _LARGE_ANSWER = 2**16
 """Bytes of outputs from which the answer is written in a thread."""
-
-
-def asked_of(version: Version, decoded: Decoded) -> tuple[Asked, list[bool]]:
-    """What a request asks of a version, and whether each output goes as bytes.
-
-    Raises:
-        RequestError: a parameter or an output that there is not.
-    """
-    parameters = dict(decoded.parameters)
-    default = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
-    binary = {}
-    for name, given in decoded.outputs:
-        own = dict(given)
-        binary[name] = _flag(own.pop("binary_data", default), "binary_data")
-        infer.refuse_parameters(own, f"output {name[:80]}", infer.NOT_OF_OUTPUTS)
-    names = infer.check_outputs(version, [name for name, _ in decoded.outputs])
-    asked = Asked(version, decoded.inputs, names, infer.read_timeout(parameters))
-    return asked, [binary.get(name, default) for name in names]
 
 
 def encode_infer(
@@ -144,20 +115,6 @@ def header_number(scope: Scope, name: bytes) -> int | None:
     return int(text)
 
 
-async def send_body(
-    send: Send, body: bytes, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
-) -> None:
-    """Answer with one body; JSON unless ``headers`` say otherwise."""
-    kind = () if any(k == b"content-type" for k, _ in headers) else _JSON
-    length = (b"content-length", b"%d" % len(body))
-    start = {"type": "http.response.start", "status": status, "headers": [*kind, *headers, length]}
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
-
-
-_JSON = ((b"content-type", b"application/json"),)
-
-
 class Infer:
     """The endpoint of inference, an ASGI application of its own to spare the request objects.
 
@@ -165,12 +122,14 @@ class Infer:
         repository: the models.
         memory: the budget of all requests.
         decoder: decodes what is large.
-        fail: answers an exception.
+        describe: status and body of an error.
     """
 
-    def __init__(self, repository: Repository, memory: Memory, decoder: Decoder, fail: Any):
+    def __init__(
+        self, repository: Repository, memory: Memory, decoder: Decoder, describe: Describe
+    ):
         self._repository, self._memory, self._decoder = repository, memory, decoder
-        self._fail = fail
+        self._describe = describe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         held = self._memory.open()
@@ -179,7 +138,7 @@ class Infer:
             name, number = where["model"], where.get("version", "")
             self._repository.get(name, number)
             self._check_length(scope)
-            json_size = header_number(scope, HEADER_LENGTH)
+            json_size = header_number(scope, HEADER_LENGTH.encode())
             body = await read_body(receive, held)
             version = self._repository.get(name, number)  # another may serve since
             with infer.counting(version):
@@ -198,17 +157,13 @@ class Infer:
         except ClientGone:
             return
         except Exception as error:
-            await self._fail(error, send)
+            await http_error(error, self._describe)(scope, receive, send)
             return
         finally:
             held.close()
-        headers = []
-        if split is not None:
-            headers = [
-                (b"content-type", b"application/octet-stream"),
-                (HEADER_LENGTH, b"%d" % split),
-            ]
-        await send_body(send, text, 200, headers)
+        headers = {} if split is None else {HEADER_LENGTH: str(split)}
+        kind = "application/json" if split is None else "application/octet-stream"
+        await Response(text, 200, headers, kind)(scope, receive, send)
 
     def _decoded(
         self,
@@ -238,11 +193,3 @@ class Infer:
             raise TooLarge(
                 "request body", found=f"{length} bytes", expected=f"at most {self._memory.largest}"
             )
-
-
-def _flag(value: Any, name: str) -> bool:
-    if type(value) is not bool:
-        raise RequestError(
-            f"parameter {name}", found=repr(value)[:40], expected="true or false", param=name
-        )
-    return value

@@ -22,6 +22,7 @@ from ziggurat.serve.predict import infer, tensors
 from ziggurat.serve.predict.decoder import Decoder
 from ziggurat.serve.predict.infer import Decoded, asked_of
 from ziggurat.serve.predict.memory import Held, Memory
+from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.repository import Repository, Version
 from ziggurat.serve.predict.signature import Tensor
 
@@ -65,29 +66,38 @@ def encode_infer(
     return (b"".join((text, *tail)), len(text)) if tail else (text, None)
 
 
-async def read_body(receive: Receive, held: Held) -> bytearray | bytes:
-    """The whole body, charged as it comes.
+async def read_body(receive: Receive, held: Held) -> bytes | MemoryFile:
+    """The whole body, charged as it comes; a large one in a file.
 
     Raises:
         RequestError: it is too large, or comes too slowly.
         ClientGone: the client left before its end.
     """
-    whole: bytes | bytearray = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ClientGone
-        part = message.get("body", b"")
-        if part:
+    whole, file = b"", None
+    try:
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientGone
+            part = message.get("body", b"")
             held.add(len(part))
-            if not whole:
-                whole = part
+            if file is not None:
+                file.write(part)
+            elif len(whole) + len(part) > decoding.INLINE:
+                file = MemoryFile.of((whole, part))
             else:
-                if isinstance(whole, bytes):
-                    whole = bytearray(whole)
-                whole += part
-        if not message.get("more_body"):
-            return whole
+                whole = whole + part if whole else part
+            if not message.get("more_body"):
+                return file or whole
+    except BaseException:
+        _give_up(file)
+        raise
+
+
+def _give_up(body: bytes | MemoryFile | None) -> None:
+    """Close the file of a body in a thread: freeing many pages takes milliseconds."""
+    if isinstance(body, MemoryFile):
+        asyncio.get_running_loop().run_in_executor(None, body.close)
 
 
 def header(scope: Scope, name: bytes) -> bytes:
@@ -132,7 +142,7 @@ class Infer:
         self._describe = describe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        held = self._memory.open()
+        held, body = self._memory.open(), b""
         try:
             where: Mapping[str, str] = scope["path_params"]
             name, number = where["model"], where.get("version", "")
@@ -161,13 +171,14 @@ class Infer:
             return
         finally:
             held.close()
+            _give_up(body)
         headers = {} if split is None else {HEADER_LENGTH: str(split)}
         kind = "application/json" if split is None else "application/octet-stream"
         await Response(text, 200, headers, kind)(scope, receive, send)
 
     def _decoded(
         self,
-        body: bytes | bytearray,
+        body: bytes | MemoryFile,
         json_size: int | None,
         encoding: bytes,
         version: Version,
@@ -175,9 +186,12 @@ class Infer:
     ) -> Any:
         """A request's content if it is small; else what is to be awaited for it."""
         packed = encoding not in (b"", b"identity")
-        text = len(body) if json_size is None else min(json_size, len(body))
+        size = body.size if isinstance(body, MemoryFile) else len(body)
+        text = size if json_size is None else min(json_size, size)
         if not packed and text <= decoding.INLINE:
-            return bodies.decode(body, json_size, version.inputs)
+            data = body.view() if isinstance(body, MemoryFile) else body
+            return bodies.decode(data, json_size, version.inputs)
+        file = body if isinstance(body, MemoryFile) else MemoryFile.of([body])
         job = decoding.job(
             "http",
             version.inputs,
@@ -185,7 +199,7 @@ class Infer:
             json_size=json_size,
             largest=self._memory.largest,
         )
-        return self._decoder.run(job, body, held)
+        return self._decoder.run(job, file, held)
 
     def _check_length(self, scope: Scope) -> None:
         length = header_number(scope, b"content-length")

@@ -71,7 +71,10 @@ class Operations:
         self.scheduler = Scheduler(self.settings.devices)
         most = self.settings.memory
         self.decoder = Decoder(self.settings.max_body, most)
-        self.memory = Memory(self.settings.max_body, most - self.decoder.bytes)
+        self.front_bytes = max(3 * self.settings.max_body, most // 4)
+        """Bytes that messages may take in the gRPC front, while they arrive."""
+        rest = most - self.decoder.bytes - self.front_bytes
+        self.memory = Memory(self.settings.max_body, rest)
         """The bytes of all requests under way."""
         try:
             self.repository = Repository(path, self.scheduler, self.settings)

@@ -57,7 +57,12 @@ class Predict(Operations):
         def running() -> contextlib.AbstractAsyncContextManager[None]:
             return self.running(grpc_address, keys, drain_seconds, admin_keys=admin_keys, tls=tls)
 
-        return Part(routes=self.routes(), ready=lambda: self.ready, running=running)
+        return Part(
+            routes=self.routes(),
+            failure=lambda: self.grpc and self.grpc.failure,
+            ready=lambda: self.ready,
+            running=running,
+        )
 
     @contextlib.asynccontextmanager
     async def running(

@@ -18,7 +18,7 @@ _FIXED = {1: 8, 5: 4}
 """Bytes of the wire types of fixed size."""
 
 
-def part(message: bytes) -> tuple[list[memoryview], list[memoryview]]:
+def part(message: bytes | memoryview) -> tuple[list[memoryview], list[memoryview]]:
     """The message without its raw contents, in pieces that follow one another, and those.
 
     Raises:
@@ -35,7 +35,7 @@ def part(message: bytes) -> tuple[list[memoryview], list[memoryview]]:
     return [*rest, view[start:]], raw
 
 
-def model(message: bytes) -> tuple[str, str]:
+def model(message: bytes | memoryview) -> tuple[str, str]:
     """The model's name and version.
 
     Raises:
@@ -49,6 +49,25 @@ def model(message: bytes) -> tuple[str, str]:
         return found[1].decode(), found[2].decode()
     except UnicodeDecodeError:
         raise _broken("a name that is no text") from None
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of bytes, text or a message, as it is on the wire.
+
+    >>> field(2, b"ab")
+    b'\\x12\\x02ab'
+    """
+    return field_head(number, len(content)) + content
+
+
+def field_head(number: int, size: int) -> bytes:
+    """Tag and length before the content of such a field."""
+    head, value = bytearray([number << 3 | _LENGTH_DELIMITED]), size
+    while value > 127:
+        head.append(value & 127 | 128)
+        value >>= 7
+    head.append(value)
+    return bytes(head)
 
 
 def _fields(view: memoryview) -> Iterator[tuple[int, int, int, int, int]]:

@@ -13,6 +13,7 @@ health and reflection services have no limits.
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import hmac
 import os
@@ -33,7 +34,7 @@ from ziggurat.core.errors import ServeError
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.http import describe_for
 from ziggurat.serve.predict import wire
-from ziggurat.serve.predict.link import Link, Message
+from ziggurat.serve.predict.link import INLINE, Link, Message
 from ziggurat.serve.predict.memory import Crowded
 from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.messages import METHODS, POOL, SERVICE
@@ -51,6 +52,8 @@ _READ_SECONDS = 20.0
 """How long one message may take to arrive, and how long it may wait for room to be read into."""
 _FAST_SECONDS = 0.1
 """How long a message may take before it makes way for the next."""
+_WATCH_SECONDS, _TIDY_SECONDS = 0.05, 0.2
+"""How often memory is looked at, and how long after a large message it is given back."""
 _ERROR, _RESPONSE = 1, 2
 """Fields of ``ModelStreamInferResponse``."""
 _NICE = 5
@@ -125,6 +128,10 @@ class Front:
         self._counts = {"inferences": 0, "streams": 0}
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._last = 0
+        self._reading: set[asyncio.Future[bytes | None]] = set()
+        """The next messages of streams."""
+        self._tidy = False
+        """Whether large messages were here since memory was last given back."""
 
     async def start(self) -> int:
         """Listen; the port.
@@ -209,7 +216,7 @@ class Front:
         try:
             self._check_key(context)
             with self._counted("streams", self._asked.streams):
-                async for data in requests:
+                while (data := await self._next(requests)) is not None:
                     try:
                         answer = wire.field(_RESPONSE, await self._call("ModelInfer", data))
                     except Exception as error:
@@ -228,6 +235,7 @@ class Front:
         self._last += 1
         number, future = self._last, asyncio.get_running_loop().create_future()
         self._waiting[number] = future
+        large = len(data) > INLINE
         try:
             await self._link.send(number, NAMES.index(name), [data])
             del data
@@ -237,12 +245,56 @@ class Front:
             raise
         finally:
             self._waiting.pop(number, None)
+            if large:  # once the call has ended
+                asyncio.get_running_loop().call_later(_TIDY_SECONDS, self._mark)
         content = message.content
         if isinstance(content, MemoryFile):
             content = await asyncio.to_thread(lambda file: bytes(file.view()), content)
         if message.code:
             raise Answered(message.code, content.decode())
         return content
+
+    async def _next(self, requests: AsyncIterator[bytes]) -> bytes | None:
+        """The next message of a stream; None at its end.
+
+        A stream may wait for ever, so it takes no place among the messages being read.
+
+        Raises:
+            Crowded: :meth:`watch` gave up on it.
+        """
+
+        async def whole() -> bytes | None:
+            return await anext(requests, None)
+
+        reading = asyncio.ensure_future(whole())
+        self._reading.add(reading)
+        try:
+            await asyncio.wait({reading})
+            if reading.cancelled():
+                raise _crowded("messages of streams")
+            return reading.result()
+        finally:
+            self._reading.discard(reading)
+            reading.cancel()
+
+    async def watch(self) -> None:
+        """Give up on all streams that wait for a message when messages take too much memory: which
+        of them are sending cannot be seen."""
+        limit = _resident() + self._asked.memory
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if self._tidy:
+                # The library leaves messages of failed calls in cycles, and counts no bytes.
+                self._tidy = False
+                gc.collect()
+                await asyncio.to_thread(_trim)
+            if self._reading and _resident() > limit:
+                for reading in self._reading:
+                    reading.cancel()
+                self._tidy = True
+
+    def _mark(self) -> None:
+        self._tidy = True
 
     @contextlib.contextmanager
     def _counted(self, what: str, limit: int) -> Iterator[None]:
@@ -324,6 +376,21 @@ def _described(error: Exception) -> tuple[int, str]:
     return status, body["error"]
 
 
+def _resident() -> int:
+    """Bytes of memory that this process takes; 0 where that is not told."""
+    try:
+        with open("/proc/self/statm") as sizes:
+            return int(sizes.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def _trim() -> None:
+    """Give memory back that large messages have left in the allocator; only glibc keeps it."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _reflected() -> Any:
     """Our pool with the files of the services that come with it."""
     for module in (health_pb2, reflection_pb2):
@@ -333,7 +400,7 @@ def _reflected() -> Any:
 
 async def serve(end: socket.socket) -> None:
     """Serve until the server says so, or has gone."""
-    inbox: asyncio.Queue[Message | None] = asyncio.Queue()
+    inbox: asyncio.Queue[Message] = asyncio.Queue()
     front: Front | None = None
 
     def arrived(message: Message) -> None:
@@ -344,7 +411,6 @@ async def serve(end: socket.socket) -> None:
 
     link = Link(end, arrived, lambda: os._exit(1))  # no server: nothing to serve, nobody to tell
     first = await inbox.get()
-    assert first is not None
     assert isinstance(first.content, bytes)
     front = Front(msgspec.json.decode(first.content, type=Start), link)
     try:
@@ -354,8 +420,9 @@ async def serve(end: socket.socket) -> None:
         return
     await link.send(0, STARTED, [str(port).encode()])
     gc.freeze()
+    watching = asyncio.create_task(front.watch())
     last = await inbox.get()
-    assert last is not None
+    watching.cancel()
     await front.stop(last.number)
 
 

@@ -10,6 +10,7 @@ import asyncio
 import collections
 import contextlib
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -101,6 +102,7 @@ class GrpcServer:
                     command,
                     pass_fds=[there.fileno()],
                     stdin=subprocess.DEVNULL,
+                    env={**os.environ, "MALLOC_ARENA_MAX": "2"},  # each keeps what it once had
                     start_new_session=True,  # Ctrl-C at the server is not for it
                 )
             except OSError as error:

@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +20,10 @@ SECONDS = 600
 """How long loading may take in the child."""
 REFUSED = 2
 """Exit code of a child that refused the bundle; the last line of its stderr says why."""
+_turn = threading.Lock()
+"""One child at a time: each takes a core, and the memory of a runtime and of the bundle."""
+NICE = 10
+"""Of the child, below the server and the gRPC front."""
 CHILD = "ziggurat.serve.predict.trial_child"
 """The child's program. It loads bundles, so it stands above the module that calls this one."""
 
@@ -37,9 +42,10 @@ def load(
     command = [sys.executable, "-m", CHILD, asked]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     try:
-        done = subprocess.run(
-            command, capture_output=True, env=environment, timeout=SECONDS, check=False
-        )
+        with _turn:
+            done = subprocess.run(
+                command, capture_output=True, env=environment, timeout=SECONDS, check=False
+            )
     except subprocess.TimeoutExpired:
         raise BundleError(
             f"bundle {path}", found=f"no end of loading in {SECONDS} s", expected="a smaller one"

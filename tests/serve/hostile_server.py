@@ -42,6 +42,7 @@ def tiny_engine() -> Iterator[Engine]:
     tokenizer.chat_templates["default"] = TEMPLATE
     settings = EngineConfig(max_sequence_length=96, max_prefill_chunk=32, max_running=4)
     with Engine(model, model.init(jax.random.key(0)), tokenizer, settings) as made:
+        made.warm_up()
         yield made
 
 

@@ -10,8 +10,10 @@ budget and a fifth of it; another model's p99 is within twice its idle one.
 Three runs tell what the server does from what a machine does whose cores its clients use too:
 ``apart`` has the clients on a core of their own, as if they were elsewhere, and the server with all
 its processes and the probes on the others; ``together`` has all of them on all cores; ``burning``
-has, instead of clients, as many processes that only burn as there are cores. Loopback only; needs
-about 4 GiB of memory and two cores.
+has, instead of clients, as many processes that only burn as there are cores. In all of them a
+``control`` is asked beside the server: a process that answers and does nothing else, on the same
+cores, which nobody attacks. What holds it up is the machine and not the server, so the bounds start
+from the worse of idle and control. Loopback only; needs about 4 GiB of memory and two cores.
 """
 
 import argparse
@@ -83,6 +85,33 @@ def running(root: Path, max_body: int, budget: int) -> Iterator[tuple[subprocess
         process.wait(60)
 
 
+CONTROL = """
+import asyncio
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\nconnection: close\\r\\n\\r\\n")
+    await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def control() -> Iterator[str]:
+    """A server that does nothing else, in a process of its own: where it listens."""
+    command = [sys.executable, "-c", CONTROL]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
+
+
 class Watch:
     """Asks again and again, and keeps how long each answer took (seconds)."""
 
@@ -148,7 +177,7 @@ def child(arguments: list[str]) -> None:
     """The attackers, in a process of their own so that they do not slow the probes."""
     given = json.loads(arguments[0])
     target = hostile.Target(**given["target"])
-    found = attack(target, given["seconds"], hostile.CLIENTS)
+    found = attack(target, given["seconds"], CLIENTS[given["clients"]])
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     print(
         json.dumps(
@@ -185,23 +214,34 @@ def runs() -> dict[str, Run]:
     }
 
 
-def measure(run: Run, root: Path, seconds: float, size: int) -> dict[str, Any]:
+CLIENTS = {"all": hostile.CLIENTS, "bundles": hostile.BUNDLE_CLIENTS}
+
+
+def measure(run: Run, root: Path, seconds: float, size: int, clients: str) -> dict[str, Any]:
     """The figures of a run."""
     os.sched_setaffinity(0, run.server)  # the server inherits it; the probes are here
-    with running(root, size + 4 * 2**20, BUDGET) as (process, (web, rpc)):
+    with control() as beside, running(root, size + 4 * 2**20, BUDGET) as (process, (web, rpc)):
         infer = ("POST", "/v2/models/other/infer", hostile.request())
         live = ("GET", "/v2/health/live")
-        with Watch(web, *live) as idle, Watch(web, *infer) as idle_other, \
-                resident.Memory(process.pid) as before:  # fmt: skip
+        with (
+            Watch(web, *live) as idle,
+            Watch(web, *infer) as idle_other,
+            Watch(beside, *live) as idle_beside,
+            resident.Memory(process.pid) as before,
+        ):
             time.sleep(min(10.0, seconds))
         cpu = _cpu(process.pid)
         answers: dict[str, Any] = {}
         begun = time.monotonic()
-        with Watch(web, *live) as probe, Watch(web, *infer) as other, \
-                resident.Memory(process.pid) as memory:  # fmt: skip
+        with (
+            Watch(web, *live) as probe,
+            Watch(web, *infer) as other,
+            Watch(beside, *live) as now_beside,
+            resident.Memory(process.pid) as memory,
+        ):
             if run.hostile:
                 target = {"http": web, "grpc": rpc, "size": size, "hostile_model": "bad"}
-                given = json.dumps({"target": target, "seconds": seconds})
+                given = json.dumps({"target": target, "seconds": seconds, "clients": clients})
                 command = [sys.executable, "-m", "tests.serve.hostile_load", "--child", given]
                 done = subprocess.run(
                     ["taskset", "-c", ",".join(map(str, run.clients)), *command],
@@ -215,7 +255,7 @@ def measure(run: Run, root: Path, seconds: float, size: int) -> dict[str, Any]:
         time.sleep(2)
         with resident.Memory(process.pid) as after:
             time.sleep(0.2)
-    return _figures(idle, probe, idle_other, other) | {
+    return _figures((idle, probe), (idle_other, other), (idle_beside, now_beside)) | {
         "memory_mib": _memory(before, memory, after),
         "cores_used": {
             "server": round(cpu / wall, 2),
@@ -229,11 +269,18 @@ def measure(run: Run, root: Path, seconds: float, size: int) -> dict[str, Any]:
     }
 
 
-def _figures(idle: Watch, probe: Watch, idle_other: Watch, other: Watch) -> dict[str, Any]:
-    most = max(100.0, 3 * idle.quantile(1))
-    longest = 2 * idle_other.quantile(0.99)
+Pair = tuple[Watch, Watch]
+"""Without and with the clients."""
+
+
+def _figures(live: Pair, others: Pair, controls: Pair) -> dict[str, Any]:
+    (idle, probe), (idle_other, other), (idle_beside, beside) = live, others, controls
+    most = max(100.0, 3 * max(idle.quantile(1), beside.quantile(1)))
+    machine = max(0.0, beside.quantile(0.99) - idle_beside.quantile(0.99))
+    longest = 2 * (idle_other.quantile(0.99) + machine)
     within = probe.quantile(1) <= most and not probe.failed
     return {
+        "control_ms": {"idle": _spread(idle_beside), "now": _spread(beside)},
         "live_ms": {
             "idle": _spread(idle),
             "now": _spread(probe),
@@ -287,6 +334,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--mib", type=int, default=60)
+    parser.add_argument("--clients", choices=CLIENTS, default="all")
     parser.add_argument("--runs", nargs="+", choices=runs(), default=list(runs()))
     options = parser.parse_args()
     found: dict[str, Any] = {}
@@ -295,7 +343,9 @@ def main() -> None:
         for name, run in runs().items():
             if name in options.runs:
                 load = os.getloadavg()[0]
-                found[name] = measure(run, root, options.seconds, options.mib * 2**20)
+                found[name] = measure(
+                    run, root, options.seconds, options.mib * 2**20, options.clients
+                )
                 found[name]["load_average_before"] = load
                 print(json.dumps({name: found[name]}, indent=1), flush=True)
 

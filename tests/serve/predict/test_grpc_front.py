@@ -1,4 +1,4 @@
-"""The gRPC port's own process: what goes to and fro, its end, and its memory."""
+"""The gRPC port's own process: what goes through its link, its end, and its memory."""
 
 import asyncio
 import os
@@ -11,8 +11,9 @@ import pytest
 from tests.serve.predict.conftest import serving
 
 from ziggurat.core.errors import ServeError
-from ziggurat.serve.predict import Predict, grpc_front, link
-from ziggurat.serve.predict.grpc_front import Front, Start
+from ziggurat.serve.predict import Predict, grpc_reading, link
+from ziggurat.serve.predict.grpc_protocol import Start
+from ziggurat.serve.predict.grpc_reading import Reader
 from ziggurat.serve.predict.link import Link
 from ziggurat.serve.predict.memory import Crowded
 from ziggurat.serve.predict.memory_file import MemoryFile
@@ -107,11 +108,14 @@ def test_a_file_lives_as_long_as_its_view():
 
 def test_a_front_that_was_killed_comes_back_on_its_port(copied):
     with serving(copied) as server:
+        front = server.predict.grpc
+        assert front is not None
+        assert front._process is not None
         assert status(server.grpc, infer()) == "OK"
-        server.predict.grpc._process.send_signal(signal.SIGKILL)
+        front._process.send_signal(signal.SIGKILL)
         assert status(server.grpc, infer()) == "OK"
-        assert server.predict.grpc.failure is None
-        assert server.grpc.endswith(f":{server.predict.grpc.port}")
+        assert front.failure is None
+        assert server.grpc.endswith(f":{front.port}")
 
 
 def test_a_taken_port_is_told_and_leaves_no_process(made, server):
@@ -122,6 +126,8 @@ def test_a_taken_port_is_told_and_leaves_no_process(made, server):
     with Predict(made) as predict:
         with pytest.raises(ServeError, match=r"gRPC address .* cannot be bound"):
             asyncio.run(run(predict))
+        assert predict.grpc is not None
+        assert predict.grpc._process is not None
         assert predict.grpc._process.poll() is not None
 
 
@@ -141,16 +147,14 @@ def test_streams_are_given_up_when_messages_take_too_much_memory(monkeypatch):
         yield b""
 
     async def run():
-        with link.pair() as (here, _):
-            end = Link(here, lambda _: None, lambda: None)
-        front = Front(Start(address="", limit=1, calls=1, streams=1, fast=1, slow=1, memory=8), end)
-        reads = [asyncio.create_task(front._next(nothing())) for _ in range(3)]
+        asked = Start(address="", limit=1, calls=1, streams=1, fast=1, slow=1, memory=8)
+        reader = Reader(asked)
+        reads = [asyncio.create_task(reader.next_of_stream(nothing())) for _ in range(3)]
         sizes = iter([100, 108, 109])
-        monkeypatch.setattr(grpc_front, "_resident", lambda: next(sizes, 0))
-        watching = asyncio.create_task(front.watch())
+        monkeypatch.setattr(grpc_reading, "_resident", lambda: next(sizes, 0))
+        watching = asyncio.create_task(reader.watch())
         found = await asyncio.gather(*reads, return_exceptions=True)
         watching.cancel()
-        end.close()
         return found, list(sizes)
 
     found, left = asyncio.run(run())

@@ -13,7 +13,6 @@ health and reflection services have no limits.
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import hmac
 import os
@@ -34,6 +33,15 @@ from ziggurat.core.errors import ServeError
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.http import describe_for
 from ziggurat.serve.predict import wire
+from ziggurat.serve.predict.grpc_protocol import (
+    CANCEL,
+    FAILED,
+    NAMES,
+    START,
+    STARTED,
+    Start,
+)
+from ziggurat.serve.predict.grpc_reading import READ_SECONDS, Reader
 from ziggurat.serve.predict.link import INLINE, Link, Message
 from ziggurat.serve.predict.memory import Crowded
 from ziggurat.serve.predict.memory_file import MemoryFile
@@ -44,16 +52,6 @@ FREE = frozenset({"ServerLive", "ServerReady"})
 """Calls that need no key."""
 CONTROL = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 """Calls for an administrator's key, if there is one."""
-NAMES = sorted(METHODS)
-"""Methods, by the code of the message that calls them."""
-START, STARTED, FAILED, STOP, CANCEL = range(1000, 1005)
-"""Codes of messages that are no calls; an answer's code is 0 or the HTTP status of its error."""
-_READ_SECONDS = 20.0
-"""How long one message may take to arrive, and how long it may wait for room to be read into."""
-_FAST_SECONDS = 0.1
-"""How long a message may take before it makes way for the next."""
-_WATCH_SECONDS, _TIDY_SECONDS = 0.05, 0.2
-"""How often memory is looked at, and how long after a large message it is given back."""
 _ERROR, _RESPONSE = 1, 2
 """Fields of ``ModelStreamInferResponse``."""
 _NICE = 5
@@ -71,38 +69,10 @@ CODES = {
 """HTTP status of an error -> status of the call."""
 
 
-class Start(msgspec.Struct):
-    """How to serve."""
-
-    address: str
-    limit: int
-    """Bytes of the largest message."""
-    calls: int
-    """Inferences under way at once; more are refused."""
-    streams: int
-    """Streams open at once; more are refused."""
-    fast: int
-    """Messages of inferences that are read at once."""
-    slow: int
-    """Messages that took longer and are read on beside the others; more are refused."""
-    memory: int
-    """Bytes that messages being read may take in all."""
-    keys: list[str] = []
-    admin_keys: list[str] = []
-    certificate: str = ""
-    key: str = ""
-
-
 class NoKey(RequestError):
     """The call bears no key that is known."""
 
     status = 401
-
-
-class TooSlow(RequestError):
-    """A message did not arrive in time."""
-
-    status = 408
 
 
 class Answered(RequestError):
@@ -122,16 +92,10 @@ class Front:
         self._keys = [f"bearer {key}".encode() for key in asked.keys]
         if self._keys:
             self._keys += self._admin_keys
-        # A message does not tell its size before it is read, and is there three times while it is:
-        # in the transport, as it is put together, and as bytes. So few are read at once.
-        self._fast, self._slow = asyncio.Semaphore(asked.fast), asyncio.Semaphore(asked.slow)
+        self._reader = Reader(asked)
         self._counts = {"inferences": 0, "streams": 0}
         self._waiting: dict[int, asyncio.Future[Message]] = {}
         self._last = 0
-        self._reading: set[asyncio.Future[bytes | None]] = set()
-        """The next messages of streams."""
-        self._tidy = False
-        """Whether large messages were here since memory was last given back."""
 
     async def start(self) -> int:
         """Listen; the port.
@@ -186,6 +150,10 @@ class Front:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(seconds)
 
+    async def watch(self) -> None:
+        """Keep memory within its share, for ever."""
+        await self._reader.watch()
+
     def answered(self, message: Message) -> None:
         """Take in what the server answers."""
         future = self._waiting.pop(message.number, None)
@@ -200,10 +168,10 @@ class Front:
                 if name not in FREE:
                     self._check_key(context, name in CONTROL)
                 if name != "ModelInfer":
-                    data = await asyncio.wait_for(anext(requests, b""), _READ_SECONDS)
+                    data = await asyncio.wait_for(anext(requests, b""), READ_SECONDS)
                     return await self._call(name, data)
                 with self._counted("inferences", self._asked.calls):
-                    return await self._call(name, await self._read(requests))
+                    return await self._call(name, await self._reader.read(requests))
             except Exception as error:
                 status, text = _described(error)
                 await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), text)
@@ -216,7 +184,7 @@ class Front:
         try:
             self._check_key(context)
             with self._counted("streams", self._asked.streams):
-                while (data := await self._next(requests)) is not None:
+                while (data := await self._reader.next_of_stream(requests)) is not None:
                     try:
                         answer = wire.field(_RESPONSE, await self._call("ModelInfer", data))
                     except Exception as error:
@@ -246,55 +214,13 @@ class Front:
         finally:
             self._waiting.pop(number, None)
             if large:  # once the call has ended
-                asyncio.get_running_loop().call_later(_TIDY_SECONDS, self._mark)
+                self._reader.tidy_soon()
         content = message.content
         if isinstance(content, MemoryFile):
             content = await asyncio.to_thread(lambda file: bytes(file.view()), content)
         if message.code:
             raise Answered(message.code, content.decode())
         return content
-
-    async def _next(self, requests: AsyncIterator[bytes]) -> bytes | None:
-        """The next message of a stream; None at its end.
-
-        A stream may wait for ever, so it takes no place among the messages being read.
-
-        Raises:
-            Crowded: :meth:`watch` gave up on it.
-        """
-
-        async def whole() -> bytes | None:
-            return await anext(requests, None)
-
-        reading = asyncio.ensure_future(whole())
-        self._reading.add(reading)
-        try:
-            await asyncio.wait({reading})
-            if reading.cancelled():
-                raise _crowded("messages of streams")
-            return reading.result()
-        finally:
-            self._reading.discard(reading)
-            reading.cancel()
-
-    async def watch(self) -> None:
-        """Give up on all streams that wait for a message when messages take too much memory: which
-        of them are sending cannot be seen."""
-        limit = _resident() + self._asked.memory
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            if self._tidy:
-                # The library leaves messages of failed calls in cycles, and counts no bytes.
-                self._tidy = False
-                gc.collect()
-                await asyncio.to_thread(_trim)
-            if self._reading and _resident() > limit:
-                for reading in self._reading:
-                    reading.cancel()
-                self._tidy = True
-
-    def _mark(self) -> None:
-        self._tidy = True
 
     @contextlib.contextmanager
     def _counted(self, what: str, limit: int) -> Iterator[None]:
@@ -311,40 +237,6 @@ class Front:
             yield
         finally:
             self._counts[what] -= 1
-
-    async def _read(self, requests: AsyncIterator[bytes]) -> bytes:
-        """One message, read when there is room for it; a slow one makes way for the next.
-
-        Raises:
-            RequestError: there is no room, or it does not arrive in time.
-        """
-
-        async def whole() -> bytes:
-            return await anext(requests, b"")
-
-        try:
-            async with asyncio.timeout(_READ_SECONDS):
-                await self._fast.acquire()
-        except TimeoutError:
-            raise _crowded("messages being read") from None
-        lane, reading = self._fast, asyncio.ensure_future(whole())
-        try:
-            await asyncio.wait({reading}, timeout=_FAST_SECONDS)
-            if not reading.done():
-                if self._slow.locked():
-                    raise _crowded("messages that come slowly")
-                self._fast.release()
-                lane = self._slow
-                await lane.acquire()
-                await asyncio.wait({reading}, timeout=_READ_SECONDS)
-            if not reading.done():
-                raise TooSlow(
-                    "message", found=f"not whole in {_READ_SECONDS:.0f} s", expected="its end"
-                )
-            return reading.result()
-        finally:
-            reading.cancel()
-            lane.release()
 
     def _check_key(self, context: Any, control: bool = False) -> None:
         keys = self._admin_keys if control and self._admin_keys else self._keys
@@ -363,32 +255,12 @@ class Front:
             )
 
 
-def _crowded(what: str) -> Crowded:
-    return Crowded(what, found="as many as there is room for", expected="fewer",
-                   fix="try again later")  # fmt: skip
-
-
 def _described(error: Exception) -> tuple[int, str]:
     """HTTP status and text of an error; the server's are told as they came."""
     if isinstance(error, Answered):
         return error.status, str(error)
     status, body = describe_for("/v2", error)
     return status, body["error"]
-
-
-def _resident() -> int:
-    """Bytes of memory that this process takes; 0 where that is not told."""
-    try:
-        with open("/proc/self/statm") as sizes:
-            return int(sizes.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
-def _trim() -> None:
-    """Give memory back that large messages have left in the allocator; only glibc keeps it."""
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _reflected() -> Any:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ziggurat.core.errors import ServeError
-from ziggurat.serve.predict import grpc_front
+from ziggurat.serve.predict import grpc_protocol as protocol
 from ziggurat.serve.predict.grpc_calls import Calls
 from ziggurat.serve.predict.link import Link, Message, pair
 from ziggurat.serve.predict.memory_file import MemoryFile
@@ -64,7 +64,7 @@ class GrpcServer:
     ):
         self._operations, self._calls = operations, Calls(operations)
         largest, room = operations.settings.max_body, operations.front_bytes
-        self._asked = grpc_front.Start(
+        self._asked = protocol.Start(
             address=address,
             limit=largest + _OVERHEAD,
             calls=_CALLS,
@@ -96,7 +96,7 @@ class GrpcServer:
         """
         self._started: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         with pair() as (here, there):
-            command = [sys.executable, "-m", grpc_front.__name__, str(there.fileno())]
+            command = [sys.executable, "-m", protocol.FRONT, str(there.fileno())]
             try:
                 self._process = subprocess.Popen(
                     command,
@@ -112,7 +112,7 @@ class GrpcServer:
             self._gone.clear()
             self._link = Link(here, self._arrived, self._ended)
         try:
-            await self._link.send(0, grpc_front.START, [msgspec.json.encode(self._asked)])
+            await self._link.send(0, protocol.START, [msgspec.json.encode(self._asked)])
             self.port = await asyncio.wait_for(self._started, _START_SECONDS)
         except (OSError, TimeoutError) as error:
             self._kill()
@@ -129,7 +129,7 @@ class GrpcServer:
         if self._restart is not None:
             self._restart.cancel()
         with contextlib.suppress(OSError, TimeoutError):
-            await self._link.send(seconds, grpc_front.STOP, [])
+            await self._link.send(seconds, protocol.STOP, [])
             await asyncio.wait_for(self._gone.wait(), seconds + 5)
         self._kill()
 
@@ -142,13 +142,13 @@ class GrpcServer:
 
     def _arrived(self, message: Message) -> None:
         match message.code:
-            case grpc_front.STARTED:
+            case protocol.STARTED:
                 assert isinstance(message.content, bytes)
                 self._started.set_result(int(message.content))
-            case grpc_front.FAILED:
+            case protocol.FAILED:
                 assert isinstance(message.content, bytes)
                 self._started.set_exception(ServeError(message.content.decode()))
-            case grpc_front.CANCEL:
+            case protocol.CANCEL:
                 if task := self._tasks.get(message.number):
                     task.cancel()
             case _:
@@ -161,7 +161,7 @@ class GrpcServer:
         filed = content if isinstance(content, MemoryFile) else None
         try:
             held.add(len(content) if isinstance(content, bytes) else content.size)
-            parts = await self._calls.answer(grpc_front.NAMES[message.code], content, held)
+            parts = await self._calls.answer(protocol.NAMES[message.code], content, held)
         except Exception as error:
             code, text = describe(error)
             parts = [text.encode()]

@@ -112,7 +112,9 @@ def test_a_front_that_was_killed_comes_back_on_its_port(copied):
         assert front is not None
         assert front._process is not None
         assert status(server.grpc, infer()) == "OK"
-        front._process.send_signal(signal.SIGKILL)
+        first = front._process
+        first.send_signal(signal.SIGKILL)
+        first.wait(30)  # until then it may still take connections
         assert status(server.grpc, infer()) == "OK"
         assert front.failure is None
         assert server.grpc.endswith(f":{front.port}")

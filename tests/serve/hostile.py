@@ -1,8 +1,9 @@
-"""Clients of a server of bundles that mean harm or do not care: functions of where it listens.
+"""Clients of a server that mean harm or do not care: functions of where it listens.
 
 Each returns what it got: HTTP statuses, names of gRPC codes, or ``cut`` where the server closed.
-They are bounded in time and memory, and talk to the loopback interface only. Another load test adds
-its own to :data:`CLIENTS`; ``tests/serve/hostile_load.py`` runs them all at once and measures.
+They are bounded in time and memory, and talk to the loopback interface only. Those of bundles are
+here, those of a language model in :mod:`tests.serve.hostile_llm`; ``tests/serve/hostile_load.py``
+runs them all at once and measures.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
+from tests.serve import hostile_llm
 
 from ziggurat.serve.predict.messages import MESSAGES, SERVICE
 
@@ -189,7 +191,13 @@ def _channel(target: Target) -> grpc.Channel:
     return grpc.insecure_channel(target.grpc, options=options)
 
 
-CLIENTS: dict[str, tuple[Callable[[Target], list[int | str]], frozenset[int | str]]] = {
+def of_llm(client: Callable[[str], list[int]]) -> Callable[[Target], list[int | str]]:
+    """A client of the language model, of which a connection closed without an answer is a cut."""
+    return lambda target: [status or CUT for status in client(target.http)]
+
+
+Clients = dict[str, tuple[Callable[[Target], list[int | str]], frozenset[int | str]]]
+BUNDLE_CLIENTS: Clients = {
     "large JSON": (large_json, frozenset({400, 413, 429, CUT})),
     "compressed bodies": (bombs, frozenset({200, 400, 413, 429, CUT})),
     "slow headers": (slow_headers, frozenset({408, CUT})),
@@ -205,5 +213,10 @@ CLIENTS: dict[str, tuple[Callable[[Target], list[int | str]], frozenset[int | st
         frozenset({"open", "OK", "UNAVAILABLE", "UNAUTHENTICATED"}),
     ),
     "hostile bundle": (hostile_load, frozenset({400})),
+}
+"""Clients of bundles, with what the server may answer them."""
+CLIENTS: Clients = BUNDLE_CLIENTS | {
+    f"LLM {name}": (of_llm(client), frozenset({200, 400, 408, 413, 429, CUT}))
+    for name, client in hostile_llm.CLIENTS.items()
 }
 """Every client with what the server may answer it."""

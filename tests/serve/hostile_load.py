@@ -2,21 +2,33 @@
 
     python -m tests.serve.hostile_load --seconds 40
 
-Prints one line of JSON. Expected: the liveness probe never fails and answers within 100 ms or three
-times its idle time, whichever is more; memory stays within the budget and a fifth of it; another
-model's p99 is within twice its idle one. Loopback only; needs about 4 GiB of memory.
+The server holds bundles and a language model. Prints JSON: each figure without and with the
+clients, and whether it is within its bound: the liveness probe never fails and answers within
+100 ms or three times its longest idle time, whichever is more; what memory grows by is within the
+budget and a fifth of it; another model's p99 is within twice its idle one.
+
+Three runs tell what the server does from what a machine does whose cores its clients use too:
+``apart`` has the clients on a core of their own, as if they were elsewhere, and the server with all
+its processes and the probes on the others; ``together`` has all of them on all cores; ``burning``
+has, instead of clients, as many processes that only burn as there are cores. In all of them a
+``control`` is asked beside the server: a process that answers and does nothing else, on the same
+cores, which nobody attacks. What holds it up is the machine and not the server, so the bounds start
+from the worse of idle and control. Loopback only; needs about 4 GiB of memory and two cores.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import http.client
 import json
+import os
+import resource
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +36,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
-from tests.serve import hostile
+from tests.serve import hostile, resident
 
 from ziggurat.serve.predict import export
 from ziggurat.serve.predict import manifest as manifests
 
 BUDGET = 2**30
-PROGRAM = """
-import sys, threading
-from pathlib import Path
-from prometheus_client import CollectorRegistry
-from ziggurat.serve.predict import Predict, PredictConfig
-from ziggurat.serve.server import Server, bind
-with Predict(Path(sys.argv[1]), PredictConfig(model_control="explicit", load=("row", "other"),
-             max_body=int(sys.argv[2]), memory=int(sys.argv[3]))) as predict:
-    listening = bind("127.0.0.1", 0)
-    server = Server([predict.part("127.0.0.1:0")], listening, CollectorRegistry())
-    predict.started = lambda port: print(server.url[7:], f"127.0.0.1:{port}", flush=True)
-    server.serve_forever()
-"""
 
 
 def repository(root: Path) -> Path:
@@ -57,8 +56,6 @@ def repository(root: Path) -> Path:
 
 def forge(path: Path) -> None:
     """Put a program with a custom call into a bundle, under a manifest that is whole."""
-    import dataclasses
-
     from jax import export as jax_export
 
     def program(weights: Any, given: Any) -> list[Any]:
@@ -77,7 +74,8 @@ def forge(path: Path) -> None:
 @contextlib.contextmanager
 def running(root: Path, max_body: int, budget: int) -> Iterator[tuple[subprocess.Popen, list[str]]]:
     """A server process, and where it listens."""
-    command = [sys.executable, "-c", PROGRAM, str(root), str(max_body), str(budget)]
+    command = [sys.executable, "-m", "tests.serve.hostile_server", str(root)]
+    command += [str(max_body), str(budget)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -85,6 +83,33 @@ def running(root: Path, max_body: int, budget: int) -> Iterator[tuple[subprocess
     finally:
         process.terminate()
         process.wait(60)
+
+
+CONTROL = """
+import asyncio
+async def answer(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 0\\r\\nconnection: close\\r\\n\\r\\n")
+    await writer.drain()
+    writer.close()
+async def main():
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def control() -> Iterator[str]:
+    """A server that does nothing else, in a process of its own: where it listens."""
+    command = [sys.executable, "-c", CONTROL]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
 
 
 class Watch:
@@ -125,35 +150,10 @@ class Watch:
         return round(float(np.quantile(self.times, share)) * 1000, 1)
 
 
-class Memory:
-    """The largest resident size of a process and its children, looked at every 50 ms (bytes)."""
-
-    def __init__(self, pid: int):
-        self._process, self.most, self.alone = psutil.Process(pid), 0, 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        while not self._stop.wait(0.05):
-            with contextlib.suppress(psutil.Error):
-                own = self._process.memory_info().rss
-                rest = (child.memory_info().rss for child in self._process.children())
-                self.alone = max(self.alone, own)
-                self.most = max(self.most, own + sum(rest))
-
-    def __enter__(self) -> "Memory":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(10)
-
-
 def attack(
     target: hostile.Target,
     seconds: float,
-    clients: dict[str, tuple[Callable[..., list[int | str]], frozenset[int | str]]],
+    clients: hostile.Clients,
 ) -> dict[str, list[int | str]]:
     """Run every client in a thread of its own, again and again for so long; what each got."""
     found: dict[str, list[int | str]] = {name: [] for name in clients}
@@ -177,52 +177,181 @@ def child(arguments: list[str]) -> None:
     """The attackers, in a process of their own so that they do not slow the probes."""
     given = json.loads(arguments[0])
     target = hostile.Target(**given["target"])
-    found = attack(target, given["seconds"], hostile.CLIENTS)
-    print(json.dumps({name: sorted(set(map(str, got))) for name, got in found.items()}))
+    found = attack(target, given["seconds"], CLIENTS[given["clients"]])
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    print(
+        json.dumps(
+            {"cpu_s": used, "got": {n: sorted(set(got), key=str) for n, got in found.items()}}
+        )
+    )
 
 
-def measure(seconds: float, size: int) -> dict[str, Any]:
-    """The figures of a full run."""
+def burn(seconds: float, cores: set[int]) -> None:
+    """Use up these cores for so long."""
+    code = f"import time; end = time.monotonic() + {seconds}\nwhile time.monotonic() < end: pass"
+    burners = [subprocess.Popen([sys.executable, "-c", code]) for _ in cores]
+    for burner in burners:
+        burner.wait()
+
+
+@dataclasses.dataclass
+class Run:
+    """Where everybody runs."""
+
+    server: set[int]
+    clients: set[int]
+    hostile: bool = True
+
+
+def runs() -> dict[str, Run]:
+    """The three runs, for the cores that there are."""
+    cores = os.sched_getaffinity(0)
+    last = {max(cores)}
+    return {
+        "apart": Run(cores - last or cores, last),
+        "together": Run(cores, cores),
+        "burning": Run(cores, cores, False),
+    }
+
+
+CLIENTS = {"all": hostile.CLIENTS, "bundles": hostile.BUNDLE_CLIENTS}
+
+
+def measure(run: Run, root: Path, seconds: float, size: int, clients: str) -> dict[str, Any]:
+    """The figures of a run."""
+    os.sched_setaffinity(0, run.server)  # the server inherits it; the probes are here
+    with control() as beside, running(root, size + 4 * 2**20, BUDGET) as (process, (web, rpc)):
+        infer = ("POST", "/v2/models/other/infer", hostile.request())
+        live = ("GET", "/v2/health/live")
+        with (
+            Watch(web, *live) as idle,
+            Watch(web, *infer) as idle_other,
+            Watch(beside, *live) as idle_beside,
+            resident.Memory(process.pid) as before,
+        ):
+            time.sleep(min(10.0, seconds))
+        cpu = _cpu(process.pid)
+        answers: dict[str, Any] = {}
+        begun = time.monotonic()
+        with (
+            Watch(web, *live) as probe,
+            Watch(web, *infer) as other,
+            Watch(beside, *live) as now_beside,
+            resident.Memory(process.pid) as memory,
+        ):
+            if run.hostile:
+                target = {"http": web, "grpc": rpc, "size": size, "hostile_model": "bad"}
+                given = json.dumps({"target": target, "seconds": seconds, "clients": clients})
+                command = [sys.executable, "-m", "tests.serve.hostile_load", "--child", given]
+                done = subprocess.run(
+                    ["taskset", "-c", ",".join(map(str, run.clients)), *command],
+                    stdout=subprocess.PIPE, text=True, timeout=900, check=True,
+                )  # fmt: skip
+                answers = json.loads(done.stdout)
+            else:
+                burn(seconds, run.clients)
+        wall = time.monotonic() - begun
+        cpu = _cpu(process.pid) - cpu
+        time.sleep(2)
+        with resident.Memory(process.pid) as after:
+            time.sleep(0.2)
+    return _figures((idle, probe), (idle_other, other), (idle_beside, now_beside)) | {
+        "memory_mib": _memory(before, memory, after),
+        "cores_used": {
+            "server": round(cpu / wall, 2),
+            "clients": round(answers.get("cpu_s", 0) / wall, 2),
+        },
+        "wrong_answers": {
+            name: wrong
+            for name, got in answers.get("got", {}).items()
+            if (wrong := sorted(set(got) - hostile.CLIENTS[name][1], key=str))
+        },
+    }
+
+
+Pair = tuple[Watch, Watch]
+"""Without and with the clients."""
+
+
+def _figures(live: Pair, others: Pair, controls: Pair) -> dict[str, Any]:
+    (idle, probe), (idle_other, other), (idle_beside, beside) = live, others, controls
+    most = max(100.0, 3 * max(idle.quantile(1), beside.quantile(1)))
+    machine = max(0.0, beside.quantile(0.99) - idle_beside.quantile(0.99))
+    longest = 2 * (idle_other.quantile(0.99) + machine)
+    within = probe.quantile(1) <= most and not probe.failed
+    return {
+        "control_ms": {"idle": _spread(idle_beside), "now": _spread(beside)},
+        "live_ms": {
+            "idle": _spread(idle),
+            "now": _spread(probe),
+            "failed": f"{probe.failed} of {len(probe.times)}",
+            "over_bound": sum(time > most / 1000 for time in probe.times),
+            "bound": most,
+            "within": within,
+        },
+        "other_ms": {
+            "idle": _spread(idle_other),
+            "now": _spread(other),
+            "failed": f"{other.failed} of {len(other.times)}",
+            "bound_p99": longest,
+            "within": other.quantile(0.99) <= longest and not other.failed,
+        },
+    }
+
+
+def _spread(watch: Watch) -> dict[str, float]:
+    named = {"p50": 0.5, "p99": 0.99, "max": 1}
+    return {name: watch.quantile(share) for name, share in named.items()}
+
+
+def _memory(
+    before: resident.Memory, now: resident.Memory, after: resident.Memory
+) -> dict[str, Any]:
+    grown = now.most - before.most
+    return {
+        "before": before.most >> 20,
+        "most": now.most >> 20,
+        "after": after.most >> 20,
+        "most_of_each": {name: size >> 20 for name, size in now.parts.items()},
+        "grown": grown >> 20,
+        "budget": BUDGET >> 20,
+        "within": grown <= 1.2 * BUDGET,
+    }
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of processor that a process, its children and those that ended have used."""
+    server = psutil.Process(pid)
+    used = sum(server.cpu_times()[:4])
+    for process in server.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            used += sum(process.cpu_times()[:2])
+    return used
+
+
+def main() -> None:
+    """The runs asked for."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--mib", type=int, default=60)
+    parser.add_argument("--clients", choices=CLIENTS, default="all")
+    parser.add_argument("--runs", nargs="+", choices=runs(), default=list(runs()))
+    options = parser.parse_args()
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         root = repository(Path(folder))
-        with running(root, size + 4 * 2**20, BUDGET) as (process, (web, rpc)):
-            before = psutil.Process(process.pid).memory_info().rss
-            infer = ("POST", "/v2/models/other/infer", hostile.request())
-            live = ("GET", "/v2/health/live")
-            with Watch(web, *live) as idle, Watch(web, *infer) as idle_other:
-                time.sleep(min(10.0, seconds))
-            target = {"http": web, "grpc": rpc, "size": size, "hostile_model": "bad"}
-            given = json.dumps({"target": target, "seconds": seconds})
-            command = [sys.executable, "-m", "tests.serve.hostile_load", "--child", given]
-            with Watch(web, *live) as probe, Watch(web, *infer) as other, \
-                    Memory(process.pid) as memory:  # fmt: skip
-                done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-            time.sleep(2)
-            after = psutil.Process(process.pid).memory_info().rss
-    return {
-        "live_idle_ms": {"p50": idle.quantile(0.5), "max": idle.quantile(1)},
-        "live_ms": {q: probe.quantile(v) for q, v in (("p50", 0.5), ("p99", 0.99), ("max", 1))},
-        "live_failed": f"{probe.failed} of {len(probe.times)}",
-        "other_idle_p99_ms": idle_other.quantile(0.99),
-        "other_p99_ms": other.quantile(0.99),
-        "other_failed": f"{other.failed} of {len(other.times)}",
-        "memory_mib": {
-            "before": before >> 20,
-            "most": memory.alone >> 20,
-            "most_with_children": memory.most >> 20,
-            "after": after >> 20,
-            "budget": BUDGET >> 20,
-        },
-        "answers": json.loads(done.stdout) if done.returncode == 0 else done.stderr[-2000:],
-    }
+        for name, run in runs().items():
+            if name in options.runs:
+                load = os.getloadavg()[0]
+                found[name] = measure(
+                    run, root, options.seconds, options.mib * 2**20, options.clients
+                )
+                found[name]["load_average_before"] = load
+                print(json.dumps({name: found[name]}, indent=1), flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
         child(sys.argv[2:])
     else:
-        parser = argparse.ArgumentParser()
-        parser.add_argument("--seconds", type=float, default=40.0)
-        parser.add_argument("--mib", type=int, default=60)
-        options = parser.parse_args()
-        print(json.dumps(measure(options.seconds, options.mib * 2**20)))
+        main()

@@ -17,6 +17,8 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
+Describe = Callable[[Exception], tuple[int, Any]]
+"""Status and body of an error."""
 MAX_BODY = 8 * 2**20
 GONE = 499
 """Status logged for a client that left before its answer; nobody reads it."""
@@ -77,8 +79,23 @@ def describe_for(path: str, error: Exception) -> tuple[int, dict[str, Any]]:
     return status, body
 
 
-def guarded(handler: Handler) -> Handler:
-    """Turn a handler's errors into responses."""
+def http_error(error: Exception, describe: Describe = describe) -> Response:
+    """The response of an error, with ``Retry-After`` where the same request may succeed later."""
+    status, body = describe(error)
+    response = json_response(body, status)
+    seconds = getattr(error, "retry_after", None)
+    if seconds is not None:
+        response.headers["retry-after"] = str(seconds)
+    return response
+
+
+def guarded(handler: Handler, describe: Describe = describe) -> Handler:
+    """Turn a handler's errors into responses.
+
+    Args:
+        handler: the endpoint.
+        describe: status and body of an error.
+    """
 
     async def call(request: Request) -> Response:
         try:
@@ -86,12 +103,7 @@ def guarded(handler: Handler) -> Handler:
         except ClientGone:
             return Response(status_code=GONE)
         except Exception as error:
-            status, body = describe(error)
-            response = json_response(body, status)
-            seconds = getattr(error, "retry_after", None)
-            if seconds is not None:
-                response.headers["retry-after"] = str(seconds)
-            return response
+            return http_error(error, describe)
 
     return call
 

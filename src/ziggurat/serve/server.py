@@ -1,6 +1,7 @@
 """The process around the application: a socket bound early, and an orderly end on SIGTERM."""
 
 import contextlib
+import gc
 import signal
 import socket
 import threading
@@ -115,7 +116,8 @@ class Server(uvicorn.Server):
 
     def serve_forever(self) -> None:
         """Run until a signal or :meth:`stop`."""
-        self.run(sockets=[self._listening])
+        with _startup_objects_frozen():
+            self.run(sockets=[self._listening])
 
     def stop(self) -> None:
         """Ask for an orderly end, from any thread."""
@@ -134,3 +136,22 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _startup_objects_frozen() -> Iterator[None]:
+    """Keep the garbage collector from walking what the start has made.
+
+    JAX, models and programs are about a million objects; a full collection of them stops every
+    thread for up to a second, and a burst of requests brings one about. In a thread other than the
+    main one the process is not the server's own, and nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

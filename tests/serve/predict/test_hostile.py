@@ -7,7 +7,7 @@ here.
 import numpy as np
 import psutil
 import pytest
-from tests.serve import hostile, hostile_load
+from tests.serve import hostile, hostile_load, resident
 
 from ziggurat.serve import patience
 from ziggurat.serve.predict import grpc_service
@@ -43,12 +43,12 @@ def test_all_at_once(server):
     with (
         hostile_load.Watch(server.http, "GET", "/v2/health/live") as live,
         hostile_load.Watch(server.http, *infer) as other,
-        hostile_load.Memory(psutil.Process().pid) as memory,
+        resident.Memory(psutil.Process().pid) as memory,
     ):
-        found = hostile_load.attack(target(server), 0.0, hostile.CLIENTS)
+        found = hostile_load.attack(target(server), 0.0, hostile.BUNDLE_CLIENTS)
     for name, got in found.items():
-        assert set(got) <= hostile.CLIENTS[name][1], name
-        assert got or not hostile.CLIENTS[name][1], name
+        assert set(got) <= hostile.BUNDLE_CLIENTS[name][1], name
+        assert got or not hostile.BUNDLE_CLIENTS[name][1], name
     for name in SLOW:
         assert "held" not in found[name]
     assert "UNAVAILABLE" in found["idle gRPC streams"]

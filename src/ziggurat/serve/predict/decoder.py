@@ -3,26 +3,31 @@
 Python decodes while it holds the interpreter's lock, so tens of megabytes of JSON in any thread of
 the server would hold up every other client, and lists of numbers take many times the memory of the
 array they become. A child decodes instead, within a limit of memory, and hands back arrays; one
-that does not end is killed. Requests of few bytes, and binary tensors, are decoded where they are.
+that does not end is killed. Bodies and arrays go between the processes as files in memory, so the
+server copies none of them. Requests of few bytes, and binary tensors, are decoded where they are.
 """
 
 import asyncio
 import contextlib
+import math
 import os
+import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import numpy as np
 
 from ziggurat.serve.errors import RequestError, TooLarge
 from ziggurat.serve.predict import body as http_body
+from ziggurat.serve.predict import wire
 from ziggurat.serve.predict.infer import Decoded
 from ziggurat.serve.predict.memory import Held
+from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.signature import DATATYPES, Tensor
 
 INLINE = 2**18
@@ -30,13 +35,19 @@ INLINE = 2**18
 SECONDS = 60.0
 """How long decoding one request may take in a child."""
 _LENGTH = struct.Struct("<QQ")
+"""Bytes of the JSON that follows, and of the file that comes with it."""
+_ROOM, _NO_ROOM = b"+", b"-"
+"""Whether a child is to hand over the arrays that it told of."""
 _LEAST = 2**24
-_TIMES = 8
-"""Times the largest body that a child may take: the body, copies of its text, and the arrays."""
+_TIMES = 6
+"""Times the largest body that a child may take: the body, its text if it was compressed, and the
+arrays: at most four times the text where every number has one digit and eight bytes."""
+_NICE = 10
+"""Below the server and the gRPC front."""
 
 
 class Job(msgspec.Struct):
-    """What a child is told of a request; its bytes follow."""
+    """What a child is told of a request; its body comes as a file."""
 
     kind: str
     """``http`` or ``grpc``."""
@@ -44,12 +55,10 @@ class Job(msgspec.Struct):
     encoding: str = ""
     json_size: int | None = None
     largest: int = 0
-    raw: list[int] = []
-    """Sizes of the raw contents that follow a gRPC message's head."""
 
 
 class Done(msgspec.Struct):
-    """What a child answers; the arrays' bytes follow."""
+    """What a child answers; the arrays' bytes come as a file."""
 
     id: str = ""
     outputs: list[tuple[str, dict[str, Any]]] = []
@@ -93,7 +102,7 @@ class Decoder:
         self.bytes = children * self._limit
         """What the children may take."""
         self._pool = ThreadPoolExecutor(children, "decode")
-        self._idle: list[subprocess.Popen[bytes]] = []
+        self._idle: list[_Child] = []
         self._closed = False
 
     def close(self) -> None:
@@ -101,33 +110,34 @@ class Decoder:
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in self._idle:
-            child.kill()
-            child.wait()
+            child.end()
 
-    async def run(self, asked: Job, data: Any, held: Held) -> Decoded:
+    async def run(self, asked: Job, body: MemoryFile, held: Held) -> Decoded:
         """Decode a request.
 
         Args:
-            asked: what it is.
-            data: its bytes, one array of them or several that follow one another.
+            asked: how.
+            body: its bytes.
             held: is charged for the arrays.
 
         Raises:
             RequestError: the request is wrong, or too much to decode.
         """
         loop = asyncio.get_running_loop()
-        done, arrays = await loop.run_in_executor(self._pool, self._on_child, asked, data, held)
-        inputs = {}
-        for (name, kind, shape), content in zip(done.arrays, arrays, strict=True):
-            inputs[name] = np.asarray(content).view(DATATYPES[kind]).reshape(shape)
+        done, view = await loop.run_in_executor(self._pool, self._on_child, asked, body, held)
+        inputs, at = {}, 0
+        for name, kind, shape in done.arrays:
+            size = DATATYPES[kind].itemsize * math.prod(shape)
+            inputs[name] = np.frombuffer(view[at : at + size], DATATYPES[kind]).reshape(shape)
+            at += size
         return Decoded(done.id, inputs, done.outputs, done.parameters)
 
-    def _on_child(self, asked: Job, data: Any, held: Held) -> tuple[Done, list[memoryview]]:
+    def _on_child(self, asked: Job, body: MemoryFile, held: Held) -> tuple[Done, memoryview]:
         child = self._idle.pop() if self._idle else self._start()
-        timer = _Killer(child, SECONDS)
+        timer = _Killer(child.process, SECONDS)
         try:
             with timer:
-                done, arrays = self._exchange(child, asked, data, held)
+                done, view = child.exchange(asked, body, held)
         except (OSError, EOFError, msgspec.MsgspecError) as error:
             late = f"over {SECONDS:.0f} s of work"
             raise DecodingFailed(
@@ -136,46 +146,63 @@ class Decoder:
                 expected="less",
                 fix="send numbers as binary data",
             ) from error
+        except RequestError:
+            raise
         except BaseException:
-            _end(child)
+            child.end()
             raise
         finally:
-            if child.poll() is None and not self._closed:
+            if child.process.poll() is None and not self._closed:
                 self._idle.append(child)
             else:
-                _end(child)
+                child.end()
         if done.error:
             raise Refused(done.error, done.status, done.param)
-        return done, arrays
+        return done, view
 
-    def _exchange(
-        self, child: subprocess.Popen[bytes], asked: Job, data: Any, held: Held
-    ) -> tuple[Done, list[memoryview]]:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        head, parts = msgspec.json.encode(asked), data if isinstance(data, list) else [data]
-        child.stdin.write(_LENGTH.pack(len(head), sum(map(len, parts))) + head)
-        for part in parts:
-            child.stdin.write(part)
-        child.stdin.flush()
-        size, total = _LENGTH.unpack(_read(child.stdout, _LENGTH.size))
-        done = msgspec.json.decode(_read(child.stdout, size), type=Done)
-        held.add(total, body=False)
-        arrays = []
-        for _, kind, shape in done.arrays:
-            count = DATATYPES[kind].itemsize * int(np.prod(shape, dtype=np.int64))
-            arrays.append(_read(child.stdout, count))
-        return done, arrays
-
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> "_Child":
+        here, there = socket.socketpair()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        return subprocess.Popen(
-            [sys.executable, "-m", __name__, str(self._limit)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,  # Ctrl-C at the server is not for it
-        )
+        with there:
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(self._limit), str(there.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[there.fileno()],
+                env=environment,
+                start_new_session=True,  # Ctrl-C at the server is not for it
+            )
+        return _Child(process, here)
+
+
+class _Child:
+    """A child process and the socket to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], end: socket.socket):
+        self.process, self._socket = process, end
+
+    def exchange(self, asked: Job, body: MemoryFile, held: Held) -> tuple[Done, memoryview]:
+        """Hand over a request; blocks until it is decoded."""
+        _send(self._socket, msgspec.json.encode(asked), body)
+        text, size, _ = _receive(self._socket)
+        done = msgspec.json.decode(text, type=Done)
+        if not size:
+            return done, memoryview(b"")
+        try:
+            held.add(size, body=False)
+        except RequestError:
+            self._socket.sendall(_NO_ROOM)
+            raise
+        self._socket.sendall(_ROOM)
+        _, _, arrays = _receive(self._socket)
+        if arrays is None:
+            raise EOFError
+        return done, arrays.view()
+
+    def end(self) -> None:
+        """End it."""
+        self.process.kill()
+        self._socket.close()
+        self.process.wait()
 
 
 class _Killer:
@@ -199,32 +226,39 @@ class _Killer:
         self._timer.cancel()
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    child.kill()
-    for pipe in (child.stdin, child.stdout):
-        with contextlib.suppress(OSError):
-            if pipe is not None:
-                pipe.close()
-    child.wait()
+def _send(end: socket.socket, text: bytes, file: MemoryFile | None, size: int = 0) -> None:
+    """Send JSON, and a file or the size of what will be one."""
+    data = _LENGTH.pack(len(text), size if file is None else file.size) + text
+    sent = 0
+    if file is not None:
+        sent = socket.send_fds(end, [data], [file.descriptor])
+    end.sendall(data[sent:])
 
 
-def _read(stream: Any, size: int) -> memoryview:
-    """Exactly so many bytes, into memory of their own.
+def _receive(end: socket.socket) -> tuple[bytes, int, MemoryFile | None]:
+    """JSON, the size that came with it, and the file if there is one.
 
     Raises:
         EOFError: the other end has gone.
     """
-    # Not filled with zeros, which would take the interpreter's lock.
-    view, at = np.empty(size, np.uint8).data, 0
-    while at < size:
-        count = stream.readinto(view[at:])
-        if not count:
-            raise EOFError
-        at += count
-    return view
+    data, descriptors, _, _ = socket.recv_fds(end, _LENGTH.size, 1)
+    while 0 < len(data) < _LENGTH.size:
+        data += end.recv(_LENGTH.size - len(data)) or _gone()
+    if not data:
+        _gone()
+    length, size = _LENGTH.unpack(data)
+    file = MemoryFile(descriptors[0], size) if descriptors else None
+    text = bytearray()
+    while len(text) < length:
+        text += end.recv(length - len(text)) or _gone()
+    return bytes(text), size, file
 
 
-def decode(asked: Job, data: Any) -> Decoded:
+def _gone() -> NoReturn:
+    raise EOFError
+
+
+def decode(asked: Job, data: memoryview) -> Decoded:
     """Decode a request here and now, as a child does.
 
     Raises:
@@ -236,17 +270,12 @@ def decode(asked: Job, data: Any) -> Decoded:
     }
     if asked.kind == "http":
         if asked.encoding:
-            data = http_body.inflate(data, asked.encoding, asked.largest)
+            data = memoryview(http_body.inflate(data, asked.encoding, asked.largest))
         return http_body.decode(data, asked.json_size, wanted)
     from ziggurat.serve.predict import grpc_body
 
-    view, raw = memoryview(data), []
-    at = len(view) - sum(asked.raw)
-    head = bytes(view[:at])
-    for size in asked.raw:
-        raw.append(view[at : at + size])
-        at += size
-    return grpc_body.decode(head, raw, wanted)
+    head, raw = wire.part(data)
+    return grpc_body.decode(b"".join(head), raw, wanted)
 
 
 def _answer(asked: Job, data: memoryview) -> tuple[Done, list[memoryview]]:
@@ -266,7 +295,7 @@ def _answer(asked: Job, data: memoryview) -> tuple[Done, list[memoryview]]:
     return done, [tensors.to_bytes(array) for array in found.inputs.values()]
 
 
-def main(limit: int) -> None:
+def main(limit: int, end: socket.socket) -> None:
     """A child: decode what comes until nothing does, in so many bytes beside what it has now."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on this system
         import resource
@@ -274,21 +303,25 @@ def main(limit: int) -> None:
         with open("/proc/self/statm") as sizes:
             limit += int(sizes.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        os.nice(5)
-    given, answers = os.fdopen(0, "rb", 0), os.fdopen(1, "wb", 0)
+        os.nice(_NICE)
     while True:
         try:
-            head, size = _LENGTH.unpack(_read(given, _LENGTH.size))
+            text, _, body = _receive(end)
         except EOFError:
             return
-        asked = msgspec.json.decode(_read(given, head), type=Job)
-        done, arrays = _answer(asked, _read(given, size))
-        text, total = msgspec.json.encode(done), sum(len(array) for array in arrays)
-        for part in (_LENGTH.pack(len(text), total), text, *arrays):
-            view = memoryview(part)
-            while len(view):
-                view = view[answers.write(view) or 0 :]
+        assert body is not None
+        asked = msgspec.json.decode(text, type=Job)
+        done, arrays = _answer(asked, body.view())
+        body.close()
+        size = sum(len(array) for array in arrays)
+        _send(end, msgspec.json.encode(done), None, size)
+        if size and end.recv(1) == _ROOM:
+            file = MemoryFile.of(arrays)
+            arrays.clear()
+            _send(end, b"", file)
+            file.close()
+        del arrays
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), socket.socket(fileno=int(sys.argv[2])))

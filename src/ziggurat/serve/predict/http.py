@@ -11,55 +11,27 @@ from typing import Any
 import msgspec
 import numpy as np
 from jaxtyping import Shaped
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ziggurat.serve.errors import RequestError, TooLarge
-from ziggurat.serve.http import ClientGone, unless_gone
+from ziggurat.serve.http import ClientGone, Describe, http_error, unless_gone
 from ziggurat.serve.predict import body as bodies
 from ziggurat.serve.predict import decoder as decoding
 from ziggurat.serve.predict import infer, tensors
 from ziggurat.serve.predict.decoder import Decoder
-from ziggurat.serve.predict.infer import Asked, Decoded
+from ziggurat.serve.predict.infer import Decoded, asked_of
 from ziggurat.serve.predict.memory import Held, Memory
+from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.repository import Repository, Version
 from ziggurat.serve.predict.signature import Tensor
 
-HEADER_LENGTH = b"inference-header-content-length"
-
-
-class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of a load or unload."""
-
-    parameters: dict[str, Any] = {}
-
-
-class IndexBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Body of an index request."""
-
-    ready: bool = False
+HEADER_LENGTH = "inference-header-content-length"
 
 
 _encoder = msgspec.json.Encoder()
 _LARGE_ANSWER = 2**16
 """Bytes of outputs from which the answer is written in a thread."""
-
-
-def asked_of(version: Version, decoded: Decoded) -> tuple[Asked, list[bool]]:
-    """What a request asks of a version, and whether each output goes as bytes.
-
-    Raises:
-        RequestError: a parameter or an output that there is not.
-    """
-    parameters = dict(decoded.parameters)
-    default = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
-    binary = {}
-    for name, given in decoded.outputs:
-        own = dict(given)
-        binary[name] = _flag(own.pop("binary_data", default), "binary_data")
-        infer.refuse_parameters(own, f"output {name[:80]}", infer.NOT_OF_OUTPUTS)
-    names = infer.check_outputs(version, [name for name, _ in decoded.outputs])
-    asked = Asked(version, decoded.inputs, names, infer.read_timeout(parameters))
-    return asked, [binary.get(name, default) for name in names]
 
 
 def encode_infer(
@@ -94,29 +66,38 @@ def encode_infer(
     return (b"".join((text, *tail)), len(text)) if tail else (text, None)
 
 
-async def read_body(receive: Receive, held: Held) -> bytearray | bytes:
-    """The whole body, charged as it comes.
+async def read_body(receive: Receive, held: Held) -> bytes | MemoryFile:
+    """The whole body, charged as it comes; a large one in a file.
 
     Raises:
         RequestError: it is too large, or comes too slowly.
         ClientGone: the client left before its end.
     """
-    whole: bytes | bytearray = b""
-    while True:
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ClientGone
-        part = message.get("body", b"")
-        if part:
+    whole, file = b"", None
+    try:
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientGone
+            part = message.get("body", b"")
             held.add(len(part))
-            if not whole:
-                whole = part
+            if file is not None:
+                file.write(part)
+            elif len(whole) + len(part) > decoding.INLINE:
+                file = MemoryFile.of((whole, part))
             else:
-                if isinstance(whole, bytes):
-                    whole = bytearray(whole)
-                whole += part
-        if not message.get("more_body"):
-            return whole
+                whole = whole + part if whole else part
+            if not message.get("more_body"):
+                return file or whole
+    except BaseException:
+        _give_up(file)
+        raise
+
+
+def _give_up(body: bytes | MemoryFile | None) -> None:
+    """Close the file of a body in a thread: freeing many pages takes milliseconds."""
+    if isinstance(body, MemoryFile):
+        asyncio.get_running_loop().run_in_executor(None, body.close)
 
 
 def header(scope: Scope, name: bytes) -> bytes:
@@ -144,20 +125,6 @@ def header_number(scope: Scope, name: bytes) -> int | None:
     return int(text)
 
 
-async def send_body(
-    send: Send, body: bytes, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
-) -> None:
-    """Answer with one body; JSON unless ``headers`` say otherwise."""
-    kind = () if any(k == b"content-type" for k, _ in headers) else _JSON
-    length = (b"content-length", b"%d" % len(body))
-    start = {"type": "http.response.start", "status": status, "headers": [*kind, *headers, length]}
-    await send(start)
-    await send({"type": "http.response.body", "body": body})
-
-
-_JSON = ((b"content-type", b"application/json"),)
-
-
 class Infer:
     """The endpoint of inference, an ASGI application of its own to spare the request objects.
 
@@ -165,21 +132,23 @@ class Infer:
         repository: the models.
         memory: the budget of all requests.
         decoder: decodes what is large.
-        fail: answers an exception.
+        describe: status and body of an error.
     """
 
-    def __init__(self, repository: Repository, memory: Memory, decoder: Decoder, fail: Any):
+    def __init__(
+        self, repository: Repository, memory: Memory, decoder: Decoder, describe: Describe
+    ):
         self._repository, self._memory, self._decoder = repository, memory, decoder
-        self._fail = fail
+        self._describe = describe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        held = self._memory.open()
+        held, body = self._memory.open(), b""
         try:
             where: Mapping[str, str] = scope["path_params"]
             name, number = where["model"], where.get("version", "")
             self._repository.get(name, number)
             self._check_length(scope)
-            json_size = header_number(scope, HEADER_LENGTH)
+            json_size = header_number(scope, HEADER_LENGTH.encode())
             body = await read_body(receive, held)
             version = self._repository.get(name, number)  # another may serve since
             with infer.counting(version):
@@ -198,21 +167,18 @@ class Infer:
         except ClientGone:
             return
         except Exception as error:
-            await self._fail(error, send)
+            await http_error(error, self._describe)(scope, receive, send)
             return
         finally:
             held.close()
-        headers = []
-        if split is not None:
-            headers = [
-                (b"content-type", b"application/octet-stream"),
-                (HEADER_LENGTH, b"%d" % split),
-            ]
-        await send_body(send, text, 200, headers)
+            _give_up(body)
+        headers = {} if split is None else {HEADER_LENGTH: str(split)}
+        kind = "application/json" if split is None else "application/octet-stream"
+        await Response(text, 200, headers, kind)(scope, receive, send)
 
     def _decoded(
         self,
-        body: bytes | bytearray,
+        body: bytes | MemoryFile,
         json_size: int | None,
         encoding: bytes,
         version: Version,
@@ -220,9 +186,12 @@ class Infer:
     ) -> Any:
         """A request's content if it is small; else what is to be awaited for it."""
         packed = encoding not in (b"", b"identity")
-        text = len(body) if json_size is None else min(json_size, len(body))
+        size = body.size if isinstance(body, MemoryFile) else len(body)
+        text = size if json_size is None else min(json_size, size)
         if not packed and text <= decoding.INLINE:
-            return bodies.decode(body, json_size, version.inputs)
+            data = body.view() if isinstance(body, MemoryFile) else body
+            return bodies.decode(data, json_size, version.inputs)
+        file = body if isinstance(body, MemoryFile) else MemoryFile.of([body])
         job = decoding.job(
             "http",
             version.inputs,
@@ -230,7 +199,7 @@ class Infer:
             json_size=json_size,
             largest=self._memory.largest,
         )
-        return self._decoder.run(job, body, held)
+        return self._decoder.run(job, file, held)
 
     def _check_length(self, scope: Scope) -> None:
         length = header_number(scope, b"content-length")
@@ -238,11 +207,3 @@ class Infer:
             raise TooLarge(
                 "request body", found=f"{length} bytes", expected=f"at most {self._memory.largest}"
             )
-
-
-def _flag(value: Any, name: str) -> bool:
-    if type(value) is not bool:
-        raise RequestError(
-            f"parameter {name}", found=repr(value)[:40], expected="true or false", param=name
-        )
-    return value

@@ -112,6 +112,24 @@ def check_outputs(version: "Version", names: list[str]) -> list[str]:
     return names or known
 
 
+def asked_of(version: "Version", decoded: Decoded) -> tuple[Asked, list[bool]]:
+    """What a request asks of a version, and whether each output goes as bytes.
+
+    Raises:
+        RequestError: a parameter or an output that there is not.
+    """
+    parameters = dict(decoded.parameters)
+    default = _flag(parameters.pop("binary_data_output", False), "binary_data_output")
+    binary = {}
+    for name, given in decoded.outputs:
+        own = dict(given)
+        binary[name] = _flag(own.pop("binary_data", default), "binary_data")
+        refuse_parameters(own, f"output {name[:80]}", NOT_OF_OUTPUTS)
+    names = check_outputs(version, [name for name, _ in decoded.outputs])
+    asked = Asked(version, decoded.inputs, names, read_timeout(parameters))
+    return asked, [binary.get(name, default) for name in names]
+
+
 def read_timeout(parameters: Mapping[str, Any]) -> int:
     """The request parameter ``timeout`` (microseconds).
 
@@ -160,3 +178,11 @@ def _not_applied(what: str, name: str, value: Any, why: str) -> RequestError:
         fix=why,
         param=name,
     )
+
+
+def _flag(value: Any, name: str) -> bool:
+    if type(value) is not bool:
+        raise RequestError(
+            f"parameter {name}", found=repr(value)[:40], expected="true or false", param=name
+        )
+    return value

@@ -108,31 +108,41 @@ def from_json(raw: msgspec.Raw, tensor: Tensor, shape: Sequence[int]) -> Shaped[
     if len(raw) > _LARGE:
         # Rows and values are parted by one comma fewer than there are values: told before any is
         # turned into an object.
-        found = bytes(raw).count(b",") + 1
+        view = memoryview(raw)
+        starts = range(0, len(view), _LARGE)
+        found = sum(bytes(view[at : at + _LARGE]).count(b",") for at in starts) + 1
         if found != max(count, 1):
             text = f"{found} values"
             raise RequestError(
                 where, found=text, expected=f"shape {list(shape)}", param=tensor.name
             )
         if depth == 1:
-            return _in_pieces(raw, tensor, shape, where)
+            return _in_pieces(view, tensor, shape, where)
     values = _decoded(raw, depth, tensor, where)
     return from_values(values, tensor, shape, where)
 
 
-def _in_pieces(raw: msgspec.Raw, tensor: Tensor, shape: Sequence[int], where: str) -> np.ndarray:
-    """A long flat list, without ever holding more than a piece of it as objects."""
-    text = bytes(raw).strip()
+def _in_pieces(
+    view: memoryview, tensor: Tensor, shape: Sequence[int], where: str
+) -> Shaped[np.ndarray, "..."]:
+    """A long flat list, without ever holding more than a piece of it as text or as objects."""
     whole, at, begin = np.empty(math.prod(shape), tensor.dtype), 0, 1
-    while begin < len(text):
-        end = text.find(b",", begin + _LARGE)
-        end = len(text) - 1 if end < 0 else end
-        piece = text[begin:end]
+    while begin < len(view):
+        piece = bytes(view[begin : begin + _LARGE])
+        last = begin + len(piece) >= len(view)
+        end = piece.rfind(b"]" if last else b",")
+        if end < 0:  # blanks for longer than any number
+            raise RequestError(
+                where, found="a gap", expected=f"a list of {tensor.datatype}", param=tensor.name
+            )
+        piece = piece[:end]
         count = piece.count(b",") + 1
         part = _decoded(b"[" + piece + b"]", 1, tensor, where)
         part = from_values(part, tensor, [count], where)
         whole[at : at + count] = part
-        at, begin = at + count, end + 1
+        at, begin = at + count, begin + end + 1
+        if last:
+            break
     return whole.reshape(tuple(shape))
 
 

@@ -10,15 +10,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from ziggurat.core.errors import ZigguratError
 from ziggurat.serve.predict.manifest import BundleError, Manifest
 
 SECONDS = 600
 """How long loading may take in the child."""
-_REFUSED = 2
+REFUSED = 2
+"""Exit code of a child that refused the bundle; the last line of its stderr says why."""
+_turn = threading.Lock()
+"""One child at a time: each takes a core, and the memory of a runtime and of the bundle."""
+NICE = 10
+"""Of the child, below the server and the gRPC front."""
+CHILD = "ziggurat.serve.predict.trial_child"
+"""The child's program. It loads bundles, so it stands above the module that calls this one."""
 
 
 def load(
@@ -32,12 +39,13 @@ def load(
     if "cpu" not in manifest.platforms:
         return
     asked = json.dumps([str(path), list(batch_sizes), list(allowed)])
-    command = [sys.executable, "-m", __name__, asked]
+    command = [sys.executable, "-m", CHILD, asked]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     try:
-        done = subprocess.run(
-            command, capture_output=True, env=environment, timeout=SECONDS, check=False
-        )
+        with _turn:
+            done = subprocess.run(
+                command, capture_output=True, env=environment, timeout=SECONDS, check=False
+            )
     except subprocess.TimeoutExpired:
         raise BundleError(
             f"bundle {path}", found=f"no end of loading in {SECONDS} s", expected="a smaller one"
@@ -53,7 +61,7 @@ def load(
         return
     lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
     last = lines[-1][:500] if lines else ""
-    if done.returncode == _REFUSED:
+    if done.returncode == REFUSED:
         raise BundleError(last)
     ended = f"exit code {done.returncode}"
     if done.returncode < 0:
@@ -64,22 +72,3 @@ def load(
         expected="a bundle that loads",
         fix="do not serve it",
     )
-
-
-def main(asked: str) -> int:
-    """The child: load and end."""
-    from ziggurat.serve.predict.bundle import LoadedBundle
-
-    path, batch_sizes, allowed = json.loads(asked)
-    try:
-        LoadedBundle.load(Path(path), batch_sizes=batch_sizes, custom_calls=allowed)
-    except ZigguratError as error:
-        print(error, file=sys.stderr)
-        return _REFUSED
-    return 0
-
-
-if __name__ == "__main__":
-    code = main(sys.argv[1])
-    sys.stderr.flush()
-    os._exit(code)  # nothing to tidy up; an interpreter's end might crash in what the bundle did

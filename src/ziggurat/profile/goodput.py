@@ -42,9 +42,9 @@ def goodput(sessions: Sequence[Sequence[LedgerEntry]]) -> Goodput:
         sessions: what :func:`ziggurat.profile.journal.read_journal` gives.
 
     >>> first = [LedgerEntry("a", 0.0, 4.0, 2, {"compile": 2.0, "step": 2.0}),
-    ...          Entry("a", 0.0, 6.0, 4, {"compile": 2.0, "step": 4.0})]
+    ...          LedgerEntry("a", 0.0, 6.0, 4, {"compile": 2.0, "step": 4.0})]
     >>> second = [LedgerEntry("b", 7.0, 8.0, 2, {"compile": 1.0}),  # resumes from step 2
-    ...           Entry("b", 7.0, 12.0, 6, {"compile": 1.0, "step": 4.0})]
+    ...           LedgerEntry("b", 7.0, 12.0, 6, {"compile": 1.0, "step": 4.0})]
     >>> found = goodput([first, second])
     >>> found.wall_s, dict(found.seconds)
     (12.0, {'compile': 3.0, 'step': 6.0, 'replay': 2.0, 'down': 1.0})

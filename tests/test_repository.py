@@ -191,10 +191,6 @@ def test_ci_runs_make_check_and_nothing_else():
 
 SHARED_NAMES = {
     "TextEmbedder": "the protocol of the embeddings endpoint, and the model that implements it",
-    "Decoder": "to rename in serve.predict: DecoderPool",
-    "Manifest": "to rename in serve.predict: BundleManifest",
-    "ModelConfig": "to rename in serve.predict: ModelSettings",
-    "Scheduler": "to rename in serve.predict: BatchScheduler",
 }
 """Class names that two packages may share, since they are the interface of one idea."""
 

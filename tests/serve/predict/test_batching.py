@@ -10,14 +10,14 @@ from tests.serve.predict.conftest import classify, encode, table, weights
 from ziggurat.core.errors import ServeError
 from ziggurat.serve.errors import EngineStopped, QueueFull
 from ziggurat.serve.predict import export
-from ziggurat.serve.predict.batching import ProgramFailed, Queue, QueueTimeout, Scheduler
+from ziggurat.serve.predict.batching import BatchScheduler, ProgramFailed, Queue, QueueTimeout
 from ziggurat.serve.predict.bundle import LoadedBundle
 from ziggurat.serve.predict.config import Batching
-from ziggurat.serve.predict.program import Program
+from ziggurat.serve.predict.program import BundleProgram
 from ziggurat.serve.predict.statistics import Statistics
 
 
-class Gate(Program):
+class Gate(BundleProgram):
     """A program that notes its batches and runs when it is let."""
 
     def __init__(self, program):
@@ -48,7 +48,7 @@ def encoder(made):
 
 @pytest.fixture
 def scheduler():
-    with Scheduler() as made:
+    with BatchScheduler() as made:
         yield made
 
 
@@ -213,7 +213,7 @@ def test_many_clients_get_their_own_answers(scheduler, digits, encoder):
 
 
 def test_a_closed_queue_refuses_and_the_end_settles_what_waits(digits):
-    with Scheduler() as scheduler:
+    with BatchScheduler() as scheduler:
         gate = Gate(digits.programs[0])
         queue = queue_of(scheduler, digits, gate, max_queue_delay_us=10_000_000)
 
@@ -241,7 +241,7 @@ def test_a_closed_queue_refuses_and_the_end_settles_what_waits(digits):
 
 def test_the_oldest_of_all_models_goes_first(digits, encoder):
     """A model under load does not starve another one."""
-    with Scheduler() as scheduler:
+    with BatchScheduler() as scheduler:
         gate = Gate(digits.programs[0])
         busy, quiet = queue_of(scheduler, digits, gate), queue_of(scheduler, encoder)
         order = []
@@ -282,7 +282,7 @@ def test_other_models_run_while_one_compiles(open_sizes, digits, scheduler, monk
     """And a client that left while its program was compiled is not computed for."""
     compiling, go_on = threading.Event(), threading.Event()
     slow, fast = queue_of(scheduler, open_sizes), queue_of(scheduler, digits)
-    real = Program.compile
+    real = BundleProgram.compile
 
     def compile(program, sizes):
         if "t" in sizes and not program.has(sizes):
@@ -290,7 +290,7 @@ def test_other_models_run_while_one_compiles(open_sizes, digits, scheduler, monk
             assert go_on.wait(30)
         return real(program, sizes)
 
-    monkeypatch.setattr(Program, "compile", compile)
+    monkeypatch.setattr(BundleProgram, "compile", compile)
 
     async def ask():
         first = asyncio.ensure_future(slow.infer({"x": np.ones((1, 7), np.float32)}))

@@ -11,7 +11,7 @@ from tests.serve.predict.conftest import SETTINGS
 from ziggurat.core.errors import ServeError, ZigguratError
 from ziggurat.serve.errors import UnknownModel
 from ziggurat.serve.predict import PredictConfig, Repository
-from ziggurat.serve.predict.batching import Scheduler
+from ziggurat.serve.predict.batching import BatchScheduler
 from ziggurat.serve.predict.repository import is_repository
 
 ONE = {"x": np.ones((1, 16), np.float32)}
@@ -20,7 +20,7 @@ ROWS = "[batching]\nmax_batch_size = 1\n"
 
 @pytest.fixture
 def scheduler():
-    with Scheduler() as made:
+    with BatchScheduler() as made:
         yield made
 
 
@@ -220,13 +220,13 @@ def test_what_is_a_repository(made, tmp_path):
     assert is_repository(tmp_path)
     assert not is_repository(made / "digits" / "1")
     assert not is_repository(made / "nothing")
-    with Scheduler() as scheduler, pytest.raises(ServeError, match="no such directory"):
+    with BatchScheduler() as scheduler, pytest.raises(ServeError, match="no such directory"):
         Repository(tmp_path / "nothing", scheduler)
 
 
 def test_two_devices_answer_alike(root):
     (root / "digits" / "model.toml").write_text(SETTINGS.replace("= 8", "= 2"))
-    with Scheduler(2) as scheduler:
+    with BatchScheduler(2) as scheduler:
         repository = Repository(root, scheduler, PredictConfig(devices=2))
         repository.load_all()
         version = repository.get("digits")

@@ -10,7 +10,7 @@ from jax import export as jax_export
 from jax import lax
 
 from ziggurat.serve.predict import LoadedBundle, export
-from ziggurat.serve.predict.batching import Queue, Scheduler
+from ziggurat.serve.predict.batching import BatchScheduler, Queue
 from ziggurat.serve.predict.config import Batching
 from ziggurat.serve.predict.rows import mixing
 from ziggurat.serve.predict.statistics import Statistics
@@ -211,7 +211,7 @@ def test_what_mixes_is_served_one_request_at_a_time(tmp_path, caplog):
     async def ask(queue):
         return await asyncio.gather(*(queue.infer({"x": x}) for x in (others, mine, mine, others)))
 
-    with Scheduler() as scheduler:
+    with BatchScheduler() as scheduler:
         limits = Batching(max_batch_size=4, max_queue_delay_us=100_000)
         queue = Queue(scheduler, bundle.manifest, bundle.programs, limits, Statistics())
         answers = asyncio.run(ask(queue))

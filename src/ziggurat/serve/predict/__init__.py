@@ -11,9 +11,9 @@ from ziggurat.core import lazy
 
 if TYPE_CHECKING:
     from ziggurat.serve.predict.bundle import LoadedBundle
-    from ziggurat.serve.predict.config import Batching, ModelConfig, PredictConfig
+    from ziggurat.serve.predict.config import Batching, ModelSettings, PredictConfig
     from ziggurat.serve.predict.export import export
-    from ziggurat.serve.predict.manifest import Manifest, verify
+    from ziggurat.serve.predict.manifest import BundleManifest, verify
     from ziggurat.serve.predict.repository import Repository
     from ziggurat.serve.predict.service import Predict
     from ziggurat.serve.predict.signature import Signature, Tensor
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Batching": "config",
     "LoadedBundle": "bundle",
-    "Manifest": "manifest",
-    "ModelConfig": "config",
+    "BundleManifest": "manifest",
+    "ModelSettings": "config",
     "Predict": "service",
     "PredictConfig": "config",
     "Repository": "repository",
@@ -34,9 +34,9 @@ _HOMES = {
 
 __all__ = [
     "Batching",
+    "BundleManifest",
     "LoadedBundle",
-    "Manifest",
-    "ModelConfig",
+    "ModelSettings",
     "Predict",
     "PredictConfig",
     "Repository",

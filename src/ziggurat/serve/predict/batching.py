@@ -24,8 +24,8 @@ from jaxtyping import Shaped
 from ziggurat.core.errors import ZigguratError
 from ziggurat.serve.errors import EngineStopped, QueueFull, RequestError
 from ziggurat.serve.predict.config import Batching
-from ziggurat.serve.predict.manifest import Manifest
-from ziggurat.serve.predict.program import Arrays, Program, Sizes, crop
+from ziggurat.serve.predict.manifest import BundleManifest
+from ziggurat.serve.predict.program import Arrays, BundleProgram, Sizes, crop
 from ziggurat.serve.predict.signature import BATCH
 from ziggurat.serve.predict.statistics import Execution, Statistics
 
@@ -75,9 +75,9 @@ class Queue:
 
     def __init__(
         self,
-        scheduler: "Scheduler",
-        manifest: Manifest,
-        programs: Sequence[Program],
+        scheduler: "BatchScheduler",
+        manifest: BundleManifest,
+        programs: Sequence[BundleProgram],
         batching: Batching,
         statistics: Statistics,
     ):
@@ -222,7 +222,7 @@ class Queue:
         _settle(outcome, lambda: self.statistics.executed(times, len(alive)))
 
     def _execute(
-        self, batch: list[Waiting], program: Program
+        self, batch: list[Waiting], program: BundleProgram
     ) -> tuple[list[tuple[Waiting, list[np.ndarray]]], Execution]:
         start = _now()
         rows = sum(request.rows for request in batch)
@@ -250,7 +250,7 @@ class Queue:
         return parted
 
 
-class Scheduler:
+class BatchScheduler:
     """One thread per device, which runs the batch that is due first.
 
     Args:
@@ -274,7 +274,7 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def __enter__(self) -> "Scheduler":
+    def __enter__(self) -> "BatchScheduler":
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -21,8 +21,8 @@ from ziggurat.formats.safetensors_files import SafetensorsDirectory
 from ziggurat.serve.predict import custom_calls as checks
 from ziggurat.serve.predict import manifest as manifests
 from ziggurat.serve.predict import trial
-from ziggurat.serve.predict.manifest import BundleError, Golden, Manifest
-from ziggurat.serve.predict.program import Arrays, Program
+from ziggurat.serve.predict.manifest import BundleError, BundleManifest, Golden
+from ziggurat.serve.predict.program import Arrays, BundleProgram
 
 
 class LoadedBundle:
@@ -37,12 +37,14 @@ class LoadedBundle:
     [[2.0, 2.0], [2.0, 2.0], [2.0, 2.0]]
     """
 
-    def __init__(self, path: Path, manifest: Manifest, digest: str, programs: Sequence[Program]):
+    def __init__(
+        self, path: Path, manifest: BundleManifest, digest: str, programs: Sequence[BundleProgram]
+    ):
         self.path, self.manifest, self.digest = path, manifest, digest
         self.programs = tuple(programs)
         """One for each device."""
         self.told = ""
-        """What loading did, as a sentence for a log."""
+        """Outcome of loading, as a sentence for a log."""
 
     @classmethod
     def load(
@@ -88,7 +90,7 @@ class LoadedBundle:
         if called and isolated is None:
             trial.load(path, manifest, batch_sizes, custom_calls)
         weights = _weights(path, manifest)
-        programs = [Program(exported, manifest, weights, d, batch_sizes) for d in chosen]
+        programs = [BundleProgram(exported, manifest, weights, d, batch_sizes) for d in chosen]
         made = cls(path, manifest, digest, programs)
         compiled = made._warm_up()
         for program in programs:
@@ -114,7 +116,7 @@ class LoadedBundle:
                 pass
         return len(work)
 
-    def _replay(self, program: Program, platform: str) -> None:
+    def _replay(self, program: BundleProgram, platform: str) -> None:
         golden, signature = self.manifest.golden, self.manifest.signature
         for number in range(golden.cases):
             inputs, outputs = read_case(self.path, number)
@@ -210,7 +212,7 @@ def _program(path: Path) -> Any:
         ) from None
 
 
-def _weights(path: Path, manifest: Manifest) -> dict[str, np.ndarray]:
+def _weights(path: Path, manifest: BundleManifest) -> dict[str, np.ndarray]:
     """Weights copied out of the mapped files: the bytes that were verified stay what they are even
     if somebody writes to the file of a bundle that serves."""
     if not manifest.weights:

@@ -90,10 +90,10 @@ class Specific:
 
 
 @config.node
-class ModelConfig:
+class ModelSettings:
     """One model's settings: ``model.toml`` beside its version directories.
 
-    >>> config.parse(ModelConfig, 'versions = {kind = "latest", n = 2}').value.versions.n
+    >>> config.parse(ModelSettings, 'versions = {kind = "latest", n = 2}').value.versions.n
     2
     """
 
@@ -104,7 +104,7 @@ class ModelConfig:
 
 @config.node
 class PredictConfig:
-    """What holds for the whole server."""
+    """Settings of the whole server."""
 
     model_control: Literal["none", "explicit"] = "none"
     """Whether requests may load and unload models."""

@@ -1,4 +1,4 @@
-"""What a bundle's program may call outside XLA, found before it is compiled.
+"""Custom calls of a bundle's program, found and checked before it is compiled.
 
 A custom call names a function in the server's own process: compiled as it stands, an unknown one
 can read and write any memory there. So a program is read as StableHLO and refused unless every

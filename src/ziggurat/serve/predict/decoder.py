@@ -26,7 +26,7 @@ from ziggurat.serve.errors import RequestError, TooLarge
 from ziggurat.serve.predict import body as http_body
 from ziggurat.serve.predict import wire
 from ziggurat.serve.predict.infer import Decoded
-from ziggurat.serve.predict.memory import Held
+from ziggurat.serve.predict.memory import Reservation
 from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.signature import DATATYPES, Tensor
 
@@ -47,7 +47,7 @@ _NICE = 10
 
 
 class Job(msgspec.Struct):
-    """What a child is told of a request; its body comes as a file."""
+    """Description of a request for a child process; the body comes as a file."""
 
     kind: str
     """``http`` or ``grpc``."""
@@ -58,7 +58,7 @@ class Job(msgspec.Struct):
 
 
 class Done(msgspec.Struct):
-    """What a child answers; the arrays' bytes come as a file."""
+    """Answer of a child process; the arrays' bytes come as a file."""
 
     id: str = ""
     outputs: list[tuple[str, dict[str, Any]]] = []
@@ -69,8 +69,8 @@ class Done(msgspec.Struct):
     param: str | None = None
 
 
-class Refused(RequestError):
-    """What a child found wrong, with the status that it gave."""
+class DecodeError(RequestError):
+    """Error that a child process found in a request, with its status."""
 
     def __init__(self, text: str, status: int, param: str | None):
         super().__init__(text, param=param)
@@ -84,11 +84,11 @@ class DecodingFailed(RequestError):
 
 
 def job(kind: str, wanted: Mapping[str, Tensor], **more: Any) -> Job:
-    """What to tell a child of a request to a model with these inputs."""
+    """Description of a request to a model with these inputs, for a child process."""
     return Job(kind, [(t.name, t.datatype, list(t.shape)) for t in wanted.values()], **more)
 
 
-class Decoder:
+class DecoderPool:
     """Children that decode, started when the first large request comes.
 
     Args:
@@ -100,7 +100,7 @@ class Decoder:
         self._limit = _TIMES * largest + _LEAST
         children = max(1, min(os.cpu_count() or 1, 4, memory // 2 // self._limit))
         self.bytes = children * self._limit
-        """What the children may take."""
+        """Most bytes that the child processes may take."""
         self._pool = ThreadPoolExecutor(children, "decode")
         self._idle: list[_Child] = []
         self._closed = False
@@ -112,7 +112,7 @@ class Decoder:
         for child in self._idle:
             child.end()
 
-    async def run(self, asked: Job, body: MemoryFile, held: Held) -> Decoded:
+    async def run(self, asked: Job, body: MemoryFile, held: Reservation) -> Decoded:
         """Decode a request.
 
         Args:
@@ -132,7 +132,7 @@ class Decoder:
             at += size
         return Decoded(done.id, inputs, done.outputs, done.parameters)
 
-    def _on_child(self, asked: Job, body: MemoryFile, held: Held) -> tuple[Done, memoryview]:
+    def _on_child(self, asked: Job, body: MemoryFile, held: Reservation) -> tuple[Done, memoryview]:
         child = self._idle.pop() if self._idle else self._start()
         timer = _Killer(child.process, SECONDS)
         try:
@@ -157,7 +157,7 @@ class Decoder:
             else:
                 child.end()
         if done.error:
-            raise Refused(done.error, done.status, done.param)
+            raise DecodeError(done.error, done.status, done.param)
         return done, view
 
     def _start(self) -> "_Child":
@@ -180,7 +180,7 @@ class _Child:
     def __init__(self, process: subprocess.Popen[bytes], end: socket.socket):
         self.process, self._socket = process, end
 
-    def exchange(self, asked: Job, body: MemoryFile, held: Held) -> tuple[Done, memoryview]:
+    def exchange(self, asked: Job, body: MemoryFile, held: Reservation) -> tuple[Done, memoryview]:
         """Hand over a request; blocks until it is decoded."""
         _send(self._socket, msgspec.json.encode(asked), body)
         text, size, _ = _receive(self._socket)

@@ -32,7 +32,7 @@ from ziggurat.kernels.placement import exporting
 from ziggurat.serve.predict import manifest as manifests
 from ziggurat.serve.predict import padding, rows
 from ziggurat.serve.predict.bundle import LoadedBundle, compare, read_case
-from ziggurat.serve.predict.manifest import Golden, Manifest, Weight
+from ziggurat.serve.predict.manifest import BundleManifest, Golden, WeightEntry
 from ziggurat.serve.predict.signature import (
     BATCH,
     Signature,
@@ -70,8 +70,8 @@ def export(
 
     Before the bundle appears under its name it is loaded as a server would and must reproduce
     ``fn`` on the golden inputs. Along a dimension where joining requests or padding would change
-    results, neither is done: :attr:`~ziggurat.serve.predict.manifest.Manifest.exact` says so, and a
-    warning is logged. That rows are independent is decided on the traced program
+    results, neither is done: :attr:`~ziggurat.serve.predict.manifest.BundleManifest.exact` says so,
+    and a warning is logged. That rows are independent is decided on the traced program
     (:mod:`~ziggurat.serve.predict.rows`), that padding does not matter on inputs of every sign and
     magnitude (:mod:`~ziggurat.serve.predict.padding`).
 
@@ -140,13 +140,13 @@ def export(
             write_sharded(directory / manifests.WEIGHTS, parted.weights.items(), SHARD_BYTES)
         for number, case in enumerate(cases):
             _record(directory / manifests.GOLDEN, number, case, parted(case, inputs), whole)
-        manifest = Manifest(
+        manifest = BundleManifest(
             signature=whole,
             sizes=tables,
             platforms=tuple(exported.platforms),
             x64=_wide(),
             weights=tuple(
-                Weight(name=name, dtype=str(array.dtype), shape=array.shape)
+                WeightEntry(name=name, dtype=str(array.dtype), shape=array.shape)
                 for name, array in parted.weights.items()
             ),
             golden=rules,

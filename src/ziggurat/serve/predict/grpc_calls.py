@@ -12,7 +12,7 @@ from ziggurat.serve.predict import decoder as decoding
 from ziggurat.serve.predict import grpc_body, infer, model_card, tensors, wire
 from ziggurat.serve.predict.grpc_body import parse, plain
 from ziggurat.serve.predict.infer import Decoded, asked_of
-from ziggurat.serve.predict.memory import Held
+from ziggurat.serve.predict.memory import Reservation
 from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.messages import MESSAGES, METHODS
 from ziggurat.serve.predict.operations import Operations
@@ -41,7 +41,9 @@ class Calls:
             "RepositoryModelUnload": self._unload,
         }
 
-    async def answer(self, name: str, content: bytes | MemoryFile, held: Held) -> Sequence[Any]:
+    async def answer(
+        self, name: str, content: bytes | MemoryFile, held: Reservation
+    ) -> Sequence[Any]:
         """The answer's bytes, in buffers that follow one another.
 
         Args:
@@ -58,7 +60,7 @@ class Calls:
         answer = await self._calls[name](parse(MESSAGES[METHODS[name].request], data))
         return [answer.SerializeToString()]
 
-    async def _infer(self, content: bytes | MemoryFile, held: Held) -> Sequence[Any]:
+    async def _infer(self, content: bytes | MemoryFile, held: Reservation) -> Sequence[Any]:
         data = content.view() if isinstance(content, MemoryFile) else content
         head, raw = wire.part(data)
         name, number = wire.model(data)

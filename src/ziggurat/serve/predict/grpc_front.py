@@ -195,7 +195,7 @@ class Front:
             await context.abort(CODES.get(status, grpc.StatusCode.INTERNAL), text)
 
     async def _call(self, name: str, data: bytes) -> bytes:
-        """What the server answers to a message.
+        """Answer of the server to a message.
 
         Raises:
             Answered: it answered with an error.

@@ -28,7 +28,7 @@ from ziggurat.serve.tls import Tls
 
 _log = logging.getLogger(__name__)
 _OVERHEAD = 2**16
-"""What a message may hold beside tensor bytes (bytes)."""
+"""Most bytes of a message besides its tensors."""
 _CALLS = 1024
 """Inferences under way at once; more are refused."""
 _STREAMS = 256

@@ -19,9 +19,9 @@ from ziggurat.serve.http import ClientGone, Describe, http_error, unless_gone
 from ziggurat.serve.predict import body as bodies
 from ziggurat.serve.predict import decoder as decoding
 from ziggurat.serve.predict import infer, tensors
-from ziggurat.serve.predict.decoder import Decoder
+from ziggurat.serve.predict.decoder import DecoderPool
 from ziggurat.serve.predict.infer import Decoded, asked_of
-from ziggurat.serve.predict.memory import Held, Memory
+from ziggurat.serve.predict.memory import RequestMemory, Reservation
 from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.repository import Repository, Version
 from ziggurat.serve.predict.signature import Tensor
@@ -66,7 +66,7 @@ def encode_infer(
     return (b"".join((text, *tail)), len(text)) if tail else (text, None)
 
 
-async def read_body(receive: Receive, held: Held) -> bytes | MemoryFile:
+async def read_body(receive: Receive, held: Reservation) -> bytes | MemoryFile:
     """The whole body, charged as it comes; a large one in a file.
 
     Raises:
@@ -136,7 +136,11 @@ class Infer:
     """
 
     def __init__(
-        self, repository: Repository, memory: Memory, decoder: Decoder, describe: Describe
+        self,
+        repository: Repository,
+        memory: RequestMemory,
+        decoder: DecoderPool,
+        describe: Describe,
     ):
         self._repository, self._memory, self._decoder = repository, memory, decoder
         self._describe = describe
@@ -182,7 +186,7 @@ class Infer:
         json_size: int | None,
         encoding: bytes,
         version: Version,
-        held: Held,
+        held: Reservation,
     ) -> Any:
         """A request's content if it is small; else what is to be awaited for it."""
         packed = encoding not in (b"", b"identity")

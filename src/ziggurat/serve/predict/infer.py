@@ -39,8 +39,8 @@ class Decoded:
 
 
 @dataclasses.dataclass(slots=True)
-class Asked:
-    """What a request asks for, decoded."""
+class InferenceCall:
+    """Decoded inference request: model version, inputs and wanted outputs."""
 
     version: "Version"
     inputs: dict[str, Shaped[np.ndarray, "..."]]
@@ -112,8 +112,8 @@ def check_outputs(version: "Version", names: list[str]) -> list[str]:
     return names or known
 
 
-def asked_of(version: "Version", decoded: Decoded) -> tuple[Asked, list[bool]]:
-    """What a request asks of a version, and whether each output goes as bytes.
+def asked_of(version: "Version", decoded: Decoded) -> tuple[InferenceCall, list[bool]]:
+    """Inference call of a request, and whether each output is sent as bytes.
 
     Raises:
         RequestError: a parameter or an output that there is not.
@@ -126,7 +126,7 @@ def asked_of(version: "Version", decoded: Decoded) -> tuple[Asked, list[bool]]:
         binary[name] = _flag(own.pop("binary_data", default), "binary_data")
         refuse_parameters(own, f"output {name[:80]}", NOT_OF_OUTPUTS)
     names = check_outputs(version, [name for name, _ in decoded.outputs])
-    asked = Asked(version, decoded.inputs, names, read_timeout(parameters))
+    asked = InferenceCall(version, decoded.inputs, names, read_timeout(parameters))
     return asked, [binary.get(name, default) for name in names]
 
 

@@ -46,7 +46,7 @@ class FileEntry:
 
 
 @config.node
-class Weight:
+class WeightEntry:
     """One array of the program's weights: its name in the safetensors files, type and shape."""
 
     name: str
@@ -72,7 +72,7 @@ class Golden:
 
 
 @config.node
-class Manifest:
+class BundleManifest:
     """The content of ``manifest.json`` but for its own digest."""
 
     signature: Signature
@@ -81,7 +81,7 @@ class Manifest:
     platforms: tuple[str, ...]
     x64: bool
     """Whether the program was traced with 64-bit types and runs with them."""
-    weights: tuple[Weight, ...]
+    weights: tuple[WeightEntry, ...]
     golden: Golden
     labels: dict[str, str]
     tools: dict[str, str]
@@ -123,7 +123,7 @@ class Manifest:
         return self.signature.batched and BATCH not in self.served_exactly
 
 
-def render(manifest: Manifest) -> tuple[bytes, str]:
+def render(manifest: BundleManifest) -> tuple[bytes, str]:
     """The canonical text with its digest in it, and the digest.
 
     The digest names the bundle: equal digests mean equal bytes in every file.
@@ -131,7 +131,7 @@ def render(manifest: Manifest) -> tuple[bytes, str]:
     return _seal(config.to_plain(manifest))
 
 
-def write(directory: Path, manifest: Manifest) -> str:
+def write(directory: Path, manifest: BundleManifest) -> str:
     """Write ``manifest.json``; returns the bundle's digest."""
     text, digest = render(manifest)
     atomic.write_file(directory / FILE, text)
@@ -157,7 +157,7 @@ def entries(directory: Path) -> dict[str, FileEntry]:
     }
 
 
-def read(directory: Path) -> tuple[Manifest, str]:
+def read(directory: Path) -> tuple[BundleManifest, str]:
     """The manifest, checked against its own digest, and that digest.
 
     Raises:
@@ -194,10 +194,10 @@ def read(directory: Path) -> tuple[Manifest, str]:
                 expected=" or ".join(map(repr, known)),
                 fix="use the Ziggurat that wrote it",
             )
-    return config.from_plain(Manifest, tree, f"bundle {directory}: {FILE}"), told
+    return config.from_plain(BundleManifest, tree, f"bundle {directory}: {FILE}"), told
 
 
-def verify(directory: Path) -> tuple[Manifest, str]:
+def verify(directory: Path) -> tuple[BundleManifest, str]:
     """Read the manifest and compare every file of the bundle with it.
 
     Returns:

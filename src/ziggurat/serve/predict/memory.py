@@ -1,6 +1,6 @@
 """One budget for the bytes of all requests under way, however they came.
 
->>> memory = Memory(largest=2**20, together=2**22)
+>>> memory = RequestMemory(largest=2**20, together=2**22)
 >>> held = memory.open()
 >>> held.add(80)
 >>> memory.held
@@ -27,7 +27,7 @@ class Crowded(RequestError):
     code = "queue_full"
 
 
-class Memory:
+class RequestMemory:
     """Counts bytes of requests; safe from any thread.
 
     Args:
@@ -45,9 +45,9 @@ class Memory:
         """Bytes held now."""
         return sum(self._held)
 
-    def open(self) -> "Held":
+    def open(self) -> "Reservation":
         """An account for one request; close it when the request has been answered."""
-        return Held(self)
+        return Reservation(self)
 
     def take(self, large: int, small: int) -> None:
         """Reserve bytes of both shares.
@@ -74,10 +74,10 @@ class Memory:
             self._held[1] -= small
 
 
-class Held:
-    """What one request holds of a :class:`Memory`."""
+class Reservation:
+    """Bytes that one request has reserved in a :class:`RequestMemory`."""
 
-    def __init__(self, memory: Memory):
+    def __init__(self, memory: RequestMemory):
         self._memory, self._large, self._small = memory, 0, 0
 
     @property

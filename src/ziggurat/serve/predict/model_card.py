@@ -1,8 +1,8 @@
-"""What the protocol tells of a model: metadata, and Triton's model configuration."""
+"""Model cards of the protocol: metadata, and Triton's model configuration."""
 
 from typing import Any
 
-from ziggurat.serve.predict.config import All, Latest, ModelConfig
+from ziggurat.serve.predict.config import All, Latest, ModelSettings
 from ziggurat.serve.predict.repository import Version
 from ziggurat.serve.predict.signature import Tensor
 
@@ -23,7 +23,7 @@ def metadata(version: Version, numbers: list[int]) -> dict[str, Any]:
 
 
 def configuration(version: Version, devices: int) -> dict[str, Any]:
-    """Triton's ``ModelConfig``, as far as it says something about a bundle.
+    """Triton's ``ModelSettings``, as far as it says something about a bundle.
 
     As Triton has it, ``dims`` leave the batch out when ``max_batch_size`` is above 0, which it
     is if requests are joined.
@@ -72,7 +72,7 @@ def _configured(tensor: Tensor, batched: bool) -> dict[str, Any]:
     return {"name": tensor.name, "data_type": kind, "dims": dims}
 
 
-def _policy(settings: ModelConfig) -> dict[str, Any]:
+def _policy(settings: ModelSettings) -> dict[str, Any]:
     policy = settings.versions
     if isinstance(policy, Latest):
         return {"latest": {"num_versions": policy.n}}

@@ -14,10 +14,10 @@ from ziggurat import __version__
 from ziggurat.core.errors import ZigguratError
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.http import describe_for
-from ziggurat.serve.predict.batching import Scheduler
+from ziggurat.serve.predict.batching import BatchScheduler
 from ziggurat.serve.predict.config import PredictConfig
-from ziggurat.serve.predict.decoder import Decoder
-from ziggurat.serve.predict.memory import Memory
+from ziggurat.serve.predict.decoder import DecoderPool
+from ziggurat.serve.predict.memory import RequestMemory
 from ziggurat.serve.predict.repository import Repository, refuse_load_parameters
 
 T = TypeVar("T", bound="Operations")
@@ -68,13 +68,13 @@ class Operations:
     ):
         self.settings = settings or PredictConfig()
         self.draining = draining
-        self.scheduler = Scheduler(self.settings.devices)
+        self.scheduler = BatchScheduler(self.settings.devices)
         most = self.settings.memory
-        self.decoder = Decoder(self.settings.max_body, most)
+        self.decoder = DecoderPool(self.settings.max_body, most)
         self.front_bytes = max(3 * self.settings.max_body, most // 4)
         """Bytes that messages may take in the gRPC front, while they arrive."""
         rest = most - self.decoder.bytes - self.front_bytes
-        self.memory = Memory(self.settings.max_body, rest)
+        self.memory = RequestMemory(self.settings.max_body, rest)
         """The bytes of all requests under way."""
         try:
             self.repository = Repository(path, self.scheduler, self.settings)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ziggurat.core.errors import ServeError
-from ziggurat.serve.predict.manifest import Manifest
+from ziggurat.serve.predict.manifest import BundleManifest
 from ziggurat.serve.predict.signature import BATCH
 
 Arrays = Mapping[str, Shaped[np.ndarray, "..."]]
@@ -25,7 +25,7 @@ MAX_OPEN_SHAPES = 32
 """Compiled programs kept for sizes that no table bounds; the one unused longest goes."""
 
 
-class Program:
+class BundleProgram:
     """A deserialised program with its weights on one device.
 
     Args:
@@ -40,7 +40,7 @@ class Program:
     def __init__(
         self,
         exported: Any,
-        manifest: Manifest,
+        manifest: BundleManifest,
         weights: Arrays,
         device: Any,
         batch_sizes: Sequence[int] = (),

@@ -1,7 +1,7 @@
 """A directory of models, ``MODEL/N/`` a bundle of version ``N``: loading, swapping, unloading.
 
 A load reads, verifies and warms up every chosen version before any of them serves; if one fails,
-what served before goes on serving. At start each model is loaded by itself: one that fails is
+what served before keeps serving. At start each model is loaded by itself: one that fails is
 listed with its reason and the others serve. Loads of different models do not wait for one another.
 """
 
@@ -21,9 +21,9 @@ from ziggurat.core import config
 from ziggurat.core.errors import ServeError, ZigguratError
 from ziggurat.serve.errors import RequestError, UnknownModel
 from ziggurat.serve.predict import manifest as manifests
-from ziggurat.serve.predict.batching import Queue, Scheduler
+from ziggurat.serve.predict.batching import BatchScheduler, Queue
 from ziggurat.serve.predict.bundle import LoadedBundle
-from ziggurat.serve.predict.config import Batching, ModelConfig, PredictConfig
+from ziggurat.serve.predict.config import Batching, ModelSettings, PredictConfig
 from ziggurat.serve.predict.signature import Tensor
 from ziggurat.serve.predict.statistics import Statistics
 
@@ -61,7 +61,7 @@ class Version:
     model: str
     number: int
     bundle: LoadedBundle
-    settings: ModelConfig
+    settings: ModelSettings
     queue: Queue
     inputs: dict[str, Tensor] = dataclasses.field(init=False)
 
@@ -70,12 +70,12 @@ class Version:
 
     @property
     def statistics(self) -> Statistics:
-        """Its counters."""
+        """Counters of the version."""
         return self.queue.statistics
 
     @property
     def batching(self) -> Batching:
-        """Its limits."""
+        """Batching limits of the version."""
         return self.settings.batching
 
 
@@ -101,7 +101,9 @@ class Repository:
         ServeError: no such directory, or more devices asked for than there are.
     """
 
-    def __init__(self, path: Path, scheduler: Scheduler, settings: PredictConfig | None = None):
+    def __init__(
+        self, path: Path, scheduler: BatchScheduler, settings: PredictConfig | None = None
+    ):
         self.path = Path(path)
         self.settings = settings or PredictConfig()
         if not self.path.is_dir():
@@ -297,15 +299,15 @@ class Repository:
             )
         return directory
 
-    def _settings(self, directory: Path) -> ModelConfig:
+    def _settings(self, directory: Path) -> ModelSettings:
         path = directory / SETTINGS
-        return config.load(ModelConfig, path).value if path.exists() else ModelConfig()
+        return config.load(ModelSettings, path).value if path.exists() else ModelSettings()
 
     def _version(
         self,
         name: str,
         number: int,
-        settings: ModelConfig,
+        settings: ModelSettings,
         old: dict[int, Version],
         isolated: bool,
     ) -> Version:

@@ -52,7 +52,7 @@ class Predict(Operations):
         admin_keys: Sequence[str] = (),
         tls: Tls | None = None,
     ) -> ServicePart:
-        """Its part of the server's application; arguments as of :meth:`running`."""
+        """Routes and health of the service; arguments as of :meth:`running`."""
 
         def running() -> contextlib.AbstractAsyncContextManager[None]:
             return self.running(grpc_address, keys, drain_seconds, admin_keys=admin_keys, tls=tls)

@@ -1,4 +1,4 @@
-"""What a bundle takes and gives: named tensors with a KServe data type and symbolic dimensions.
+"""Signature of a bundle: named tensors with a KServe data type and symbolic dimensions.
 
 >>> signature = Signature.parse("tokens:INT32[b,t] mask:INT32[b,t] -> embedding:FP32[b,384]")
 >>> signature.inputs[0]
@@ -173,7 +173,7 @@ class Signature:
         return known
 
     def _wanted(self, tensor: Tensor, shapes: Mapping[str, Sequence[int]]) -> str:
-        """What an input's shape should be, given those before it."""
+        """Expected shape of an input, given the inputs before it."""
         known: dict[str, int] = {}
         for earlier in self.inputs:
             if earlier is tensor:

@@ -1,4 +1,4 @@
-"""What happened to a model version's requests: counts and nanoseconds that add up.
+"""Statistics of a model version's requests: counts and nanoseconds that add up.
 
 Every request ends once, as a success or as a failure with a reason. Rows of the successful are
 ``inference_count``; executions by batch size sum to ``execution_count``. All is written and read on

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from ziggurat.serve.predict.manifest import BundleError, Manifest
+from ziggurat.serve.predict.manifest import BundleError, BundleManifest
 
 SECONDS = 600
 """How long loading may take in the child."""
@@ -29,7 +29,7 @@ CHILD = "ziggurat.serve.predict.trial_child"
 
 
 def load(
-    path: Path, manifest: Manifest, batch_sizes: Sequence[int], allowed: Sequence[str] = ()
+    path: Path, manifest: BundleManifest, batch_sizes: Sequence[int], allowed: Sequence[str] = ()
 ) -> None:
     """Load a bundle in a child process; without a program for the CPU nothing is tried.
 

@@ -34,7 +34,7 @@ from ziggurat.post.rl.arena import Arena
 from ziggurat.train.config import RunConfig
 from ziggurat.train.loop import Outcome, train
 from ziggurat.train.metrics import read_metrics
-from ziggurat.train.objectives.reinforcement import PromptForm, ReasoningGym, RewardConfig
+from ziggurat.train.nodes.reinforcement import PromptForm, ReasoningGym, RewardConfig
 
 LONGEST, MOST = 32, 9
 """Tokens of prompt and completion together, and of a completion."""

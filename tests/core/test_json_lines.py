@@ -17,7 +17,7 @@ from ziggurat.data.sources.reading import Piece, records
 from ziggurat.data.sources.records import Document
 from ziggurat.post.rl import tasks
 from ziggurat.train.metrics import read_metrics
-from ziggurat.train.objectives.reinforcement import PromptFile
+from ziggurat.train.nodes.reinforcement import PromptFile
 
 BOM = "\ufeff"
 

@@ -20,9 +20,9 @@ from ziggurat.nn.precision import Precision
 from ziggurat.optim import Constant, LossConfig, OptimizerConfig, global_norm
 from ziggurat.optim import build as build_optimizer
 from ziggurat.optim.master_weights import MasterState
+from ziggurat.train.nodes.objectives import FlowMatching
 from ziggurat.train.objectives.diffusion import diffusion
 from ziggurat.train.objectives.lm import language_modelling
-from ziggurat.train.objectives.nodes import FlowMatching
 from ziggurat.train.state import TrainState, abstract_state
 from ziggurat.train.step import Sums, _accumulated, build_step
 

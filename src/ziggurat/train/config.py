@@ -31,8 +31,8 @@ from ziggurat.models.adapters import Lora
 from ziggurat.nn.decoder import Remat
 from ziggurat.optim import OptimizerConfig
 from ziggurat.profile.sampling import ProfileConfig
-from ziggurat.train.objectives.nodes import LanguageModelling, ObjectiveNode
-from ziggurat.train.objectives.reinforcement import Problems
+from ziggurat.train.nodes.objectives import LanguageModelling, ObjectiveNode
+from ziggurat.train.nodes.reinforcement import Problems
 
 
 @config.node

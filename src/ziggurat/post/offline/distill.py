@@ -17,8 +17,8 @@ from ziggurat.post import tuning
 from ziggurat.post.losses.distillation import divergence
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
+from ziggurat.train.nodes.objectives import Distillation
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.nodes import Distillation
 from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 

@@ -13,7 +13,7 @@ from ziggurat.post.offline.answers import SIDES
 from ziggurat.post.offline.judging import Judging
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
-from ziggurat.train.objectives.nodes import DirectPreference
+from ziggurat.train.nodes.objectives import DirectPreference
 from ziggurat.train.step import Arrays, Objective, Sums
 
 

@@ -12,7 +12,7 @@ from ziggurat.post.offline.judging import Judging
 from ziggurat.post.reward_model import HEAD, scores
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
-from ziggurat.train.objectives.nodes import RewardModelling
+from ziggurat.train.nodes.objectives import RewardModelling
 from ziggurat.train.step import Arrays, Objective, Sums
 
 

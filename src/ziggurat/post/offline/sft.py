@@ -9,9 +9,9 @@ from ziggurat.models import Params
 from ziggurat.post import tuning
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
+from ziggurat.train.nodes.objectives import FineTuning
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.lm import language_modelling
-from ziggurat.train.objectives.nodes import FineTuning
 from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 

@@ -24,8 +24,8 @@ from ziggurat.post.losses import policy
 from ziggurat.post.rl.arena import Arena, Group, Trial
 from ziggurat.post.rl.rows import completion_rows, kept_rows, shaped_rewards
 from ziggurat.train.config import RunConfig
+from ziggurat.train.nodes.reinforcement import Grpo, Problems
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.reinforcement import Grpo, Problems
 
 _log = logging.getLogger(__name__)
 Scores = Callable[[Params, Mapping[str, Any]], Any]

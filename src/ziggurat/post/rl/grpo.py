@@ -25,8 +25,8 @@ from ziggurat.post.rl.accuracy import measure
 from ziggurat.post.rl.arena import Arena
 from ziggurat.post.rl.collecting import Collector, Scores
 from ziggurat.train.config import RunConfig
+from ziggurat.train.nodes.reinforcement import Grpo, Problems
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.reinforcement import Grpo, Problems
 from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 

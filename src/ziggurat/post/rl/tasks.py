@@ -32,7 +32,7 @@ from ziggurat.post.rl.scoring import (
     Verifier,
     procedural,
 )
-from ziggurat.train.objectives.reinforcement import (
+from ziggurat.train.nodes.reinforcement import (
     Problems,
     PromptFile,
     PromptForm,

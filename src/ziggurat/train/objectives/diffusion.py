@@ -15,7 +15,7 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.mesh import constrain
 from ziggurat.models import DiffusionModel, Params
 from ziggurat.models.diffusion import mixed, target
-from ziggurat.train.objectives.nodes import Ddpm, FlowMatching
+from ziggurat.train.nodes.objectives import Ddpm, FlowMatching
 from ziggurat.train.step import Arrays, Objective, Sums
 
 

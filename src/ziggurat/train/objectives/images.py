@@ -15,9 +15,9 @@ from ziggurat.models.diffusion import Process
 from ziggurat.models.image_pipeline import Surroundings
 from ziggurat.models.loading.pretrained import PARAMS
 from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig
+from ziggurat.train.nodes.objectives import Ddpm, FlowMatching
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.diffusion import diffusion
-from ziggurat.train.objectives.nodes import Ddpm, FlowMatching
 from ziggurat.train.parts import Parts, Program
 
 

@@ -14,8 +14,8 @@ from ziggurat.nn.moe import MixtureConfig
 from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, router_z_loss
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
+from ziggurat.train.nodes.objectives import LanguageModelling
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.nodes import LanguageModelling
 from ziggurat.train.parts import Parts, Program
 from ziggurat.train.step import Arrays, Objective, Sums
 

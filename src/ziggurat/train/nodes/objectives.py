@@ -1,5 +1,4 @@
-"""The run file's ``[objective]``: one node per kind, imported by nothing but the run file and the
-kinds themselves."""
+"""The run file's ``[objective]``: one node for each objective."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +9,7 @@ from pydantic import Discriminator, Tag
 from ziggurat.core import config
 from ziggurat.models.diffusion import DiscreteNoise, RectifiedFlow
 from ziggurat.optim import LossConfig
-from ziggurat.train.objectives.reinforcement import Grpo
+from ziggurat.train.nodes.reinforcement import Grpo
 
 
 @config.node

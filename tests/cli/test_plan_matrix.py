@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from ziggurat.cli.main import main
-from ziggurat.cli.objectives import known
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.models import LanguageModel
 from ziggurat.plan import Topology, prepare
 from ziggurat.train.ahead_of_time import subject
 from ziggurat.train.config import RunConfig
+from ziggurat.train.registries import OBJECTIVES as REGISTERED
 
 pytest.importorskip("libtpu")
 TOPOLOGY = Topology.parse("v5e:2x2")
@@ -59,7 +59,7 @@ def run_of(model: str, data: str = DATA, mesh: str = "fsdp = 4", *more: str) -> 
 
 
 def plan_of(run: RunConfig):
-    found = prepare(subject(run, DEVICES, known()), TOPOLOGY).plan
+    found = prepare(subject(run, DEVICES), TOPOLOGY).plan
     figures = found.estimate
     assert 0 < figures.mfu <= 1
     assert figures.hardware_flops > 0
@@ -111,7 +111,7 @@ LORA = "adapter = { kind = 'lora', rank = 8 }"
 
 
 def test_the_matrix_names_every_objective():
-    assert set(OBJECTIVES) | {"distill"} == set(known())
+    assert set(OBJECTIVES) | {"distill"} == set(REGISTERED)
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)

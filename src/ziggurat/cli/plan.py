@@ -9,8 +9,9 @@ from typing import Any
 
 from rich.table import Table
 
-from ziggurat.cli import console, recipes
+from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError, ShardingError
+from ziggurat.train import recipes
 
 _log = logging.getLogger(__name__)
 
@@ -70,13 +71,12 @@ def plan(
 
 
 def _one(run: Any, target: Any, devices: list[Any], analytic: bool) -> Any:
-    from ziggurat.cli.objectives import known
     from ziggurat.plan import prepare
     from ziggurat.train.ahead_of_time import subject
 
     _check_slices(run, target)
     try:
-        seen = subject(run, devices, known())
+        seen = subject(run, devices)
     except ShardingError as error:
         near = _nearest(run, target, devices)
         raise ShardingError(
@@ -110,7 +110,6 @@ def _compiled(run: Any, prepared: Any) -> Any:
 def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
     """The least change that makes a run fit, by the analytic model: more recomputation, then
     smaller micro-batches."""
-    from ziggurat.cli.objectives import known
     from ziggurat.core import config
     from ziggurat.plan import prepare
     from ziggurat.plan.search import REMAT
@@ -123,7 +122,7 @@ def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
         overrides = [f"{key}={value!r}" for key, value in change.items()]
         try:
             changed = config.parse(type(run), config.to_toml(run), overrides).value
-            made = prepare(subject(changed, devices, known()), target).plan
+            made = prepare(subject(changed, devices), target).plan
         except (ConfigError, ShardingError):
             continue
         if made.fits:
@@ -182,14 +181,13 @@ def _check_state(seen: Any, target: Any) -> None:
 def _candidates(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -> list[Any]:
     """Layouts that divide the run, over the topology as given."""
     from ziggurat import mesh
-    from ziggurat.cli.objectives import known
     from ziggurat.core import config
     from ziggurat.plan.search import Candidate, candidates
     from ziggurat.train.ahead_of_time import divides
     from ziggurat.train.parts import kind_of
 
     layout = mesh.build(mesh.MeshConfig(fsdp=-1), devices)
-    model = kind_of(run, known()).program(run, layout).model
+    model = kind_of(run).program(run, layout).model
 
     def fine(candidate: Candidate) -> bool:
         return divides(_with(config, run, candidate), devices, model)
@@ -240,7 +238,6 @@ def _search(run: Any, target: Any, devices: list[Any], file: Path, compile_best:
 def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -> list[Any]:
     """Candidates with their analytic plans, best first. Where a mesh fits with less recomputation,
     more of it can only be slower and is passed over."""
-    from ziggurat.cli.objectives import known
     from ziggurat.core import config
     from ziggurat.plan import prepare
     from ziggurat.plan.search import rank
@@ -251,7 +248,7 @@ def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -
         key = tuple(sorted(candidate.mesh.items()))
         if key in settled:
             continue
-        seen = subject(_with(config, run, candidate), devices, known())
+        seen = subject(_with(config, run, candidate), devices)
         try:
             _check_state(seen, target)
         except ConfigError:
@@ -265,7 +262,7 @@ def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -
     if not tried:
         full = {"data": 1, "fsdp": -1, "tensor": 1}
         wide = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, **full))
-        _check_state(subject(wide, devices, known()), target)
+        _check_state(subject(wide, devices), target)
         raise ShardingError(
             "search", found="no mesh that divides the run", expected="another batch or topology"
         )

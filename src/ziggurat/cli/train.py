@@ -5,8 +5,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ziggurat.cli import console, recipes
+from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError
+from ziggurat.train import recipes
 
 _log = logging.getLogger(__name__)
 
@@ -82,13 +83,12 @@ def _show(run, everything: bool) -> None:
 
 
 def _describe(run) -> int:
-    from ziggurat.cli.objectives import known
     from ziggurat.train.derived import check_report
     from ziggurat.train.experiment import prepare
     from ziggurat.train.run_directory import RunDirectory
 
     RunDirectory(run.value.directory).check(run)
-    experiment = prepare(run.value, objectives=known())
+    experiment = prepare(run.value)
     check_report(experiment)
     out = console.output()
     out.print(f"parameters      {experiment.model.parameter_count:,}")
@@ -102,13 +102,12 @@ def _describe(run) -> int:
 
 
 def _train(run) -> int:
-    from ziggurat.cli.objectives import known
     from ziggurat.mesh import Processes
     from ziggurat.train.derived import attempt
     from ziggurat.train.loop import train as train_run
     from ziggurat.train.summary import report
 
-    outcome = train_run(run, objectives=known())
+    outcome = train_run(run)
     if not Processes().first:
         return outcome.exit_code
     samples, pictures = _drawn(outcome)

@@ -3,24 +3,24 @@ that can be learned with it.
 
 The run file's ``[objective]`` names a kind; an :class:`ObjectiveKind` turns run and mesh into a
 :class:`Program` (what is compiled; reads no data) and :class:`Parts` (what is trained, and on
-what). Kinds of this package are in ``train.objectives``; those of packages above arrive as an
-argument of ``train.loop.train``.
+what). They are registered in ``ziggurat.train.registries.OBJECTIVES``; those of this package are in
+``train.objectives``.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
-from ziggurat.core.errors import ConfigError, did_you_mean
 from ziggurat.core.protocols import Batch, BatchSource
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.train.config import RunConfig
+from ziggurat.train.registries import OBJECTIVES
 from ziggurat.train.step import Objective
 from ziggurat.train.trainable import Trainable
 
@@ -114,7 +114,16 @@ class Parts:
 
 @runtime_checkable
 class ObjectiveKind(Protocol):
-    """One ``kind`` of objective."""
+    """One ``kind`` of objective; inherit from it to get the defaults of its attributes."""
+
+    node: ClassVar[type]
+    """Its node, ``[objective]`` of a run file."""
+    adapted: ClassVar[bool] = False
+    """Whether it trains adapters if asked to."""
+    streams: ClassVar[bool] = False
+    """Whether it learns from batches of any source, which ``parts`` then takes as ``data``."""
+    images: ClassVar[bool] = False
+    """Whether it learns from images; all others learn from text."""
 
     def program(self, run: RunConfig, layout: Layout) -> Program:
         """What is compiled, from the run file alone.
@@ -124,8 +133,13 @@ class ObjectiveKind(Protocol):
         """
         ...
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+    def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
         """What is trained, and on what; reads weights and data.
+
+        Args:
+            run: the run file.
+            layout: the devices.
+            data: batches to train on, in place of those of ``[data]``.
 
         Raises:
             ConfigError: parts of the run do not fit together.
@@ -134,21 +148,10 @@ class ObjectiveKind(Protocol):
         ...
 
 
-Objectives = Mapping[str, ObjectiveKind]
-
-
-def kind_of(run: RunConfig, objectives: Objectives) -> ObjectiveKind:
-    """The kind a run asks for.
+def kind_of(run: RunConfig) -> ObjectiveKind:
+    """The objective that a run names.
 
     Raises:
-        ConfigError: it is not among ``objectives``.
+        ConfigError: there is none of that name.
     """
-    name = run.objective.kind
-    if name not in objectives:
-        raise ConfigError(
-            "objective.kind",
-            found=name,
-            expected="one of " + ", ".join(objectives),
-            fix=did_you_mean(name, objectives) or "pass its package's OBJECTIVES to train()",
-        )
-    return objectives[name]
+    return OBJECTIVES[run.objective.kind]()

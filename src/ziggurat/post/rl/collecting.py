@@ -22,9 +22,9 @@ from ziggurat.core.protocols import Batch
 from ziggurat.models import Params
 from ziggurat.post.losses import policy
 from ziggurat.post.rl.arena import Arena, Group, Trial
+from ziggurat.post.rl.config import Grpo, Problems
 from ziggurat.post.rl.rows import completion_rows, kept_rows, shaped_rewards
 from ziggurat.train.config import RunConfig
-from ziggurat.train.nodes.reinforcement import Grpo, Problems
 from ziggurat.train.objectives import text
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from ziggurat.core.protocols import Batch
 from ziggurat.post.losses import policy
 from ziggurat.post.rl.arena import Group
-from ziggurat.train.nodes.reinforcement import Grpo
+from ziggurat.post.rl.config import Grpo
 
 
 def completion_rows(groups: Sequence[Group], length: int) -> Batch:

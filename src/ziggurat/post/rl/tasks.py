@@ -23,6 +23,13 @@ from ziggurat.core.protocols import Batch
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.order import Permutation
 from ziggurat.data.sources.records import Fault, checked_text
+from ziggurat.post.rl.config import (
+    Problems,
+    PromptFile,
+    PromptForm,
+    ReasoningGym,
+    TaskNode,
+)
 from ziggurat.post.rl.scoring import (
     ENDLESS,
     Function,
@@ -31,13 +38,6 @@ from ziggurat.post.rl.scoring import (
     Scorer,
     Verifier,
     procedural,
-)
-from ziggurat.train.nodes.reinforcement import (
-    Problems,
-    PromptFile,
-    PromptForm,
-    ReasoningGym,
-    TaskNode,
 )
 
 Part = Literal["train", "held_out"]

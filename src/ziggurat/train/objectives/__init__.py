@@ -1,5 +1,4 @@
-"""Kinds of objective: what a run learns, each behind the seam of :mod:`ziggurat.train.parts`.
+"""Objectives of this package: language modelling and diffusion, each with its run-file node.
 
-``kinds`` lists those of this package, and ``text`` holds what objectives over text share; the run
-file's ``[objective]`` is declared in :mod:`ziggurat.train.nodes`.
+``text`` holds what objectives over text share.
 """

@@ -1,9 +1,12 @@
 """The language-modelling objective: predict every next token of packed documents."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 
+from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.linear import dense, is_quantized
 from ziggurat.mesh import Layout
@@ -14,28 +17,39 @@ from ziggurat.nn.moe import MixtureConfig
 from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, router_z_loss
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
-from ziggurat.train.nodes.objectives import LanguageModelling
 from ziggurat.train.objectives import text
-from ziggurat.train.parts import Parts, Program
+from ziggurat.train.parts import ObjectiveKind, Parts, Program, TrainingData
 from ziggurat.train.step import Arrays, Objective, Sums
 
 
-class PackedText:
+@config.node
+class LanguageModelling:
+    """Predict every next token (pretraining)."""
+
+    kind: Literal["lm"] = "lm"
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    """The cross-entropy and how it is computed."""
+
+
+class PackedText(ObjectiveKind):
     """Next tokens of packed documents (``kind = "lm"``)."""
 
+    node = LanguageModelling
+    streams = True
+
     def program(self, run: RunConfig, layout: Layout) -> Program:
-        text.documents(run)  # refuses others
+        text.check_documents(run)
         return _program(run, layout, text.abstract_model(run, layout))
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
-        text.documents(run)  # refuses others
+    def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
+        text.check_documents(run)
         start = text.load_start(run)
         if start is None:
             model = text.abstract_model(run, layout)
         else:
             model = text.build_model(start.model.config, run, layout)
         tokenizer = text.load_tokenizer(run, start, model)
-        data, held_out = text.load_data(run, tokenizer, model)
+        data, held_out = text.load_data(run, tokenizer, model, given=data)
 
         def trained(params: Params) -> pretrained.Pretrained:
             return pretrained.Pretrained(model, params, tokenizer, run.name, str(run.directory))

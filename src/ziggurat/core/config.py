@@ -87,8 +87,17 @@ def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> Resolved[T]
         ConfigError: the file is missing or not TOML, or any key is unknown, missing or wrong; the
             text lists every such error with its dotted path.
     """
+    return parse(cls, read_text(path), overrides, source=str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file.
+
+    Raises:
+        ConfigError: the file is missing or not readable as UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
             f"run file {path}", found="no such file", expected="a TOML file", fix="check the path"
@@ -97,7 +106,6 @@ def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> Resolved[T]
         raise ConfigError(
             f"run file {path}", found=error, expected="a readable UTF-8 file"
         ) from None
-    return parse(cls, text, overrides, source=str(path))
 
 
 def parse(
@@ -110,6 +118,20 @@ def parse(
         raise ConfigError(
             source, found=error, expected="valid TOML", fix="correct that line"
         ) from None
+    return resolve(cls, tree, overrides, source)
+
+
+def resolve(
+    cls: type[T], tree: dict[str, Any], overrides: Sequence[str] = (), source: str = "Python"
+) -> Resolved[T]:
+    """Merge dotted overrides into a nested dict, which changes, and validate it into ``cls``.
+
+    >>> @node
+    ... class Run:
+    ...     steps: int
+    >>> resolve(Run, {"steps": 10}).provenance
+    {'steps': 'Python'}
+    """
     provenance = {key: source for key, _ in _leaves(tree)}
     for override in overrides:
         key, value = _split_override(override)

@@ -26,7 +26,7 @@ from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import Batch, MetricSink
 from ziggurat.mesh import Processes
 from ziggurat.models import Params
-from ziggurat.models.loading.pretrained import AVERAGE
+from ziggurat.models.loading.pretrained import AVERAGE, Pretrained
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.journal import Journal
@@ -37,7 +37,7 @@ from ziggurat.train.config import COMPARABLE, RunConfig
 from ziggurat.train.derived import check_report
 from ziggurat.train.evaluation import evaluate
 from ziggurat.train.experiment import Experiment, local_rows, prepare
-from ziggurat.train.metrics import DerivedSink, Sinks
+from ziggurat.train.metrics import DerivedSink, Sinks, read_metrics
 from ziggurat.train.progress import TrainProgress
 from ziggurat.train.registries import CALLBACKS, SINKS
 from ziggurat.train.resuming import check_length, check_stored, resumed
@@ -56,7 +56,7 @@ MEMORY_S = 1.0
 """Seconds between two looks at memory; figures in between repeat the last."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Outcome:
     """How a run ended."""
 
@@ -71,6 +71,28 @@ class Outcome:
     """Bytes of the compiled step, see ``profile.memory.compiled_memory``."""
     ended_by: signal.Signals | None = None
     """The signal that ended it before its last step."""
+
+    def __repr__(self) -> str:
+        done, total = int(self.state.step), self.run.value.train.steps
+        return f"Outcome({self.status!r}, step {done:,} of {total:,}, {self.directory.path})"
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One row a step, as ``metrics.jsonl`` has them."""
+        return read_metrics(self.directory.metrics)
+
+    @property
+    def model(self) -> Pretrained:
+        """The trained language model, ready for ``ziggurat.generate``.
+
+        Raises:
+            TrainError: the run trains nothing that writes text.
+        """
+        make = self.experiment.parts.pretrained
+        if make is None:
+            kind = self.run.value.objective.kind
+            raise TrainError("model of the run", found=f"objective {kind}", expected="text")
+        return make(self.state.evaluated)
 
     @property
     def exit_code(self) -> int:

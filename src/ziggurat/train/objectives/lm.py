@@ -39,7 +39,7 @@ class PackedText(ObjectiveKind):
 
     def program(self, run: RunConfig, layout: Layout) -> Program:
         text.check_documents(run)
-        return _program(run, layout, text.abstract_model(run, layout))
+        return self._program(run, layout, text.abstract_model(run, layout))
 
     def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
         text.check_documents(run)
@@ -55,7 +55,7 @@ class PackedText(ObjectiveKind):
             return pretrained.Pretrained(model, params, tokenizer, run.name, str(run.directory))
 
         return Parts(
-            program=_program(run, layout, model),
+            program=self._program(run, layout, model),
             data=data,
             files=pretrained.files_of(model.config, tokenizer),
             start=None if start is None else start.params,
@@ -65,16 +65,22 @@ class PackedText(ObjectiveKind):
             pretrained=trained,
         )
 
+    def sums(self, run: RunConfig, model: LanguageModel, layout: Layout) -> Objective:
+        """The loss of some rows; a subclass may return another one."""
+        return language_modelling(model, self._loss(run), layout)
 
-def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
-    assert isinstance(run.objective, LanguageModelling), "kinds and nodes have the same names"
-    loss = run.objective.loss
-    return Program(
-        model=model,
-        sums=language_modelling(model, loss, layout),
-        batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
-        router_bias_rate=loss.router_bias_rate,
-    )
+    def _program(self, run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
+        return Program(
+            model=model,
+            sums=self.sums(run, model, layout),
+            batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
+            router_bias_rate=self._loss(run).router_bias_rate,
+        )
+
+    def _loss(self, run: RunConfig) -> LossConfig:
+        """Settings of the loss; the defaults where the run file has another node."""
+        node = run.objective
+        return node.loss if isinstance(node, LanguageModelling) else LossConfig()
 
 
 def language_modelling(

@@ -328,7 +328,7 @@ def _fields_at(cls: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def variants(hint: Any) -> list[Any]:
     """The node classes inside a type hint (unions, optionals, tuples, Annotated, open kinds)."""
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
     if (kinds := _kinds(hint)) is not None:
         return kinds.nodes()

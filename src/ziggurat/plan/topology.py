@@ -47,8 +47,8 @@ class Generation:
 
 
 GENERATIONS = {chip.generation: Generation(chip) for chip in hardware.CHIPS if chip.generation}
-"""What can be planned for: a new generation is a row of ``profile.hardware.CHIPS``. libtpu describes
-v4 without megacore, two devices a chip, as no machine runs it: v4 is not here."""
+"""What can be planned for; a new one is a row of ``profile.hardware.CHIPS``. libtpu describes v4
+without megacore, two devices a chip, as no machine runs it: v4 is not here."""
 
 
 @dataclasses.dataclass(frozen=True)

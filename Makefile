@@ -33,15 +33,15 @@ tour: $(VENV)/has-dev  ## one command of every function, and a page that links t
 	@$(BIN)/ziggurat tour
 
 test: $(VENV)/has-dev  ## the tests that need no PyTorch and take minutes
-	@$(PY) -m pytest -q -n $(JOBS) -m "$(SMALL)"
+	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "$(SMALL)"
 
 test-oracle: $(VENV)/has-oracle  ## parity with PyTorch and transformers; stored outputs recomputed
 	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
-	@$(PY) -m pytest -q -n $(JOBS) -m parity
+	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m parity
 
 check: static docs $(VENV)/has-oracle  ## everything CI runs: static checks, the site, then all tests
 	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
-	@$(PY) -m pytest -q -n $(JOBS)
+	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal
 
 static: $(VENV)/has-dev
 	@$(BIN)/ruff check .
@@ -49,6 +49,7 @@ static: $(VENV)/has-dev
 	@$(BIN)/pyright --pythonpath $(PY)
 	@$(BIN)/lint-imports
 	@$(BIN)/codespell
+	@$(PY) scripts/check_language.py
 
 # Not --quiet: it hides warnings from strict mode, which then counts none.
 docs: $(VENV)/has-docs  ## the documentation site, in site/; a warning is an error

@@ -32,7 +32,7 @@ from ziggurat.post.rl.accuracy import Tally, measure
 from ziggurat.post.rl.arena import Arena
 from ziggurat.post.rl.config import PromptForm, ReasoningGym, RewardConfig
 from ziggurat.train.config import RunConfig
-from ziggurat.train.loop import Outcome, train
+from ziggurat.train.loop import TrainingOutcome, train
 from ziggurat.train.metrics import read_metrics
 
 LONGEST, MOST = 32, 9
@@ -181,14 +181,14 @@ def one_seed(directory: Path, seed: int, options: argparse.Namespace) -> dict[st
     return entry
 
 
-def run(text: str, start: str, name: str, *overrides: str) -> Outcome:
+def run(text: str, start: str, name: str, *overrides: str) -> TrainingOutcome:
     """A run to its end; each seed has a directory of its own name."""
     seed = next(o for o in overrides if o.startswith("seed=")).removeprefix("seed=")
     made = config.parse(RunConfig, f'name = "{name}-{seed}"\n{text}', [start, *overrides])
     return train(made, Console(quiet=True))
 
 
-def accuracies(outcome: Outcome, task: tasks.Task) -> dict[str, Tally]:
+def accuracies(outcome: TrainingOutcome, task: tasks.Task) -> dict[str, Tally]:
     """Answers to all held-out problems, in each way."""
     loaded = pretrained.load(outcome.directory.path)
     arena = Arena(
@@ -221,16 +221,16 @@ def bounds(tally: Tally) -> str:
     return f"{tally.pass_at(1):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def rows_of(outcome: Outcome) -> list[dict[str, Any]]:
+def rows_of(outcome: TrainingOutcome) -> list[dict[str, Any]]:
     return [row for row in read_metrics(outcome.directory.metrics) if "step_time_s" in row]
 
 
-def steps_s(outcome: Outcome) -> float:
+def steps_s(outcome: TrainingOutcome) -> float:
     """Seconds of all steps, rollouts and compiling within them included."""
     return sum(row["step_time_s"] for row in rows_of(outcome))
 
 
-def medians(outcome: Outcome) -> dict[str, float]:
+def medians(outcome: TrainingOutcome) -> dict[str, float]:
     """Of a step's seconds and of the parts of its rollout, without the first two steps."""
     names = ("step_time_s", "generation_s", "judging_s", "scoring_s", "generated_tokens_per_s")
     names += ("sampler_gap_mean", "sampler_gap_max")

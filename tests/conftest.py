@@ -1,18 +1,21 @@
 """Test set-up: eight virtual CPU devices, strict ranks, no accelerator even if one is there, and
-programs compiled once: by whichever test process needs one first, for all others and for the
-processes that tests start."""
+programs compiled quickly and once: by whichever test process needs one first, for all others and
+for the processes that tests start."""
 
+import functools
 import logging
 import os
 import shutil
 import tempfile
-from pathlib import Path
 
 import pytest
 
+from tests.compilation import QUICK
+
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Flags of the environment come last, so that they win.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    f"--xla_force_host_platform_device_count=8 {QUICK} {os.environ.get('XLA_FLAGS', '')}"
 )
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -20,14 +23,18 @@ os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+# One cache of compiled programs for a whole run, made by the process that began it. JAX reads these
+# when it is imported, which the conftest of a folder may do before ``pytest_configure``.
+PROGRAMS = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    PROGRAMS = tempfile.mkdtemp(prefix="ziggurat-tests-programs-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = PROGRAMS
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """One cache of compiled programs for a whole run, made by the process that began it."""
-    if hasattr(config, "workerinput") or "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    directory = tempfile.mkdtemp(prefix="ziggurat-tests-programs-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = directory
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-    config.add_cleanup(lambda: shutil.rmtree(Path(directory), ignore_errors=True))
+    if PROGRAMS is not None:
+        config.add_cleanup(functools.partial(shutil.rmtree, PROGRAMS, ignore_errors=True))
 
 
 @pytest.fixture(autouse=True)

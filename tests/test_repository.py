@@ -1,5 +1,6 @@
 """What holds for the repository as a whole: packages, generated pages, locks, hygiene."""
 
+import ast
 import importlib
 import os
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from ziggurat.cli.main import VERBS, module_name
+from ziggurat.cli.main import COMMANDS, module_name
 from ziggurat.core.dimensions import DIMENSIONS
 
 ROOT = Path(__file__).parents[1]
@@ -105,7 +106,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_verbs_import_no_jax_before_they_run():
-    lines = [f"importlib.import_module({module_name(verb)!r})" for verb in VERBS]
+    lines = [f"importlib.import_module({module_name(command)!r})" for command in COMMANDS]
     loaded = modules_after("\n".join(["import importlib", *lines]))
     assert not loaded & {"jax", "flax", "orbax", "grain", "pyarrow"}
 
@@ -186,3 +187,45 @@ def test_ci_runs_make_check_and_nothing_else():
     assert os.access(path, os.X_OK)
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] != "#"]
     assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make check"]
+
+
+SHARED_NAMES = {
+    "TextEmbedder": "the protocol of the embeddings endpoint, and the model that implements it",
+    "Decoder": "to rename in serve.predict: DecoderPool",
+    "Manifest": "to rename in serve.predict: BundleManifest",
+    "ModelConfig": "to rename in serve.predict: ModelSettings",
+    "Scheduler": "to rename in serve.predict: BatchScheduler",
+}
+"""Class names that two packages may share, since they are the interface of one idea."""
+
+
+def test_a_class_name_stands_for_one_thing():
+    """A reader who meets a name in two packages must be able to take it for one thing."""
+    found: dict[str, list[str]] = {}
+    source = ROOT / "src/ziggurat"
+    for path in sorted(source.rglob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(str(path.relative_to(source)))
+    shared = {name: files for name, files in found.items() if len(files) > 1}
+    assert shared.keys() == SHARED_NAMES.keys(), shared
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ('"""What a step carries."""', "opens with 'What'"),
+        ('"""The same for encoders."""', "opens with 'The same'"),
+        ('"""token ids."""', "opens with the lower-case"),
+        ('"""Number of products."""', "write matmuls"),
+        ("class Lane: ...", "write Sequence"),
+    ],
+)
+def test_the_language_check_finds(line, problem, tmp_path, capsys):
+    check = runpy.run_path(str(ROOT / "scripts/check_language.py"))
+    file = tmp_path / "module.py"
+    file.write_text(line + "\n")
+    assert check["main"]([str(file)]) == 1
+    assert problem in capsys.readouterr().out
+    file.write_text('"""Types of parameters."""\n')
+    assert check["main"]([str(file)]) == 0

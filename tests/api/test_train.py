@@ -160,7 +160,7 @@ def test_data_of_a_caller_is_for_objectives_that_take_it(tmp_path):
 
 def test_an_outcome_is_short_and_has_its_model(tmp_path):
     outcome = ziggurat.train(tables(tmp_path), overrides=["train.steps=1"])
-    assert repr(outcome) == f"Outcome('finished', step 1 of 1, {tmp_path / 'tiny'})"
+    assert repr(outcome) == f"TrainingOutcome('finished', step 1 of 1, {tmp_path / 'tiny'})"
     assert len(repr(outcome.model).splitlines()) == 1
     assert "llama" in repr(outcome.model)
     text = ziggurat.generate(outcome.model, "def ", max_tokens=4, temperature=0.0)

@@ -1,4 +1,4 @@
-"""Saves that fail for real: full disk, refused writes, a directory gone. Training goes on."""
+"""Saves that fail for real: full disk, refused writes, a directory gone. Training continues."""
 
 import ctypes
 import ctypes.util

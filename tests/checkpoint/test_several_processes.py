@@ -81,7 +81,7 @@ for step in (1, 2):
     checkpoints.save(step, tree(step), {"step": step})
 checkpoints.wait()
 
-# Process 1 cannot write: both give the step up, both go on.
+# Process 1 cannot write: both give the step up, both continue.
 limit = resource.getrlimit(resource.RLIMIT_FSIZE)
 if rank == 1:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, limit[1]))

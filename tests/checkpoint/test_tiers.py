@@ -343,7 +343,7 @@ class Several(Processes):
 
 
 def test_another_number_of_processes_is_another_course(tmp_path):
-    """Snapshots of two processes say nothing of a run that one process went on with."""
+    """Snapshots of two processes say nothing of a run that one process continued with."""
 
     def name(count):
         return run_identity(tmp_path, "run", Several(count), lambda: None)

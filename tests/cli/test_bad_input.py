@@ -22,7 +22,7 @@ def one_device(monkeypatch, request):
 
 @pytest.fixture
 def fail(capsys, tmp_path):
-    """Run a verb that must fail, and return the one line it leaves."""
+    """Run a command that must fail, and return the one line it leaves."""
 
     def run(*args: str) -> str:
         capsys.readouterr()
@@ -181,12 +181,12 @@ def test_not_a_gguf_file(fail, tmp_path):
     assert "model.gguf" in line
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat", "serve", "export"])
-def test_missing_model(fail, tmp_path, verb):
-    kind = ["hf"] if verb == "export" else []
-    more = ["--output", str(tmp_path / "out")] if verb == "export" else []
-    more += ["--prompt", "x"] if verb == "generate" else []
-    line = fail(verb, *kind, str(tmp_path / "nothing"), *more)
+@pytest.mark.parametrize("command", ["generate", "chat", "serve", "export"])
+def test_missing_model(fail, tmp_path, command):
+    kind = ["hf"] if command == "export" else []
+    more = ["--output", str(tmp_path / "out")] if command == "export" else []
+    more += ["--prompt", "x"] if command == "generate" else []
+    line = fail(command, *kind, str(tmp_path / "nothing"), *more)
     assert "nothing: found no such file or directory" in line
 
 

@@ -33,7 +33,7 @@ def run(original, tmp_path):
 
 @pytest.fixture
 def call(capsys):
-    """Run the verb; returns its exit code and what it printed."""
+    """Run the command; returns its exit code and what it printed."""
 
     def call(*args: object) -> tuple[int, str]:
         capsys.readouterr()
@@ -45,7 +45,7 @@ def call(capsys):
 
 @pytest.fixture
 def fail(capsys):
-    """Run the verb, which must fail with one line."""
+    """Run the command, which must fail with one line."""
 
     def fail(*args: object) -> str:
         capsys.readouterr()
@@ -149,8 +149,8 @@ def test_export(run, call, tmp_path):
 
 def test_bad_input_is_one_line(run, fail, tmp_path):
     nowhere = tmp_path / "nowhere"
-    for verb in ("verify", "repair"):
-        assert "found no such directory; expected a run that has saved" in fail(verb, nowhere)
+    for command in ("verify", "repair"):
+        assert "found no such directory; expected a run that has saved" in fail(command, nowhere)
     assert "found no such directory" in fail("diff", nowhere, run)
     assert "found no such directory" in fail("export", nowhere, tmp_path / "o", "--to", "orbax")
     assert "found something there" in fail("export", run, run, "--to", "orbax")
@@ -162,9 +162,9 @@ def test_bad_input_is_one_line(run, fail, tmp_path):
     assert "records.json: found digest" in fail("diff", run / "checkpoints/step_00000020", run)
 
 
-@pytest.mark.parametrize("verb", ["verify", "repair", "diff", "export"])
-def test_help_ends_with_an_example(verb, capsys):
+@pytest.mark.parametrize("command", ["verify", "repair", "diff", "export"])
+def test_help_ends_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["checkpoints", verb, "--help"])
+        main(["checkpoints", command, "--help"])
     assert stop.value.code == 0
-    assert f"ziggurat checkpoints {verb} " in capsys.readouterr().out.partition("example:")[2]
+    assert f"ziggurat checkpoints {command} " in capsys.readouterr().out.partition("example:")[2]

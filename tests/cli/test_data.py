@@ -1,4 +1,4 @@
-"""``ziggurat data``: its verbs agree with the data set, need no JAX, and name errors."""
+"""``ziggurat data``: its commands agree with the data set, need no JAX, and name errors."""
 
 import dataclasses
 import html.parser
@@ -113,14 +113,14 @@ def run_directory(run_file, step=3):
     return directory
 
 
-@pytest.mark.parametrize("verb", data.VERBS)
-def test_every_verb_has_a_help_with_an_example(verb, capsys):
+@pytest.mark.parametrize("command", data.COMMANDS)
+def test_every_verb_has_a_help_with_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["data", verb, "--help"])
+        main(["data", command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    assert f"usage: ziggurat data {verb}" in text
-    assert f"\nexample:\n  ziggurat data {verb}" in text
+    assert f"usage: ziggurat data {command}" in text
+    assert f"\nexample:\n  ziggurat data {command}" in text
 
 
 def test_it_reads_the_same_tables_as_training_does():
@@ -315,8 +315,8 @@ def test_trace_of_a_document_that_is_nowhere(run_file, say):
 
 def test_a_run_directory_whose_data_is_the_same(run_file, say):
     directory = run_directory(run_file)
-    for verb, *rest in (["stats"], ["sample"], ["decode"], ["trace", "--step", 1]):
-        assert say(verb, directory, *rest) == say(verb, run_file, *rest)
+    for command, *rest in (["stats"], ["sample"], ["decode"], ["trace", "--step", 1]):
+        assert say(command, directory, *rest) == say(command, run_file, *rest)
         assert "trained on" not in say.log
 
 

@@ -4,20 +4,11 @@ import json
 
 import jax
 import pytest
-from tests.quick_jit import OPTIONS
 
 from ziggurat.cli.main import main
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.models.loading import pretrained
-from ziggurat.serve.llm import programs
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_programs():
-    programs.COMPILER_OPTIONS.update(OPTIONS)
-    yield
-    programs.COMPILER_OPTIONS.clear()
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from tests.compilation import QUICK
 
 from ziggurat.cli import doctor_commands, recipes
-from ziggurat.cli.main import VERBS
+from ziggurat.cli.main import COMMANDS
 from ziggurat.core import extras
 from ziggurat.core.errors import ConfigError
 
@@ -33,7 +34,7 @@ TOP_LEVEL = {
 
 
 def core(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK}
     return subprocess.run(
         [*CORE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -58,7 +59,7 @@ def test_doctor_tries_every_command_of_a_core_installation(tmp_path):
     done = core("doctor", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     commands = json.loads(done.stdout)["commands"]
-    assert list(commands) == list(VERBS)
+    assert list(commands) == list(COMMANDS)
     broken = {name for name, found in commands.items() if not found["works"]}
     assert broken == {"serve", "demo"}
     for name in broken:

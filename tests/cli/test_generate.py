@@ -32,14 +32,14 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def verbs(monkeypatch):
+def commands(monkeypatch):
     for name in ("generate", "chat"):
-        monkeypatch.setitem(main.VERBS, name, "a verb of this test")
+        monkeypatch.setitem(main.COMMANDS, name, "a command of this test")
 
 
 @pytest.fixture(scope="module")
 def expected(saved):
-    """Texts of the library for what the verbs are asked."""
+    """Texts of the library for what the commands are asked."""
     with LLM(saved) as llm:
         greedy = SamplingParams(temperature=0, max_tokens=12)
         drawn = SamplingParams(seed=5, max_tokens=12, top_k=9)
@@ -101,7 +101,7 @@ def test_chat_with_a_system_prompt_ends_with_its_input(saved, expected, capsys, 
         (["chat", "{saved}-x"], "no such file or directory"),
     ],
 )  # fmt: skip
-def test_errors_are_one_line_and_exit_2(saved, verbs, args, said, capsys):
+def test_errors_are_one_line_and_exit_2(saved, commands, args, said, capsys):
     assert main.main([arg.replace("{saved}", str(saved)) for arg in args]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""

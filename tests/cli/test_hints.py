@@ -21,7 +21,7 @@ SUBCOMMANDS = {
     "bundle": ("export", "images", "inspect", "verify"),
     "checkpoints": ("verify", "repair", "diff", "export"),
 }
-PAGES = [[name] for name in main.VERBS]
+PAGES = [[name] for name in main.COMMANDS]
 PAGES += [[name, sub] for name, subs in SUBCOMMANDS.items() for sub in subs]
 
 

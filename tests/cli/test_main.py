@@ -1,4 +1,4 @@
-"""The command: verbs found lazily, errors as one line, exit codes, overrides, logging."""
+"""The command: commands found lazily, errors as one line, exit codes, overrides, logging."""
 
 import logging
 import signal
@@ -13,18 +13,18 @@ from ziggurat.core.errors import ConfigError
 
 
 @pytest.fixture
-def verb(monkeypatch):
-    """Put a verb ``import`` (a keyword, so the module gets an underscore) in place."""
+def command(monkeypatch):
+    """Put a command ``import`` (a keyword, so the module gets an underscore) in place."""
 
     def install(function):
         module = types.SimpleNamespace(main=function)
-        monkeypatch.setitem(main.VERBS, "import", "a verb of this test")
+        monkeypatch.setitem(main.COMMANDS, "import", "a command of this test")
         monkeypatch.setitem(sys.modules, "ziggurat.cli.import_", module)
 
     return install
 
 
-@pytest.mark.parametrize("name", main.VERBS)
+@pytest.mark.parametrize("name", main.COMMANDS)
 def test_every_verb_has_a_help_with_an_example(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main.main([name, "--help"])
@@ -39,7 +39,7 @@ def test_help_lists_the_verbs(args, capsys):
     assert main.main(args) == 0
     text = capsys.readouterr().out
     assert "\nexamples:\n  ziggurat " in text
-    for name, summary in main.VERBS.items():
+    for name, summary in main.COMMANDS.items():
         assert f"  {name}" in text
         assert summary in text
 
@@ -63,20 +63,20 @@ def test_unknown_verb(typed, hint, capsys):
     assert hint in shown.err
 
 
-def test_a_verb_gets_its_args_and_gives_its_exit_code(verb):
+def test_a_verb_gets_its_args_and_gives_its_exit_code(command):
     seen = []
-    verb(lambda args: seen.append(args) or 7)
+    command(lambda args: seen.append(args) or 7)
     assert main.main(["--verbose", "import", "hf", "--json", "--debug", "--", "--debug"]) == 7
     assert seen == [["hf", "--json", "--", "--debug"]]
 
 
-def test_a_user_error_is_one_unwrapped_line_and_exit_2(verb, capsys):
+def test_a_user_error_is_one_unwrapped_line_and_exit_2(command, capsys):
     long = "[bold]lr[/bold] " + "x" * 300
 
     def fail(args):
         raise ConfigError(long, found="-1", expected="a positive number", fix="set lr > 0")
 
-    verb(fail)
+    command(fail)
     assert main.main(["import"]) == 2
     expected = f"error: {long}: found -1; expected a positive number; set lr > 0\n"
     assert capsys.readouterr().err == expected
@@ -84,17 +84,17 @@ def test_a_user_error_is_one_unwrapped_line_and_exit_2(verb, capsys):
         main.main(["import", "--debug"])
 
 
-def test_interrupt_is_130_and_a_defect_keeps_its_traceback(verb):
+def test_interrupt_is_130_and_a_defect_keeps_its_traceback(command):
     def interrupt(args):
         raise KeyboardInterrupt
 
-    verb(interrupt)
+    command(interrupt)
     assert main.main(["import"]) == 130
 
     def defect(args):
         raise RuntimeError("ours")
 
-    verb(defect)
+    command(defect)
     with pytest.raises(RuntimeError, match="ours"):
         main.main(["import"])
 

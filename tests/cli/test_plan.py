@@ -31,7 +31,7 @@ def test_a_step_compiled_for_tpu(run_file, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "fits: " in shown
     assert "2.0 a chip-hour: a test, 2026-11-26" in shown
-    assert "exchanges are those of the compiled program" in shown
+    assert "collectives are those of the compiled program" in shown
     found = json.loads((tmp_path / "plan.json").read_text())
     memory = found["program"]["memory"]
     # arithmetic over the shardings, but for the padding of small arrays
@@ -39,11 +39,11 @@ def test_a_step_compiled_for_tpu(run_file, tmp_path, capsys):
     assert held <= memory["argument_bytes"] <= 1.05 * held
     assert found["peak_bytes"] == memory["argument_bytes"] + memory["temp_bytes"]
     assert found["peak_bytes"] < found["hbm_bytes"]
-    kinds = {(e["kind"], *e["axes"]) for e in found["program"]["exchanges"]}
+    kinds = {(e["kind"], *e["axes"]) for e in found["program"]["collectives"]}
     assert ("all-gather", "fsdp") in kinds
     assert kinds & {("reduce-scatter", "fsdp"), ("all-reduce", "fsdp")}
     # each layer's weights are gathered in each of two micro-batches
-    assert max(e["count"] for e in found["program"]["exchanges"]) >= 4
+    assert max(e["count"] for e in found["program"]["collectives"]) >= 4
     cost = found["cost_of_a_billion_tokens"]
     assert cost == pytest.approx(1e9 / found["estimate"]["tokens_per_s"] / 3600 * 4 * 2)
     page = (tmp_path / "plan.html").read_text()

@@ -1,5 +1,6 @@
 """Every family, objective and adapter has an analytic plan: arithmetic bounds hold for each."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,13 @@ def run_of(model: str, data: str = DATA, mesh: str = "fsdp = 4", *more: str) -> 
 
 
 def plan_of(run: RunConfig):
+    return plan_of_text(config.to_toml(run))
+
+
+@functools.cache
+def plan_of_text(text: str):
+    """A plan, made once of each run file."""
+    run = config.parse(RunConfig, text, []).value
     found = prepare(subject(run, DEVICES), TOPOLOGY).plan
     figures = found.estimate
     assert 0 < figures.mfu <= 1

@@ -1,9 +1,8 @@
-"""``ziggurat quantize``: a small model quantised, read back by other verbs, and mistakes."""
+"""``ziggurat quantize``: a small model quantised, read back by other commands, and mistakes."""
 
 import jax
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
 
 from ziggurat.cli.main import main
 from ziggurat.data.tokenizers import byte_level
@@ -79,7 +78,7 @@ def test_export_writes_floats_again_and_says_so(small, tmp_path, caplog):
     assert "7 quantised weights" in caplog.text
     again = pretrained.load(tmp_path / "hf")
     tokens = np.arange(8)[None]
-    run = quick_jit(again.model.logits)
+    run = jax.jit(again.model.logits)
     expected = run(dequantized(loaded.params), tokens)
     np.testing.assert_array_equal(run(again.params, tokens), expected)
 

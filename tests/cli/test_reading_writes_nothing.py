@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import pytest
 from tests.post.runs import fresh
-from tests.quick_jit import OPTIONS
 from tests.train.runs import TEXT
 
 import ziggurat
@@ -27,9 +26,8 @@ from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import BertConfig, DiffusionModel, DitConfig, EncoderModel, image_pipeline
 from ziggurat.models.conversion.sentence_layout import SentenceConfig
 from ziggurat.models.diffusion import RectifiedFlow
-from ziggurat.models.image_pipeline import ImagePipeline, Surroundings
+from ziggurat.models.image_pipeline import ImagePipeline, PipelineComponents
 from ziggurat.models.loading import pretrained, pretrained_encoder
-from ziggurat.serve.llm import programs
 
 FEW = "--max-running 1 --max-batched-tokens 16 --max-sequence-length 32"
 READERS = {
@@ -120,13 +118,6 @@ def watch():
     return Watch()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_programs():
-    programs.COMPILER_OPTIONS.update(OPTIONS)
-    yield
-    programs.COMPILER_OPTIONS.clear()
-
-
 def drawn(abstract):
     """Random parameters, without compiling their initialisation."""
     rng = np.random.default_rng(0)
@@ -157,7 +148,7 @@ def models(tmp_path_factory):
         image_size=8, channels=4, classes=3, patch_size=4, d_model=16, n_layers=1, n_heads=2
     )
     dit = DiffusionModel.build(small)
-    around = Surroundings.of(RectifiedFlow())
+    around = PipelineComponents.of(RectifiedFlow())
     weights = {"params": drawn(dit.abstract)}
     pipeline = ImagePipeline(dit, weights, around, None, "dit", "drawn")
     image_pipeline.save(pipeline, top / "dit")

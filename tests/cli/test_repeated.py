@@ -73,7 +73,9 @@ def test_all_values_of_a_repeated_option_arrive(command, flag):
         assert [str(value) for value in found[name]] == ["a", "b", "c"], args
 
 
-def verb(run: str, /, key: tuple[str, ...] = (), few: tuple[int, ...] = (1, 2), flag: bool = False):
+def command(
+    run: str, /, key: tuple[str, ...] = (), few: tuple[int, ...] = (1, 2), flag: bool = False
+):
     """Do.
 
     Args:
@@ -97,6 +99,6 @@ def verb(run: str, /, key: tuple[str, ...] = (), few: tuple[int, ...] = (1, 2), 
     ],
 )
 def test_positions_defaults_and_hyphens(args, expected):
-    found = given(verb, args)
+    found = given(command, args)
     assert {name: found.get(name) for name in expected} == expected
     assert found["run"] == "m"

@@ -8,7 +8,7 @@ from PIL import Image
 from ziggurat.cli.main import main
 from ziggurat.models import DiffusionModel, DitConfig, image_pipeline
 from ziggurat.models.diffusion import RectifiedFlow
-from ziggurat.models.image_pipeline import ImagePipeline, Surroundings
+from ziggurat.models.image_pipeline import ImagePipeline, PipelineComponents
 
 DIT = DitConfig(
     image_size=8, channels=1, classes=3, patch_size=4, d_model=16, n_layers=1, n_heads=2
@@ -23,7 +23,7 @@ def model(tmp_path_factory):
     params = jax.tree.map(
         lambda leaf: (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32), made.abstract
     )
-    around = Surroundings.of(RectifiedFlow(), labels=("ant", "bee", "cat"))
+    around = PipelineComponents.of(RectifiedFlow(), labels=("ant", "bee", "cat"))
     pipeline = ImagePipeline(made, {"params": params}, around, None, "random", "test")
     directory = tmp_path_factory.mktemp("model")
     image_pipeline.save(pipeline, directory)

@@ -3,7 +3,7 @@
 import pytest
 
 from ziggurat.cli import tour
-from ziggurat.cli.main import VERBS
+from ziggurat.cli.main import COMMANDS
 from ziggurat.cli.tour_stops import STOPS, Stop
 from ziggurat.core.errors import ConfigError
 
@@ -49,5 +49,5 @@ def test_only_names_rows():
 
 
 def test_every_command_is_a_verb():
-    verbs = {command.split()[0] for stop in STOPS for command in stop.commands}
-    assert verbs <= set(VERBS)
+    commands = {command.split()[0] for stop in STOPS for command in stop.commands}
+    assert commands <= set(COMMANDS)

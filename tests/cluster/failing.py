@@ -58,7 +58,7 @@ def fail(kind):
 
 
 def steps(world, kind, at, only_once=""):
-    """Ten steps that go on from a file, so that steps that were done are not done again; the last
+    """Ten steps that resume from a file, so that steps that were done are not done again; the last
     host fails with step ``at`` done, always or only once."""
     for step in range(10):
         world.report(step, {}, now=True)
@@ -74,7 +74,7 @@ def steps(world, kind, at, only_once=""):
 
 
 def compile_long(world, folder, seconds):
-    """The first host compiles program after program; the other, once that goes on, is killed."""
+    """The first host compiles program after program; the other, once that continues, is killed."""
     import jax
     import jax.numpy as jnp
 

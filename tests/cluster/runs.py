@@ -3,6 +3,8 @@
 from collections import defaultdict
 from pathlib import Path
 
+from tests.compilation import QUICK
+
 from ziggurat.cluster import Cluster
 from ziggurat.core import config
 from ziggurat.train.config import RunConfig
@@ -43,7 +45,6 @@ linger_s = 20
 tensorboard = false
 """
 # less effort spent on machine code: compiling is what tests wait for
-QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 PROGRAM = "ziggurat.train.elastic:train_on"
 
 

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from ziggurat.cluster.channel import Closed, Listener, connect
+from ziggurat.cluster.channel import ChannelClosed, Listener, connect
 from ziggurat.core.errors import ClusterError
 
 
@@ -28,7 +28,7 @@ def test_messages_of_any_size(listener):
     with connect(listener.address, b"secret") as channel:
         channel.send({"big": big})
         assert channel.receive() == [{"big": big}]
-        with pytest.raises(Closed):
+        with pytest.raises(ChannelClosed):
             channel.receive()
 
 

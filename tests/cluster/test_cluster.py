@@ -73,7 +73,7 @@ def test_a_host_that_dies_is_replaced(cluster):
 
 
 def test_a_host_that_hangs_and_still_lives(cluster, printed, tmp_path, monkeypatch):
-    """The one that lags prints where it is, and is killed; the program goes on without it."""
+    """The one that lags prints where it is, and is killed; the program continues without it."""
     monkeypatch.setattr(cluster, "_step_deadline_s", 2.0)
     outcome = cluster.train(programs.count_and_hang, str(tmp_path), 8)
     assert outcome.recoveries == 1

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from tests.cluster import failing
-from tests.cluster.runs import QUICK
+from tests.compilation import QUICK
 
 from ziggurat.cluster import Cluster, HostError, messages
 from ziggurat.cluster.budget import FailureBudget

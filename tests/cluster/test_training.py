@@ -10,7 +10,8 @@ import time
 import psutil
 import pytest
 from tests.cluster.conftest import PAUSE_S
-from tests.cluster.runs import QUICK, RUN, Run, start_cluster
+from tests.cluster.runs import RUN, Run, start_cluster
+from tests.compilation import QUICK
 
 from ziggurat.cli.main import main
 from ziggurat.cluster import HostLostError
@@ -141,7 +142,7 @@ def test_the_controller_is_told_to_stop(folder, cluster, peace):
 
 @pytest.mark.slow
 def test_the_controller_is_killed(folder):
-    """Its hosts end, and another controller goes on with the run."""
+    """Its hosts end, and another controller continues with the run."""
     file = folder / "orphaned.toml"
     file.write_text(RUN)
     command = [sys.executable, "-m", "ziggurat.cli.main", "cluster", "run", str(file)]

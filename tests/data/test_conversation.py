@@ -7,7 +7,7 @@ import pytest
 
 from ziggurat.core.errors import DataError
 from ziggurat.data.conversation import rendered
-from ziggurat.data.encode import Encoder, mark
+from ziggurat.data.encode import DocumentEncoder, mark
 from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.sources import Document, JsonLines, TextFiles
 from ziggurat.data.store import open_store, tokenise
@@ -51,7 +51,7 @@ def learned_texts(document):
 
 
 def learned_ids(tokenizer, document):
-    ((ids, flags),) = Encoder(tokenizer).encode([document])
+    ((ids, flags),) = DocumentEncoder(tokenizer).encode([document])
     return tokenizer.decode(ids[flags == 1].tolist(), skip_special_tokens=False), ids, flags
 
 
@@ -106,7 +106,7 @@ def test_marks_by_offsets(learned, expected):
 def test_marks_of_a_tokenizer_whose_tokens_cross_the_border(families):
     tokenizer = families["byte_fallback"]
     document = Document("Hello world", "f", 1, learned=((6, 11),))
-    ((ids, flags),) = Encoder(tokenizer).encode([document])
+    ((ids, flags),) = DocumentEncoder(tokenizer).encode([document])
     pieces = [tokenizer.backend.id_to_token(int(number)) for number in ids]
     assert pieces[0] == "<s>"
     assert (
@@ -127,7 +127,7 @@ def test_masks_equal_those_of_transformers(tmp_path):
             messages, return_assistant_tokens_mask=True, return_dict=True, tokenize=True
         )
         made = rendered(talk(messages), tokenizer)
-        ((ids, flags),) = Encoder(tokenizer).encode([made])
+        ((ids, flags),) = DocumentEncoder(tokenizer).encode([made])
         assert ids.tolist() == expected["input_ids"]
         assert flags.tolist() == expected["assistant_masks"]
 
@@ -221,7 +221,7 @@ def test_marks_need_offsets():
         def decode(self, ids, *, skip_special_tokens=True):
             return "".join(map(chr, ids))
 
-    encoder = Encoder(Plain())
+    encoder = DocumentEncoder(Plain())
     assert encoder.encode([Document("ab", "f", 1)])[0][0].tolist() == [97, 98, 0]
     with pytest.raises(DataError, match="found no offsets of tokens"):
         encoder.encode([Document("ab", "f", 1, learned=((0, 1),))])

@@ -15,7 +15,7 @@ from ziggurat.data import (
     build_answers,
     byte_level,
 )
-from ziggurat.data.encode import Encoder
+from ziggurat.data.encode import DocumentEncoder
 from ziggurat.data.sources import fields, read
 
 TEMPLATE = (
@@ -40,7 +40,7 @@ def results(tmp_path, record, content="messages", made=None, template=TEMPLATE, 
     """Text and learned text of a record's documents."""
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps(record) + "\n")
-    encoder = Encoder(tokenizer(template))
+    encoder = DocumentEncoder(tokenizer(template))
     found = []
     for document in read([made or JsonLines(path=str(path), content=content, **settings)]):
         rendered = encoder.render(document)

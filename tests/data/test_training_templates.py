@@ -8,7 +8,7 @@ import pytest
 from ziggurat.core.errors import DataError
 from ziggurat.data import HuggingFaceTokenizer, byte_level, chat, training_templates
 from ziggurat.data.conversation import rendered
-from ziggurat.data.encode import Encoder
+from ziggurat.data.encode import DocumentEncoder
 from ziggurat.data.sources import Document
 from ziggurat.data.sources.contents import checked_messages
 
@@ -80,7 +80,7 @@ def ours(template, messages, tools=None, turns=None):
     talk = checked_messages(messages, "messages")
     given = None if tools is None else tuple(tools)
     document = Document("", "f", 1, messages=talk, tools=given, turns=turns)
-    ((ids, learned),) = Encoder(made).encode([rendered(document, made)])
+    ((ids, learned),) = DocumentEncoder(made).encode([rendered(document, made)])
     assert learned is not None
     return ids.tolist(), learned.tolist(), made
 
@@ -150,7 +150,7 @@ def test_straddling_tokens_are_counted():
         Document("ab", "f", 1, learned=((1, 2),)),
         Document("äb", "f", 2, learned=((1, 2),)),
     ]
-    assert [one.straddles for one in Encoder(made).encoded(documents)] == [False, False]
+    assert [one.straddles for one in DocumentEncoder(made).encoded(documents)] == [False, False]
 
 
 STOCK = {

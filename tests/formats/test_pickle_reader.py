@@ -17,9 +17,9 @@ from ziggurat.checkpoint import containers
 from ziggurat.core.errors import CheckpointError
 from ziggurat.formats.pytorch.pickle_reader import read_pickle
 from ziggurat.formats.pytorch.writer import (
-    Call,
     Global,
     Persistent,
+    PickledCall,
     encode,
     tensor_value,
     write_archive,
@@ -105,15 +105,15 @@ def refused(tmp_path):
 MODULE = "torch.distributed.checkpoint"
 
 
-def size(*sizes: int) -> Call:
-    return Call("torch.Size", (sizes,))
+def size(*sizes: int) -> PickledCall:
+    return PickledCall("torch.Size", (sizes,))
 
 
-def record(name: str, state) -> Call:
-    return Call(f"{MODULE}.{name}", (), state)
+def record(name: str, state) -> PickledCall:
+    return PickledCall(f"{MODULE}.{name}", (), state)
 
 
-def described(chunks, dtype="float32", shape=(4,)) -> Call:
+def described(chunks, dtype="float32", shape=(4,)) -> PickledCall:
     """Metadata of one tensor, whose chunks are pairs of start and length."""
     properties = (Global(f"torch.{dtype}"), None, False, 0, False)
     state = {
@@ -127,7 +127,7 @@ def described(chunks, dtype="float32", shape=(4,)) -> Call:
     return record("metadata.TensorStorageMetadata", state)
 
 
-def index(name: str, start: int | None) -> Call:
+def index(name: str, start: int | None) -> PickledCall:
     offset = {} if start is None else {"offset": size(start)}
     return record("metadata.MetadataIndex", {"fqn": name, "index": None, **offset})
 
@@ -235,9 +235,16 @@ def test_values_without_end(refused):
 def rebuilt(offset=0, shape=(2,), strides=(1,), count=4, key="0", storage="FloatStorage") -> bytes:
     """A file of one tensor over four floats, with the given claims."""
     identifier = ("storage", Global(f"torch.{storage}"), key, "cpu", count)
-    tensor = Call(
+    tensor = PickledCall(
         "torch._utils._rebuild_tensor_v2",
-        (Persistent(identifier), offset, shape, strides, False, Call("collections.OrderedDict")),
+        (
+            Persistent(identifier),
+            offset,
+            shape,
+            strides,
+            False,
+            PickledCall("collections.OrderedDict"),
+        ),
     )
     return torch_file(encode({"w": tensor}), data_0=np.arange(4, dtype=np.float32).tobytes())
 

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.attention import IMPLEMENTATIONS, AttentionMask, attention, reference
@@ -96,7 +95,7 @@ def test_reference_is_the_definition(name, softcap, sinks):
     args, who = inputs(shape), mask(shape, **MASKS[name])
     sunk = jnp.linspace(-2, 2, 6) if sinks else None
     attend = functools.partial(attention, scale=0.7, softcap=softcap, implementation="reference")
-    found = quick_jit(attend)(*args, who, sinks=sunk)
+    found = jax.jit(attend)(*args, who, sinks=sunk)
     expected = by_hand(*args, np.asarray(who.dense()), 0.7, softcap, sunk)
     np.testing.assert_allclose(found, expected, atol=2e-6, rtol=0)
 
@@ -122,7 +121,7 @@ def test_fast_forms_equal_the_reference_with_gradients(implementation, shape, so
         (_, out), gradients = gradient(args, sunk)
         return [out, *jax.tree.leaves(gradients)]
 
-    @quick_jit
+    @jax.jit
     def every(masks, args):
         names = ("reference", implementation)
         return [[differentiate(name, who, args) for who in masks] for name in names]
@@ -141,7 +140,7 @@ def test_bfloat16_stays_near_float32(shape):
     """Inputs, weights and results are rounded to 8 bits; scores and softmax are not."""
     args, who = inputs(shape, jnp.bfloat16), mask(shape)
 
-    @quick_jit
+    @jax.jit
     def every(args, who):
         wide = [x.astype(jnp.float32) for x in args]
         expected = run(wide, who, scale=0.5, implementation="reference")
@@ -164,7 +163,7 @@ def test_a_query_that_sees_nothing_gives_no_nan(implementation):
     def total(query):
         return attention(query, *args[1:], who, scale=1.0, implementation=implementation).sum()
 
-    value, gradient = quick_jit(jax.value_and_grad(total))(args[0])
+    value, gradient = jax.jit(jax.value_and_grad(total))(args[0])
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 
@@ -173,7 +172,7 @@ def test_hidden_keys_have_no_influence():
     shape = (1, 6, 6, 2, 1, 4)
     query, key, value = inputs(shape)
     who = mask(shape, segments=True)
-    attend = quick_jit(lambda key, value: attention(query, key, value, who, scale=1.0))
+    attend = jax.jit(lambda key, value: attention(query, key, value, who, scale=1.0))
     before, after = attend(key, value), attend(key.at[:, :3].set(99.0), value.at[:, :3].set(99.0))
     np.testing.assert_array_equal(before[:, 3:], after[:, 3:])
     assert (before[:, :3] != after[:, :3]).any()
@@ -200,7 +199,7 @@ def test_blocks_of_every_number_and_size(monkeypatch, window, most):
     shape = (1, 23, 23, 2, 1, 4)
     who, args = mask(shape, window=window), inputs(shape)
 
-    @quick_jit
+    @jax.jit
     def both(args, who):
         names = "blocked", "reference"
         return [run(args, who, scale=0.5, implementation=name) for name in names]
@@ -220,7 +219,7 @@ def test_blocked_refuses_masks_that_it_cannot_serve(kind):
 def test_auto_and_unknown_implementation():
     args, who = inputs((1, 2, 2, 2, 1, 4)), mask((1, 2, 2))
     auto, grouped = (
-        quick_jit(functools.partial(attention, scale=1.0, implementation=name))(*args, who)
+        jax.jit(functools.partial(attention, scale=1.0, implementation=name))(*args, who)
         for name in ("auto", "grouped")
     )
     np.testing.assert_array_equal(auto, grouped)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from jax import export
 from tests.kernels.cpu_library import require_library
-from tests.quick_jit import quick_jit
 
 from ziggurat import mesh as mesh_
 from ziggurat.core.errors import ConfigError
@@ -97,7 +96,7 @@ def test_equals_the_reference_with_gradients(shape, kind, softcap, sinks):
         seen = who.dense().any(-1)[..., None, None]  # what sees nothing is not defined
         return jnp.where(seen, out * jnp.cos(jnp.arange(out.size)).reshape(out.shape), 0).sum(), out
 
-    @quick_jit
+    @jax.jit
     def both(args, sunk):
         found = []
         for name in ("reference", "cpu"):
@@ -185,7 +184,7 @@ def test_threads_get_the_same_bits_as_one_alone():
 def test_vmap_scan_and_remat():
     stacked = tuple(jnp.stack([x, x[::-1] * 0.5]) for x in inputs(SHAPE))
 
-    @quick_jit
+    @jax.jit
     def every(stacked):
         plain = jax.vmap(functools.partial(differentiated, implementation="reference"))(stacked)
         mapped = jax.vmap(differentiated)(stacked)
@@ -216,7 +215,7 @@ def test_second_derivatives_go_through_the_plain_form():
         return jax.jvp(jax.grad(total), (query,), (jnp.ones_like(query),))[1]
 
     found, expected = (
-        quick_jit(functools.partial(curvature, implementation=name))(args[0])
+        jax.jit(functools.partial(curvature, implementation=name))(args[0])
         for name in ("cpu", "reference")
     )
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)

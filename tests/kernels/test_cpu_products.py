@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax import export
 from tests.kernels.cpu_library import require_library
-from tests.quick_jit import quick_jit
 
 from ziggurat import mesh as mesh_
 from ziggurat.core.errors import ConfigError
@@ -67,7 +66,7 @@ def test_project_with_gradients(leading):
     def total(x, kernel, implementation):
         return (project(x, kernel, implementation=implementation) ** 2).sum()
 
-    @quick_jit
+    @jax.jit
     def both(x, kernel):
         names = "flat", "cpu"
         return [jax.value_and_grad(total, (0, 1))(x, kernel, name) for name in names]
@@ -94,7 +93,7 @@ def test_derivatives_of_every_form_and_order(transpose_a, transpose_b):
         second = jax.grad(lambda a, b: sum((x**2).sum() for x in jax.grad(function, (0, 1))(a, b)))
         return [tangent, jax.grad(function, (0, 1))(a, b), second(a, b)]
 
-    found, expected = (jax.tree.leaves(quick_jit(lambda f=f: every(f))()) for f in (kernel, plain))
+    found, expected = (jax.tree.leaves(jax.jit(lambda f=f: every(f))()) for f in (kernel, plain))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-4, atol=1e-3)
 
@@ -156,7 +155,7 @@ def test_cross_entropy_equals_the_reference_with_gradients(n, d, v, options):
         )
         return out.loss, out
 
-    @quick_jit
+    @jax.jit
     def both(*arrays):
         names = "reference", "cpu"
         return [jax.value_and_grad(loss, (0, 1, 2), True)(*arrays, name) for name in names]
@@ -176,7 +175,7 @@ def test_log_probs_and_a_target_outside_the_vocabulary():
         )
         return jnp.where(targets < 30, found, 0.0).sum(), found
 
-    @quick_jit
+    @jax.jit
     def both(*arrays):
         names = "reference", "cpu"
         return [jax.grad(total, (0, 1), has_aux=True)(*arrays, name) for name in names]

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from tests.oracle import families
-from tests.quick_jit import quick_jit
 
 from ziggurat.models import EncoderModel, Family, LanguageModel, Params, family_for_architecture
 from ziggurat.models.conversion.weight_names import import_weights
@@ -57,7 +56,7 @@ def full_logits(case: str) -> np.ndarray:
         hidden, _ = model.hidden(params, tokens, positions, Causal())
         return model.project(params, hidden)
 
-    return np.asarray(quick_jit(forward)(ours(case).params, jnp.asarray(families.tokens(case))))
+    return np.asarray(jax.jit(forward)(ours(case).params, jnp.asarray(families.tokens(case))))
 
 
 def decoded_logits(case: str) -> tuple[np.ndarray, list[int]]:
@@ -70,7 +69,7 @@ def decoded_logits(case: str) -> tuple[np.ndarray, list[int]]:
         hidden, cache = model.hidden(params, tokens, positions, cache)
         return cache, model.project(params, hidden)
 
-    @quick_jit
+    @jax.jit
     def run(params, tokens, cache):
         cache, first = forward(params, tokens[:, :PREFILL], cache)
 
@@ -89,7 +88,7 @@ def encoded_states(case: str) -> np.ndarray:
     """States and pooled vector of an encoder's case, as the oracle stores them."""
     model = ours(case).model
 
-    @quick_jit
+    @jax.jit
     def run(params, input_ids, attention_mask, token_type_ids):
         hidden = model.hidden(params, input_ids, attention_mask, token_type_ids)
         pooled = model.pooled(params, hidden)[:, None]

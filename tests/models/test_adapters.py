@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import qwix
 from tests.oracle import peft_lora as oracle
-from tests.quick_jit import quick_jit
 
 from ziggurat.checkpoint import Checkpoints
 from ziggurat.core.errors import CheckpointError, ConfigError, ModelError
@@ -54,7 +53,7 @@ def write(directory, stored, base, **changes):
 
 
 def logits(model, params):
-    return np.asarray(quick_jit(model.logits)(params, jnp.asarray(oracle.tokens())))
+    return np.asarray(jax.jit(model.logits)(params, jnp.asarray(oracle.tokens())))
 
 
 @pytest.mark.parametrize("case", oracle.CASES)
@@ -172,7 +171,7 @@ def test_a_quantised_base_is_joined_and_gives_gradients():
         found = small.logits(adapters.attached(params, arrays, lora.scale), tokens)
         return jax.nn.log_softmax(found)[..., 0].sum()
 
-    gradients = quick_jit(jax.grad(loss))(arrays)
+    gradients = jax.jit(jax.grad(loss))(arrays)
     assert all(np.abs(g).max() > 0 for g in jax.tree.leaves(gradients))
 
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.oracle import diffusion as oracle
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import CheckpointError, ConfigError, ModelError
 from ziggurat.formats import write_sharded
@@ -43,7 +42,7 @@ def predicted(model: DiffusionModel, params, size=oracle.SIZE):
     from flax import nnx
 
     x = oracle.images(f"dit {size}", (3, size, size, oracle.CHANNELS))
-    call = quick_jit(lambda p, *inputs: nnx.merge(model.graph, p)(*inputs))
+    call = jax.jit(lambda p, *inputs: nnx.merge(model.graph, p)(*inputs))
     return np.asarray(call(params, x, oracle.TIMES, oracle.LABELS))
 
 
@@ -85,9 +84,9 @@ def test_autoencoder_computes_what_diffusers_does(case, tmp_path, stored):
     model, params = diffusers_layout.load_autoencoder(autoencoder_directory(tmp_path, case))
     config = model.config
     x = oracle.images("autoencoder", (2, 16, 16, config.in_channels))
-    mean, deviation = quick_jit(model.encode)(params, x)
+    mean, deviation = jax.jit(model.encode)(params, x)
     latents = (oracle.images("latents", (2, 6, 6, 4)) - config.shift) * config.scaling
-    decoded = quick_jit(model.decode)(params, latents)
+    decoded = jax.jit(model.decode)(params, latents)
     found = {
         "mean": mean / config.scaling + config.shift,
         "deviation": deviation / config.scaling,
@@ -105,7 +104,7 @@ def test_sharded_equals_unsharded(plain):
     layout = build(MeshConfig(data=2, fsdp=2, context=2, tensor=1))
     x = jnp.asarray(oracle.images("sharded", (8, 8, 8, 3)))
     time, labels = jnp.linspace(0, 999, 8), jnp.arange(8) % 6
-    expected = quick_jit(model.predict)(params, x, time, labels)
+    expected = jax.jit(model.predict)(params, x, time, labels)
     placed = jax.device_put(params, model.shardings(layout))
     assert len(placed["blocks"]["mlp"]["up"]["kernel"].sharding.device_set) == 8
 
@@ -114,7 +113,7 @@ def test_sharded_equals_unsharded(plain):
             return model.predict(params, x, time, labels)
 
     rows = layout.sharding(("batch", None, None, None))
-    found = quick_jit(sharded)(placed, jax.device_put(x, rows))
+    found = jax.jit(sharded)(placed, jax.device_put(x, rows))
     np.testing.assert_allclose(found, expected, atol=2e-5 * float(jnp.abs(expected).max()))
 
 
@@ -165,7 +164,7 @@ def test_a_pipeline_goes_to_a_checkpoint_and_back(pipeline_directory, tmp_path):
 
 def test_drawn_images_depend_on_their_own_row_alone(pipeline_directory):
     pipeline = image_pipeline.load(pipeline_directory)
-    draw = quick_jit(pipeline.draw(Sampling(method="ddpm", steps=3), guidance=2.0))
+    draw = jax.jit(pipeline.draw(Sampling(method="ddpm", steps=3), guidance=2.0))
     labels, seeds = jnp.array([1, 4, 1, 9]), jnp.array([7, 8, 7, 1])
     images = np.asarray(draw(pipeline.weights, labels, seeds))
     assert images.shape == (4, *pipeline.image_shape)

@@ -1,9 +1,9 @@
 """The diffusion models against diffusers: stored outputs recomputed, directories exchanged."""
 
+import jax
 import numpy as np
 import pytest
 from tests.oracle import diffusion as oracle
-from tests.quick_jit import quick_jit
 
 from ziggurat.models import image_pipeline
 from ziggurat.models.image_pipeline import AUTOENCODER
@@ -43,5 +43,5 @@ def test_a_pipeline_of_diffusers_is_read_and_written(shared, tmp_path):
         plain = torch.from_numpy(np.moveaxis(latents, -1, 1)) / vae.config.scaling_factor
         expected = again.vae.decode(plain).sample.numpy()
     assert ours.autoencoder is not None
-    found = quick_jit(ours.autoencoder.decode)(ours.weights[AUTOENCODER], latents)
+    found = jax.jit(ours.autoencoder.decode)(ours.weights[AUTOENCODER], latents)
     np.testing.assert_allclose(np.moveaxis(np.asarray(found), -1, 1), expected, atol=1e-4)

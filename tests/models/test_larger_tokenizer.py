@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
-from tests.quick_jit import OPTIONS
 
 from ziggurat.cli.main import main
 from ziggurat.core.errors import DataError, ZigguratError
@@ -16,7 +15,6 @@ from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import BertConfig, EncoderModel, LanguageModel, LlamaConfig, TextEmbedder
 from ziggurat.models.conversion.sentence_layout import SentenceConfig
 from ziggurat.models.loading import pretrained, pretrained_encoder
-from ziggurat.serve.llm import programs
 
 BEYOND = "<|im_start|>"
 CONFIG = LlamaConfig(vocab_size=257, d_model=16, n_layers=1, n_heads=2, max_sequence_length=64)
@@ -69,11 +67,6 @@ def encoder(tmp_path_factory):
     )
     directory = tmp_path_factory.mktemp("encoder") / "hf"
     return larger(pretrained_encoder.export_hf(made, directory))
-
-
-@pytest.fixture(autouse=True)
-def quick_programs(monkeypatch):
-    monkeypatch.setattr(programs, "COMPILER_OPTIONS", OPTIONS)
 
 
 def test_every_way_in_warns(published, encoder, tmp_path, capsys):

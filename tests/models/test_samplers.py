@@ -2,11 +2,11 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.oracle import diffusion as oracle
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ConfigError, ModelError
 from ziggurat.models.conversion import diffusers_scheduler
@@ -41,7 +41,7 @@ def test_every_step_equals_diffusers(case):
         table = plan_of(process, sampling)
         return sample(model, table, start, lambda step: noise[step], trajectory=True)
 
-    found, expected = quick_jit(run)(start, jnp.asarray(noise)), oracle.load()[f"sampler/{case}"]
+    found, expected = jax.jit(run)(start, jnp.asarray(noise)), oracle.load()[f"sampler/{case}"]
     scale = max(1.0, float(np.abs(expected).max()))
     np.testing.assert_allclose(found, expected, atol=1e-5 * scale, rtol=0)
 

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.quick_jit import quick_jit
 
 from ziggurat.nn import (
     AttentionRule,
@@ -30,7 +29,7 @@ from ziggurat.nn.stacking import runs
 
 NORM = NormConfig(eps=1e-5)
 BLOCK = BlockConfig(
-    attention=GroupedAttentionConfig(heads=4, kv_heads=2, head_dim=4),
+    mixer=GroupedAttentionConfig(heads=4, kv_heads=2, head_dim=4),
     mlp=GatedMlpConfig(hidden=24, activation="silu"),
     norm=NORM,
 )
@@ -77,7 +76,7 @@ def positions_of(tokens):
 def runner(config=CONFIG):
     graph = structure(config)[0]
 
-    @quick_jit
+    @jax.jit
     def run(params, tokens, positions, context):
         return nnx.merge(graph, params)(tokens, positions, context)
 
@@ -131,13 +130,14 @@ def test_a_token_reaches_as_far_as_the_windows_of_all_layers(window, reach):
 
 @pytest.mark.parametrize("window", [None, 3])
 def test_rows_of_different_length_share_a_cache(window):
-    """Prompts of 7 and 4 tokens, padded on the right; then both rows go on, each at its place."""
+    """Prompts of 7 and 4 tokens, padded on the right; then both rows continue, each at its
+    place."""
     config = windowed(window)
     run, params = runner(config), parameters(config)
     full, _ = run(params, TOKENS, positions_of(TOKENS), Causal())
     lengths = jnp.array([7, 4])
     prompt = jnp.where(jnp.arange(7)[None] < lengths[:, None], TOKENS[:, :7], 39)
-    cache = Cached.empty(2, 2, 12, 2, 4, jnp.float32)
+    cache = Cached.empty(CONFIG.states, 2, 12, jnp.float32)
     out, cache = run(params, prompt, positions_of(prompt), cache)
     assert cache.lengths.tolist() == [7, 7]
     cache = dataclasses.replace(cache, lengths=lengths)
@@ -155,7 +155,7 @@ def test_padding_beyond_the_last_slot_leaves_the_cache_alone():
     """A chunk of 5, of which 2 count, written where 2 slots remain."""
     run, params = runner(), parameters()
     full, _ = run(params, TOKENS, positions_of(TOKENS), Causal())
-    cache = Cached.empty(2, 2, 9, 2, 4, jnp.float32)
+    cache = Cached.empty(CONFIG.states, 2, 9, jnp.float32)
     positions = positions_of(TOKENS)
     _, cache = run(params, TOKENS[:, :7], positions[:, :7], cache)
     out, cache = run(params, TOKENS[:, 7:], positions[:, 7:], cache)
@@ -164,10 +164,10 @@ def test_padding_beyond_the_last_slot_leaves_the_cache_alone():
 
 def test_cache_may_be_kept_in_another_type():
     run, params = runner(), parameters()
-    cache = Cached.empty(2, 2, 12, 2, 4, jnp.bfloat16)
+    cache = Cached.empty(CONFIG.states, 2, 12, jnp.bfloat16)
     out, cache = run(params, TOKENS, positions_of(TOKENS), cache)
     full, _ = run(params, TOKENS, positions_of(TOKENS), Causal())
-    assert cache.keys.dtype == jnp.bfloat16
+    assert cache.states[0].keys.dtype == jnp.bfloat16
     error = np.abs(np.asarray(out - full)).max()
     assert 1e-5 < error < 0.2
 
@@ -185,7 +185,7 @@ def loss_of(graph):
 def test_remat_changes_no_loss_and_no_gradient(remat):
     params = parameters()
     results = [
-        quick_jit(jax.value_and_grad(loss_of(structure(remat=kind)[0])))(params, TOKENS)
+        jax.jit(jax.value_and_grad(loss_of(structure(remat=kind)[0])))(params, TOKENS)
         for kind in ("none", remat)
     ]
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
@@ -227,7 +227,7 @@ def test_attention_kernels_may_be_forced_and_agree():
             return Decoder(CONFIG, precision=Precision(), attention_kernel=name, rngs=rngs)
 
         graph, _ = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
-        results.append(quick_jit(loss_of(graph))(params, TOKENS))
+        results.append(jax.jit(loss_of(graph))(params, TOKENS))
     np.testing.assert_allclose(*results, rtol=1e-5)
 
 
@@ -258,7 +258,7 @@ MIXED = {
 def test_scanning_equals_one_layer_after_another(layers):
     config = with_layers(*layers)
     params = parameters(config)
-    cache = Cached.empty(len(layers), 2, 16, 2, 4, jnp.float32)
+    cache = Cached.empty(config.states, 2, 16, jnp.float32)
     scanned, cache = runner(config)(params, TOKENS, positions_of(TOKENS), cache)
     decoder = nnx.merge(structure(config)[0], params)
     x, angles = decoder.begin(TOKENS, positions_of(TOKENS))
@@ -267,7 +267,8 @@ def test_scanning_equals_one_layer_after_another(layers):
         stack = params[stack_name(place.stack)]
         x, _, _ = step(jax.tree.map(lambda leaf, p=place: leaf[p.index], stack), x, ())
     np.testing.assert_allclose(scanned, decoder.finish(x), atol=1e-5, rtol=0)
-    assert (np.abs(np.asarray(cache.keys[:, :, :12])).sum((1, 2, 3, 4)) > 0).all()
+    for state in cache.states:
+        assert (np.abs(np.asarray(state.keys[:, :, :12])).sum((1, 2, 3, 4)) > 0).all()
 
 
 def test_a_period_is_traced_once():

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.quick_jit import quick_jit
 
 from ziggurat.kernels.linear import WeightFormat
 from ziggurat.nn import (
@@ -51,22 +50,23 @@ def test_absorbed_equals_expanded(query_latent, format):
         kernel = quantize_array(state["expand"]["kernel"][...], format, -2)
         state["expand"]["kernel"] = state["expand"]["kernel"].replace(kernel)
     x = jnp.asarray(rng.normal(size=(ROWS, TOKENS, WIDTH)), jnp.float32)
-    shape = config.cache
-    assert (shape.kv_heads, shape.key_dim, shape.value_dim) == (1, 12, 8)
-    cache = Cached.empty(1, ROWS, 12, 1, shape.key_dim, jnp.float32, shape.value_dim)
+    spec = config.state
+    assert (spec.kv_heads, spec.key_dim, spec.value_dim) == (1, 12, 8)
+    cache = Cached.empty([(spec, 1)], ROWS, 12, jnp.float32)
 
-    @quick_jit
+    @jax.jit
     def both(state, x, cache):
         positions = jnp.broadcast_to(jnp.arange(TOKENS)[None], (ROWS, TOKENS))
         angles, rule = rotation(positions, RopeConfig(theta=50.0), 4), AttentionRule(0.3, window=5)
         module = nnx.merge(graph, state)
         expanded, nothing = module(x, positions, angles, rule, Causal(), ())
         assert nothing == ()
-        layer = cache.keys[0], cache.values[0]
+        layer = jax.tree.map(lambda leaf: leaf[0], cache.states[0])
         absorbed, kept = module(x, positions, angles, rule, cache, layer)
         return expanded, absorbed, kept
 
-    expanded, absorbed, (keys, values) = both(state, x, cache)
+    expanded, absorbed, kept = both(state, x, cache)
+    keys, values = kept.keys, kept.values
     assert np.std(expanded) > 0.1
     np.testing.assert_allclose(absorbed, expanded, atol=1e-5)
     np.testing.assert_array_equal(keys[..., :8], values)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.quick_jit import quick_jit
 
 from ziggurat.nn import Embedding, GatedMLP, GatedMlpConfig, LayerNorm, Linear, Precision, RMSNorm
 from ziggurat.nn.mlp import ACTIVATIONS
@@ -17,7 +16,7 @@ F32, BF16 = Precision(), Precision(compute="bfloat16")
 
 def forward(module: nnx.Module, x):
     graph, state = nnx.split(module)
-    return quick_jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)
+    return jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, x)
 
 
 def draw(*shape, seed=0):

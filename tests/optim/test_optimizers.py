@@ -20,7 +20,7 @@ from ziggurat.optim import (
     Constant,
     Cosine,
     InverseSqrt,
-    Linear,
+    LinearDecay,
     Lion,
     Muon,
     OptimizerConfig,
@@ -45,7 +45,7 @@ OPTIMIZERS = [
 ]
 SCHEDULES = [
     Constant(warmup_steps=1),
-    Linear(warmup_steps=1),
+    LinearDecay(warmup_steps=1),
     Cosine(final_fraction=0.1),
     WarmupStableDecay(decay_fraction=0.5, decay_shape="sqrt"),
     InverseSqrt(warmup_steps=1),
@@ -87,7 +87,7 @@ def assert_close(got, expected, rtol=1e-5):
 
 
 def test_adamw_against_numpy():
-    config = AdamW(lr=0.1, weight_decay=0.2, schedule=Linear(), clip_norm=1.0, eps=1e-3)
+    config = AdamW(lr=0.1, weight_decay=0.2, schedule=LinearDecay(), clip_norm=1.0, eps=1e-3)
     optimizer, seen = walk(config)
     m = v = dict.fromkeys(seen[0], 0.0)
     params = seen[0]
@@ -423,7 +423,7 @@ def test_schedule_longer_than_the_run_is_refused():
 
 
 def test_reported_schedule_is_the_one_applied():
-    config = Sgd(lr=0.5, schedule=Linear(warmup_steps=2), **NO_CLIP)
+    config = Sgd(lr=0.5, schedule=LinearDecay(warmup_steps=2), **NO_CLIP)
     optimizer = build(config, total_steps=6, axes={"w": ("embed",)})
     ones = {"w": jnp.ones(1)}
     seen = [0.0, *(float(p["w"][0]) for p in run(optimizer, {"w": jnp.zeros(1)}, [ones] * 6))]

@@ -13,7 +13,7 @@ from ziggurat.optim import (
     Constant,
     Cosine,
     InverseSqrt,
-    Linear,
+    LinearDecay,
     ScheduleConfig,
     WarmupStableDecay,
     build_schedule,
@@ -22,8 +22,8 @@ from ziggurat.optim import (
 CASES = [
     (Constant(), {0: 1, 5: 1, 99: 1, 500: 1}),
     (Constant(warmup_steps=4), {0: 0.25, 1: 0.5, 3: 1, 4: 1, 99: 1}),
-    (Linear(warmup_steps=20), {0: 0.05, 19: 1, 20: 1, 40: 0.75, 60: 0.5, 99: 0.0125, 100: 0}),
-    (Linear(final_fraction=0.1), {0: 1, 50: 0.55, 100: 0.1, 1000: 0.1}),
+    (LinearDecay(warmup_steps=20), {0: 0.05, 19: 1, 20: 1, 40: 0.75, 60: 0.5, 99: 0.0125, 100: 0}),
+    (LinearDecay(final_fraction=0.1), {0: 1, 50: 0.55, 100: 0.1, 1000: 0.1}),
     (Cosine(), {0: 1, 25: 0.5 + math.sqrt(0.125), 50: 0.5, 75: 0.5 - math.sqrt(0.125), 100: 0}),
     (Cosine(warmup_steps=20, final_fraction=0.2), {9: 0.5, 20: 1, 60: 0.6, 100: 0.2, 101: 0.2}),
     (WarmupStableDecay(warmup_steps=10), {4: 0.5, 10: 1, 90: 1, 95: 0.5, 99: 0.1, 100: 0}),
@@ -62,7 +62,7 @@ def test_continuous_and_never_zero_before_the_end(node, values):
 
 
 def test_full_run_of_warmup():
-    schedule = build_schedule(Linear(warmup_steps=10), 10)
+    schedule = build_schedule(LinearDecay(warmup_steps=10), 10)
     assert schedule(9) == 1
 
 

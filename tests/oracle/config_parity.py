@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from tests.oracle import families
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ZigguratError
 from ziggurat.models import EncoderModel, LanguageModel, family_for_config
@@ -139,7 +138,7 @@ def our_logits(values: Mapping[str, Any], theirs: Theirs) -> np.ndarray | Refuse
                 return np.asarray(model.hidden(params, ids, jnp.ones_like(ids)))[0]
             if values["model_type"] not in MIXTURES:
                 return np.asarray(model.logits(params, ids))[0]
-        return np.asarray(quick_jit(model.logits)(params, ids))[0]
+        return np.asarray(jax.jit(model.logits)(params, ids))[0]
     except ZigguratError as error:
         return Refused(error)
 

@@ -101,7 +101,7 @@ def test_argument_bytes_are_arithmetic(prepared):
     assert found == whole / 4 + size_bytes(batch) / 4 + scalars
 
 
-def test_exchanges_follow_the_sharding(prepared):
+def test_collectives_follow_the_sharding(prepared):
     """Every weight gathered forwards and backwards in bfloat16 and its gradient scattered."""
     fsdp, halves = prepared["fsdp"], prepared["halves"]
     sizes = sum(leaf.size for leaf in fsdp.subject.trained.values()) * 2
@@ -111,7 +111,7 @@ def test_exchanges_follow_the_sharding(prepared):
     assert halves.plan.estimate.ici_s == pytest.approx(2 * fsdp.plan.estimate.ici_s)
 
 
-def test_tensor_parallel_exchanges_are_exposed(prepared):
+def test_tensor_parallel_collectives_are_exposed(prepared):
     estimate = prepared["tensor"].plan.estimate
     assert estimate.exposed_s > prepared["fsdp"].plan.estimate.exposed_s
     assert estimate.step_s == estimate.compute_s + estimate.exposed_s

@@ -11,7 +11,7 @@ from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.models.loading.pretrained import Pretrained, save
 from ziggurat.train.config import RunConfig
-from ziggurat.train.loop import Outcome, train
+from ziggurat.train.loop import TrainingOutcome, train
 
 MODEL = LlamaConfig(vocab_size=288, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64)
 TEXT = """
@@ -78,7 +78,7 @@ def resolved(base: Path, *overrides: str) -> config.Resolved[RunConfig]:
     return config.parse(RunConfig, TEXT.format(base=base), overrides, source="run.toml")
 
 
-def finish(base: Path, *overrides: str) -> Outcome:
+def finish(base: Path, *overrides: str) -> TrainingOutcome:
     """Train to the end."""
     outcome = train(resolved(base, *overrides))
     assert outcome.finished

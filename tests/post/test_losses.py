@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.oracle import post_losses as oracle
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.optim import LossConfig, next_token_loss
@@ -68,7 +67,7 @@ def test_equals_trl(case):
     ):
         if case in table:
             function = functools.partial(ours, **table[case])
-            found = quick_jit(jax.value_and_grad(function))(GIVEN[of])
+            found = jax.jit(jax.value_and_grad(function))(GIVEN[of])
             np.testing.assert_allclose(found[0], value, atol=1e-5, rtol=1e-5)
             np.testing.assert_allclose(found[1], gradient, atol=1e-5, rtol=1e-5)
             assert np.abs(gradient).max() > 1e-3

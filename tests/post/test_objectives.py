@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.post.runs import COUNT, finish, fresh, resolved, source, write_data
-from tests.quick_jit import OPTIONS
 
 from ziggurat.core.errors import CheckpointError, ConfigError
 from ziggurat.core.pytrees import named_leaves
@@ -29,10 +28,8 @@ def here(tmp_path_factory):
     directory = tmp_path_factory.mktemp("post")
     write_data(directory)
     with pytest.MonkeyPatch.context() as patch:
-        devices, compiled = jax.devices()[:1], jax.jit
+        devices = jax.devices()[:1]
         patch.setattr(jax, "devices", lambda *_: devices)
-        quick = {"compiler_options": OPTIONS}
-        patch.setattr(jax, "jit", lambda function, **rest: compiled(function, **quick | rest))
         fresh(directory / "base")
         yield directory
 
@@ -104,7 +101,7 @@ def _frozen(outcome):
 
 
 def test_a_run_of_adapters_is_a_model(here, tuned):
-    """Merged when it is read: what every verb and the next run file take."""
+    """Merged when it is read: what every command and the next run file take."""
     _, outcome = tuned
     parts, state = outcome.experiment.parts, outcome.state
     assert all(name.endswith((".a", ".b")) for name in named_leaves(state.params))

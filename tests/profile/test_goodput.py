@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ziggurat.profile.goodput import goodput
-from ziggurat.profile.journal import Entry, Journal, read_journal
+from ziggurat.profile.journal import Journal, LedgerEntry, read_journal
 from ziggurat.profile.timers import StepTimer
 
 
@@ -93,9 +93,9 @@ def test_the_process_counts_from_its_start(tmp_path):
 
 def test_a_resumed_step_between_two_entries_is_interpolated():
     first = [
-        Entry("a", 0.0, 0.0, 0, {}),
-        Entry("a", 0.0, 10.0, 10, {"step": 10.0}),
+        LedgerEntry("a", 0.0, 0.0, 0, {}),
+        LedgerEntry("a", 0.0, 10.0, 10, {"step": 10.0}),
     ]
-    second = [Entry("b", 10.0, 10.0, 5, {}), Entry("b", 10.0, 11.0, 6, {"step": 1.0})]
+    second = [LedgerEntry("b", 10.0, 10.0, 5, {}), LedgerEntry("b", 10.0, 11.0, 6, {"step": 1.0})]
     assert goodput([first, second]).seconds["replay"] == pytest.approx(5.0)
     assert goodput([]).wall_s == 0.0

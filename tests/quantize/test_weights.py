@@ -1,10 +1,9 @@
-"""Quantising parameter trees: stacks, experts, sizes, and models that go on working."""
+"""Quantising parameter trees: stacks, experts, sizes, and models that continue working."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
 
 from ziggurat import mesh
 from ziggurat.core.errors import ConfigError, DataError
@@ -44,7 +43,7 @@ def done(model, params):
 
 @pytest.fixture(scope="module")
 def logits(model, done):
-    return np.asarray(quick_jit(model.logits)(done.params, TOKENS))
+    return np.asarray(jax.jit(model.logits)(done.params, TOKENS))
 
 
 @pytest.mark.parametrize("weight", ["int4", "fp8_e4m3"])
@@ -76,7 +75,7 @@ def test_four_bits_are_four_bits(model, params, done):
 
 
 def test_the_logits_are_those_of_the_dequantised_model(model, done, logits):
-    plain = quick_jit(model.logits)(dequantized(done.params), TOKENS)
+    plain = jax.jit(model.logits)(dequantized(done.params), TOKENS)
     # a kernel that multiplies weights as stored sums in another order
     np.testing.assert_allclose(logits, plain, atol=1e-5, rtol=0)
 
@@ -106,7 +105,7 @@ def test_layers_apart_as_in_serving(model, done, logits, pack):
     weights = jax.tree.map(jnp.asarray, Unstacked.of(model, params, pack=pack))
     packed = any(map(is_packed, jax.tree.leaves(weights, is_leaf=is_packed)))
     assert packed == (pack and available("project"))
-    found = quick_jit(forward)(weights, TOKENS)
+    found = jax.jit(forward)(weights, TOKENS)
     np.testing.assert_allclose(found, logits, atol=1e-5, rtol=1e-5)
 
 
@@ -118,7 +117,7 @@ def test_sharded_as_on_one_device(model, done, logits):
     up = placed["blocks"]["mlp"]["up"]["kernel"]
     assert up.qvalue.addressable_shards[0].data.size == up.qvalue.size // 4
     with layout.active():
-        found = quick_jit(model.logits)(placed, TOKENS)
+        found = jax.jit(model.logits)(placed, TOKENS)
     np.testing.assert_allclose(found, logits, atol=1e-4, rtol=1e-4)
 
 

@@ -7,11 +7,9 @@ import time
 import jax
 import numpy as np
 import pytest
-from tests.quick_jit import OPTIONS, quick_jit
 
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
-from ziggurat.serve.llm import programs
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 
 TEMPLATE = (
@@ -26,14 +24,6 @@ CONTEXT = 96
 def allowed_ids(mask):
     """Ids whose bits are set in a constraint's mask."""
     return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_programs():
-    """Compile with little effort: tests wait for that, not for the programs."""
-    programs.COMPILER_OPTIONS.update(OPTIONS)
-    yield
-    programs.COMPILER_OPTIONS.clear()
 
 
 @pytest.fixture(scope="session")
@@ -66,7 +56,7 @@ def params(model):
 @pytest.fixture(scope="session")
 def whole(model, params):
     """Logits ``[t, v]`` of all places of a sequence of at most 96 tokens, by one forward pass."""
-    run = quick_jit(model.logits)
+    run = jax.jit(model.logits)
 
     def logits(tokens):
         padded = np.zeros((1, CONTEXT), np.int32)

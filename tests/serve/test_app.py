@@ -16,7 +16,7 @@ from starlette.routing import Route
 from tests.serve.conftest import serving
 
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.serve.app import Part
+from ziggurat.serve.app import ServicePart
 from ziggurat.serve.composition import Embedder, openai_parts
 from ziggurat.serve.http import guarded, json_response
 from ziggurat.serve.openai.embeddings import TextEmbedder
@@ -64,7 +64,7 @@ def world():
         await asyncio.sleep(float(request.query_params.get("seconds", 0)))
         return json_response({"hello": "you"})
 
-    own = Part(
+    own = ServicePart(
         routes=[Route("/v2/hello", guarded(hello), methods=["GET"])],
         failure=lambda: made.sick,
         ready=lambda: made.events == ["start"],

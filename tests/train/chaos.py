@@ -24,6 +24,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.compilation import QUICK
+
 KILLS_A_RUN = 25
 STEPS_A_KILL = 8
 RUN = """
@@ -81,7 +83,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tally", type=Path)
     given = parser.parse_args()
-    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    os.environ |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
     _import_all()
     tally = Counter[str]()
     chance = random.Random(given.seed)
@@ -148,7 +150,7 @@ class Run:
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
             time.sleep(chance.uniform(0, 0.3) if victims != pids else 0)
-            for pid in pids:  # the others cannot go on alone
+            for pid in pids:  # the others cannot continue alone
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             _reap(pids)
@@ -297,7 +299,7 @@ def _import_all() -> None:
 
 
 def _train(args: list[str], batches: Path) -> int:
-    """The train verb, noting the digest of every batch that goes to a device."""
+    """The train command, noting the digest of every batch that goes to a device."""
     import jax
     import numpy as np
     import xxhash

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tests.quick_jit import quick_jit
 
 from ziggurat.mesh import MeshConfig, build
 from ziggurat.optim import Optimizer
@@ -30,7 +29,7 @@ def test_the_average_follows_and_a_skipped_step_leaves_it():
         return Sums(loss, jnp.float32(1), {"loss": loss})
 
     layout = build(MeshConfig(), jax.devices()[:1])
-    step = quick_jit(build_step(objective, downhill(), layout, ema_decay=0.3))
+    step = jax.jit(build_step(objective, downhill(), layout, ema_decay=0.3))
     zero, start = jnp.zeros((), jnp.int32), {"w": jnp.float32(10)}
     state = TrainState(start, (), zero, zero, zero, start)
     weight, average, updates = 10.0, 10.0, 0

@@ -46,6 +46,6 @@ def test_limits_are_the_tables_rows():
 def test_a_cache_holds_no_more_than_there_are_positions():
     model = built("gpt2")
     rows = model.config.max_sequence_length
-    assert model.cache(1, rows).keys.shape[2] == rows
+    assert model.cache(1, rows).states[0].keys.shape[2] == rows
     with pytest.raises(ShapeError, match=f"found {rows + 1} slots; expected at most {rows}"):
         model.cache(1, rows + 1)

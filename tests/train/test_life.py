@@ -9,6 +9,7 @@ import sys
 
 import jax
 import pytest
+from tests.compilation import QUICK
 from tests.train.runs import TEXT, resolved
 
 from ziggurat.checkpoint.persistent import PersistentStore, StoreError
@@ -216,7 +217,7 @@ def test_a_signal_ends_an_unfinished_run_with_its_code(number, code, tmp_path):
     command = [sys.executable, "-m", "ziggurat.cli.main", "train", str(file), "--train.steps=99999"]
     process = subprocess.Popen(
         [*command, f"--set=output={tmp_path}", "--checkpoint.every=99999"],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK},
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     metrics = tmp_path / "tiny" / "metrics.jsonl"

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tests.quick_jit import quick_jit
 from tests.train.tiny_families import ROWS, TOKENS, VOCAB, families
 
 from ziggurat.core import config
@@ -94,7 +93,7 @@ def test_gradients_are_those_of_float32(kind):
 
     model, _, batch = subject(config, Precision("bfloat16", "float32"))
     params = spread(model.init(jax.random.key(0)))
-    found = quick_jit(errors, static_argnums=2)(params, batch, "float32")
+    found = jax.jit(errors, static_argnums=2)(params, batch, "float32")
     large = {name: float(e) for name, e in named_leaves(found).items() if not e < BOUND}
     assert not large
 
@@ -151,7 +150,7 @@ def walked(kind: str, dtype: str, steps: int, decay: float | None = None):
     axes = {"w": {"kernel": ("embed", "mlp")}}
     optimizer = build_optimizer(OPTIMIZERS[kind](**options), total_steps=steps, axes=axes)
     layout = build(MeshConfig(), jax.devices()[:1])
-    step = quick_jit(build_step(constant_slope, optimizer, layout, accumulate=2, ema_decay=decay))
+    step = jax.jit(build_step(constant_slope, optimizer, layout, accumulate=2, ema_decay=decay))
     params = {"w": {"kernel": jnp.ones((4, 4), dtype)}}
     zero = jnp.zeros((), jnp.int32)
     average = None if decay is None else jax.tree.map(lambda x: x.astype(jnp.float32), params)

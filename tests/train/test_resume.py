@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.compilation import QUICK
 from tests.train.chaos import LOSSES
 from tests.train.runs import TEXT
 
@@ -21,7 +22,7 @@ STEPS = 40
 def start(directory: Path, name: str, *overrides: str) -> subprocess.Popen:
     file = directory / "tiny.toml"
     file.write_text(TEXT)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(directory / "compiled")
     environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     fixed = (f"--set=name={name}", f"--set=output={directory}", f"--train.steps={STEPS}")

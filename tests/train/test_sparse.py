@@ -6,7 +6,6 @@ import numpy as np
 import optax
 import pytest
 from tests.models.family_cases import ours
-from tests.quick_jit import quick_jit
 from tests.train.runs import resolved, run
 
 from ziggurat.core.errors import ConfigError, ShardingError
@@ -61,7 +60,7 @@ def test_losses_and_correcting_biases():
     zero = jnp.zeros((), jnp.int32)
     state = TrainState(params, (), zero, zero, zero)
 
-    @quick_jit
+    @jax.jit
     def everything(state, batch):
         return *step(state, batch), objective(state.params, batch, {})
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.compilation import QUICK
 from tests.free_port import free_port
 from tests.train.runs import TEXT
 from tests.train.test_resume import STEPS, wait_for_step
@@ -53,7 +54,7 @@ def test_two_processes_stop_after_the_same_step(tmp_path):
     processes = [
         subprocess.Popen(
             [*command, str(index)],
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -17,7 +17,7 @@ from ziggurat.mesh import Processes
 from ziggurat.train import recipes
 from ziggurat.train.config import PYTHON, RunConfig
 from ziggurat.train.derived import attempt, context_length, sample_tokens
-from ziggurat.train.loop import Outcome
+from ziggurat.train.loop import TrainingOutcome
 from ziggurat.train.loop import train as train_loop
 from ziggurat.train.parts import ObjectiveKind, TrainingData
 from ziggurat.train.report import Picture, Sample
@@ -37,7 +37,7 @@ def train(
     sinks: Sequence[MetricSink] = (),
     callbacks: Sequence[Callback] = (),
     console: Console | None = None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train a model to the end of its run, from the newest checkpoint if there is one.
 
     An object given in place of a table is recorded in the run file as ``kind = "python"``. To
@@ -114,13 +114,13 @@ def _tree(run: str | Path | Mapping[str, Any] | RunConfig) -> tuple[dict[str, An
     return tomllib.loads(config.read_text(file)), str(file)
 
 
-def write_report(outcome: Outcome) -> Path | None:
+def write_report(outcome: TrainingOutcome) -> Path | None:
     """Write ``report.html`` with samples and pictures, as far as they can be made."""
     samples, pictures = _drawn(outcome)
     return attempt("the report", lambda: report(outcome, samples, pictures))
 
 
-def _drawn(outcome: Outcome) -> tuple[list[Sample], list[Picture]]:
+def _drawn(outcome: TrainingOutcome) -> tuple[list[Sample], list[Picture]]:
     """The report's samples and pictures, as far as they can be made."""
     settings = outcome.run.value.report
     if not outcome.finished:
@@ -159,7 +159,7 @@ def _picture(run: RunConfig) -> Picture:
     return Picture(title=title, uri=data_uri(png(picture)))
 
 
-def _samples(outcome: Outcome) -> list[Sample]:
+def _samples(outcome: TrainingOutcome) -> list[Sample]:
     """What the trained model makes of the run file's prompts, greedily."""
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
 

@@ -1,4 +1,4 @@
-"""What one process finds out about a checkpoint, all processes hear: they go on, or fail, together.
+"""Agreement of processes: a failure on one process becomes a failure on all of them.
 
 A process that failed alone would leave the others waiting for it. Every shared piece of work
 therefore ends with each process telling all others how it went.

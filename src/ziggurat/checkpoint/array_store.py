@@ -29,7 +29,7 @@ DATA_FILE_BYTES = 1 << 26
 
 
 class HostArray:
-    """This process's part of one ``jax.Array``, in host memory."""
+    """Part of a ``jax.Array`` that this process holds, in host memory."""
 
     def __init__(self, slices: Any):
         self.slices = slices
@@ -148,7 +148,7 @@ def read(
 
 
 def _order(leaf: LeafRecord, target: Any) -> Any:
-    """What to ask Orbax for."""
+    """Restore arguments of Orbax for one leaf."""
     import orbax.checkpoint as ocp
 
     if leaf.prng or target is None:

@@ -7,7 +7,7 @@ from ziggurat.core import config
 
 @config.node
 class MemoryTier:
-    """Snapshots in the memory of a second process, from which a killed trainer goes on.
+    """Snapshots in the memory of a second process, from which a killed trainer continues.
 
     Each host keeps its own part of the state and a copy of its neighbour's, so that one lost host
     loses nothing.
@@ -62,7 +62,7 @@ class CheckpointConfig:
     keep_best: int = 0
     """Also keep this many checkpoints with the best ``metric``."""
     metric: str = "eval_loss"
-    """What ``keep_best`` compares: the newest value known when the checkpoint was made."""
+    """Metric that ``keep_best`` compares: the newest value known when the checkpoint was made."""
     best: Literal["lowest", "highest"] = "lowest"
     """Which value of ``metric`` is best."""
     asynchronous: bool = True

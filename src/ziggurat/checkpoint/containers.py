@@ -282,7 +282,7 @@ def _safetensors(files: SafetensorsDirectory) -> Tensors:
 
 
 def _watched(tensors: Mapping[str, Any], progress: Progress) -> dict[str, LazyTensor]:
-    """The same tensors, telling ``progress`` when one is read."""
+    """Tensors that report to ``progress`` when they are read."""
     arrays = {n: t if hasattr(t, "dtype") else np.asarray(t) for n, t in tensors.items()}
     sizes = {n: int(np.prod(t.shape)) * np.dtype(t.dtype).itemsize for n, t in arrays.items()}
     total, done = sum(sizes.values()), 0

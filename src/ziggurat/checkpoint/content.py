@@ -1,4 +1,4 @@
-"""What one save writes: checked, copied to the host once, and written as often as it takes."""
+"""Content of one save: checked, copied to the host once, and written to every tier."""
 
 import json
 import math

@@ -35,7 +35,7 @@ class LeafDifference:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """What differs between two checkpoints."""
+    """Differences between two checkpoints."""
 
     leaves: list[LeafDifference]
     records: dict[str, tuple[Any, Any]]

@@ -24,7 +24,7 @@ _POLL_S = 0.02
 
 
 class _Stamp(NamedTuple):
-    """What tells whether a file has changed."""
+    """File facts that change when its content does."""
 
     bytes: int
     inode: int

@@ -113,7 +113,7 @@ def nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
 
 
 def look_up(tree: Any, path: tuple[str, ...]) -> Any:
-    """What stands at ``path`` in the nested dicts of :func:`nest`."""
+    """Value at ``path`` in the nested dicts of :func:`nest`."""
     for key in path or ("",):
         tree = tree[key]
     return tree

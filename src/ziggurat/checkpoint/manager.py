@@ -58,7 +58,7 @@ class SaveReport:
 
 
 class Restored(NamedTuple):
-    """What :meth:`Checkpoints.restore` returns."""
+    """Result of :meth:`Checkpoints.restore`."""
 
     step: int
     arrays: dict[str, PyTree]
@@ -75,7 +75,7 @@ class Checkpoints(StepReader):
     A save that fails (disk full, permission lost, directory gone) is retried ``config.retries``
     times in the background and then given up: one line in the log, :attr:`failures` and
     :attr:`last_error`, ``SaveReport.error``. :meth:`save` does not raise for it, so that training
-    goes on; :meth:`wait` and :meth:`close` do, so that the end of a run learns that its last save
+    continues; :meth:`wait` and :meth:`close` do, so that the end of a run learns that its last save
     failed. The checkpoints before stay.
 
     Only one process may save into a directory; any number may read it. Who only looks at steps uses

@@ -35,7 +35,7 @@ class DamagedError(CheckpointError):
     def __init__(self, what: str, **parts: Any):
         super().__init__(what, **parts)
         self.files: dict[str, str] = {}
-        """What is wrong with each damaged file, by its path within the step directory."""
+        """Damage of each damaged file, by its path within the step directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ class FileRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What a step directory holds."""
+    """Content of a step directory, as ``manifest.json`` records it."""
 
     step: int
     created: float
@@ -79,7 +79,7 @@ class Manifest:
     files: dict[str, FileRecord]
     """Every file but the manifest, by its path within the directory."""
     metrics: dict[str, float] = dataclasses.field(default_factory=dict)
-    """What retention compares checkpoints by, such as ``eval_loss``."""
+    """Metrics by which retention compares checkpoints, such as ``eval_loss``."""
     format: int = FORMAT
 
     @property

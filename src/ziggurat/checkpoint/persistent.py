@@ -1,7 +1,7 @@
 """Tier 3: copies of finished step directories in a store that outlives the machine.
 
 A copy goes up in the background: files first, ``manifest.json`` last. A step without a manifest is
-no checkpoint. A copy that was cut off goes on where it stopped (a marker says of which manifest its
+no checkpoint. A copy that was cut off resumes where it stopped (a marker says of which manifest its
 files are); others without a manifest are removed. At most one copy is under way and one is waiting;
 a newer one takes the place of the one that waits. A store that does not answer is said once and
 tried again with the next step that is due.
@@ -322,7 +322,7 @@ class PersistentStore:
     def _fail(self, error: CheckpointError) -> None:
         """Say it once, not with every copy."""
         if self.error is None:
-            _log.error("%s; training goes on, and the next step that is due is tried", error)
+            _log.error("%s; training continues, and the next step that is due is tried", error)
         self.error = error
 
 

@@ -53,7 +53,7 @@ def quarantined(directory: Path) -> list[Quarantined]:
 
 
 def inspect(step: int, path: Path) -> DamagedError | None:
-    """What is wrong with the bytes of a step directory; not that we may not read them."""
+    """Damage of a step directory's bytes, or ``None``; files that cannot be read do not count."""
     try:
         manifest = manifest_of(step, path)
         found = damage(path, manifest, manifest.files)

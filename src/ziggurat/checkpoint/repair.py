@@ -30,7 +30,7 @@ from ziggurat.core.errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Repair:
-    """What was done about one step."""
+    """Repair of one step, and its outcome."""
 
     step: int
     path: Path

@@ -122,7 +122,7 @@ class Save:
                     f"checkpoint {self._final}",
                     found="an intact checkpoint of this step",
                     expected="none",
-                    fix=f"call discard_after({self.step - 1}) to go on from an older step",
+                    fix=f"call discard_after({self.step - 1}) to resume from an older step",
                 )
 
     def _drop(self) -> None:

@@ -31,7 +31,7 @@ from ziggurat.checkpoint.config import CheckpointConfig
 from ziggurat.checkpoint.identity import run_identity
 from ziggurat.checkpoint.manager import Checkpoints, SaveReport
 from ziggurat.checkpoint.manifest import DamagedError
-from ziggurat.checkpoint.memory.tier import Memory
+from ziggurat.checkpoint.memory.tier import MemorySnapshots
 from ziggurat.checkpoint.persistent import PersistentStore, StoreError
 from ziggurat.checkpoint.step_reader import StepInfo
 from ziggurat.checkpoint.steps import step_name
@@ -67,7 +67,7 @@ class Newest(NamedTuple):
 
 
 class Recovered(NamedTuple):
-    """What :meth:`Tiers.restore` returns."""
+    """Result of :meth:`Tiers.restore`."""
 
     step: int
     arrays: dict[str, PyTree]
@@ -107,13 +107,13 @@ class Tiers:
         self.config = config or CheckpointConfig()
         self.processes = processes or Processes()
         self.disk = Checkpoints(self.directory, self.config, self.processes)
-        self.memory: Memory | None = None
+        self.memory: MemorySnapshots | None = None
         self.store: PersistentStore | None = None
         """Only on the first process."""
         self._accept = accept
         if self.config.memory is not None:
             name = run_identity(self.directory, identity, self.processes, self.disk.claim)
-            self.memory = Memory(self.directory, self.config.memory, name, self.processes)
+            self.memory = MemorySnapshots(self.directory, self.config.memory, name, self.processes)
         if self.config.persistent is not None and self.processes.first:
             self.store = PersistentStore(
                 self.config.persistent, self.config.retries, self.config.retry_wait_s
@@ -127,7 +127,7 @@ class Tiers:
 
     @property
     def problems(self) -> dict[Tier, CheckpointError]:
-        """What went wrong last in each tier and is not mended yet, as this process knows it."""
+        """Last failure of each tier that is still in trouble, as far as this process knows."""
         saved = self.disk.last_save
         found: dict[Tier, CheckpointError | None] = {
             "memory": self.memory and self.memory.error,
@@ -270,7 +270,7 @@ class Tiers:
             if self.store is not None:
                 self.store.close(wait=finished)
 
-    def _is_older(self, memory: Memory) -> bool:
+    def _is_older(self, memory: MemorySnapshots) -> bool:
         """Whether the disk has all that is in memory; all processes answer alike."""
         memory.wait()
         newest = self.processes.agree("newest on disk", self._newest_on_disk())
@@ -339,7 +339,7 @@ class Tiers:
                 copies = self.store.steps()
             except StoreError as error:
                 silent = str(error)
-                _log.warning("%s; going on without it", error)
+                _log.warning("%s; continuing without it", error)
         return [info.step for info in self.disk.steps() if info.intact], copies, silent
 
     def _restore_from(

@@ -1,1 +1,1 @@
-"""The ziggurat command: thin verbs over the packages below."""
+"""The ziggurat command: thin commands over the packages below."""

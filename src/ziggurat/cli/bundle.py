@@ -142,7 +142,7 @@ def verify(path: Path, /, replay: bool = False) -> int:
     return 0
 
 
-VERBS: dict[str, tuple[Callable[..., int], str]] = {
+COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "export": (export, "trace a function and write it with its weights"),
     "images": (images, "write a diffusion model with its sampler: class ids and seeds to images"),
     "inspect": (inspect, "show signature, weights, platforms and versions"),
@@ -151,24 +151,24 @@ VERBS: dict[str, tuple[Callable[..., int], str]] = {
 
 
 def main(args: list[str]) -> int:
-    """Run one verb of ``ziggurat bundle``."""
+    """Run one command of ``ziggurat bundle``."""
     if not args or args[0] in ("-h", "--help"):
         sys.stdout.write(help_text())
         raise SystemExit(0)
-    verb, *rest = args
-    if verb not in VERBS:
+    command, *rest = args
+    if command not in COMMANDS:
         raise ConfigError(
             "bundle",
-            found=repr(verb),
-            expected="one of " + ", ".join(VERBS),
-            fix=did_you_mean(verb, VERBS) or "see ziggurat bundle --help",
+            found=repr(command),
+            expected="one of " + ", ".join(COMMANDS),
+            fix=did_you_mean(command, COMMANDS) or "see ziggurat bundle --help",
         )
-    return console.run(VERBS[verb][0], rest, f"ziggurat bundle {verb}", EXAMPLES[verb])
+    return console.run(COMMANDS[command][0], rest, f"ziggurat bundle {command}", EXAMPLES[command])
 
 
 def help_text() -> str:
     """The text of ``ziggurat bundle --help``."""
-    lines = "\n".join(f"  {verb:<8}  {summary}" for verb, (_, summary) in VERBS.items())
+    lines = "\n".join(f"  {command:<8}  {summary}" for command, (_, summary) in COMMANDS.items())
     return f"""\
 usage: ziggurat bundle COMMAND [OPTIONS]
 

@@ -44,7 +44,7 @@ def chat(
             repetition_penalty too.
         seed: the same seed and lines give the same answers; default a fresh one.
         max_sequence_length: context in tokens; default the model's, at most 8192.
-        compute: type of weights and products.
+        compute: type of weights and matmuls.
     """
     from ziggurat.core import config
     from ziggurat.nn.precision import Precision

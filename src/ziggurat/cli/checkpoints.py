@@ -202,10 +202,10 @@ def export(
 
 
 def main(args: list[str]) -> int:
-    verbs = {"verify": verify, "repair": repair, "diff": diff, "export": export}
-    if args and args[0] in verbs:
+    commands = {"verify": verify, "repair": repair, "diff": diff, "export": export}
+    if args and args[0] in commands:
         name = args[0]
-        return console.run(verbs[name], args[1:], f"ziggurat checkpoints {name}", EXAMPLES[name])
+        return console.run(commands[name], args[1:], f"ziggurat checkpoints {name}", EXAMPLES[name])
     return console.run(checkpoints, args, "ziggurat checkpoints", EXAMPLE)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from ziggurat.cli import console
-from ziggurat.cli.subverbs import Subverb, dispatch
+from ziggurat.cli.subcommands import Subcommand, dispatch
 from ziggurat.core.errors import ConfigError
 from ziggurat.train import recipes
 
@@ -35,7 +35,7 @@ def run(
     overrides: tuple[str, ...] = (),
 ) -> int:
     """Train a run file over several hosts from this process; lost hosts are replaced, and training
-    goes on from the newest checkpoint with the hosts that are there.
+    resumes from the newest checkpoint with the hosts that are there.
 
     Args:
         run_file: TOML file, or the name of a recipe; its train.accumulate is meant for --hosts.
@@ -187,18 +187,18 @@ def _cluster_of(directory: Path) -> Path:
     return folder
 
 
-VERBS = {
-    "run": Subverb(
+COMMANDS = {
+    "run": Subcommand(
         run,
         "train over several hosts, whichever of them are there",
         "ziggurat cluster run recipes/tiny-python.toml --hosts 2 --spares 1",
     ),
-    "resize": Subverb(
+    "resize": Subcommand(
         resize,
-        "change the number of hosts of a run that is going on",
+        "change the number of hosts of a running run",
         "ziggurat cluster resize runs/tiny-python --hosts 3",
     ),
-    "status": Subverb(
+    "status": Subcommand(
         status, "hosts, steps and where the time went", "ziggurat cluster status runs/tiny-python"
     ),
 }
@@ -206,5 +206,5 @@ ABOUT = "Train over several hosts from one process, whichever of them are there.
 
 
 def main(args: list[str]) -> int:
-    """Run one verb of ``ziggurat cluster``."""
-    return dispatch("cluster", VERBS, args, ABOUT, "[OPTIONS]")
+    """Run one command of ``ziggurat cluster``."""
+    return dispatch("cluster", COMMANDS, args, ABOUT, "[OPTIONS]")

@@ -1,30 +1,30 @@
-"""``ziggurat data``: prepare a run's data, and look into it; a table of verbs of its own."""
+"""``ziggurat data``: prepare a run's data, and look into it; a table of commands of its own."""
 
-from ziggurat.cli.subverbs import Subverb, dispatch
+from ziggurat.cli.subcommands import Subcommand, dispatch
 
-VERBS = {
-    "prepare": Subverb(
+COMMANDS = {
+    "prepare": Subcommand(
         "data_prepare",
         "tokenise all documents once, into a cache that training reads",
         "ziggurat data prepare recipes/tiny-python.toml",
     ),
-    "stats": Subverb(
+    "stats": Subcommand(
         "data_stats",
         "count documents, tokens, duplicates, damage and padding",
         "ziggurat data stats recipes/tiny-python.toml --html data.html",
     ),
-    "sample": Subverb(
+    "sample": Subcommand(
         "data_rows",
         "show rows of a batch as text, and what of it is learned",
         "ziggurat data sample runs/tiny-python --step 20 --rows 2",
     ),
-    "decode": Subverb(
+    "decode": Subcommand(
         "data_rows",
         "show a row of a batch token by token, or what some ids mean",
         "ziggurat data decode runs/tiny-python --step 20 --row 1\n"
         "  ziggurat data decode runs/tiny-python --ids 15,2,7",
     ),
-    "trace": Subverb(
+    "trace": Subcommand(
         "data_trace",
         "which documents a step saw, and which steps saw a document",
         "ziggurat data trace runs/tiny-python --step 20\n"
@@ -36,5 +36,5 @@ NOTE = "After it, --help shows its options. Any key of [data] can be changed: --
 
 
 def main(args: list[str]) -> int:
-    """Run one verb of ``ziggurat data``."""
-    return dispatch("data", VERBS, args, ABOUT, "RUN [OPTIONS]", NOTE)
+    """Run one command of ``ziggurat data``."""
+    return dispatch("data", COMMANDS, args, ABOUT, "RUN [OPTIONS]", NOTE)

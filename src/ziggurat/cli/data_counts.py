@@ -14,7 +14,7 @@ PERCENTILES = (5, 25, 50, 75, 95, 99)
 
 
 @dataclasses.dataclass(frozen=True)
-class Lengths:
+class LengthStatistics:
     """Documents of a source, or of all, by their length in tokens."""
 
     name: str
@@ -31,7 +31,7 @@ class Lengths:
 
 
 @dataclasses.dataclass(frozen=True)
-class Used:
+class ComponentUse:
     """What of a component's documents is used, and what it takes part with."""
 
     name: str
@@ -73,9 +73,9 @@ class Stats:
 
     run: str
     tokenizer_ids: int
-    sources: Sequence[Lengths]
-    all: Lengths
-    components: Sequence[Used]
+    sources: Sequence[LengthStatistics]
+    all: LengthStatistics
+    components: Sequence[ComponentUse]
     sequence_length: int
     batch_size: int
     rows_per_epoch: int
@@ -87,10 +87,10 @@ class Stats:
     padding: float
 
 
-def measure(source: data_run.Source, dataset: PackedDataset) -> Stats:
+def measure(source: data_run.RunSource, dataset: PackedDataset) -> Stats:
     """Count what a run's data holds."""
     config = source.run.data
-    sources: list[Lengths] = []
+    sources: list[LengthStatistics] = []
     for part in dataset.components:
         sources += _by_source(config, part.name, part.store)
     lengths = [np.diff(part.store.offsets) for part in dataset.components]
@@ -103,9 +103,9 @@ def measure(source: data_run.Source, dataset: PackedDataset) -> Stats:
     for part in dataset.components:
         report = part.report
         rows = None if taken is None else taken[part.name]["rows"]
-        names = {field.name for field in dataclasses.fields(Used)} & report.keys()
+        names = {field.name for field in dataclasses.fields(ComponentUse)} & report.keys()
         components.append(
-            Used(
+            ComponentUse(
                 name=part.name,
                 held_out=int(part.store.held_out(config.eval_fraction).sum()),
                 run_rows=rows,
@@ -129,7 +129,7 @@ def measure(source: data_run.Source, dataset: PackedDataset) -> Stats:
     )
 
 
-def describe(name: str, lengths: Int64[np.ndarray, "n"]) -> Lengths:
+def describe(name: str, lengths: Int64[np.ndarray, "n"]) -> LengthStatistics:
     """Documents of these lengths, in numbers.
 
     >>> found = describe("a", np.array([1, 2, 3, 9]))
@@ -138,12 +138,12 @@ def describe(name: str, lengths: Int64[np.ndarray, "n"]) -> Lengths:
     """
     ordered, count = np.sort(lengths), len(lengths)
     if not count:
-        return Lengths(name, 0, 0, 0.0, {}, [])
+        return LengthStatistics(name, 0, 0, 0.0, {}, [])
     ends = {f"p{p}": int(ordered[-(-count * p // 100) - 1]) for p in PERCENTILES}
     powers = np.frexp(ordered.astype(np.float64))[1] - 1
     counts = np.bincount(powers)
     first = int(powers[0])
-    return Lengths(
+    return LengthStatistics(
         name,
         documents=count,
         tokens=int(ordered.sum()),
@@ -207,7 +207,7 @@ def use_rows(found: Stats) -> list[tuple[str, ...]]:
     ]
 
 
-def _by_source(config: DataConfig, name: str, store: TokenStore) -> list[Lengths]:
+def _by_source(config: DataConfig, name: str, store: TokenStore) -> list[LengthStatistics]:
     """The documents of a component, source by source."""
     sources, lengths = config.components[name], np.diff(store.offsets)
     if len(sources) == 1:

@@ -6,7 +6,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from ziggurat.cli import data_counts
-from ziggurat.cli.data_counts import Lengths, Stats
+from ziggurat.cli.data_counts import LengthStatistics, Stats
 from ziggurat.core import atomic
 
 _STYLE = """
@@ -70,7 +70,7 @@ def render(found: Stats) -> str:
     ).format(found.run, Markup(_STYLE), Markup("\n").join(body))
 
 
-def histogram(lengths: Lengths) -> Markup:
+def histogram(lengths: LengthStatistics) -> Markup:
     """Bars, one a bin, with the numbers beside them.
 
     >>> svg = histogram(data_counts.describe("a", data_counts.np.array([1, 2, 3])))

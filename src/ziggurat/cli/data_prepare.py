@@ -17,7 +17,7 @@ from ziggurat.data.opening import open_split
 def prepare(run: Path, /, workers: int | None = None, overrides: tuple[str, ...] = ()) -> int:
     """Tokenise all documents of a run, once; what is there already is used as it is.
 
-    After a kill the same command goes on where it was.
+    After a kill the same command resumes where it was.
 
     Args:
         run: run file, or a run's directory.

@@ -14,7 +14,7 @@ from rich.text import Text
 from ziggurat.cli import console, data_run
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.core.protocols import Batch
-from ziggurat.data import Held, HuggingFaceTokenizer, StreamDecoder
+from ziggurat.data import DocumentSpan, HuggingFaceTokenizer, StreamDecoder
 from ziggurat.data.opening import Dataset
 
 
@@ -100,7 +100,7 @@ def _rows(dataset: Dataset, first: int, stop: int) -> slice:
     return slice(first, min(stop, dataset.batch_size))
 
 
-def _describe(piece: Held) -> str:
+def _describe(piece: DocumentSpan) -> str:
     last = piece.start + piece.length
     return f"{piece.file}:{piece.record} tokens {piece.start} to {last}"
 

@@ -1,4 +1,4 @@
-"""What the verbs of ``ziggurat data`` share: a run file or run directory, opened without JAX."""
+"""Opening a run file or run directory for the commands of ``ziggurat data``, without JAX."""
 
 import dataclasses
 import json
@@ -55,7 +55,7 @@ class DataRun:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class RunSource:
     """A run file, and the run's directory if that was what the user named."""
 
     run: DataRun
@@ -74,7 +74,7 @@ class Source:
         return steps if isinstance(steps, int) else None
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Source:
+def load(path: Path, overrides: Sequence[str] = ()) -> RunSource:
     """Read a run file, or the ``run.toml`` of a run directory.
 
     Raises:
@@ -95,7 +95,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Source:
         )
     file = recipes.run_file(path) if directory is None else path / "run.toml"
     _refuse_other_kinds(file)
-    return Source(config.load(DataRun, file, overrides).value, directory)
+    return RunSource(config.load(DataRun, file, overrides).value, directory)
 
 
 def _refuse_other_kinds(file: Path) -> None:
@@ -108,12 +108,12 @@ def _refuse_other_kinds(file: Path) -> None:
         raise ConfigError(
             f"{file}: data.kind",
             found=repr(kind),
-            expected="'text', whose documents this verb reads",
+            expected="'text', whose documents this command reads",
             fix="images and problems are looked at by training on them",
         )
 
 
-def tokenizer_of(source: Source) -> HuggingFaceTokenizer:
+def tokenizer_of(source: RunSource) -> HuggingFaceTokenizer:
     """The run's tokenizer: loaded, trained if it is asked for and not there yet, or its model's.
 
     Raises:
@@ -139,7 +139,7 @@ def tokenizer_of(source: Source) -> HuggingFaceTokenizer:
     return pretrained.load(path).tokenizer
 
 
-def open_data(source: Source, tokenizer: HuggingFaceTokenizer) -> Dataset:
+def open_data(source: RunSource, tokenizer: HuggingFaceTokenizer) -> Dataset:
     """The training split of a run, from the cache or made now.
 
     Raises:
@@ -148,20 +148,20 @@ def open_data(source: Source, tokenizer: HuggingFaceTokenizer) -> Dataset:
     return build(source.run.data, tokenizer, source.run.seed, source.cache)
 
 
-def open_stores(source: Source, verb: str) -> PackedDataset:
+def open_stores(source: RunSource, command: str) -> PackedDataset:
     """The training split of a run whose tokens are kept.
 
     Raises:
         ConfigError: as :func:`require_stores`.
         DataError: as :func:`ziggurat.data.build`.
     """
-    require_stores(source, verb)
+    require_stores(source, command)
     dataset = open_data(source, tokenizer_of(source))
     assert isinstance(dataset, PackedDataset)
     return dataset
 
 
-def require_stores(source: Source, verb: str) -> None:
+def require_stores(source: RunSource, command: str) -> None:
     """Refuse data that is tokenised while training reads it.
 
     Raises:
@@ -169,7 +169,7 @@ def require_stores(source: Source, verb: str) -> None:
     """
     if source.run.data.tokenize == "stream":
         raise ConfigError(
-            f"data {verb}",
+            f"data {command}",
             found='data.tokenize = "stream", which keeps no tokens',
             expected='"ahead"',
             fix="leave data.tokenize out",
@@ -182,7 +182,7 @@ def progress_bar(*columns: ProgressColumn) -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True, disable=silent)
 
 
-def check_unchanged(source: Source, dataset: Dataset) -> DataError | None:
+def check_unchanged(source: RunSource, dataset: Dataset) -> DataError | None:
     """Compare the data with what the newest checkpoint of a run directory was trained on.
 
     Returns:
@@ -198,7 +198,7 @@ def check_unchanged(source: Source, dataset: Dataset) -> DataError | None:
     return None
 
 
-def warn_if_changed(source: Source, dataset: Dataset) -> None:
+def warn_if_changed(source: RunSource, dataset: Dataset) -> None:
     """Log that the data is not the run's any more, if so."""
     changed = check_unchanged(source, dataset)
     if changed:

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ziggurat.cli import console, data_run
 from ziggurat.core.errors import ConfigError, DataError, did_you_mean
-from ziggurat.data import Held, PackedDataset
+from ziggurat.data import DocumentSpan, PackedDataset
 from ziggurat.data.component import Component
 from ziggurat.data.opening import Dataset
 
@@ -86,7 +86,7 @@ def trace(
     return 0
 
 
-def _require_unchanged(source: data_run.Source, dataset: Dataset, run: Path) -> None:
+def _require_unchanged(source: data_run.RunSource, dataset: Dataset, run: Path) -> None:
     changed = data_run.check_unchanged(source, dataset)
     if changed:
         raise DataError(
@@ -133,7 +133,7 @@ def _of(dataset: PackedDataset, document: str, epoch: int) -> list[dict[str, Any
         for row, number, start, length in _hits(part, wanted, epoch):
             where = places.of(row)
             if where is not None:
-                held = Held(part.name, *part.store.identity(number), start, length)
+                held = DocumentSpan(part.name, *part.store.identity(number), start, length)
                 found.append({"step": where[0], "row": where[1]} | dataclasses.asdict(held))
     return sorted(found, key=lambda entry: (entry["step"], entry["row"], entry["start"]))
 

@@ -67,7 +67,7 @@ def _train_and_kill(recipe: Path, directory: Path, chance: random.Random) -> int
     steps, every = _numbers(recipe)
     target = chance.randrange(steps // 2, steps - every // 2)
     _say(f"1. Train on the standard library, and kill -9 the process at about step {target}")
-    with _verb("train", *_run_arguments(recipe, directory, "killed")) as process:
+    with _running("train", *_run_arguments(recipe, directory, "killed")) as process:
         metrics = directory / "killed/metrics.jsonl"
         _wait(process, lambda: metrics.exists() and _rows(metrics) >= target, "train")
         process.send_signal(signal.SIGKILL)
@@ -79,12 +79,12 @@ def _train_and_kill(recipe: Path, directory: Path, chance: random.Random) -> int
 
 
 def _resume_and_compare(recipe: Path, directory: Path, killed_at: int) -> None:
-    """The same command again; then a run that nobody disturbs; then both compared."""
+    """Resume the killed run, train another without interruption, and compare them."""
     from ziggurat.checkpoint import StepReader, read_arrays
     from ziggurat.core.pytrees import named_leaves
     from ziggurat.train.metrics import curve, read_metrics
 
-    _say("2. The same command again: it goes on from its newest checkpoint")
+    _say("2. The same command again: it resumes from its newest checkpoint")
     _run("train", *_run_arguments(recipe, directory, "killed"))
     _say("3. The same run undisturbed, for comparison")
     _run("train", *_run_arguments(recipe, directory, "undisturbed"))
@@ -133,7 +133,7 @@ def _serve_and_ask(model: Path) -> None:
 
     _say("5. Serve the export on loopback and ask it with the openai client")
     port = showing.free_port()
-    with _verb("serve", str(model), "--port", str(port)) as process:
+    with _running("serve", str(model), "--port", str(port)) as process:
         address = f"http://127.0.0.1:{port}"
         _wait(process, lambda: showing.is_ready(address), "serve")
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none")
@@ -209,21 +209,23 @@ def _run_arguments(recipe: Path, directory: Path, name: str) -> list[str]:
     return [str(recipe), f"--set=output={directory}", f"--set=name={name}"]
 
 
-def _command(verb: str, arguments: tuple[str, ...]) -> list[str]:
-    console.output().print(f"$ ziggurat {verb} {shlex.join(arguments)}", style="bold", markup=False)
-    return [sys.executable, "-m", "ziggurat.cli.main", verb, *arguments]
+def _command(command: str, arguments: tuple[str, ...]) -> list[str]:
+    console.output().print(
+        f"$ ziggurat {command} {shlex.join(arguments)}", style="bold", markup=False
+    )
+    return [sys.executable, "-m", "ziggurat.cli.main", command, *arguments]
 
 
-def _run(verb: str, *arguments: str) -> None:
-    code = subprocess.run(_command(verb, arguments), check=False).returncode
+def _run(command: str, *arguments: str) -> None:
+    code = subprocess.run(_command(command, arguments), check=False).returncode
     if code:
-        raise TrainError(f"ziggurat {verb}", found=f"exit code {code}", expected="0")
+        raise TrainError(f"ziggurat {command}", found=f"exit code {code}", expected="0")
 
 
 @contextlib.contextmanager
-def _verb(verb: str, *arguments: str) -> Iterator[subprocess.Popen]:
-    """A verb in a process of its own, which does not outlive the block."""
-    process = subprocess.Popen(_command(verb, arguments))
+def _running(command: str, *arguments: str) -> Iterator[subprocess.Popen]:
+    """A command in a process of its own, which does not outlive the block."""
+    process = subprocess.Popen(_command(command, arguments))
     try:
         yield process
     finally:

@@ -47,7 +47,7 @@ class Extra:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """All that ``ziggurat doctor`` says; ``--json`` prints it as it stands."""
 
     ok: bool
@@ -84,7 +84,7 @@ def doctor(json: bool = False) -> int:
     return 0 if report.ok else 1
 
 
-def examine(directory: Path, environment: Mapping[str, str]) -> Report:
+def examine(directory: Path, environment: Mapping[str, str]) -> DoctorReport:
     """Look at this process's machine; ``directory`` is where free disk is measured."""
     versions = {name: version(name) for name in PACKAGES}
     plugins = {name: found for name in PLUGINS if (found := version(name))}
@@ -102,7 +102,7 @@ def examine(directory: Path, environment: Mapping[str, str]) -> Report:
     machine = describe_machine(directory)
     warnings = find_traps(devices, versions | plugins, machine, environment)
     extras = describe_extras() if versions["ziggurat"] else {}
-    return Report(
+    return DoctorReport(
         not errors, versions, plugins, machine, devices, commands, extras, errors, warnings
     )
 
@@ -116,7 +116,7 @@ def version(distribution: str) -> str | None:
 
 
 def lacking(distribution: str, extra: str = "") -> list[str]:
-    """What a distribution, or one of its extras, requires and does not find.
+    """Requirements of a distribution, or of one of its extras, that are not installed.
 
     Each entry is a requirement, with the version that is there if it is the wrong one.
 
@@ -240,7 +240,7 @@ def find_traps(
     return traps
 
 
-def show(report: Report) -> None:
+def show(report: DoctorReport) -> None:
     """Print the report as tables."""
     from rich.table import Table
 

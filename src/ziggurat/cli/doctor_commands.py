@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ziggurat.cli.main import VERBS, module_name
+from ziggurat.cli.main import COMMANDS, module_name
 from ziggurat.core import extras
 
 PARTLY: dict[str, tuple[str, str]] = {
@@ -41,7 +41,7 @@ class Command:
 
 def check() -> dict[str, Command]:
     """Every command of the table, in its order."""
-    return {name: check_command(name) for name in VERBS}
+    return {name: check_command(name) for name in COMMANDS}
 
 
 def check_command(name: str) -> Command:

@@ -48,7 +48,7 @@ def generate(
         seed: the same seed gives the same text; default a fresh one.
         stop: texts that end the generation.
         max_sequence_length: context in tokens; default the model's, at most 8192.
-        compute: type of weights and products.
+        compute: type of weights and matmuls.
     """
     from ziggurat.api.models import stream
     from ziggurat.serve.llm import SamplingParams

@@ -4,7 +4,7 @@ import dataclasses
 import json as json_
 
 from ziggurat.cli import console
-from ziggurat.cli.subverbs import Subverb, dispatch
+from ziggurat.cli.subcommands import Subcommand, dispatch
 from ziggurat.core.errors import ConfigError, EnvironmentError, did_you_mean
 
 
@@ -155,23 +155,23 @@ def _positive(option: str, value: int) -> None:
         raise ConfigError(option, found=value, expected="1 or more")
 
 
-VERBS = {
-    "list": Subverb(
+COMMANDS = {
+    "list": Subcommand(
         list_,
         "every operation with its implementations: usable here, or why not",
         "ziggurat kernels list",
     ),
-    "bench": Subverb(
+    "bench": Subcommand(
         bench,
         "time them against the plain version, forward and backward",
         "ziggurat kernels bench attention --rows 512",
     ),
-    "tune": Subverb(
+    "tune": Subcommand(
         tune,
         "time them at several sizes; auto takes the fastest from then on",
         "ziggurat kernels tune linear",
     ),
-    "build": Subverb(
+    "build": Subcommand(
         build,
         "compile the C++ kernels for this machine's CPU",
         "ziggurat kernels build",
@@ -181,5 +181,5 @@ ABOUT = "Implementations of operations: which there are, how fast here, and buil
 
 
 def main(args: list[str]) -> int:
-    """Run one verb of ``ziggurat kernels``."""
-    return dispatch("kernels", VERBS, args, ABOUT, "[OPTIONS]")
+    """Run one command of ``ziggurat kernels``."""
+    return dispatch("kernels", COMMANDS, args, ABOUT, "[OPTIONS]")

@@ -1,8 +1,9 @@
-"""The ``ziggurat`` command: a table of verbs, each imported only when it is called.
+"""The ``ziggurat`` command: a table of commands, each imported only when it is called.
 
-``ziggurat --help`` is answered from the table with the standard library alone. A verb is one module
-of this package with a function ``main(args) -> int``; its name here is the module's name, with a
-trailing underscore where that would be a Python keyword (``import`` lives in ``import_.py``).
+``ziggurat --help`` is answered from the table with the standard library alone. A command is one
+module of this package with a function ``main(args) -> int``; its name here is the module's name,
+with a trailing underscore where that would be a Python keyword (``import`` lives in
+``import_.py``).
 """
 
 import difflib
@@ -18,7 +19,7 @@ from ziggurat.core import extras
 from ziggurat.core.errors import ZigguratError
 from ziggurat.core.host_memory import restart_with_huge_pages
 
-VERBS: dict[str, str] = {
+COMMANDS: dict[str, str] = {
     "train": "train a run file, or resume an interrupted run",
     "cluster": "train over several hosts from one process, whichever of them are there",
     "plan": "say whether a run fits a TPU topology, how fast and at what cost, without a TPU",
@@ -42,7 +43,7 @@ VERBS: dict[str, str] = {
 """Command -> what it does, in the order of the help text. A new one is a module and a line here."""
 
 LONG = frozenset({"train", "cluster", "eval", "serve", "demo", "tour"})
-"""Verbs that compute for long enough to be worth a fresh start with huge pages."""
+"""Commands that compute for long enough to be worth a fresh start with huge pages."""
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -55,7 +56,7 @@ class Terminated(BaseException):
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one verb and return the process's exit code.
+    """Run one command and return the process's exit code.
 
     0 is success, 2 an error the user can mend (printed as one line on standard error), 130 and 143
     an end by SIGINT and SIGTERM before the work was done. What the operating system refuses about
@@ -90,12 +91,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(line)
 
 
-def _explained(error: ZigguratError | OSError | ModuleNotFoundError, verb: str) -> str | None:
+def _explained(error: ZigguratError | OSError | ModuleNotFoundError, command: str) -> str | None:
     """The one line for an error; ``None`` for a module that is missing and belongs to no extra."""
     if isinstance(error, OSError):
         from ziggurat.core.storage import storage_error
 
-        return str(storage_error(f"ziggurat {verb}", error))
+        return str(storage_error(f"ziggurat {command}", error))
     if isinstance(error, ModuleNotFoundError):
         lacking = extras.missing(error)
         return None if lacking is None else str(lacking)
@@ -104,15 +105,17 @@ def _explained(error: ZigguratError | OSError | ModuleNotFoundError, verb: str) 
 
 def help_text() -> str:
     """The text of ``ziggurat --help``."""
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {summary}" for verb, summary in VERBS.items())
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(
+        f"  {command:<{width}}  {summary}" for command, summary in COMMANDS.items()
+    )
     return f"""\
 usage: ziggurat COMMAND [OPTIONS]
 
 The whole JAX AI stack as one product: from raw text to a served model.
 
 commands:
-{verbs}
+{commands}
 
 options, anywhere on the line:
   --debug    show the traceback of an error
@@ -126,28 +129,28 @@ examples:
 """
 
 
-def module_name(verb: str) -> str:
-    """The module that holds a verb.
+def module_name(command: str) -> str:
+    """The module that holds a command.
 
     >>> module_name("doctor"), module_name("import")
     ('ziggurat.cli.doctor', 'ziggurat.cli.import_')
     """
-    return f"ziggurat.cli.{verb}{'_' if keyword.iskeyword(verb) else ''}"
+    return f"ziggurat.cli.{command}{'_' if keyword.iskeyword(command) else ''}"
 
 
-def _run(verb: str, args: list[str], verbose: bool) -> int:
-    if verb not in VERBS:
+def _run(command: str, args: list[str], verbose: bool) -> int:
+    if command not in COMMANDS:
         # Prefixes ("doc") are as likely a slip as misspellings ("docter").
-        near = [name for name in VERBS if name.startswith(verb)] or difflib.get_close_matches(
-            verb, VERBS, n=1
+        near = [name for name in COMMANDS if name.startswith(command)] or difflib.get_close_matches(
+            command, COMMANDS, n=1
         )
         hint = f"did you mean {near[0]}?" if near else "see ziggurat --help"
-        return _fail(f"command: found {verb!r}; expected one of {', '.join(VERBS)}; {hint}")
+        return _fail(f"command: found {command!r}; expected one of {', '.join(COMMANDS)}; {hint}")
     from ziggurat.cli import console
 
     console.set_up_logging(verbose)
     choose_platform()
-    return importlib.import_module(module_name(verb)).main(args)
+    return importlib.import_module(module_name(command)).main(args)
 
 
 def choose_platform() -> None:

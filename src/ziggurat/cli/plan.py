@@ -176,7 +176,7 @@ def _show(name: str, found: Any, prices: Any) -> None:
         report.summary_rows(found, prices),
         report.memory_rows(found),
         report.time_rows(found),
-        report.exchange_rows(found, most=6),
+        report.collective_rows(found, most=6),
     )
     for rows in groups:
         for row in rows:

@@ -27,12 +27,14 @@ def quantize(
         model: a run, a checkpoint step, a Hugging Face directory or a GGUF file.
         recipe: int8, w8a8 (int8 weights and activations), fp8, int4, nf4, or a .toml file of rules.
         output: new directory for the checkpoint.
-        report: compare perplexity and likeliest tokens on held-out text, and write report.html.
+        report: compare perplexity and top-1 agreement on held-out text, and write report.html.
         text: UTF-8 files of held-out text; default: the language reference that Python carries.
         tokens: how many tokens to compare on.
     """
     if (text or tokens != 8192) and not report:
         raise ConfigError("--text and --tokens", found="no --report", expected="--report with them")
+    if tokens < 1:
+        raise ConfigError("--tokens", found=tokens, expected="1 or more")
     from ziggurat.api.quantizing import quantize as run
     from ziggurat.quantize.report import write_page
 

@@ -4,8 +4,8 @@ The parser keeps the last occurrence of an option and drops the others without a
 of all occurrences are put behind the last one before the arguments are parsed: there the command's
 own argument may follow.
 
->>> def verb(run: str, /, key: tuple[str, ...] = (), count: int = 1) -> None: ...
->>> gather(verb, ["--key", "a", "--count", "2", "--key=b", "runs/x"])
+>>> def command(run: str, /, key: tuple[str, ...] = (), count: int = 1) -> None: ...
+>>> gather(command, ["--key", "a", "--count", "2", "--key=b", "runs/x"])
 ['--count', '2', '--key', 'a', 'b', 'runs/x']
 """
 

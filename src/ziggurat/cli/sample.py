@@ -51,7 +51,7 @@ def sample(
         seed: image n of the call has the seed plus n.
         batch: most images at a time.
         last: the last parameters, also where the run kept an average of them.
-        compute: type of products.
+        compute: type of matmuls.
     """
     _check(grid, images, count, batch, seed)
     import numpy as np

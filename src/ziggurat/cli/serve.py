@@ -92,7 +92,7 @@ def serve(
         prefix_cache: keep what prompts have in common for the next ones.
         compile_cache: directory in which compiled programs are kept for the next start.
         warm_only: compile into the compile cache and end.
-        compute: type of weights and products.
+        compute: type of weights and matmuls.
         embedder: serve this encoder of texts beside the model, by the name of its directory.
         repository: serve these bundles beside the model.
         grpc_port: serve the repository over gRPC too; 0 takes a free port.

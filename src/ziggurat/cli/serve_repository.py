@@ -11,7 +11,7 @@ from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, ServeError
 
 if TYPE_CHECKING:
-    from ziggurat.serve.app import Part
+    from ziggurat.serve.app import ServicePart
     from ziggurat.serve.predict import Predict
     from ziggurat.serve.server import Server
     from ziggurat.serve.tls import Tls
@@ -20,8 +20,8 @@ MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """What the command line says of a repository."""
+class RepositoryOptions:
+    """Options of the command line about a model repository."""
 
     path: Path
     alone: bool
@@ -32,11 +32,11 @@ class Asked:
 
 def asked(
     model: str, repository: str | None, grpc_port: int | None, settings: Mapping[str, Any]
-) -> Asked | None:
+) -> RepositoryOptions | None:
     """Whether a repository is to be served, and how.
 
     Args:
-        model: the verb's first argument, which may itself be a repository.
+        model: the command's first argument, which may itself be a repository.
         repository: of ``--repository``.
         grpc_port: of ``--grpc-port``.
         settings: the other options that are for repositories; None where not given.
@@ -46,13 +46,13 @@ def asked(
     """
     given = {key: value for key, value in settings.items() if value}
     if repository is not None:
-        return Asked(Path(repository), False, grpc_port, given)
+        return RepositoryOptions(Path(repository), False, grpc_port, given)
     path = Path(model)
     if (path / "manifest.json").is_file() and (path / "golden").is_dir():
         expected = "the repository that holds it, REPOSITORY/MODEL/VERSION"
         raise ServeError(f"serve {model}", found="one bundle", expected=expected)
     if path.is_dir() and (not any(path.iterdir()) or any(path.glob("*/[1-9]*/manifest.json"))):
-        return Asked(path, True, grpc_port, given)
+        return RepositoryOptions(path, True, grpc_port, given)
     given.pop("memory", None)  # follows --max-body-mib
     for option, value in {"grpc_port": grpc_port, **given}.items():
         if value is not None:
@@ -62,14 +62,14 @@ def asked(
 
 
 def refuse_model_options(
-    given: Mapping[str, object], verb: Callable[..., Any], served: str = "a repository alone"
+    given: Mapping[str, object], command: Callable[..., Any], served: str = "a repository alone"
 ) -> None:
     """Refuse options of the language model's engine where there is none.
 
     Raises:
-        ConfigError: one is not the verb's default.
+        ConfigError: one is not the command's default.
     """
-    parameters = inspect.signature(verb).parameters
+    parameters = inspect.signature(command).parameters
     for option, value in given.items():
         if value != parameters[option].default:
             flag = f"--{option.replace('_', '-')}"
@@ -77,7 +77,9 @@ def refuse_model_options(
 
 
 @contextlib.contextmanager
-def opened(what: Asked | None, host: str, say: Callable[[str], None]) -> Iterator["Predict | None"]:
+def opened(
+    what: RepositoryOptions | None, host: str, say: Callable[[str], None]
+) -> Iterator["Predict | None"]:
     """The repository with every model verified and compiled; None if none was asked for.
 
     Raises:
@@ -105,15 +107,15 @@ def opened(what: Asked | None, host: str, say: Callable[[str], None]) -> Iterato
 
 def parts(
     predict: "Predict | None",
-    what: Asked | None,
+    what: RepositoryOptions | None,
     registry: Any,
     host: str,
     keys: Sequence[str],
     drain_seconds: int,
     admin_keys: Sequence[str] = (),
     tls: "Tls | None" = None,
-) -> list["Part"]:
-    """What the repository adds to the application."""
+) -> list["ServicePart"]:
+    """Routes that the repository adds to the application."""
     if predict is None or what is None:
         return []
     predict.register(registry)
@@ -123,7 +125,7 @@ def parts(
 
 
 def serve_alone(
-    what: Asked,
+    what: RepositoryOptions,
     host: str,
     port: int,
     keys: Sequence[str],

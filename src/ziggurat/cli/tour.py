@@ -26,7 +26,7 @@ SHOWN_LINES = 60
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """What came of one stop."""
+    """Outcome of one stop of the tour."""
 
     stop: Stop
     commands: tuple[str, ...]
@@ -106,7 +106,7 @@ def _visit(stop: Stop, directory: Path) -> Visit:
 
 
 def _finished(line: str) -> tuple[str, bool]:
-    """What a command prints, shown while it runs; and whether it succeeded."""
+    """Output of a command, echoed while it runs, and whether the command succeeded."""
     shown: list[str] = []
     command = [sys.executable, "-m", "ziggurat.cli.main", *shlex.split(line)]
     with subprocess.Popen(

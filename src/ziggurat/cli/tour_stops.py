@@ -15,7 +15,7 @@ class Stop:
     function: str
     package: str
     shows: str
-    """What the commands do, in one line."""
+    """Purpose of the commands, in one line."""
     commands: tuple[str, ...]
     """Command lines after ``ziggurat``; ``{out}`` is the tour's directory, ``{recipes}`` the run
     files, ``{port}`` a free port."""

@@ -1,4 +1,4 @@
-"""``ziggurat train``: train a run file, or go on with it."""
+"""``ziggurat train``: train a run file, or resume its run."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def train(
     process: int | None = None,
     overrides: tuple[str, ...] = (),
 ) -> int:
-    """Train a model as a run file says; an interrupted run goes on from its newest checkpoint.
+    """Train a model as a run file says; an interrupted run resumes from its newest checkpoint.
 
     Args:
         run_file: TOML file, or the name of a recipe, such as tiny-python.

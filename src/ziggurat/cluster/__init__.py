@@ -3,7 +3,7 @@
 ``Cluster`` starts a process on each host (subprocesses of this machine, or actors of Ray), runs
 functions on them and brings values, output and exceptions back with the host's name. The processes
 form one world of ``jax.distributed`` whose coordination service lives in the controller, so that
-any of them may die: the others form the next world in place and go on from the newest checkpoint.
+any of them may die: the others form the next world in place and resume from the newest checkpoint.
 
 >>> from ziggurat.cluster import Cluster
 >>> with Cluster(hosts=1) as cluster:
@@ -13,7 +13,7 @@ any of them may die: the others form the next world in place and go on from the 
 
 from ziggurat.cluster.cluster import Cluster
 from ziggurat.cluster.failures import HostError, HostLostError
-from ziggurat.cluster.supervision import Outcome
+from ziggurat.cluster.supervision import ProgramOutcome
 from ziggurat.cluster.world import World
 
-__all__ = ["Cluster", "HostError", "HostLostError", "Outcome", "World"]
+__all__ = ["Cluster", "HostError", "HostLostError", "ProgramOutcome", "World"]

@@ -33,7 +33,7 @@ _HEAD = struct.Struct(">Q")
 _HELLO = b"ziggurat-cluster-1"
 
 
-class Closed(ConnectionError):
+class ChannelClosed(ConnectionError):
     """The other end is gone."""
 
 
@@ -64,7 +64,7 @@ class Channel:
                 self._connection.sendall(_HEAD.pack(len(content)))
                 self._connection.sendall(content)
         except OSError as error:
-            raise Closed(str(error)) from error
+            raise ChannelClosed(str(error)) from error
 
     def receive(self) -> Any:
         """The next object.
@@ -192,8 +192,8 @@ def _exactly(connection: socket.socket, size: int) -> bytes:
         try:
             came = connection.recv_into(view[filled:])
         except OSError as error:
-            raise Closed(str(error)) from error
+            raise ChannelClosed(str(error)) from error
         if not came:
-            raise Closed("the other end closed the connection")
+            raise ChannelClosed("the other end closed the connection")
         filled += came
     return bytes(content)

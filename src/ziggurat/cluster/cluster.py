@@ -18,9 +18,9 @@ from ziggurat.cluster.failures import HostLostError, failure_of
 from ziggurat.cluster.functions import Function
 from ziggurat.cluster.hosts import LOOK_S, Host, Hosts
 from ziggurat.cluster.ledger import Ledger
-from ziggurat.cluster.record import Record
+from ziggurat.cluster.record import ClusterRecord
 from ziggurat.cluster.starts import Starts
-from ziggurat.cluster.supervision import BLAME_S, Outcome, Supervision, Usable, Wanted
+from ziggurat.cluster.supervision import BLAME_S, ProgramOutcome, Supervision, Usable, Wanted
 from ziggurat.cluster.worlds import Worlds
 from ziggurat.core.errors import ClusterError
 
@@ -107,7 +107,7 @@ class Cluster:
         self._usable: Usable = any_number
         self._supervision: Supervision | None = None
         self._trained = False
-        self._record = Record(directory)
+        self._record = ClusterRecord(directory)
         with contextlib.ExitStack() as undo:
             undo.callback(self._record.close)
             self.ledger = Ledger(self._record.ledger)
@@ -208,8 +208,10 @@ class Cluster:
             raise error
         return [values[host.name] for host in chosen]
 
-    def train(self, program: Function, *arguments: Any, usable: Usable = any_number) -> Outcome:
-        """Run a program that goes on from its checkpoints, however often hosts are lost or added.
+    def train(
+        self, program: Function, *arguments: Any, usable: Usable = any_number
+    ) -> ProgramOutcome:
+        """Run a program that resumes from its checkpoints, however often hosts are lost or added.
 
         The program is called as ``program(world, *arguments)`` on every host of a world, see
         :class:`ziggurat.cluster.World`. It asks ``world.after(step)`` between steps, and leaves
@@ -271,7 +273,7 @@ class Cluster:
         self._hosts.events.put((None, messages.Caller("resize", {"hosts": hosts})))
 
     def status(self) -> dict[str, Any]:
-        """What there is just now, as JSON values."""
+        """Current state of the cluster, as JSON values."""
         account = self.ledger.account()
         now = time.monotonic()
         members = self._worlds.members
@@ -340,7 +342,7 @@ class Cluster:
         self._starts.start_missing(self._worlds.members, wanted, first=first)
 
     def _other(self, host: Host | None, message: Any) -> None:
-        """What happens beside a call."""
+        """Handle a message that arrives during a call but does not belong to it."""
         if self._supervision is not None:
             self._supervision.other(host, message)
             return

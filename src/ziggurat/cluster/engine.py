@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 @dataclasses.dataclass(frozen=True)
 class Orders:
-    """What a process needs to become a host."""
+    """Address, secret and settings that a process needs to become a host."""
 
     name: str
     life: str
@@ -36,7 +36,7 @@ class Handle(Protocol):
 
 
 @runtime_checkable
-class Engine(Protocol):
+class ClusterEngine(Protocol):
     """Starts processes."""
 
     def start(self, orders: Orders) -> Handle:

@@ -1,12 +1,12 @@
 """Engines by name: ``subprocess`` or ``ray``."""
 
-from ziggurat.cluster.engine import Engine
+from ziggurat.cluster.engine import ClusterEngine
 from ziggurat.core.errors import ClusterError, did_you_mean
 
 ENGINES = ("subprocess", "ray")
 
 
-def engine_for(name: str, address: str | None) -> Engine:
+def engine_for(name: str, address: str | None) -> ClusterEngine:
     """The engine of this name.
 
     Args:

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ziggurat.cluster import messages
-from ziggurat.cluster.channel import Channel, Closed, Listener
-from ziggurat.cluster.engine import Engine, Handle, Orders
+from ziggurat.cluster.channel import Channel, ChannelClosed, Listener
+from ziggurat.cluster.engine import ClusterEngine, Handle, Orders
 from ziggurat.cluster.worker import installed_versions, this_machine
 from ziggurat.core.errors import ClusterError
 
@@ -49,7 +49,7 @@ class Host:
     heard: float = 0.0
     """When it was heard of last."""
     index: int | None = None
-    """Its place in the world, while it is in one."""
+    """Index in the world, while the host is in one."""
     step: int = -1
     compiled_at: float = 0.0
     """When it said last that it was compiling."""
@@ -61,7 +61,7 @@ class Host:
     def send(self, message: Any) -> None:
         """Send; a host that is gone is found out otherwise."""
         if self.channel is not None:
-            with contextlib.suppress(Closed):
+            with contextlib.suppress(ChannelClosed):
                 self.channel.send(message)
 
 
@@ -85,7 +85,7 @@ class Hosts:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: ClusterEngine,
         *,
         bind: str,
         preload: tuple[str, ...],
@@ -130,12 +130,12 @@ class Hosts:
         return host
 
     def ready(self) -> list[Host]:
-        """Those that can be used, by name."""
+        """Hosts that can be used, by name."""
         found = [host for host in self.alive.values() if host.state == "ready"]
         return sorted(found, key=lambda host: (len(host.name), host.name))
 
     def starting(self) -> list[Host]:
-        """Those that will be ready soon."""
+        """Hosts that are starting."""
         return [host for host in self.alive.values() if host.state == "starting"]
 
     def next_number(self) -> int:
@@ -157,8 +157,11 @@ class Hosts:
         host.send(messages.End())
 
     def wait(self, seconds: float) -> Iterator[Event]:
-        """What happens in the next moments, until it has been quiet or ``seconds`` are over; the
-        caller takes what concerns it. Hosts that are silent for too long become events here."""
+        """Events until it has been quiet, or until ``seconds`` have passed.
+
+        The caller handles those that concern it. A host that is silent for too long becomes an
+        event.
+        """
         deadline = time.monotonic() + seconds
         self._look()
         while True:
@@ -261,7 +264,7 @@ class Hosts:
                     host.send(messages.Kept(message.name, self._kept.get(message.name)))
                 else:
                     self.events.put((host, message))
-        except Closed:
+        except ChannelClosed:
             host.gone.wait(_EXPLAINED_S)  # its engine may know how
             self.events.put((host, messages.Ended("its connection closed")))
 

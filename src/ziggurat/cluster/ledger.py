@@ -38,7 +38,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ziggurat.profile.goodput import Goodput, goodput
-from ziggurat.profile.journal import Entry
+from ziggurat.profile.journal import LedgerEntry
 from ziggurat.profile.timers import UNACCOUNTED
 
 _MOST_ENTRIES = 2000
@@ -64,7 +64,7 @@ class Ledger:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        self._sessions: list[list[Entry]] = []
+        self._sessions: list[list[LedgerEntry]] = []
         self._began = self._mark = clock()
         self._written = 0.0
         self._step = 0
@@ -101,7 +101,7 @@ class Ledger:
             self._sessions.append(self._entries)
             self._began = now
             self._begin()
-        else:  # nothing is known of its steps: the next world goes on with this account
+        else:  # nothing is known of its steps: the next world continues with this account
             for phase, seconds in self._told.items():
                 self._own[phase] = self._own.get(phase, 0.0) + seconds
             self._told = {}
@@ -125,16 +125,16 @@ class Ledger:
         self._session = uuid.uuid4().hex[:12]
         self._own: dict[str, float] = {}
         self._told: dict[str, float] = {}
-        self._entries: list[Entry] = []
+        self._entries: list[LedgerEntry] = []
 
-    def _entry(self, now: float, more: Mapping[str, float]) -> Entry:
+    def _entry(self, now: float, more: Mapping[str, float]) -> LedgerEntry:
         total = dict(self._own)
         for phases in (self._told, more):
             for name, seconds in phases.items():
                 total[name] = total.get(name, 0.0) + seconds
-        return Entry(self._session, self._began, now, self._step, total)
+        return LedgerEntry(self._session, self._began, now, self._step, total)
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: LedgerEntry) -> None:
         self._written = entry.time_unix_s
         if self._file is not None:
             os.write(self._file, json.dumps(dataclasses.asdict(entry)).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""What the controller and its hosts say to each other."""
+"""Messages between the controller and its hosts."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -67,7 +67,7 @@ class Raised:
     kind: str
     """Name of its type."""
     line: str
-    """Its text on one line."""
+    """Error text on one line."""
     traceback: str
     users: bool
     """Whether it is a ``ZigguratError``: something a user can mend."""
@@ -81,7 +81,7 @@ class Hold:
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class PassedBoundary:
     """The newest boundary that was passed; -1 before the first."""
 
     step: int
@@ -89,7 +89,7 @@ class Held:
 
 @dataclasses.dataclass(frozen=True)
 class Go:
-    """Go on; leave at the boundary of step ``leave_at``, if there is one."""
+    """Continue; leave at the boundary of step ``leave_at``, if there is one."""
 
     leave_at: int | None
 
@@ -125,7 +125,7 @@ class Beat:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ProgressReport:
     """How far a program is, and where its time went."""
 
     generation: int
@@ -158,7 +158,7 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True)
 class Notice:
-    """This host will be taken away soon: it got SIGTERM."""
+    """Notice that the sending host will be taken away soon: it got SIGTERM."""
 
 
 @dataclasses.dataclass(frozen=True)

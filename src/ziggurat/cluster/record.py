@@ -1,4 +1,4 @@
-"""What a controller leaves in a directory: how to reach it, what happened, where the time went.
+"""Directory of a controller: its address, its events, and the ledger of its time.
 
 ::
 
@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.cluster import messages
-from ziggurat.cluster.channel import Closed, connect
+from ziggurat.cluster.channel import ChannelClosed, connect
 from ziggurat.core import json_lines
 from ziggurat.core.errors import ClusterError
 
 _log = logging.getLogger(__name__)
 
 
-class Record:
+class ClusterRecord:
     """The directory, for the controller that writes it; with None nothing is written.
 
     Raises:
@@ -91,7 +91,7 @@ def ask(directory: Path, do: str, **arguments: Any) -> Any:
         try:
             channel.send(messages.Caller(do, arguments))
             answer = channel.receive()
-        except Closed as error:
+        except ChannelClosed as error:
             raise ClusterError(
                 f"cluster of {directory.parent}", found="a controller that just ended"
             ) from error

@@ -4,7 +4,7 @@ A *generation* is one call of the program in one world. It ends when the program
 leaves at a boundary because it was asked to (another host is ready, fewer are wanted, the
 controller is to end), or when the world breaks: a host dies, says nothing, or its collective fails.
 Then the others are called back, a world is made of those that are there, and the program is called
-again: it goes on from its newest checkpoint. Each break spends from the run's failure budget. An
+again: it resumes from its newest checkpoint. Each break spends from the run's failure budget. An
 exception that is not the trace of a lost peer is the program's own and ends the run at once.
 """
 
@@ -19,7 +19,7 @@ from ziggurat.cluster.budget import FailureBudget
 from ziggurat.cluster.failures import HostError, failure_of
 from ziggurat.cluster.hosts import LOOK_S, Host, Hosts
 from ziggurat.cluster.ledger import Ledger
-from ziggurat.cluster.record import Record
+from ziggurat.cluster.record import ClusterRecord
 from ziggurat.cluster.starts import Starts
 from ziggurat.cluster.worlds import Worlds
 from ziggurat.core.errors import ClusterError
@@ -33,7 +33,7 @@ Usable = Callable[[int], str]
 
 @dataclasses.dataclass
 class Wanted:
-    """What a person wants, and may change while the program runs."""
+    """Wishes of a person for a running program, which may change while it runs."""
 
     hosts: int
     spares: int
@@ -42,14 +42,14 @@ class Wanted:
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class ProgramOutcome:
     """How a program ended."""
 
     values: list[Any]
     """Values returned on each host of its last world, in their order; empty where it was asked to
     leave while the world was broken."""
     stopped: str
-    """Why it was asked to leave; empty when it went on to its end."""
+    """Why it was asked to leave; empty when it continued to its end."""
     generations: int
     recoveries: int
     """How often a world broke."""
@@ -105,7 +105,7 @@ class Supervision:
         wanted: Wanted,
         usable: Usable,
         ledger: Ledger,
-        record: Record,
+        record: ClusterRecord,
         step_deadline_s: float,
         compile_s: float,
         budget: FailureBudget,
@@ -122,7 +122,7 @@ class Supervision:
         self._lost_at: float | None = None
         self._formed = False
 
-    def run(self, payload: bytes) -> Outcome:
+    def run(self, payload: bytes) -> ProgramOutcome:
         """Call the program until it returns on all hosts, or was asked to leave for good.
 
         Raises:
@@ -135,7 +135,7 @@ class Supervision:
                 members = self._assemble()
             except _Stopped:
                 stopped = self._wanted.stop
-                return Outcome([], stopped, self._worlds.generation, self._recoveries)
+                return ProgramOutcome([], stopped, self._worlds.generation, self._recoveries)
             generation = _Generation(self._call(members, payload))
             try:
                 self._follow(generation)
@@ -151,7 +151,7 @@ class Supervision:
                 continue
             values = [generation.values.get(host.name) for host in members]
             stopped = self._wanted.stop if generation.left else ""
-            return Outcome(values, stopped, self._worlds.generation, self._recoveries)
+            return ProgramOutcome(values, stopped, self._worlds.generation, self._recoveries)
 
     def best(self, available: int) -> int:
         """The most hosts that can be used now; 0 when none."""
@@ -233,10 +233,10 @@ class Supervision:
                 generation.failure, generation.failed_at = (failed, message), time.monotonic()
             elif generation.failure[1].peers and not message.peers:
                 generation.failure = failed, message  # what the others' errors come from
-        elif isinstance(message, messages.Held) and host is not None:
+        elif isinstance(message, messages.PassedBoundary) and host is not None:
             generation.held[host.name] = message.step
             self._name_boundary(generation)
-        elif isinstance(message, messages.Report) and host is not None:
+        elif isinstance(message, messages.ProgressReport) and host is not None:
             if message.generation == self._worlds.generation:
                 self._report(generation, host, message)
         else:
@@ -246,7 +246,7 @@ class Supervision:
                 raise _Broken(f"{host.name} {host.how}")
 
     def other(self, host: Host | None, message: Any) -> None:
-        """What happens beside the program."""
+        """Handle a message that does not belong to the program's calls."""
         if host is not None:
             self._starts.note(host, message, self._reached)
         if isinstance(message, messages.Ended) and host is not None:
@@ -260,7 +260,7 @@ class Supervision:
             self._say("resize", f"{hosts} hosts wanted", hosts=hosts)
             self._restart()
 
-    def _report(self, generation: _Generation, host: Host, report: messages.Report) -> None:
+    def _report(self, generation: _Generation, host: Host, report: messages.ProgressReport) -> None:
         if generation.steps.get(host.name) != report.step:
             generation.steps[host.name] = report.step
             generation.moved_at = time.monotonic()
@@ -368,7 +368,9 @@ class Supervision:
 
     def _take_events(self, seconds: float) -> None:
         for host, message in self._hosts.wait(seconds):
-            if not isinstance(message, (messages.Report, messages.Returned, messages.Raised)):
+            if not isinstance(
+                message, (messages.ProgressReport, messages.Returned, messages.Raised)
+            ):
                 self.other(host, message)
 
     def _say_formed(self) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ziggurat.cluster import functions, messages
 from ziggurat.cluster.blame import of_a_peer
-from ziggurat.cluster.channel import Channel, Closed, connect
+from ziggurat.cluster.channel import Channel, ChannelClosed, connect
 from ziggurat.cluster.world import World
 from ziggurat.core.errors import ZigguratError
 
@@ -112,7 +112,7 @@ class Worker:
         world.enter(task.address, task.count, task.index, task.within_s)
 
         def tell(step: int, ledger_s: Mapping[str, float]) -> None:
-            self._send(messages.Report(task.generation, step, dict(ledger_s)))
+            self._send(messages.ProgressReport(task.generation, step, dict(ledger_s)))
 
         place = (self._name, task.generation, task.index, task.count)
         self._world = World(*place, tell, self)
@@ -129,7 +129,7 @@ class Worker:
         while True:
             try:
                 message = self._channel.receive()
-            except Closed:
+            except ChannelClosed:
                 _end("the controller is gone")
             self._heard = time.monotonic()
             if isinstance(message, (messages.Call, messages.Enter)):
@@ -137,7 +137,9 @@ class Worker:
                     self._world = self._world.again()  # before a command can mean this call
                 self._tasks.put(message)
             elif isinstance(message, messages.Hold):
-                self._send(messages.Held(-1 if self._world is None else self._world.hold()))
+                self._send(
+                    messages.PassedBoundary(-1 if self._world is None else self._world.hold())
+                )
             elif isinstance(message, messages.Go) and self._world is not None:
                 self._world.go(message.leave_at)
             elif isinstance(message, messages.Interrupt):
@@ -176,7 +178,7 @@ class Worker:
     def _send(self, message: Any) -> None:
         try:
             self._channel.send(message)
-        except Closed:
+        except ChannelClosed:
             _end("the controller is gone")
 
 
@@ -259,7 +261,7 @@ def _send_output(channel: Channel) -> None:
     def forward() -> None:
         with open(reading, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                with contextlib.suppress(Closed):
+                with contextlib.suppress(ChannelClosed):
                     channel.send(messages.Output(line.rstrip("\n")))
 
     threading.Thread(target=forward, name="output", daemon=True).start()

@@ -1,4 +1,4 @@
-"""What a program on a host sees of the world it is in.
+"""World of processes, as a program on one of its hosts sees it.
 
 A *boundary* is the moment between two steps. The controller can ask a program to leave at one, for
 instance to let another host in: all processes then leave at the same step, without a collective for
@@ -66,7 +66,7 @@ class World:
         self._leave_at: int | None = None
 
     def again(self) -> "World":
-        """The same world for another call of a program, which nobody has asked to leave."""
+        """World for another call of a program, without a request to leave."""
         return World(self.host, self.generation, self.index, self.count, self._tell, self._store)
 
     def after(self, step: int) -> bool:
@@ -97,7 +97,7 @@ class World:
             self._store.keep(name, content)
 
     def fetch(self, name: str) -> bytes | None:
-        """What a host of this or an earlier world had kept, if the controller has it still."""
+        """Content that a host of this or an earlier world kept, if the controller still has it."""
         return None if self._store is None else self._store.fetch(name)
 
     def hold(self) -> int:
@@ -108,7 +108,8 @@ class World:
         return self.step
 
     def go(self, leave_at: int | None) -> None:
-        """Let the program go on, to leave at ``leave_at``; the thread that held it calls this."""
+        """Let the program continue, to leave at ``leave_at``; the thread that held it calls
+        this."""
         if leave_at is not None:
             self._leave_at = leave_at
         if self._held:

@@ -159,7 +159,7 @@ class Worlds:
     def _late(
         self, waiting: dict[int, Host], began: float, deadline: float, patience_s: float
     ) -> dict[int, Host]:
-        """Those that had their time; a host that compiles has its patience from then on anew."""
+        """Hosts whose time is over; a host that compiles gets its patience anew from then on."""
         now, latest = time.monotonic(), began + self._compile_s
 
         def due(host: Host) -> float:

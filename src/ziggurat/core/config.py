@@ -21,6 +21,7 @@ ziggurat.core.errors.ConfigError: <text>: step: unknown key, did you mean steps?
 """
 
 import dataclasses
+import functools
 import json
 import tomllib
 import types
@@ -145,13 +146,21 @@ def resolve(
 
 def from_plain(cls: type[T], tree: Mapping[str, Any], source: str = "configuration") -> T:
     """Validate a nested mapping into ``cls``, reporting every error together."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(tree, default=str))
+        return _validator(cls).validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         lines = sorted({_explain(cls, entry) for entry in error.errors()})
         raise ConfigError(f"{source}: {'; '.join(lines)}") from None
+
+
+@functools.cache
+def _validator(cls: type) -> Any:
+    """Pydantic's validator of a class. The one of a run file takes 0.1 s to make."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
 def to_plain(value: Any) -> Any:

@@ -64,7 +64,7 @@ class ModelError(ZigguratError):
 
 
 class TrainError(ZigguratError):
-    """Training cannot start or cannot go on."""
+    """Training cannot start or cannot continue."""
 
 
 class PlanError(ZigguratError):

@@ -22,8 +22,10 @@ _OLDEST = (2, 35)
 
 
 def tunables(environment: Mapping[str, str]) -> str | None:
-    """What ``GLIBC_TUNABLES`` is to be for huge pages, or ``None`` if nothing is to be changed:
-    they cannot be had by asking, are asked for already, or ``ZIGGURAT_HUGE_PAGES`` is ``off``.
+    """Value of ``GLIBC_TUNABLES`` that gives huge pages, or ``None`` if nothing is to change.
+
+    Nothing changes if Linux does not give huge pages on request, if they are requested already, or
+    if ``ZIGGURAT_HUGE_PAGES`` is ``off``.
 
     Args:
         environment: of the process.

@@ -40,7 +40,7 @@ def stream(
 
 
 def host_stream(seed: int, purpose: str, step: int = 0, index: int = 0) -> np.random.Generator:
-    """The same idea for numpy on the host (Philox, counter-based)."""
+    """Counter-based random generator of numpy on the host (Philox), keyed as :func:`stream` is."""
     return np.random.Generator(
         np.random.Philox(key=[seed, purpose_id(purpose)], counter=[0, 0, step, index])
     )

@@ -53,11 +53,12 @@ class BatchSource(Protocol):
         ...
 
     def iterate(self, start: int, rows: slice | None = None) -> Iterator[Batch]:
-        """The same batches from step ``start`` on, prefetched."""
+        """Batches from step ``start`` on, prefetched."""
         ...
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint stores so that step ``step`` comes next; JSON, a few hundred bytes."""
+        """State that a checkpoint stores so that step ``step`` comes next; JSON, a few hundred
+        bytes."""
         ...
 
 

@@ -15,7 +15,7 @@ function of (config, seed, s) and of nothing else.
 
 from ziggurat.data.answers import AnswerDataset, build_answers
 from ziggurat.data.config import DataConfig
-from ziggurat.data.dataset import Held, PackedDataset
+from ziggurat.data.dataset import DocumentSpan, PackedDataset
 from ziggurat.data.deduplicate import Deduplicate
 from ziggurat.data.filter import Filter
 from ziggurat.data.given import GrainSource, as_source, next_token_batch
@@ -60,10 +60,10 @@ __all__ = [
     "Deduplicate",
     "Digits",
     "Document",
+    "DocumentSpan",
     "Filter",
     "FirstFit",
     "GrainSource",
-    "Held",
     "HuggingFaceDataset",
     "HuggingFaceTokenizer",
     "ImageArrays",

@@ -19,7 +19,7 @@ from ziggurat.core.protocols import Batch, Tokenizer
 from ziggurat.data import changes, filter, store
 from ziggurat.data.ahead import Ahead
 from ziggurat.data.config import DataConfig
-from ziggurat.data.dataset import Held, check_facts, check_rows, digest, order_digest
+from ziggurat.data.dataset import DocumentSpan, check_facts, check_rows, digest, order_digest
 from ziggurat.data.filter import Split
 from ziggurat.data.order import Permutation
 from ziggurat.data.packing import Concat, Single
@@ -40,7 +40,7 @@ class Answer:
     """1 for the tokens of the answer."""
 
     def after(self, prompt: "Answer") -> "Answer":
-        """This answer behind another one's prompt."""
+        """Answer appended to the prompt of ``prompt``."""
         first, own = int(prompt.learned.argmax()), int(self.learned.argmax())
         return Answer(
             np.concatenate([prompt.ids[:first], self.ids[own:]]),
@@ -148,7 +148,7 @@ class AnswerDataset:
 
     @property
     def steps(self) -> int | None:
-        """Steps until the data ends; None if they go on forever."""
+        """Steps until the data ends; ``None`` if it never ends."""
         end = self._end
         return None if end is None else -(-end // self.batch_size)
 
@@ -225,20 +225,20 @@ class AnswerDataset:
         assert store_.learn is not None, "answers are learned in part"
         return Answer(store_.tokens[begin:end], store_.learn[begin:end])
 
-    def documents(self, step: int, rows: slice | None = None) -> list[list[Held]]:
+    def documents(self, step: int, rows: slice | None = None) -> list[list[DocumentSpan]]:
         """For each row of a step's batch, the answers it holds; without the mismatched ones."""
         first, stop = check_rows(rows, self.batch_size)
-        held: list[list[Held]] = []
+        held: list[list[DocumentSpan]] = []
         for item in self._of(step)[first:stop]:
             pairs = enumerate(item) if self.kind == "preference" else [item]
             held.append([self._held(side, number) for side, number in pairs])
         return held + [[] for _ in range(stop - first - len(held))]
 
-    def _held(self, side: int, number: int) -> Held:
+    def _held(self, side: int, number: int) -> DocumentSpan:
         store_ = self.stores[side]
         length = int(store_.offsets[number + 1] - store_.offsets[number])
         length = min(length, self.config.sequence_length)
-        return Held(VIEWS[self.kind][side], *store_.identity(number), 0, length)
+        return DocumentSpan(VIEWS[self.kind][side], *store_.identity(number), 0, length)
 
     def _of(self, step: int) -> list[list[int]]:
         """The items of the global batch of a step; fewer than its rows where the data ends."""
@@ -246,7 +246,7 @@ class AnswerDataset:
             raise DataError(
                 f"step {step}",
                 found=f"data for {self.steps} steps",
-                fix="raise data.epochs, or leave it out to go on forever",
+                fix="raise data.epochs, or leave it out to train without end",
             )
         begin, count = step * self.batch_size, self.rows_per_epoch
         end = begin + self.batch_size if self._end is None else self._end
@@ -285,7 +285,7 @@ class AnswerDataset:
             step += 1
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint stores so that step ``step`` comes next."""
+        """State that a checkpoint stores so that step ``step`` comes next."""
         epoch, row = divmod(step * self.batch_size, self.rows_per_epoch)
         used = {side.name: side.mark for side in self._used()}
         return {"step": step, "epoch": epoch, "row": row, "used": used} | self._facts()
@@ -312,10 +312,12 @@ class AnswerDataset:
             "order": order_digest(self.config),
         }
 
-    def _used(self) -> list[changes.Used]:
+    def _used(self) -> list[changes.UsedDocuments]:
         items = hashlib.blake2b(self._items.astype("<i8").tobytes(), digest_size=8).hexdigest()
         return [
-            changes.Used(name, store_, digest([store_.content, items]), self.rows_per_epoch)
+            changes.UsedDocuments(
+                name, store_, digest([store_.content, items]), self.rows_per_epoch
+            )
             for name, store_ in zip(VIEWS[self.kind], self.stores, strict=True)
         ]
 

@@ -21,7 +21,7 @@ SHOWN = 3
 """Files that an error names."""
 
 
-class Used(NamedTuple):
+class UsedDocuments(NamedTuple):
     """The documents that a component uses."""
 
     name: str
@@ -37,11 +37,11 @@ class Used(NamedTuple):
         return f"{self.content}.{self.store.path.name.removeprefix(STORE)[:KEY_DIGITS]}"
 
 
-def check_used(before: Mapping[str, str] | None, now: Sequence[Used]) -> None:
+def check_used(before: Mapping[str, str] | None, now: Sequence[UsedDocuments]) -> None:
     """Refuse components whose documents are others than they were; new ones may have come.
 
     Args:
-        before: :attr:`Used.mark` of each component, by name, from a checkpoint.
+        before: :attr:`UsedDocuments.mark` of each component, by name, from a checkpoint.
         now: the components that there are.
 
     Raises:
@@ -68,7 +68,7 @@ def check_used(before: Mapping[str, str] | None, now: Sequence[Used]) -> None:
             raise _changed(present[name], content, key)
 
 
-def _changed(used: Used, content: str, key: str) -> DataError:
+def _changed(used: UsedDocuments, content: str, key: str) -> DataError:
     what = "data of the checkpoint" + (f": source {used.name}" if used.name else "")
     files: list[str] = []
     for path in used.store.path.parent.glob(f"{STORE}{key}*"):

@@ -88,7 +88,7 @@ class Component:
         }
 
     def pieces(self, first: int, stop: int) -> Pieces:
-        """What stands in rows ``first`` to ``stop`` of the endless list; ``document`` counts in the
+        """Pieces in rows ``first`` to ``stop`` of the endless list; ``document`` counts in the
         store."""
         parts, row = [], first
         while row < stop:

@@ -81,7 +81,7 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Document:
 
 
 def _closes(said: str, message: Mapping[str, Any]) -> bool:
-    """Whether a turn's text goes on after the message's content: with a token that ends it."""
+    """Whether a turn's text continues after the message's content: with a token that ends it."""
     content = message.get("content")
     content = content.strip() if isinstance(content, str) else ""
     return bool(said.strip()) and not (content and said.rstrip().endswith(content))
@@ -109,7 +109,7 @@ def template_of(tokenizer: Tokenizer, tools: bool = False) -> str:
 
 
 def decided_by(sources: Sequence[Source], tokenizer: Tokenizer) -> list[Any]:
-    """What decides the text of conversations beside the records; nothing for sources of texts."""
+    """Settings that decide the text of conversations, besides the records; none for plain texts."""
     if all(getattr(source, "content", "text") == "text" for source in sources):
         return []
     return [getattr(tokenizer, "chat_templates", None), training_templates.digest()]
@@ -171,7 +171,7 @@ class _Talk:
         return [span for turn, span in zip(self.answers, spans) if turn in turns]
 
     def _added(self, number: int, whole: str) -> Span | None:
-        """What a message adds to the text; None if later messages change it."""
+        """Characters that a message adds to the text; ``None`` if later messages change them."""
         # A message of the assistant may follow another one, or open the conversation.
         opened = self.render(self.messages[:number], opening=True)
         closed = self.render(self.messages[: number + 1])

@@ -31,7 +31,7 @@ _COUNTED += ("rows", "tokens", "cut")
 
 
 @dataclasses.dataclass(frozen=True)
-class Held:
+class DocumentSpan:
     """A piece of a document in a row."""
 
     component: str
@@ -105,7 +105,7 @@ class PackedDataset:
 
     @property
     def steps(self) -> int | None:
-        """Steps until the data ends; None if they go on forever."""
+        """Steps until the data ends; ``None`` if it never ends."""
         end = self._schedule.end
         return None if end is None else -(-end // self.batch_size)
 
@@ -117,8 +117,10 @@ class PackedDataset:
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """What :attr:`ziggurat.data.component.Component.report` says, summed over the components;
-        with a mixture also ``components``, for each by its name."""
+        """Sum of :attr:`ziggurat.data.component.Component.report` over the components.
+
+        With a mixture it has ``components`` too: the report of each, by name.
+        """
         reports = {part.name: part.report for part in self.components}
         summed: dict[str, Any] = {n: sum(r[n] for r in reports.values()) for n in _COUNTED}
         summed["faults"] = [fault for r in reports.values() for fault in r["faults"]]
@@ -150,15 +152,15 @@ class PackedDataset:
                 batch[name][places] = values
         return batch
 
-    def documents(self, step: int, rows: slice | None = None) -> list[list[Held]]:
+    def documents(self, step: int, rows: slice | None = None) -> list[list[DocumentSpan]]:
         """For each row of a step's batch, the pieces of documents it holds, from left to right."""
         first, stop = check_rows(rows, self.batch_size)
-        held: list[list[Held]] = [[] for _ in range(stop - first)]
+        held: list[list[DocumentSpan]] = [[] for _ in range(stop - first)]
         for part, places, pieces in self._parts(step, first, stop):
             columns = (places[pieces.row], pieces.document, pieces.start, pieces.length)
             for row, number, start, length in zip(*(c.tolist() for c in columns), strict=True):
                 file, record = part.store.identity(number)
-                held[row].append(Held(part.name, file, record, start, length))
+                held[row].append(DocumentSpan(part.name, file, record, start, length))
         return held
 
     def iterate(self, start: int, rows: slice | None = None) -> Iterator[Batch]:
@@ -183,7 +185,7 @@ class PackedDataset:
         return Ahead(made, ahead) if ahead else made
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint stores so that step ``step`` comes next.
+        """State that a checkpoint stores so that step ``step`` comes next.
 
         ``taken`` holds for each component the rows it has given in all, its whole epochs, and the
         rows of the epoch under way.
@@ -240,9 +242,9 @@ class PackedDataset:
         """The one digest of all components that states held before there was one for each."""
         return digest([[p.name, p.store.content, p.selection.digest] for p in self.components])
 
-    def _used(self) -> list[changes.Used]:
+    def _used(self) -> list[changes.UsedDocuments]:
         return [
-            changes.Used(
+            changes.UsedDocuments(
                 part.name,
                 part.store,
                 digest([part.store.content, part.selection.digest]),
@@ -260,13 +262,12 @@ class PackedDataset:
     def _parts(
         self, step: int, first: int, stop: int
     ) -> list[tuple[Component, np.ndarray, Pieces]]:
-        """What stands in rows ``first`` to ``stop`` of step ``step``: for each component that gives
-        some of them, which rows, and the pieces in those."""
+        """Pieces in rows ``first`` to ``stop`` of step ``step``, with their rows, by component."""
         if step < 0 or (self.steps is not None and step >= self.steps):
             raise DataError(
                 f"step {step}",
                 found=f"data for {self.steps} steps",
-                fix="raise data.epochs or those of the mixture, or leave them out to go on forever",
+                fix="raise data.epochs or the mixture's, or leave them out to train without end",
             )
         begin, end = step * self.batch_size + first, step * self.batch_size + stop
         if self._schedule.end is not None:

@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
     """Whether a learned token begins or ends in characters that are not learned."""
 
 
-class Encoder:
+class DocumentEncoder:
     """Turns documents into tokens.
 
     A document is encoded as one text, bos before it if the tokenizer itself puts it there, and eos
@@ -44,7 +44,7 @@ class Encoder:
         DataError: it has none.
 
     >>> from ziggurat.data.tokenizers import byte_level
-    >>> encoder = Encoder(byte_level())
+    >>> encoder = DocumentEncoder(byte_level())
     >>> ((ids, learned),) = encoder.encode([Document("abc", "file", 1, learned=((1, 3),))])
     >>> ids, learned
     (array([ 97,  98,  99, 256], dtype=uint16), array([0, 1, 1, 1], dtype=uint8))

@@ -77,7 +77,7 @@ class ImageStore:
     content: str
     """Digest of what decides the images."""
     identities: Sequence[str]
-    """What tells one image from another, whatever its number."""
+    """Keys that tell images apart, independent of their numbers."""
     read: Callable[[Any], Float[np.ndarray, "m i j o"]]
     """From numbers to images of -1 to 1."""
 

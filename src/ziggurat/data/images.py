@@ -113,7 +113,7 @@ class ImageDataset:
 
     @property
     def steps(self) -> int | None:
-        """Steps until the data ends; None if they go on forever."""
+        """Steps until the data ends; ``None`` if it never ends."""
         return None if self._end is None else -(-self._end // self.batch_size)
 
     @property
@@ -129,7 +129,7 @@ class ImageDataset:
         """
         first, stop = check_rows(rows, self.batch_size)
         if step < 0 or (self.steps is not None and step >= self.steps):
-            fix = "raise data.epochs, or leave it out to go on forever"
+            fix = "raise data.epochs, or leave it out to train without end"
             raise DataError(f"step {step}", found=f"data for {self.steps} steps", fix=fix)
         within = np.arange(first, stop)
         places = step * self.batch_size + within
@@ -158,7 +158,7 @@ class ImageDataset:
         return Ahead(made, self.config.prefetch) if self.config.prefetch else made
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint stores so that step ``step`` comes next."""
+        """State that a checkpoint stores so that step ``step`` comes next."""
         epoch, place = divmod(step * self.batch_size, self.images_per_epoch)
         return {"step": step, "epoch": epoch, "place": place} | self._facts()
 

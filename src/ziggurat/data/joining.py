@@ -9,7 +9,7 @@ import numpy as np
 import xxhash
 
 from ziggurat.core.errors import DataError
-from ziggurat.data.parts import Part
+from ziggurat.data.parts import StorePart
 from ziggurat.data.sources import JsonLines, ReadReport, Source
 from ziggurat.data.sources.reading import Unit, finish
 from ziggurat.data.sources.records import SHOWN_FAULTS
@@ -19,11 +19,11 @@ BLOCK = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """What of a part goes into the store."""
+    """Documents of a part that enter the store."""
 
-    part: Part
+    part: StorePart
     documents: int
-    """Its first documents, all of them unless the source's limit is met."""
+    """Number of leading documents taken: all, unless the source's limit is met."""
     whole: bool
     """Whether reading came to the part's end."""
     shift: int
@@ -31,9 +31,9 @@ class Taken:
 
 
 def choose(
-    sources: Sequence[Source], units: Sequence[Unit], parts: Mapping[int, Part]
+    sources: Sequence[Source], units: Sequence[Unit], parts: Mapping[int, StorePart]
 ) -> list[Taken]:
-    """What reading the sources from front to back would have taken of the parts.
+    """Documents taken from each part if the sources were read in order.
 
     Args:
         sources: with their limits.

@@ -22,7 +22,7 @@ from ziggurat.core import config
 from ziggurat.data.bins import BinsPlan
 from ziggurat.data.concat import ConcatPlan
 from ziggurat.data.order import Permutation
-from ziggurat.data.pieces import Lengths, Pieces, Plan
+from ziggurat.data.pieces import Lengths, PackingPlan, Pieces
 
 
 @config.node
@@ -73,7 +73,7 @@ def plan(
     seed: int,
     shuffle: bool,
     kept: Path | None = None,
-) -> Plan:
+) -> PackingPlan:
     """The plan a configuration asks for; see the classes.
 
     Args:
@@ -96,7 +96,7 @@ def plan(
     return BinsPlan(packing.kind, lengths, row_tokens, seed, shuffle, packing.window, kept)
 
 
-def padding(plan: Plan, row_tokens: int) -> float:
+def padding(plan: PackingPlan, row_tokens: int) -> float:
     """Share of an epoch's rows that holds no token."""
     return 1.0 - plan.tokens / (plan.rows * row_tokens)
 

@@ -22,7 +22,7 @@ import xxhash
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
 from ziggurat.core.storage import naming
-from ziggurat.data.encode import Encoder, chunks
+from ziggurat.data.encode import DocumentEncoder, chunks
 from ziggurat.data.sources import Document, Source
 from ziggurat.data.sources.reading import Unit, records
 from ziggurat.data.sources.records import SHOWN_FAULTS, Damaged
@@ -32,8 +32,8 @@ Tell = Callable[[int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-    """What one unit of work gave."""
+class StorePart:
+    """Output of one unit of work: a directory of tokens."""
 
     path: Path
     facts: dict[str, Any]
@@ -77,7 +77,7 @@ class Part:
 
 @dataclasses.dataclass
 class _Notes:
-    """What reading a unit met beside documents."""
+    """Damaged and empty records met while a unit was read."""
 
     documents: int = 0
     places: int = 0
@@ -102,10 +102,10 @@ def write_part(
     source: Source,
     unit: Unit,
     path: Path,
-    encoder: Encoder,
+    encoder: DocumentEncoder,
     learn: bool,
     tell: Tell = lambda documents, tokens: None,
-) -> Part:
+) -> StorePart:
     """Read and encode one unit into ``path``.
 
     A record that ends reading is no error here but stands in the part, for it may lie behind the
@@ -120,11 +120,11 @@ def write_part(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return Part(path, facts)
+    return StorePart(path, facts)
 
 
 def _fill(
-    directory: Path, source: Source, unit: Unit, encoder: Encoder, learn: bool, tell: Tell
+    directory: Path, source: Source, unit: Unit, encoder: DocumentEncoder, learn: bool, tell: Tell
 ) -> dict[str, Any]:
     """Write the files of a part; returns its facts."""
     notes, names = _Notes(), dict[str, int]()
@@ -167,12 +167,12 @@ def _fill(
     return facts
 
 
-def open_part(path: Path, source: Source, unit: Unit) -> Part | None:
+def open_part(path: Path, source: Source, unit: Unit) -> StorePart | None:
     """The part that is there already; None, and it is gone, if it is another unit's or damaged."""
     try:
         facts = json.loads((path / "part.json").read_text(encoding="utf-8"))
         if facts["unit"] == unit_digest(source, unit) and facts["digest"] == _digest(path, facts):
-            return Part(path, facts)
+            return StorePart(path, facts)
     except FileNotFoundError:
         if not path.exists():
             return None
@@ -182,7 +182,9 @@ def open_part(path: Path, source: Source, unit: Unit) -> Part | None:
     return None
 
 
-def _documents(source: Any, unit: Unit, encoder: Encoder, notes: _Notes) -> Iterator[Document]:
+def _documents(
+    source: Any, unit: Unit, encoder: DocumentEncoder, notes: _Notes
+) -> Iterator[Document]:
     """The documents of a unit, conversations rendered; the rest is noted."""
     try:
         for piece in unit.pieces:

@@ -49,7 +49,7 @@ class Pieces:
 
 
 @runtime_checkable
-class Plan(Protocol):
+class PackingPlan(Protocol):
     """Where every token of an epoch stands."""
 
     @property
@@ -63,7 +63,7 @@ class Plan(Protocol):
         ...
 
     def pieces(self, epoch: int, first: int, stop: int) -> Pieces:
-        """What stands in rows ``first`` to ``stop`` (exclusive) of ``epoch``."""
+        """Pieces in rows ``first`` to ``stop`` (exclusive) of ``epoch``."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Makes the parts of a token store, in this process or in several, and goes on where a killed one
+"""Makes the parts of a token store, in this process or in several, and resumes where a killed one
 stopped.
 
 The sources are cut into units of work that follow from their files alone; each gives a part in a
@@ -19,9 +19,9 @@ from pathlib import Path
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Tokenizer
-from ziggurat.data.encode import Encoder
-from ziggurat.data.parts import Part, name_of, open_part, write_part
-from ziggurat.data.prepare_worker import Worker, packed
+from ziggurat.data.encode import DocumentEncoder
+from ziggurat.data.parts import StorePart, name_of, open_part, write_part
+from ziggurat.data.prepare_worker import PrepareWorker, packed
 from ziggurat.data.sources import Source
 from ziggurat.data.sources.reading import Unit
 
@@ -42,7 +42,7 @@ def make_parts(
     learn: bool,
     progress: Progress | None = None,
     workers: int = 0,
-) -> dict[int, Part]:
+) -> dict[int, StorePart]:
     """The parts of all units, those already in ``staging`` included.
 
     Units behind a source's limit, or behind a failure that reading the sources from front to back
@@ -72,7 +72,7 @@ def make_parts(
     if workers and len(units) > 1:
         _in_processes(schedule, packed(tokenizer, learn), staging, told, workers)
         return schedule.parts
-    encoder = Encoder(tokenizer)
+    encoder = DocumentEncoder(tokenizer)
     while (number := schedule.next()) is not None:
         unit = units[number]
 
@@ -136,7 +136,7 @@ class _Schedule:
 
     def __init__(self, sources: Sequence[Source], units: Sequence[Unit]):
         self.sources, self.units = sources, units
-        self.parts: dict[int, Part] = {}
+        self.parts: dict[int, StorePart] = {}
         self._queue = collections.deque(range(len(units)))
         self._failed: list[int] = []
 
@@ -152,7 +152,7 @@ class _Schedule:
                 return self._queue.popleft()
         return None
 
-    def add(self, number: int, part: Part) -> None:
+    def add(self, number: int, part: StorePart) -> None:
         """A unit is done."""
         self.parts[number] = part
         if part.facts["failure"] is not None:
@@ -208,12 +208,12 @@ def _in_processes(
 ) -> None:
     """Give units to processes until all are done; one that dies is replaced."""
     attempts: collections.Counter[int] = collections.Counter()
-    idle: list[Worker] = []
-    busy: dict[object, Worker] = {}
+    idle: list[PrepareWorker] = []
+    busy: dict[object, PrepareWorker] = {}
     try:
         while True:
             while len(busy) < workers and (number := schedule.next()) is not None:
-                worker = idle.pop() if idle else Worker(job)
+                worker = idle.pop() if idle else PrepareWorker(job)
                 unit = schedule.units[number]
                 path = staging / name_of(number)
                 worker.give(number, schedule.sources[unit.source], unit, path)
@@ -232,7 +232,7 @@ def _in_processes(
 
 
 def _receive(
-    worker: Worker, schedule: _Schedule, told: _Told, attempts: collections.Counter[int]
+    worker: PrepareWorker, schedule: _Schedule, told: _Told, attempts: collections.Counter[int]
 ) -> bool:
     """Take one message; returns whether the worker is still at its unit."""
     number = worker.number

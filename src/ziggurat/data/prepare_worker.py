@@ -11,13 +11,13 @@ from typing import Any
 from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Tokenizer
 from ziggurat.data import interpreter
-from ziggurat.data.encode import Encoder
-from ziggurat.data.parts import Part, write_part
+from ziggurat.data.encode import DocumentEncoder
+from ziggurat.data.parts import StorePart, write_part
 from ziggurat.data.sources import Source
 from ziggurat.data.sources.reading import Unit
 
 
-class Worker:
+class PrepareWorker:
     """One process, seen from the one that started it.
 
     Args:
@@ -60,7 +60,7 @@ class Worker:
 
 
 def packed(tokenizer: Tokenizer, learn: bool) -> bytes:
-    """What a worker needs to know first.
+    """Settings that a worker receives first, pickled.
 
     Raises:
         DataError: the tokenizer cannot be sent to a process.
@@ -87,7 +87,7 @@ def main(descriptor: int) -> None:
             connection.send(_make(connection, source, unit, path, encoder, learn))
 
 
-def _first(connection: Connection) -> tuple[Encoder | None, bool]:
+def _first(connection: Connection) -> tuple[DocumentEncoder | None, bool]:
     content = connection.recv_bytes()
     try:
         tokenizer, learn = pickle.loads(content)
@@ -96,17 +96,22 @@ def _first(connection: Connection) -> tuple[Encoder | None, bool]:
         fix = "define its class in a module, or use no worker processes"
         connection.send(("failed", DataError(what, expected="one that can be loaded", fix=fix)))
         return None, False
-    return Encoder(tokenizer), learn
+    return DocumentEncoder(tokenizer), learn
 
 
 def _make(
-    connection: Connection, source: Source, unit: Unit, path: Path, encoder: Encoder, learn: bool
+    connection: Connection,
+    source: Source,
+    unit: Unit,
+    path: Path,
+    encoder: DocumentEncoder,
+    learn: bool,
 ) -> tuple[str, Any]:
     def tell(documents: int, tokens: int) -> None:
         connection.send(("told", (documents, tokens)))
 
     try:
-        part: Part = write_part(source, unit, path, encoder, learn, tell)
+        part: StorePart = write_part(source, unit, path, encoder, learn, tell)
     except (BrokenPipeError, ConnectionResetError):
         raise
     except Exception as error:

@@ -32,7 +32,7 @@ from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
 from ziggurat.core.protocols import Tokenizer
 from ziggurat.data import conversation, joining, prepare
-from ziggurat.data.encode import Encoder
+from ziggurat.data.encode import DocumentEncoder
 from ziggurat.data.order import mix
 from ziggurat.data.prepare import Progress
 from ziggurat.data.sources import Document, Source, SourceFile, list_files, reading, signature
@@ -119,7 +119,7 @@ def _update(digest: Any, values: np.ndarray) -> None:
 
 
 def is_held_out(document: Document, fraction: float) -> bool:
-    """The same for one document that is not in a store."""
+    """Whether one document outside a store is held out, by the rule that the store follows."""
     return bool(drawn(np.array([document.identity], np.uint64), fraction, "evaluation")[0])
 
 
@@ -141,7 +141,7 @@ def tokenise(
 
     It is there if the tokenizer, the sources' settings and all files' names, sizes and times are
     the same. Several processes may call this at once on one directory: one works, the others wait.
-    A process that is killed leaves finished parts behind, and the next one goes on from them. The
+    A process that is killed leaves finished parts behind, and the next one resumes from them. The
     store's bytes depend neither on kills nor on ``workers``.
 
     Args:
@@ -203,7 +203,7 @@ def _make(
     try:
         chosen = joining.choose(sources, units, parts)
         with atomic.new_directory(path) as directory:
-            meta = joining.join(sources, chosen, directory, Encoder(tokenizer).dtype, learn)
+            meta = joining.join(sources, chosen, directory, DocumentEncoder(tokenizer).dtype, learn)
             whole = {"format": FORMAT, "key": key, "vocab_size": tokenizer.vocab_size, **meta}
             (directory / "meta.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
     except DataError:
@@ -264,7 +264,7 @@ def _key(
             found="no digest",
             expected="a property digest, by which cached tokens are found again",
         )
-    encoder = Encoder(tokenizer)
+    encoder = DocumentEncoder(tokenizer)
     parts: list[Any] = [FORMAT, digest, encoder.prefix, encoder.eos, signature(sources, listed)]
     if any(_content(source) == "messages" for source in sources):
         conversation.template_of(tokenizer)  # refuses a tokenizer without one before reading

@@ -25,9 +25,9 @@ from ziggurat.data import conversation, encode, filter, packing
 from ziggurat.data.ahead import Ahead
 from ziggurat.data.component import fill
 from ziggurat.data.config import DataConfig
-from ziggurat.data.dataset import Held, check_facts, check_rows, digest, order_digest
+from ziggurat.data.dataset import DocumentSpan, check_facts, check_rows, digest, order_digest
 from ziggurat.data.order import Permutation
-from ziggurat.data.pieces import Pieces, Plan, empty
+from ziggurat.data.pieces import PackingPlan, Pieces, empty
 from ziggurat.data.sources import Document, ReadReport, list_files, reading
 from ziggurat.data.sources.records import SHOWN_FAULTS, Damaged
 from ziggurat.data.store import TokenStore
@@ -37,14 +37,14 @@ PLACES = 4096
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Place:
+class WindowPlace:
     """Where a window starts."""
 
     row: int
     """Rows before it, over all epochs."""
     epoch: int
     window: int
-    """Its number in the epoch."""
+    """Number of the window in the epoch."""
     file: int
     """Place of its first file in the epoch's order of files."""
     record: int
@@ -58,7 +58,7 @@ class Window:
     store: TokenStore
     numbers: np.ndarray
     """Documents that the filter lets through."""
-    plan: Plan | None
+    plan: PackingPlan | None
     """None if it lets none through."""
 
     @property
@@ -80,7 +80,7 @@ class StreamedDataset:
 
     Implements :class:`ziggurat.core.protocols.BatchSource`. Every host reads every document and
     makes its own rows of each batch. Batches are made fastest in order: :meth:`batch` and
-    :meth:`state` go on from the nearest window start that is known.
+    :meth:`state` resume from the nearest window start that is known.
 
     Args:
         config: the run file's ``[data]`` with ``tokenize = "stream"``.
@@ -93,13 +93,13 @@ class StreamedDataset:
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, seed: int):
         self.config, self.seed, self.split = config, seed, "train"
-        self._encoder = encode.Encoder(tokenizer)
+        self._encoder = encode.DocumentEncoder(tokenizer)
         self._files = [(s, file) for s in config.sources for file in list_files(s)]
         # names below each source's own path, which may lie anywhere
         files = [[f.name.removeprefix(s.path), f.size] for s, f in self._files]
         decided = conversation.decided_by(config.sources, tokenizer)
         self._content = digest([getattr(tokenizer, "digest", ""), *decided, *files])
-        self._places = [Place(0, 0, 0, 0, 0)]
+        self._places = [WindowPlace(0, 0, 0, 0, 0)]
         self._lock = threading.Lock()
         self._read_report = ReadReport()
         self._filtered: dict[str, int] = {}
@@ -137,7 +137,7 @@ class StreamedDataset:
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """What reading found so far, in this process; what was read twice counts twice."""
+        """Findings of reading so far, in this process; records that were read twice count twice."""
         counts = {"filtered": dict(self._filtered), "rows": self._rows, "tokens": self._tokens}
         return dataclasses.asdict(self._read_report) | counts | {"padding": self.padding}
 
@@ -151,15 +151,15 @@ class StreamedDataset:
         first, stop = check_rows(rows, self.batch_size)
         return self._filled(self._of(step, first, stop), stop - first)
 
-    def documents(self, step: int, rows: slice | None = None) -> list[list[Held]]:
+    def documents(self, step: int, rows: slice | None = None) -> list[list[DocumentSpan]]:
         """For each row of a step's batch, the pieces of documents it holds, from left to right."""
         first, stop = check_rows(rows, self.batch_size)
-        held: list[list[Held]] = []
+        held: list[list[DocumentSpan]] = []
         for window, pieces, count in self._of(step, first, stop):
-            lists: list[list[Held]] = [[] for _ in range(count)]
+            lists: list[list[DocumentSpan]] = [[] for _ in range(count)]
             columns = (pieces.row, pieces.document, pieces.start, pieces.length)
             for row, number, start, length in zip(*(c.tolist() for c in columns), strict=True):
-                lists[row].append(Held("", *window.store.identity(number), start, length))
+                lists[row].append(DocumentSpan("", *window.store.identity(number), start, length))
             held += lists
         return held + [[] for _ in range(stop - first - len(held))]
 
@@ -175,8 +175,11 @@ class StreamedDataset:
         return Ahead(made, self.config.prefetch) if self.config.prefetch else made
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint stores so that step ``step`` comes next: the start of the window that
-        holds its first row. Known without reading for steps that :meth:`iterate` has reached."""
+        """State that a checkpoint stores so that step ``step`` comes next.
+
+        It is the start of the window that holds the step's first row, known without reading for
+        steps that :meth:`iterate` has reached.
+        """
         row = step * self.batch_size
         place = self._nearest(row)
         with self._lock:
@@ -198,15 +201,15 @@ class StreamedDataset:
         } | self._facts()
 
     def check_state(self, state: Mapping[str, Any]) -> int:
-        """Compare a stored state with this data and go on from its window; returns its step.
+        """Compare a stored state with this data and resume from its window; returns its step.
 
         Raises:
             DataError: the data or a setting that decides batches is another than it was; the text
                 names each.
         """
         step = check_facts(state, self._facts())
-        names = [field.name for field in dataclasses.fields(Place)]
-        place = Place(**{name: int(state[name]) for name in names})
+        names = [field.name for field in dataclasses.fields(WindowPlace)]
+        place = WindowPlace(**{name: int(state[name]) for name in names})
         self._remember(place)
         return step
 
@@ -229,7 +232,7 @@ class StreamedDataset:
         raise DataError(
             f"step {step}",
             found=f"data for fewer steps ({self.config.epochs} epochs)",
-            fix="raise data.epochs, or leave it out to go on forever",
+            fix="raise data.epochs, or leave it out to train without end",
         )
 
     def _steps(self, start: int, first: int, stop: int) -> Iterator[list[_Part]]:
@@ -259,14 +262,14 @@ class StreamedDataset:
             return blocks[0]
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
-    def _windows(self, place: Place) -> Iterator[tuple[Place, Window, Place]]:
+    def _windows(self, place: WindowPlace) -> Iterator[tuple[WindowPlace, Window, WindowPlace]]:
         """Windows from a start on, each with its own start and that of the next."""
         while self.config.epochs is None or place.epoch < self.config.epochs:
             documents, before = self._documents(place), place
             while chunk := list(itertools.islice(documents, self.config.stream_window)):
                 window = self._window(place, [document for _, document in chunk])
                 file, document = chunk[-1]
-                following = Place(
+                following = WindowPlace(
                     place.row + window.rows, place.epoch, place.window + 1, file, document.record
                 )
                 self._remember(following)
@@ -279,10 +282,10 @@ class StreamedDataset:
                     expected="at least one",
                     fix="check the sources, or loosen data.filter",
                 )
-            place = Place(place.row, place.epoch + 1, 0, 0, 0)
+            place = WindowPlace(place.row, place.epoch + 1, 0, 0, 0)
             self._remember(place)
 
-    def _documents(self, place: Place) -> Iterator[tuple[int, Document]]:
+    def _documents(self, place: WindowPlace) -> Iterator[tuple[int, Document]]:
         """The rest of an epoch's documents, each with the place of its file."""
         report = self._read_report
         for number in range(place.file, len(self._files)):
@@ -313,7 +316,7 @@ class StreamedDataset:
             number = int(order(np.array([number], np.int64))[0])
         return self._files[number]
 
-    def _window(self, place: Place, documents: list[Document]) -> Window:
+    def _window(self, place: WindowPlace, documents: list[Document]) -> Window:
         made = [one for chunk in encode.chunks(documents) for one in self._encoder.encoded(chunk)]
         offsets = np.cumsum([0, *(len(one.ids) for one in made)], dtype=np.int64)
         learn = None
@@ -351,13 +354,13 @@ class StreamedDataset:
             self._tokens, self._rows = self._tokens + plan.tokens, self._rows + plan.rows
         return Window(store, numbers, plan)
 
-    def _nearest(self, row: int) -> Place:
+    def _nearest(self, row: int) -> WindowPlace:
         """The last window start that is known and not after ``row``."""
         with self._lock:
             last = bisect.bisect_right(self._places, row, key=lambda place: place.row)
             return self._places[last - 1]
 
-    def _remember(self, place: Place) -> None:
+    def _remember(self, place: WindowPlace) -> None:
         with self._lock:
             spot = bisect.bisect_left(self._places, place)
             if spot == len(self._places) or self._places[spot] != place:

@@ -53,7 +53,7 @@ class StreamDecoder:
         return self._emit(after[len(before) :])
 
     def finish(self) -> str:
-        """What was held back; call once, at the end."""
+        """Text that was held back; call once, at the end."""
         if self._byte_level:
             return self._utf8.decode(b"", final=True)
         whole, emitted = self._decode(self._ids), "".join(self._emitted)

@@ -1,4 +1,4 @@
-"""What a chat template gets: messages in the form it reads, and nothing that it would drop.
+"""Input of chat templates: messages in the form that a template reads, with nothing dropped.
 
 A template that does not read tools, calls or reasoning renders a conversation without them, as
 transformers does, and a fine-tune learns an answer to a question that was never asked. Such a

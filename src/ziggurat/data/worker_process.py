@@ -1,6 +1,6 @@
 """One worker process of :mod:`ziggurat.data.workers`: what runs in it, and its shared memory.
 
->>> layout = Layout.of({"tokens": np.arange(6, dtype=np.int32).reshape(2, 3)})
+>>> layout = SlotLayout.of({"tokens": np.arange(6, dtype=np.int32).reshape(2, 3)})
 >>> slots = mmap.mmap(nameless_memory(2 * layout.slot_bytes), 2 * layout.slot_bytes)
 >>> layout.write(slots, 1, {"tokens": np.ones((2, 3), np.int32)}, step=0)
 >>> layout.views(slots, 1)["tokens"].tolist(), layout.views(slots, 0)["tokens"].any().item()
@@ -28,7 +28,7 @@ _ALIGN = 64
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class SlotLayout:
     """Where the arrays of a batch stand in a slot of shared memory."""
 
     fields: tuple[tuple[str, str, tuple[int, ...], int], ...]
@@ -36,7 +36,7 @@ class Layout:
     slot_bytes: int
 
     @classmethod
-    def of(cls, batch: Batch) -> "Layout":
+    def of(cls, batch: Batch) -> "SlotLayout":
         """The layout of batches like this one."""
         fields, end = [], 0
         for name, array in batch.items():
@@ -58,7 +58,7 @@ class Layout:
         Raises:
             DataError: it has other arrays than the first batch.
         """
-        found = Layout.of(batch)
+        found = SlotLayout.of(batch)
         if found != self:
             raise DataError(
                 f"batch of step {step}",
@@ -111,7 +111,7 @@ def serve(link: int, job: int, memory: int) -> None:
 
 
 def _make(
-    dataset: Any, rows: slice | None, layout: Layout, slots: mmap.mmap, step: int, slot: int
+    dataset: Any, rows: slice | None, layout: SlotLayout, slots: mmap.mmap, step: int, slot: int
 ) -> ZigguratError | None:
     try:
         layout.write(slots, slot, dataset.batch(step, rows), step)

@@ -29,7 +29,7 @@ from typing import Protocol, runtime_checkable
 from ziggurat.core.errors import DataError, ZigguratError
 from ziggurat.core.protocols import Batch
 from ziggurat.data import interpreter
-from ziggurat.data.worker_process import Layout, nameless_memory
+from ziggurat.data.worker_process import SlotLayout, nameless_memory
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ _TICK_S = 0.25
 
 @runtime_checkable
 class BatchMaker(Protocol):
-    """What workers need of a data set; it is pickled once for all of them."""
+    """Data set that worker processes make batches from; it is pickled once for all of them."""
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Rows of the batch of a step; the same whoever asks, of the same shapes in every step."""
@@ -68,7 +68,7 @@ def batches(
         dataset: picklable.
         rows: which rows of the global batch.
         start: first step.
-        stop: step after the last; None goes on forever.
+        stop: step after the last; ``None``: never.
         processes: number of workers.
         ahead: batches each worker holds, finished or under way.
         patience_s: seconds that the caller waits for a worker to finish one step before it is
@@ -99,7 +99,7 @@ def _batches(
     if stop == start + 1:
         yield first
         return
-    layout = Layout.of(first)
+    layout = SlotLayout.of(first)
     job = pickle.dumps((dataset, rows, layout), protocol=pickle.HIGHEST_PROTOCOL)
     with _Pool(job, layout, start + 1, stop, processes, ahead, patience_s) as pool:
         yield first
@@ -116,7 +116,7 @@ class _Pool:
     def __init__(
         self,
         job: bytes,
-        layout: Layout,
+        layout: SlotLayout,
         first: int,
         stop: int | None,
         processes: int,
@@ -245,7 +245,7 @@ class _Pool:
 class _Worker:
     """One worker process as its parent sees it."""
 
-    def __init__(self, job: int, layout: Layout, ahead: int):
+    def __init__(self, job: int, layout: SlotLayout, ahead: int):
         self.link, theirs = connection.Pipe()
         self.free = list(range(ahead))
         self.pending: collections.deque[tuple[int, int]] = collections.deque()

@@ -32,7 +32,7 @@ class GgufTensor:
 
 @dataclasses.dataclass(frozen=True)
 class GgufTokenizer:
-    """What a GGUF file says of its tokenizer; ``tokenizers`` can be built from it.
+    """Tokenizer data of a GGUF file, from which ``tokenizers`` can build one.
 
     See :func:`ziggurat.formats.gguf_tokenizer.byte_level_bpe`.
     """

@@ -108,7 +108,7 @@ def _added(index: int, token: str, special: bool) -> dict[str, Any]:
 
 
 def _around(pieces: GgufTokenizer, add_bos: bool) -> dict[str, Any]:
-    """What encoding with special tokens adds before and after the text."""
+    """Post-processor that adds special tokens before and after a text."""
     before = _special(pieces, "bos", pieces.bos_id) if add_bos else None
     after = _special(pieces, "eos", pieces.eos_id) if pieces.add_eos else None
     if before is None and after is None:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
-"""What the sixteen codes mean."""
+"""Values of the sixteen codes."""
 BLOCK_BYTES = 16
 """Bytes of a block's elements."""
 

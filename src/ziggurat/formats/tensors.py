@@ -1,4 +1,4 @@
-"""What every foreign container looks like once it is open: names, and tensors read when asked.
+"""Interface of an opened container of weights: names, and tensors read on demand.
 
 >>> ones = LazyTensor.of(np.ones((2, 3), np.float32))
 >>> ones.shape, ones.read(np.s_[1:]).shape

@@ -27,7 +27,7 @@ OPERATIONS: dict[str, Registry] = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class Implementation:
     """One implementation of one operation."""
 
     operation: str
@@ -37,13 +37,13 @@ class Entry:
     """Why it is not usable here; empty where it is."""
 
 
-def entries() -> list[Entry]:
+def entries() -> list[Implementation]:
     """All of them, in the order of :data:`OPERATIONS`."""
     found = []
     for operation, registry in OPERATIONS.items():
         for name in registry:
             why_not = _why_not(name)
-            found.append(Entry(operation, name, not why_not, why_not))
+            found.append(Implementation(operation, name, not why_not, why_not))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What ``auto`` means on this machine, where it was measured: a file, never a measurement in a run.
+"""Choice of ``auto`` on this machine, read from a file of measurements, never measured in a run.
 
 ``ziggurat kernels tune`` writes, for each operation and number of rows, the implementation that was
 fastest. The file is named by the CPU, the number of threads and all versions that matter, so that
@@ -34,7 +34,7 @@ def directory() -> Path:
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """What a measurement depends on."""
+    """Facts that a measurement depends on."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -82,8 +82,9 @@ def saved() -> Table:
 
 
 def chosen(operation: str, rows: int) -> str | None:
-    """What was fastest here for this many rows; ``None`` where nobody measured, or where what is
-    traced now runs elsewhere.
+    """Fastest implementation on this machine for ``rows`` rows, or ``None``.
+
+    It is ``None`` without a measurement, or where the program being traced runs elsewhere.
 
     The nearest measured number counts, powers of two apart, the smaller of two as near.
     """

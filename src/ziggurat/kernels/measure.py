@@ -22,7 +22,7 @@ class Case(NamedTuple):
     call: Callable[..., jax.Array]
     """``(name, *arrays)`` to an array whose sum is differentiated."""
     arrays: tuple[Any, ...]
-    """What is differentiated by."""
+    """Arrays that the gradient is taken by."""
 
 
 CASES: Registry[Callable[[int], Case]] = Registry("operation")

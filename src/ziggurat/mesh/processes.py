@@ -89,7 +89,7 @@ def begin() -> None:
 
 
 class Processes:
-    """This process among those of ``jax.distributed``.
+    """Process group of ``jax.distributed``, as one of its processes sees it.
 
     Every process must make the same calls with the same names; a name may be used again, as the
     calls under it are counted.
@@ -103,7 +103,7 @@ class Processes:
 
     @property
     def index(self) -> int:
-        """This process, from 0."""
+        """Index of this process, from 0."""
         return jax.process_index()
 
     @property
@@ -147,7 +147,7 @@ class Processes:
         return self.gather(name, value if self.first else None)[0]
 
     def once(self, name: str, call: Callable[[], Any]) -> Any:
-        """What ``call`` returns (JSON) on the first process, on all; the others do not call it.
+        """Result of ``call`` (JSON) on the first process, sent to all; the others do not call it.
 
         Raises:
             ZigguratError: what ``call`` raised, on all of them; an ``OSError`` as ``StorageError``.

@@ -135,7 +135,7 @@ def merged(params: Params) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class AdapterRecord:
-    """What a checkpoint of adapters says about itself."""
+    """Record of a checkpoint of adapters: its base and its settings."""
 
     lora: Lora
     base: Path
@@ -179,8 +179,11 @@ def read_record(step: Path) -> AdapterRecord:
 
 
 def fingerprint(path: Path) -> str:
-    """What tells a model from another one in the same place, without reading its weights: a digest
-    of a step's manifest; else of the names and sizes of its files and of its ``config.json``."""
+    """Fingerprint that tells a model from another one in the same place, without reading weights.
+
+    It is a digest of a step's manifest; else of the names and sizes of the model's files and of its
+    ``config.json``.
+    """
     digest = hashlib.blake2b(digest_size=16)
     manifest = path / "manifest.json"
     if manifest.is_file():

@@ -31,7 +31,7 @@ from ziggurat.nn.precision import Precision
 
 @runtime_checkable
 class DiffusionFamilyConfig(Protocol):
-    """What a diffusion family's config node offers."""
+    """Interface of a diffusion family's config node."""
 
     @property
     def kind(self) -> str: ...
@@ -124,7 +124,7 @@ class DiffusionModel:
         time: Float[Array, "b"],
         labels: Int[Array, "b"],
     ) -> Float[Array, "b i j o"]:
-        """What the model says of noisy images, in float32; a predicted variance is left out."""
+        """Prediction of the model for noisy images, in float32, without a predicted variance."""
         output = nnx.merge(self.graph, params)(x, time, labels)
         return output[..., : x.shape[-1]].astype(jnp.float32)
 
@@ -167,7 +167,12 @@ class DiffusionModel:
     def attention_channels(self) -> float:
         """Query channels of all heads of all layers: each costs 4 FLOPs per query and key."""
         attention = self.transformer.attention
-        return self.transformer.n_layers * (attention.score_channels + attention.mix_channels) / 2
+        return self.transformer.n_layers * attention.cost.per_pair / 4
+
+    @property
+    def recurrent_flops_per_token(self) -> int:
+        """As :attr:`LanguageModel.recurrent_flops_per_token`: there is no recurrent layer."""
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from ziggurat.nn.precision import Precision
 
 @runtime_checkable
 class EncoderFamilyConfig(Protocol):
-    """What an encoder family's config node offers."""
+    """Interface of an encoder family's config node."""
 
     @property
     def kind(self) -> str: ...
@@ -86,7 +86,7 @@ class EncoderModel:
         Raises:
             ShardingError: heads, vocabulary or another dimension does not divide over the mesh.
         """
-        layout.require_divides("the heads", self.encoder.block.attention.divided)
+        layout.require_divides("the heads", self.encoder.block.mixer.divided)
         return layout.tree(self.axes, self.abstract)
 
     def hidden(

@@ -53,8 +53,9 @@ Draw = Callable[[Params, Int[Array, "b"], Int[Array, "b"]], Float[Array, "b i j 
 
 
 @config.node
-class Surroundings:
-    """What a checkpoint keeps beside a diffusion model's own config."""
+class PipelineComponents:
+    """Components of a diffusion pipeline besides the model: process, class names and
+    autoencoder."""
 
     flow: RectifiedFlow | None = None
     """The process the model was trained for: a rectified flow,"""
@@ -81,7 +82,7 @@ class Surroundings:
         process: Process,
         labels: tuple[str, ...] = (),
         autoencoder: AutoencoderKLConfig | None = None,
-    ) -> "Surroundings":
+    ) -> "PipelineComponents":
         """For a process, also if it is the base of an objective's node."""
         kind = RectifiedFlow if isinstance(process, RectifiedFlow) else DiscreteNoise
         names = [field.name for field in dataclasses.fields(kind)]
@@ -98,10 +99,10 @@ class ImagePipeline:
     model: DiffusionModel
     weights: Params
     """``params`` and, where there is one, ``autoencoder``."""
-    around: Surroundings
+    around: PipelineComponents
     autoencoder: AutoencoderModel | None
     name: str
-    """What a server calls it."""
+    """Name of the model on a server."""
     source: str
     """Where it was read from, for people."""
     sampling: Sampling | None = None
@@ -228,8 +229,8 @@ def load(
     )
 
 
-def files_of(model: Any, around: Surroundings) -> dict[str, bytes | Path]:
-    """What a checkpoint step needs besides arrays so that :func:`load` can read it alone."""
+def files_of(model: Any, around: PipelineComponents) -> dict[str, bytes | Path]:
+    """Files of a checkpoint step besides arrays, with which :func:`load` can read it alone."""
     return {
         MODEL_FILE: json.dumps(config.to_plain(model), indent=2).encode(),
         DIFFUSION_FILE: json.dumps(config.to_plain(around), indent=2).encode(),
@@ -268,7 +269,7 @@ def _load_step(
     file = step / DIFFUSION_FILE
     if not file.is_file():
         raise ModelError(f"image model {step}", found="no diffusion.json", expected="a whole step")
-    around = config.from_plain(Surroundings, json.loads(file.read_text()), str(file))
+    around = config.from_plain(PipelineComponents, json.loads(file.read_text()), str(file))
     model = DiffusionModel.build(settings, precision, remat)
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
     arrays = read_arrays(step, trained_item(step) if averaged else PARAMS)

@@ -29,7 +29,7 @@ from ziggurat.kernels.linear import (
 from ziggurat.mesh import Layout
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
 from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name
-from ziggurat.nn.moe import MixtureConfig
+from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.router import Routing
 
@@ -41,7 +41,7 @@ C = TypeVar("C", bound=AttentionContext)
 
 @runtime_checkable
 class ModelConfig(Protocol):
-    """What every family's config node offers."""
+    """Interface of a language-model family's config node."""
 
     @property
     def kind(self) -> str: ...
@@ -124,7 +124,7 @@ class LanguageModel:
             ShardingError: heads, vocabulary or another dimension does not divide over the mesh.
         """
         for block in self.decoder.stacks:
-            layout.require_divides("the heads", block.attention.divided)
+            layout.require_divides("the heads", block.mixer.divided)
         return layout.tree(self.axes, self.abstract)
 
     def hidden(
@@ -144,7 +144,8 @@ class LanguageModel:
         positions: Int[Array, "b t"],
         context: C,
     ) -> tuple[Float[Array, "b t d"], C, dict[str, Routing]]:
-        """The same, and what the routers of mixtures of experts report, by stack of layers."""
+        """Logits and state, with the router statistics of mixtures of experts by stack of
+        layers."""
         return nnx.merge(self.graph, params).run(tokens, positions, context)
 
     def head(self, params: Params) -> Weight:
@@ -171,13 +172,13 @@ class LanguageModel:
     def logits_of(
         self, head: Weight | PackedWeight, hidden: Float[Array, "... d"]
     ) -> Float[Array, "... v"]:
-        """The same, given the output matrix."""
+        """Logits from hidden states and the output matrix."""
         logits = project_rows(hidden, head)
         softcap = self.decoder.logit_softcap
         return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
     def cache(self, batch: int, slots: int) -> Cached:
-        """An empty static key/value cache for ``batch`` rows of ``slots`` tokens.
+        """An empty static cache for ``batch`` rows of ``slots`` tokens.
 
         Raises:
             ShapeError: there are more slots than learned positions.
@@ -190,10 +191,7 @@ class LanguageModel:
                 expected=f"at most {learned}, one for each learned position",
                 fix="shorten the context",
             )
-        layers, dtype = self.decoder.n_layers, self.precision.compute_dtype
-        (shape,) = {block.attention.cache for block in self.decoder.stacks}
-        sizes = (shape.kv_heads, shape.key_dim)
-        return Cached.empty(layers, batch, slots, *sizes, dtype, value_dim=shape.value_dim)
+        return Cached.empty(self.decoder.states, batch, slots, self.precision.compute_dtype)
 
     @property
     def parameter_count(self) -> int:
@@ -211,20 +209,20 @@ class LanguageModel:
                 count += leaf.size if mixture is None else round(leaf.size * mixture.active_share)
         return count
 
-    def _mixture_of(self, name: str) -> MixtureConfig | None:
+    def _mixture_of(self, name: str) -> MixtureOfExpertsConfig | None:
         """The mixture to whose experts a parameter belongs, if any."""
         stack, _, rest = name.partition(".")
         if not rest.startswith("mlp.experts."):
             return None
         names = [stack_name(number) for number in range(len(self.decoder.stacks))]
         mlp = self.decoder.stacks[names.index(stack)].mlp
-        assert isinstance(mlp, MixtureConfig)
+        assert isinstance(mlp, MixtureOfExpertsConfig)
         return mlp
 
     @property
     def has_experts(self) -> bool:
         """Whether any layer is a mixture of experts."""
-        return any(isinstance(block.mlp, MixtureConfig) for block in self.decoder.stacks)
+        return any(isinstance(block.mlp, MixtureOfExpertsConfig) for block in self.decoder.stacks)
 
     @property
     def index_limits(self) -> dict[str, int]:
@@ -243,8 +241,12 @@ class LanguageModel:
     def attention_channels(self) -> float:
         """Query channels of all heads of all layers, ``l h c`` where layers are alike: each costs
         4 FLOPs per query and key (2 for the score, 2 for mixing)."""
-        blocks = [layer.block.attention for layer in self.decoder.layers]
-        return sum(a.score_channels + a.mix_channels for a in blocks) / 2
+        return sum(layer.block.mixer.cost.per_pair for layer in self.decoder.layers) / 4
+
+    @property
+    def recurrent_flops_per_token(self) -> int:
+        """FLOPs of a forward pass per token in recurrent layers, beside their weight matrices."""
+        return sum(layer.block.mixer.cost.per_token for layer in self.decoder.layers)
 
 
 def traced(make: Callable[[Key[Array, ""]], nnx.Module]) -> tuple[Any, Params, Params]:

@@ -25,7 +25,7 @@ _STACKED = ("layers", "experts")
 
 
 def summed_axes(model: LanguageModel) -> dict[str, int]:
-    """Weights that may be quantised, with the axis over which their products sum.
+    """Weights that may be quantised, with the axis over which their matmuls sum.
 
     These are the matrices: kernels ``[..., d, f]`` (-2), an expert's or a layer's each its own, and
     tables of the vocabulary ``[v, d]`` (-1). Norms, biases, routers and learned positions are not.

@@ -75,7 +75,7 @@ class TextEmbedder:
 
     @property
     def tokenizer(self) -> HuggingFaceTokenizer:
-        """What makes ids of texts."""
+        """Tokenizer of the texts."""
         return self.encoder.tokenizer
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -170,8 +170,10 @@ def pool(
 
 
 def bundle_parts(encoder: PretrainedEncoder) -> tuple[Embed, Any, str]:
-    """What ``ziggurat.serve.predict.export`` takes: function, parameters and signature, with a
-    symbolic batch ``b`` and length ``t``."""
+    """Function, parameters and signature for ``ziggurat.serve.predict.export``.
+
+    The batch ``b`` and the length ``t`` are symbolic.
+    """
     signature = (
         f"tokens:INT32[b,t] mask:INT32[b,t] -> embedding:FP32[b,{encoder.model.encoder.d_model}]"
     )

@@ -1,7 +1,7 @@
 """A model with its layers laid out one by one, as decoding wants them.
 
 A scan copies each layer's weights and cache out of their stack, and the cache back, at every token;
-a program over separate arrays, or one whose products read a layer in its stack, takes them where
+a program over separate arrays, or one whose matmuls read a layer in its stack, takes them where
 they lie. The blocks and all else are the decoder's own.
 """
 
@@ -14,22 +14,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Shaped
 
 from ziggurat.kernels.linear import PackedWeight, is_weight_node, packs
 from ziggurat.models.language_model import LanguageModel, Params
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.decoder import Decoder, stack_name
-from ziggurat.nn.stacking import Place
+from ziggurat.nn.stacking import StackPlace
 
 S = TypeVar("S", bound="States")
 _WHOLE = frozenset({"expand", "router"})
-"""Modules that use their kernel otherwise than as a factor of one product."""
+"""Modules that use their kernel otherwise than as a factor of one matmul."""
 
 
 @runtime_checkable
 class States(Protocol):
-    """What a context keeps of all layers."""
+    """State that a context keeps for all layers."""
 
     def of(self, layer: int) -> Any:
         """A layer's state."""
@@ -46,11 +47,13 @@ class Unstacked:
     """Parameters with the stacked layers taken apart, but for what is read in its stack."""
 
     layers: list[Params]
-    """What each layer has for itself, in order, ``None`` where it is in the stack."""
+    """Parameters of each layer alone, in order; ``None`` where they stay in the stack."""
     stacks: list[Params]
-    """What stays stacked, ``None`` where it does not: vectors, which a program cuts out as it uses
-    them, and kernels of which it reads one layer in place. The fewer arrays a program is handed,
-    the less time that takes."""
+    """Parameters that stay stacked; ``None`` where they do not.
+
+    They are vectors, which a program slices as it uses them, and kernels of which it reads one
+    layer in place. The fewer arrays a program takes, the less time a call takes.
+    """
     rest: Params
     """All that is not a block."""
 
@@ -61,7 +64,7 @@ class Unstacked:
         Args:
             model: whose they are.
             params: arrays; of numpy's the parts are views, of others copies.
-            pack: lay out matrices for products in C++ where there are such, see
+            pack: lay out matrices for matmuls in C++ where there are such, see
                 :class:`ziggurat.kernels.linear.PackedWeight`; for numpy's arrays, and a model that
                 computes in float32.
         """
@@ -77,7 +80,7 @@ class Unstacked:
                 for stay, (_, node) in zip(stays, paths)
             ]
             for index, parts in enumerate(zip(*own)):
-                layers[Place(number, index)] = tree.unflatten(parts)
+                layers[StackPlace(number, index)] = tree.unflatten(parts)
         names = [stack_name(number) for number in range(len(stacks))]
         rest = {name: part for name, part in params.items() if name not in names}
         if pack and model.decoder.tie_embeddings:
@@ -92,7 +95,7 @@ def _packed(table: Any) -> Any:
 
 
 def _stacked(path: Sequence[Any], node: Any, pack: bool) -> Any:
-    """What stays stacked of a stack of parameters, or ``None``."""
+    """Parameters of a stack that stay stacked, or ``None``."""
     names = {entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)}
     kernel = path[-1] == jax.tree_util.DictKey("kernel") and not names & _WHOLE
     if pack and kernel and node.ndim == 3 and packs(node, -2):
@@ -102,8 +105,17 @@ def _stacked(path: Sequence[Any], node: Any, pack: bool) -> Any:
 
 def _apart(node: Any) -> list[Any]:
     leaves, tree = jax.tree.flatten(node)
-    parts = [list(leaf) if isinstance(leaf, np.ndarray) else _take_apart(leaf) for leaf in leaves]
+    parts = [list(leaf) if isinstance(leaf, np.ndarray) else _layers_of(leaf) for leaf in leaves]
     return [tree.unflatten(layer) for layer in zip(*parts)]
+
+
+def _layers_of(leaf: Shaped[Array, "l ..."]) -> list[Array]:
+    """The layers of a stack, each sharded as the stack is."""
+    where = leaf.sharding
+    if isinstance(where, NamedSharding):
+        own = NamedSharding(where.mesh, PartitionSpec(*where.spec[1:]))
+        return jax.jit(list, out_shardings=own)(leaf)
+    return _take_apart(leaf)
 
 
 @jax.jit

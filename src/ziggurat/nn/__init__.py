@@ -19,11 +19,13 @@ from ziggurat.nn.convolution import Convolution, GroupNorm, ResidualBlock
 from ziggurat.nn.decoder import Decoder, DecoderConfig
 from ziggurat.nn.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from ziggurat.nn.encoder import Encoder, EncoderConfig
+from ziggurat.nn.gated_delta_net import GatedDeltaNet, GatedDeltaNetConfig
 from ziggurat.nn.image_autoencoder import ImageAutoencoder, ImageAutoencoderConfig
 from ziggurat.nn.latent_attention import LatentAttention, LatentAttentionConfig
+from ziggurat.nn.layer_state import KeyValueSpec, RecurrentSpec, StateSpec
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
-from ziggurat.nn.moe import Mixture, MixtureConfig
+from ziggurat.nn.moe import MixtureOfExperts, MixtureOfExpertsConfig
 from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig
@@ -46,27 +48,32 @@ __all__ = [
     "Embedding",
     "Encoder",
     "EncoderConfig",
+    "GatedDeltaNet",
+    "GatedDeltaNetConfig",
     "GatedMLP",
     "GatedMlpConfig",
     "GroupNorm",
     "GroupedAttentionConfig",
     "ImageAutoencoder",
     "ImageAutoencoderConfig",
+    "KeyValueSpec",
     "LatentAttention",
     "LatentAttentionConfig",
     "LayerConfig",
     "LayerNorm",
     "Linear",
-    "Mixture",
-    "MixtureConfig",
+    "MixtureOfExperts",
+    "MixtureOfExpertsConfig",
     "NormConfig",
     "Packed",
     "PlainMLP",
     "PlainMlpConfig",
     "Precision",
     "RMSNorm",
+    "RecurrentSpec",
     "ResidualBlock",
     "RopeConfig",
     "RouterConfig",
     "Routing",
+    "StateSpec",
 ]

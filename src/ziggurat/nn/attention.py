@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule
-from ziggurat.nn.block import CacheShape
+from ziggurat.nn.layer_state import KeyValueSpec, MixerCost
 from ziggurat.nn.linear import Linear, apply_each, constant
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
@@ -34,9 +34,16 @@ class GroupedAttentionConfig:
     sinks: bool = False
     """A learned score per head that joins the softmax and mixes nothing in (GPT-OSS)."""
 
+    name = "attention"
+
     @property
-    def cache(self) -> CacheShape:
-        return CacheShape(self.kv_heads, self.head_dim, self.head_dim)
+    def state(self) -> KeyValueSpec:
+        c = self.head_dim
+        return KeyValueSpec(kv_heads=self.kv_heads, key_dim=c, value_dim=c)
+
+    @property
+    def cost(self) -> MixerCost:
+        return MixerCost(per_pair=2 * 2 * self.heads * self.head_dim)
 
     @property
     def rope_dim(self) -> int:
@@ -45,14 +52,6 @@ class GroupedAttentionConfig:
     @property
     def divided(self) -> dict[str, int]:
         return {"heads": self.heads, "kv_heads": self.kv_heads}
-
-    @property
-    def score_channels(self) -> int:
-        return self.heads * self.head_dim
-
-    @property
-    def mix_channels(self) -> int:
-        return self.heads * self.head_dim
 
     def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> "Attention":
         return Attention(self, width, std=std, precision=precision, rngs=rngs)

@@ -1,8 +1,10 @@
 """The attention context: the one argument by which training, prefill and decoding differ.
 
-Every attention layer hands its queries, keys and values to the context and gets the result back.
-What a context keeps per layer (a cache) is stacked on a leading layers axis, so that the scanned
-decoder gives each layer its own part.
+An attention layer hands its queries, keys and values to :meth:`AttentionContext.attend` and gets
+the result back. A recurrent layer asks :meth:`AttentionContext.recurrence` for the state before its
+tokens and where documents begin, and gives back the state after them. What a context keeps is laid
+out by the layers' :mod:`~ziggurat.nn.layer_state` specs: by stack of parameters, each with a
+leading layers axis, so that the scanned decoder gives each layer its own part.
 
 =============  =====================================================  ========================
 context        who is seen                                            per-layer state
@@ -15,13 +17,16 @@ context        who is seen                                            per-layer 
 """
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ziggurat.core.errors import ShapeError
 from ziggurat.kernels.attention import AttentionMask, attention
+from ziggurat.nn.layer_state import KeyValueSpec, StateSpec
 
 State = Any
 C = TypeVar("C", bound="AttentionContext")
@@ -29,7 +34,7 @@ C = TypeVar("C", bound="AttentionContext")
 
 @dataclasses.dataclass(frozen=True)
 class AttentionRule:
-    """What a layer fixes about its attention, whatever the context."""
+    """Attention settings of a layer, independent of the context."""
 
     scale: float
     """Multiplies the scores."""
@@ -41,13 +46,33 @@ class AttentionRule:
     """Kernel, see ``ziggurat.kernels.attention``."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Recurrence:
+    """Rows of a batch as a recurrent layer sees them, and where its new state goes."""
+
+    before: tuple[Float[Array, "b ..."], ...] | None
+    """Arrays of the layer's :class:`~ziggurat.nn.layer_state.RecurrentSpec` before the first token;
+    ``None``: zeros."""
+    starts: Bool[Array, "b t"] | None
+    """Tokens with which a document begins, so that nothing before them counts; ``None``: none."""
+    counts: Int[Array, "b"] | None
+    """Tokens of each row; what is behind them is padding and leaves the state alone. ``None``:
+    all."""
+    store: Callable[[tuple[Array, ...]], State]
+    """From the arrays after the last token to the layer's new state."""
+
+
 @runtime_checkable
 class AttentionContext(Protocol):
-    """What a decoder needs of a context."""
+    """Interface of a context, as the decoder and its layers use it."""
 
     @property
     def state(self) -> State:
-        """Per-layer state, leaves ``[l, ...]``; an empty tuple where there is none."""
+        """States by stack of layers, leaves ``[l, ...]``; an empty tuple where there is none."""
+        ...
+
+    def recurrence(self, state: State, tokens: int) -> Recurrence:
+        """The rows of ``tokens`` positions as a recurrent layer with this state sees them."""
         ...
 
     def attend(
@@ -89,6 +114,11 @@ def attend_by_rule(
     )
 
 
+def _stateless(starts: Bool[Array, "b t"] | None = None) -> Recurrence:
+    """From zeros, and the state afterwards is not kept."""
+    return Recurrence(None, starts, None, lambda arrays: ())
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Causal:
@@ -101,6 +131,9 @@ class Causal:
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         mask = AttentionMask(positions, positions, aligned=True, window=rule.window)
         return attend_by_rule(query, key, value, mask, rule, sinks), state
+
+    def recurrence(self, state: State, tokens: int) -> Recurrence:
+        return _stateless()
 
     def advance(self, state: State, tokens: int) -> "Causal":
         return self
@@ -124,6 +157,10 @@ class Packed:
             positions, positions, segments, segments, aligned=True, window=rule.window
         )
         return attend_by_rule(query, key, value, mask, rule, sinks), state
+
+    def recurrence(self, state: State, tokens: int) -> Recurrence:
+        before = jnp.pad(self.segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+        return _stateless(self.segment_ids != before)
 
     def advance(self, state: State, tokens: int) -> "Packed":
         return self
@@ -151,6 +188,11 @@ class Bidirectional:
         mask = AttentionMask(positions, positions, *segments, causal=False, window=rule.window)
         return attend_by_rule(query, key, value, mask, rule, sinks), state
 
+    def recurrence(self, state: State, tokens: int) -> Recurrence:
+        raise ShapeError(
+            "recurrent layer", found="attention in both directions", expected="a causal context"
+        )
+
     def advance(self, state: State, tokens: int) -> "Bidirectional":
         return self
 
@@ -161,48 +203,64 @@ class Cached:
     """A static cache of ``s`` slots; the token at position ``p`` lives in slot ``p``.
 
     Rows may be of different length: a row's new tokens are written from slot ``lengths[row]`` on.
-    Right padding of a prompt is harmless when ``lengths`` is set back to the true lengths
-    afterwards: slots beyond a row's length are hidden by causality until they are overwritten, and
-    padding beyond the last slot is dropped. Whoever feeds tokens sees to it that they fit.
+    Right padding of a prompt is harmless to attention when ``lengths`` is set back to the true
+    lengths afterwards: slots beyond a row's length are hidden by causality until they are
+    overwritten, and padding beyond the last slot is dropped. Recurrent layers must be told of it by
+    ``counts``. Whoever feeds tokens sees to it that they fit.
     """
 
-    keys: Float[Array, "l b s k c"]
-    values: Float[Array, "l b s k z"]
+    states: tuple[Any, ...]
+    """By stack: :class:`~ziggurat.kernels.key_values.KeyValues` ``[l, b, s, k, ...]``, or the
+    arrays of recurrent layers ``[l, b, ...]``."""
     lengths: Int[Array, "b"]
     """Tokens in the cache, per row."""
+    counts: Int[Array, "b"] | None = None
+    """New tokens of each row in the next pass, the rest of the row being padding; ``None``: all."""
 
     @classmethod
     def empty(
-        cls,
-        layers: int,
-        batch: int,
-        slots: int,
-        kv_heads: int,
-        head_dim: int,
-        dtype: Any,
-        value_dim: int | None = None,
+        cls, stacks: Sequence[tuple[StateSpec, int]], batch: int, slots: int, dtype: Any
     ) -> "Cached":
-        """A cache with nothing in it; ``value_dim`` is ``head_dim`` by default."""
-        keys = jnp.zeros((layers, batch, slots, kv_heads, head_dim), dtype)
-        values = jnp.zeros((layers, batch, slots, kv_heads, value_dim or head_dim), dtype)
-        return cls(keys, values, jnp.zeros(batch, jnp.int32))
+        """A cache with nothing in it.
+
+        Args:
+            stacks: of each stack, its layers' spec and how many they are.
+            batch: rows.
+            slots: most tokens of a row.
+            dtype: of computing.
+        """
+
+        def zeros(spec: StateSpec, layers: int) -> Any:
+            leading = (layers, batch)
+            if isinstance(spec, KeyValueSpec):
+                leading += (slots, spec.kv_heads)
+            return spec.zeros(leading, dtype)
+
+        states = tuple(zeros(*stack) for stack in stacks)
+        return cls(states, jnp.zeros(batch, jnp.int32))
 
     @property
     def state(self) -> State:
-        return self.keys, self.values
+        return self.states
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         rows = jnp.arange(key.shape[0])[:, None]
         at = self.lengths[:, None] + jnp.arange(key.shape[1])
-        keys, values = (
-            old.at[rows, at].set(new.astype(old.dtype), mode="drop")
-            for old, new in zip(state, (key, value))
-        )
+
+        def place(old: Array, new: Array) -> Array:
+            return old.at[rows, at].set(new.astype(old.dtype), mode="drop")
+
+        state = state.put(key, value, place)
+        keys, values = state.read(query.dtype)
         slots = jnp.broadcast_to(jnp.arange(keys.shape[1])[None], (keys.shape[0], keys.shape[1]))
         mask = AttentionMask(positions, slots, window=rule.window)
-        seen = keys.astype(query.dtype), values.astype(query.dtype)
-        return attend_by_rule(query, *seen, mask, rule, sinks), (keys, values)
+        return attend_by_rule(query, keys, values, mask, rule, sinks), state
+
+    def recurrence(self, state: State, tokens: int) -> Recurrence:
+        def store(arrays: tuple[Array, ...]) -> State:
+            return tuple(new.astype(old.dtype) for old, new in zip(state, arrays))
+
+        return Recurrence(state, None, self.counts, store)
 
     def advance(self, state: State, tokens: int) -> "Cached":
-        keys, values = state
-        return Cached(keys, values, self.lengths + tokens)
+        return Cached(state, self.lengths + (tokens if self.counts is None else self.counts))

@@ -14,26 +14,33 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule, counted_tokens
+from ziggurat.nn.layer_state import KeyValueSpec, MixerCost, StateSpec
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig, Rotation
 
 
-@dataclasses.dataclass(frozen=True)
-class CacheShape:
-    """What one token leaves in a layer's cache: a key ``[k, c]`` and a value ``[k, z]``."""
-
-    kv_heads: int
-    key_dim: int
-    value_dim: int
-
-
 @runtime_checkable
-class AttentionConfig(Protocol):
-    """What a block needs to know of its attention; ``ziggurat.nn.attention`` has the usual one."""
+class MixerConfig(Protocol):
+    """Interface of a mixer's config: what a block, a cache and a plan need to know of it.
+
+    ``ziggurat.nn.attention`` has the usual one, ``ziggurat.nn.gated_delta_net`` a recurrent one.
+    """
 
     @property
-    def cache(self) -> CacheShape: ...
+    def name(self) -> str:
+        """Name of the module in the block, and of its parameters: ``attention``."""
+        ...
+
+    @property
+    def state(self) -> StateSpec:
+        """State kept of earlier tokens; see :mod:`ziggurat.nn.layer_state`."""
+        ...
+
+    @property
+    def cost(self) -> MixerCost:
+        """FLOPs beside those of its weight matrices."""
+        ...
 
     @property
     def rope_dim(self) -> int:
@@ -45,17 +52,6 @@ class AttentionConfig(Protocol):
         """Numbers of heads by logical axis: whole heads must divide over a mesh."""
         ...
 
-    @property
-    def score_channels(self) -> int:
-        """Channels of all query heads together: ``2 * score_channels`` FLOPs per query and key for
-        the scores."""
-        ...
-
-    @property
-    def mix_channels(self) -> int:
-        """The same for mixing the values."""
-        ...
-
     def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> Any:
         """The module: ``(x, positions, rotation, rule, context, state) -> (y, state)``."""
         ...
@@ -63,7 +59,7 @@ class AttentionConfig(Protocol):
 
 @runtime_checkable
 class MlpConfig(Protocol):
-    """What a block needs to know of its feed-forward part; see ``ziggurat.nn.mlp``."""
+    """Interface of a feed-forward config; see :mod:`ziggurat.nn.mlp`."""
 
     def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> Any:
         """The module: ``(x, counted) -> (y, routing)``, where ``routing`` is what a mixture of
@@ -73,13 +69,14 @@ class MlpConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
-    """What decides a block's parameters."""
+    """Config of a block, which decides its parameters."""
 
-    attention: AttentionConfig
+    mixer: MixerConfig
+    """Mixer of positions: attention, or a recurrent layer."""
     mlp: MlpConfig
     norm: NormConfig
     post_norms: bool = False
-    """Norms after attention and after the feed-forward part too, before they are added (Gemma)."""
+    """Norms after the mixer and after the feed-forward part too, before they are added (Gemma)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,10 +89,22 @@ class LayerConfig:
     rope: RopeConfig | None
     """Rotary embedding of its queries and keys; ``None``: no positions here."""
 
+    @property
+    def state(self) -> StateSpec:
+        """State that the layer keeps of earlier tokens."""
+        spec = self.block.mixer.state
+        if isinstance(spec, KeyValueSpec):
+            return dataclasses.replace(spec, window=self.rule.window)
+        return spec
+
 
 class Block(nnx.Module):
     r"""Pre-norm residual block: :math:`x + A(N(x))`, then :math:`x + F(N(x))`; with ``post_norms``
-    :math:`x + N'(A(N(x)))` and likewise."""
+    :math:`x + N'(A(N(x)))` and likewise.
+
+    The mixer ``A`` and its norms are attributes under the mixer's own name, such as ``attention``,
+    ``attention_norm`` and ``attention_post_norm``.
+    """
 
     def __init__(
         self, c: BlockConfig, width: int, std: float, precision: Precision, rngs: nnx.Rngs
@@ -103,10 +112,12 @@ class Block(nnx.Module):
         def norm() -> nnx.Module:
             return c.norm.build(width, precision)
 
-        self.attention_norm, self.mlp_norm = norm(), norm()
-        self.attention = c.attention.build(width, std, precision, rngs)
+        self.mixer_name = c.mixer.name
+        setattr(self, f"{self.mixer_name}_norm", norm())
+        self.mlp_norm = norm()
+        setattr(self, self.mixer_name, c.mixer.build(width, std, precision, rngs))
         self.mlp = c.mlp.build(width, std, precision, rngs)
-        self.attention_post_norm = norm() if c.post_norms else None
+        setattr(self, f"{self.mixer_name}_post_norm", norm() if c.post_norms else None)
         self.mlp_post_norm = norm() if c.post_norms else None
 
     def __call__(
@@ -118,11 +129,12 @@ class Block(nnx.Module):
         context: AttentionContext,
         state: Any,
     ) -> tuple[Float[Array, "b t d"], Any, Any]:
-        """The stream after this block, the layer's new cache, and its router's report."""
-        with jax.named_scope("attention"):
-            normed = self.attention_norm(x)
-            mixed, state = self.attention(normed, positions, rotation, rule, context, state)
-            x = self._add(x, mixed, self.attention_post_norm)
+        """The stream after this block, the layer's new state, and its router's report."""
+        name = self.mixer_name
+        mixer, norm, post_norm = (getattr(self, name + k) for k in ("", "_norm", "_post_norm"))
+        with jax.named_scope(name):
+            mixed, state = mixer(norm(x), positions, rotation, rule, context, state)
+            x = self._add(x, mixed, post_norm)
         with jax.named_scope("mlp"):
             y, routing = self.mlp(self.mlp_norm(x), counted_tokens(context))
             return self._add(x, y, self.mlp_post_norm), state, routing

@@ -21,11 +21,12 @@ from ziggurat.kernels.linear import PackedWeight, Weight, is_product
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
+from ziggurat.nn.layer_state import StateSpec
 from ziggurat.nn.linear import Embedding, parameter
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import Rotation, rotation
-from ziggurat.nn.stacking import Place, Run, places, runs, stacked
+from ziggurat.nn.stacking import Run, StackPlace, places, runs, stacked
 
 C = TypeVar("C", bound=AttentionContext)
 Remat = Literal["none", "full", "dots"]
@@ -40,13 +41,16 @@ REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": _keep_products,
 }
-"""What a block keeps for its backward pass: ``none`` (all of it), ``full`` (only its input),
-``dots`` (the results of weight products, recomputing attention and element-wise work)."""
+"""Activations that a block keeps for its backward pass, by policy.
+
+``none``: all. ``full``: its input only. ``dots``: the results of weight matmuls; attention and
+element-wise work are recomputed.
+"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """What a family fixes about its decoder."""
+    """Config of a decoder, as a family fixes it."""
 
     vocab_size: int
     d_model: int
@@ -72,7 +76,13 @@ class DecoderConfig:
         return tuple(dict.fromkeys(layer.block for layer in self.layers))
 
     @property
-    def places(self) -> tuple[Place, ...]:
+    def states(self) -> tuple[tuple[StateSpec, int], ...]:
+        """Of each stack, what its layers keep of earlier tokens, and how many layers there are."""
+        counts = collections.Counter(layer.block for layer in self.layers)
+        return tuple((block.mixer.state, counts[block]) for block in self.stacks)
+
+    @property
+    def places(self) -> tuple[StackPlace, ...]:
         """Where each layer's parameters lie: which stack, and which index in it."""
         return places(self.layers)
 
@@ -145,7 +155,7 @@ class Decoder(nnx.Module):
     def begin(
         self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]
     ) -> tuple[Float[Array, "b t d"], list[Rotation | None]]:
-        """What enters the first block: embeddings, and the rotary angles of every layer."""
+        """Input of the first block: embeddings, and the rotary angles of every layer."""
         with jax.named_scope("embedding"):
             x = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
@@ -160,14 +170,14 @@ class Decoder(nnx.Module):
             x = x + self.positions(positions)
         angles: dict[Any, Rotation | None] = {}
         for layer in self.config.layers:
-            rope, dim = layer.rope, layer.block.attention.rope_dim
+            rope, dim = layer.rope, layer.block.mixer.rope_dim
             if (rope, dim) not in angles:
                 angles[rope, dim] = None if rope is None else rotation(positions, rope, dim)
-        found = [angles[la.rope, la.block.attention.rope_dim] for la in self.config.layers]
+        found = [angles[la.rope, la.block.mixer.rope_dim] for la in self.config.layers]
         return constrain(x, ("batch", "sequence", "embed")), found
 
     def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """What leaves the last block, normalised: final hidden states."""
+        """Final hidden states: the output of the last block, normalised."""
         return self.final_norm(x)
 
     def layer_step(
@@ -204,7 +214,8 @@ class Decoder(nnx.Module):
         x, angles = self.begin(tokens, positions)
         count = len(self.config.stacks)
         stacks = [nnx.split(getattr(self, stack_name(number)))[1] for number in range(count)]
-        states, reports = [], collections.defaultdict(list)
+        states = list(context.state or [()] * count)
+        after_states, reports = ([[] for _ in range(count)] for _ in range(2))
         for run in self.config.runs:
             steps = [
                 self.layer_step(self.config.layers[i], positions, angles[i], context)
@@ -213,22 +224,22 @@ class Decoder(nnx.Module):
 
             def body(x: Array, folded: Any, run: Run = run, steps: Any = steps):
                 after = []
-                for step, (params, state) in zip(steps, run.unfold(folded)):
+                parts = (run.unfold(part) for part in folded)
+                for step, params, state in zip(steps, *parts):
                     x, state, routing = step(params, x, state)
                     after.append((state, routing))
                 return x, after
 
-            x, after = jax.lax.scan(body, x, run.fold(stacks, context.state))
-            states.append(run.joined([state for state, _ in after]))
-            for stack in dict.fromkeys(place.stack for place in run.places):
-                own = [
-                    routing
-                    for place, (_, routing) in zip(run.places, after)
-                    if place.stack == stack
-                ]
-                if own[0] is not None:
-                    reports[stack_name(stack)].append(run.joined(own))
-        state, routing = _concatenated(states), {k: _concatenated(v) for k, v in reports.items()}
+            x, after = jax.lax.scan(body, x, (run.fold(stacks), run.fold(states)))
+            for found, parts in zip((after_states, reports), zip(*after)):
+                for stack, part in run.by_stack(parts).items():
+                    found[stack].append(part)
+        state = tuple(map(_concatenated, after_states))
+        routing = {
+            stack_name(stack): _concatenated(parts)
+            for stack, parts in enumerate(reports)
+            if parts[0] is not None
+        }
         return self.finish(x), context.advance(state, tokens.shape[1]), routing
 
 

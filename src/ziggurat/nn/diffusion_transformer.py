@@ -21,8 +21,9 @@ from jaxtyping import Array, Float, Int
 from ziggurat.core.errors import ShapeError
 from ziggurat.kernels.linear import take_rows
 from ziggurat.mesh import constrain
+from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.attention_context import AttentionRule, Bidirectional
-from ziggurat.nn.block import AttentionConfig, MlpConfig
+from ziggurat.nn.block import MlpConfig
 from ziggurat.nn.decoder import REMAT_POLICIES, Remat
 from ziggurat.nn.linear import Linear, add, constant, multiply, parameter
 from ziggurat.nn.norm import LayerNorm, standardised
@@ -39,7 +40,7 @@ EMBEDDING_STD = 0.02
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiffusionTransformerConfig:
-    """What a family fixes about its diffusion transformer."""
+    """Config of a diffusion transformer, as a family fixes it."""
 
     image_size: int
     """Rows and columns of an image or of its latents, for which positions are spaced by one."""
@@ -50,7 +51,7 @@ class DiffusionTransformerConfig:
     """As many as ``in_channels``, or twice as many where a variance is predicted too."""
     d_model: int
     n_layers: int
-    attention: AttentionConfig
+    attention: GroupedAttentionConfig
     mlp: MlpConfig
     mlp_width: int
     """Width of the feed-forward block, for its initial weights."""
@@ -158,7 +159,7 @@ class DiffusionTransformer(nnx.Module):
 
         self.config, self.remat, self.compute = c, remat, precision.compute
         self.rule = AttentionRule(
-            (c.attention.score_channels // c.attention.divided["heads"]) ** -0.5,
+            c.attention.head_dim**-0.5,
             implementation=attention_kernel,
         )
         patch = (c.d_model, c.in_channels, c.patch_size, c.patch_size)

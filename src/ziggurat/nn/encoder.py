@@ -22,7 +22,7 @@ from ziggurat.nn.stacking import stacked
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """What a family fixes about its encoder."""
+    """Config of an encoder, as a family fixes it."""
 
     vocab_size: int
     d_model: int
@@ -48,7 +48,7 @@ class PostNormBlock(nnx.Module):
     def __init__(
         self, c: BlockConfig, width: int, std: float, precision: Precision, rngs: nnx.Rngs
     ):
-        self.attention = c.attention.build(width, std, precision, rngs)
+        self.attention = c.mixer.build(width, std, precision, rngs)
         self.attention_norm = c.norm.build(width, precision)
         self.mlp = c.mlp.build(width, std, precision, rngs)
         self.mlp_norm = c.norm.build(width, precision)

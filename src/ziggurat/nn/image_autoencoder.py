@@ -27,7 +27,7 @@ LARGEST_LOG_VARIANCE, SMALLEST_LOG_VARIANCE = 20.0, -30.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageAutoencoderConfig:
-    """What a family fixes about its autoencoder."""
+    """Config of an autoencoder, as a family fixes it."""
 
     in_channels: int
     out_channels: int

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from ziggurat.kernels.linear import dense, rounded_activations
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule
-from ziggurat.nn.block import CacheShape
+from ziggurat.nn.layer_state import KeyValueSpec, MixerCost
 from ziggurat.nn.linear import Linear
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
@@ -38,9 +38,16 @@ class LatentAttentionConfig:
     bias: bool = False
     """Biases on the projections into the compressed vectors, and on the output."""
 
+    name = "attention"
+
     @property
-    def cache(self) -> CacheShape:
-        return CacheShape(1, self.latent + self.rotary_dim, self.latent)
+    def state(self) -> KeyValueSpec:
+        key_dim = self.latent + self.rotary_dim
+        return KeyValueSpec(kv_heads=1, key_dim=key_dim, value_dim=self.latent)
+
+    @property
+    def cost(self) -> MixerCost:
+        return MixerCost(per_pair=2 * (self.score_channels + self.mix_channels))
 
     @property
     def rope_dim(self) -> int:
@@ -52,10 +59,12 @@ class LatentAttentionConfig:
 
     @property
     def score_channels(self) -> int:
+        """Channels of all heads' queries."""
         return self.heads * (self.plain_dim + self.rotary_dim)
 
     @property
     def mix_channels(self) -> int:
+        """Channels of all heads' values."""
         return self.heads * self.value_dim
 
     def build(
@@ -69,7 +78,7 @@ class LatentAttention(nnx.Module):
     for a compressed vector :math:`\ell` and a rotary key :math:`r` that all heads share.
 
     Without a cache, keys and values are expanded. With one, only :math:`[\ell, r]` is kept, and the
-    expansion moves to the other side of the products: the query's plain part becomes
+    expansion moves to the other side of the matmuls: the query's plain part becomes
     :math:`W^{K\top} q`, and :math:`W^{V}` is applied to the mixed :math:`\ell`. Scores and results
     are the same.
     """

@@ -77,12 +77,12 @@ class Linear(nnx.Module):
         return self.shifted(project(x, self.kernel[...]))
 
     def shifted(self, y: Float[Array, "... f"]) -> Float[Array, "... f"]:
-        """Products with the kernel, the bias added."""
+        """Results of a matmul with the kernel, plus the bias."""
         return y if self.bias is None else add(y, self.bias[...])
 
 
 def apply_each(layers: Sequence[Linear], x: Float[Array, "... d"]) -> list[Float[Array, "... f"]]:
-    """What each of the layers makes of the same ``x``; where a kernel can, in one go."""
+    """Outputs of several layers for one ``x``, in one kernel call where a kernel can."""
     products = project_each(x, [layer.kernel[...] for layer in layers])
     return [layer.shifted(y) for layer, y in zip(layers, products)]
 

@@ -31,7 +31,7 @@ class GatedMlpConfig:
     """A :class:`GatedMLP`."""
 
     hidden: int
-    """Width between the two products."""
+    """Width between the two matmuls."""
     activation: Activation
     """Gate function."""
     bias: bool = False
@@ -69,7 +69,7 @@ class GatedMLP(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], None]:
         """``y``, and no router's report."""
         gate, up = apply_each((self.gate, self.up), x)
-        # For the backward pass keep the two products only: what lies between the gate and its
+        # For the backward pass keep the two matmuls only: what lies between the gate and its
         # activation is cheap to compute again, and three arrays of this width to store.
         gated = jax.checkpoint(
             lambda gate, up: ACTIVATIONS[self.activation](gate) * up, prevent_cse=False
@@ -83,7 +83,7 @@ class PlainMlpConfig:
     """A :class:`PlainMLP`."""
 
     hidden: int
-    """Width between the two products."""
+    """Width between the two matmuls."""
     activation: Activation
     """Function between them."""
     bias: bool = True

@@ -41,12 +41,12 @@ class ClampedSwiglu:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MixtureConfig:
-    """A :class:`Mixture`."""
+class MixtureOfExpertsConfig:
+    """A :class:`MixtureOfExperts`."""
 
     router: RouterConfig
     hidden: int
-    """Width of one expert between its two products."""
+    """Width of one expert between its two matmuls."""
     activation: Activation | ClampedSwiglu = "silu"
     """Gate function."""
     bias: bool = False
@@ -59,8 +59,10 @@ class MixtureConfig:
         """The share of the experts' parameters that multiplies a token."""
         return self.router.chosen / self.router.experts
 
-    def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> "Mixture":
-        return Mixture(width, self, std=std, precision=precision, rngs=rngs)
+    def build(
+        self, width: int, std: float, precision: Precision, rngs: nnx.Rngs
+    ) -> "MixtureOfExperts":
+        return MixtureOfExperts(width, self, std=std, precision=precision, rngs=rngs)
 
 
 class ExpertLinear(nnx.Module):
@@ -87,7 +89,13 @@ class Experts(nnx.Module):
     """The experts' weights: ``gate``, ``up`` and ``down``."""
 
     def __init__(
-        self, width: int, c: MixtureConfig, *, std: float, precision: Precision, rngs: nnx.Rngs
+        self,
+        width: int,
+        c: MixtureOfExpertsConfig,
+        *,
+        std: float,
+        precision: Precision,
+        rngs: nnx.Rngs,
     ):
         def linear(d_in: int, d_out: int, axes: tuple[str, str]) -> ExpertLinear:
             rest: dict[str, Any] = {"std": std, "precision": precision, "rngs": rngs}
@@ -98,7 +106,7 @@ class Experts(nnx.Module):
         self.down = linear(c.hidden, width, ("mlp", "embed"))
 
 
-class Mixture(nnx.Module):
+class MixtureOfExperts(nnx.Module):
     r"""Mixture of gated MLPs :math:`y = \sum_{i \in \mathrm{top}_k} w_i E_i(x) + S(x)`.
 
     Papers: Shazeer et al. 2017, https://arxiv.org/abs/1701.06538; Jiang et al. 2024 (Mixtral),
@@ -107,7 +115,13 @@ class Mixture(nnx.Module):
     """
 
     def __init__(
-        self, width: int, c: MixtureConfig, *, std: float, precision: Precision, rngs: nnx.Rngs
+        self,
+        width: int,
+        c: MixtureOfExpertsConfig,
+        *,
+        std: float,
+        precision: Precision,
+        rngs: nnx.Rngs,
     ):
         rest: dict[str, Any] = {"std": std, "precision": precision, "rngs": rngs}
         self.router = Router(c.router, width, **rest)
@@ -147,10 +161,10 @@ def _mix(
     first: Int[Array, ""] | int = 0,
     parts: int = 1,
 ) -> Float[Array, "b t d"]:
-    """What the experts from ``first`` on add; those chosen that are not here add nothing.
+    """Output of the experts from ``first`` on; chosen experts that are not here add nothing.
 
     Of as many ``parts`` are all experts. That part of the rows is expected to have its expert here;
-    the scope tells ``ziggurat.plan.work``, since the product skips all others.
+    the scope tells ``ziggurat.plan.work``, since the matmul skips all others.
     """
     k, count = chosen.shape[-1], parameters["gate"]["kernel"].shape[0]
     here = (chosen >= first) & (chosen < first + count)
@@ -229,7 +243,7 @@ def _mix_on_mesh(
         mesh=layout.mesh,
         in_specs=(tokens, tokens, tokens, specs),
         out_specs=tokens,
-        check_vma=False,  # the grouped product's loops start from zeros that are alike everywhere
+        check_vma=False,  # the grouped matmul's loops start from zeros that are alike everywhere
     )(x, chosen, weights, parameters)
 
 

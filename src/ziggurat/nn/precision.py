@@ -1,4 +1,4 @@
-"""In which type parameters live and products run."""
+"""Types of parameters, activations and matmuls."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ class Precision:
     param: str = "float32"
     """Type in which parameters are stored and updated."""
     compute: str = "float32"
-    """Type of activations and of matrix products."""
+    """Type of activations and of matmuls."""
     as_stored: bool = False
     """Parameters read from files keep the type they have there; ``param`` is that of others."""
 

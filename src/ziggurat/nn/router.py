@@ -40,7 +40,7 @@ class RouterConfig:
 
 
 class Routing(NamedTuple):
-    """What one layer's router reports, as sums over tokens; padding does not count."""
+    """Statistics of one layer's router, as sums over tokens; padding does not count."""
 
     counts: Float[Array, "*l e"]
     """Tokens sent to each expert."""

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Shaped
 
 
-class Place(NamedTuple):
+class StackPlace(NamedTuple):
     """Where a layer's parameters lie."""
 
     stack: int
@@ -24,7 +24,7 @@ class Place(NamedTuple):
     """Index along the stack's layers axis."""
 
 
-def places(layers: Sequence[Any]) -> tuple[Place, ...]:
+def places(layers: Sequence[Any]) -> tuple[StackPlace, ...]:
     """Where each layer's parameters lie, stacks in order of first appearance."""
     stacks: dict[Hashable, int] = {}
     counts: list[int] = []
@@ -33,7 +33,7 @@ def places(layers: Sequence[Any]) -> tuple[Place, ...]:
         stack = stacks.setdefault(getattr(layer, "block", None), len(stacks))
         if stack == len(counts):
             counts.append(0)
-        found.append(Place(stack, counts[stack]))
+        found.append(StackPlace(stack, counts[stack]))
         counts[stack] += 1
     return tuple(found)
 
@@ -45,25 +45,23 @@ class Run:
     start: int
     period: int
     repeats: int
-    places: tuple[Place, ...] = dataclasses.field(repr=False)
+    places: tuple[StackPlace, ...] = dataclasses.field(repr=False)
     """Of the first period's layers; every repeat lies further along the same stacks."""
 
-    def fold(self, stacks: Sequence[Any], state: Any) -> Any:
-        """What the scan goes over: parameters by stack and per-layer state, ``[repeats, m, ...]``
-        for the ``m`` layers of a period that lie there, ``[repeats, ...]`` where that is one;
+    def fold(self, stacks: Sequence[Any]) -> Any:
+        """Elements of the scan: of each stack, parameters or states, ``[repeats, m, ...]`` for the
+        ``m`` layers of a period that lie there, ``[repeats, ...]`` where that is one;
         :meth:`unfold` takes them apart. What the scan hands to a layer untouched it need not keep
         for the backward pass; an element of it would be kept, a second copy of all weights."""
         members = collections.Counter(place.stack for place in self.places)
         first = {place.stack: place.index for place in reversed(self.places)}
-        parameters = {
+        return {
             stack: jax.tree.map(lambda x, s=stack, m=m: self._part(x, first[s], m), stacks[stack])
             for stack, m in members.items()
         }
-        return parameters, jax.tree.map(lambda x: self._part(x, self.start, self.period), state)
 
-    def unfold(self, folded: Any) -> list[tuple[Any, Any]]:
-        """Parameters and state of each layer of one period."""
-        parameters, state = folded
+    def unfold(self, folded: Any) -> list[Any]:
+        """The part of each layer of one period."""
         members = collections.Counter(place.stack for place in self.places)
         first = {place.stack: place.index for place in reversed(self.places)}
 
@@ -71,20 +69,24 @@ class Run:
             return tree if count == 1 else jax.tree.map(lambda x: x[index], tree)
 
         return [
-            (
-                one(parameters[p.stack], p.index - first[p.stack], members[p.stack]),
-                one(state, i, self.period),
-            )
-            for i, p in enumerate(self.places)
+            one(folded[p.stack], p.index - first[p.stack], members[p.stack]) for p in self.places
         ]
 
-    def joined(self, states: Sequence[Any]) -> Any:
-        """New states of a period's layers, each ``[repeats, ...]``, in order of layers."""
+    def by_stack(self, parts: Sequence[Any]) -> dict[int, Any]:
+        """Results of a period's layers, each ``[repeats, ...]``, joined by stack in the order of
+        the stack's layers."""
+        stacks = dict.fromkeys(place.stack for place in self.places)
+        return {
+            stack: self._joined([x for p, x in zip(self.places, parts) if p.stack == stack])
+            for stack in stacks
+        }
 
-        def interleave(*leaves: Float[Array, "r ..."]) -> Float[Array, "l ..."]:
+    @staticmethod
+    def _joined(parts: Sequence[Any]) -> Any:
+        def interleave(*leaves: Shaped[Array, "r ..."]) -> Shaped[Array, "l ..."]:
             return jnp.stack(leaves, axis=1).reshape(-1, *leaves[0].shape[1:])
 
-        return jax.tree.map(interleave, *states)
+        return jax.tree.map(interleave, *parts)
 
     def _part(self, leaf: Array, first: int, members: int) -> Array:
         count = self.repeats * members

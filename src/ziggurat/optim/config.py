@@ -1,4 +1,4 @@
-"""What a run file says about optimizers, schedules and the loss. Imports no JAX."""
+"""Config of optimizers, schedules and the loss. Imports no JAX."""
 
 import abc
 import dataclasses
@@ -73,7 +73,7 @@ class Constant(_Warmup):
 
 
 @config.node
-class Linear(_Ending):
+class LinearDecay(_Ending):
     """A straight line from the peak to the end."""
 
     kind: Literal["linear"] = "linear"
@@ -114,7 +114,7 @@ class InverseSqrt(_Decaying):
 
 ScheduleConfig = Annotated[
     Annotated[Constant, Tag("constant")]
-    | Annotated[Linear, Tag("linear")]
+    | Annotated[LinearDecay, Tag("linear")]
     | Annotated[Cosine, Tag("cosine")]
     | Annotated[WarmupStableDecay, Tag("wsd")]
     | Annotated[InverseSqrt, Tag("inverse_sqrt")],

@@ -25,7 +25,7 @@ dimension like any other."""
 
 @dataclasses.dataclass(frozen=True)
 class Treatment:
-    """What the optimizer does with one parameter."""
+    """Optimizer settings of one parameter."""
 
     name: str
     """Dotted name."""

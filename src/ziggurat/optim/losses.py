@@ -54,7 +54,7 @@ def next_token_loss(
         loss_mask: 1 where the target counts, 0 where not; other values weigh.
         config: the loss's node.
         logit_softcap: the model's bound on its logits, ``cap * tanh(logits / cap)``, if it has one.
-        compute_dtype: of the matrix products' operands, default that of ``hidden``.
+        compute_dtype: of the matmuls' operands, default that of ``hidden``.
         token_shards: number of parts in which the batch is sharded over devices, see
             :func:`ziggurat.kernels.cross_entropy.linear_cross_entropy`.
 

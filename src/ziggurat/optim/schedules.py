@@ -27,7 +27,7 @@ from ziggurat.optim.config import (
     Constant,
     Cosine,
     InverseSqrt,
-    Linear,
+    LinearDecay,
     ScheduleConfig,
     WarmupStableDecay,
 )
@@ -88,7 +88,7 @@ def _after_warmup(config: ScheduleConfig, step: Float[Array, ""], total: int) ->
             return jnp.maximum(jnp.sqrt(warmup / jnp.maximum(step + 1.0, warmup)), final)
         case WarmupStableDecay(decay_shape=shape, final_fraction=final):
             return _decay(SHAPES[shape], step, total - _decay_steps(config, total), total, final)
-        case Linear(warmup_steps=warmup, final_fraction=final):
+        case LinearDecay(warmup_steps=warmup, final_fraction=final):
             return _decay(SHAPES["linear"], step, warmup, total, final)
         case Cosine(warmup_steps=warmup, final_fraction=final):
             return _decay(SHAPES["cosine"], step, warmup, total, final)

@@ -4,7 +4,7 @@ What the search ranks layouts by. The compiled program replaces both where there
 
 Collectives are those of fully sharded data parallelism and of tensor parallelism: weights are
 gathered in the compute type for each forward and each backward pass, their gradients scattered in
-the same type; where a product contracts a dimension cut over ``tensor``, activations are summed,
+the same type; where a matmul contracts a dimension cut over ``tensor``, activations are summed,
 forwards, backwards, and once more when the forward pass is repeated (Shoeybi et al. 2019,
 https://arxiv.org/abs/1909.08053). Under ``context`` every device gathers keys and values.
 
@@ -33,13 +33,13 @@ SUM_BYTES = 4
 COMPUTE_BYTES = 2
 """Bytes of the compute type; a plan is for bfloat16."""
 TOKENS = "tokens of experts"
-"""Purpose of exchanges that bring tokens to the devices of their experts."""
+"""Purpose of collectives that bring tokens to the devices of their experts."""
 Add = Callable[[str, float, tuple[str, ...], float, str], None]
-"""Takes kind, bytes, mesh axes, times a step and purpose of an exchange."""
+"""Takes kind, bytes, mesh axes, times a step and purpose of a collective."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Weight:
+class PlannedWeight:
     """An array that a step multiplies by or looks up in, and what its dimensions stand for."""
 
     array: Any
@@ -93,7 +93,7 @@ class Step:
 
     jaxpr: Any
     """Of the whole step."""
-    weights: dict[str, Weight]
+    weights: dict[str, PlannedWeight]
     """By name, frozen ones too."""
     arguments: list[Any]
     """Shape, type and sharding of every argument: state, batch and what is frozen."""
@@ -140,7 +140,7 @@ def argument_bytes(arguments: list[Any], least: int = 1) -> int:
 
 
 def collectives(step: Step, fabric: Fabric) -> list[Collective]:
-    """What a step exchanges under fully sharded data parallelism, tensor and expert parallelism."""
+    """Collectives of a step under fully sharded data, tensor and expert parallelism."""
     found: list[Collective] = []
     sizes = dict(zip(fabric.axes, fabric.shape))
 
@@ -161,7 +161,7 @@ def collectives(step: Step, fabric: Fabric) -> list[Collective]:
     return found
 
 
-def _exchange_weight(step: Step, weight: Weight, sizes: dict[str, int], add: Add) -> None:
+def _exchange_weight(step: Step, weight: PlannedWeight, sizes: dict[str, int], add: Add) -> None:
     """A weight gathered for each pass, and its gradient scattered or summed."""
     times, kept = float(weight.layers * step.accumulate), weight.kept_ways(sizes)
     used = {axis for part in weight.cuts for axis in part}
@@ -178,8 +178,10 @@ def _exchange_weight(step: Step, weight: Weight, sizes: dict[str, int], add: Add
     add("all-reduce", size / shards, replicas, times, "gradients")
 
 
-def _exchange_activations(step: Step, weight: Weight, sizes: dict[str, int], add: Add) -> None:
-    """What a product with a kernel that is cut makes devices exchange."""
+def _exchange_activations(
+    step: Step, weight: PlannedWeight, sizes: dict[str, int], add: Add
+) -> None:
+    """Collectives that a matmul with a sharded kernel needs."""
     times, tokens = float(weight.layers * step.accumulate), _local_tokens(step, sizes)
     summed, made = weight.axes[-2:]
     passes = 3 if step.remat == "full" else 2
@@ -220,9 +222,9 @@ def memory(step: Step, fabric: Fabric) -> dict[str, float]:
     shards = sizes["context"] * _batch(sizes)
     jaxpr, ways = step.jaxpr.jaxpr, float(shards * sizes["tensor"])
     # scores, where they are written; and what experts do with the tokens that they are given
-    scores = living.peak_bytes(jaxpr, "attend", ways, products_only=True)
+    scores = living.peak_bytes(jaxpr, "attend", ways, matmuls_only=True)
     experts = living.peak_bytes(jaxpr, "experts", ways)
-    # a layer's products and their gradients, and its norms and residuals in float32
+    # a layer's matmuls and their gradients, and its norms and residuals in float32
     layer = tokens * (2 * COMPUTE_BYTES * widths + 4 * 4 * step.width) + max(scores, experts)
     logits = _logits_chunk(step) / sizes["tensor"] / shards
     # the head gathered, its gradient so far and a chunk's in float32; logits and their gradient

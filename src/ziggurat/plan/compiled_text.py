@@ -72,7 +72,7 @@ def executions(text: Text) -> dict[str, float]:
 
 
 def collectives(text: str, fabric: Fabric) -> list[Collective]:
-    """Every exchange of a compiled program, equal ones gathered.
+    """Every collective of a compiled program, equal ones gathered.
 
     Args:
         text: ``compiled.as_text()``.
@@ -143,7 +143,7 @@ def first_group(rest: str, devices: int) -> list[int]:
 
 
 def _across(transfer: re.Match, fabric: Fabric) -> tuple[str, float, tuple[int, ...]]:
-    """Kind, bytes and devices of what one device exchanges with its like in other slices."""
+    """Kind, bytes and devices of collectives across slices, for one device."""
     kind = transfer["kind"].lower().replace("_", "-")
     kind = kind if kind in FACTORS else "collective-permute"
     members = fabric.across_slices

@@ -1,12 +1,12 @@
-"""From work and exchanges to seconds: the time model, and what it assumes.
+"""From work and collectives to seconds: the time model, and what it assumes.
 
 Every operation takes the longer of its arithmetic and its traffic (the roofline of Williams et al.
-2009), divided evenly over the devices; their sum is the time to compute. Exchanges of weights and
+2009), divided evenly over the devices; their sum is the time to compute. Collectives of weights and
 gradients overlap with it, those of activations do not::
 
-    step = max(compute, exchanges of weights and gradients) + exchanges of activations
+    step = max(compute, collectives of weights and gradients) + collectives of activations
 
-One constant per generation, fitted on one published run, stands for what products reach of the peak
+One constant per generation, fitted on one published run, stands for what matmuls reach of the peak
 (:data:`EFFICIENCY`); everything else is published figures. ``benchmarks/plan_published.py`` shows
 what the model says of published runs.
 """
@@ -30,7 +30,8 @@ EFFICIENCY: dict[str, float] = {
 UNFITTED = min(EFFICIENCY.values())
 """Share assumed where no published run was at hand: the lowest of the fitted."""
 OVERLAPPED_AXES = ("pipeline", "data", "fsdp", "expert")
-"""Exchanges along these mesh axes only are of weights and gradients, but for tokens of experts."""
+"""Collectives along these mesh axes only are of weights and gradients, but for tokens of
+experts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,13 +43,13 @@ class Estimate:
     by_kind_s: dict[str, float]
     """Compute by :data:`ziggurat.plan.work.KINDS`, seconds."""
     ici_s: float
-    """Exchanges inside slices, overlapped or not."""
+    """Collectives inside slices, overlapped or not."""
     dcn_s: float
-    """Exchanges between slices, overlapped or not."""
+    """Collectives between slices, overlapped or not."""
     exposed_s: float
-    """What exchanges add to the step."""
+    """Seconds that collectives add to the step."""
     hardware_flops: float
-    """All products of the step, recomputation too."""
+    """All matmuls of the step, recomputation too."""
     model_flops: float
     """The model's own, without recomputation, see ``profile.flops``; attention over the whole
     sequence, or as far as the program computes it where that alone would make MFU exceed 1."""
@@ -78,7 +79,7 @@ class Estimate:
 
 
 def efficiency(generation: str) -> float:
-    """What products reach of the peak on a generation."""
+    """Fraction of the peak that matmuls reach on a generation."""
     return EFFICIENCY.get(generation, UNFITTED)
 
 
@@ -100,7 +101,7 @@ def estimate(
         collectives: of the compiled program, or :func:`ziggurat.plan.analytic.collectives`.
         tokens: of a step.
         model_flops_per_token: forwards and backwards, from ``profile.flops``.
-        matmul_flops_per_token: the part of it that is products with weights.
+        matmul_flops_per_token: the part of it that is matmuls with weights.
         compiled: whether the collectives are those of the compiled program.
 
     Raises:
@@ -126,7 +127,7 @@ def estimate(
         raise PlanError(
             "estimate",
             found=f"an MFU of {share:.0%}: {total_flops(operations):.3g} FLOPs counted in "
-            f"the program, {needed:.3g} needed for products with weights",
+            f"the program, {needed:.3g} needed for matmuls with weights",
             expected="at most 100%",
             fix="this is a fault of Ziggurat's own count, not of the run: please report it with "
             "the run file",
@@ -163,11 +164,11 @@ def assumptions(topology: Topology, compiled: bool) -> tuple[str, ...]:
         f"{chip.name}: {chip.bfloat16 / 1e12:.0f} TFLOP/s bfloat16, "
         f"{chip.hbm_bytes_per_s / 1e9:.0f} GB/s HBM, {chip.ici_bytes_per_s / 1e9:.0f} GB/s ICI "
         f"both ways, {'no' if dcn is None else f'{dcn / 1e9:.2f} GB/s'} DCN ({chip.source})",
-        f"products reach {efficiency(name):.0%} of the peak on {name} ({fitted})",
+        f"matmuls reach {efficiency(name):.0%} of the peak on {name} ({fitted})",
         "float32 operands are multiplied in one bfloat16 pass, JAX's default on TPU",
-        "work divides evenly over the devices; element-wise work between products is one pass "
+        "work divides evenly over the devices; element-wise work between matmuls is one pass "
         "over memory",
-        "exchanges of weights and gradients (along pipeline, data, fsdp, expert) overlap fully "
+        "collectives of weights and gradients (along pipeline, data, fsdp, expert) overlap fully "
         "with compute, those along context and tensor not at all",
         "every link of the torus axes that a group spans is used; rings close on whole axes only",
         "MFU by PaLM's count, attention over the whole sequence, causal or not; as far as it is "
@@ -175,4 +176,4 @@ def assumptions(topology: Topology, compiled: bool) -> tuple[str, ...]:
         "no input, checkpoint or start-up time, and no failures",
     ]
     source = "the compiled program" if compiled else "the sharding rules, not the compiled program"
-    return (*lines, f"exchanges are those of {source}")
+    return (*lines, f"collectives are those of {source}")

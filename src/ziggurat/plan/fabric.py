@@ -1,4 +1,4 @@
-"""How fast a group of devices exchanges data: links of the torus inside a slice, DCN between.
+"""Bandwidth of a group of devices: links of the torus inside a slice, DCN between.
 
 A group that spans several torus axes uses the links of all of them. Along a whole axis that closes
 to a ring a device sends and receives in both directions; along a part of an axis, or an open one,
@@ -35,23 +35,23 @@ FACTORS = {
 
 
 class Route(NamedTuple):
-    """What a group of devices has for its exchange."""
+    """Bandwidths of a group of devices for a collective."""
 
     ways: int
     """Devices of the group in one slice."""
     slices: int
     """Slices of the group."""
     ici_bytes_per_s: float
-    """What one device receives inside its slice."""
+    """Bytes per second that one device receives inside its slice."""
     dcn_bytes_per_s: float | None
-    """What one device receives from other slices."""
+    """Bytes per second that one device receives from other slices."""
     axes: tuple[str, ...]
     """Mesh axes along which the group lies."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-    """An exchange that a step makes."""
+    """Collective of a step."""
 
     kind: str
     """A key of :data:`FACTORS`."""
@@ -61,7 +61,7 @@ class Collective:
     count: float
     """Times a step."""
     purpose: str = ""
-    """What for, where that is known."""
+    """Purpose of the collective, where it is known."""
 
     @property
     def ici_s(self) -> float:

@@ -2,8 +2,8 @@
 
 A kernel that keeps its scores on the chip needs nothing; the plain form writes them all. Experts
 that are cut over a mesh axis run on the tokens of all its devices. Both are read from the program:
-of the equations in a named scope those arrays count that a product or a move reads or writes, each
-from where it is made to where it is used last. What lies between two products is fused and is not
+of the equations in a named scope those arrays count that a matmul or a move reads or writes, each
+from where it is made to where it is used last. What lies between two matmuls is fused and is not
 written. Bodies of ``shard_map`` show what one device has; elsewhere arrays are cut by ``ways``.
 """
 
@@ -13,9 +13,9 @@ from typing import Any
 
 from ziggurat.plan.equations import (
     BARRIERS,
+    MATMULS,
     MOVES,
     OWN_BODY,
-    PRODUCTS,
     Flat,
     flatten,
     opened,
@@ -25,32 +25,32 @@ _COLLECTIVES = ("all_gather", "reduce_scatter", "psum_scatter", "all_to_all", "p
 _VIEWS = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "stop_gradient", "copy"}
 
 
-def peak_bytes(jaxpr: Any, scope: str, ways: float, *, products_only: bool = False) -> float:
+def peak_bytes(jaxpr: Any, scope: str, ways: float, *, matmuls_only: bool = False) -> float:
     """The most bytes that live at once on a device in one run of a scope, over all its bodies.
 
     Args:
         jaxpr: of the whole step.
         scope: a name given by ``jax.named_scope``.
         ways: devices over which arrays outside ``shard_map`` are cut.
-        products_only: count operands and results of matrix products alone.
+        matmuls_only: count operands and results of matmuls alone.
     """
-    return _level(jaxpr, re.compile(rf"\b{scope}\b"), "", ways, products_only)
+    return _level(jaxpr, re.compile(rf"\b{scope}\b"), "", ways, matmuls_only)
 
 
 def _level(
-    jaxpr: Any, scope: re.Pattern[str], outer: str, ways: float, products_only: bool
+    jaxpr: Any, scope: re.Pattern[str], outer: str, ways: float, matmuls_only: bool
 ) -> float:
     """The most bytes at once while one body runs, bodies inside it included."""
     numbers: dict[Any, int] = {}
     sizes: dict[int, float] = {}
     flat = list(flatten(jaxpr, numbers, sizes, outer))
     results = {numbers[v] for v in jaxpr.outvars if v in numbers}
-    live = _live(flat, scope, sizes, results, products_only)
+    live = _live(flat, scope, sizes, results, matmuls_only)
     most = max(live) / ways
     for at, entry in enumerate(flat):
         for inner, inside in _bodies(entry, ways):
             beside = live[at] / ways
-            most = max(most, beside + _level(inner, scope, entry.scope, inside, products_only))
+            most = max(most, beside + _level(inner, scope, entry.scope, inside, matmuls_only))
     return most
 
 
@@ -68,7 +68,7 @@ def _live(
     scope: re.Pattern[str],
     sizes: dict[int, float],
     results: set[int],
-    products_only: bool,
+    matmuls_only: bool,
 ) -> list[float]:
     """By equation, the bytes of arrays that are made in the scope and written to memory."""
     source: dict[int, int] = {}
@@ -88,7 +88,7 @@ def _live(
         # what a body makes is counted inside it while it runs
         born.update(dict.fromkeys(entry.outputs, at + (name in OWN_BODY)))
         last.update({i: len(flat) if i in results else at for i in entry.outputs})
-        if _writes(name, products_only):
+        if _writes(name, matmuls_only):
             written.update(parts, entry.outputs)
         else:
             fused.append((parts, entry.outputs))
@@ -102,8 +102,8 @@ def _live(
     return list(itertools.accumulate(change))
 
 
-def _writes(name: str, products_only: bool) -> bool:
-    if name in PRODUCTS or products_only:
-        return name in PRODUCTS
+def _writes(name: str, matmuls_only: bool) -> bool:
+    if name in MATMULS or matmuls_only:
+        return name in MATMULS
     moves = name in MOVES or name in BARRIERS or name.startswith("scatter")
     return moves or name in _COLLECTIVES or name in OWN_BODY

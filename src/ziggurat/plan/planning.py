@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from ziggurat.plan import analytic, program, work
-from ziggurat.plan.analytic import Step, Weight
+from ziggurat.plan.analytic import PlannedWeight, Step
 from ziggurat.plan.estimate import Estimate, estimate
 from ziggurat.plan.fabric import Fabric
-from ziggurat.plan.program import Program, hbm_bytes
+from ziggurat.plan.program import CompiledStep, hbm_bytes
 from ziggurat.plan.topology import Topology
 
 
@@ -23,7 +23,7 @@ class Subject:
     """Jitted."""
     arguments: tuple[Any, ...]
     """Trees of shapes, types and shardings: state and batch."""
-    weights: dict[str, Weight]
+    weights: dict[str, PlannedWeight]
     """Trained and frozen arrays by name, with what their dimensions stand for."""
     mesh: Any
     """``jax.sharding.Mesh`` over the topology's devices."""
@@ -32,7 +32,7 @@ class Subject:
     model_flops_per_token: float
     """Forwards and backwards; see ``profile.flops``."""
     matmul_flops_per_token: float
-    """The part of it that is products with weights."""
+    """The part of it that is matmuls with weights."""
     accumulate: int = 1
     remat: str = "none"
 
@@ -44,7 +44,7 @@ class Subject:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run would be like."""
+    """Forecast of a run: memory, time and cost."""
 
     topology: Topology
     mesh: dict[str, int]
@@ -54,8 +54,8 @@ class Plan:
     estimate: Estimate
     memory: dict[str, float]
     """Bytes per device by kind, by the analytic model."""
-    program: Program | None
-    """What the compiler says, where it was asked."""
+    program: CompiledStep | None
+    """Report of the compiler, if the step was compiled."""
 
     @property
     def peak_bytes(self) -> float:
@@ -85,7 +85,7 @@ class Prepared:
     plan: Plan
 
     def compiled(self, command: Sequence[str], folder: Path) -> Plan:
-        """The plan with the compiler's memory and exchanges.
+        """The plan with the compiler's memory and collectives.
 
         Args:
             command: starts a process that compiles this step, see

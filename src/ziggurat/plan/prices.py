@@ -1,4 +1,4 @@
-"""What an hour of a chip costs: a table that the user keeps.
+"""Prices of a chip for an hour: a table that the user keeps.
 
 No prices ship: they differ by region, commitment and day, and a wrong one is worse than none. A
 TOML file says what you pay, from where and when::

@@ -1,4 +1,4 @@
-"""A step compiled ahead of time: does it fit, and what does it exchange?
+"""A step compiled ahead of time: does it fit, and which collectives does it run?
 
 libtpu plans memory before it generates code, and code is what takes the minutes. So a child process
 compiles, libtpu writes down the optimised program and its memory, and then the child is ended: the
@@ -31,13 +31,13 @@ _TOTAL = re.compile(r"^Memory Space: default .*\nTotal bytes: (\d+)", re.MULTILI
 _ARGUMENT = re.compile(r"^allocation \d+: size (\d+), page \d+, parameter \d+,", re.MULTILINE)
 _REPORT = "*after_optimizations-memory-usage-report.txt"
 _LAST = "*after_optimizations_after_buffer_assignment.txt"
-"""What libtpu writes last before it generates code."""
+"""File that libtpu writes last before it generates code."""
 _POLL_S = 0.2
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
-    """What the compiler says of a step."""
+class CompiledStep:
+    """Report of the compiler on a step."""
 
     fits: bool
     memory: dict[str, int]
@@ -58,7 +58,7 @@ def hbm_bytes(topology: Topology) -> int:
 
 def compile_in_child(
     command: Sequence[str], folder: Path, topology: Topology, fabric: Fabric
-) -> Program:
+) -> CompiledStep:
     """Compile a step in a child process as far as its memory is known.
 
     Args:
@@ -93,7 +93,7 @@ def compile_in_child(
         limit = round(float(available[1]) * _UNITS[available[2]])
     memory = read_memory(folder)
     text = next(folder.glob("*after_optimizations.txt")).read_text("utf-8")
-    return Program(
+    return CompiledStep(
         fits=not refused and memory["peak_estimate_bytes"] <= limit,
         memory=memory,
         hbm_bytes=limit,
@@ -104,7 +104,8 @@ def compile_in_child(
 
 
 def read_memory(folder: Path) -> dict[str, int]:
-    """Memory of the optimised program that libtpu wrote into a folder, see :class:`Program`."""
+    """Memory of the optimised program that libtpu wrote into a folder, see
+    :class:`CompiledStep`."""
     report = next(folder.glob(_REPORT)).read_text("utf-8")
     buffers = next(folder.glob("*after_optimizations-buffer-assignment.txt")).read_text("utf-8")
     total = _TOTAL.search(report)

@@ -15,7 +15,7 @@ ROUGH = {"expert", "context"}
 """Mesh axes for which analytic memory is within a factor of about two only (ADR 0021)."""
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A line of the table."""
 
     what: str
@@ -38,7 +38,7 @@ def verdict(plan: Plan) -> str:
     )
 
 
-def memory_rows(plan: Plan) -> list[Row]:
+def memory_rows(plan: Plan) -> list[TableRow]:
     """Memory of one device by kind."""
     known = plan.program.memory if plan.program else plan.memory
     names = {
@@ -50,61 +50,63 @@ def memory_rows(plan: Plan) -> list[Row]:
         "peak_estimate_bytes": ("peak", ""),
     }
     return [
-        Row(text, f"{known[key] / _GB:.3f} GB", note)
+        TableRow(text, f"{known[key] / _GB:.3f} GB", note)
         for key, (text, note) in names.items()
         if key in known
     ]
 
 
-def time_rows(plan: Plan) -> list[Row]:
+def time_rows(plan: Plan) -> list[TableRow]:
     """Where the time of a step goes."""
     figures = plan.estimate
     rows = [
-        Row(kind, f"{seconds * 1e3:.1f} ms", f"{seconds / figures.step_s:.1%}")
+        TableRow(kind, f"{seconds * 1e3:.1f} ms", f"{seconds / figures.step_s:.1%}")
         for kind, seconds in figures.by_kind_s.items()
     ]
     shares = {"ICI": figures.ici_s, "DCN": figures.dcn_s}
     rows += [
-        Row(f"exchanges on {name}", f"{seconds * 1e3:.1f} ms", "in part behind the work above")
+        TableRow(
+            f"collectives on {name}", f"{seconds * 1e3:.1f} ms", "in part behind the work above"
+        )
         for name, seconds in shares.items()
         if seconds
     ]
     exposed = figures.exposed_s
     share = f"{exposed / figures.step_s:.1%}"
-    return [*rows, Row("exchanges not overlapped", f"{exposed * 1e3:.1f} ms", share)]
+    return [*rows, TableRow("collectives not overlapped", f"{exposed * 1e3:.1f} ms", share)]
 
 
-def summary_rows(plan: Plan, prices: PriceTable | None) -> list[Row]:
+def summary_rows(plan: Plan, prices: PriceTable | None) -> list[TableRow]:
     """The figures people ask for."""
     figures = plan.estimate
     shown = " x ".join(f"{a}={n}" for a, n in plan.mesh.items()) or "one device"
     slices, a_chip = plan.topology.slices, figures.tokens_per_s / figures.chips
     rows = [
-        Row("chips", f"{plan.topology.chips}", f"{slices} slices" if slices > 1 else ""),
-        Row("mesh", shown, f"remat {plan.remat}, {plan.accumulate} micro-batches a step"),
-        Row("step", f"{figures.step_s:.3f} s", f"{figures.tokens:,} tokens"),
-        Row("tokens/s", f"{figures.tokens_per_s:,.0f}", f"{a_chip:,.0f} a chip"),
-        Row("MFU", f"{figures.mfu:.1%}", "of the bfloat16 peak"),
+        TableRow("chips", f"{plan.topology.chips}", f"{slices} slices" if slices > 1 else ""),
+        TableRow("mesh", shown, f"remat {plan.remat}, {plan.accumulate} micro-batches a step"),
+        TableRow("step", f"{figures.step_s:.3f} s", f"{figures.tokens:,} tokens"),
+        TableRow("tokens/s", f"{figures.tokens_per_s:,.0f}", f"{a_chip:,.0f} a chip"),
+        TableRow("MFU", f"{figures.mfu:.1%}", "of the bfloat16 peak"),
     ]
     price = prices and prices.per_chip_hour.get(plan.topology.generation.name)
     if prices and price:
         cost = f"{figures.cost(price):,.0f} {prices.currency}"
-        rows.append(Row("a billion tokens", cost, f"{price} a chip-hour: {prices.source}"))
+        rows.append(TableRow("a billion tokens", cost, f"{price} a chip-hour: {prices.source}"))
     else:
         hours = figures.cost(1.0)
         rows.append(
-            Row("a billion tokens", f"{hours:,.0f} chip-hours", "no price: give --prices FILE")
+            TableRow("a billion tokens", f"{hours:,.0f} chip-hours", "no price: give --prices FILE")
         )
     if plan.program:
         host = plan.program.host_rss_peak_bytes / _GB
         text = f"{plan.program.compile_s:.1f} s"
         note = f"without generating code; {host:.2f} GB of host memory"
-        rows.append(Row("compiled in", text, note))
+        rows.append(TableRow("compiled in", text, note))
     return rows
 
 
-def exchange_rows(plan: Plan, most: int = 12) -> list[Row]:
-    """The compiled program's dearest exchanges, gathered by kind and mesh axes."""
+def collective_rows(plan: Plan, most: int = 12) -> list[TableRow]:
+    """The compiled program's dearest collectives, gathered by kind and mesh axes."""
     made = plan.program.collectives if plan.program else []
     totals: dict[tuple[str, str], list[float]] = {}
     for found in made:
@@ -115,7 +117,7 @@ def exchange_rows(plan: Plan, most: int = 12) -> list[Row]:
         entry[2] += found.ici_s + found.dcn_s
     ranked = sorted(totals.items(), key=lambda item: -item[1][2])[:most]
     return [
-        Row(
+        TableRow(
             f"{kind} over {axes}",
             f"{seconds * 1e3:.1f} ms",
             f"{count:.0f} of {size / _GB:.2f} GB in all",
@@ -135,7 +137,7 @@ def to_plain(plan: Plan, prices: PriceTable | None = None) -> dict[str, Any]:
             "memory": plan.program.memory,
             "compile_s": plan.program.compile_s,
             "host_rss_peak_bytes": plan.program.host_rss_peak_bytes,
-            "exchanges": [
+            "collectives": [
                 {
                     "kind": c.kind,
                     "bytes": c.bytes,
@@ -176,7 +178,7 @@ def write_page(path: Path, name: str, plan: Plan, prices: PriceTable | None = No
     text = importlib.resources.files("ziggurat.plan").joinpath("page.html").read_text("utf-8")
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     figures = plan.estimate
-    parts = [*figures.by_kind_s.items(), ("exchanges not overlapped", figures.exposed_s)]
+    parts = [*figures.by_kind_s.items(), ("collectives not overlapped", figures.exposed_s)]
     page = environment.from_string(text).render(
         name=name,
         topology=str(plan.topology),
@@ -188,7 +190,7 @@ def write_page(path: Path, name: str, plan: Plan, prices: PriceTable | None = No
             ("Figures", summary_rows(plan, prices)),
             ("Memory of one device", memory_rows(plan)),
             ("Time of one step", time_rows(plan)),
-            ("Exchanges", exchange_rows(plan)),
+            ("Collectives", collective_rows(plan)),
         ],
         assumptions=figures.assumptions,
     )

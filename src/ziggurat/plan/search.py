@@ -71,7 +71,7 @@ def candidates(
 
 
 def rank(plans: Iterable[tuple[P, Plan]]) -> list[tuple[P, Plan]]:
-    """Those that fit, fastest first; then those that do not, nearest to fitting first."""
+    """Plans that fit, fastest first; then those that do not, nearest to fitting first."""
 
     def order(pair: tuple[P, Plan]) -> tuple[bool, float]:
         plan = pair[1]

@@ -103,7 +103,7 @@ class Topology:
 
     @property
     def larger(self) -> list["Topology"]:
-        """The same generation's larger slices, smallest first."""
+        """Larger slices of this generation, smallest first."""
         shapes = [s for s in self.generation.shapes if math.prod(s) > math.prod(self.shape)]
         return [dataclasses.replace(self, shape=shape) for shape in shapes]
 

@@ -1,16 +1,16 @@
-"""What a program computes and moves, counted by walking its jaxpr.
+"""Work of a program: FLOPs and bytes, counted by walking its jaxpr.
 
 XLA's own figures cannot be used: it counts the body of a scan once and sees nothing inside a Pallas
 kernel. Here a scan counts as often as it runs, and a kernel by its own body and grid. The count is
 of the whole program over all devices, before XLA has optimised it:
 
-* matrix products: 2 FLOPs per multiply-add, each operand read and each result written once;
+* matmuls: 2 FLOPs per multiply-add, each operand read and each result written once;
 * element-wise operations and reductions: no FLOPs, and the traffic of perfect fusion: what lies
-  between two products is one pass over memory, reading its inputs and writing what is used outside;
+  between two matmuls is one pass over memory, reading its inputs and writing what is used outside;
 * recomputation (remat) is in the jaxpr and so counts;
 * a ``while`` counts as often as its counter says; where only the device knows, the code that makes
   the loop says how often it is expected to run, by ``jax.named_scope("trips_N")``, and which part
-  of a product's rows is no padding, by ``jax.named_scope("share_1_in_N")``. A loop with products
+  of a matmul's rows is no padding, by ``jax.named_scope("share_1_in_N")``. A loop with matmuls
   in it of which nothing is known is an error rather than a wrong figure.
 
 >>> import jax, jax.numpy as jnp
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from ziggurat.core.errors import PlanError
 from ziggurat.plan.equations import (
     BARRIERS,
-    PRODUCTS,
+    MATMULS,
     SHARE,
     TRIPS,
     Flat,
@@ -44,7 +44,7 @@ from ziggurat.plan.equations import (
 
 MATMUL, ATTENTION, MEMORY, OPTIMIZER = "matmul", "attention", "memory-bound", "optimizer"
 KINDS: tuple[str, ...] = (MATMUL, ATTENTION, MEMORY, OPTIMIZER)
-"""Where time goes: products with weights, scores and mixing of attention, the rest, the update."""
+"""Where time goes: matmuls with weights, scores and mixing of attention, the rest, the update."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Operation:
     name: str
     """Primitive or kernel."""
     dtype: str
-    """Of the operands of a product; empty elsewhere."""
+    """Of the operands of a matmul; empty elsewhere."""
     flops: float
     bytes: float
     count: float
@@ -64,7 +64,7 @@ class Operation:
 
 
 class KernelWork(NamedTuple):
-    """What is known of a Pallas kernel beyond its body."""
+    """Known work of a Pallas kernel, beyond its body."""
 
     pattern: str
     """Regular expression for the kernel's name."""
@@ -143,7 +143,7 @@ class _Walk:
     def _barrier(self, entry: Flat, times: float) -> bool:
         """Count an equation that fuses with no other; whether it is one."""
         equation, name = entry.equation, entry.equation.primitive.name
-        if name in PRODUCTS:
+        if name in MATMULS:
             kind = _kind(entry.scope, MATMUL)
             dtype = str(equation.invars[0].aval.dtype)
             # in a loop whose length is declared, that length knows of the padding
@@ -220,8 +220,8 @@ class _Walk:
 def _fused_traffic(
     flat: list[Flat], fused: list[Flat], sizes: dict[int, float], results: set[int]
 ) -> Iterator[tuple[str, float]]:
-    """Bytes read and written by each group of connected element-wise equations that no product
-    parts: joined are those with equally many products before them."""
+    """Bytes read and written by each group of connected element-wise equations that no matmul
+    parts: joined are those with equally many matmuls before them."""
     depth: dict[int, int] = {}
     members = {id(entry) for entry in fused}
     group_of: dict[int, int] = {}

@@ -15,7 +15,7 @@ from ziggurat.checkpoint import read_arrays
 from ziggurat.core import hub
 from ziggurat.core.errors import CheckpointError
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.data.encode import Encoder
+from ziggurat.data.encode import DocumentEncoder
 from ziggurat.data.sources import Document
 from ziggurat.data.vocabulary import check_ids
 from ziggurat.models import LanguageModel, Params
@@ -101,7 +101,7 @@ class RewardModel:
         Raises:
             DataError: the tokenizer has no chat template for conversations.
         """
-        encoder = Encoder(self.tokenizer)
+        encoder = DocumentEncoder(self.tokenizer)
         documents = [
             Document(one, "", n)
             if isinstance(one, str)

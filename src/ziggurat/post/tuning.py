@@ -1,5 +1,4 @@
-"""What a run trains of a model: all its weights, or adapters beside weights that stay as they are;
-and the frozen arrays that go with it.
+"""Trained part of a model: all weights, or adapters beside a frozen base.
 
 Every objective of post-training takes its model from here, so that each of them works with full
 weights, LoRA and QLoRA alike.
@@ -69,7 +68,7 @@ class Tuned:
 
     @property
     def axes(self) -> Params:
-        """Their logical axis names."""
+        """Logical axis names of the trained parameters."""
         return self._trees[1]
 
     @property
@@ -109,6 +108,10 @@ class Tuned:
     @property
     def attention_channels(self) -> float:
         return self.model.attention_channels
+
+    @property
+    def recurrent_flops_per_token(self) -> float:
+        return self.model.recurrent_flops_per_token
 
     @property
     def has_experts(self) -> bool:
@@ -152,13 +155,13 @@ class Tuned:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-    """What a run begins with."""
+    """Starting point of a run."""
 
     tuned: Tuned
     loaded: "pretrained.Pretrained | None"
     """The model it starts from, without its weights; None for a new one."""
     params: Params | None
-    """What is trained, before the first step; None where it is drawn."""
+    """Trained parameters before the first step; ``None`` where they are drawn."""
     frozen: Params
     """Arrays in their places."""
 
@@ -270,8 +273,10 @@ def shapes_of(frozen: Params) -> Params:
 
 
 def files_of(run: RunConfig, start: Start, tokenizer: Any) -> dict[str, bytes | Path]:
-    """What a checkpoint of the run needs beside arrays so that it can be read alone; of adapters
-    also where their base is."""
+    """Files of a checkpoint besides arrays, with which it can be read alone.
+
+    For adapters they say where the base is.
+    """
     files = pretrained.files_of(start.tuned.model.config, tokenizer)
     if run.adapter is None:
         return files

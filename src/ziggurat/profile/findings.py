@@ -1,4 +1,4 @@
-"""What a run's figures mean, in plain words, the costliest first."""
+"""Findings about a run's figures in plain words, the costliest first."""
 
 import dataclasses
 import itertools
@@ -63,7 +63,7 @@ _LOSSES = (
 
 
 def findings(account: Goodput, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """What is worth doing about a run.
+    """Recommendations for a run, the costliest first.
 
     Args:
         account: where its wall time went.

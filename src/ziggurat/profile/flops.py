@@ -2,7 +2,7 @@
 
 The count is the one of PaLM, appendix B (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311):
 matrix multiplications only, a multiply-add is 2 FLOPs, the backward pass costs twice the forward
-pass, and recomputation (remat) does not count. With N parameters that take part in matrix products,
+pass, and recomputation (remat) does not count. With N parameters that take part in matmuls,
 l layers, h query heads of c channels and s keys per query::
 
     forward per token   = 2 N + 4 l h c s
@@ -37,7 +37,7 @@ def forward_flops_per_token(
     """FLOPs of a forward pass per token, 2 N + 4 l h c s.
 
     Args:
-        matmul_parameters: N, parameters used in a matrix product for every token. The embedding
+        matmul_parameters: N, parameters used in a matmul for every token. The embedding
             table does not count (it is a lookup), the output head does, also when it is tied; of a
             mixture's experts count those a token is sent to.
         layers: l, attention layers.
@@ -63,6 +63,7 @@ def training_flops_per_token(
     head_dim: float | int,
     sequence: int,
     causal: bool = False,
+    recurrent: float = 0.0,
 ) -> float:
     """FLOPs of forward and backward pass per token, 6 N + 12 l h c t (PaLM, appendix B).
 
@@ -74,6 +75,8 @@ def training_flops_per_token(
         sequence: t, tokens of a sequence.
         causal: count only the keys that a causal mask leaves, 6 l h c (t + 1) instead of
             12 l h c t. Off by default, so that the figure compares with published ones.
+        recurrent: forward FLOPs per token of recurrent layers, whatever the length; three times
+            that is added.
 
     >>> training_flops_per_token(1000, layers=2, heads=4, head_dim=8, sequence=16)
     18288.0
@@ -84,7 +87,7 @@ def training_flops_per_token(
     forward = forward_flops_per_token(
         matmul_parameters, layers=layers, heads=heads, head_dim=head_dim, keys=keys
     )
-    return 3.0 * forward
+    return 3.0 * (forward + recurrent)
 
 
 def mfu(

@@ -5,13 +5,14 @@ r"""Goodput: the share of wall time that advanced training, and where the rest w
 Wall time runs from the start of the first session to the last entry of the last one. Each second is
 in exactly one category: the phases of the sessions' ledgers; ``replay``, steps done again because a
 kill came before their checkpoint; and ``down``, between sessions. After the notion of Google's ML
-productivity goodput, https://cloud.google.com/blog/products/ai-machine-learning/goodput-metric-as-measure-of-ml-productivity.
+productivity goodput,
+https://cloud.google.com/blog/products/ai-machine-learning/goodput-metric-as-measure-of-ml-productivity.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from ziggurat.profile.journal import Entry
+from ziggurat.profile.journal import LedgerEntry
 
 STEP, REPLAY, DOWN = "step", "replay", "down"
 
@@ -34,15 +35,15 @@ class Goodput:
         return self.seconds.get(STEP, 0.0) / self.wall_s if self.wall_s > 0 else 0.0
 
 
-def goodput(sessions: Sequence[Sequence[Entry]]) -> Goodput:
+def goodput(sessions: Sequence[Sequence[LedgerEntry]]) -> Goodput:
     """Account for the whole wall time of a run.
 
     Args:
         sessions: what :func:`ziggurat.profile.journal.read_journal` gives.
 
-    >>> first = [Entry("a", 0.0, 4.0, 2, {"compile": 2.0, "step": 2.0}),
+    >>> first = [LedgerEntry("a", 0.0, 4.0, 2, {"compile": 2.0, "step": 2.0}),
     ...          Entry("a", 0.0, 6.0, 4, {"compile": 2.0, "step": 4.0})]
-    >>> second = [Entry("b", 7.0, 8.0, 2, {"compile": 1.0}),  # goes on from step 2
+    >>> second = [LedgerEntry("b", 7.0, 8.0, 2, {"compile": 1.0}),  # resumes from step 2
     ...           Entry("b", 7.0, 12.0, 6, {"compile": 1.0, "step": 4.0})]
     >>> found = goodput([first, second])
     >>> found.wall_s, dict(found.seconds)
@@ -68,7 +69,7 @@ def goodput(sessions: Sequence[Sequence[Entry]]) -> Goodput:
     return Goodput(wall_s, seconds, len(ordered), ordered[-1][-1].step, replayed)
 
 
-def _step_seconds(session: Sequence[Entry], step: int) -> float:
+def _step_seconds(session: Sequence[LedgerEntry], step: int) -> float:
     """Seconds the session had spent on steps when ``step`` were done, interpolated."""
     before = session[0]
     for entry in session:

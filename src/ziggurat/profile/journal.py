@@ -26,7 +26,7 @@ LAUNCH = "launch"
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class LedgerEntry:
     """A session's ledger as it stood at some moment."""
 
     session: str
@@ -98,16 +98,16 @@ class Journal:
         os.close(self._file)
 
 
-def read_journal(path: Path) -> list[list[Entry]]:
+def read_journal(path: Path) -> list[list[LedgerEntry]]:
     """Entries by session, in order; a line that a kill tore is left out.
 
     >>> read_journal(Path("nowhere/ledger.jsonl"))
     []
     """
-    sessions: dict[str, list[Entry]] = {}
+    sessions: dict[str, list[LedgerEntry]] = {}
     for row in json_lines.read_log(path):
         try:
-            entry = Entry(**row)
+            entry = LedgerEntry(**row)
         except TypeError:
             continue
         sessions.setdefault(entry.session, []).append(entry)

@@ -27,7 +27,7 @@ def host_memory() -> dict[str, int]:
 
 @functools.cache
 def _process(pid: int) -> Any:
-    """This process, whose making costs ten times a look at its memory."""
+    """Handle of a process, cached: making one costs ten times a look at its memory."""
     import psutil
 
     return psutil.Process(pid)
@@ -64,7 +64,7 @@ def device_memory(devices: Sequence[Any] | None = None) -> dict[str, int]:
 
 
 def compiled_memory(compiled: Any) -> dict[str, int]:
-    """What a compiled program needs on each device, by the compiler's own account.
+    """Memory that a compiled program needs on each device, by the compiler's own account.
 
     Args:
         compiled: what ``jax.jit(f).lower(...).compile()`` returns.

@@ -1,4 +1,4 @@
-"""What a run's profile says, as data for a terminal and as one self-contained HTML page.
+"""Profile of a run, as data for a terminal and as one self-contained HTML page.
 
 >>> from ziggurat.profile.goodput import Goodput
 >>> account = Goodput(10.0, {"step": 8.0, "data": 2.0}, 1, 40, 0)
@@ -20,7 +20,7 @@ from ziggurat.profile.goodput import REPLAY, STEP, Goodput
 from ziggurat.profile.pages import render
 from ziggurat.profile.quantities import duration, size
 from ziggurat.profile.timers import UNACCOUNTED
-from ziggurat.profile.trace import Operation, by_module
+from ziggurat.profile.trace import OperationTime, by_module
 
 TOP_OPERATIONS = 20
 MEANINGS = {
@@ -47,14 +47,14 @@ class RunProfile:
     account: Goodput
     rows: Sequence[Mapping[str, Any]]
     """Metrics by step, as ``metrics.jsonl`` has them."""
-    operations: Sequence[Operation] = ()
+    operations: Sequence[OperationTime] = ()
     """Of the newest trace."""
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Whatever else belongs at the top, e.g. the device."""
 
     @property
     def findings(self) -> list[findings_.Finding]:
-        """What is worth doing."""
+        """Recommendations, the costliest first."""
         return findings_.findings(self.account, self.rows)
 
     @property

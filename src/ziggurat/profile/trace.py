@@ -18,7 +18,7 @@ OTHER = "other"
 
 
 @dataclasses.dataclass(frozen=True)
-class Operation:
+class OperationTime:
     """One instruction's share of a trace."""
 
     name: str
@@ -87,7 +87,7 @@ def module_of(path: str) -> str:
     return "/".join(scopes) or OTHER
 
 
-def summarise(directory: Path, modules: Mapping[str, str]) -> list[Operation]:
+def summarise(directory: Path, modules: Mapping[str, str]) -> list[OperationTime]:
     """Operations of the newest trace under a directory, the longest first.
 
     Seconds are summed over all threads and cores of a device; an operation that contains others (a
@@ -112,10 +112,10 @@ def summarise(directory: Path, modules: Mapping[str, str]) -> list[Operation]:
                     seconds[name] += event.duration_ns / 1e9
                     counts[name] += 1
     longest = sorted(seconds.items(), key=lambda entry: -entry[1])
-    return [Operation(name, modules[name], spent, counts[name]) for name, spent in longest]
+    return [OperationTime(name, modules[name], spent, counts[name]) for name, spent in longest]
 
 
-def by_module(operations: list[Operation]) -> dict[str, float]:
+def by_module(operations: list[OperationTime]) -> dict[str, float]:
     """Seconds by named scope, the longest first."""
     totals: dict[str, float] = collections.defaultdict(float)
     for operation in operations:

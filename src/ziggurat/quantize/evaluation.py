@@ -1,4 +1,4 @@
-"""What quantising costs on real text: perplexity, and how often the same token is likeliest."""
+"""Cost of quantisation on real text: perplexity and top-1 agreement."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ class Comparison:
     perplexity_before: float
     perplexity_after: float
     agreement: float
-    """Share of tokens for which both find the same next one likeliest."""
+    """Top-1 agreement: share of tokens for which the most likely next token is the same."""
     kl_divergence: float
     """Mean of KL(before || after), nats a token."""
 

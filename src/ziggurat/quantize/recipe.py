@@ -30,7 +30,7 @@ _ACTIVATIONS = {"int8": INTEGERS, "fp8_e4m3": ("fp8_e4m3",)}
 
 @config.node
 class Rule:
-    """What happens to the weights of matching modules."""
+    """Quantisation of the weights of matching modules."""
 
     module_path: str
     """Regular expression for the whole path of a module, such as ``blocks/(attention|mlp)/.*``."""

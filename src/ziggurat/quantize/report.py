@@ -19,7 +19,7 @@ class WeightRow:
 
     module: str
     format: str
-    """Such as ``int4, tile 32, zero points``; ``float32`` where it was left alone."""
+    """Format, such as ``int4, tile 32, zero points``; ``float32`` where it was left alone."""
     shape: tuple[int, ...]
     bytes_before: int
     bytes_after: int
@@ -40,7 +40,7 @@ class WeightRow:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationReport:
-    """What a report says: plain data."""
+    """Content of a quantisation report, as plain data."""
 
     source: str
     recipe: str
@@ -110,7 +110,7 @@ def summary(report: QuantizationReport) -> list[tuple[str, str]]:
                 "perplexity",
                 f"{c.perplexity_before:.3f} -> {c.perplexity_after:.3f} ({change:+.2%})",
             ),
-            ("same likeliest token", f"{c.agreement:.2%}"),
+            ("top-1 agreement", f"{c.agreement:.2%}"),
             ("KL divergence", f"{c.kl_divergence:.5f} nats a token"),
             ("measured on", f"{c.tokens:,} tokens of {report.text}"),
         ]

@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class WeightError:
-    """What quantising did to one matrix of one layer."""
+    """Quantisation error of one matrix of one layer."""
 
     name: str
     layer: int | None
@@ -56,7 +56,7 @@ def quantize_array(
     Args:
         weight: ``[..., d, f]`` for ``axis`` -2, ``[v, d]`` for -1.
         format: what it becomes.
-        axis: over which products sum.
+        axis: over which matmuls sum.
         clip: share of the largest magnitude that is kept.
     """
     import qwix
@@ -87,7 +87,7 @@ def quantize(
     Args:
         params: nested dict of arrays.
         recipe: the rules.
-        summed_axes: weights that may be quantised, with the axis over which their products sum, as
+        summed_axes: weights that may be quantised, with the axis over which their matmuls sum, as
             ``ziggurat.models.quantized.summed_axes`` gives them.
         progress: told of every weight.
 

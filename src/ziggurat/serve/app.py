@@ -1,7 +1,7 @@
 """The HTTP application, composed of parts: each brings its routes, models and health.
 
 >>> from prometheus_client import CollectorRegistry
->>> app = build_app([Part(cards=[{"id": "tiny"}])], CollectorRegistry())
+>>> app = build_app([ServicePart(cards=[{"id": "tiny"}])], CollectorRegistry())
 >>> [route.path for route in app.routes][:2]
 ['/v1/models', '/v1/models/{name:path}']
 """
@@ -31,12 +31,12 @@ Running = Callable[[], contextlib.AbstractAsyncContextManager[Any]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Part:
-    """What one kind of serving adds to the application."""
+class ServicePart:
+    """Routes, model cards and health of one service, for the application."""
 
     routes: Sequence[BaseRoute] = ()
     cards: Sequence[Mapping[str, Any]] = ()
-    """Its entries of ``/v1/models``; each has an ``id``."""
+    """Entries of ``/v1/models``; each has an ``id``."""
     failure: Callable[[], object | None] = lambda: None
     """Why it can serve no more; then ``/health`` and ``/ready`` answer 503."""
     ready: Callable[[], bool] = lambda: True
@@ -46,7 +46,7 @@ class Part:
 
 
 def build_app(
-    parts: Sequence[Part],
+    parts: Sequence[ServicePart],
     registry: CollectorRegistry,
     *,
     draining: Callable[[], bool] = lambda: False,
@@ -117,7 +117,10 @@ class _Status:
     """The endpoints that speak of all parts."""
 
     def __init__(
-        self, parts: Sequence[Part], registry: CollectorRegistry, draining: Callable[[], bool]
+        self,
+        parts: Sequence[ServicePart],
+        registry: CollectorRegistry,
+        draining: Callable[[], bool],
     ):
         self._parts, self._registry, self._draining = parts, registry, draining
         self._cards = {card["id"]: card for part in parts for card in part.cards}

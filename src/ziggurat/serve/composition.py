@@ -5,7 +5,7 @@ import dataclasses
 from prometheus_client import CollectorRegistry
 
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.serve.app import Part
+from ziggurat.serve.app import ServicePart
 from ziggurat.serve.llm.engine import Engine
 from ziggurat.serve.llm.metrics import Metrics
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
@@ -37,7 +37,7 @@ def openai_parts(
     registry: CollectorRegistry,
     generator: Generator | None = None,
     embedder: Embedder | None = None,
-) -> list[Part]:
+) -> list[ServicePart]:
     """OpenAI's endpoints for what is given, with ``/tokenize`` and ``/detokenize``.
 
     Args:
@@ -46,7 +46,7 @@ def openai_parts(
         embedder: answers ``/v1/embeddings``.
     """
     metrics = Metrics(registry)
-    parts: list[Part] = []
+    parts: list[ServicePart] = []
     vocabularies: dict[str, Vocabulary] = {}
     if generator is not None:
         engine = generator.engine

@@ -1,4 +1,4 @@
-"""What a request can be refused for, with the HTTP status and the field at fault."""
+"""Errors that refuse a request, with the HTTP status and the field at fault."""
 
 from collections.abc import Iterable
 

@@ -1,5 +1,4 @@
-"""What every endpoint shares: bodies within a limit, errors in OpenAI's form, streams of events,
-and noticing that a client has gone."""
+"""HTTP helpers of every endpoint: bounded bodies, OpenAI's errors, event streams, lost clients."""
 
 import asyncio
 import logging

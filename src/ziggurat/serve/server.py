@@ -10,7 +10,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from ziggurat.core.errors import ServeError
-from ziggurat.serve.app import Part, build_app
+from ziggurat.serve.app import ServicePart, build_app
 from ziggurat.serve.patience import HeadersInTime
 from ziggurat.serve.tls import Tls
 
@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        parts: Sequence[Part],
+        parts: Sequence[ServicePart],
         listening: socket.socket,
         registry: CollectorRegistry | None = None,
         *,

@@ -23,11 +23,11 @@ from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
-from ziggurat.plan import Subject, Weight
+from ziggurat.plan import PlannedWeight, Subject
 from ziggurat.profile.flops import training_flops_per_token
 from ziggurat.train.config import RunConfig
 from ziggurat.train.experiment import check_mesh, compiled_parts
-from ziggurat.train.parts import Program, Trainable, kind_of
+from ziggurat.train.parts import Trainable, TrainingProgram, kind_of
 from ziggurat.train.state import TrainState, abstract_state
 
 
@@ -68,6 +68,7 @@ def subject(run: RunConfig, devices: Sequence[Any]) -> Subject:
             heads=1,
             head_dim=attention_channels,
             sequence=length,
+            recurrent=model.recurrent_flops_per_token,
         )
 
     return Subject(
@@ -83,13 +84,13 @@ def subject(run: RunConfig, devices: Sequence[Any]) -> Subject:
     )
 
 
-def _weights(params: Params, program: Program) -> dict[str, Weight]:
-    """What a step multiplies by, with the axes that the models declare."""
+def _weights(params: Params, program: TrainingProgram) -> dict[str, PlannedWeight]:
+    """Weights that a step multiplies by, with the logical axes that the models declare."""
 
-    def named(arrays: Params, axes: Params, trained: bool) -> dict[str, Weight]:
+    def named(arrays: Params, axes: Params, trained: bool) -> dict[str, PlannedWeight]:
         known = named_leaves(axes, is_leaf=lambda node: isinstance(node, tuple))
         return {
-            name: Weight(array=leaf, axes=known[name], trained=trained)
+            name: PlannedWeight(array=leaf, axes=known[name], trained=trained)
             for name, leaf in named_leaves(arrays).items()
         }
 
@@ -110,7 +111,9 @@ def divides(run: RunConfig, devices: Sequence[Any], model: Trainable) -> bool:
 
 def _parts(
     run: RunConfig, devices: Sequence[Any]
-) -> tuple[Any, tuple[TrainState, Mapping[str, jax.ShapeDtypeStruct], Any], Layout, Program]:
+) -> tuple[
+    Any, tuple[TrainState, Mapping[str, jax.ShapeDtypeStruct], Any], Layout, TrainingProgram
+]:
     layout = mesh_.build(run.mesh, devices)
     program = kind_of(run).program(run, layout)
     check_mesh(run, layout)

@@ -117,7 +117,7 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches per step; the batch is cut into this many equal parts."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of activations and products; ``auto``: bfloat16 on accelerators, float32 on CPU."""
+    """Type of activations and matmuls; ``auto``: bfloat16 on accelerators, float32 on CPU."""
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which parameters enter a step and are saved. With bfloat16 the optimizer updates
     float32 copies (4 more bytes a parameter), and gradients are added up in float32."""
@@ -125,7 +125,8 @@ class TrainConfig:
     """Keep an average of the parameters, of which each step leaves this share, fewer in the first
     steps; it is evaluated and drawn from. E.g. 0.999; default none."""
     remat: Remat = "none"
-    """What blocks keep for the backward pass: all, weight products only, or their input only."""
+    """Activations that blocks keep for the backward pass: all, results of weight matmuls, or the
+    block's input only."""
     attention: str = "auto"
     """Attention kernel, see ``ziggurat.kernels.attention``."""
     max_bad_steps: int = 10
@@ -162,7 +163,7 @@ class EvaluationConfig:
 
 @config.node
 class ReportConfig:
-    """What is recorded while training and shown at the end."""
+    """Figures recorded while training and shown at the end."""
 
     tensorboard: bool = True
     """Write TensorBoard event files beside ``metrics.jsonl``."""
@@ -184,7 +185,7 @@ class ReportConfig:
 
 EVALUATION_METRICS = ("eval_loss", "eval_perplexity", "eval_accuracy")
 COMPARABLE = ("loss", "accuracy", "grad_norm", *EVALUATION_METRICS)
-"""What checkpoints can be compared by."""
+"""Metrics by which checkpoints can be compared."""
 
 
 SYNONYMS = {
@@ -291,7 +292,7 @@ SYNONYMS = {
     "tensor_parallel_degree": "mesh.tensor",
     "data_parallel_shard_degree": "mesh.fsdp",
 }
-"""What transformers, TRL, MaxText, TorchTitan and nanoGPT call a key, for hints."""
+"""Names of a key in transformers, TRL, MaxText, TorchTitan and nanoGPT, for hints."""
 
 
 @config.node
@@ -323,13 +324,13 @@ class RunConfig:
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     """Held-out loss."""
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-    """What is saved, and how often."""
+    """Checkpoints: their content and interval."""
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     """How the devices are used."""
     profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
     """When a step is traced."""
     report: ReportConfig = dataclasses.field(default_factory=ReportConfig)
-    """What is recorded."""
+    """Recorded figures and the report."""
 
     def __post_init__(self):
         plain = self.name not in ("", ".", "..") and "/" not in self.name and "\\" not in self.name

@@ -1,4 +1,4 @@
-"""What is derived from a run: samples, pictures, the report. None of it fails a training.
+"""Outputs derived from a run: samples, pictures, the report. None of them fails a training.
 
 What cannot work is refused before step 0; what fails at the end is left out and said in one line.
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def attempt(what: str, call: Callable[[], T]) -> T | None:
-    """What ``call`` returns; None, and a line in the log, if it raises."""
+    """Result of ``call``, or ``None`` and a log line if it raises."""
     try:
         return call()
     except Exception as error:

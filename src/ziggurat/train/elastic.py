@@ -1,5 +1,5 @@
-"""Training as a program of :class:`ziggurat.cluster.Cluster`: it leaves when asked to, and goes on
-in any other world of hosts with the same global batch.
+"""Training as a program of :class:`ziggurat.cluster.Cluster`: it leaves when asked to, and
+continues in any other world of hosts with the same global batch.
 
 ``Cluster.train("ziggurat.train.elastic:train_on", ...)`` calls :func:`train_on` on every host of a
 world. A world with fewer hosts than wanted takes more micro-batches a step, so that a device holds
@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 
 
 @runtime_checkable
-class Surroundings(Protocol):
-    """What training needs of :class:`ziggurat.cluster.World`."""
+class ElasticWorld(Protocol):
+    """Interface that training needs of :class:`ziggurat.cluster.World`."""
 
     index: int
     count: int
@@ -54,13 +54,13 @@ class Surroundings(Protocol):
         """Keep something for hosts to come."""
 
     def fetch(self, name: str) -> bytes | None:
-        """What was kept."""
+        """Content that was kept under a name."""
 
 
 class LeaveRequest(StopRequest):
     """Leaving when the controller says so, on all processes after the same step."""
 
-    def __init__(self, world: Surroundings, timer: StepTimer, within_s: float | None):
+    def __init__(self, world: ElasticWorld, timer: StepTimer, within_s: float | None):
         super().__init__(within_s)
         self._world, self._account = world, timer
 
@@ -82,7 +82,7 @@ class LeaveRequest(StopRequest):
 
 
 def train_on(
-    world: Surroundings,
+    world: ElasticWorld,
     text: str,
     source: str,
     overrides: Sequence[str],
@@ -110,7 +110,7 @@ def train_on(
     stop = LeaveRequest(world, timer, fitted.train.stop_within_s)
     kept = None if fitted.train.compile_cache else fitted.output / "cache" / "compiled"
     with keeping_compiled(kept, least_s=0.0):
-        step = Programs(world, fitted)
+        step = StepCache(world, fitted)
         outcome = train(run, stop=stop, timer=timer, compiled_step=step)
     done = int(outcome.state.step)
     world.report(done, timer.ledger(), now=True)
@@ -133,7 +133,7 @@ class _CacheHits:
 jax.monitoring.register_event_listener(_CacheHits.listen)
 
 
-class Programs:
+class StepCache:
     """The steps that hosts have compiled, for each world there was, and for the next like it.
 
     Backends and their programs end with a world. Serialised ones do not: the controller keeps them,
@@ -146,7 +146,7 @@ class Programs:
         run: its settings; where it lives does not matter.
     """
 
-    def __init__(self, world: Surroundings, run: RunConfig):
+    def __init__(self, world: ElasticWorld, run: RunConfig):
         self._world = world
         self._run = config.to_toml(dataclasses.replace(run, name="any", output=Path()))
 

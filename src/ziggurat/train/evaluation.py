@@ -9,7 +9,7 @@ from ziggurat.train.experiment import Experiment, local_rows
 
 
 def evaluate(experiment: Experiment, params: Params) -> dict[str, float]:
-    r"""What the objective says of the first held-out batches, or its own evaluation.
+    r"""Evaluation of the first held-out batches by the objective, or its own evaluation.
 
     Returns:
         ``eval_loss`` and every other metric of the objective per unit of weight, by ``eval_`` and

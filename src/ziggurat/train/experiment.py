@@ -15,7 +15,7 @@ from ziggurat.core.errors import ConfigError, DataError, ShardingError
 from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Layout
 from ziggurat.train.config import FromPython, RunConfig
-from ziggurat.train.parts import Parts, Program, Trainable, TrainingData, kind_of
+from ziggurat.train.parts import Parts, Trainable, TrainingData, TrainingProgram, kind_of
 from ziggurat.train.state import TrainState, abstract_state, initial_state
 from ziggurat.train.step import Step, build_evaluation, build_step
 from ziggurat.train.supplied import Supplied
@@ -129,7 +129,7 @@ def assemble(
 def compiled_parts(
     run: RunConfig,
     layout: Layout,
-    program: Program,
+    program: TrainingProgram,
     transform: optax.GradientTransformation | None = None,
 ) -> tuple[optim.Optimizer, Any, Any]:
     """Optimizer, jitted step and jitted evaluation; also what ahead-of-time compilation needs.

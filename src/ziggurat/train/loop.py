@@ -1,6 +1,6 @@
 """The training loop, in this order for every step: data, step, metrics, evaluation, checkpoint.
 
-A run that has checkpoints goes on from the newest intact one: same parameters, same optimizer, same
+A run that has checkpoints resumes from the newest intact one: same parameters, same optimizer, same
 next batch, so that it ends byte for byte where an undisturbed run ends.
 """
 
@@ -57,7 +57,7 @@ MEMORY_S = 1.0
 
 
 @dataclasses.dataclass(repr=False)
-class Outcome:
+class TrainingOutcome:
     """How a run ended."""
 
     run: Resolved[RunConfig]
@@ -74,7 +74,9 @@ class Outcome:
 
     def __repr__(self) -> str:
         done, total = int(self.state.step), self.run.value.train.steps
-        return f"Outcome({self.status!r}, step {done:,} of {total:,}, {self.directory.path})"
+        return (
+            f"TrainingOutcome({self.status!r}, step {done:,} of {total:,}, {self.directory.path})"
+        )
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
@@ -112,7 +114,7 @@ def train(
     stop: StopRequest | None = None,
     timer: StepTimer | None = None,
     compiled_step: Callable[[Any, tuple[Any, ...]], Any] | None = None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Train a run to its end, from its newest checkpoint if it has one.
 
     Args:
@@ -172,7 +174,7 @@ def train(
         for callback in callbacks:
             callback.on_end(loop.done, status)
     memory = compiled_memory(compiled)
-    return Outcome(run, directory, experiment, state, timer, status, memory, ended_by)
+    return TrainingOutcome(run, directory, experiment, state, timer, status, memory, ended_by)
 
 
 class Loop:
@@ -304,7 +306,7 @@ class Loop:
             return self.experiment.place(batch)
 
     def _rolled_out(self, params: Params, batch: Any) -> tuple[Any, dict[str, float]]:
-        """What the step trains on, made from prompts where the objective asks for that."""
+        """Training batch and figures, made from prompts where the objective rolls out."""
         if self._rollout is None:
             return batch, {}
         with self.timer.phase("rollout"):
@@ -423,6 +425,7 @@ class _Throughput:
             heads=1,
             head_dim=experiment.model.attention_channels,
             sequence=experiment.data.sequence_length,
+            recurrent=experiment.model.recurrent_flops_per_token,
         )
 
     def of(self, tokens_per_s: float) -> dict[str, float]:

@@ -1,10 +1,9 @@
-"""What a kind of objective makes of a run: the seam between the one training loop and everything
-that can be learned with it.
+"""Interface between the one training loop and the kinds of objective.
 
 The run file's ``[objective]`` names a kind; an :class:`ObjectiveKind` turns run and mesh into a
-:class:`Program` (what is compiled; reads no data) and :class:`Parts` (what is trained, and on
-what). They are registered in ``ziggurat.train.registries.OBJECTIVES``; those of this package are in
-``train.objectives``.
+:class:`TrainingProgram` (what is compiled; reads no data) and :class:`Parts` (what is trained, and
+on what). They are registered in ``ziggurat.train.registries.OBJECTIVES``; those of this package are
+in ``train.objectives``.
 """
 
 import dataclasses
@@ -36,7 +35,7 @@ class TrainingData(BatchSource, Protocol):
 
     @property
     def steps(self) -> int | None:
-        """Steps until the data ends; None if they go on forever."""
+        """Steps until the data ends; ``None`` if it never ends."""
         ...
 
     @property
@@ -60,7 +59,8 @@ class Rollout(Protocol):
     """
 
     def __call__(self, params: Params, batch: Batch, step: int) -> tuple[Batch, dict[str, float]]:
-        """Rows of the training batch, as ``Program.batch`` describes them, and figures to record.
+        """Rows of the training batch, as ``TrainingProgram.batch`` describes them, and figures to
+        record.
 
         Args:
             params: the trained parameters; valid until the call returns.
@@ -71,8 +71,8 @@ class Rollout(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Program:
-    """What is compiled of a run; holds shapes only."""
+class TrainingProgram:
+    """TrainingProgram to compile for a run; holds shapes only."""
 
     model: Trainable
     sums: Objective
@@ -80,8 +80,8 @@ class Program:
     batch: Mapping[str, jax.ShapeDtypeStruct]
     """Global shapes, types and shardings of a step's batch; rows come first."""
     frozen: Params = dataclasses.field(default_factory=dict)
-    """The same of what the objective reads and nobody trains: a reference policy, a teacher, the
-    weights under an adapter."""
+    """Shapes and shardings of frozen arrays: a reference policy, a teacher, the base of an
+    adapter."""
     frozen_axes: Params = dataclasses.field(default_factory=dict)
     """Logical axis names of ``frozen``, tuples as leaves."""
     router_bias_rate: float = 0.0
@@ -90,12 +90,12 @@ class Program:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What a run trains, and on what."""
+    """Model, parameters and data of a run."""
 
-    program: Program
+    program: TrainingProgram
     data: TrainingData
     files: Mapping[str, bytes | Path]
-    """What every checkpoint holds beside arrays, so that it can be read alone."""
+    """Files of every checkpoint besides arrays, with which it can be read alone."""
     start: Params | None = None
     """Parameters to start from; fresh ones if not given."""
     frozen: Params = dataclasses.field(default_factory=dict)
@@ -125,8 +125,8 @@ class ObjectiveKind(Protocol):
     images: ClassVar[bool] = False
     """Whether it learns from images; all others learn from text."""
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
-        """What is compiled, from the run file alone.
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
+        """TrainingProgram to compile, from the run file alone.
 
         Raises:
             ConfigError: the run cannot be compiled without reading weights or data.

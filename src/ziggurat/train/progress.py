@@ -120,7 +120,7 @@ class TrainProgress:
         self._console.print(Text(text), soft_wrap=True)
 
     def resumed(self, step: int, source: object) -> None:
-        """Say that the run goes on at ``step`` from the checkpoint ``source``."""
+        """Say that the run continues at ``step`` from the checkpoint ``source``."""
         self.note(f"{self._name}  resumed at step {step} from {source}")
 
     @contextlib.contextmanager

@@ -41,7 +41,7 @@ class Picture:
     """Images the model drew, as one picture."""
 
     title: str
-    """What is on it, from left to right and top to bottom."""
+    """Content of the picture, from left to right and top to bottom."""
     uri: str
     """The PNG file as a ``data:`` address (``data.image_grid.data_uri``)."""
 
@@ -62,7 +62,7 @@ class SavedCheckpoint:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunReport:
-    """What a report says: plain data, nothing of JAX."""
+    """Content of a run's report, as plain data without JAX."""
 
     name: str
     device: str

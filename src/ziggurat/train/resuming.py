@@ -86,7 +86,7 @@ def _with_schedule(run: RunConfig, old: RunConfig | None) -> RunConfig:
 
 
 def _rates(key: str, old: RunConfig, new: RunConfig) -> str:
-    """What a change of length does to the learning rate."""
+    """Effect of a change of length on the learning rate."""
     end, steps = schedule_steps(new), new.train.steps
     if key == SCHEDULE:
         at = min(old.train.steps, steps)

@@ -1,4 +1,4 @@
-"""What a training step carries from one step to the next."""
+"""Training state that a step passes to the next."""
 
 import dataclasses
 from typing import Any
@@ -38,8 +38,8 @@ class TrainState:
 
     @property
     def evaluated(self) -> Params:
-        """What is evaluated and drawn from: the average where there is one, rounded to the type of
-        the parameters."""
+        """Parameters to evaluate and sample from: the average if there is one, rounded to their
+        type."""
         if self.average is None:
             return self.params
         pairs = zip(jax.tree.leaves(self.average), jax.tree.leaves(self.params), strict=True)

@@ -18,12 +18,12 @@ Arrays = Mapping[str, jax.Array]
 
 
 class Sums(NamedTuple):
-    """What an objective returns for some rows, as sums, so that micro-batches add up."""
+    """Sums that an objective returns for some rows, so that micro-batches add up."""
 
     loss: Float[Array, ""]
     """To be differentiated."""
     weight: Float[Array, ""]
-    """What everything is divided by, over the whole step."""
+    """Divisor of all sums over the whole step."""
     metrics: dict[str, Float[Array, ""]]
     """Sums for reports."""
     loads: dict[str, Float[Array, "l e"]] = {}  # noqa: RUF012  nobody changes it

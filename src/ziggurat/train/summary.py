@@ -10,7 +10,7 @@ import jax
 from ziggurat.checkpoint import StepReader
 from ziggurat.profile.hardware import chip_count
 from ziggurat.profile.memory import device_memory, host_memory
-from ziggurat.train.loop import Outcome
+from ziggurat.train.loop import TrainingOutcome
 from ziggurat.train.metrics import read_metrics
 from ziggurat.train.report import Picture, RunReport, Sample, SavedCheckpoint, write_report
 
@@ -18,7 +18,7 @@ PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 
 
 def report(
-    outcome: Outcome, samples: Sequence[Sample] = (), pictures: Sequence[Picture] = ()
+    outcome: TrainingOutcome, samples: Sequence[Sample] = (), pictures: Sequence[Picture] = ()
 ) -> Path:
     """Write ``report.html`` of a run; returns its path."""
     run, experiment, directory = outcome.run.value, outcome.experiment, outcome.directory

@@ -1,4 +1,4 @@
-"""What the training loop asks of a model."""
+"""Interface that the training loop needs of a model."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +19,7 @@ class Trainable(Protocol):
 
     @property
     def axes(self) -> Params:
-        """Their logical axis names, tuples as leaves."""
+        """Logical axis names of the parameters, tuples as leaves."""
         ...
 
     @property
@@ -42,6 +42,11 @@ class Trainable(Protocol):
     @property
     def attention_channels(self) -> float:
         """Query channels of all heads of all layers."""
+        ...
+
+    @property
+    def recurrent_flops_per_token(self) -> float:
+        """FLOPs of a forward pass per token in recurrent layers, beside their weight matrices."""
         ...
 
     @property

@@ -17,19 +17,20 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from tests.compilation import QUICK
 
 from ziggurat.checkpoint import DamagedError
 from ziggurat.checkpoint.config import MemoryTier
 from ziggurat.checkpoint.memory import frames, peer, rendezvous, snapshot
-from ziggurat.checkpoint.memory.tier import Memory
+from ziggurat.checkpoint.memory.tier import MemorySnapshots
 from ziggurat.core.errors import CheckpointError
 from ziggurat.mesh import Processes
 
 LASTING = MemoryTier(linger_s=60.0)
 
 
-def opened(tmp_path, identity="run", config=LASTING) -> Memory:
-    return Memory(tmp_path / "checkpoints", config, identity, Processes())
+def opened(tmp_path, identity="run", config=LASTING) -> MemorySnapshots:
+    return MemorySnapshots(tmp_path / "checkpoints", config, identity, Processes())
 
 
 def numbers(step):
@@ -201,7 +202,7 @@ def test_a_killed_keeper_is_replaced_and_swept(tmp_path, private):
     kept.close(finished=False)
     assert {path.suffix for path in private.iterdir()} == {".sock", ".lock", ".log"}
     assert opened(tmp_path).steps == []
-    other = Memory(tmp_path / "other", LASTING, "run", Processes())
+    other = MemorySnapshots(tmp_path / "other", LASTING, "run", Processes())
     other.save(1, numbers(1), {})
     other.close(finished=True)
     assert list(private.iterdir()) == []
@@ -252,7 +253,7 @@ def test_a_directory_open_to_others_is_refused(tmp_path, monkeypatch):
     (tmp_path / f"ziggurat-{os.getuid()}").mkdir(mode=0o755)
     with pytest.raises(PermissionError, match="only this user"):
         rendezvous.private_directory()
-    kept = opened(tmp_path)  # training goes on
+    kept = opened(tmp_path)  # training continues
     kept.save(1, numbers(1), {})
     kept.wait()
     assert "only this user" in str(kept.error)
@@ -346,7 +347,7 @@ for attempt in range(int(sys.argv[2])):  # forks: each one imports nothing and s
 def test_trainers_killed_at_any_moment(tmp_path, private):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", TRAINERS, str(tmp_path / "run"), "21"],
-        env={**os.environ, "TMPDIR": str(tmp_path), "XLA_FLAGS": ""},
+        env={**os.environ, "TMPDIR": str(tmp_path), "XLA_FLAGS": QUICK},
         capture_output=True,
         text=True,
         timeout=300,

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.oracle import compressed as oracle
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.data.tokenizers import byte_level
@@ -56,7 +55,7 @@ def write(tmp_path_factory, stored):
 
 
 def logits(model, params):
-    return np.asarray(quick_jit(model.logits)(params, jnp.asarray(oracle.tokens())))
+    return np.asarray(jax.jit(model.logits)(params, jnp.asarray(oracle.tokens())))
 
 
 @pytest.mark.parametrize("case", oracle.CASES)

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from gguf import GGUFWriter
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import CheckpointError
 from ziggurat.data.tokenizers import byte_level
@@ -52,7 +51,7 @@ def logits():
     def run(loaded):
         key = loaded.model.config
         if key not in compiled:
-            compiled[key] = quick_jit(loaded.model.logits)
+            compiled[key] = jax.jit(loaded.model.logits)
         return np.asarray(compiled[key](loaded.params, TOKENS))
 
     return run

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from tests.models.family_cases import ours
 from tests.oracle import families
-from tests.quick_jit import quick_jit
 
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.formats import SafetensorsDirectory
@@ -41,7 +40,7 @@ def torch_logits(model, tokens) -> np.ndarray:
 
 
 def our_logits(model, params, tokens) -> np.ndarray:
-    return np.asarray(quick_jit(model.logits)(params, jnp.asarray(tokens)))
+    return np.asarray(jax.jit(model.logits)(params, jnp.asarray(tokens)))
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +163,7 @@ def test_gradients_equal_torch(case, tmp_path):
         logp = jax.nn.log_softmax(a.model.logits(params, jnp.asarray(tokens))[:, :-1])
         return -jnp.take_along_axis(logp, jnp.asarray(tokens)[:, 1:, None], axis=-1).mean()
 
-    gradients = quick_jit(jax.grad(loss))(a.params)
+    gradients = jax.jit(jax.grad(loss))(a.params)
     found = dict(
         export_weights(a.family.hf_names(a.config), gradients, layers=a.model.decoder.n_layers)
     )

@@ -1,11 +1,11 @@
 """What is particular to Llama and Mistral; ``test_families.py`` has what holds for every family."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.models.family_cases import ours
 from tests.oracle import families
-from tests.quick_jit import quick_jit
 
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.nn import GatedMlpConfig, GroupedAttentionConfig, Precision
@@ -51,7 +51,7 @@ def test_decoding_in_bfloat16_stays_near_float32():
     """Compute in bfloat16 keeps 8 bits; three layers lose a few of them."""
     case = "llama/llama-3.2-like"
     model = LanguageModel.build(ours(case).config, Precision(compute="bfloat16"))
-    logits = quick_jit(model.logits)(ours(case).params, jnp.asarray(families.tokens(case)))
+    logits = jax.jit(model.logits)(ours(case).params, jnp.asarray(families.tokens(case)))
     assert logits.dtype == jnp.float32
     expected = families.load(case).logits
     error = np.sqrt(np.mean((np.asarray(logits) - expected) ** 2)) / expected.std()

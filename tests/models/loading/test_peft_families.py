@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from tests.models.family_cases import ours
 from tests.oracle import families
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.errors import ModelError
 from ziggurat.core.pytrees import map_named, named_leaves
@@ -142,8 +141,8 @@ def test_logits_are_pefts(case, rslora, targets, tmp_path):
     with torch.no_grad():
         expected = adapted(torch.from_numpy(tokens).long()).logits.numpy()
     params = adapters.attached(one.params, arrays, lora.scale)
-    found = np.asarray(quick_jit(one.model.logits)(params, jnp.asarray(tokens)))
-    plain = np.asarray(quick_jit(one.model.logits)(one.params, jnp.asarray(tokens)))
+    found = np.asarray(jax.jit(one.model.logits)(params, jnp.asarray(tokens)))
+    plain = np.asarray(jax.jit(one.model.logits)(one.params, jnp.asarray(tokens)))
     scale = np.abs(expected).max()
     assert np.abs(plain - expected).max() > 1e-3 * scale, "the adapters change something"
     np.testing.assert_allclose(found, expected, atol=2e-5 * scale)
@@ -174,5 +173,5 @@ def test_ranks_and_scales_by_module_are_read(tmp_path):
     one = ours(case)
     lora, arrays = peft.read_peft(tmp_path / "out", one.model)
     params = adapters.attached(one.params, jax.tree.map(jnp.asarray, arrays), lora.scale)
-    found = np.asarray(quick_jit(one.model.logits)(params, jnp.asarray(tokens)))
+    found = np.asarray(jax.jit(one.model.logits)(params, jnp.asarray(tokens)))
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tests.models.family_cases import ours
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import DcnConfig, MeshConfig, build
@@ -68,7 +67,7 @@ def unsharded():
     def result(case):
         if case not in results:
             step = jax.value_and_grad(lambda p, b: loss(ours(case).model, p, b), has_aux=True)
-            results[case] = quick_jit(step)(ours(case).params, batch())
+            results[case] = jax.jit(step)(ours(case).params, batch())
         return results[case]
 
     return result
@@ -83,7 +82,7 @@ def test_logits_and_gradients_equal_the_unsharded_ones(name, unsharded):
     rows = jax.device_put(batch(), layout.sharding(("batch", "sequence"), (8, 16)))
     with layout.active():
         step = jax.value_and_grad(lambda p, b: loss(model, p, b), has_aux=True)
-        (value, logits), gradients = quick_jit(step)(params, rows)
+        (value, logits), gradients = jax.jit(step)(params, rows)
     (expected, expected_logits), expected_gradients = unsharded(case)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     largest = np.abs(expected_logits).max()

@@ -2,22 +2,12 @@
 
 import jax
 import pytest
-from tests.quick_jit import OPTIONS
 
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.post.rl.rollouts import Sampler
-from ziggurat.serve.llm import programs
 
 LONGEST = 48
-
-
-@pytest.fixture(scope="session", autouse=True)
-def quick_programs():
-    """Compile with little effort: tests wait for that, not for the programs."""
-    programs.COMPILER_OPTIONS.update(OPTIONS)
-    yield
-    programs.COMPILER_OPTIONS.clear()
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import pytest
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.post.rl.rewards import RewardError, Rewards, Verdict
-from ziggurat.post.rl.scoring import Function, ReasoningGymScorer, Verifier, check_signature
+from ziggurat.post.rl.scoring import ReasoningGymScorer, RewardFunction, Verifier, check_signature
 
 FUNCTIONS = """
 import os, subprocess, sys, time
@@ -39,7 +39,7 @@ def target(tmp_path):
 
 def test_every_way_to_fail_is_a_verdict(target):
     texts = ["a", "hang", "raise", "bb", "die", "leave", "ccc", "nan", "dddd"]
-    with Rewards(Function(target), timeout_s=1.0, on_failure=-2.0, processes=2) as rewards:
+    with Rewards(RewardFunction(target), timeout_s=1.0, on_failure=-2.0, processes=2) as rewards:
         asked = [("prompt", text, {"bonus": 0.5}) for text in texts]
         begun = time.monotonic()
         verdicts = rewards.judge(asked)
@@ -55,7 +55,7 @@ def test_every_way_to_fail_is_a_verdict(target):
             "nan": Verdict(-2.0, "error"),
             "dddd": Verdict(4.5),
         }
-        assert rewards.judge(asked[:1]) == [Verdict(1.5)]  # and it goes on
+        assert rewards.judge(asked[:1]) == [Verdict(1.5)]  # and it continues
         assert rewards.judge([]) == []
     left = [p for p in psutil.Process(os.getpid()).children(recursive=True) if p.is_running()]
     assert not [p for p in left if "reward_process" in " ".join(p.cmdline())]
@@ -73,7 +73,7 @@ def test_what_cannot_be_loaded_is_said_at_once(tmp_path, text, name, said):
     file = tmp_path / "bad.py"
     file.write_text(text)
     with pytest.raises(ConfigError, match=said):
-        Rewards(Function(f"{file}:{name}"), processes=1)
+        Rewards(RewardFunction(f"{file}:{name}"), processes=1)
 
 
 class Judge:
@@ -129,18 +129,18 @@ def test_a_wrong_signature_is_refused_when_the_processes_start(tmp_path):
     file = tmp_path / "two.py"
     file.write_text("def two(prompt, completion): return 1.0")
     with pytest.raises(ConfigError, match="expected one of three arguments"):
-        Rewards(Function(f"{file}:two"), processes=1)
+        Rewards(RewardFunction(f"{file}:two"), processes=1)
 
 
 def test_failures_have_a_budget(target):
     """So many one after another, or all of a step, end the run with the last one's reason."""
     good, bad = ("p", "a", {"bonus": 0}), ("p", "raise", {"bonus": 0})
-    with Rewards(Function(target), processes=1, max_failures=2) as rewards:
+    with Rewards(RewardFunction(target), processes=1, max_failures=2) as rewards:
         assert [v.failure for v in rewards.judge([bad, good, bad])] == ["error", None, "error"]
         assert rewards.judge([bad, good])[0].failure == "error"  # the second one after another
         with pytest.raises(RewardError, match=r"3 failed one after another.*RuntimeError: no"):
             rewards.judge([good, bad, bad, bad, bad, good])
-    with Rewards(Function(target), processes=1) as rewards:
+    with Rewards(RewardFunction(target), processes=1) as rewards:
         with pytest.raises(RewardError, match=r"all 2 of a step failed.*RuntimeError: no"):
             rewards.judge([bad, bad])
         assert rewards.judge([good]) == [Verdict(1.0)]

@@ -4,7 +4,6 @@ model's."""
 import jax
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
 
 from ziggurat.post.rl.rollouts import draw_seed
 
@@ -43,7 +42,7 @@ def test_log_probabilities_are_those_of_the_model_at_the_temperature(sampler, mo
     for row, (prompt, (completion, _, _)) in enumerate(rows):
         ids = [*prompt, *completion]
         tokens[row, : len(ids)] = ids
-    logits = quick_jit(model.logits)(weights[0], tokens)
+    logits = jax.jit(model.logits)(weights[0], tokens)
     scores = np.asarray(jax.nn.log_softmax(logits / TEMPERATURE))
     for row, (prompt, (completion, log_probs, _)) in enumerate(rows):
         places = np.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)

@@ -165,7 +165,7 @@ def test_a_full_queue_refuses_and_cancelling_frees_it(model, params, tokenizer):
         hold.set()
         assert list(waiting[0]) == []
         assert len(list(waiting[1])) == 200 - len(PROMPT)
-        assert running.timeline.generated_tokens == 1, "it went on after it was cancelled"
+        assert running.timeline.generated_tokens == 1, "it continued after it was cancelled"
         assert waiting[0].timeline.generated_tokens == 0
 
 

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
 
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm import history
@@ -40,7 +39,7 @@ def by_definition(logits, params, prompt, output):
 
 @pytest.fixture(scope="module")
 def load():
-    return quick_jit(history.load)
+    return jax.jit(history.load)
 
 
 def test_shaped_logits_are_those_of_the_definition(load):
@@ -57,7 +56,7 @@ def test_shaped_logits_are_those_of_the_definition(load):
     banned = [[], [0, 69], [], [31, 32], list(range(1, 70)), []]
     words = np.stack([all_but(ids, VOCAB) for ids in banned])
     sampling = SamplingArrays.stack([SamplingRow.of(p) for p in CASES], len(CASES))
-    shaped = quick_jit(history.shape_logits)(
+    shaped = jax.jit(history.shape_logits)(
         logits, kept, np.arange(6, dtype=np.int32), sampling, words
     )
     for row, (params, (prompt, output), ids) in enumerate(zip(CASES, sequences, banned)):
@@ -68,7 +67,7 @@ def test_shaped_logits_are_those_of_the_definition(load):
 
 def test_a_drawn_token_counts_from_the_next_on():
     kept = History.empty(2, VOCAB)
-    step = quick_jit(history.sample_shaped)
+    step = jax.jit(history.sample_shaped)
     logits = np.zeros((2, VOCAB), np.float32)
     logits[:, 4], logits[:, 9] = 1.0, 0.9
     greedy = SamplingParams(temperature=0, frequency_penalty=0.25)

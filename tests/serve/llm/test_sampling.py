@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
 
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.sampling import (
@@ -16,7 +15,7 @@ from ziggurat.serve.llm.sampling import (
 from ziggurat.serve.llm.sampling import kept_tokens as kept_eagerly
 from ziggurat.serve.llm.sampling import sample as sample_eagerly
 
-sample, kept_tokens = quick_jit(sample_eagerly), quick_jit(kept_eagerly)
+sample, kept_tokens = jax.jit(sample_eagerly), jax.jit(kept_eagerly)
 
 CASES = [
     {},

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.quick_jit import quick_jit
 
 from ziggurat.checkpoint import Checkpoints, read_arrays
 from ziggurat.core import config
@@ -104,7 +103,7 @@ def test_draws_are_of_a_row_not_of_its_place(node, batch):
     params = jax.tree.map(
         lambda leaf: 0.1 * jax.random.normal(jax.random.key(1), leaf.shape), model.abstract
     )
-    sums = quick_jit(diffusion(model, node, seed=4))
+    sums = jax.jit(diffusion(model, node, seed=4))
     whole = sums(params, batch, {})
     assert float(whole.weight) == 16
     turned = sums(params, {name: rows[::-1] for name, rows in batch.items()}, {})
@@ -127,7 +126,7 @@ def test_levels_are_drawn_as_declared():
     step, index = jnp.zeros(4096, jnp.int32), jnp.arange(4096)
 
     def sigmas(node):
-        return np.asarray(quick_jit(lambda s, i: flow_levels(node, 0, s, i)[2])(step, index))
+        return np.asarray(jax.jit(lambda s, i: flow_levels(node, 0, s, i)[2])(step, index))
 
     middle = sigmas(FlowMatching())
     assert abs(np.median(middle) - 0.5) < 0.02

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from tests.models.family_cases import ours
-from tests.quick_jit import quick_jit
 
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import MeshConfig, build
@@ -40,8 +39,8 @@ def test_the_models_soft_cap_is_in_the_loss_and_its_gradients():
         log_probs = jax.nn.log_softmax(model.logits(params, tokens, positions, context))
         return -(jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0] * mask).sum()
 
-    found = quick_jit(jax.value_and_grad(lambda p: objective(p, batch, {}).loss))(params)
-    expected = quick_jit(jax.value_and_grad(plain))(params)
+    found = jax.jit(jax.value_and_grad(lambda p: objective(p, batch, {}).loss))(params)
+    expected = jax.jit(jax.value_and_grad(plain))(params)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     wanted = named_leaves(expected[1])
     for name, gradient in named_leaves(found[1]).items():

@@ -24,7 +24,7 @@ BLOCK = 1 << 25
 """Bytes that share one digest."""
 
 
-class Closed(ConnectionError):
+class ConnectionClosed(ConnectionError):
     """The other end went away between two frames."""
 
 
@@ -65,7 +65,7 @@ def receive(
             else:
                 piece = connection.recv(_HEAD.size - len(head))
             if not piece:
-                raise Closed("the other end closed the connection")
+                raise ConnectionClosed("the other end closed the connection")
             head += piece
         magic, size, payload = _HEAD.unpack(head)
         if magic != _MAGIC or size > limit:

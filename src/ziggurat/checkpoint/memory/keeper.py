@@ -55,12 +55,12 @@ class Slot:
         os.close(self.descriptor)
 
 
-class Refused(Exception):
+class KeeperRefusal(Exception):
     """A request that cannot be met; the text goes back to who asked."""
 
 
 class Keeper:
-    """What is kept, and the requests about it. One thread for each connection."""
+    """Snapshots in shared memory, and the requests for them. One thread serves each connection."""
 
     def __init__(self) -> None:
         self.token = secrets.token_hex(32)
@@ -105,7 +105,7 @@ class Keeper:
             return
         try:
             if what not in kinds:
-                raise Refused(f"no such request: {what}")
+                raise KeeperRefusal(f"no such request: {what}")
             if what == "put":
                 reply, opened, view = self._put(connection, payload, **message), [], None
             elif what == "hello":
@@ -114,8 +114,8 @@ class Keeper:
                 reply, opened, view = getattr(self, f"_{what}")(trusted, **message)
         except (ConnectionError, TimeoutError):
             raise
-        except (Refused, MemoryError, OSError, ValueError, KeyError, TypeError) as error:
-            kind = "" if isinstance(error, Refused) else f"{type(error).__name__}: "
+        except (KeeperRefusal, MemoryError, OSError, ValueError, KeyError, TypeError) as error:
+            kind = "" if isinstance(error, KeeperRefusal) else f"{type(error).__name__}: "
             reply, opened, view = {"refused": f"{kind}{error}"}, [], None
         frames.send(connection, reply, view, opened)
 
@@ -173,7 +173,7 @@ class Keeper:
             self._check(owner, header)
             found = [one for one in self._slots.get(owner, []) if one.number == slot]
             if not found:
-                raise Refused("this slot is gone")
+                raise KeeperRefusal("this slot is gone")
             found[0].header = header
         return {}, [], None
 
@@ -191,18 +191,18 @@ class Keeper:
                 self._check(owner, header)
                 slot = self._free_slot(owner, payload, header["step"], keep)
             view = frames.map_memory(slot.descriptor)[:payload]
-        except (Refused, MemoryError, OSError) as error:
+        except (KeeperRefusal, MemoryError, OSError) as error:
             _skip(connection, payload)
-            raise Refused(str(error)) from None
+            raise KeeperRefusal(str(error)) from None
         frames.receive_into(connection, view)
         if payload != header["bytes"] or frames.block_digests(view) != header["blocks"]:
-            raise Refused("the part that came differs from its digests")
+            raise KeeperRefusal("the part that came differs from its digests")
         return self._commit(False, owner, slot.number, header)[0]
 
     def _check(self, owner: int, header: dict[str, Any]) -> None:
         of = header["identity"], header["count"]
         if of != self._identity or header["process"] != owner:
-            raise Refused("a snapshot of another run")
+            raise KeeperRefusal("a snapshot of another run")
 
     def _list(self, trusted: bool) -> tuple[dict[str, Any], list[int], None]:
         with self._guard:
@@ -217,7 +217,7 @@ class Keeper:
                 slot for slot in self._slots.get(owner, []) if slot.header and slot.step == step
             ]
             if not found:
-                raise Refused(f"no part {owner} of step {step} here")
+                raise KeeperRefusal(f"no part {owner} of step {step} here")
             header, descriptor = found[0].header or {}, found[0].descriptor
             if trusted:
                 found[0].lent = True

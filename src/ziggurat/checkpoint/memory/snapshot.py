@@ -42,7 +42,7 @@ class UnsuitableError(CheckpointError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ShardSource:
     """A shard and where its bytes go."""
 
     offset: int
@@ -53,7 +53,7 @@ class Source:
 
 def describe(
     arrays: Mapping[str, PyTree], records: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[Source]]:
+) -> tuple[dict[str, Any], list[ShardSource]]:
     """The header of this process's part (without digests yet), and what is to be copied.
 
     Raises:
@@ -69,7 +69,7 @@ def describe(
                 shape = tuple(stop - start for start, stop in bounds)
                 size = math.prod(shape) * stored.itemsize
                 if size:
-                    sources.append(Source(at, shape, stored, data))
+                    sources.append(ShardSource(at, shape, stored, data))
                     shards.append({"bounds": bounds, "offset": at, "bytes": size})
                     at += -(-size // _ALIGNMENT) * _ALIGNMENT
             leaf = dataclasses.asdict(record)
@@ -77,10 +77,10 @@ def describe(
     return {"items": items, "records": json.loads(records_text(records)), "bytes": at}, sources
 
 
-def copy_into(view: memoryview, sources: Iterable[Source]) -> None:
+def copy_into(view: memoryview, sources: Iterable[ShardSource]) -> None:
     """Copy shards from their devices to their places, with a few threads."""
 
-    def copy(source: Source) -> None:
+    def copy(source: ShardSource) -> None:
         place = np.ndarray(source.shape, source.dtype, view, source.offset)
         np.copyto(place, np.asarray(source.data))
 

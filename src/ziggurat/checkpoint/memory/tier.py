@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _CLOSING_S = 10.0
 
 
-class Memory:
+class MemorySnapshots:
     """The snapshots of one run. All processes make the same calls.
 
     Args:
@@ -314,7 +314,7 @@ class Memory:
             link.close()
 
     def _part(self, step: int) -> tuple[dict[str, Any], memoryview]:
-        """This process's part, from its keeper or from one that has a copy."""
+        """Part of the snapshot that belongs to this process, from its keeper or from a copy's."""
         owner = self.processes.index
         holders = self._holders.get((step, owner), [])
         tries = sorted(holders, key=lambda keeper: keeper != owner)
@@ -340,7 +340,7 @@ class Memory:
         raise problem
 
     def _lose(self, error: Exception) -> None:
-        """Go on without this keeper; the next save starts another."""
+        """Continue without this keeper; the next save starts another."""
         if self._link is not None:
             self._link.close()
         self._link = None
@@ -349,7 +349,7 @@ class Memory:
     def _fail(self, error: CheckpointError) -> None:
         """Say it once, not with every step."""
         if self.error is None or str(self.error) != str(error):
-            _log.error("no snapshot in memory, training goes on: %s", error)
+            _log.error("no snapshot in memory, training continues: %s", error)
         self.error = error
 
 

@@ -95,7 +95,7 @@ def _download(file: SourceFile, path: str) -> None:
 
 
 def _reason(reader: Any) -> str:
-    """What a reader says is wrong; it says so when it is closed."""
+    """Error of a reader, which it reports when it is closed."""
     try:
         reader.close()
     except RuntimeError as error:

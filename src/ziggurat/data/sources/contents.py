@@ -1,5 +1,6 @@
-"""What a record's fields say: a text, a conversation, a prompt with its completion, or one of the
-answers that a record compares or judges.
+"""Contents of a record: a text, a conversation, a prompt with its completion, or an answer.
+
+An answer is one of those that a record compares or judges.
 
 An answer is a text after a prompt that is a text; or one or more messages after a prompt of
 messages, where a text counts as the assistant's message. Without a prompt, the answers of a
@@ -166,7 +167,7 @@ def _whole(turns: Messages, key: str, prompt: Any, other: Any, place: _Place) ->
 
 
 def _record_key(source: Any, get: Get) -> str:
-    """What both answers of a record have in common, so that one is held out with the other."""
+    """Key that the answers of a record share, so that they are held out together."""
     parts = [_prompt(source, get), *(get(view) for view in VIEWS["preference"])]
     return json.dumps(parts, default=str)
 

@@ -30,7 +30,7 @@ class Field:
     """``honoured``: it moves the result as documented. ``inert``: it changes nothing in training,
     in its own format neither. ``refused``: a record with a value under it is an error."""
     fix: str = ""
-    """What to write in place of a refused one."""
+    """Field to write in place of a refused one."""
 
 
 _TOKENS = "give texts or messages, which are tokenised here"
@@ -110,7 +110,7 @@ topics so."""
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Extras:
-    """What a record says beside its document."""
+    """Fields of a record besides its document."""
 
     tools: tuple[Any, ...] | None = None
     """Functions that the assistant may call, as the template gets them."""
@@ -132,7 +132,7 @@ def names_beside(taken: Collection[str]) -> list[str]:
 def beside(
     get: Callable[[str], Any], names: Collection[str], taken: Collection[str], *, prompts: bool
 ) -> Extras:
-    """What a record says beside its document.
+    """Fields of a record besides its document.
 
     Args:
         get: the record's value under a key.

@@ -25,7 +25,7 @@ from ziggurat.core.storage import missing_client
 from ziggurat.data.sources.nodes import HuggingFaceDataset, Source
 
 DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""What reading a damaged file raises; :mod:`zstandard`'s errors are turned into ``EOFError``."""
+"""Errors of reading a damaged file; :mod:`zstandard`'s errors are turned into ``EOFError``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def list_files(source: Source) -> list[SourceFile]:
 
 
 def client_errors() -> tuple[type[Exception], ...]:
-    """What the clients of object stores raise that is no ``OSError``: no credentials, no answer."""
+    """Errors of object-store clients other than ``OSError``: no credentials, no answer."""
     names = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
     return tuple(getattr(sys.modules[m], name) for m, name in names if m in sys.modules)
 

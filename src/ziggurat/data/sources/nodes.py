@@ -19,11 +19,14 @@ Content = Literal[
     "desirable",
     "undesirable",
 ]
-"""What a record holds: a text, all of it learned; a conversation, of which the assistant's turns
-are learned; a prompt and its completion, of which the completion is. ``preference`` is a prompt
-with a chosen and a rejected answer, and ``labelled`` a prompt with an answer that a label calls
-good or bad: objectives that compare answers take them. One answer of each alone is a document like
-any other: ``chosen``, ``rejected``, ``desirable``, ``undesirable``."""
+"""Content of a record, which decides what is learned.
+
+``text``: all of it. A conversation: the assistant's turns. A prompt and its completion: the
+completion. ``preference`` is a prompt with a chosen and a rejected answer, and ``labelled`` a
+prompt with an answer that a label calls good or bad; objectives that compare answers take them. One
+answer of each alone is a document like any other: ``chosen``, ``rejected``, ``desirable``,
+``undesirable``.
+"""
 
 VIEWS = {"preference": ("chosen", "rejected"), "labelled": ("desirable", "undesirable")}
 """The two kinds of documents in records that hold several answers."""
@@ -40,7 +43,7 @@ PROMPTS: tuple[str, ...] = ("prompt", "messages")
 
 @config.node
 class _Source:
-    """What all sources have."""
+    """Settings that all sources share."""
 
     path: str
     """Where it lies: a file, or a directory with several."""
@@ -49,7 +52,7 @@ class _Source:
     max_documents: int | None = None
     """Stop after this many documents, in order."""
     on_error: Literal["raise", "skip"] = "raise"
-    """What a damaged record does: stop, or be left out and counted."""
+    """Action on a damaged record: stop, or leave it out and count it."""
 
     def __post_init__(self) -> None:
         config.require(bool(self.path), "path", self.path, "a file or directory")
@@ -77,7 +80,7 @@ class _Records(_Source):
     """A source whose records have several fields."""
 
     content: Content = "text"
-    """What a record holds, and with it what is learned."""
+    """Content of a record, which decides what is learned."""
     completion: str | None = None
     """Field of the completion, by default ``completion``."""
 
@@ -200,7 +203,7 @@ def key_of(source: Any) -> str:
 
 
 def completion_of(source: Any) -> str:
-    """The same for the completion."""
+    """Name of the field with the completion."""
     return source.completion or "completion"
 
 

@@ -117,7 +117,7 @@ def _read_source(source: Source, report: ReadReport) -> Iterator[Document]:
 
 
 def records(source: Any, piece: Piece) -> Records:
-    """What stands in one piece of a source.
+    """Records of one piece of a source.
 
     Raises:
         DataError: the file cannot be reached, or a column is missing.

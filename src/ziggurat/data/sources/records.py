@@ -38,18 +38,20 @@ class Document:
     turns: tuple[int, ...] | None = None
     """Numbers of the messages that are learned; None means all of the assistant's."""
     tools: tuple[Any, ...] | None = None
-    """What the assistant may call, as its template gets it."""
+    """Tools that the assistant may call, as the chat template takes them."""
     variables: Mapping[str, Any] | None = None
     """Further variables of the template."""
     margin: float | None = None
     """Of a compared answer: by how much the chosen one should score more."""
     key: str | None = None
-    """What its identity is a hash of; the text if not given."""
+    """Text whose hash is the identity; the document's text if not given."""
 
     @property
     def identity(self) -> int:
-        """What tells the document from others by its content alone, 64 bits: the same under every
-        path and every tokenizer. The answers of one record have one identity."""
+        """Hash of the document's content, 64 bits: equal under every path and every tokenizer.
+
+        The answers of one record share one identity.
+        """
         content = self.text if self.key is None else self.key
         return xxhash.xxh3_64_intdigest(content.encode("utf-8", "surrogatepass"))
 
@@ -61,11 +63,12 @@ class Damaged:
     file: str
     """The file, named as the run file names it."""
     record: int | None
-    """Its number in the file, or in the range of the file that was read; None for all of it."""
+    """Number of the record in the file, or in the range that was read; ``None`` for the whole
+    file."""
     found: str
     expected: str
     word: str = "line"
-    """What a record of this kind of file is called."""
+    """Name of a record in this kind of file."""
 
     def error(self, shift: int = 0) -> DataError:
         """The error that names it; ``shift`` is the number of records before the range."""
@@ -84,7 +87,7 @@ class Blank:
 BLANK = Blank()
 
 Record = Document | Damaged | Blank | None
-"""What stands at one place of a file; None is a record with nothing to learn in it."""
+"""Record at one place of a file; ``None`` is a record with nothing to learn in it."""
 
 Records = Iterator[tuple[int, Record]]
 """Numbers from 1, counted in the piece that is read, and what stands there."""
@@ -92,7 +95,7 @@ Records = Iterator[tuple[int, Record]]
 
 @dataclasses.dataclass
 class ReadReport:
-    """What reading left out."""
+    """Records that reading left out."""
 
     documents: int = 0
     """Documents read."""
@@ -107,7 +110,7 @@ class ReadReport:
 
 
 class Fault(Exception):
-    """What is wrong with a record: what was found, and what was expected."""
+    """Fault of a record: what was found, and what was expected."""
 
     def __init__(self, found: object, expected: str):
         self.found, self.expected = " ".join(str(found).split()), expected

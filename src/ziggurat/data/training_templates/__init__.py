@@ -39,7 +39,7 @@ FAMILIES = (
 )
 """Names of the templates. ``gemma`` is Gemma 2's too, ``llama3_2`` that of later Llama 3."""
 REWRITING = frozenset({"qwen3"})
-"""Those that render earlier answers otherwise than the template that they stand for."""
+"""Templates that render earlier answers otherwise than the template that they replace."""
 
 _SYSTEM = {"role": "system", "content": "Be brief."}
 _ASKED = {"role": "user", "content": "Which?"}

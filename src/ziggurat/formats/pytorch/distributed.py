@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from ziggurat.core.errors import CheckpointError
-from ziggurat.formats.pytorch.names import Record, Refused, TensorView, sizes_of
+from ziggurat.formats.pytorch.names import PickledObject, TensorView, UnlistedGlobal, sizes_of
 from ziggurat.formats.pytorch.pickle_reader import read_pickle
 from ziggurat.formats.pytorch.writer import (
-    Call,
     Global,
+    PickledCall,
     Shifted,
     encode,
     tensor_value,
@@ -75,19 +75,19 @@ class _Checkpoint:
         self._maps: dict[str, np.ndarray] = {}
         where = str(path / METADATA)
         root = read_pickle(map_file(path / METADATA).tobytes(), where)
-        if not isinstance(root, Record) or _kind(root) != "Metadata":
+        if not isinstance(root, PickledObject) or _kind(root) != "Metadata":
             raise CheckpointError(
                 f"{where}", found=type(root).__name__, expected="metadata of a DCP checkpoint"
             )
         self.entries: dict[str, Any] = self._fields(root, "state_dict_metadata", dict)
-        self._places: dict[_Place, Record] = self._fields(root, "storage_data", dict)
+        self._places: dict[_Place, PickledObject] = self._fields(root, "storage_data", dict)
         if not all(isinstance(name, str) for name in self.entries):
             raise self._damaged("a tensor whose name is no text")
 
-    def tensor(self, name: str, entry: Record) -> LazyTensor:
+    def tensor(self, name: str, entry: PickledObject) -> LazyTensor:
         """A tensor whose chunks fill it, each once."""
         shape = self._sizes(entry, "size")
-        properties = self._fields(entry, "properties", Record)
+        properties = self._fields(entry, "properties", PickledObject)
         dtype = (properties.state or (properties.fields.get("dtype"),))[0]
         if not isinstance(dtype, np.dtype):
             raise self._damaged(f"tensor {name} without a type that NumPy can hold")
@@ -134,7 +134,7 @@ class _Checkpoint:
                 _log.warning("%s: left out the value %s: %s", self.path, printable(name), error)
         return {name: one.get("", one) for name, one in found.items()}
 
-    def _chunk(self, name: str, chunk: _Chunk, place: Record, dtype: np.dtype) -> LazyTensor:
+    def _chunk(self, name: str, chunk: _Chunk, place: PickledObject, dtype: np.dtype) -> LazyTensor:
         archive = self._archive(name, place)
         view = archive.value()
         expected = chunk.sizes, dtype
@@ -146,10 +146,10 @@ class _Checkpoint:
             raise self._damaged(f"{name} at {chunk.offsets} over a smaller storage")
         return archive.tensor(view)
 
-    def _place(self, name: str, chunk: _Chunk) -> Record:
+    def _place(self, name: str, chunk: _Chunk) -> PickledObject:
         return self._find((name, chunk.offsets))
 
-    def _find(self, key: _Place) -> Record:
+    def _find(self, key: _Place) -> PickledObject:
         place = self._places.get(key)
         if place is None:
             raise self._damaged(f"no place for {key[0]} at {key[1]}")
@@ -159,7 +159,7 @@ class _Checkpoint:
             )
         return place
 
-    def _archive(self, name: str, place: Record) -> TorchZip:
+    def _archive(self, name: str, place: PickledObject) -> TorchZip:
         file = self._fields(place, "relative_path", str)
         offset, length = self._fields(place, "offset", int), self._fields(place, "length", int)
         if file not in self._maps:
@@ -186,7 +186,7 @@ class _Checkpoint:
                 raise self._damaged(f"chunks of tensor {name} that overlap")
 
     def _fields(self, record: Any, key: str, kind: type) -> Any:
-        value = record.fields.get(key) if isinstance(record, Record) else None
+        value = record.fields.get(key) if isinstance(record, PickledObject) else None
         if not isinstance(value, kind):
             raise self._damaged(f"no {key} of type {kind.__name__} in {METADATA}")
         return value
@@ -194,7 +194,7 @@ class _Checkpoint:
     def _sizes(self, record: Any, key: str) -> tuple[int, ...]:
         try:
             return sizes_of(self._fields(record, key, tuple))
-        except Refused as error:
+        except UnlistedGlobal as error:
             raise self._damaged(f"{key} with {error}") from None
 
     def _damaged(self, found: str, expected: str = "a whole checkpoint") -> CheckpointError:
@@ -204,7 +204,7 @@ class _Checkpoint:
 
 
 def _kind(record: Any) -> str:
-    return record.name.rpartition(".")[2] if isinstance(record, Record) else ""
+    return record.name.rpartition(".")[2] if isinstance(record, PickledObject) else ""
 
 
 def write_distributed(directory: Path, tensors: Mapping[str, Any]) -> None:
@@ -238,14 +238,14 @@ def write_distributed(directory: Path, tensors: Mapping[str, Any]) -> None:
 
 
 def _properties(name: str, dtype: np.dtype) -> tuple:
-    layout = Call("torch.serialization._get_layout", ("torch.strided",))
-    memory_format = Call(f"{_MODULE}.metadata._MEM_FORMAT_ENCODING", (0,))
+    layout = PickledCall("torch.serialization._get_layout", ("torch.strided",))
+    memory_format = PickledCall(f"{_MODULE}.metadata._MEM_FORMAT_ENCODING", (0,))
     return Global(f"torch.{type_name(name, dtype)}"), layout, False, memory_format, False
 
 
-def _size(sizes: tuple[int, ...]) -> Call:
-    return Call("torch.Size", (sizes,))
+def _size(sizes: tuple[int, ...]) -> PickledCall:
+    return PickledCall("torch.Size", (sizes,))
 
 
-def _record(name: str, state: Any) -> Call:
-    return Call(f"{_MODULE}.{name}", (), state)
+def _record(name: str, state: Any) -> PickledCall:
+    return PickledCall(f"{_MODULE}.{name}", (), state)

@@ -60,7 +60,7 @@ _MOST_DIMENSIONS = 32
 _MOST_EXPANDED = 1 << 28
 
 
-class Refused(Exception):
+class UnlistedGlobal(Exception):
     """A pickle asks for something that is not on the lists; the text names it."""
 
 
@@ -105,7 +105,7 @@ class TensorView:
     """Elements."""
 
 
-class Record:
+class PickledObject:
     """An object of a class on the list, as its fields."""
 
     def __init__(self, name: str, fields: dict[str, Any] | None = None):
@@ -120,7 +120,7 @@ class Record:
         elif isinstance(state, tuple):
             self.state = state
         else:
-            raise Refused(f"{self.name} with state {type(state).__name__}")
+            raise UnlistedGlobal(f"{self.name} with state {type(state).__name__}")
 
 
 class NumpyArray:
@@ -132,28 +132,28 @@ class NumpyArray:
         _version, shape, dtype, fortran, data = state
         count = math.prod(sizes_of(shape))
         if not isinstance(dtype, np.dtype) or not isinstance(data, bytes):
-            raise Refused("a numpy array that is not plain numbers")
+            raise UnlistedGlobal("a numpy array that is not plain numbers")
         if len(data) != count * dtype.itemsize:
-            raise Refused("a numpy array whose data has another size")
+            raise UnlistedGlobal("a numpy array whose data has another size")
         array = np.frombuffer(data, dtype)
         self.value = array.reshape(shape, order="F" if fortran else "C")
 
 
 def storage_of(identifier: Any) -> Storage:
-    """What a persistent identifier of ``torch.save`` stands for."""
+    """Storage behind a persistent identifier of ``torch.save``."""
     if not (isinstance(identifier, tuple) and len(identifier) == 5 and identifier[0] == "storage"):
-        raise Refused("a persistent identifier that is no storage")
+        raise UnlistedGlobal("a persistent identifier that is no storage")
     _, kind, key, _location, count = identifier
     if not isinstance(kind, StorageType) or not isinstance(key, str) or not re.fullmatch(
         r"\w{1,64}", key
     ):  # fmt: skip
-        raise Refused(f"a storage of key {_shown(key)}")
+        raise UnlistedGlobal(f"a storage of key {_shown(key)}")
     return Storage(key, kind.dtype, _size(count))
 
 
 def _tensor_v2(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> TensorView:
     if not isinstance(storage, Storage) or storage.dtype is None:
-        raise Refused("a tensor without a typed storage")
+        raise UnlistedGlobal("a tensor without a typed storage")
     return _view(storage, storage.dtype, offset, size, stride)
 
 
@@ -161,49 +161,49 @@ def _tensor_v3(
     storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
 ) -> TensorView:
     if not isinstance(storage, Storage) or not isinstance(dtype, np.dtype):
-        raise Refused("a tensor without storage and type")
+        raise UnlistedGlobal("a tensor without storage and type")
     return _view(storage, dtype, offset, size, stride)
 
 
 def _view(storage: Storage, dtype: np.dtype, offset: Any, size: Any, stride: Any) -> TensorView:
     shape, strides, offset = sizes_of(size), sizes_of(stride), _size(offset)
     if len(shape) != len(strides):
-        raise Refused(f"a tensor of {len(shape)} dimensions with {len(strides)} strides")
+        raise UnlistedGlobal(f"a tensor of {len(shape)} dimensions with {len(strides)} strides")
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides))
     if 0 not in shape and (last + 1) * dtype.itemsize > storage.nbytes:
-        raise Refused(
+        raise UnlistedGlobal(
             f"a tensor that ends at element {last + 1} of a storage of "
             f"{storage.nbytes // dtype.itemsize}"
         )
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes > max(storage.nbytes, _MOST_EXPANDED):
-        raise Refused(f"a tensor of {nbytes} bytes over a storage of {storage.nbytes}")
+        raise UnlistedGlobal(f"a tensor of {nbytes} bytes over a storage of {storage.nbytes}")
     return TensorView(storage, dtype, offset, shape, strides)
 
 
 def _parameter(tensor: Any, *_: Any) -> Any:
     if not isinstance(tensor, TensorView):
-        raise Refused(f"a parameter of {type(tensor).__name__}")
+        raise UnlistedGlobal(f"a parameter of {type(tensor).__name__}")
     return tensor
 
 
 def _numpy_dtype(code: Any, *_: Any) -> np.dtype:
     if not isinstance(code, str) or not re.fullmatch(r"[<|=]?[?biufc]\d{0,2}", code):
-        raise Refused(f"numpy type {_shown(code)}")
+        raise UnlistedGlobal(f"numpy type {_shown(code)}")
     return np.dtype(code)
 
 
 def _numpy_scalar(dtype: Any, data: Any) -> Any:
     if not isinstance(dtype, np.dtype) or not isinstance(data, bytes):
-        raise Refused("a numpy scalar that is no number")
+        raise UnlistedGlobal("a numpy scalar that is no number")
     if len(data) != dtype.itemsize:
-        raise Refused("a numpy scalar of another size")
+        raise UnlistedGlobal("a numpy scalar of another size")
     return np.frombuffer(data, dtype)[0].item()
 
 
 def _encode(text: Any, encoding: Any = "utf-8") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "utf-8", "ascii"):
-        raise Refused("_codecs.encode of anything but text")
+        raise UnlistedGlobal("_codecs.encode of anything but text")
     return text.encode(encoding)
 
 
@@ -218,7 +218,7 @@ def _default_mapping(_factory: Any = None, *pairs: Any) -> dict:
 def _pairs(value: Any) -> list:
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, (list, tuple)):
-        raise Refused("a dictionary of " + type(value).__name__)
+        raise UnlistedGlobal("a dictionary of " + type(value).__name__)
     return [(as_key(key), entry) for key, entry in pairs]
 
 
@@ -226,15 +226,15 @@ def as_key(value: Any) -> Any:
     """A dictionary's key that costs little to hash: text, a number, or a place in a tensor."""
     if isinstance(value, (str, int, float, bytes, bool, type(None))):
         return value
-    if isinstance(value, Record) and value.name.endswith("MetadataIndex"):
+    if isinstance(value, PickledObject) and value.name.endswith("MetadataIndex"):
         offset = value.fields.get("offset")
         return (str(value.fields.get("fqn")), None if offset is None else sizes_of(offset))
-    raise Refused(f"a dictionary's key of type {type(value).__name__}")
+    raise UnlistedGlobal(f"a dictionary's key of type {type(value).__name__}")
 
 
 def _sequence(value: Any = ()) -> list:
     if not isinstance(value, (list, tuple)):
-        raise Refused("a collection of " + type(value).__name__)
+        raise UnlistedGlobal("a collection of " + type(value).__name__)
     return list(value)
 
 
@@ -248,13 +248,13 @@ def _device(*parts: Any) -> str:
 
 def _number(value: Any = 0, *_: Any) -> Any:
     if not isinstance(value, (int, float, str)):
-        raise Refused(f"a number of {type(value).__name__}")
+        raise UnlistedGlobal(f"a number of {type(value).__name__}")
     return value
 
 
 def _first_text(value: Any = "", *_: Any) -> str:
     if not isinstance(value, (str, int)):
-        raise Refused(f"text of {type(value).__name__}")
+        raise UnlistedGlobal(f"text of {type(value).__name__}")
     return str(value)
 
 
@@ -265,14 +265,14 @@ def _shown(value: Any) -> str:
 
 def _size(value: Any) -> int:
     if not isinstance(value, int) or not 0 <= value < 1 << 62:
-        raise Refused(f"size {_shown(value)}")
+        raise UnlistedGlobal(f"size {_shown(value)}")
     return value
 
 
 def sizes_of(values: Any) -> tuple[int, ...]:
     """Sizes, offsets or strides, which are never negative."""
     if not isinstance(values, (tuple, list)) or len(values) > _MOST_DIMENSIONS:
-        raise Refused(f"sizes of type {type(values).__name__}")
+        raise UnlistedGlobal(f"sizes of type {type(values).__name__}")
     return tuple(map(_size, values))
 
 
@@ -295,7 +295,7 @@ RECORDS = frozenset(
         "types.SimpleNamespace",
     }
 )
-"""Classes whose objects become a :class:`Record`."""
+"""Classes whose objects become a :class:`PickledObject`."""
 
 VALUES: dict[str, Any] = {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
 VALUES |= {f"torch.{name}": StorageType(DTYPES[dtype]) for name, dtype in STORAGES.items()}
@@ -341,5 +341,5 @@ BUILDERS: dict[str, Callable[..., Any]] = {
     **{f"{module}._reconstruct": lambda *_: NumpyArray() for module in _NUMPY},
     **{f"{module}.scalar": _numpy_scalar for module in _NUMPY},
 }
-BUILDERS |= {name: (lambda *_, name=name: Record(name)) for name in RECORDS}
+BUILDERS |= {name: (lambda *_, name=name: PickledObject(name)) for name in RECORDS}
 """Names that something is built with, and what it becomes."""

@@ -26,9 +26,9 @@ from ziggurat.formats.pytorch.names import (
     VALUES,
     Name,
     NumpyArray,
-    Record,
-    Refused,
+    PickledObject,
     TensorView,
+    UnlistedGlobal,
     as_key,
     storage_of,
 )
@@ -54,7 +54,7 @@ def read_pickle(data: bytes, where: str) -> Any:
         where: what it is part of, for errors.
 
     Returns:
-        Plain values, :class:`TensorView` for tensors, :class:`Record` for known classes.
+        Plain values, :class:`TensorView` for tensors, :class:`PickledObject` for known classes.
 
     Raises:
         CheckpointError: the pickle names something else, or is damaged.
@@ -66,7 +66,7 @@ def read_pickle(data: bytes, where: str) -> Any:
                 break
             machine.step(opcode.name, argument)
         (value,) = machine.stack
-    except Refused as error:
+    except UnlistedGlobal as error:
         raise CheckpointError(
             what,
             found=printable(error),
@@ -97,7 +97,7 @@ class _Machine:
         elif name not in _NOTHING:
             action = _ACTIONS.get(name)
             if action is None:
-                raise Refused(f"opcode {name}")
+                raise UnlistedGlobal(f"opcode {name}")
             action(self, argument)
 
     def to_mark(self) -> list[Any]:
@@ -112,7 +112,7 @@ class _Machine:
     def top(self, kind: type | tuple[type, ...]) -> Any:
         value = self.stack[-1]
         if not isinstance(value, kind):
-            raise Refused(f"an opcode for another type than {type(value).__name__}")
+            raise UnlistedGlobal(f"an opcode for another type than {type(value).__name__}")
         return value
 
     def put(self, index: Any) -> None:
@@ -130,41 +130,41 @@ class _Machine:
         elif dotted in BUILDERS:
             self.stack.append(Name(dotted))
         else:
-            raise Refused(dotted[:200])
+            raise UnlistedGlobal(dotted[:200])
 
     def stack_name(self, _: Any) -> None:
         last = self.stack.pop()
         module = self.stack.pop()
         if not (isinstance(last, str) and isinstance(module, str)):
-            raise Refused("a name that is not text")
+            raise UnlistedGlobal("a name that is not text")
         self.name(f"{module} {last}")
 
     def call(self, _: Any) -> None:
         arguments = self.stack.pop()
         function = self.stack.pop()
         if not isinstance(function, Name) or not isinstance(arguments, tuple):
-            raise Refused(f"a call of {type(function).__name__}")
+            raise UnlistedGlobal(f"a call of {type(function).__name__}")
         try:
             self.stack.append(BUILDERS[function.text](*arguments))
         except (TypeError, ValueError) as error:
-            raise Refused(f"{function.text} with other arguments ({error})") from None
+            raise UnlistedGlobal(f"{function.text} with other arguments ({error})") from None
 
     def build(self, _: Any) -> None:
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, (Record, NumpyArray)):
+        if isinstance(target, (PickledObject, NumpyArray)):
             target.build(state)
         elif isinstance(target, np.dtype):
             if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "="):
-                raise Refused("a numpy type of another byte order")
+                raise UnlistedGlobal("a numpy type of another byte order")
         elif not isinstance(target, (dict, list, TensorView)):
             # of those, attributes beside the content (a module's versions) are left out
-            raise Refused(f"state for {type(target).__name__}")
+            raise UnlistedGlobal(f"state for {type(target).__name__}")
 
     def set_items(self, pairs: list[Any]) -> None:
         target = self.top(dict)
         if len(pairs) % 2:
-            raise Refused("a key without a value")
+            raise UnlistedGlobal("a key without a value")
         for key, value in zip(pairs[::2], pairs[1::2]):
             target[as_key(key)] = value
 
@@ -191,7 +191,7 @@ class _Machine:
 
     def tuple_of(self, count: int) -> None:
         if len(self.stack) < count:
-            raise Refused("a tuple of values that are not there")
+            raise UnlistedGlobal("a tuple of values that are not there")
         self.stack[-count:] = [tuple(self.stack[-count:])]
 
 

@@ -2,7 +2,7 @@
 tensors, and the zip around them. ``torch.load`` reads them with ``weights_only=True``.
 
 >>> from ziggurat.formats.pytorch.pickle_reader import read_pickle
->>> read_pickle(encode({"size": Call("torch.Size", ((2, 3),)), "n": [1, -1, 2**40]}), "here")
+>>> read_pickle(encode({"size": PickledCall("torch.Size", ((2, 3),)), "n": [1, -1, 2**40]}), "here")
 {'size': (2, 3), 'n': [1, -1, 1099511627776]}
 """
 
@@ -39,8 +39,8 @@ class Global:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """What ``name(*arguments)`` gives, or a new object of that class with a state.
+class PickledCall:
+    """Pickled call ``name(*arguments)``, or a new object of that class with a state.
 
     Each is a key of its own, whatever it holds.
     """
@@ -94,7 +94,7 @@ def _put(out: io.BytesIO, value: Any) -> None:
         _put(out, value.identifier)
         out.write(b"Q")
     else:
-        assert isinstance(value, Call), value
+        assert isinstance(value, PickledCall), value
         _put(out, Global(value.name))
         _put(out, value.arguments)
         out.write(b"R" if value.state is None else b"\x81")
@@ -117,18 +117,18 @@ def type_name(where: str, dtype: np.dtype) -> str:
     return name
 
 
-def tensor_value(name: str, key: str, shape: Sequence[int], dtype: np.dtype) -> Call:
+def tensor_value(name: str, key: str, shape: Sequence[int], dtype: np.dtype) -> PickledCall:
     """The pickled form of a contiguous tensor that fills storage ``key``."""
     kind = type_name(name, dtype)
     count = int(np.prod(shape, dtype=np.int64))
     strides = tuple(int(np.prod(shape[i + 1 :], dtype=np.int64)) for i in range(len(shape)))
-    rest = (0, tuple(map(int, shape)), strides, False, Call("collections.OrderedDict"))
+    rest = (0, tuple(map(int, shape)), strides, False, PickledCall("collections.OrderedDict"))
     if kind in _STORAGE_OF:
         storage = Persistent(("storage", Global(f"torch.{_STORAGE_OF[kind]}"), key, "cpu", count))
-        return Call("torch._utils._rebuild_tensor_v2", (storage, *rest))
+        return PickledCall("torch._utils._rebuild_tensor_v2", (storage, *rest))
     untyped = Global("torch.storage.UntypedStorage")
     storage = Persistent(("storage", untyped, key, "cpu", count * dtype.itemsize))
-    return Call("torch._utils._rebuild_tensor_v3", (storage, *rest, Global(f"torch.{kind}")))
+    return PickledCall("torch._utils._rebuild_tensor_v3", (storage, *rest, Global(f"torch.{kind}")))
 
 
 def write_archive(

@@ -17,7 +17,7 @@ from ziggurat.core.errors import CheckpointError
 from ziggurat.formats.pytorch.names import (
     Name,
     NumpyArray,
-    Record,
+    PickledObject,
     Storage,
     StorageType,
     TensorView,
@@ -99,7 +99,7 @@ class TorchZip:
             raise self._damaged("big-endian values", "little-endian values")
 
     def value(self) -> Any:
-        """What was saved, with :class:`TensorView` for tensors."""
+        """Saved value, with :class:`TensorView` for tensors."""
         return read_pickle(self._bytes(self._root + "data.pkl"), self.where)
 
     def contents(self) -> tuple[dict[str, LazyTensor], dict[str, Any]]:
@@ -208,7 +208,7 @@ class _Walk:
             return self._take(path, self.archive.tensor(value))
         if isinstance(value, NumpyArray) and value.value is not None:
             return self._take(path, LazyTensor.of(value.value))
-        if isinstance(value, Record):
+        if isinstance(value, PickledObject):
             value = value.fields
         if isinstance(value, dict):
             rest = {str(k): self.visit(v, (*path, str(k)), depth + 1) for k, v in value.items()}

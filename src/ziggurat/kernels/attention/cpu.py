@@ -51,7 +51,7 @@ def cpu_attention(
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
 ) -> Float[Array, "b t h z"]:
-    """The same as the reference, except that a query that sees no key gives 0, with gradient 0.
+    """Attention of the C++ kernel; a query that sees no key gives 0, with gradient 0.
 
     Raises:
         ConfigError: the kernel is not built, or not for this platform, type, mask or sharding.

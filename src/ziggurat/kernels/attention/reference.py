@@ -42,8 +42,10 @@ def grouped_attention(
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
 ) -> Float[Array, "b t h z"]:
-    """The same without repeating keys: batch dimensions lead and query groups join the rows, so
-    that both products are plain batched matrix products ``[b, k] x [g*t, c] x [c, s]``."""
+    """Attention without repeated keys: batch dimensions lead, and query groups join the rows.
+
+    Each matrix multiplication is then a plain batched one, ``[b, k] x [g*t, c] x [c, s]``.
+    """
     b, t, h, c = query.shape
     k = key.shape[2]
     g = h // k
@@ -69,9 +71,11 @@ def blocked_attention(
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
 ) -> Float[Array, "b t h z"]:
-    """The same for aligned masks, block by block of queries, each against only the keys that it can
-    see: nearly half the products and half the scores. On XLA:CPU forward and backward together
-    are about 1.4 times as fast (``benchmarks/attention.py``)."""
+    """Attention for aligned masks by blocks of queries, each against only the keys that it can see.
+
+    It computes nearly half of the multiplications and half of the scores. On XLA:CPU forward and
+    backward together are about 1.4 times as fast (``benchmarks/attention.py``).
+    """
     length = query.shape[1]
     size = max(SMALLEST_BLOCK, -(-length // MOST_BLOCKS))
     outputs = []

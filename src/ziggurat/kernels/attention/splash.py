@@ -36,8 +36,9 @@ def splash_attention(
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
 ) -> Float[Array, "b t h z"]:
-    """The same as the reference for aligned causal masks; on another platform than TPU through
-    Pallas's interpreter, which is for tests.
+    """Attention by Pallas' splash kernel, for aligned causal masks.
+
+    On platforms other than TPU it runs in Pallas's interpreter, which is for tests.
 
     Raises:
         ConfigError: another mask, rows not whole on a device, or no multiple of 128 tokens.

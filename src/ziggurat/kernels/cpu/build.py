@@ -47,7 +47,7 @@ class Level(NamedTuple):
     machine: str
     """As ``platform.machine()`` says it."""
     features: frozenset[str]
-    """What the CPU must have, in the words of ``/proc/cpuinfo``."""
+    """CPU features that the level needs, in the words of ``/proc/cpuinfo``."""
     flags: tuple[str, ...]
 
 

@@ -26,14 +26,14 @@ _LOCK = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Library:
-    """What came of looking for the library."""
+    """Library of C++ kernels, or the reason why there is none."""
 
     path: Path | None
     """The library that is loaded, if any."""
     level: str | None
-    """Its level."""
+    """Instruction-set level of the library."""
     targets: frozenset[str]
-    """Its operations, by name."""
+    """Names of the library's operations."""
     why_not: str
     """Why none is loaded, and what to do; empty when one is."""
     threads: int = 0

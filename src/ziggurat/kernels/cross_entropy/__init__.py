@@ -76,7 +76,7 @@ def linear_cross_entropy(
         chunk_tokens: tokens whose logits ``[chunk_tokens, v]`` (float32) exist at once, over all
             devices together.
         implementation: ``auto``, or a name of :data:`IMPLEMENTATIONS`.
-        compute_dtype: of the operands of the matrix products, default that of ``hidden``. Products
+        compute_dtype: of the operands of the matmuls, default that of ``hidden``. Matmuls
             accumulate, and everything else is computed, in float32.
         token_shards: number of equal parts in which the tokens are sharded over devices. With 1 a
             gradient of ``weight`` is summed over devices in every chunk; with the true number each
@@ -117,7 +117,7 @@ def linear_log_probs(
     notation of :func:`linear_cross_entropy`; float32, nats.
 
     For objectives that are not a weighted sum of tokens' losses, such as preference or policy
-    gradients. Its gradient needs one matrix product more than :func:`linear_cross_entropy`, because
+    gradients. Its gradient needs one matmul more than :func:`linear_cross_entropy`, because
     the logits are computed again in the backward pass. A target outside ``[0, v)`` gives NaN:
     replace what is masked out by ``jnp.where``, not by multiplication.
 

@@ -3,8 +3,8 @@
 The loss is a scalar, so its gradient up to a factor is known before the backward pass begins. While
 a chunk's logits ``[c, v]`` are at hand, this code also turns them into the chunk's gradient of
 ``hidden`` and adds to the gradient of ``weight``; the backward pass only multiplies both by the
-incoming scalar. That is three matrix products of ``n * v * d`` in all, and at most one chunk of
-logits is alive. Without differentiation only the loss is computed (one product).
+incoming scalar. That is three matmuls of ``n * v * d`` in all, and at most one chunk of
+logits is alive. Without differentiation only the loss is computed (one matmul).
 
 Method: Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training",
 https://arxiv.org/abs/2410.10989, section 3.2 (fused linear cross-entropy).
@@ -47,7 +47,7 @@ class TokenStatistics(NamedTuple):
 
 
 Scan = Callable[..., tuple[TokenStatistics, Array | None, Array | None]]
-"""What :func:`scan_chunks` is."""
+"""Type of :func:`scan_chunks`."""
 
 
 def split(n: int, options: Options) -> tuple[int, int]:
@@ -240,7 +240,7 @@ def summed(
     options: Options,
     scan: Scan,
 ) -> LinearCrossEntropy:
-    """The same by any function that does what :func:`scan_chunks` does."""
+    """Gradients by a function of the type of :func:`scan_chunks`."""
     result: Any = _cross_entropy(hidden, weight, targets, weights, options, scan)
     loss, *reports = result
     return LinearCrossEntropy(loss, *(jax.lax.stop_gradient(x) for x in reports))
@@ -291,6 +291,6 @@ def each_log_prob(
     options: Options,
     scan: Scan,
 ) -> Float[Array, " n"]:
-    """The same by any function that does what :func:`scan_chunks` does."""
+    """Statistics by a function of the type of :func:`scan_chunks`."""
     result: Any = _log_probs(hidden, weight, targets, options, scan)
     return result

@@ -83,7 +83,7 @@ def _scan(
     want_hidden: bool,
     want_weight: bool,
 ) -> tuple[TokenStatistics, Float[Array, "n d"] | None, Float[Array, "v d"] | None]:
-    """What :func:`scan_chunks` gives."""
+    """Results of :func:`scan_chunks`, by the C++ kernel."""
     log_prob, log_normalizer, correct, d_hidden, d_weight = _call(
         hidden,
         weight,

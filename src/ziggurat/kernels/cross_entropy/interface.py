@@ -1,4 +1,4 @@
-"""What every implementation of the linear cross-entropy takes and returns."""
+"""Interface of the linear cross-entropy: arguments and results of every implementation."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class LinearCrossEntropy(NamedTuple):
     """
 
     loss: Float[Array, ""]
-    """What to minimise, ``nll + z_loss``; float32, nats."""
+    """Loss to minimise, ``nll + z_loss``; float32, nats."""
     nll: Float[Array, ""]
     """Sum of ``weights * -log p(target)``; float32, nats."""
     z_loss: Float[Array, ""]

@@ -1,4 +1,4 @@
-"""Grouped matrix product: rows sorted by expert, each times its own expert's matrix; the dispatch
+"""Grouped matmul: rows sorted by expert, each times its own expert's matrix; the dispatch
 point for kernels over stacks of expert weights.
 
 >>> import jax.numpy as jnp
@@ -43,7 +43,7 @@ PREFERRED: dict[str, str] = {
     "tpu": "ragged",
     PORTABLE: "blocked",
 }
-"""What ``auto`` means on each platform that a program is for."""
+"""Implementation that ``auto`` selects, by the platform that a program is compiled for."""
 
 
 def grouped_matmul(
@@ -56,7 +56,7 @@ def grouped_matmul(
     r"""Every row times the matrix of its group, :math:`y_i = x_i W_{g(i)}`; nothing is dropped.
 
     ``ragged`` is ``jax.lax.ragged_dot``, which has kernels on TPU and GPU. XLA:CPU expands it to
-    every row times every matrix; ``blocked`` does there only the products that are asked for, and
+    every row times every matrix; ``blocked`` computes only the matmuls that are needed, and
     reads only the matrices that have rows (``benchmarks/grouped_matmul.py``).
 
     Args:
@@ -68,8 +68,8 @@ def grouped_matmul(
         implementation: ``auto``, or a name of :data:`IMPLEMENTATIONS`.
 
     Returns:
-        The products, accumulated in float32, in the type of ``x``. Differentiable in ``x`` and
-        ``kernel``, backward mode only for ``blocked``.
+        Results of the matmuls, accumulated in float32, in the type of ``x``. Differentiable in
+        ``x`` and ``kernel``, backward mode only for ``blocked``.
 
     Raises:
         ShapeError: shapes do not fit together.

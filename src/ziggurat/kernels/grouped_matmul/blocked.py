@@ -1,4 +1,4 @@
-"""The grouped matrix product as a loop over blocks of rows, each of one group: plain XLA, for
+"""The grouped matmul as a loop over blocks of rows, each of one group: plain XLA, for
 backends without a ragged kernel.
 
 A block starts at a group's row and may reach into the next group. Blocks are written in order, so
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 MOST_ROWS = 128
-"""Largest block: its product is large enough to hide the loop."""
+"""Largest block: its matmul is large enough to hide the loop."""
 
 
 def block_rows(rows: int, groups: int) -> int:

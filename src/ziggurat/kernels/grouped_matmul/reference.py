@@ -1,4 +1,4 @@
-"""The grouped matrix product in one line, and to which group a row belongs."""
+"""The grouped matmul in one line, and to which group a row belongs."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int

@@ -91,7 +91,7 @@ def project(
 ) -> Float[Array, "... f"]:
     """``x @ kernel`` over the last dimension, in the type of ``x``.
 
-    ``flat`` joins all leading dimensions into one before the product: on XLA:CPU a product with
+    ``flat`` joins all leading dimensions into one before the matmul: on XLA:CPU a matmul with
     3-D activations takes about twice as long in the backward pass. ``batched`` keeps them apart,
     which a sequence sharded over a mesh needs (joined dimensions could not stay sharded); ``auto``
     takes it then. On one CPU device with built kernels it takes ``stored`` for packed and most

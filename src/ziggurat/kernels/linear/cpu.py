@@ -1,4 +1,4 @@
-"""Products of float32 matrices on CPU by our C++ kernel, forward and both gradients."""
+"""Matmuls in float32 on CPU by our C++ kernel, forward and both gradients."""
 
 from typing import Any
 
@@ -68,5 +68,5 @@ multiply = operation("product", _shapes, _plain, (_gradient_of_a, _gradient_of_b
 
 
 def is_product(primitive: Any) -> bool:
-    """Whether a primitive is the kernel's product, for rules of what a backward pass keeps."""
+    """Whether a primitive is the kernel's matmul, for rules of what a backward pass keeps."""
     return primitive.name == f"{PREFIX}product"

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LoraWeight:
-    r"""A kernel :math:`W + s A B` of which products take the parts one by one:
+    r"""A kernel :math:`W + s A B` of which matmuls take the parts one by one:
     :math:`x W + s (x A) B`. Its parts may be arrays, shapes, shardings or axis names.
 
     Paper: Hu et al. 2021, https://arxiv.org/abs/2106.09685, eq. 3.
@@ -54,7 +54,7 @@ class LoraWeight:
         return self.base.dtype
 
     def astype(self, dtype: Any) -> "LoraWeight":
-        """The same weight whose products give ``dtype``."""
+        """Weight whose matmuls give ``dtype``."""
         parts = {"a": self.a.astype(dtype), "b": self.b.astype(dtype)}
         return dataclasses.replace(self, base=self.base.astype(dtype), **parts)
 

@@ -1,4 +1,4 @@
-"""Matrices laid out for the C++ product: in panels of columns, the layers of a stack together.
+"""Matrices laid out for the C++ matmul: in panels of columns, the layers of a stack together.
 
 The columns of a panel lie side by side, input by input. A core then reads its panels from end to
 end while their sums stay in its registers, which goes a quarter faster than by the rows of a whole
@@ -54,7 +54,7 @@ class PackedWeight:
     format: WeightFormat | None = dataclasses.field(metadata={"static": True})
     """``None``: floats."""
     axis: int = dataclasses.field(metadata={"static": True})
-    """The axis over which products sum: -2 of a kernel, -1 of a table."""
+    """The axis over which matmuls sum: -2 of a kernel, -1 of a table."""
     outputs: int = dataclasses.field(metadata={"static": True})
     """Columns; the last panel may hold fewer than 64."""
 
@@ -64,7 +64,7 @@ class PackedWeight:
 
         Args:
             weight: a numpy array or a :class:`QuantizedWeight` of them, as :func:`packs` allows.
-            axis: over which products sum.
+            axis: over which matmuls sum.
         """
         outputs = weight.shape[-1 if axis == -2 else -2]
         if not isinstance(weight, QuantizedWeight):
@@ -156,7 +156,7 @@ def packs(weight: Any, axis: int) -> bool:
 
 
 def knows(format: WeightFormat) -> bool:
-    """Whether the C++ product knows a format of quantised weights."""
+    """Whether the C++ matmul knows a format of quantised weights."""
     tiled = format.tile_size is None or format.tile_size % BLOCK == 0
     return format.weight in INTEGERS and format.activation is None and tiled
 

@@ -3,7 +3,7 @@
 A :class:`QuantizedWeight` stands in a parameter tree where a kernel or a table stood. It is a
 pytree node, so stacking, scanning, sharding and checkpoints treat its parts as they treat arrays;
 operations see its type and take the quantised path. Numbers are Qwix's (https://github.com/google/qwix):
-the same quantisation, the same products. Four-bit values are kept two in a byte, since XLA on CPUs
+the same quantisation, the same matmuls. Four-bit values are kept two in a byte, since XLA on CPUs
 and the array store give an ``int4`` a whole byte.
 """
 
@@ -40,7 +40,7 @@ class WeightFormat:
 
     weight: WeightType
     activation: ActivationType | None = None
-    """Type to which activations are quantised before the product; ``None``: they stay floats."""
+    """Type to which activations are quantised before the matmul; ``None``: they stay floats."""
     tile_size: int | None = None
     """Inputs that share a scale; ``None``: all inputs of an output channel."""
     symmetric: bool = True
@@ -60,7 +60,7 @@ class WeightFormat:
         Args:
             shape: of the float weight.
             dtype: of its scales.
-            axis: over which products sum, -1 or -2.
+            axis: over which matmuls sum, -1 or -2.
         """
         stored, scales = list(shape), list(shape)
         stored[axis] //= 2 if self.weight in FOUR_BIT else 1
@@ -92,7 +92,7 @@ class QuantizedWeight:
     """int8, as ``scale``; ``None`` where the format is symmetric."""
     format: WeightFormat = dataclasses.field(metadata={"static": True})
     axis: int = dataclasses.field(metadata={"static": True})
-    """The axis over which products sum: -2 of a kernel, -1 of a table."""
+    """The axis over which matmuls sum: -2 of a kernel, -1 of a table."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ class QuantizedWeight:
         return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(self))
 
     def astype(self, dtype: Any) -> "QuantizedWeight":
-        """The same weight whose products give ``dtype``."""
+        """Weight whose matmuls give ``dtype``."""
         return dataclasses.replace(self, scale=self.scale.astype(dtype))
 
     def __getitem__(self, index: Any) -> "QuantizedWeight":
@@ -131,7 +131,7 @@ class QuantizedWeight:
         return jax.tree.map(lambda part: part[index], self)
 
     def qarray(self) -> Any:
-        """The same as Qwix's ``QArray``."""
+        """Qwix's ``QArray`` of this weight."""
         from qwix import QArray
 
         qvalue = self.qvalue
@@ -157,7 +157,7 @@ class QuantizedWeight:
 
 
 Weight = Float[Array, "..."] | QuantizedWeight
-"""What a parameter that is multiplied may be."""
+"""Type of a parameter that is a factor of a matmul."""
 
 
 def is_quantized(node: Any) -> bool:
@@ -205,10 +205,10 @@ def _quantized_activations(x: Float[Array, "... d"], format: WeightFormat) -> An
 
 
 def rounded_activations(x: Float[Array, "... d"], weight: Any) -> Float[Array, "... d"]:
-    """``x`` as a product by ``weight`` sees it: rounded to the format's type of activations, if the
+    """``x`` as a matmul by ``weight`` sees it: rounded to the format's type of activations, if the
     weight is quantised and has one.
 
-    For products that take the weight dequantised (a mixture's experts, absorbed attention): the
+    For matmuls that take the weight dequantised (a mixture's experts, absorbed attention): the
     rounded values times the dequantised weight are what :func:`product` computes in integers.
 
     >>> format = WeightFormat("int8", "int8")
@@ -250,7 +250,7 @@ def product(
 ) -> Float[Array, "... f"]:
     """``x`` times a quantised matrix, over the last axis of ``x`` and the summed one of ``weight``.
 
-    Without a type of activations the weight is dequantised into the product, which XLA fuses where
+    Without a type of activations the weight is dequantised into the matmul, which XLA fuses where
     it can; with one, each token of ``x`` is quantised and integers are multiplied (for tiles of at
     least 128, below which Qwix dequantises both). ``auto`` is ``qwix``, the definition.
     """

@@ -1,4 +1,4 @@
-"""Products with weights as they are stored, in C++ on CPUs.
+"""Matmuls with weights as they are stored, in C++ on CPUs.
 
 One row times a matrix is a matter of reading the matrix once. XLA:CPU reads float32 at about three
 quarters of the memory's speed, and what is stored in other types twenty times slower than that,
@@ -31,11 +31,11 @@ from ziggurat.kernels.placement import one_device
 MOST_TOGETHER = 8
 """Weights in one call."""
 _STORED = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "nf4": 4}
-"""What the C++ calls the types."""
+"""Numbers of the types in the C++ code."""
 
 
 def serves(x: Any, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:
-    """Whether the products of ``x`` with these weights can be taken here, in one call.
+    """Whether the matmuls of ``x`` with these weights can be taken here, in one call.
 
     The program may still turn out to be one that XLA partitions, or that is exported; then it gets
     the definition.
@@ -43,7 +43,7 @@ def serves(x: Any, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:
     Args:
         x: activations ``[..., d]``.
         weights: the matrices.
-        axis: over which products sum: -2 of kernels, -1 of tables.
+        axis: over which matmuls sum: -2 of kernels, -1 of tables.
     """
     if not (one_device() and usable("project", x)) or len(weights) > MOST_TOGETHER:
         return False

@@ -6,17 +6,17 @@ from typing import Any
 from jaxtyping import Array, Float
 
 from ziggurat.core.registry import Registry
+from ziggurat.kernels.key_values import KeyValues
 from ziggurat.kernels.paged_attention.cpu import cpu_paged_attention, serves
 from ziggurat.kernels.paged_attention.reference import (
     SINK,
-    Cache,
     Rows,
     reference_paged_attention,
 )
 
-__all__ = ["IMPLEMENTATIONS", "SINK", "Cache", "Rows", "paged_attention"]
+__all__ = ["IMPLEMENTATIONS", "SINK", "Rows", "paged_attention"]
 
-IMPLEMENTATIONS: Registry[Callable[..., tuple[Array, Cache]]] = Registry(
+IMPLEMENTATIONS: Registry[Callable[..., tuple[Array, KeyValues]]] = Registry(
     "paged attention implementation"
 )
 IMPLEMENTATIONS.add("reference", reference_paged_attention)
@@ -27,7 +27,7 @@ def paged_attention(
     query: Float[Array, "b t h c"],
     key: Float[Array, "b t k c"],
     value: Float[Array, "b t k z"],
-    cache: Cache,
+    cache: KeyValues,
     rows: Rows,
     *,
     scale: float,
@@ -36,7 +36,7 @@ def paged_attention(
     sinks: Float[Array, "h"] | None = None,
     implementation: str = "auto",
     **options: Any,
-) -> tuple[Float[Array, "b t h z"], Cache]:
+) -> tuple[Float[Array, "b t h z"], KeyValues]:
     r"""Attention :math:`\mathrm{softmax}(s\,QK^T + M)V` of new tokens over all of their sequence,
     themselves included, and the cache with their keys and values.
 
@@ -44,7 +44,9 @@ def paged_attention(
         query: the new tokens' queries; ``h`` is a multiple of ``k``.
         key: their keys, which join the cache.
         value: their values; channels ``z`` may be others than the keys' ``c``.
-        cache: one layer's blocks; a program that owns them writes in place.
+        cache: one layer's blocks, arrays ``[k, blocks, slots, ...]``; a program that owns them
+            writes in place. Heads lead: blocks gathered by a table are then laid out as the
+            matmuls want them, with no transposition.
         rows: which tokens they are, and where their sequences lie.
         scale: multiplies the scores.
         softcap: if given, scores become ``softcap * tanh(scores / softcap)``.

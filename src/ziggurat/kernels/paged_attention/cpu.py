@@ -8,32 +8,33 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ziggurat.kernels.cpu.operation import operation, usable
-from ziggurat.kernels.paged_attention.reference import Cache, Rows, reference_paged_attention
+from ziggurat.kernels.key_values import KeyValues
+from ziggurat.kernels.paged_attention.reference import Rows, reference_paged_attention
 
 
-def serves(query: Float[Array, "b t h c"], cache: Cache) -> bool:
+def serves(query: Float[Array, "b t h c"], cache: KeyValues) -> bool:
     """Whether the C++ is here and takes these types."""
-    return usable("paged_attention", query, *cache)
+    return not cache.rounded and usable("paged_attention", query, cache.keys, cache.values)
 
 
 def cpu_paged_attention(
     query: Float[Array, "b t h c"],
     key: Float[Array, "b t k c"],
     value: Float[Array, "b t k z"],
-    cache: Cache,
+    cache: KeyValues,
     rows: Rows,
     *,
     scale: float,
     softcap: float | None = None,
     window: int | None = None,
     sinks: Float[Array, "h"] | None = None,
-) -> tuple[Float[Array, "b t h z"], Cache]:
+) -> tuple[Float[Array, "b t h z"], KeyValues]:
     """See :func:`ziggurat.kernels.paged_attention.paged_attention`. Queries of padding give zeros,
     and padding is written nowhere."""
     sinks = jnp.zeros(0) if sinks is None else sinks.astype(jnp.float32)
     rules = {"scale": float(scale), "softcap": float(softcap or 0), "window": window or 0}
-    out, *after = _attend(query, key, value, *cache, *rows, sinks, **rules)
-    return out, Cache(*after)
+    out, *after = _attend(query, key, value, cache.keys, cache.values, *rows, sinks, **rules)
+    return out, KeyValues(*after)
 
 
 def _shapes(
@@ -63,14 +64,14 @@ def _plain(
         query,
         key,
         value,
-        Cache(keys, values),
+        KeyValues(keys, values),
         Rows(tables, positions, counts),
         scale=scale,
         softcap=softcap or None,
         window=window or None,
         sinks=sinks if sinks.size else None,
     )
-    return [out, *cache]
+    return [out, cache.keys, cache.values]
 
 
 _attend = operation("paged_attention", _shapes, _plain, aliases={3: 1, 4: 2})

@@ -6,20 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ziggurat.kernels.key_values import KeyValues
+
 SINK = 0
 """The block that padding is written to; nobody's tokens are in it."""
 SPAN = 256
 """Slots read at once; longer tables are read in a loop up to the longest in use."""
 HIDDEN = -1e30
 """Score of a token that a query does not see."""
-
-
-class Cache(NamedTuple):
-    """Keys and values of one layer. Heads lead: blocks gathered by a table are then laid out as
-    the products want them, with no transposition."""
-
-    keys: Float[Array, "k blocks slots c"]
-    values: Float[Array, "k blocks slots z"]
 
 
 class Rows(NamedTuple):
@@ -34,26 +28,25 @@ class Rows(NamedTuple):
 
 
 def written(
-    cache: Cache, key: Float[Array, "b t k c"], value: Float[Array, "b t k z"], rows: Rows
-) -> Cache:
+    cache: KeyValues, key: Float[Array, "b t k c"], value: Float[Array, "b t k z"], rows: Rows
+) -> KeyValues:
     """The cache with the new tokens; padding goes to the sink."""
     slots, width = cache.keys.shape[2], key.shape[1]
     slot = rows.positions % slots
     block = jnp.take_along_axis(rows.tables, rows.positions // slots, axis=1)
     block = jnp.where(jnp.arange(width)[None] < rows.counts[:, None], block, SINK)
-    return Cache(
-        *(
-            old.at[:, block, slot].set(new.transpose(2, 0, 1, 3).astype(old.dtype))
-            for old, new in zip(cache, (key, value))
-        )
-    )
+
+    def place(old: Array, new: Array) -> Array:
+        return old.at[:, block, slot].set(jnp.moveaxis(new, 2, 0).astype(old.dtype))
+
+    return cache.put(key, value, place)
 
 
 def reference_paged_attention(
     query: Float[Array, "b t h c"],
     key: Float[Array, "b t k c"],
     value: Float[Array, "b t k z"],
-    cache: Cache,
+    cache: KeyValues,
     rows: Rows,
     *,
     scale: float,
@@ -61,7 +54,7 @@ def reference_paged_attention(
     window: int | None = None,
     sinks: Float[Array, "h"] | None = None,
     span: int = SPAN,
-) -> tuple[Float[Array, "b t h z"], Cache]:
+) -> tuple[Float[Array, "b t h z"], KeyValues]:
     """The definition: a running softmax over spans of the tables, from the first that a window
     leaves visible to the last that any row uses (Milakov and Gimelshein 2018,
     https://arxiv.org/abs/1805.02867)."""
@@ -76,9 +69,9 @@ def reference_paged_attention(
     def read(index, carry):
         peak, total, out = carry
         some = jax.lax.dynamic_slice_in_dim(tables, index * taken, taken, axis=1)
-        here = [
-            x[:, some].reshape(k, b, taken * slots, x.shape[3]).astype(query.dtype) for x in cache
-        ]
+        here = cache.read(
+            query.dtype, lambda held: held[:, some].reshape(k, b, taken * slots, *held.shape[3:])
+        )
         scores = jnp.einsum("kbnc,kbsc->kbns", q, here[0], preferred_element_type=jnp.float32)
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)

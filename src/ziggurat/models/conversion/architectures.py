@@ -29,7 +29,7 @@ HEADS = {
     "TextModel": "a decoder without an output head: it gives states, not tokens",
     "Model": "a decoder without an output head: it gives states, not tokens",
 }
-"""What an architecture is by the end of its name, where it is no language model."""
+"""Kinds of architectures that are no language models, by the end of the name."""
 
 RELATIVES: Mapping[str, tuple[str, str]] = {
     "aquila": ("llama", "under another name"),
@@ -203,7 +203,7 @@ def _unknown(name: str) -> ModelError:
 
 
 def _stem(name: str) -> str:
-    """What an architecture and its model type have in common.
+    """Stem that an architecture's name shares with its model type.
 
     >>> _stem("Qwen2MoeForCausalLM"), _stem("qwen2_moe"), _stem("GPT2LMHeadModel")
     ('qwen2moe', 'qwen2moe', 'gpt2')

@@ -26,7 +26,7 @@ _ACTIVATIONS = {(8, "int"): "int8", (8, "float"): "fp8_e4m3"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class ConfigGroup:
     """One of the config's groups: modules, and the format of their weights."""
 
     name: str
@@ -38,7 +38,7 @@ class Group:
         return any(_is_named(module, target) for target in self.targets)
 
 
-def groups(settings: Mapping[str, Any]) -> tuple[Group, ...]:
+def groups(settings: Mapping[str, Any]) -> tuple[ConfigGroup, ...]:
     """The groups of a ``quantization_config``.
 
     Raises:
@@ -114,7 +114,7 @@ def compressed(
     return formats, table, _Decoded(tensors, modules)
 
 
-def _group(name: str, scheme: Any) -> Group:
+def _group(name: str, scheme: Any) -> ConfigGroup:
     where = f"config_groups.{name}"
     weights, inputs = scheme.get("weights"), scheme.get("input_activations")
     if scheme.get("format") not in (None, *FORMATS):
@@ -139,7 +139,7 @@ def _group(name: str, scheme: Any) -> Group:
         _refuse(f"{where}.weights.symmetric", False, "true with quantised activations or floats")
     tile = weights.get("group_size") if strategy == "group" else None
     format = WeightFormat(_WEIGHTS[kind], activation, tile, symmetric)  # pyright: ignore[reportArgumentType]
-    return Group(name, tuple(scheme.get("targets") or ()), format)
+    return ConfigGroup(name, tuple(scheme.get("targets") or ()), format)
 
 
 def _activation(where: str, inputs: Any) -> Any:
@@ -157,7 +157,7 @@ def _activation(where: str, inputs: Any) -> Any:
     return _ACTIVATIONS[kind]
 
 
-def _format(module: str, known: tuple[Group, ...], present: set[str]) -> WeightFormat | None:
+def _format(module: str, known: tuple[ConfigGroup, ...], present: set[str]) -> WeightFormat | None:
     """The format of a module that has scales; groups that name it come before classes."""
     if f"{module}.weight_scale" not in present:
         return None

@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class RecordedKeys:
-    """What a library knows of one type of model's configs."""
+    """Config keys that a library knows for one type of model."""
 
     classes: Mapping[str, str]
     """The model classes of this type, each with its task."""
@@ -151,7 +151,7 @@ value, and why."""
 HARMLESS_BEGINNINGS = ("_", "unsloth_")
 """Beginnings of such keys: private ones, and notes of the tools that a model went through."""
 HARMLESS_OF_ROPE = frozenset({"finetuned"})
-"""The same inside rotary settings: notes on how a model was made."""
+"""Harmless keys inside rotary settings: notes on how a model was made."""
 
 
 def is_harmless(key: str) -> bool:

@@ -27,7 +27,7 @@ VARIANCES = {"fixed_small": "small", "fixed_large": "large"}
 SWITCHES = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "thresholding")
 """Refused when on, in every class that has them."""
 WITHOUT_EFFECT = ("dynamic_thresholding_ratio", "sample_max_value")
-"""They belong to ``thresholding``."""
+"""Keys that have an effect only with ``thresholding``."""
 OF_SOLVER: dict[str, tuple[Any, ...]] = {
     "algorithm_type": ("dpmsolver++",),
     "solver_order": (2,),
@@ -157,7 +157,7 @@ def _flow(hf: HFConfig) -> tuple[Process, Sampling]:
 
 
 def _flow_levels(hf: HFConfig) -> dict[str, Any]:
-    """diffusers has one number for the scale of a model's time and the number of levels."""
+    """Number of levels of a flow; diffusers uses one number for it and for the scale of time."""
     levels = hf.whole("num_train_timesteps", 1000)
     return {"time_scale": float(levels), "levels_count": levels}
 

@@ -130,7 +130,7 @@ def _is_frequencies(array: np.ndarray, name: str, decoder: DecoderConfig) -> boo
     numbers = range(decoder.n_layers) if layer is None else [int(layer[1])]
     layers = [decoder.layers[n] for n in numbers if n < decoder.n_layers]
     wide, dim = array.astype(np.float64), 2 * array.size
-    layers = [layer for layer in layers if layer.block.attention.rope_dim == dim]
+    layers = [layer for layer in layers if layer.block.mixer.rope_dim == dim]
     for rope in {layer.rope for layer in layers if layer.rope is not None}:
         for one in (rope, dataclasses.replace(rope, scaling=NoScaling())):
             expected, _ = frequencies(one, dim)

@@ -1,4 +1,4 @@
-"""What a GGUF file says beside its weights."""
+"""Config and tokenizer from a GGUF file."""
 
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.formats import GgufFile

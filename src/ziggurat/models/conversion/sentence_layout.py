@@ -35,7 +35,8 @@ class SentenceConfig:
 
 
 def read_layout(path: Path, width: int, longest: int) -> SentenceConfig:
-    """What a directory says; without ``modules.json`` the mean, as sentence-transformers takes it.
+    """Pooling and layers of a directory; without ``modules.json`` the mean, as the library takes
+    it.
 
     Args:
         path: the model's directory.

@@ -2,7 +2,7 @@
 
 Per-layer weights are stacked here and separate there: ``{layer}`` in their name counts layers, and
 ``{expert}`` the experts of a mixture. Where they keep several weights in one tensor (GPT-2's query,
-key and value), each of ours names its :class:`Part` of it.
+key and value), each of ours names its :class:`AxisSlice` of it.
 """
 
 import collections
@@ -36,7 +36,7 @@ class TensorSource(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class AxisSlice:
     """Entries of one of a tensor's axes, in their layout."""
 
     axis: int
@@ -66,8 +66,8 @@ class WeightName:
     """Numbers of the layers stacked here; default all."""
     experts: int = 1
     """Experts, where their name counts them."""
-    part: Part | None = None
-    """What of their tensor it is; default all."""
+    part: AxisSlice | None = None
+    """Slice of the tensor that the parameter is; default all of it."""
 
     def all_theirs(self, layers: int) -> list[str]:
         """Every name there that belongs to this parameter, by layer, then expert."""
@@ -230,7 +230,7 @@ def named_as_found(
 def export_weights(
     names: Iterable[WeightName], params: dict[str, Any], *, layers: int
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors one by one, in their order of rows and columns."""
+    """Tensors one by one, in their own order of rows and columns."""
     leaves = named_leaves(params)
     sharers: dict[Any, list[WeightName]] = collections.defaultdict(list)
     for name in names:

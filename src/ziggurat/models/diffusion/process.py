@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from ziggurat.core import config
 
 Prediction = Literal["epsilon", "v", "x0", "flow"]
-"""What a model's output stands for: the noise; :math:`\\alpha\\epsilon - \\sigma x_0`; the image;
+"""Target of a model's output: the noise; :math:`\\alpha\\epsilon - \\sigma x_0`; the image; or
 :math:`\\epsilon - x_0`."""
 
 
@@ -44,7 +44,7 @@ class DiscreteNoise:
     beta_end: float = 0.02
     """Last beta."""
     prediction: Literal["epsilon", "v", "x0"] = "epsilon"
-    """What the model predicts: the noise, a mixture of noise and image, or the image."""
+    """Target that the model predicts: the noise, a mixture of noise and image, or the image."""
     zero_terminal_snr: bool = False
     """Shift the levels so that the last is noise alone (Lin et al. 2023,
     https://arxiv.org/abs/2305.08891); not together with ``epsilon``, which says nothing there."""
@@ -97,8 +97,8 @@ Process = DiscreteNoise | RectifiedFlow
 
 @functools.lru_cache(maxsize=8)
 def alphas_cumulative(process: DiscreteNoise) -> Float[np.ndarray, "t"]:
-    r""":math:`\alpha_t^2` of every level: products in float64 of float32 factors, rounded as
-    diffusers rounds them."""
+    r""":math:`\alpha_t^2` of every level: a cumulative product in float64 of float32 factors,
+    rounded as diffusers rounds it."""
     count, ends = process.levels_count, (process.beta_start, process.beta_end)
     if process.schedule == "linear":
         betas = np.linspace(*ends, count)
@@ -136,7 +136,7 @@ def target(
     alpha: Float[Array, "b"],
     sigma: Float[Array, "b"],
 ) -> Float[Array, "b i j o"]:
-    """What a model should predict of the mixture."""
+    """Target of the model's prediction for the mixture."""
     if prediction == "epsilon":
         return noise
     if prediction == "x0":

@@ -1,5 +1,7 @@
-"""What most decoder families share: fields of the config, their keys in ``config.json``, and the
-names of the weights of a block with grouped attention and a gated MLP."""
+"""Config fields, keys of ``config.json`` and weight names that most decoder families share.
+
+The weight names are those of a block with grouped attention and a gated MLP.
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -181,7 +183,7 @@ def decoder_names(d: DecoderConfig, norms: Mapping[str, str] | None = None) -> l
     """
     (block,) = d.stacks
     ((stack, layers),) = block_names.stacked_layers(d).items()
-    attention, mlp = block.attention, block.mlp
+    attention, mlp = block.mixer, block.mlp
     assert isinstance(attention, GroupedAttentionConfig)
     assert isinstance(mlp, GatedMlpConfig)
     return [

@@ -1,4 +1,4 @@
-"""What a family folder offers, and the table of all families."""
+"""Interface of a model family, and the table of all families."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
@@ -30,11 +30,11 @@ class Family:
     hf_names: Callable[[Any], Iterable[WeightName]]
     """Weight names in safetensors files."""
     base: str = "model."
-    """What stands before the names of all but the head; files of a bare model may leave it off."""
+    """Prefix of the names of all weights but the head's; files of a bare model may lack it."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """How names of tensors end that older files hold and that say nothing."""
     encoder: bool = False
-    """Its models are encoders (``EncoderModel``), not language models."""
+    """Whether the family's models are encoders (``EncoderModel``) rather than language models."""
     from_gguf: Callable[[Mapping[str, Any], np.ndarray | None], ModelConfig] | None = None
     """GGUF metadata and the tensor of rotary divisors to config, if published so."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None

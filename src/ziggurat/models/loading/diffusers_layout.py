@@ -23,7 +23,7 @@ from ziggurat.models.diffusion import DiscreteNoise
 from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.families.autoencoder_kl import diffusers as autoencoder_files
 from ziggurat.models.families.dit import diffusers as dit_files
-from ziggurat.models.image_pipeline import AUTOENCODER, ImagePipeline, Surroundings
+from ziggurat.models.image_pipeline import AUTOENCODER, ImagePipeline, PipelineComponents
 from ziggurat.models.language_model import Params
 from ziggurat.models.loading.placing import placement
 from ziggurat.models.loading.pretrained import PARAMS
@@ -56,7 +56,7 @@ def load(
     labels: tuple[str, ...] = ()
     if not (path / INDEX).is_file():
         model, params = load_transformer(path, precision, layout)
-        around = Surroundings(discrete=DiscreteNoise())
+        around = PipelineComponents(discrete=DiscreteNoise())
         return ImagePipeline(model, {PARAMS: params}, around, None, path.name, str(path))
     index = _json(path / INDEX)
     if index.get("_class_name") != PIPELINE:
@@ -74,7 +74,9 @@ def load(
     )
     if names := index.get("id2label"):
         labels = tuple(str(names.get(str(n), n)) for n in range(model.config.classes))
-    around = Surroundings.of(process, labels, None if autoencoder is None else autoencoder.config)
+    around = PipelineComponents.of(
+        process, labels, None if autoencoder is None else autoencoder.config
+    )
     return ImagePipeline(model, weights, around, autoencoder, path.name, str(path), sampling)
 
 

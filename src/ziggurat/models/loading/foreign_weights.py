@@ -61,7 +61,7 @@ class Naming:
     """Whose names they are, for people."""
     names: tuple[WeightName, ...]
     prefix: str
-    """What stands before each of them."""
+    """Prefix of each name."""
     left_out: int
     """Tensors that are not under the prefix: an optimizer's, an averaged copy's."""
 

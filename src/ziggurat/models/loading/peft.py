@@ -27,7 +27,7 @@ CONFIG_FILE = "adapter_config.json"
 STEM = "adapter_model"
 PREFIX = "base_model.model."
 PARTS = {"a": "lora_A.weight", "b": "lora_B.weight"}
-"""Both are stored transposed: ``[r, in]`` and ``[out, r]``."""
+"""Names of the two factors, stored transposed: ``[r, in]`` and ``[out, r]``."""
 PLAIN = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -245,7 +245,7 @@ def _read(
     layers: int,
     scales: _Scales,
 ) -> dict[str, np.ndarray]:
-    """Both matrices of each kernel, ``[..., d, r]`` and ``[..., r, f]``; nothing if it has none."""
+    """Factors of each kernel, ``[..., d, r]`` and ``[..., r, f]``; none for a kernel without."""
     tensors: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     theirs = module.theirs(layers)
     for index, name in enumerate(theirs):

@@ -23,7 +23,7 @@ PIECE_BYTES = 64 * 2**20
 
 
 def placement(shardings: Any) -> Callable[[str, StoredWeight], jax.Array]:
-    """What ``import_weights`` needs to put each parameter on its devices.
+    """Function that places each parameter on its devices, for ``import_weights``.
 
     Args:
         shardings: by parameter, as ``LanguageModel.shardings`` gives them; ``{}``: the first

@@ -75,7 +75,7 @@ class Pretrained:
     params: Params
     tokenizer: HuggingFaceTokenizer
     name: str
-    """What a server calls it."""
+    """Name of the model on a server."""
     source: str
     """Where it was read from, for people."""
     token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -171,7 +171,7 @@ def _check_gguf(path: Path) -> None:
 def files_of(
     model: ModelConfig | EncoderFamilyConfig, tokenizer: HuggingFaceTokenizer
 ) -> dict[str, bytes | Path]:
-    """What a checkpoint step needs besides arrays so that :func:`load` can read it alone."""
+    """Files of a checkpoint step besides arrays, with which :func:`load` can read it alone."""
     with tempfile.TemporaryDirectory() as directory:
         tokenizer.save(Path(directory))
         files: dict[str, bytes | Path] = {
@@ -332,7 +332,7 @@ def hf_model(path: Path, precision: Precision | None = None) -> tuple[Family, La
 def _hf_model(
     path: Path, precision: Precision | None
 ) -> tuple[Family, LanguageModel, dict[str, Any] | None]:
-    """The same, and the config of quantised weights if they are."""
+    """Model config and, if the weights are quantised, the config of that."""
     family, values = hf_family(path)
     _refuse_encoder(family, path)
     settings = values.get("quantization_config")

@@ -38,7 +38,7 @@ class PretrainedEncoder:
     tokenizer: HuggingFaceTokenizer
     sentence: SentenceConfig
     name: str
-    """What a server calls it."""
+    """Name of the model on a server."""
     source: str
     """Where it was read from, for people."""
 

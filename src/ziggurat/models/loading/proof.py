@@ -24,7 +24,7 @@ from ziggurat.nn.precision import Precision
 
 FLOAT32_TOLERANCE = 1e-4
 """Of the largest logit, or of 1 if that is greater. Float32 keeps 6e-8 of a number and a model sums
-a few thousand products some hundred times: right conversions differ by 1e-6 to 2e-5 of it
+a few thousand terms some hundred times: right conversions differ by 1e-6 to 2e-5 of it
 (SmolLM2-135M: 1e-5), wrong ones by 1e-2 and more."""
 QUANTIZED_TOLERANCE = 1e-2
 """With quantised weights: transformers multiplies by dequantised weights of the type of the scales,
@@ -43,7 +43,7 @@ class ProofError(ModelError):
 
 
 class UnreadableError(ModelError):
-    """There is nothing to compare with: transformers cannot read the source."""
+    """Error: transformers cannot read the source, so nothing can be compared."""
 
 
 class Proof(TypedDict):
@@ -208,7 +208,7 @@ def _theirs(
 
 
 def _oracle() -> tuple[Any, Any]:
-    """torch and transformers."""
+    """Modules torch and transformers."""
     if not available():
         raise EnvironmentError(
             "comparison with transformers",

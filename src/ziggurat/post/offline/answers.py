@@ -1,4 +1,4 @@
-"""What objectives over whole answers share: their data and the shapes of their batches."""
+"""Data and batch shapes of objectives over whole answers."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,9 +12,9 @@ from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
 
 SIDES = ("chosen_", "rejected_")
-"""What the arrays of a pair's answers start with."""
+"""Prefixes of the arrays of a pair's answers."""
 OTHER = "other_"
-"""What those of another row's answer start with."""
+"""Prefix of the arrays of another row's answer."""
 
 
 def load_answers(
@@ -45,7 +45,7 @@ def pair_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeD
 
 
 def labelled_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """The same of labelled answers."""
+    """Shapes and shardings of a batch of labelled answers."""
     one = text.batch_struct(layout, batch, length)
     others = {OTHER + name: one[name] for name in ARRAYS}
     return one | others | {"desirable": _column(layout, batch)}

@@ -21,7 +21,7 @@ from ziggurat.post.losses.distillation import divergence
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.parts import ObjectiveKind, Parts, Program, TrainingData
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 TEACHER = "teacher"
@@ -58,7 +58,7 @@ class Distilled(ObjectiveKind):
     streams = True
     adapted = True
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         raise ConfigError(
             "objective distill",
             found="a teacher, known by its path only",
@@ -78,7 +78,7 @@ class Distilled(ObjectiveKind):
         frozen = start.frozen | {TEACHER: tuning.placed(loaded.params, teacher, layout)}
         data, held_out = text.load_data(run, tokenizer, start.tuned.model, teacher, given=data)
         return Parts(
-            program=Program(
+            program=TrainingProgram(
                 model=start.tuned,
                 sums=distillation(start.tuned, teacher, node),
                 batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),

@@ -1,4 +1,4 @@
-"""What the kinds of objective over whole answers (dpo, kto, reward) have in common."""
+"""Common base of the objectives over whole answers: dpo, kto and reward."""
 
 import abc
 from pathlib import Path
@@ -13,7 +13,7 @@ from ziggurat.post.offline.answers import STRUCTS, load_answers
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.parts import ObjectiveKind, Parts, Program, TrainingData
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Objective
 
 
@@ -50,7 +50,7 @@ class Judging(ObjectiveKind, abc.ABC):
             fix="leave margin out of the records",
         )
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         """See :class:`ziggurat.train.parts.ObjectiveKind`."""
         model = text.abstract_model(run, layout)
         passes, scored = self.frozen_passes, self.scored
@@ -82,9 +82,11 @@ class Judging(ObjectiveKind, abc.ABC):
             pretrained=None if self.scored else tuning.trained_model(run, start, tokenizer),
         )
 
-    def _program(self, run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Program:
+    def _program(
+        self, run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params
+    ) -> TrainingProgram:
         shapes = STRUCTS[self.answers]
-        return Program(
+        return TrainingProgram(
             model=tuned,
             sums=self.objective(run, tuned, layout),
             batch=shapes(layout, run.data.batch_size, text.row_tokens(run)),

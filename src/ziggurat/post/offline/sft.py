@@ -15,7 +15,7 @@ from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.lm import language_modelling
-from ziggurat.train.parts import ObjectiveKind, Parts, Program, TrainingData
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 CHATML = (
@@ -49,7 +49,7 @@ class FineTuned(ObjectiveKind):
     streams = True
     adapted = True
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         tuned = Tuned(model=text.abstract_model(run, layout), lora=run.adapter)
         return _program(run, layout, tuned, tuned.frozen_shapes(layout, reference=False))
 
@@ -78,7 +78,7 @@ def _node(run: RunConfig) -> FineTuning:
     return run.objective
 
 
-def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Program:
+def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> TrainingProgram:
     loss = _node(run).loss
     if tuned.lora is not None and loss.router_bias_rate:
         raise ConfigError(
@@ -86,7 +86,7 @@ def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Pr
             found=loss.router_bias_rate,
             expected="0 with an adapter, whose base stays as it is",
         )
-    return Program(
+    return TrainingProgram(
         model=tuned,
         sums=fine_tuning(tuned, run, layout),
         batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),

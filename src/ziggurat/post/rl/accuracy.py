@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ziggurat.models import Params
-from ziggurat.post.rl.arena import Arena, Group, Trial
+from ziggurat.post.rl.arena import Arena, RolloutGroup, Trial
 
 Z95 = 1.959963984540054
 """Deviations of a normal variable within which it lies in 95 of 100 cases."""
@@ -44,7 +44,7 @@ class Tally:
         return wilson(self.pass_at(k), len(self.right))
 
     def figures(self, k: int = 1) -> dict[str, float]:
-        """What is recorded of an evaluation."""
+        """Metrics recorded of an evaluation."""
         named = {}
         for count in sorted({1, k}):
             low, high = self.interval(count)
@@ -94,7 +94,7 @@ def measure(
         params: the policy's weights.
         problems: how many; at most those held out.
         samples: completions of each.
-        temperature: of the draws; 0: the likeliest token always.
+        temperature: of the draws; 0: the most likely token always.
         success: reward from which a completion is right.
         seed: of the draws.
     """
@@ -103,7 +103,7 @@ def measure(
     return tally(groups, success)
 
 
-def tally(groups: list[Group], success: float) -> Tally:
+def tally(groups: list[RolloutGroup], success: float) -> Tally:
     """Count what is right."""
     rewards = np.array([group.rewards for group in groups])
     lengths = [len(drawn.tokens) for group in groups for drawn in group.completions]

@@ -14,7 +14,7 @@ from ziggurat.post.rl.tasks import Part, Problem, Task, prompt_ids
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class RolloutGroup:
     """A problem's completions and what they are worth."""
 
     problem: Problem
@@ -79,7 +79,7 @@ class Arena:
 
     def play(
         self, params: Params, version: int, problems: Sequence[int], trial: Trial
-    ) -> list[Group]:
+    ) -> list[RolloutGroup]:
         """Completions of each problem, judged.
 
         Args:
@@ -124,7 +124,7 @@ class Arena:
         self.generation_s, self.judging_s = generated - begun, time.perf_counter() - generated
         n = trial.group
         return [
-            Group(problem, prompt, completions, verdicts[place * n : (place + 1) * n])
+            RolloutGroup(problem, prompt, completions, verdicts[place * n : (place + 1) * n])
             for place, (problem, prompt, completions) in enumerate(zip(asked, prompts, drawn))
         ]
 

@@ -21,7 +21,7 @@ from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import Batch
 from ziggurat.models import Params
 from ziggurat.post.losses import policy
-from ziggurat.post.rl.arena import Arena, Group, Trial
+from ziggurat.post.rl.arena import Arena, RolloutGroup, Trial
 from ziggurat.post.rl.config import Grpo, Problems
 from ziggurat.post.rl.rows import completion_rows, kept_rows, shaped_rewards
 from ziggurat.train.config import RunConfig
@@ -173,7 +173,7 @@ def gap_of(trainer: np.ndarray, rows: Batch) -> dict[str, float]:
 
 
 def _figures(
-    groups: Sequence[Group],
+    groups: Sequence[RolloutGroup],
     rewards: np.ndarray,
     kept: np.ndarray,
     mask: np.ndarray,

@@ -162,7 +162,7 @@ class SamplingConfig:
     """Most that a sampled token's log-probability may differ between engine and trainer, nats, on
     the mean over a step's tokens."""
     gap_action: Literal["error", "warn"] = "error"
-    """What happens above it."""
+    """Action above that limit."""
 
     def __post_init__(self):
         for name in ("max_tokens", "max_running"):
@@ -180,7 +180,7 @@ class TaskEvaluation:
     samples: int = 1
     """Completions for each problem."""
     temperature: float = 0.0
-    """0: the likeliest token always."""
+    """0: the most likely token always."""
     k: int = 1
     """Also the chance that one of k completions is right (pass@k)."""
 
@@ -226,10 +226,9 @@ class Grpo:
     """Mean over completions of means over tokens (GRPO), over tokens (DAPO), or over completions
     of sums divided by ``max_tokens`` (Dr.GRPO)."""
     baseline: Literal["mean", "leave_one_out"] = "mean"
-    """What a reward is compared with: the group's mean, or that of the others (RLOO)."""
+    """Baseline of a reward: the mean of its group, or of the group's others (RLOO)."""
     scale: Literal["group", "batch", "none"] = "group"
-    """What advantages are divided by: deviation of the group (GRPO), of the batch, or nothing
-    (Dr.GRPO, RLOO)."""
+    """Scale of advantages: deviation of the group (GRPO), of the batch, or none (Dr.GRPO, RLOO)."""
     dynamic_sampling: bool = False
     """Leave out groups whose rewards are all equal (DAPO)."""
     overlong_margin: int = 0

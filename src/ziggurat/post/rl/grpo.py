@@ -27,7 +27,7 @@ from ziggurat.post.rl.collecting import Collector, Scores
 from ziggurat.post.rl.config import Grpo, Problems
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.parts import ObjectiveKind, Parts, Program, TrainingData
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 CHUNK = LossConfig().chunk_tokens
@@ -40,7 +40,7 @@ class GroupRelative(ObjectiveKind):
 
     node = Grpo
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         _check(run)
         return _program(run, layout, text.abstract_model(run, layout))
 
@@ -194,7 +194,7 @@ def _log_probs(
     return found.reshape(batch["targets"].shape)
 
 
-def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
+def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> TrainingProgram:
     node, data = _check(run)
     if any(map(is_quantized, jax.tree.leaves(model.abstract, is_leaf=is_quantized))):
         raise ConfigError(
@@ -210,7 +210,7 @@ def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
     batch |= {name: batch["loss_mask"] for name, there in extra.items() if there}
     rows = layout.sharding(("batch",))
     batch["advantages"] = jax.ShapeDtypeStruct((data.batch_size,), jnp.float32, sharding=rows)
-    return Program(model=model, sums=policy_objective(model, node, layout), batch=batch)
+    return TrainingProgram(model=model, sums=policy_objective(model, node, layout), batch=batch)
 
 
 def _check(run: RunConfig) -> tuple[Grpo, Problems]:

@@ -1,5 +1,5 @@
 """Rewards computed in processes of their own: one that hangs or dies costs its completion a stated
-reward. The run goes on until too many fail one after another, or all of a step.
+reward. The run continues until too many fail one after another, or all of a step.
 
 Each process judges one completion at a time. When it takes longer than the limit, or dies, it and
 its children are killed, the completion counts as failed, and another process takes its place. The
@@ -39,7 +39,7 @@ class RewardError(TrainError):
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What became of one completion."""
+    """Reward of one completion, and how it was found."""
 
     reward: float
     failure: Failure | None = None

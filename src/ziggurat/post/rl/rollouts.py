@@ -101,7 +101,7 @@ class Sampler:
             prompts: token ids.
             group: completions of each.
             seeds: one a prompt, see :func:`draw_seed`.
-            temperature: of the softmax; 0: the likeliest token always.
+            temperature: of the softmax; 0: the most likely token always.
             max_tokens: longest completion.
 
         Raises:

@@ -8,11 +8,11 @@ from jaxtyping import Float32
 
 from ziggurat.core.protocols import Batch
 from ziggurat.post.losses import policy
-from ziggurat.post.rl.arena import Group
+from ziggurat.post.rl.arena import RolloutGroup
 from ziggurat.post.rl.config import Grpo
 
 
-def completion_rows(groups: Sequence[Group], length: int) -> Batch:
+def completion_rows(groups: Sequence[RolloutGroup], length: int) -> Batch:
     """A row for each completion, prompt first: the keys of :data:`ziggurat.core.protocols.Batch`,
     ``loss_mask`` 1 where the target is the completion's, and ``sampler_log_probs``.
 
@@ -37,7 +37,7 @@ def completion_rows(groups: Sequence[Group], length: int) -> Batch:
     return batch
 
 
-def shaped_rewards(groups: Sequence[Group], node: Grpo) -> Float32[np.ndarray, "p q"]:
+def shaped_rewards(groups: Sequence[RolloutGroup], node: Grpo) -> Float32[np.ndarray, "p q"]:
     """Rewards of all completions, with the cost of long ones if the run asks for it."""
     rewards = np.array([group.rewards for group in groups], np.float32)
     if node.overlong_margin:
@@ -48,7 +48,7 @@ def shaped_rewards(groups: Sequence[Group], node: Grpo) -> Float32[np.ndarray, "
 
 
 def kept_rows(
-    groups: Sequence[Group], rewards: Float32[np.ndarray, "p q"], node: Grpo
+    groups: Sequence[RolloutGroup], rewards: Float32[np.ndarray, "p q"], node: Grpo
 ) -> Float32[np.ndarray, "b"]:
     """1 for completions that are learned from, 0 for those that the run's switches leave out."""
     kept = np.ones(rewards.shape, np.float32)

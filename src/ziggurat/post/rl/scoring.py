@@ -1,4 +1,4 @@
-"""What judges a completion: a verifier of ours, a task of reasoning-gym, or a user's function.
+"""Scorers of completions: a verifier, a task of reasoning-gym, or a user's function.
 
 This module runs inside reward processes (:mod:`ziggurat.post.rl.rewards`) and imports no JAX.
 
@@ -24,7 +24,7 @@ from ziggurat.core.errors import ConfigError, EnvironmentError, did_you_mean
 from ziggurat.core.registry import Registry
 
 Row = Mapping[str, Any]
-"""What a problem says of itself besides its prompt, as JSON holds it."""
+"""Data of a problem besides its prompt, as JSON values."""
 Score = Callable[[str, str, Row], float]
 """``score(prompt, completion, row)``."""
 LARGEST = 1e18
@@ -77,7 +77,7 @@ class Verifier:
 
 
 @dataclasses.dataclass(frozen=True)
-class Function:
+class RewardFunction:
     """A user's ``function(prompt, completion, row) -> number``."""
 
     target: str
@@ -227,7 +227,7 @@ ENDLESS = 1 << 30
 
 
 def checked(value: Any) -> float:
-    """What a reward function gave, as a number.
+    """Value of a reward function, checked to be a number.
 
     Raises:
         TypeError, ValueError: it is none, not finite, or its square is beyond float32.

@@ -34,8 +34,8 @@ from ziggurat.post.rl.config import (
 from ziggurat.post.rl.scoring import (
     ENDLESS,
     VERIFIERS,
-    Function,
     ReasoningGymScorer,
+    RewardFunction,
     Row,
     Scorer,
     Verifier,
@@ -66,7 +66,7 @@ class Task(Protocol):
 
     @property
     def scorer(self) -> Scorer:
-        """What judges completions."""
+        """Scorer of completions."""
         ...
 
     @property
@@ -115,7 +115,7 @@ class ProceduralTask:
     def scorer(self) -> Scorer:
         node = self._node
         if node.reward is not None:
-            return Function(_absolute(node.reward))
+            return RewardFunction(_absolute(node.reward))
         settings = tuple((key, value) for key, value in node.settings.items())
         return ReasoningGymScorer(node.name, settings, node.answer)
 
@@ -178,7 +178,9 @@ class FileTask:
     @property
     def scorer(self) -> Scorer:
         reward, pattern = self._node.reward, self._node.answer
-        return Verifier(reward, pattern) if _is_verifier(reward) else Function(_absolute(reward))
+        return (
+            Verifier(reward, pattern) if _is_verifier(reward) else RewardFunction(_absolute(reward))
+        )
 
     @property
     def count(self) -> int | None:
@@ -193,11 +195,11 @@ class FileTask:
 
 
 class ProblemSource:
-    """Which problems each step is about: a function of the step, so that nothing is replayed.
+    """Problems of each step, as a function of the step, so that a resumed run replays nothing.
 
-    Implements :class:`ziggurat.train.parts.TrainingData`; a batch is ``{"problems": [p]}``. Endless
-    tasks go on from number to number; files are gone through again and again, each time in another
-    order.
+    Implements :class:`ziggurat.train.parts.TrainingData`; a batch is ``{"problems": [p]}``.
+    Generated tasks never end: each step takes the next numbers. Files are read again and again,
+    each time in another order.
 
     Args:
         task: the problems.
@@ -273,7 +275,7 @@ class ProblemSource:
             yield self.batch(step, rows)
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint stores."""
+        """State that a checkpoint stores."""
         return {"step": step, "task": self._fingerprint()}
 
     def check_state(self, state: Mapping[str, Any]) -> int:

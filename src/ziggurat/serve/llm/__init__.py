@@ -6,7 +6,7 @@
 """
 
 from ziggurat.serve.llm.engine import Engine, EngineConfig
-from ziggurat.serve.llm.offline import LLM, Completion, Output
+from ziggurat.serve.llm.offline import LLM, Completion, RequestOutput
 from ziggurat.serve.llm.sampling import SamplingParams
 
-__all__ = ["LLM", "Completion", "Engine", "EngineConfig", "Output", "SamplingParams"]
+__all__ = ["LLM", "Completion", "Engine", "EngineConfig", "RequestOutput", "SamplingParams"]

@@ -28,7 +28,7 @@ MAX_SEQUENCES = 4096
 
 @dataclasses.dataclass
 class QueuedRequest:
-    """What of a request, or of a client's requests, waits."""
+    """Waiting prompts and tokens of a request, or of all requests of a client."""
 
     client: str
     requests: int = 0

@@ -1,4 +1,4 @@
-"""What a generation may say next: the contract between the engine and structured output."""
+"""Constraint on the next token: the contract between the engine and structured output."""
 
 from typing import Protocol, runtime_checkable
 

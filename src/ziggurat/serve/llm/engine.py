@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params
 from ziggurat.serve.errors import EngineStopped, RequestError
 from ziggurat.serve.llm.admission import MAX_SEQUENCES, Admission, most_tokens
@@ -51,8 +52,10 @@ class Engine:
         monitor: called at every token, step and ended request.
         scores: report with each token the log-probability with which it was drawn: at the request's
             temperature, before bias, penalties, constraints and truncation.
+        mesh: devices to shard weights and cache over; default the first one alone.
 
     Raises:
+        ShardingError: heads or another dimension does not divide over the mesh.
         ConfigError: the context asked for is longer than the model's, or than the cache.
     """
 
@@ -65,6 +68,7 @@ class Engine:
         monitor: Monitor | None = None,
         *,
         scores: bool = False,
+        mesh: Layout | None = None,
     ):
         self.settings = settings = settings or EngineConfig()
         self.max_length = context_length(settings, model.config.max_sequence_length)
@@ -73,12 +77,19 @@ class Engine:
         cache = cache_dimensions(settings, self.max_length)
         chunk = min(settings.max_prefill_chunk, settings.max_batched_tokens, self.max_length)
         buckets = Buckets(settings.max_running, chunk)
-        self._programs = Programs(settings.compile_cache)
-        self._runner = ModelRunner(model, params, cache, buckets, self._programs, scores)
+        devices = None if mesh is None else list(mesh.mesh.devices.flat)
+        self._programs = Programs(settings.compile_cache, devices)
+        storage = "compute" if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype
+        more = {"scores": scores, "storage": storage, "mesh": mesh}
+        self._runner = ModelRunner(model, params, cache, buckets, self._programs, **more)
         self.version = 0
         """Version of the weights, as given to :meth:`load`."""
-        prefixes = HashedPrefixes(cache.block_size) if settings.prefix_cache else NoPrefixes()
-        self._kv_cache = KVCacheManager(cache.blocks, cache.block_size, cache.width, prefixes)
+        # A recurrent layer's state at the end of a prefix is nowhere once more tokens have come.
+        by_blocks = all(layer.state.shared_by == "blocks" for layer in model.decoder.layers)
+        cached = settings.prefix_cache and by_blocks
+        prefixes = HashedPrefixes(cache.block_size) if cached else NoPrefixes()
+        sizes = (cache.blocks, cache.block_size, cache.width)
+        self._kv_cache = KVCacheManager(*sizes, prefixes, shares_blocks=by_blocks)
         limits = Limits(settings.max_running, settings.max_batched_tokens, chunk)
         self._scheduler: Scheduler[RequestSequence] = Scheduler(limits, self._kv_cache)
         tokens = max(settings.max_queue_tokens, self.max_length)

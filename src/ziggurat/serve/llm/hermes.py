@@ -85,7 +85,7 @@ class CallParser:
         self._held = ""
         return out
 
-    # Each state uses up some of what is held; it says whether the next one can go on.
+    # Each state uses up some of what is held; it says whether the next one can continue.
 
     def _text(self, out: list[Delta]) -> bool:
         if self._after_call:
@@ -195,7 +195,7 @@ def _decode(text: str) -> Any:
 
 
 def grammar(use: ToolUse, tokenizer: HuggingFaceTokenizer, answer: Form | None = None) -> Form:
-    """What may be generated with these tools, as a grammar.
+    """Grammar of an answer with these tools.
 
     Args:
         use: the tools. Where no call is forced, text may stand before and between calls.
@@ -246,7 +246,7 @@ To call a function, write its name and its arguments as a JSON object between ta
 <tool_call>
 {{"name": NAME, "arguments": {{...}}}}
 </tool_call>"""
-"""What a model is told of tools whose chat template has no place for them."""
+"""Instructions about tools, for models whose chat template has no place for them."""
 
 
 def explain(

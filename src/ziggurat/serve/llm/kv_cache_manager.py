@@ -15,12 +15,23 @@ class KVCacheManager:
         block_size: tokens in a block.
         width: most blocks of one sequence.
         prefixes: finds blocks that hold a prompt's beginning.
+        shares_blocks: whether blocks are all of a sequence's state, so that sequences of equal
+            prompts can share them; else each computes its prompt itself.
     """
 
-    def __init__(self, blocks: int, block_size: int, width: int, prefixes: PrefixCache):
+    def __init__(
+        self,
+        blocks: int,
+        block_size: int,
+        width: int,
+        prefixes: PrefixCache,
+        *,
+        shares_blocks: bool = True,
+    ):
         assert blocks >= width, "a sequence alone must fit"
         self.allocator = BlockAllocator(blocks, prefixes)
         self.block_size, self._width, self._prefixes = block_size, width, prefixes
+        self._shares_blocks = shares_blocks
         self.queries = self.hits = 0
         """Tokens looked up in the prefix cache, and tokens found."""
 
@@ -74,7 +85,7 @@ class KVCacheManager:
 
         That token is the last of the prompt: the sequence computes it into a block of its own.
         """
-        full = (tokens - 1) // self.block_size
+        full = (tokens - 1) // self.block_size if self._shares_blocks else 0
         seq.blocks, seq.digests = parent.blocks[:full], parent.digests[:full]
         seq.computed, seq.registered = full * self.block_size, full
         self.allocator.share(seq.blocks)

@@ -1,4 +1,4 @@
-"""What engines and embedders measure, in Prometheus' form under vLLM's names.
+"""Metrics of engines and embedders in Prometheus' form, under vLLM's names.
 
 Only what is measured is exported: there are no series of adapters or of speculative decoding.
 """

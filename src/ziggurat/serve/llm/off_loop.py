@@ -21,7 +21,7 @@ class OffLoop:
         self._one = anyio.CapacityLimiter(1)
 
     async def __call__(self, size: int, work: Callable[..., T], *args: Any) -> T:
-        """What ``work`` returns for ``args``; ``size`` is that of the request's body in bytes."""
+        """Result of ``work(*args)``; ``size`` is that of the request's body in bytes."""
         if size <= LARGE:
             return await run_in_threadpool(work, *args)
         return await anyio.to_thread.run_sync(functools.partial(work, *args), limiter=self._one)

@@ -43,8 +43,8 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
-class Output:
-    """What a prompt led to."""
+class RequestOutput:
+    """Completions of one prompt."""
 
     prompt_ids: list[int]
     completions: list[Completion]
@@ -85,14 +85,14 @@ class LLM:
         self.name, self.tokenizer = model.name, model.tokenizer
         self.engine = Engine(model.model, model.params, model.tokenizer, settings)
         self.sampling_defaults = sampling_defaults(model.tokenizer.generation_config)
-        """What the model's ``generation_config.json`` recommends."""
+        """Sampling parameters that the model's ``generation_config.json`` recommends."""
         self._grammars = Grammars(model.tokenizer, self.engine.vocab_size)
 
     def generate(
         self,
         prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
-    ) -> list[Output]:
+    ) -> list[RequestOutput]:
         """Continue one prompt or several, each a text or token ids; they are served together.
 
         Args:
@@ -119,7 +119,7 @@ class LLM:
         params: SamplingParams | None = None,
         *,
         tools: Sequence[Tool] | None = None,
-    ) -> Output: ...
+    ) -> RequestOutput: ...
 
     @overload
     def chat(
@@ -128,11 +128,11 @@ class LLM:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         tools: Sequence[Tool] | None = None,
-    ) -> list[Output]: ...
+    ) -> list[RequestOutput]: ...
 
     def chat(
         self, messages: Any, params: Any = None, *, tools: Sequence[Tool] | None = None
-    ) -> Output | list[Output]:
+    ) -> RequestOutput | list[RequestOutput]:
         """Answer a conversation, or several together.
 
         Args:
@@ -151,7 +151,7 @@ class LLM:
         return outputs[0] if single else outputs
 
     def constraint(self, kind: FormKind, content: Any) -> Maker:
-        """What makes generations keep to a form: a value for ``SamplingParams.constraint``.
+        """Constraint on the form of completions: a value for ``SamplingParams.constraint``.
 
         Args:
             kind: ``json``, ``regex``, ``choice`` or ``grammar``.
@@ -179,17 +179,17 @@ class LLM:
 
     def _serve(
         self, prompts: list[list[int]], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[Output]:
+    ) -> list[RequestOutput]:
         if not isinstance(params, Sequence):
             params = [params or SamplingParams(**self.sampling_defaults)] * len(prompts)
         if len(params) != len(prompts):
             expected = f"one for all prompts, or {len(prompts)}"
             raise RequestError("params", found=f"{len(params)}", expected=expected)
-        outputs: list[Output] = []
-        open_ones: collections.deque[tuple[Output, Request]] = collections.deque()
+        outputs: list[RequestOutput] = []
+        open_ones: collections.deque[tuple[RequestOutput, Request]] = collections.deque()
         try:
             for prompt, param in zip(prompts, params):
-                output = Output(prompt, [Completion() for _ in range(param.n)])
+                output = RequestOutput(prompt, [Completion() for _ in range(param.n)])
                 outputs.append(output)
                 open_ones.append((output, self._submit(prompt, param, open_ones)))
             while open_ones:
@@ -206,7 +206,7 @@ class LLM:
         self,
         prompt: list[int],
         params: SamplingParams,
-        open_ones: collections.deque[tuple[Output, Request]],
+        open_ones: collections.deque[tuple[RequestOutput, Request]],
     ) -> Request:
         """Put a prompt into the queue; when that is full, wait for the oldest to end."""
         while True:
@@ -218,7 +218,7 @@ class LLM:
                 _collect(*open_ones.popleft())
 
 
-def _collect(output: Output, request: Request) -> None:
+def _collect(output: RequestOutput, request: Request) -> None:
     """Read all events of a request."""
     for event in request:
         output.completions[event.choice].add(event)

@@ -22,7 +22,7 @@ class RequestPolicy:
     adds, and in the prompts of ``/v1/completions``, where the client is the template; ``none``: not
     in prompts either; ``all``: in the texts of messages too, as in vLLM."""
     extra_fields: ExtraFields = "refuse"
-    """What becomes of fields that are unknown or not applied: 400, or nothing."""
+    """Treatment of fields that are unknown or not applied: answer 400, or ignore them."""
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Sampling parameters where a request gives none, such as those of the model's
     ``generation_config.json``."""
@@ -39,4 +39,4 @@ class RequestPolicy:
 
 
 DEFAULT = RequestPolicy()
-"""What holds unless an operator says otherwise."""
+"""Policy of a server whose operator set none."""

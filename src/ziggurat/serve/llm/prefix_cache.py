@@ -14,7 +14,7 @@ import xxhash
 
 @runtime_checkable
 class PrefixCache(Protocol):
-    """What the engine asks of a prefix cache; also the allocator's ``CachedBlocks``."""
+    """Prefix cache of the engine; also the allocator's ``CachedBlocks``."""
 
     def match(self, tokens: Sequence[int], digests: list[bytes], salt: bytes = b"") -> list[int]:
         """Blocks that hold the beginning of ``tokens``, the last token never among them.

@@ -17,7 +17,7 @@ import platform
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,6 @@ from ziggurat.kernels.cpu.library import library
 
 _log = logging.getLogger(__name__)
 DIGEST = 32
-COMPILER_OPTIONS: dict[str, Any] = {}
-"""For every program; tests ask for less effort."""
 
 
 class Programs:
@@ -39,13 +37,15 @@ class Programs:
 
     Args:
         directory: where compiled programs are kept; ``None``: nowhere.
+        devices: for which they are; default the first.
 
     Raises:
         ConfigError: the directory cannot be made.
     """
 
-    def __init__(self, directory: str | Path | None = None):
-        self._files = None if directory is None else _Files(Path(directory))
+    def __init__(self, directory: str | Path | None = None, devices: Sequence[Any] | None = None):
+        devices = jax.devices()[:1] if devices is None else devices
+        self._files = None if directory is None else _Files(Path(directory), devices)
         self._makers: dict[str, Callable[[], Any]] = {}
         self._made: dict[str, Any] = {}
         self._compiling = threading.Lock()
@@ -53,15 +53,21 @@ class Programs:
         """Programs that came from disk."""
 
     def add(
-        self, name: str, function: Callable[..., Any], *arguments: Any, donate: int | None = None
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        donate: int | None = None,
+        shardings: Any = None,
     ) -> None:
         """Declare a program.
 
         Args:
             name: to call it by.
             function: what it does.
-            arguments: arrays, or their shapes and types.
+            arguments: arrays, or their shapes, types and shardings.
             donate: index of the argument that it may overwrite.
+            shardings: of its results; default on one device.
         """
 
         @functools.wraps(function)
@@ -70,7 +76,8 @@ class Programs:
         ) -> Any:  # a program that JAX has in memory may have come from its cache
             return function(*given)
 
-        jitted = jax.jit(own, donate_argnums=() if donate is None else donate)
+        donated = () if donate is None else donate
+        jitted = jax.jit(own, donate_argnums=donated, out_shardings=shardings)
         abstract = jax.tree.map(_abstract, arguments)
         self._makers[name] = lambda: self._compile(jitted.lower(*abstract))
 
@@ -98,14 +105,14 @@ class Programs:
 
     def _compile(self, lowered: Any) -> Any:
         if self._files is None:
-            return lowered.compile(compiler_options=COMPILER_OPTIONS or None)
+            return lowered.compile()
         key = _key(lowered)
         found = self._files.read(key, lowered)
         if found is not None:
             self.loaded += 1
             return found
         with passing_by_compile_cache():
-            compiled = lowered.compile(compiler_options=COMPILER_OPTIONS or None)
+            compiled = lowered.compile()
         self._files.write(key, compiled)
         return compiled
 
@@ -113,8 +120,8 @@ class Programs:
 class _Files:
     """A directory of serialised executables."""
 
-    def __init__(self, directory: Path):
-        self._directory = directory
+    def __init__(self, directory: Path, devices: Sequence[Any]):
+        self._directory, self._devices = directory, list(devices)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -134,7 +141,7 @@ class _Files:
             return None
         try:
             return serialize_executable.deserialize_and_load(
-                payload, lowered.in_tree, lowered.out_tree, execution_devices=jax.devices()[:1]
+                payload, lowered.in_tree, lowered.out_tree, execution_devices=self._devices
             )
         except Exception as error:  # any reason of XLA's means: compile
             _log.warning("compile cache: %s cannot be loaded (%s) and is made anew", key, error)
@@ -160,12 +167,14 @@ class _Files:
 
 
 def _abstract(leaf: Any) -> Any:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+    where = getattr(leaf, "sharding", None)
+    on_mesh = isinstance(where, jax.sharding.NamedSharding)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where if on_mesh else None)
 
 
 def _key(lowered: Any) -> str:
     digest = hashlib.sha256(lowered.as_text().encode())
-    digest.update(_environment() + repr(sorted(COMPILER_OPTIONS.items())).encode())
+    digest.update(_environment())
     return digest.hexdigest()[:40]
 
 

@@ -4,6 +4,7 @@ Programs of different numbers of rows may add up in different order, so a sequen
 on what runs beside it: in float32 in the last bits, in bfloat16 by about 1 in 100 of a logit.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +14,15 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.placement import platform
+from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params, unstacked
 from ziggurat.models.unstacked import Unstacked
+from ziggurat.nn.layer_state import Storage, stored_as
 from ziggurat.serve.llm import history
 from ziggurat.serve.llm.buckets import Buckets, Shape
 from ziggurat.serve.llm.history import History
 from ziggurat.serve.llm.huge_pages import in_huge_pages
-from ziggurat.serve.llm.kv_cache import KVCache, Paged
+from ziggurat.serve.llm.kv_cache import CacheSizes, KVCache, Paged
 from ziggurat.serve.llm.programs import Programs
 from ziggurat.serve.llm.request import RequestSequence
 from ziggurat.serve.llm.sampling import (
@@ -80,19 +83,26 @@ class Inputs(NamedTuple):
     """Number of new tokens ``[rows]``."""
     tables: Any
     """Block tables ``[rows, pages]``."""
+    slots: Any
+    """Slots of the sequences ``[rows]``."""
 
 
 class ModelRunner:
-    """Runs the steps of a model, with weights, cache and sampling state on one device.
+    """Runs the steps of a model, with weights, cache and sampling state on one device or a mesh.
+
+    On a mesh weights and states are sharded by their logical axes and never gathered; what tells
+    the rows apart and what is sampled is on every device.
 
     Args:
         model: the model.
-        params: its parameters; copied, layer by layer. Those sharded over several devices are
-            gathered.
+        params: its parameters; copied, layer by layer. Without a mesh, those sharded over several
+            devices are gathered.
         cache: the cache's dimensions.
         buckets: the shapes of steps.
         programs: compiles them.
         scores: report the log-probability with which each token was drawn.
+        storage: how keys and values are kept.
+        mesh: devices to shard over; default the first one alone.
     """
 
     def __init__(
@@ -103,8 +113,14 @@ class ModelRunner:
         buckets: Buckets,
         programs: Programs,
         scores: bool = False,
+        *,
+        storage: Storage = "compute",
+        mesh: Layout | None = None,
     ):
         self.model, self.buckets, self.programs = model, buckets, programs
+        self._storage: Storage = storage
+        self._mesh = mesh
+        self._everywhere = None if mesh is None else mesh.replicated()
         self._dims, self._vocab, self._scores = cache, model.decoder.vocab_size, scores
         self.load(params)
         self._cache = self._empty()
@@ -119,6 +135,10 @@ class ModelRunner:
         out for the C++ kernels. Elsewhere stacked layers are copied apart, by programs that compile
         once, and all other arrays are used without a copy.
         """
+        if self._mesh is not None:
+            params = jax.device_put(params, self.model.shardings(self._mesh))
+            self._weights = Unstacked.of(self.model, params)
+            return
         here = jax.tree.map(_on_one_device, params)
         if platform() == "cpu":
             pack = self.model.precision.compute_dtype == jnp.float32
@@ -147,7 +167,7 @@ class ModelRunner:
             SamplingArrays.stack([], shape.rows) if shaped else sampling
         )  # a draw that is not used is cheap
         inputs = self._inputs(shape, seqs, counts)
-        placed, arrays = jax.device_put((inputs, first))
+        placed, arrays = jax.device_put((inputs, first), self._everywhere)
         step = self._launch(shape, placed, inputs.tables, arrays, ready)
         if shaped:
             tokens = self._sample_shaped(drawing, step.logits, sampling)
@@ -163,8 +183,8 @@ class ModelRunner:
         """
         tables, there = self._tables(step.shape, seqs), step.inputs.tables
         if not np.array_equal(tables, step.tables):
-            there = jax.device_put(tables)
-        inputs = Inputs(*step.next_inputs, step.inputs.counts, there)
+            there = jax.device_put(tables, self._everywhere)
+        inputs = Inputs(*step.next_inputs, step.inputs.counts, there, step.inputs.slots)
         return self._launch(step.shape, inputs, tables, step.sampling, step.ready)
 
     def collect(self, step: StepHandle, seqs: Sequence[RequestSequence]) -> SamplerOutput:
@@ -216,10 +236,13 @@ class ModelRunner:
     ) -> Inputs:
         tokens = np.zeros(shape, np.int32)
         start, new = np.zeros((2, shape.rows), np.int32)
+        slots = np.full(shape.rows, self.buckets.max_running, np.int32)
         for row, (seq, count) in enumerate(zip(seqs, counts)):
+            assert seq.slot is not None, "it runs"
+            slots[row] = seq.slot
             tokens[row, :count] = seq.tokens[seq.computed : seq.computed + count]
             start[row], new[row] = seq.computed, count
-        return Inputs(tokens, start, new, self._tables(shape, seqs))
+        return Inputs(tokens, start, new, self._tables(shape, seqs), slots)
 
     def _tables(self, shape: Shape, seqs: Sequence[RequestSequence]) -> np.ndarray:
         tables = np.zeros((shape.rows, self._dims.width), np.int32)
@@ -263,31 +286,41 @@ class ModelRunner:
         return slot
 
     def _kept(self) -> History:
-        if self._history is None:
-            self._history = History.empty(self.buckets.max_running, self._vocab)
-        return self._history
+        kept = self._history
+        if kept is None:
+            empty = History.empty(self.buckets.max_running, self._vocab)
+            kept = self._history = jax.device_put(empty, self._everywhere)
+        return kept
 
     def _empty(self) -> KVCache:
-        shapes = [layer.block.attention.cache for layer in self.model.decoder.layers]
-        dtype = self.model.precision.compute_dtype
-        return KVCache.empty(shapes, self._dims.blocks + 1, self._dims.block_size, dtype)
+        specs = [stored_as(layer.state, self._storage) for layer in self.model.decoder.layers]
+        sizes = CacheSizes(self._dims.blocks + 1, self._dims.block_size, self.buckets.max_running)
+        return KVCache.empty(specs, sizes, self.model.precision.compute_dtype, self._mesh)
 
     def _declare(self) -> None:
         """Declare all compiled programs."""
         width, vocab = self._dims.width, self._vocab
 
-        def array(*shape: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, dtype)
+        def array(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=self._everywhere)
+
+        def everywhere(tree: Any) -> Any:
+            return jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), tree)
+
+        def no_sampling(rows: int) -> Any:
+            return everywhere(SamplingArrays.stack([], rows))
 
         for shape in self.buckets.shapes:
             rows = shape.rows
-            inputs = Inputs(array(*shape), array(rows), array(rows), array(rows, width))
-            arguments = (self._weights, self._cache, inputs, SamplingArrays.stack([], rows))
-            self.programs.add(f"step {shape}", self._step, *arguments, donate=1)
-        kept = jax.eval_shape(lambda: History.empty(self.buckets.max_running, vocab))
+            each = array(rows)
+            inputs = Inputs(array(*shape), each, each, array(rows, width), each)
+            arguments = (self._weights, self._cache, inputs, no_sampling(rows))
+            where = None if self._mesh is None else self._step_shardings()
+            self.programs.add(f"step {shape}", self._step, *arguments, donate=1, shardings=where)
+        kept = everywhere(jax.eval_shape(lambda: History.empty(self.buckets.max_running, vocab)))
         for rows in self.buckets.rows:
             logits, each = array(rows, vocab, dtype=np.float32), array(rows)
-            sampling = SamplingArrays.stack([], rows)
+            sampling = no_sampling(rows)
             words = array(rows, -(-vocab // history.WORD), dtype=np.uint32)
             shaped = (kept, logits, each, sampling, words, each)
             self.programs.add(f"sample shaped {rows}", history.sample_shaped, *shaped, donate=0)
@@ -300,6 +333,11 @@ class ModelRunner:
         row = (kept, array(), tokens, array(), array(), bias)
         self.programs.add("load history", history.load, *row, donate=0)
 
+    def _step_shardings(self) -> Any:
+        """Where a step's results are: its cache as it was, all else on every device."""
+        cache = jax.tree.map(lambda leaf: leaf.sharding, self._cache)
+        return cache, *(self._everywhere,) * 3
+
     def _step(
         self, weights: Unstacked, cache: KVCache, inputs: Inputs, sampling: SamplingArrays
     ) -> tuple[
@@ -307,13 +345,16 @@ class ModelRunner:
     ]:
         """The cache with the new tokens, logits after each row's last, and the token that is drawn
         from them, twice: to be looked at, and as input of the step that follows."""
-        tokens, start, counts, tables = inputs
-        context = Paged(tables, start, counts)
+        tokens, start, counts, tables, slots = inputs
+        # The C++ kernel takes whole arrays; on a mesh XLA shards the definition by heads.
+        kernel = "auto" if self._mesh is None else "reference"
+        context = Paged(tables, start, counts, slots, kernel)
         positions = context.positions(tokens.shape[1])
-        hidden, cache = unstacked.hidden(self.model, weights, tokens, positions, context, cache)
-        last = jnp.maximum(counts - 1, 0)
-        newest = hidden[jnp.arange(tokens.shape[0]), last]
-        logits = unstacked.project(self.model, weights, newest)
+        with contextlib.nullcontext() if self._mesh is None else self._mesh.active():
+            hidden, cache = unstacked.hidden(self.model, weights, tokens, positions, context, cache)
+            last = jnp.maximum(counts - 1, 0)
+            newest = hidden[jnp.arange(tokens.shape[0]), last]
+            logits = unstacked.project(self.model, weights, newest)
         drawn = sample(logits, sampling, start + counts)
         return cache, logits, drawn, (drawn[:, None], start + counts)
 

@@ -72,7 +72,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the generation, besides the model's own."""
     ignore_eos: bool = False
-    """Go on after the model's own end ids."""
+    """Continue after the model's own end ids."""
     logprobs: int | None = None
     """Report each token's log-probability, and those of this many most likely tokens."""
     n: int = 1

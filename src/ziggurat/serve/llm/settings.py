@@ -1,6 +1,7 @@
 """Limits of an engine, and what follows from them and the model: context and cache."""
 
 import dataclasses
+from typing import Literal
 
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
@@ -35,6 +36,9 @@ class EngineConfig:
     prefix_cache: bool = True
     """Keep blocks of ended requests for prompts that begin alike, until others need them. Logits
     may differ in the last bits from those of a prompt read whole."""
+    kv_cache_dtype: Literal["auto", "int8"] = "auto"
+    """Type of the keys and values in the cache: ``auto``, that of computing, or ``int8``, rounded
+    with a scale for each token and head, which takes about half of bfloat16's memory."""
     compile_cache: str | None = None
     """Directory in which compiled programs are kept for the next start; default none."""
 

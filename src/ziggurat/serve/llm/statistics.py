@@ -1,11 +1,11 @@
-"""What an engine tells of itself."""
+"""Statistics of an engine."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class WarmUp:
-    """What :meth:`~ziggurat.serve.llm.engine.Engine.warm_up` did."""
+    """Result of :meth:`~ziggurat.serve.llm.engine.Engine.warm_up`."""
 
     programs: int
     seconds: float
@@ -15,7 +15,7 @@ class WarmUp:
 
 @dataclasses.dataclass(frozen=True)
 class EngineStatistics:
-    """What :meth:`~ziggurat.serve.llm.engine.Engine.statistics` finds."""
+    """Result of :meth:`~ziggurat.serve.llm.engine.Engine.statistics`."""
 
     running: int
     """Requests being served."""
@@ -29,6 +29,6 @@ class EngineStatistics:
     prefix_queries: int
     """Prompt tokens looked up in the prefix cache since the start."""
     prefix_hits: int
-    """Those of them that were there."""
+    """Number of those tokens that were found."""
     preemptions: int
     """Generations that lost their blocks to older ones, since the start."""

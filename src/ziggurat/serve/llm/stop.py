@@ -35,7 +35,7 @@ class StopMatcher:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """What was held back; call once, at the end."""
+        """Text that was held back; call once, at the end."""
         held, self._held = self._held, ""
         return held
 

@@ -1,4 +1,4 @@
-"""What form an answer must have: OpenAI's ``response_format``, vLLM's ``structured_outputs``.
+"""Structured output: OpenAI's ``response_format`` and vLLM's ``structured_outputs``.
 
 Both become a grammar of llguidance (https://github.com/guidance-ai/llguidance), which
 :mod:`ziggurat.serve.llm.grammar` turns into masks over tokens.

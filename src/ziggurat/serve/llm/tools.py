@@ -162,7 +162,7 @@ def tool_use(
     choice: str | Mapping[str, Any] | None,
     parallel: bool | None,
 ) -> ToolUse | None:
-    """What the three fields say together; ``None`` where no tool may be called.
+    """Tool use that the three fields ask for; ``None`` where no tool may be called.
 
     Raises:
         RequestError: they contradict each other, or a tool is not well described.

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.serve.app import Part
+from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import Body, read
 from ziggurat.serve.errors import ContextTooLong, QueueFull, RequestError, UnknownModel
 from ziggurat.serve.http import guarded, json_response, read_body, unless_gone
@@ -89,8 +89,8 @@ class EmbeddingService:
         self._turn, self._waiting, self._max_queue = asyncio.Lock(), 0, max_queue
         self._created = int(time.time())
 
-    def part(self) -> Part:
-        """What it adds to the application."""
+    def part(self) -> ServicePart:
+        """Routes and model card of the endpoint."""
         card = {
             "id": self._name,
             "object": "model",
@@ -98,7 +98,7 @@ class EmbeddingService:
             "owned_by": "ziggurat",
             "max_model_len": self._embedder.max_length,
         }
-        return Part(
+        return ServicePart(
             routes=[Route("/v1/embeddings", guarded(self._embeddings), methods=["POST"])],
             cards=[card],
         )

@@ -31,7 +31,7 @@ INERT = frozenset(
 )
 """Keys of a message, besides OpenAI's own, that no model sees."""
 UNAPPLIED = frozenset({"partial", "prefix"})
-"""Keys by which other servers are asked to go on with a message; refused unless false."""
+"""Keys by which other servers are asked to continue with a message; refused unless false."""
 _OWN = frozenset(
     {"audio", "content", "function_call", "name", "refusal", "role", "tool_call_id", "tool_calls"}
 )

@@ -53,7 +53,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class GenerationRequest(Body, kw_only=True):
-    """What both kinds of request share."""
+    """Fields that completion and chat requests share."""
 
     model: str
     stream: bool | None = None
@@ -217,7 +217,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         return made
 
     def sampling(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
-        """What the engine needs; as with OpenAI, 16 tokens unless more are asked for.
+        """Sampling parameters; as with OpenAI, 16 tokens unless the request says more.
 
         Args:
             defaults: sampling parameters for fields that the request leaves out.
@@ -313,7 +313,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
         )
 
     def sampling(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
-        """What the engine needs; without a limit the answer may fill the context.
+        """Sampling parameters; without a limit the answer may fill the context.
 
         Args:
             defaults: sampling parameters for fields that the request leaves out.

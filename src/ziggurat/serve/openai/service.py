@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ziggurat.serve.app import Part
+from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import read
 from ziggurat.serve.errors import UnknownModel
 from ziggurat.serve.http import EventStream, guarded, json_response, read_body, unless_gone
@@ -61,8 +61,8 @@ class TextService:
         self._created = int(time.time())
         metrics.watch(engine, name)
 
-    def part(self) -> Part:
-        """What it adds to the application."""
+    def part(self) -> ServicePart:
+        """Routes and model card of the endpoints."""
         post = {"/v1/completions": self._completions, "/v1/chat/completions": self._chat}
         card = {
             "id": self._name,
@@ -71,7 +71,7 @@ class TextService:
             "owned_by": "ziggurat",
             "max_model_len": self._engine.max_length,
         }
-        return Part(
+        return ServicePart(
             routes=[Route(path, guarded(f), methods=["POST"]) for path, f in post.items()],
             cards=[card],
             failure=lambda: self._engine.failure,
@@ -170,7 +170,7 @@ class TextService:
 
 
 def _salt(client: str, given: str | None) -> bytes:
-    """What the prefix cache keeps apart: clients, and what a client keeps apart itself."""
+    """Prefix-cache salt of a client and of the salt that its request gives."""
     if not client and given is None:
         return b""
     parts = "\0".join([client, given or ""]).encode("utf-8", "replace")

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.serve.app import Part
+from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import Body, read
 from ziggurat.serve.errors import RequestError, UnknownModel
 from ziggurat.serve.http import guarded, json_response, read_body
@@ -74,10 +74,12 @@ class TokenService:
         self._vocabularies = dict(vocabularies)
         self._off_loop = OffLoop()
 
-    def part(self) -> Part:
-        """What it adds to the application."""
+    def part(self) -> ServicePart:
+        """Routes of the endpoints."""
         post = {"/tokenize": self._tokenize, "/detokenize": self._detokenize}
-        return Part(routes=[Route(path, guarded(f), methods=["POST"]) for path, f in post.items()])
+        return ServicePart(
+            routes=[Route(path, guarded(f), methods=["POST"]) for path, f in post.items()]
+        )
 
     async def _tokenize(self, request: Request) -> Response:
         text = await read_body(request)

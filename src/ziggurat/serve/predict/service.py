@@ -17,7 +17,7 @@ from starlette.types import Send
 
 from ziggurat import __version__
 from ziggurat.core.errors import ZigguratError
-from ziggurat.serve.app import Part
+from ziggurat.serve.app import ServicePart
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.http import GONE, ClientGone
 from ziggurat.serve.predict import http, model_card
@@ -155,13 +155,13 @@ class Predict:
         *,
         admin_keys: Sequence[str] = (),
         tls: Tls | None = None,
-    ) -> Part:
+    ) -> ServicePart:
         """What this adds to the server's application; arguments as of :meth:`running`."""
 
         def running() -> contextlib.AbstractAsyncContextManager[None]:
             return self.running(grpc_address, keys, drain_seconds, admin_keys=admin_keys, tls=tls)
 
-        return Part(routes=self.routes(), ready=lambda: self.ready, running=running)
+        return ServicePart(routes=self.routes(), ready=lambda: self.ready, running=running)
 
     @contextlib.asynccontextmanager
     async def running(

@@ -113,7 +113,7 @@ def flow_levels(
 def discrete_levels(
     node: Ddpm, seed: int, step: Int[Array, "b"], index: Int[Array, "b"]
 ) -> tuple[Float[Array, "b"], Float[Array, "b"], Float[Array, "b"], Float[Array, "b"]]:
-    """The same of DDPM's levels, with the weights of min-SNR if asked for."""
+    """Levels of DDPM, with the weights of min-SNR if configured."""
     alphas, sigmas = (jnp.asarray(x, jnp.float32) for x in node.levels())
     uniform = uniform_rows(seed, "diffusion time", step, index)
     level = jnp.minimum((uniform * node.levels_count).astype(jnp.int32), node.levels_count - 1)

@@ -12,12 +12,12 @@ from ziggurat.data.image_sources import pillow
 from ziggurat.mesh import Layout
 from ziggurat.models import DiffusionModel, image_pipeline
 from ziggurat.models.diffusion import Process
-from ziggurat.models.image_pipeline import Surroundings
+from ziggurat.models.image_pipeline import PipelineComponents
 from ziggurat.models.loading.pretrained import PARAMS
 from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.diffusion import Ddpm, FlowMatching, diffusion
-from ziggurat.train.parts import ObjectiveKind, Parts, Program, TrainingData
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 
 
 class LabelledImages(ObjectiveKind):
@@ -25,7 +25,7 @@ class LabelledImages(ObjectiveKind):
 
     images = True
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         if not isinstance(run.model, DitConfig):
             raise ConfigError(
                 "model", found="a path", expected="dimensions", fix="give [model] with its sizes"
@@ -43,7 +43,7 @@ class LabelledImages(ObjectiveKind):
         model = _build(settings, run, layout)
         images, held_out = text.first_alone("images", lambda: _data(run, model))
         _check_images(images, model)
-        around = Surroundings.of(process, images.store.classes)
+        around = PipelineComponents.of(process, images.store.classes)
         return Parts(
             program=_program(run, layout, model),
             data=images,
@@ -90,8 +90,8 @@ def _build(settings: Any, run: RunConfig, layout: Layout) -> DiffusionModel:
     return DiffusionModel.build(settings, precision, train.remat, train.attention)
 
 
-def _program(run: RunConfig, layout: Layout, model: DiffusionModel) -> Program:
-    return Program(
+def _program(run: RunConfig, layout: Layout, model: DiffusionModel) -> TrainingProgram:
+    return TrainingProgram(
         model=model,
         sums=diffusion(model, _objective(run), run.seed),
         batch=batch_struct(layout, run.data.batch_size, model.image_shape),
@@ -141,7 +141,7 @@ def _check_start(process: Process, start: image_pipeline.ImagePipeline) -> None:
         raise ConfigError(
             "model.path", found="a model of latents", expected="one of images, which are trained"
         )
-    ours = Surroundings.of(process).process
+    ours = PipelineComponents.of(process).process
     if start.around.process != ours:
         raise ConfigError(
             "objective",

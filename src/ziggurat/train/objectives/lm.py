@@ -13,12 +13,12 @@ from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params
 from ziggurat.models.loading import pretrained
 from ziggurat.nn.attention_context import Packed
-from ziggurat.nn.moe import MixtureConfig
+from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, router_z_loss
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.parts import ObjectiveKind, Parts, Program, TrainingData
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 
@@ -37,7 +37,7 @@ class PackedText(ObjectiveKind):
     node = LanguageModelling
     streams = True
 
-    def program(self, run: RunConfig, layout: Layout) -> Program:
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         text.check_documents(run)
         return self._program(run, layout, text.abstract_model(run, layout))
 
@@ -69,8 +69,8 @@ class PackedText(ObjectiveKind):
         """The loss of some rows; a subclass may return another one."""
         return language_modelling(model, self._loss(run), layout)
 
-    def _program(self, run: RunConfig, layout: Layout, model: LanguageModel) -> Program:
-        return Program(
+    def _program(self, run: RunConfig, layout: Layout, model: LanguageModel) -> TrainingProgram:
+        return TrainingProgram(
             model=model,
             sums=self.sums(run, model, layout),
             batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
@@ -137,8 +137,8 @@ def language_modelling(
 def _router_losses(
     routing: Sequence[Routing], loss: LossConfig, tokens: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """What routers add to the loss, and figures for reports, times the targets of these rows: means
-    of routers' tokens become sums like all else."""
+    """Router losses and figures, times the number of targets of these rows: means of routers'
+    tokens become sums like all else."""
     balance, z = load_balancing_loss(routing), router_z_loss(routing)
     reports = {
         "load_balancing_loss": balance * tokens,
@@ -158,7 +158,7 @@ def _check(model: LanguageModel, loss: LossConfig, frozen_base: bool) -> None:
             expected="weights in floating point, which gradients need",
             fix="train the model it was made from, and quantise the result",
         )
-    mixtures = [b.mlp for b in model.decoder.stacks if isinstance(b.mlp, MixtureConfig)]
+    mixtures = [b.mlp for b in model.decoder.stacks if isinstance(b.mlp, MixtureOfExpertsConfig)]
     corrected = any(mixture.router.correction for mixture in mixtures)
     for key, there, expected in (
         ("load_balancing", bool(mixtures), "0 for a model without experts"),

@@ -1,4 +1,4 @@
-"""What objectives over packed text share: the model to start from, its tokenizer, its data."""
+"""Starting model, tokenizer and data of objectives over packed text."""
 
 import dataclasses
 from collections.abc import Callable
@@ -137,7 +137,7 @@ def load_data(
 
 
 def first_alone(what: str, make: Callable[[], Any]) -> Any:
-    """What ``make`` returns; the first process fills the cache before the others look into it."""
+    """Result of ``make``; the first process fills the cache before the others look into it."""
     made: list[Any] = []
     Processes().once(f"prepare {what}", lambda: made.append(make()))
     return made[0] if made else make()

@@ -31,7 +31,7 @@ class BertConfig:
     d_ff: int | None = None
     """Feed-forward width; default ``4 d_model``."""
     activation: Activation = "gelu"
-    """Function between the two products of the feed-forward block."""
+    """Function between the two matmuls of the feed-forward block."""
     max_sequence_length: int = 512
     """Learned positions: the longest sequence in tokens."""
     token_types: int = 2
@@ -56,7 +56,7 @@ class BertConfig:
         """The encoder this config stands for."""
         heads, head_dim = self.n_heads, self.d_model // self.n_heads
         block = BlockConfig(
-            attention=GroupedAttentionConfig(
+            mixer=GroupedAttentionConfig(
                 heads=heads, kv_heads=heads, head_dim=head_dim, bias=True, out_bias=True
             ),
             mlp=PlainMlpConfig(hidden=self.d_ff or 4 * self.d_model, activation=self.activation),

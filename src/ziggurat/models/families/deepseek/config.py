@@ -10,7 +10,7 @@ from ziggurat.nn.block import BlockConfig, LayerConfig, MlpConfig
 from ziggurat.nn.decoder import DecoderConfig
 from ziggurat.nn.latent_attention import LatentAttentionConfig
 from ziggurat.nn.mlp import Activation, GatedMlpConfig
-from ziggurat.nn.moe import MixtureConfig
+from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.rope import RopeConfig, YarnScaling
 from ziggurat.nn.router import RouterConfig
@@ -104,7 +104,7 @@ class DeepseekV3Config:
 
     @property
     def attention_scale(self) -> float:
-        """What multiplies the scores; a YaRN scaling with ``mscale_all_dim`` raises it."""
+        """Factor of the attention scores; a YaRN scaling with ``mscale_all_dim`` raises it."""
         scale, scaling = (self.plain_dim + self.rotary_dim) ** -0.5, self.rope.scaling
         if isinstance(scaling, YarnScaling) and scaling.mscale_all_dim and scaling.factor > 1:
             scale *= (0.1 * scaling.mscale_all_dim * math.log(scaling.factor) + 1.0) ** 2
@@ -126,7 +126,7 @@ class DeepseekV3Config:
         rule = AttentionRule(self.attention_scale)
 
         def layer(mlp: MlpConfig) -> LayerConfig:
-            block = BlockConfig(attention=attention, mlp=mlp, norm=norm)
+            block = BlockConfig(mixer=attention, mlp=mlp, norm=norm)
             return LayerConfig(block=block, rule=rule, rope=self.rope)
 
         dense = min(self.n_dense_layers, self.n_layers)
@@ -143,8 +143,8 @@ class DeepseekV3Config:
     def _gated(self, hidden: int) -> GatedMlpConfig:
         return GatedMlpConfig(hidden=hidden, activation=self.activation)
 
-    def _mixture(self) -> MixtureConfig:
-        return MixtureConfig(
+    def _mixture(self) -> MixtureOfExpertsConfig:
+        return MixtureOfExpertsConfig(
             router=RouterConfig(
                 experts=self.n_experts,
                 chosen=self.experts_per_token,

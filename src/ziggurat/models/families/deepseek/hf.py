@@ -11,7 +11,7 @@ from ziggurat.models.conversion.rotary_order import pairs_to_halves, reordered
 from ziggurat.models.conversion.rotary_settings import hf_rope, read_rope
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.deepseek.config import DeepseekV3Config
-from ziggurat.nn.moe import MixtureConfig
+from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.rope import YarnScaling
 
 DIMENSIONS = {
@@ -105,7 +105,7 @@ def hf_names(config: DeepseekV3Config) -> list[WeightName]:
     for (stack, layers), block in zip(block_names.stacked_layers(d).items(), d.stacks):
         names += block_names.scales(stack, block_names.PRE_NORMS, layers)
         names += _attention(config, stack, layers)
-        if isinstance(block.mlp, MixtureConfig):
+        if isinstance(block.mlp, MixtureOfExpertsConfig):
             names += block_names.projections(stack, {"mlp.router": "mlp.gate"}, layers)
             there = block_names.LAYER + "mlp.gate.e_score_correction_bias"
             names.append(WeightName(f"{stack}.mlp.router.correction_bias", there, layers=layers))

@@ -9,13 +9,18 @@ import numpy as np
 
 from ziggurat.core.errors import CheckpointError, ModelError
 from ziggurat.models.conversion.hf_config import HFConfig, checked
-from ziggurat.models.conversion.weight_names import Part, TensorSource, WeightName, export_weights
+from ziggurat.models.conversion.weight_names import (
+    AxisSlice,
+    TensorSource,
+    WeightName,
+    export_weights,
+)
 from ziggurat.models.families.dit.config import DitConfig
 from ziggurat.nn.diffusion_transformer import grid_positions
 
 CLASS = "DiTTransformer2DModel"
 OLD_CLASS = "Transformer2DModel"
-"""What published DiTs call themselves; other models do too, which ``norm_type`` tells apart."""
+"""Class name of published DiTs; other models have it too, which ``norm_type`` tells apart."""
 ACTIVATIONS = {
     "gelu": ("gelu", False),
     "gelu-approximate": ("gelu_tanh", False),
@@ -132,8 +137,8 @@ def names(config: DitConfig) -> list[WeightName]:
     into = f"{LAYER}ff.net.0.proj"
     if config.gated:
         width = config.d_ff or 4 * config.d_model
-        found += _linear("blocks.mlp.up", into, Part(0, slice(0, width)))
-        found += _linear("blocks.mlp.gate", into, Part(0, slice(width, 2 * width)))
+        found += _linear("blocks.mlp.up", into, AxisSlice(0, slice(0, width)))
+        found += _linear("blocks.mlp.gate", into, AxisSlice(0, slice(width, 2 * width)))
     else:
         found += _linear("blocks.mlp.up", into)
     if config.norm_affine:
@@ -142,7 +147,7 @@ def names(config: DitConfig) -> list[WeightName]:
     return found
 
 
-def _linear(ours: str, theirs: str, part: Part | None = None) -> list[WeightName]:
+def _linear(ours: str, theirs: str, part: AxisSlice | None = None) -> list[WeightName]:
     return [
         WeightName(f"{ours}.kernel", f"{theirs}.weight", transpose=True, part=part),
         WeightName(f"{ours}.bias", f"{theirs}.bias", part=part),
@@ -188,7 +193,7 @@ def check_positions(config: DitConfig, tensors: TensorSource) -> None:
 
 
 def export(config: DitConfig, params: dict[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors one by one; a shared embedding is written for every block."""
+    """Tensors of diffusers one by one; a shared embedding is written for every block."""
     for name, array in export_weights(names(config), params, layers=config.n_layers):
         yield name, array
         if config.shared_conditioning and ".norm1.emb." in name:

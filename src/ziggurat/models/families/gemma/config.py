@@ -16,8 +16,11 @@ from ziggurat.nn.rope import RopeConfig
 
 @config.node
 class GemmaFields(DecoderFields):
-    """What Gemma 2 and Gemma 3 share: norms before and after each half of a block, whose scales are
-    stored around zero, and embeddings multiplied by the root of the width."""
+    """Config fields that Gemma 2 and Gemma 3 share.
+
+    Norms stand before and after each half of a block, with scales stored around zero, and
+    embeddings are multiplied by the root of the width.
+    """
 
     head_dim: int = 256
     """Channels of one head."""
@@ -47,7 +50,7 @@ class GemmaFields(DecoderFields):
         norm = NormConfig(eps=self.norm_eps, offset=1.0)
         bias = self.attention_bias
         attention = self.attention(bias=bias, out_bias=bias, head_norm=norm if head_norm else None)
-        block = BlockConfig(attention=attention, mlp=self.mlp(), norm=norm, post_norms=True)
+        block = BlockConfig(mixer=attention, mlp=self.mlp(), norm=norm, post_norms=True)
         scale = self.query_scale**-0.5
         kinds = {
             "local": LayerConfig(

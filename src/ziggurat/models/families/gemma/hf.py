@@ -67,7 +67,7 @@ def from_hf(values: Mapping[str, Any]) -> Gemma2Config | Gemma3Config:
 
 
 def _same_activation(hf: HFConfig, found: str) -> None:
-    """transformers reads ``hidden_activation``; ``hidden_act``, from Gemma 1, may not differ."""
+    """Refuse a ``hidden_act`` that differs from ``hidden_activation``, which transformers reads."""
     if hf.given("hidden_act") is not None and activation(hf, "hidden_act") != found:
         raise ModelError(
             "config.json: hidden_act",
@@ -85,8 +85,12 @@ def _softcap(hf: HFConfig, key: str) -> Any:
 
 
 def _ropes(hf: HFConfig, length: int) -> dict[str, RopeConfig]:
-    """Both rotary settings: nested in ``rope_parameters`` by type of layer (transformers 5), or
-    ``rope_theta``, ``rope_scaling`` (of global layers) and ``rope_local_base_freq`` (4)."""
+    """Rotary settings of local and global layers.
+
+    They are nested in ``rope_parameters`` by type of layer (transformers 5), or stand in
+    ``rope_theta``, ``rope_scaling`` (of global layers) and ``rope_local_base_freq`` (transformers
+    4).
+    """
     given = hf.get("rope_parameters")
     nested = {key: given.get(key) or {} for key in ("full_attention", "sliding_attention")}
     extra = sorted(given.keys() - nested.keys())

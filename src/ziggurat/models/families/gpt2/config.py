@@ -30,7 +30,7 @@ class Gpt2Config:
     d_ff: int | None = None
     """Feed-forward width; default ``4 d_model``."""
     activation: Activation = "gelu_tanh"
-    """Function between the two products of the feed-forward block."""
+    """Function between the two matmuls of the feed-forward block."""
     max_sequence_length: int = 1024
     """Learned positions: the longest sequence in tokens."""
     scale_scores: bool = True
@@ -56,7 +56,7 @@ class Gpt2Config:
         head_dim = self.d_model // self.n_heads
         norm = NormConfig(kind="layer", eps=self.norm_eps)
         block = BlockConfig(
-            attention=GroupedAttentionConfig(
+            mixer=GroupedAttentionConfig(
                 heads=self.n_heads, kv_heads=self.n_heads, head_dim=head_dim, bias=True,
                 out_bias=True,
             ),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.models.conversion.hf_config import HFConfig, activation, checked, hf_activation
-from ziggurat.models.conversion.weight_names import Part, WeightName
+from ziggurat.models.conversion.weight_names import AxisSlice, WeightName
 from ziggurat.models.families.gpt2.config import Gpt2Config
 from ziggurat.nn.mlp import PlainMlpConfig
 
@@ -79,7 +79,7 @@ def hf_names(config: Gpt2Config) -> list[WeightName]:
         names.append(WeightName(f"{ours}.bias", f"{theirs}.bias"))
     for kind, there in (("kernel", "weight"), ("bias", "bias")):
         for index, ours in enumerate(("query", "key", "value")):
-            part = Part(-1, slice(index * d, (index + 1) * d))
+            part = AxisSlice(-1, slice(index * d, (index + 1) * d))
             names.append(
                 WeightName(
                     f"blocks.attention.{ours}.{kind}", f"{layer}attn.c_attn.{there}", part=part

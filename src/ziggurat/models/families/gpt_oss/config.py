@@ -8,7 +8,7 @@ from ziggurat.models.families.decoder_fields import DecoderFields, Reach, reach_
 from ziggurat.nn.attention_context import AttentionRule
 from ziggurat.nn.block import BlockConfig, LayerConfig
 from ziggurat.nn.decoder import DecoderConfig
-from ziggurat.nn.moe import ClampedSwiglu, MixtureConfig
+from ziggurat.nn.moe import ClampedSwiglu, MixtureOfExpertsConfig
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.rope import RopeConfig, YarnScaling
 from ziggurat.nn.router import RouterConfig
@@ -61,14 +61,14 @@ class GptOssConfig(DecoderFields):
     def decoder(self) -> DecoderConfig:
         """The decoder this config stands for."""
         norm, bias = NormConfig(eps=self.norm_eps), self.attention_bias
-        mixture = MixtureConfig(
+        mixture = MixtureOfExpertsConfig(
             router=RouterConfig(experts=self.n_experts, chosen=self.experts_per_token, bias=True),
             hidden=self.mlp().hidden,
             activation=ClampedSwiglu(self.gate_alpha, self.gate_limit),
             bias=True,
         )
         attention = self.attention(bias=bias, out_bias=bias, sinks=True)
-        block = BlockConfig(attention=attention, mlp=mixture, norm=norm)
+        block = BlockConfig(mixer=attention, mlp=mixture, norm=norm)
         scale = self.channels_per_head**-0.5
 
         def layer(reach: Reach) -> LayerConfig:

@@ -7,7 +7,7 @@ from ziggurat.core.errors import ModelError
 from ziggurat.models.conversion import block_names
 from ziggurat.models.conversion.hf_config import HFConfig, checked
 from ziggurat.models.conversion.rotary_settings import hf_rope_parameters, read_rope
-from ziggurat.models.conversion.weight_names import Part, WeightName
+from ziggurat.models.conversion.weight_names import AxisSlice, WeightName
 from ziggurat.models.families.decoder_fields import (
     read_fields,
     read_pattern,
@@ -86,8 +86,8 @@ def hf_names(config: GptOssConfig) -> list[WeightName]:
         router = {"mlp.router": "mlp.router"}
         names += block_names.projections(stack, router, layers, biases=["mlp.router"])
         for part, fused, entries in (
-            ("gate", "gate_up_proj", Part(-1, slice(0, None, 2))),
-            ("up", "gate_up_proj", Part(-1, slice(1, None, 2))),
+            ("gate", "gate_up_proj", AxisSlice(-1, slice(0, None, 2))),
+            ("up", "gate_up_proj", AxisSlice(-1, slice(1, None, 2))),
             ("down", "down_proj", None),
         ):
             here, there = f"{stack}.mlp.experts.{part}", f"{layer}mlp.experts.{fused}"

@@ -37,7 +37,7 @@ class LlamaConfig(DecoderFields):
         """The decoder this config stands for."""
         norm = NormConfig(eps=self.norm_eps)
         block = BlockConfig(
-            attention=self.attention(bias=self.attention_bias, out_bias=self.attention_bias),
+            mixer=self.attention(bias=self.attention_bias, out_bias=self.attention_bias),
             mlp=self.mlp(self.mlp_bias),
             norm=norm,
         )

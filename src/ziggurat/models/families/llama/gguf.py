@@ -123,7 +123,7 @@ def _llama3(plain: RopeConfig, dim: int, divisors: np.ndarray) -> RopeConfig:
 
 def gguf_names(config: LlamaConfig) -> list[WeightName]:
     """Weight names in GGUF files, whose query and key rows are in interleaved rotary order."""
-    attention = config.decoder().layers[0].block.attention
+    attention = config.decoder().layers[0].block.mixer
     assert isinstance(attention, GroupedAttentionConfig)
     pairs = attention.head_dim // 2
 

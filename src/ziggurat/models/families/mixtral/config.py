@@ -8,7 +8,7 @@ from ziggurat.models.families.decoder_fields import DecoderFields
 from ziggurat.nn.attention_context import AttentionRule
 from ziggurat.nn.block import BlockConfig, LayerConfig
 from ziggurat.nn.decoder import DecoderConfig
-from ziggurat.nn.moe import MixtureConfig
+from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.rope import RopeConfig
 from ziggurat.nn.router import RouterConfig
@@ -45,9 +45,11 @@ class MixtralConfig(DecoderFields):
         """The decoder this config stands for."""
         norm, dense = NormConfig(eps=self.norm_eps), self.mlp()
         router = RouterConfig(experts=self.n_experts, chosen=self.experts_per_token)
-        mixture = MixtureConfig(router=router, hidden=dense.hidden, activation=dense.activation)
+        mixture = MixtureOfExpertsConfig(
+            router=router, hidden=dense.hidden, activation=dense.activation
+        )
         layer = LayerConfig(
-            block=BlockConfig(attention=self.attention(), mlp=mixture, norm=norm),
+            block=BlockConfig(mixer=self.attention(), mlp=mixture, norm=norm),
             rule=AttentionRule(self.channels_per_head**-0.5, window=self.window),
             rope=self.rope,
         )

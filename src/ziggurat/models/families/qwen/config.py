@@ -14,7 +14,7 @@ from ziggurat.nn.rope import RopeConfig
 
 @config.node
 class QwenFields(DecoderFields):
-    """What Qwen 2 and Qwen 3 share."""
+    """Config fields that Qwen 2 and Qwen 3 share."""
 
     rope: RopeConfig = dataclasses.field(default_factory=lambda: RopeConfig(theta=1e6))
     """Rotary position embedding."""
@@ -62,7 +62,7 @@ class Qwen2Config(QwenFields):
         """The decoder this config stands for."""
         norm = NormConfig(eps=self.norm_eps)
         attention = self.attention(bias=True)
-        return self._decoder(BlockConfig(attention=attention, mlp=self.mlp(), norm=norm))
+        return self._decoder(BlockConfig(mixer=attention, mlp=self.mlp(), norm=norm))
 
 
 @config.node
@@ -84,4 +84,4 @@ class Qwen3Config(QwenFields):
         attention = self.attention(
             bias=self.attention_bias, out_bias=self.attention_bias, head_norm=norm
         )
-        return self._decoder(BlockConfig(attention=attention, mlp=self.mlp(), norm=norm))
+        return self._decoder(BlockConfig(mixer=attention, mlp=self.mlp(), norm=norm))

@@ -8,7 +8,7 @@ from ziggurat.models.families.decoder_fields import DecoderFields
 from ziggurat.nn.attention_context import AttentionRule
 from ziggurat.nn.block import BlockConfig, LayerConfig, MlpConfig
 from ziggurat.nn.decoder import DecoderConfig
-from ziggurat.nn.moe import MixtureConfig
+from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.rope import RopeConfig
 from ziggurat.nn.router import RouterConfig
@@ -63,7 +63,7 @@ class Qwen3MoeConfig(DecoderFields):
         norm = NormConfig(eps=self.norm_eps)
         bias = self.attention_bias
         attention = self.attention(bias=bias, out_bias=bias, head_norm=norm)
-        mixture = MixtureConfig(
+        mixture = MixtureOfExpertsConfig(
             router=RouterConfig(
                 experts=self.n_experts,
                 chosen=self.experts_per_token,
@@ -75,7 +75,7 @@ class Qwen3MoeConfig(DecoderFields):
         rule = AttentionRule(self.channels_per_head**-0.5, window=self.window)
 
         def layer(mlp: MlpConfig) -> LayerConfig:
-            block = BlockConfig(attention=attention, mlp=mlp, norm=norm)
+            block = BlockConfig(mixer=attention, mlp=mlp, norm=norm)
             return LayerConfig(block=block, rule=rule, rope=self.rope)
 
         return DecoderConfig(

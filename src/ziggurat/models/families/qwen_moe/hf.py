@@ -73,9 +73,9 @@ def hf_names(config: Qwen3MoeConfig) -> list[WeightName]:
     d = config.decoder()
     names = block_names.ends(d)
     for (stack, layers), block in zip(block_names.stacked_layers(d).items(), d.stacks):
-        assert isinstance(block.attention, GroupedAttentionConfig)
+        assert isinstance(block.mixer, GroupedAttentionConfig)
         names += block_names.scales(stack, block_names.PRE_NORMS, layers)
-        names += block_names.grouped_attention(stack, block.attention, layers)
+        names += block_names.grouped_attention(stack, block.mixer, layers)
         if config.is_sparse(layers[0]):
             names += block_names.projections(stack, {"mlp.router": "mlp.gate"}, layers)
             names += block_names.experts(stack, layers, config.n_experts, "mlp.experts")

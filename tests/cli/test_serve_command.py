@@ -13,14 +13,12 @@ import jax
 import numpy as np
 import pytest
 from tests.oracle import minilm
-from tests.quick_jit import OPTIONS
 
 from ziggurat.cli import main, serve
 from ziggurat.core.errors import ConfigError
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.models.loading import pretrained
-from ziggurat.serve.llm import programs
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +37,7 @@ FEW = ["--max-running", "1", "--max-batched-tokens", "16", "--max-sequence-lengt
 """Options that leave few programs to compile."""
 
 
-def test_warm_only_fills_the_cache_for_the_next_start(saved, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(programs, "COMPILER_OPTIONS", OPTIONS)
+def test_warm_only_fills_the_cache_for_the_next_start(saved, tmp_path, capsys):
     options = [str(saved), *FEW, "--port", "0", "--compile-cache", str(tmp_path), "--warm-only"]
     for loaded in (False, True):
         assert serve.main(options) == 0
@@ -96,11 +93,11 @@ def test_a_server_process_answers_those_with_a_key_and_drains(saved, monkeypatch
 
 
 @pytest.fixture
-def verb(monkeypatch):
-    monkeypatch.setitem(main.VERBS, "serve", "a verb of this test")
+def command(monkeypatch):
+    monkeypatch.setitem(main.COMMANDS, "serve", "a command of this test")
 
 
-def test_a_port_in_use_is_told_before_the_model_is_read(verb, tmp_path, capsys):
+def test_a_port_in_use_is_told_before_the_model_is_read(command, tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main.main(["serve", str(tmp_path / "no-model"), "--port", port]) == 2
@@ -122,7 +119,7 @@ def test_a_port_in_use_is_told_before_the_model_is_read(verb, tmp_path, capsys):
         (["--max-batched-tokens", "4"], "max_batched_tokens: found 4, expected at least max_run"),
     ],
 )
-def test_errors_are_one_line_and_exit_2(verb, tmp_path, options, said, capsys):
+def test_errors_are_one_line_and_exit_2(command, tmp_path, options, said, capsys):
     assert main.main(["serve", str(tmp_path / "no-model"), "--port", "0", *options]) == 2
     error = capsys.readouterr().err
     assert said in error
@@ -185,9 +182,7 @@ def damaged(tmp_path):
     return directory
 
 
-def test_a_damaged_model_does_not_keep_another_from_being_served(saved, damaged, tmp_path, capsys,
-                                                                 monkeypatch):  # fmt: skip
-    monkeypatch.setattr(programs, "COMPILER_OPTIONS", OPTIONS)
+def test_a_damaged_model_does_not_keep_another_from_being_served(saved, damaged, tmp_path, capsys):
     cache = ["--compile-cache", str(tmp_path / "cache"), "--warm-only", "--port", "0"]
     assert serve.main([str(saved), *FEW, *cache, "--embedder", str(damaged)]) == 0
     shown = capsys.readouterr()
@@ -197,7 +192,7 @@ def test_a_damaged_model_does_not_keep_another_from_being_served(saved, damaged,
     assert "tiny: context 48 tokens" in shown.out
 
 
-def test_a_server_with_nothing_to_serve_ends(verb, damaged, tmp_path, capsys):
+def test_a_server_with_nothing_to_serve_ends(command, damaged, tmp_path, capsys):
     missing = str(tmp_path / "no-model")
     assert main.main(["serve", missing, "--port", "0", "--embedder", str(damaged)]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: model {missing}: found no")

@@ -30,8 +30,8 @@ import jax
 import numpy as np
 
 from ziggurat.core import config, host_memory
-from ziggurat.models import image_pipeline
 from ziggurat.models.diffusion import Sampling
+from ziggurat.models.loading import pretrained_pipeline
 from ziggurat.train.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
@@ -51,7 +51,7 @@ def recognition(run: Path, sampling: Sampling, guidance: float) -> dict[str, Any
         pixels, labels, test_size=0.5, random_state=0, stratify=labels
     )
     classifier = SVC(gamma=0.001).fit(seen, seen_labels)
-    pipeline = image_pipeline.load(run)
+    pipeline = pretrained_pipeline.load(run)
     draw = jax.jit(pipeline.draw(sampling, guidance))
     wanted = np.repeat(np.arange(10, dtype=np.int32), PER_CLASS)
     drawn = np.asarray(draw(pipeline.weights, wanted, np.arange(len(wanted), dtype=np.int32)))
@@ -214,7 +214,7 @@ def speed(run: RunConfig, rounds: int, steps: int, peers: bool) -> dict[str, Any
 
 def latency(run: Path, rounds: int) -> dict[str, Any]:
     """Milliseconds to draw 1 and 64 digits, compiled before."""
-    pipeline = image_pipeline.load(run)
+    pipeline = pretrained_pipeline.load(run)
     found = {}
     for method, steps in (("euler", 20), ("dpm++", 10)):
         draw = jax.jit(pipeline.draw(Sampling(method=method, steps=steps), 2.0))

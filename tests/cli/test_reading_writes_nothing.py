@@ -23,11 +23,11 @@ from tests.train.runs import TEXT
 import ziggurat
 from ziggurat.cli.main import main
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.models import BertConfig, DiffusionModel, DitConfig, EncoderModel, image_pipeline
+from ziggurat.models import BertConfig, DiffusionModel, DitConfig, EncoderModel
 from ziggurat.models.conversion.sentence_layout import SentenceConfig
 from ziggurat.models.diffusion import RectifiedFlow
 from ziggurat.models.image_pipeline import ImagePipeline, PipelineComponents
-from ziggurat.models.loading import pretrained, pretrained_encoder
+from ziggurat.models.loading import pretrained, pretrained_encoder, pretrained_pipeline
 
 FEW = "--max-running 1 --max-batched-tokens 16 --max-sequence-length 32"
 READERS = {
@@ -151,7 +151,7 @@ def models(tmp_path_factory):
     around = PipelineComponents.of(RectifiedFlow())
     weights = {"params": drawn(dit.abstract)}
     pipeline = ImagePipeline(dit, weights, around, None, "dit", "drawn")
-    image_pipeline.save(pipeline, top / "dit")
+    pretrained_pipeline.save(pipeline, top / "dit")
     from ziggurat.models.loading import diffusers_layout
 
     diffusers_layout.export(pipeline, top / "dit_hf")
@@ -210,7 +210,7 @@ def test_what_the_library_reads_stays_as_it_was(models, watch):
         pretrained.load(models["run"])
         pretrained_encoder.load(models["encoder"])
         pretrained_encoder.load(models["encoder_hf"])
-        image_pipeline.load(models["dit"])
+        pretrained_pipeline.load(models["dit"])
         newest = StepReader(models["run"] / "checkpoints").latest()
         assert newest is not None
         read_arrays(newest.path, "params")
@@ -252,5 +252,5 @@ def test_only_writers_open_a_directory_to_write():
     assert found - writers == {
         "models/pretrained.py",
         "models/pretrained_encoder.py",
-        "models/image_pipeline.py",
+        "models/loading/pretrained_pipeline.py",
     }

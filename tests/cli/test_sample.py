@@ -6,9 +6,10 @@ import pytest
 from PIL import Image
 
 from ziggurat.cli.main import main
-from ziggurat.models import DiffusionModel, DitConfig, image_pipeline
+from ziggurat.models import DiffusionModel, DitConfig
 from ziggurat.models.diffusion import RectifiedFlow
 from ziggurat.models.image_pipeline import ImagePipeline, PipelineComponents
+from ziggurat.models.loading import pretrained_pipeline
 
 DIT = DitConfig(
     image_size=8, channels=1, classes=3, patch_size=4, d_model=16, n_layers=1, n_heads=2
@@ -26,7 +27,7 @@ def model(tmp_path_factory):
     around = PipelineComponents.of(RectifiedFlow(), labels=("ant", "bee", "cat"))
     pipeline = ImagePipeline(made, {"params": params}, around, None, "random", "test")
     directory = tmp_path_factory.mktemp("model")
-    image_pipeline.save(pipeline, directory)
+    pretrained_pipeline.save(pipeline, directory)
     return directory
 
 

@@ -12,9 +12,9 @@ from tests.oracle import diffusion as oracle
 from ziggurat.core.errors import CheckpointError, ConfigError, ModelError
 from ziggurat.formats import write_sharded
 from ziggurat.mesh import MeshConfig, build
-from ziggurat.models import DiffusionModel, image_pipeline
+from ziggurat.models import DiffusionModel
 from ziggurat.models.diffusion import DiscreteNoise, RectifiedFlow, Sampling, plan_of
-from ziggurat.models.loading import diffusers_layout
+from ziggurat.models.loading import diffusers_layout, pretrained_pipeline
 
 TOLERANCE = 1e-4
 """float32 sums in another order; outputs are of order one to ten."""
@@ -149,21 +149,21 @@ def pipeline_directory(tmp_path_factory):
 
 
 def test_a_pipeline_goes_to_a_checkpoint_and_back(pipeline_directory, tmp_path):
-    loaded = image_pipeline.load(pipeline_directory)
+    loaded = pretrained_pipeline.load(pipeline_directory)
     assert loaded.around.process == DiscreteNoise()
     assert loaded.default_sampling == Sampling(method="ddim", steps=50, spacing="leading")
     assert loaded.label_of("kind 3") == loaded.label_of("3") == 3
-    image_pipeline.save(loaded, tmp_path / "saved")
-    again = image_pipeline.load(tmp_path / "saved")
+    pretrained_pipeline.save(loaded, tmp_path / "saved")
+    again = pretrained_pipeline.load(tmp_path / "saved")
     diffusers_layout.export(again, tmp_path / "out", max_shard_bytes=20_000)
     assert len(list((tmp_path / "out" / "transformer").glob("*.safetensors"))) > 1
-    last = image_pipeline.load(tmp_path / "out")
+    last = pretrained_pipeline.load(tmp_path / "out")
     assert (last.model.config, last.around) == (loaded.model.config, loaded.around)
     jax.tree.map(np.testing.assert_array_equal, last.weights, loaded.weights)
 
 
 def test_drawn_images_depend_on_their_own_row_alone(pipeline_directory):
-    pipeline = image_pipeline.load(pipeline_directory)
+    pipeline = pretrained_pipeline.load(pipeline_directory)
     draw = jax.jit(pipeline.draw(Sampling(method="ddpm", steps=3), guidance=2.0))
     labels, seeds = jnp.array([1, 4, 1, 9]), jnp.array([7, 8, 7, 1])
     images = np.asarray(draw(pipeline.weights, labels, seeds))
@@ -185,8 +185,8 @@ def test_what_is_not_implemented_is_refused(tmp_path, pipeline_directory):
     with pytest.raises(ModelError, match="_class_name: found AutoencoderKL"):
         diffusers_layout.load_transformer(pipeline_directory / "vae")
     with pytest.raises(ModelError, match="no such directory"):
-        image_pipeline.load(tmp_path / "nothing")
+        pretrained_pipeline.load(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="ddim, for a model of rectified flow"):
         plan_of(RectifiedFlow(), Sampling(method="ddim"))
     with pytest.raises(ConfigError, match="expected 0 to 4, or one of kind 0"):
-        image_pipeline.load(pipeline_directory).label_of("5")
+        pretrained_pipeline.load(pipeline_directory).label_of("5")

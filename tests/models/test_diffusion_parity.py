@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 from tests.oracle import diffusion as oracle
 
-from ziggurat.models import image_pipeline
 from ziggurat.models.image_pipeline import AUTOENCODER
-from ziggurat.models.loading import diffusers_layout
+from ziggurat.models.loading import diffusers_layout, pretrained_pipeline
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")
@@ -25,7 +24,7 @@ def test_a_pipeline_of_diffusers_is_read_and_written(shared, tmp_path):
     vae, _ = oracle.torch_autoencoder("plain")
     pipe = diffusers.DiTPipeline(transformer, vae, diffusers.DDIMScheduler(clip_sample=False))
     pipe.save_pretrained(tmp_path / "theirs")
-    ours = image_pipeline.load(tmp_path / "theirs")
+    ours = pretrained_pipeline.load(tmp_path / "theirs")
     assert ours.model.config.shared_conditioning is shared
     diffusers_layout.export(ours, tmp_path / "ours")
     again = diffusers.DiTPipeline.from_pretrained(tmp_path / "ours")

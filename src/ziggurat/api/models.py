@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ziggurat.core import config, hub
-from ziggurat.models import image_pipeline
 from ziggurat.models.image_pipeline import ImagePipeline
-from ziggurat.models.loading import diffusers_layout, pretrained, pretrained_encoder
+from ziggurat.models.loading import (
+    diffusers_layout,
+    pretrained,
+    pretrained_encoder,
+    pretrained_pipeline,
+)
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
 from ziggurat.nn.precision import Precision
@@ -38,7 +42,7 @@ def load(
     if path.is_dir() and pretrained_encoder.is_encoder(path):
         return pretrained_encoder.load(path, precision=precision)
     if _draws(path):
-        return image_pipeline.load(path, precision=precision)
+        return pretrained_pipeline.load(path, precision=precision)
     return pretrained.load(path, precision=precision)
 
 
@@ -154,7 +158,7 @@ def write(
     precision = Precision(param=dtype or "float32", as_stored=dtype is None)
     shard = int(max_shard_gb * 10**9)
     if kind == "diffusers":
-        pipeline = image_pipeline.load(model, precision=precision)
+        pipeline = pretrained_pipeline.load(model, precision=precision)
         path = diffusers_layout.export(pipeline, output, max_shard_bytes=shard)
         return pipeline.source, path
     if model.is_dir() and pretrained_encoder.is_encoder(model):
@@ -168,5 +172,5 @@ def _draws(path: Path) -> bool:
     """Whether a directory holds a diffusion model."""
     step = pretrained.step_directory(path) if path.is_dir() else None
     if step is not None:
-        return (step / image_pipeline.DIFFUSION_FILE).is_file()
+        return (step / pretrained.DIFFUSION_FILE).is_file()
     return diffusers_layout.is_diffusers(path)

@@ -142,9 +142,9 @@ def _picture(run: RunConfig) -> Picture:
     import numpy as np
 
     from ziggurat.data.image_grid import data_uri, grid, png
-    from ziggurat.models import image_pipeline
+    from ziggurat.models.loading import pretrained_pipeline
 
-    pipeline = image_pipeline.load(run.directory)
+    pipeline = pretrained_pipeline.load(run.directory)
     sampling, guidance = pipeline.default_sampling, run.report.sample_guidance
     classes, each = pipeline.model.config.classes, run.report.sample_images
     labels = np.repeat(np.arange(classes, dtype=np.int32), each)

@@ -38,11 +38,11 @@ def images(
     import numpy as np
 
     from ziggurat.core import config
-    from ziggurat.models import image_pipeline
     from ziggurat.models.diffusion import Sampling
+    from ziggurat.models.loading import pretrained_pipeline
     from ziggurat.serve.predict import export, verify
 
-    pipeline = image_pipeline.load(model)
+    pipeline = pretrained_pipeline.load(model)
     stored = pipeline.default_sampling
     if sampler is not None and sampler != stored.method:
         stored = Sampling(method=sampler, steps=stored.steps)

@@ -155,8 +155,7 @@ def _import_diffusers(source: Path, output: Path, verify: str, precision: Any) -
         raise ConfigError(
             "import diffusers --verify", found="always", expected="auto or never: nothing compares"
         )
-    from ziggurat.models import image_pipeline
-    from ziggurat.models.loading import diffusers_layout
+    from ziggurat.models.loading import diffusers_layout, pretrained_pipeline
 
     out = console.output()
     pipeline = diffusers_layout.load(source, precision=precision)
@@ -165,7 +164,7 @@ def _import_diffusers(source: Path, output: Path, verify: str, precision: Any) -
     kind = pipeline.model.config.kind
     _say_what(kind, pipeline.model.parameter_count, pipeline.weights, beside)
     out.print("not compared with diffusers: import does so for language models and encoders")
-    path = image_pipeline.save(pipeline, output, {"source": hub.name_of(source)})
+    path = pretrained_pipeline.save(pipeline, output, {"source": hub.name_of(source)})
     out.print(f"written: {path}", soft_wrap=True)
     return 0
 

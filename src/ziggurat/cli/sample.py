@@ -57,12 +57,12 @@ def sample(
     import numpy as np
 
     from ziggurat.core import config
-    from ziggurat.models import image_pipeline
     from ziggurat.models.diffusion import Sampling
+    from ziggurat.models.loading import pretrained_pipeline
     from ziggurat.nn.precision import Precision
 
     precision = Precision(compute=compute)
-    pipeline = image_pipeline.load(model, precision=precision, averaged=not last)
+    pipeline = pretrained_pipeline.load(model, precision=precision, averaged=not last)
     labels = [pipeline.label_of(name) for name in classes]
     labels = labels or list(range(pipeline.model.config.classes))
     stored = pipeline.default_sampling

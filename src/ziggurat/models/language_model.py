@@ -36,6 +36,8 @@ from ziggurat.nn.router import Routing
 Params = dict[str, Any]
 """Nested dict of arrays (or quantised weights in their place); per-layer parameters are stacked on
 a leading layers axis."""
+PARAMS = "params"
+"""Item of a checkpoint step that holds a model's parameters."""
 C = TypeVar("C", bound=AttentionContext)
 
 

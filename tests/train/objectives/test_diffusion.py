@@ -12,8 +12,9 @@ from ziggurat.checkpoint import Checkpoints, read_arrays
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.data import Digits, ImageData, build_images
-from ziggurat.models import DiffusionModel, DitConfig, image_pipeline
+from ziggurat.models import DiffusionModel, DitConfig
 from ziggurat.models.diffusion import DiscreteNoise, RectifiedFlow
+from ziggurat.models.loading import pretrained_pipeline
 from ziggurat.train.ahead_of_time import subject
 from ziggurat.train.config import RunConfig
 from ziggurat.train.experiment import prepare
@@ -171,12 +172,12 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(finished, tmp_p
 
 
 def test_a_checkpoint_can_be_drawn_from_alone(finished):
-    pipeline = image_pipeline.load(finished.directory.path)
+    pipeline = pretrained_pipeline.load(finished.directory.path)
     assert pipeline.around.process == RectifiedFlow()
     assert pipeline.around.labels == tuple("0123456789")
     expected = {True: finished.state.average, False: finished.state.params}
     for averaged, params in expected.items():
-        found = image_pipeline.load(finished.directory.path, averaged=averaged)
+        found = pretrained_pipeline.load(finished.directory.path, averaged=averaged)
         np.testing.assert_array_equal(found.weights["params"]["patch"], params["patch"])
 
 

@@ -39,7 +39,7 @@ from ziggurat.models.families.family import (
     family_for_config,
     family_of,
 )
-from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
+from ziggurat.models.language_model import PARAMS, LanguageModel, ModelConfig, Params
 from ziggurat.models.loading import peft
 from ziggurat.models.loading.placing import float_type, place_arrays, placement
 from ziggurat.models.quantized import (
@@ -60,7 +60,7 @@ ROPE_DIVISORS = "rope_freqs.weight"
 """Tensor of a GGUF file that scales rotary frequencies; it becomes part of the config."""
 DIFFUSION_FILE = "diffusion.json"
 """Inside a step of a diffusion model: its process, classes and autoencoder."""
-PARAMS, AVERAGE = "params", "average"
+AVERAGE = "average"
 """Items of a checkpoint step: the last parameters, and their moving average if the run kept one,
 which is then what the model is."""
 TOKENIZER = "tokenizer"

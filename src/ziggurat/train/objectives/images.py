@@ -10,9 +10,10 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.data import ImageDataset
 from ziggurat.data.image_sources import pillow
 from ziggurat.mesh import Layout
-from ziggurat.models import DiffusionModel, image_pipeline
+from ziggurat.models import DiffusionModel
 from ziggurat.models.diffusion import Process
-from ziggurat.models.image_pipeline import PipelineComponents
+from ziggurat.models.image_pipeline import ImagePipeline, PipelineComponents
+from ziggurat.models.loading import pretrained_pipeline
 from ziggurat.models.loading.pretrained import PARAMS
 from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig
 from ziggurat.train.objectives import text
@@ -37,7 +38,7 @@ class LabelledImages(ObjectiveKind):
             pillow()  # lest a run end without its picture
         start, settings, process = None, run.model, _objective(run)
         if isinstance(run.model, PretrainedModel):
-            start = image_pipeline.load(run.model.path)
+            start = pretrained_pipeline.load(run.model.path)
             settings = start.model.config
             _check_start(process, start)
         model = _build(settings, run, layout)
@@ -47,7 +48,7 @@ class LabelledImages(ObjectiveKind):
         return Parts(
             program=_program(run, layout, model),
             data=images,
-            files=image_pipeline.files_of(settings, around),
+            files=pretrained_pipeline.files_of(settings, around),
             start=None if start is None else start.weights[PARAMS],
             eval_data=held_out,
         )
@@ -131,7 +132,7 @@ def _check_images(data: ImageDataset, model: DiffusionModel) -> None:
         )
 
 
-def _check_start(process: Process, start: image_pipeline.ImagePipeline) -> None:
+def _check_start(process: Process, start: ImagePipeline) -> None:
     """Refuse weights that were trained for another process, or for latents.
 
     Raises:

@@ -25,16 +25,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 from rich.console import Console
 
-from ziggurat.cli.objectives import known
 from ziggurat.core import config
 from ziggurat.models.loading import pretrained
 from ziggurat.post.rl import tasks
 from ziggurat.post.rl.accuracy import Tally, measure
 from ziggurat.post.rl.arena import Arena
+from ziggurat.post.rl.config import PromptForm, ReasoningGym, RewardConfig
 from ziggurat.train.config import RunConfig
 from ziggurat.train.loop import TrainingOutcome, train
 from ziggurat.train.metrics import read_metrics
-from ziggurat.train.objectives.reinforcement import PromptForm, ReasoningGym, RewardConfig
 
 LONGEST, MOST = 32, 9
 """Tokens of prompt and completion together, and of a completion."""
@@ -186,7 +185,7 @@ def run(text: str, start: str, name: str, *overrides: str) -> TrainingOutcome:
     """A run to its end; each seed has a directory of its own name."""
     seed = next(o for o in overrides if o.startswith("seed=")).removeprefix("seed=")
     made = config.parse(RunConfig, f'name = "{name}-{seed}"\n{text}', [start, *overrides])
-    return train(made, Console(quiet=True), known())
+    return train(made, Console(quiet=True))
 
 
 def accuracies(outcome: TrainingOutcome, task: tasks.Task) -> dict[str, Tally]:

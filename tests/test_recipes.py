@@ -7,7 +7,8 @@ import pytest
 
 from ziggurat.core import config
 from ziggurat.models import DiffusionModel, DitConfig, LanguageModel
-from ziggurat.train.config import IMAGE_OBJECTIVES, PretrainedModel, RunConfig
+from ziggurat.train.config import PretrainedModel, RunConfig
+from ziggurat.train.registries import OBJECTIVES
 
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -39,12 +40,14 @@ def test_a_run_has_fewer_than_200_keys():
         return sum(map(largest, dataclasses.fields(cls)))
 
     def largest(field: dataclasses.Field) -> int:
-        return 1 + max(map(keys, config._nodes(field.type)), default=0)
+        return 1 + max(map(keys, config.variants(field.type)), default=0)
 
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
     common = sum(largest(fields[name]) for name in fields.keys() - {"data", "objective"})
-    data = {config._tag(node): keys(node) for node in config._nodes(fields["data"].type)}
-    of_kind = dict.fromkeys(IMAGE_OBJECTIVES, "images") | {"grpo": "problems"}
-    for node in config._nodes(fields["objective"].type):
-        count = common + 2 + keys(node) + data[of_kind.get(config._tag(node), "text")]
-        assert 50 < count < 200, (config._tag(node), count)
+    data = {config.tag(node): keys(node) for node in config.variants(fields["data"].type)}
+    of_kind = {kind: "images" for kind in OBJECTIVES if OBJECTIVES[kind].images} | {
+        "grpo": "problems"
+    }
+    for node in config.variants(fields["objective"].type):
+        count = common + 2 + keys(node) + data[of_kind.get(config.tag(node), "text")]
+        assert 50 < count < 200, (config.tag(node), count)

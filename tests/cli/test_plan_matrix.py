@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from ziggurat.cli.main import main
-from ziggurat.cli.objectives import known
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.models import LanguageModel
 from ziggurat.plan import Topology, prepare
 from ziggurat.train.ahead_of_time import subject
 from ziggurat.train.config import RunConfig
+from ziggurat.train.registries import OBJECTIVES as REGISTERED
 
 pytest.importorskip("libtpu")
 TOPOLOGY = Topology.parse("v5e:2x2")
@@ -67,7 +67,7 @@ def plan_of(run: RunConfig):
 def plan_of_text(text: str):
     """A plan, made once of each run file."""
     run = config.parse(RunConfig, text, []).value
-    found = prepare(subject(run, DEVICES, known()), TOPOLOGY).plan
+    found = prepare(subject(run, DEVICES), TOPOLOGY).plan
     figures = found.estimate
     assert 0 < figures.mfu <= 1
     assert figures.hardware_flops > 0
@@ -119,7 +119,7 @@ LORA = "adapter = { kind = 'lora', rank = 8 }"
 
 
 def test_the_matrix_names_every_objective():
-    assert set(OBJECTIVES) | {"distill"} == set(known())
+    assert set(OBJECTIVES) | {"distill"} == set(REGISTERED)
 
 
 @pytest.mark.parametrize("kind", OBJECTIVES)

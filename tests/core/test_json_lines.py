@@ -16,8 +16,8 @@ from ziggurat.data.sources.files import list_files
 from ziggurat.data.sources.reading import Piece, records
 from ziggurat.data.sources.records import Document
 from ziggurat.post.rl import tasks
+from ziggurat.post.rl.config import PromptFile
 from ziggurat.train.metrics import read_metrics
-from ziggurat.train.objectives.reinforcement import PromptFile
 
 BOM = "\ufeff"
 

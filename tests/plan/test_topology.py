@@ -75,7 +75,7 @@ def devices_of(topology):
             id=number,
             process_index=number // 4,
             platform="tpu",
-            device_kind=topology.generation.kind,
+            device_kind=topology.chip.kinds[0],
             slice_index=0,
         )
         for number, (place, core) in enumerate(itertools.product(places, cores))

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from ziggurat.cli.objectives import known
 from ziggurat.core import config
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
@@ -81,6 +80,6 @@ def resolved(base: Path, *overrides: str) -> config.Resolved[RunConfig]:
 
 def finish(base: Path, *overrides: str) -> TrainingOutcome:
     """Train to the end."""
-    outcome = train(resolved(base, *overrides), objectives=known())
+    outcome = train(resolved(base, *overrides))
     assert outcome.finished
     return outcome

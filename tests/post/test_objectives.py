@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from tests.post.runs import COUNT, finish, fresh, resolved, source, write_data
 
-from ziggurat.cli.objectives import known
 from ziggurat.core.errors import CheckpointError, ConfigError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.models.loading import pretrained
@@ -169,9 +168,7 @@ def test_a_reward_model_learns_the_margins_of_its_records(here):
     """-log sigmoid of the scores' difference less each record's margin, as in TRL."""
     settings = (f"output={here / 'margins'}", "objective.kind='reward'", "data.batch_size=1")
     settings += ("data.shuffle=false",)
-    made = prepare(
-        resolved(here / "base", source(here, "margins"), *settings).value, objectives=known()
-    )
+    made = prepare(resolved(here / "base", source(here, "margins"), *settings).value)
     params = made.initial().params
     batch = made.data.batch(7)
     assert batch["margin"].tolist() == [[7 / 8]]
@@ -190,7 +187,7 @@ def test_a_reward_model_learns_the_margins_of_its_records(here):
 def test_margins_are_honoured_once_or_refused(override, said, here):
     settings = (f"output={here / 'refused'}", source(here, "margins"), override)
     with pytest.raises(ConfigError, match=said):
-        prepare(resolved(here / "base", *settings).value, objectives=known())
+        prepare(resolved(here / "base", *settings).value)
 
 
 def test_a_student_comes_to_predict_as_its_teacher(here):
@@ -202,9 +199,7 @@ def test_a_student_comes_to_predict_as_its_teacher(here):
     assert apart[-1] < 0.5 * apart[0]
     equal(
         pretrained.load(here / "teacher").params,
-        prepare(resolved(here / "base", *settings).value, objectives=known()).parts.frozen[
-            "teacher"
-        ],
+        prepare(resolved(here / "base", *settings).value).parts.frozen["teacher"],
     )
 
 
@@ -231,10 +226,10 @@ def test_a_student_comes_to_predict_as_its_teacher(here):
 def test_what_does_not_fit_is_refused(overrides, found, here):
     settings = (f"output={here / 'refused'}", source(here, "pairs"), *overrides)
     with pytest.raises(ConfigError, match=found):
-        prepare(resolved(here / "base", *settings).value, objectives=known())
+        prepare(resolved(here / "base", *settings).value)
 
 
 def test_quantised_weights_are_not_trained_themselves(here, small):
     settings = (f"output={here / 'refused'}", source(here, "completions"), "objective.kind='sft'")
     with pytest.raises(ConfigError, match=r"quantised weights.*with an \[adapter\] table"):
-        prepare(resolved(small, *settings).value, objectives=known())
+        prepare(resolved(small, *settings).value)

@@ -1,7 +1,5 @@
 """Parameters in bfloat16: gradients as those of float32, and steps that add up however small."""
 
-import typing
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ import pytest
 from flax import nnx
 from tests.train.tiny_families import ROWS, TOKENS, VOCAB, families
 
+from ziggurat.core import config
 from ziggurat.core.pytrees import named_leaves, size_bytes
 from ziggurat.mesh import MeshConfig, build
 from ziggurat.models import DiffusionModel, LanguageModel
@@ -19,9 +18,8 @@ from ziggurat.nn.precision import Precision
 from ziggurat.optim import Constant, LossConfig, OptimizerConfig, global_norm
 from ziggurat.optim import build as build_optimizer
 from ziggurat.optim.master_weights import MasterState
-from ziggurat.train.objectives.diffusion import diffusion
+from ziggurat.train.objectives.diffusion import FlowMatching, diffusion
 from ziggurat.train.objectives.lm import language_modelling
-from ziggurat.train.objectives.nodes import FlowMatching
 from ziggurat.train.state import TrainState, abstract_state
 from ziggurat.train.step import Sums, _accumulated, build_step
 
@@ -135,7 +133,7 @@ def test_sums_over_tokens_are_float32(rows):
     assert not found[1].any()
 
 
-OPTIMIZERS = {cls.kind: cls for cls in typing.get_args(typing.get_args(OptimizerConfig)[0])}
+OPTIMIZERS = {cls.kind: cls for cls in config.variants(OptimizerConfig)}
 
 
 def constant_slope(params, batch, frozen):

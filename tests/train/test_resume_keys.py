@@ -16,13 +16,6 @@ from ziggurat.train.config import RunConfig
 from ziggurat.train.loop import train
 
 
-def nodes(hint) -> list[type]:
-    """All node classes inside a type: unions, optionals, tuples, tables."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return [hint]
-    return [node for inner in typing.get_args(hint) for node in nodes(inner)]
-
-
 def listed(hint) -> bool:
     """Whether a type holds several of its nodes."""
     return typing.get_origin(hint) is tuple or any(listed(one) for one in typing.get_args(hint))
@@ -43,7 +36,7 @@ def leaves(cls: type, key: str = "", whole=lambda node: node):
     """Every key below a class, by every member of every union: its dotted name, and from a value
     of it to the run that holds it."""
     for field in dataclasses.fields(cls):
-        name, inside = f"{key}{field.name}", nodes(field.type)
+        name, inside = f"{key}{field.name}", config.variants(field.type)
         for node in inside:
             many = listed(field.type)
 
@@ -99,6 +92,8 @@ ELSEWHERE = {
     "objective.evaluation.temperature": "likewise",
     "objective.evaluation.k": "likewise",
     "objective.reward.processes": "likewise",
+    "report.sinks": "of plugins; tests/test_plugins.py",
+    "train.callbacks": "likewise",
 }
 """Keys without effect that a language model's run cannot show."""
 ON_PURPOSE = {

@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 
+from ziggurat.core import config
 from ziggurat.train.config import ModelNode, PretrainedModel
 
 ROWS, TOKENS, VOCAB = 16, 64, 48
@@ -16,7 +17,7 @@ SIZES = {
 
 def families() -> dict[str, typing.Any]:
     """Every config class that a run file can name, by kind, with small sizes."""
-    classes = typing.get_args(typing.get_args(ModelNode)[0])
+    classes = config.variants(ModelNode)
     made = {}
     for cls in classes:
         if cls is not PretrainedModel:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ziggurat.cli import console
 from ziggurat.cli.bundle_images import EXAMPLE as IMAGES_EXAMPLE
 from ziggurat.cli.bundle_images import images
+from ziggurat.cli.options import key_value
 from ziggurat.core.errors import ConfigError, ModelError, ServeError, ZigguratError, did_you_mean
 
 EXAMPLES = {
@@ -71,10 +72,10 @@ def export(
         weights,
         signature,
         path,
-        sizes={name: _sizes(name, text) for name, text in map(_pair("--sizes"), sizes)},
+        sizes={name: _sizes(name, text) for name, text in map(key_value("--sizes"), sizes)},
         golden=[_arrays(file) for file in golden],
         platforms=platforms,
-        labels=dict(map(_pair("--label"), label)),
+        labels=dict(map(key_value("--label"), label)),
         rtol=rtol,
     )
     manifest, digest = check(path)
@@ -247,16 +248,6 @@ def _arrays(file: Path) -> dict[str, Any]:
 
     stored = SafetensorsDirectory(file)
     return {name: stored.read(name) for name in stored}
-
-
-def _pair(option: str) -> Callable[[str], tuple[str, str]]:
-    def split(text: str) -> tuple[str, str]:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ConfigError(option, found=repr(text), expected="NAME=VALUE")
-        return name, value
-
-    return split
 
 
 def _sizes(name: str, text: str) -> Sequence[int]:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from ziggurat.cli import console
+from ziggurat.cli.options import key_value
 
 EXAMPLE = "ziggurat bundle images runs/digits-flow models/digits/1 --steps 20 --guidance 2"
 TOLERANCE = 1e-3
@@ -36,7 +37,6 @@ def images(
     """
     import numpy as np
 
-    from ziggurat.cli.bundle import _pair
     from ziggurat.core import config
     from ziggurat.models.diffusion import Sampling
     from ziggurat.models.loading import pretrained_pipeline
@@ -66,7 +66,7 @@ def images(
         path,
         golden=golden,
         platforms=platforms,
-        labels=said | names | dict(map(_pair("--label"), label)),
+        labels=said | names | dict(map(key_value("--label"), label)),
         rtol=TOLERANCE,
     )
     manifest, digest = verify(path)

@@ -9,9 +9,10 @@ from typing import Any, Literal
 
 from rich.table import Table
 
-from ziggurat.cli import console, recipes
+from ziggurat.cli import console
 from ziggurat.cli.subcommands import Subcommand, dispatch
 from ziggurat.core.errors import ConfigError
+from ziggurat.train import recipes
 
 _log = logging.getLogger(__name__)
 STOPPED = "to resume, give the same command again"
@@ -56,7 +57,6 @@ def run(
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
-    from ziggurat.cli.objectives import known
     from ziggurat.cluster import Cluster
     from ziggurat.core import config
     from ziggurat.train.config import RunConfig
@@ -90,9 +90,9 @@ def run(
             raise ConfigError("hosts", found=f"{sorted(devices)} devices", expected="as many each")
         from ziggurat.train.elastic import train_on, usable
 
-        check = usable(resolved.value, devices.pop(), hosts, known())
+        check = usable(resolved.value, devices.pop(), hosts)
         outcome = cluster.train(
-            train_on, text, str(run_file), tuple(overrides), hosts, known, usable=check
+            train_on, text, str(run_file), tuple(overrides), hosts, usable=check
         )
         account = cluster.ledger.account()
     out = console.output()

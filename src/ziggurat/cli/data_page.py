@@ -5,8 +5,8 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from ziggurat.cli import data_stats
-from ziggurat.cli.data_stats import LengthStatistics, Stats
+from ziggurat.cli import data_counts
+from ziggurat.cli.data_counts import LengthStatistics, Stats
 from ziggurat.core import atomic
 
 _STYLE = """
@@ -48,15 +48,15 @@ def render(found: Stats) -> str:
     """The page as HTML text; all that comes from the data is escaped."""
     body = [
         Markup("<h1>Data of {}</h1>").format(found.run),
-        _table(("", ""), data_stats.facts(found)),
+        _table(("", ""), data_counts.facts(found)),
         Markup("<h2>Documents by length in tokens</h2>"),
-        _table(data_stats.LENGTH_COLUMNS, data_stats.length_rows(found)),
+        _table(data_counts.LENGTH_COLUMNS, data_counts.length_rows(found)),
     ]
     for lengths in [found.all, *(found.sources if len(found.sources) > 1 else ())]:
         body.append(Markup("<h2>{}</h2>").format(lengths.name))
         body.append(Markup('<div class="card">{}</div>').format(histogram(lengths)))
     body.append(Markup("<h2>What is used</h2>"))
-    body.append(_table(data_stats.USE_COLUMNS, data_stats.use_rows(found)))
+    body.append(_table(data_counts.USE_COLUMNS, data_counts.use_rows(found)))
     faults = [fault for part in found.components for fault in part.faults]
     if faults:
         items = Markup("").join(Markup("<li>{}</li>").format(fault) for fault in faults)
@@ -73,7 +73,7 @@ def render(found: Stats) -> str:
 def histogram(lengths: LengthStatistics) -> Markup:
     """Bars, one a bin, with the numbers beside them.
 
-    >>> svg = histogram(data_stats.describe("a", data_stats.np.array([1, 2, 3])))
+    >>> svg = histogram(data_counts.describe("a", data_counts.np.array([1, 2, 3])))
     >>> svg.count("<rect"), "2 to 3" in svg
     (2, True)
     """

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn
 
 from ziggurat.checkpoint.manifest import RECORDS
-from ziggurat.cli import recipes
 from ziggurat.core import config, hub
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.data import (
@@ -25,6 +24,7 @@ from ziggurat.data import (
     tokenizer_for,
 )
 from ziggurat.data.opening import Dataset
+from ziggurat.train import recipes
 
 _log = logging.getLogger(__name__)
 

@@ -13,9 +13,10 @@ from typing import Any
 
 from rich.rule import Rule
 
-from ziggurat.cli import console, recipes, showing
+from ziggurat.cli import console, showing
 from ziggurat.core import json_lines
 from ziggurat.core.errors import EnvironmentError, ServeError, TrainError
+from ziggurat.train import recipes
 
 EXAMPLE = "ziggurat demo"
 START_S = 120

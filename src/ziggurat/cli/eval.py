@@ -102,7 +102,7 @@ def _asked(
 ) -> tuple[Any, Any, Any]:
     """The data node, the reward's node and the longest completion that the command asks for."""
     from ziggurat.core import config
-    from ziggurat.train.objectives import reinforcement as nodes
+    from ziggurat.post.rl import config as nodes
 
     own = (settings, reward, template, answer, chat)
     if task is None or task.endswith(".toml"):
@@ -130,7 +130,7 @@ def _asked(
 
 def _problems(task: Any, form: Any) -> Any:
     """Problems without a training batch, which is never made."""
-    from ziggurat.train.objectives.reinforcement import Problems
+    from ziggurat.post.rl.config import Problems
 
     return Problems(task=task, form=form, batch_size=2, sequence_length=2)
 
@@ -155,8 +155,8 @@ def _run_file(model: Path) -> Path:
 
 def _of_run(path: Path) -> tuple[Any, Any, Any]:
     from ziggurat.core import config
+    from ziggurat.post.rl.config import Grpo, Problems, RewardConfig
     from ziggurat.train.config import RunConfig
-    from ziggurat.train.objectives.reinforcement import Grpo, Problems, RewardConfig
 
     run = config.load(RunConfig, path).value
     if not isinstance(run.data, Problems):

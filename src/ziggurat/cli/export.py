@@ -59,25 +59,11 @@ def export(
         return _export_peft(model, output)
     if kind == "weights":
         return _export_weights(model, output, to, item, select)
-    from ziggurat.models.loading import pretrained, pretrained_encoder
-    from ziggurat.nn.precision import Precision
+    from ziggurat.api.models import write
 
-    shard = int((5.0 if max_shard_gb is None else max_shard_gb) * 10**9)
-    stored = Precision(param=dtype or "float32", as_stored=dtype is None)
-    if kind == "diffusers":
-        from ziggurat.models.loading import diffusers_layout, pretrained_pipeline
-
-        pipeline = pretrained_pipeline.load(model, precision=stored)
-        path = diffusers_layout.export(pipeline, output, max_shard_bytes=shard)
-        console.output().print(f"{pipeline.source} -> {path}", soft_wrap=True)
-        return 0
-    if model.is_dir() and pretrained_encoder.is_encoder(model):
-        loaded = pretrained_encoder.load(model, precision=stored)
-        path = pretrained_encoder.export_hf(loaded, output, max_shard_bytes=shard)
-    else:
-        loaded = pretrained.load(model, precision=stored)
-        path = pretrained.export_hf(loaded, output, max_shard_bytes=shard)
-    console.output().print(f"{loaded.source} -> {path}")
+    shard = 5.0 if max_shard_gb is None else max_shard_gb
+    source, path = write(model, output, kind, dtype, shard)
+    console.output().print(f"{source} -> {path}", soft_wrap=kind == "diffusers")
     return 0
 
 

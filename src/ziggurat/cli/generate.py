@@ -50,26 +50,24 @@ def generate(
         max_sequence_length: context in tokens; default the model's, at most 8192.
         compute: type of weights and matmuls.
     """
-    from ziggurat.core import config
-    from ziggurat.nn.precision import Precision
-    from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
-    from ziggurat.serve.llm.render import render_chat
+    from ziggurat.api.models import stream
+    from ziggurat.serve.llm import SamplingParams
 
     asked = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     asked |= {"max_tokens": max_tokens, "seed": seed, "stop": stop}
     given = {key: value for key, value in asked.items() if value is not None}
-    SamplingParams(**given)  # told before the model is read
-    text = sys.stdin.read() if prompt == "-" else prompt
-    limits = {"max_sequence_length": max_sequence_length, "max_running": 1}
-    settings = config.from_plain(EngineConfig, limits, "command line")
-    with LLM(model, settings, precision=Precision(compute, compute)) as llm:
-        if chat:
-            ids = render_chat(llm.tokenizer, [{"role": "user", "content": text.strip()}])
-        else:
-            ids = llm.tokenizer.encode(text, add_special_tokens=True)
-        told = llm.sampling_defaults if generation_config == "model" else {}
-        for event in llm.engine.generate(ids, SamplingParams(**{**told, **given})):
-            sys.stdout.write(event.text)
-            sys.stdout.flush()
+    SamplingParams(**given)  # told before standard input is read
+    pieces = stream(
+        model,
+        sys.stdin.read() if prompt == "-" else prompt,
+        sampling=given,
+        chat=chat,
+        recommended=generation_config == "model",
+        max_sequence_length=max_sequence_length,
+        compute=compute,
+    )
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
     sys.stdout.write("\n")
     return 0

@@ -121,6 +121,22 @@ def flags_of(function: Callable[..., Any]) -> set[str]:
     return flags
 
 
+def key_value(option: str) -> Callable[[str], tuple[str, str]]:
+    """A function that splits one ``NAME=VALUE`` of this option.
+
+    >>> key_value("--label")("owner=search")
+    ('owner', 'search')
+    """
+
+    def split(text: str) -> tuple[str, str]:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(option, found=repr(text), expected="NAME=VALUE")
+        return name, value
+
+    return split
+
+
 def is_number(arg: str) -> bool:
     """Whether an argument that begins with a hyphen is a number."""
     return _NUMBER.match(arg) is not None

@@ -2,15 +2,14 @@
 
 import dataclasses
 import logging
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from ziggurat.cli import console, recipes
+from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError, ShardingError
+from ziggurat.train import recipes
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +46,7 @@ def plan(
         json: write the plan as JSON.
         html: write the plan as one page.
     """
+    from ziggurat.api.planning import plan_run
     from ziggurat.core import config
     from ziggurat.plan import Topology
     from ziggurat.plan.prices import load
@@ -61,7 +61,7 @@ def plan(
     elif out is not None:
         raise ConfigError("--out", found="no --search", expected="--search, which has a winner")
     else:
-        found = _one(run, target, devices, analytic)
+        found = plan_run(run, target, devices, analytic)
     _show(run.name, found, table)
     if not found.fits and not search:
         console.output().print(_remedy(run, target, devices), markup=False, highlight=False)
@@ -69,48 +69,9 @@ def plan(
     return 0 if found.fits else DOES_NOT_FIT
 
 
-def _one(run: Any, target: Any, devices: list[Any], analytic: bool) -> Any:
-    from ziggurat.cli.objectives import known
-    from ziggurat.plan import prepare
-    from ziggurat.train.ahead_of_time import subject
-
-    _check_slices(run, target)
-    try:
-        seen = subject(run, devices, known())
-    except ShardingError as error:
-        near = _nearest(run, target, devices)
-        raise ShardingError(
-            error.what,
-            found=error.found,
-            expected=error.expected,
-            fix=f"nearest that divides: {near}" if near else error.fix,
-        ) from error
-    _check_state(seen, target)
-    prepared = prepare(seen, target)
-    if analytic:
-        return prepared.plan
-    return _compiled(run, prepared)
-
-
-def _compiled(run: Any, prepared: Any) -> Any:
-    """The plan with the compiler's memory and collectives, compiled in a process of its own."""
-    from ziggurat.core import config
-
-    target = prepared.topology
-    _log.info("compiling for %s", target)
-    with tempfile.TemporaryDirectory(prefix="ziggurat-plan-") as name:
-        folder, file = Path(name) / "written", Path(name) / "run.toml"
-        folder.mkdir()
-        file.write_text(config.to_toml(run), encoding="utf-8")
-        module = "ziggurat.cli.plan_compile"
-        where = [str(file), str(target), str(target.slices), str(folder)]
-        return prepared.compiled([sys.executable, "-m", module, *where], folder)
-
-
 def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
     """The least change that makes a run fit, by the analytic model: more recomputation, then
     smaller micro-batches."""
-    from ziggurat.cli.objectives import known
     from ziggurat.core import config
     from ziggurat.plan import prepare
     from ziggurat.plan.search import REMAT
@@ -123,7 +84,7 @@ def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
         overrides = [f"{key}={value!r}" for key, value in change.items()]
         try:
             changed = config.parse(type(run), config.to_toml(run), overrides).value
-            made = prepare(subject(changed, devices, known()), target).plan
+            made = prepare(subject(changed, devices), target).plan
         except (ConfigError, ShardingError):
             continue
         if made.fits:
@@ -132,93 +93,8 @@ def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
     return "nothing near fits: a larger topology, more slices or shorter sequences; try --search"
 
 
-def _check_slices(run: Any, target: Any) -> None:
-    parts = dataclasses.asdict(run.mesh.dcn)
-    product = 1
-    for size in parts.values():
-        product *= size
-    if product != target.slices:
-        raise ConfigError(
-            "mesh.dcn",
-            found=f"{product} slices",
-            expected=f"{target.slices}, what --slices says",
-            fix=f"--mesh.dcn.data={target.slices}, or --mesh.dcn.fsdp",
-        )
-
-
-def _check_state(seen: Any, target: Any) -> None:
-    """Refuse before tracing what cannot fit by its state alone, and say what would hold it."""
-    import jax
-
-    from ziggurat.plan.analytic import argument_bytes
-    from ziggurat.plan.program import hbm_bytes
-
-    limit, leaves = hbm_bytes(target), jax.tree.leaves(seen.arguments)
-    held = argument_bytes(leaves) + argument_bytes(list(seen.trained.values()))
-    if held <= limit:
-        return
-    whole = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
-    whole += sum(leaf.size * leaf.dtype.itemsize for leaf in seen.trained.values())
-
-    def share(other: Any) -> float:
-        return whole / (other.chips * other.chip.devices)
-
-    roomy = [t for t in target.larger if share(t) <= 0.8 * limit]
-    if share(target) <= 0.8 * limit:
-        fix = "cut the parameters over all devices: --mesh.fsdp=-1 and --mesh.data=1"
-    elif roomy:
-        held_there = share(roomy[0]) / 1e9
-        fix = f"nearest: --topology {roomy[0]} with fsdp over all ({held_there:.1f} GB a device)"
-    else:
-        fix = f"more than one slice of {target.larger[-1] if target.larger else target}"
-    raise ConfigError(
-        f"model too large for {target}",
-        found=f"{held / 1e9:.1f} GB a device of parameters, optimizer state and gradients",
-        expected=f"at most {limit / 1e9:.1f} GB",
-        fix=fix,
-    )
-
-
-def _candidates(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -> list[Any]:
-    """Layouts that divide the run, over the topology as given."""
-    from ziggurat import mesh
-    from ziggurat.cli.objectives import known
-    from ziggurat.core import config
-    from ziggurat.plan.search import Candidate, candidates
-    from ziggurat.train.ahead_of_time import divides
-    from ziggurat.train.parts import kind_of
-
-    layout = mesh.build(mesh.MeshConfig(fsdp=-1), devices)
-    model = kind_of(run, known()).program(run, layout).model
-
-    def fine(candidate: Candidate) -> bool:
-        return divides(_with(config, run, candidate), devices, model)
-
-    return candidates(
-        devices_in_slice=len(devices) // target.slices,
-        slices=target.slices,
-        divides=fine,
-        remat=remat,
-    )
-
-
-def _with(config: Any, run: Any, candidate: Any) -> Any:
-    text = config.to_toml(run)
-    return config.parse(type(run), text, candidate.overrides).value
-
-
-def _nearest(run: Any, target: Any, devices: list[Any]) -> str:
-    from ziggurat.plan.search import nearest
-
-    wanted = {a: getattr(run.mesh, a) for a in ("data", "fsdp", "tensor")}
-    possible = _candidates(run, target, devices, (run.train.remat,))
-    found = nearest({a: n for a, n in wanted.items() if n > 1}, possible)
-    if found is None:
-        return ""
-    return " ".join(f"--{key}" for key in found.overrides if key.startswith("mesh."))
-
-
 def _search(run: Any, target: Any, devices: list[Any], file: Path, compile_best: bool) -> Any:
+    from ziggurat.api.planning import compile_plan, with_layout
     from ziggurat.core import atomic, config
     from ziggurat.plan.search import REMAT, rank
 
@@ -227,11 +103,11 @@ def _search(run: Any, target: Any, devices: list[Any], file: Path, compile_best:
     compiled: dict[str, Any] = {}
     for candidate, prepared in best:
         _log.info("compiling %s", candidate)
-        compiled[str(candidate)] = _compiled(_with(config, run, candidate), prepared)
+        compiled[str(candidate)] = compile_plan(with_layout(run, candidate), prepared)
     _show_ranking(tried, compiled)
     final = [(c, compiled.get(str(c), p.plan)) for c, p in (best or tried)]
     winner, found = rank(final)[0]
-    chosen = _with(config, run, winner)
+    chosen = with_layout(run, winner)
     atomic.write_file(file, config.to_toml(chosen))
     console.output().print(f"winner: {winner}, written to {file}")
     return found
@@ -240,20 +116,19 @@ def _search(run: Any, target: Any, devices: list[Any], file: Path, compile_best:
 def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -> list[Any]:
     """Candidates with their analytic plans, best first. Where a mesh fits with less recomputation,
     more of it can only be slower and is passed over."""
-    from ziggurat.cli.objectives import known
-    from ziggurat.core import config
+    from ziggurat.api.planning import check_state, layouts, with_layout
     from ziggurat.plan import prepare
     from ziggurat.plan.search import rank
     from ziggurat.train.ahead_of_time import subject
 
     tried, settled = [], set()
-    for candidate in _candidates(run, target, devices, remat):
+    for candidate in layouts(run, target, devices, remat):
         key = tuple(sorted(candidate.mesh.items()))
         if key in settled:
             continue
-        seen = subject(_with(config, run, candidate), devices, known())
+        seen = subject(with_layout(run, candidate), devices)
         try:
-            _check_state(seen, target)
+            check_state(seen, target)
         except ConfigError:
             settled.add(key)
             continue
@@ -265,7 +140,7 @@ def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -
     if not tried:
         full = {"data": 1, "fsdp": -1, "tensor": 1}
         wide = dataclasses.replace(run, mesh=dataclasses.replace(run.mesh, **full))
-        _check_state(subject(wide, devices, known()), target)
+        check_state(subject(wide, devices), target)
         raise ShardingError(
             "search", found="no mesh that divides the run", expected="another batch or topology"
         )

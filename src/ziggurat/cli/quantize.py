@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.cli import console
-from ziggurat.core.errors import CheckpointError, ConfigError
+from ziggurat.core.errors import ConfigError
 
 EXAMPLE = """ziggurat quantize runs/tiny-python --recipe int8 --output models/tiny-int8 --report
   ziggurat quantize MODEL.gguf --recipe my-recipe.toml --output models/mixed"""
-WINDOW = 512
-"""Tokens of one row of held-out text."""
 
 
 def quantize(
@@ -33,70 +31,21 @@ def quantize(
         text: UTF-8 files of held-out text; default: the language reference that Python carries.
         tokens: how many tokens to compare on.
     """
-    from ziggurat.quantize import resolve
-
-    rules = resolve(recipe)
     if (text or tokens != 8192) and not report:
         raise ConfigError("--text and --tokens", found="no --report", expected="--report with them")
     if tokens < 1:
         raise ConfigError("--tokens", found=tokens, expected="1 or more")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(
-            f"output {output}", found="it is not empty", expected="a new or empty directory"
-        )
-    import dataclasses
+    from ziggurat.api.quantizing import quantize as run
+    from ziggurat.quantize.report import write_page
 
-    from ziggurat.models.loading import pretrained
-    from ziggurat.models.quantized import quantized, summed_axes
-    from ziggurat.nn.precision import Precision
-    from ziggurat.quantize.report import make_report, write_page
-    from ziggurat.quantize.weights import quantize as quantize_weights
-
-    loaded = pretrained.load(model, precision=Precision(as_stored=True))
-    wide = _map_floats(lambda leaf: leaf.astype("float32"), loaded.params)
-    with _progress("quantising") as told:
-        done = quantize_weights(
-            wide, rules, summed_axes(loaded.model), lambda _, n, of: told(n, of)
-        )
-    del wide
-    # what stays a float keeps the type of the source
-    params = _map_floats(lambda _, stored: stored, done.params, loaded.params)
-    done = dataclasses.replace(done, params=params)
-    comparison = _compare(loaded, done.params, text, tokens) if report else None
-    shown = ", ".join(file.name for file in text) or "Python's language reference"
-    found = make_report(loaded.name, recipe, loaded.params, done, comparison, shown)
-    small = dataclasses.replace(
-        loaded, model=quantized(loaded.model, done.formats), params=done.params
+    found = run(
+        model, output, recipe=recipe, compare=report, text=text, tokens=tokens, progress=_progress
     )
-    path = pretrained.save(small, output, {"source": loaded.name, "recipe": recipe})
     _print(found)
     if report:
         console.output().print(f"report: {write_page(output / 'report.html', found)}", markup=False)
-    console.output().print(f"written: {path}", markup=False)
+    console.output().print(f"written: {found.path}", markup=False)
     return 0
-
-
-def _map_floats(function: Callable[..., Any], params: Any, *rest: Any) -> Any:
-    """``jax.tree.map`` over the weights that are not quantised; the others stay."""
-    import jax
-
-    from ziggurat.kernels.linear import is_quantized
-
-    def mapped(leaf: Any, *others: Any) -> Any:
-        return leaf if is_quantized(leaf) else function(leaf, *others)
-
-    return jax.tree.map(mapped, params, *rest, is_leaf=is_quantized)
-
-
-def _compare(loaded: Any, after: Any, text: tuple[Path, ...], tokens: int) -> Any:
-    from ziggurat.quantize import evaluation
-
-    length = min(WINDOW, loaded.model.config.max_sequence_length)
-    files = text or evaluation.default_text()
-    size = loaded.model.config.vocab_size
-    rows = evaluation.windows(files, loaded.tokenizer, tokens, length, size)
-    with _progress("comparing") as told:
-        return evaluation.compare(loaded.model.logits, loaded.params, after, rows, told)
 
 
 def _print(report: Any) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from rich.rule import Rule
 
-from ziggurat.cli import console, recipes, showing
+from ziggurat.cli import console, showing
 from ziggurat.cli.tour_stops import STOPS, Stop
 from ziggurat.core.errors import ConfigError
+from ziggurat.train import recipes
 
 EXAMPLE = "ziggurat tour --output runs\n  ziggurat tour --only Data Quantization"
 START_S = 300

@@ -1,14 +1,12 @@
 """``ziggurat train``: train a run file, or resume its run."""
 
-import logging
 from pathlib import Path
 
 from rich.table import Table
 
-from ziggurat.cli import console, recipes
+from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError
-
-_log = logging.getLogger(__name__)
+from ziggurat.train import recipes
 
 EXAMPLE = "ziggurat train recipes/tiny-python.toml --train.steps=200 --set seed=1"
 
@@ -82,13 +80,12 @@ def _show(run, everything: bool) -> None:
 
 
 def _describe(run) -> int:
-    from ziggurat.cli.objectives import known
     from ziggurat.train.derived import check_report
     from ziggurat.train.experiment import prepare
     from ziggurat.train.run_directory import RunDirectory
 
     RunDirectory(run.value.directory).check(run)
-    experiment = prepare(run.value, objectives=known())
+    experiment = prepare(run.value)
     check_report(experiment)
     out = console.output()
     out.print(f"parameters      {experiment.model.parameter_count:,}")
@@ -102,17 +99,14 @@ def _describe(run) -> int:
 
 
 def _train(run) -> int:
-    from ziggurat.cli.objectives import known
+    from ziggurat.api.training import write_report
     from ziggurat.mesh import Processes
-    from ziggurat.train.derived import attempt
     from ziggurat.train.loop import train as train_run
-    from ziggurat.train.summary import report
 
-    outcome = train_run(run, objectives=known())
+    outcome = train_run(run)
     if not Processes().first:
         return outcome.exit_code
-    samples, pictures = _drawn(outcome)
-    path = attempt("the report", lambda: report(outcome, samples, pictures))
+    path = write_report(outcome)
     out = console.output()
     out.print(f"{outcome.status}: {run.value.directory}")
     if path is not None:
@@ -120,68 +114,6 @@ def _train(run) -> int:
     if not outcome.finished:
         out.print("to resume, give the same command again")
     return outcome.exit_code
-
-
-def _drawn(outcome):
-    """The report's samples and pictures, as far as they can be made."""
-    from ziggurat.mesh import Processes
-    from ziggurat.train.derived import attempt
-
-    settings = outcome.run.value.report
-    if not outcome.finished:
-        return [], []
-    if Processes().count > 1 and settings.prompts:
-        _log.warning("samples left out of the report: parameters are spread over processes")
-        return [], []
-    with outcome.timer.phase("samples"):
-        samples = attempt("samples", lambda: _samples(outcome)) if settings.prompts else None
-        picture = None
-        if settings.sample_images:
-            picture = attempt("pictures", lambda: _picture(outcome.run.value))
-    return samples or [], [] if picture is None else [picture]
-
-
-def _picture(run):
-    """A row of drawn images for each class, by the checkpoint that was just written."""
-    import jax
-    import numpy as np
-
-    from ziggurat.data.image_grid import data_uri, grid, png
-    from ziggurat.models.loading import pretrained_pipeline
-    from ziggurat.train.report import Picture
-
-    pipeline = pretrained_pipeline.load(run.directory)
-    sampling, guidance = pipeline.default_sampling, run.report.sample_guidance
-    classes, each = pipeline.model.config.classes, run.report.sample_images
-    labels = np.repeat(np.arange(classes, dtype=np.int32), each)
-    seeds = np.arange(len(labels), dtype=np.int32)
-    drawn = jax.jit(pipeline.draw(sampling, guidance))(pipeline.weights, labels, seeds)
-    names = ", ".join(pipeline.around.labels) or f"0 to {classes - 1}"
-    title = (
-        f"{each} images of each class, a row each: {names}. {sampling.method}, "
-        f"{sampling.steps} steps, guidance {guidance:g}."
-    )
-    picture = grid(np.asarray(drawn), columns=each)
-    return Picture(title=title, uri=data_uri(png(picture)))
-
-
-def _samples(outcome):
-    """Print greedy completions of the run file's prompts by the trained model."""
-    from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
-    from ziggurat.train.derived import context_length, sample_tokens
-    from ziggurat.train.report import Sample
-
-    experiment, prompts = outcome.experiment, outcome.run.value.report.prompts
-    model = experiment.parts.pretrained(outcome.state.evaluated)
-    settings = EngineConfig(max_sequence_length=context_length(experiment))
-    lengths = [sample_tokens(experiment, prompt) for prompt in prompts]
-    with LLM(model, settings) as llm:
-        params = [SamplingParams(max_tokens=most, temperature=0.0) for most in lengths]
-        outputs = llm.generate(list(prompts), params)
-    return [
-        Sample(prompt=prompt, continuation=output.text)
-        for prompt, output in zip(prompts, outputs, strict=True)
-    ]
 
 
 def main(args: list[str]) -> int:

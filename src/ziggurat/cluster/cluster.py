@@ -13,7 +13,7 @@ from typing import Any
 
 from ziggurat.cluster import functions, messages
 from ziggurat.cluster.budget import MAX_FAILURES, WINDOW_S, FailureBudget
-from ziggurat.cluster.engine import engine_for
+from ziggurat.cluster.engines import engine_for
 from ziggurat.cluster.failures import HostLostError, failure_of
 from ziggurat.cluster.functions import Function
 from ziggurat.cluster.hosts import LOOK_S, Host, Hosts

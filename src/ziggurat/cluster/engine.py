@@ -8,10 +8,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
-from ziggurat.core.errors import ClusterError, did_you_mean
-
-ENGINES = ("subprocess", "ray")
-
 
 @dataclasses.dataclass(frozen=True)
 class Orders:
@@ -49,32 +45,3 @@ class ClusterEngine(Protocol):
 
     def close(self) -> None:
         """Give back what belongs to the engine itself."""
-
-
-def engine_for(name: str, address: str | None) -> ClusterEngine:
-    """The engine of this name.
-
-    Args:
-        name: ``subprocess`` or ``ray``.
-        address: of a Ray cluster that runs already.
-
-    Raises:
-        ClusterError: unknown name, or an address without Ray.
-        EnvironmentError: Ray is not installed.
-    """
-    if name not in ENGINES:
-        raise ClusterError(
-            "engine",
-            found=repr(name),
-            expected=f"one of {', '.join(ENGINES)}",
-            fix=did_you_mean(name, ENGINES),
-        )
-    if name == "ray":
-        from ziggurat.cluster.ray_engine import RayEngine
-
-        return RayEngine(address)
-    if address is not None:
-        raise ClusterError("address of a cluster", found=address, expected="engine ray with it")
-    from ziggurat.cluster.local_engine import LocalEngine
-
-    return LocalEngine()

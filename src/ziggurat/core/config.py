@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, dataclass_transform
 
 from ziggurat.core.errors import ConfigError, ZigguratError, did_you_mean
+from ziggurat.core.kinds import Kinds
 
 T = TypeVar("T")
 
@@ -87,8 +88,17 @@ def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> Resolved[T]
         ConfigError: the file is missing or not TOML, or any key is unknown, missing or wrong; the
             text lists every such error with its dotted path.
     """
+    return parse(cls, read_text(path), overrides, source=str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file.
+
+    Raises:
+        ConfigError: the file is missing or not readable as UTF-8.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(
             f"run file {path}", found="no such file", expected="a TOML file", fix="check the path"
@@ -97,7 +107,6 @@ def load(cls: type[T], path: Path, overrides: Sequence[str] = ()) -> Resolved[T]
         raise ConfigError(
             f"run file {path}", found=error, expected="a readable UTF-8 file"
         ) from None
-    return parse(cls, text, overrides, source=str(path))
 
 
 def parse(
@@ -110,6 +119,20 @@ def parse(
         raise ConfigError(
             source, found=error, expected="valid TOML", fix="correct that line"
         ) from None
+    return resolve(cls, tree, overrides, source)
+
+
+def resolve(
+    cls: type[T], tree: dict[str, Any], overrides: Sequence[str] = (), source: str = "Python"
+) -> Resolved[T]:
+    """Merge dotted overrides into a nested dict, which changes, and validate it into ``cls``.
+
+    >>> @node
+    ... class Run:
+    ...     steps: int
+    >>> resolve(Run, {"steps": 10}).provenance
+    {'steps': 'Python'}
+    """
     provenance = {key: source for key, _ in _leaves(tree)}
     for override in overrides:
         key, value = _split_override(override)
@@ -259,7 +282,7 @@ def keys_of(cls: Any) -> list[str]:
     found: dict[str, None] = {}
 
     def walk(hint: Any, prefix: str, seen: tuple[Any, ...]) -> None:
-        for option in _nodes(hint):
+        for option in variants(hint):
             if option in seen or not hasattr(option, "__pydantic_config__"):
                 continue
             for field in dataclasses.fields(option):
@@ -292,8 +315,12 @@ def _fields_at(cls: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
     shown: list[str] = []
     here: Any = cls
     for part in path:
-        options = _nodes(here)
-        tagged = [o for o in options if _tag(o) == part]
+        kinds = _kinds(here)
+        if kinds is not None:
+            here = kinds.node_of(part)
+            continue
+        options = variants(here)
+        tagged = [o for o in options if tag(o) == part]
         if tagged and len(options) > 1:
             here = tagged[0]
             continue
@@ -304,20 +331,28 @@ def _fields_at(cls: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
         for option in options:
             hints |= {field.name: field.type for field in dataclasses.fields(option)}
         here = hints.get(part)
-    names = [f.name for option in _nodes(here) for f in dataclasses.fields(option)]
+    names = [f.name for option in variants(here) for f in dataclasses.fields(option)]
     return shown, list(dict.fromkeys(names))
 
 
-def _nodes(hint: Any) -> list[Any]:
-    """All node classes inside a type hint (unions, optionals, tuples, Annotated)."""
-    if dataclasses.is_dataclass(hint):
+def variants(hint: Any) -> list[Any]:
+    """The node classes inside a type hint (unions, optionals, tuples, Annotated, open kinds)."""
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
+    if (kinds := _kinds(hint)) is not None:
+        return kinds.nodes()
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is not None:
-        return [inner for argument in typing.get_args(hint) for inner in _nodes(argument)]
+        return [inner for argument in typing.get_args(hint) for inner in variants(argument)]
     return []
 
 
-def _tag(cls: Any) -> str | None:
+def _kinds(hint: Any) -> Kinds | None:
+    """The open kinds that a type hint is annotated with."""
+    return next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Kinds)), None)
+
+
+def tag(cls: Any) -> str | None:
+    """The kind of a node class; None for one without variants."""
     for field in dataclasses.fields(cls):
         if field.name == "kind":
             return typing.get_args(field.type)[0]

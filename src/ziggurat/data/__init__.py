@@ -18,6 +18,7 @@ from ziggurat.data.config import DataConfig
 from ziggurat.data.dataset import DocumentSpan, PackedDataset
 from ziggurat.data.deduplicate import Deduplicate
 from ziggurat.data.filter import Filter
+from ziggurat.data.given import GrainSource, as_source, next_token_batch
 from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.image_sources import Digits, ImageArrays, ImageFolder, open_images
 from ziggurat.data.images import ImageData, ImageDataset, build_images
@@ -62,6 +63,7 @@ __all__ = [
     "DocumentSpan",
     "Filter",
     "FirstFit",
+    "GrainSource",
     "HuggingFaceDataset",
     "HuggingFaceTokenizer",
     "ImageArrays",
@@ -82,12 +84,14 @@ __all__ = [
     "TokenizerConfig",
     "TrainBpe",
     "WebDataset",
+    "as_source",
     "build",
     "build_answers",
     "build_images",
     "byte_level",
     "check_ids",
     "documents",
+    "next_token_batch",
     "open_images",
     "read",
     "tokenise",

@@ -10,20 +10,23 @@ is imported when first used.
 [('embed.table', False), ('mlp.kernel', True)]
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
+from ziggurat.core import lazy
 from ziggurat.optim.config import (
+    OPTIMIZERS,
     Adafactor,
     AdamW,
     Constant,
     Cosine,
+    CustomOptimizer,
     InverseSqrt,
     LinearDecay,
     Lion,
     LossConfig,
     Muon,
     OptimizerConfig,
+    OptimizerNode,
     ScheduleConfig,
     Sgd,
     WarmupStableDecay,
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from ziggurat.optim.groups import Treatment, is_axes
     from ziggurat.optim.losses import LossMetrics, next_token_loss
     from ziggurat.optim.master_weights import MasterState
-    from ziggurat.optim.optimizers import Optimizer, build
+    from ziggurat.optim.optimizers import Optimizer, build, from_optax
     from ziggurat.optim.schedules import build_schedule
     from ziggurat.optim.state_sharding import state_axes
 
@@ -46,6 +49,7 @@ _LAZY = {
     "build": "optimizers",
     "build_schedule": "schedules",
     "clip_by_norm": "clipping",
+    "from_optax": "optimizers",
     "global_norm": "clipping",
     "is_axes": "groups",
     "next_token_loss": "losses",
@@ -53,10 +57,12 @@ _LAZY = {
 }
 
 __all__ = [
+    "OPTIMIZERS",
     "Adafactor",
     "AdamW",
     "Constant",
     "Cosine",
+    "CustomOptimizer",
     "InverseSqrt",
     "LinearDecay",
     "Lion",
@@ -66,6 +72,7 @@ __all__ = [
     "Muon",
     "Optimizer",
     "OptimizerConfig",
+    "OptimizerNode",
     "ScheduleConfig",
     "Sgd",
     "Treatment",
@@ -73,6 +80,7 @@ __all__ = [
     "build",
     "build_schedule",
     "clip_by_norm",
+    "from_optax",
     "global_norm",
     "is_axes",
     "next_token_loss",
@@ -80,7 +88,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+__getattr__, __dir__ = lazy.names(__name__, _LAZY)

@@ -1,11 +1,17 @@
 """Config of optimizers, schedules and the loss. Imports no JAX."""
 
+import abc
 import dataclasses
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Discriminator, Tag
 
 from ziggurat.core import config
+from ziggurat.core.kinds import Kinds
+from ziggurat.core.registry import Registry
+
+if TYPE_CHECKING:
+    import optax
 
 NO_DECAY = ("*norm*", "*bias*", "*embed*")
 """Parameters that are not decayed by default, as patterns over dotted names."""
@@ -118,7 +124,9 @@ ScheduleConfig = Annotated[
 
 
 @config.node
-class _Common:
+class OptimizerNode:
+    """Settings that all optimizers have."""
+
     lr: float
     """Peak learning rate."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=Cosine)
@@ -138,7 +146,7 @@ class _Common:
 
 
 @config.node
-class AdamW(_Common):
+class AdamW(OptimizerNode):
     """Adam with decoupled weight decay."""
 
     kind: Literal["adamw"] = "adamw"
@@ -163,7 +171,7 @@ class AdamW(_Common):
 
 
 @config.node
-class Lion(_Common):
+class Lion(OptimizerNode):
     """Sign of an interpolated momentum; use a learning rate 3 to 10 times below AdamW's."""
 
     kind: Literal["lion"] = "lion"
@@ -183,7 +191,7 @@ class Lion(_Common):
 
 
 @config.node
-class Muon(_Common):
+class Muon(OptimizerNode):
     """Orthogonalised momentum for matrices, AdamW for everything else."""
 
     kind: Literal["muon"] = "muon"
@@ -224,7 +232,7 @@ class Muon(_Common):
 
 
 @config.node
-class Adafactor(_Common):
+class Adafactor(OptimizerNode):
     """Adam's second moment as a row and a column per matrix."""
 
     kind: Literal["adafactor"] = "adafactor"
@@ -258,7 +266,7 @@ class Adafactor(_Common):
 
 
 @config.node
-class Sgd(_Common):
+class Sgd(OptimizerNode):
     """Stochastic gradient descent with momentum; weight decay is added to the gradient."""
 
     kind: Literal["sgd"] = "sgd"
@@ -277,7 +285,35 @@ class Sgd(_Common):
         )
 
 
-OptimizerConfig = Annotated[AdamW | Lion | Muon | Adafactor | Sgd, Discriminator("kind")]
+@config.node
+class CustomOptimizer(OptimizerNode, abc.ABC):
+    """An optimizer of another package: its settings are fields, its update is :meth:`rule`.
+
+    Gradients arrive clipped to ``clip_norm``. Register the class with ``OPTIMIZERS``.
+    """
+
+    kind: str
+
+    @abc.abstractmethod
+    def rule(
+        self, schedule: "optax.Schedule", decay: "optax.GradientTransformation"
+    ) -> "optax.GradientTransformation":
+        """The transformation of gradients to updates.
+
+        Args:
+            schedule: learning rate by step.
+            decay: adds the weight decay to those parameters that are decayed.
+        """
+
+
+OPTIMIZERS: Registry[type[OptimizerNode]] = Registry("optimizer.kind")
+"""Nodes of ``[optimizer]`` by kind."""
+for _node in (AdamW, Lion, Muon, Adafactor, Sgd):
+    OPTIMIZERS.add(_node.kind, _node)
+
+OptimizerConfig = Annotated[
+    AdamW | Lion | Muon | Adafactor | Sgd | CustomOptimizer, Kinds(OPTIMIZERS)
+]
 """The optimizer of a run."""
 
 

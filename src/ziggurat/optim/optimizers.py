@@ -28,6 +28,7 @@ from ziggurat.optim.config import (
     NO_DECAY,
     Adafactor,
     AdamW,
+    CustomOptimizer,
     Lion,
     Muon,
     OptimizerConfig,
@@ -50,8 +51,9 @@ class Optimizer:
     """``init(params)`` and ``update(grads, state, params, grad_norm=None)``; a ``grad_norm`` that
     the step has computed already is used for clipping instead of computing it again. Parameters
     narrower than float32 have float32 copies in the state, see ``master_weights``."""
-    schedule: optax.Schedule
-    """Learning rate of every step (of the matrices, for Muon)."""
+    schedule: optax.Schedule | None
+    """Learning rate of every step (of the matrices, for Muon); None where only the transform knows
+    it."""
     treatments: tuple[Treatment, ...]
 
     def describe(self) -> tuple[Treatment, ...]:
@@ -107,6 +109,26 @@ def build(config: OptimizerConfig, *, total_steps: int, axes: Any) -> Optimizer:
     return Optimizer(transform, schedule, tuple(rows))
 
 
+def from_optax(transform: optax.GradientTransformation, axes: Any) -> Optimizer:
+    """An optimizer from any Optax transformation: the whole update, learning rate included.
+
+    Args:
+        transform: gets gradients as they are, not clipped. Parameters narrower than float32 reach
+            it as float32 copies.
+        axes: as in :func:`build`; its state is sharded by them.
+
+    >>> optimizer = from_optax(optax.sgd(0.5), {"w": ("embed",)})
+    >>> params = {"w": jnp.ones(2)}
+    >>> updates, _ = optimizer.transform.update(params, optimizer.transform.init(params), params)
+    >>> updates["w"].tolist()
+    [-0.5, -0.5]
+    """
+    named = groups.named_axes(axes)
+    checked = with_master_weights(_checked(transform, named))
+    rows = (Treatment(name, named[name], "python", False) for name in named)
+    return Optimizer(checked, None, tuple(rows))
+
+
 def _rule(
     config: OptimizerConfig,
     named: Mapping[str, Axes],
@@ -128,6 +150,8 @@ def _rule(
             return optax.chain(_adafactor(config, named), decay, rate)
         case Sgd():
             return optax.chain(decay, _momentum(config), rate)
+        case CustomOptimizer():
+            return config.rule(schedule, decay)
         case Muon():
             adam_schedule = build_schedule(
                 config.schedule, total_steps, config.adam_lr or config.lr

@@ -9,10 +9,15 @@ layouts. The step comes in as an argument, so that any jitted function can be pl
 >>> from ziggurat.plan import Topology
 >>> Topology.parse("v5e:2x4").chip.hbm_bytes // 2**30
 16
+
+The package is callable: ``ziggurat.plan(run, topology)`` is :func:`ziggurat.api.planning.plan`.
 """
 
+from ziggurat.core import lazy
 from ziggurat.plan.analytic import PlannedWeight
 from ziggurat.plan.planning import Plan, Prepared, Subject, prepare
 from ziggurat.plan.topology import GENERATIONS, Topology
 
 __all__ = ["GENERATIONS", "Plan", "PlannedWeight", "Prepared", "Subject", "Topology", "prepare"]
+
+lazy.make_callable(__name__)

@@ -21,11 +21,14 @@ from ziggurat.plan.fabric import Collective
 from ziggurat.plan.topology import Topology
 from ziggurat.plan.work import ATTENTION, KINDS, Operation, total_flops
 from ziggurat.profile import flops as flops_
+from ziggurat.profile.hardware import CHIPS
 
-EFFICIENCY: dict[str, float] = {"v5e": 0.84, "v5p": 0.85, "v6e": 0.68}
-"""Share of the peak that matmuls reach, by generation."""
-UNFITTED = 0.68
-"""Efficiency for generations without a published run: the lowest of the fitted ones."""
+EFFICIENCY: dict[str, float] = {
+    chip.generation: chip.efficiency for chip in CHIPS if chip.efficiency is not None
+}
+"""Share of the peak that matrix multiplications reach, by generation."""
+UNFITTED = min(EFFICIENCY.values())
+"""Share assumed where no published run was at hand: the lowest of the fitted."""
 OVERLAPPED_AXES = ("pipeline", "data", "fsdp", "expert")
 """Collectives along these mesh axes only are of weights and gradients, but for tokens of
 experts."""

@@ -26,18 +26,13 @@ _SMALL_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 class Generation:
     """A TPU generation as topologies name it."""
 
-    name: str
-    kind: str
-    """``jax.Device.device_kind``."""
-    most_chips: int
-    """Largest slice."""
+    chip: hardware.Chip
+    """Its record: published figures, name and largest slice."""
 
     @property
-    def chip(self) -> hardware.Chip:
-        """Published figures."""
-        found = hardware.chip(self.kind)
-        assert found is not None
-        return found
+    def name(self) -> str:
+        """Such as ``v5p``."""
+        return self.chip.generation
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
@@ -47,24 +42,13 @@ class Generation:
             return list(_FLAT)
         edges = range(4, 49, 4)
         cubes = itertools.combinations_with_replacement(edges, 3)
-        large = [cube for cube in cubes if math.prod(cube) <= self.most_chips]
+        large = [cube for cube in cubes if math.prod(cube) <= self.chip.most_chips]
         return sorted([*_SMALL_CUBES, *large], key=math.prod)
 
 
-GENERATIONS = {
-    found.name: found
-    for found in (
-        Generation("v5e", "TPU v5 lite", 256),
-        Generation("v5p", "TPU v5", 6144),
-        Generation("v6e", "TPU v6 lite", 256),
-        Generation("tpu7x", "TPU7x", 9216),
-    )
-}
-"""TPU generations that can be planned for.
-
-Largest slices: Google Cloud's TPU pages, see ``profile.hardware``. libtpu describes v4 without
-megacore, two devices a chip, as no machine runs it: v4 is not here.
-"""
+GENERATIONS = {chip.generation: Generation(chip) for chip in hardware.CHIPS if chip.generation}
+"""What can be planned for; a new one is a row of ``profile.hardware.CHIPS``. libtpu describes v4
+without megacore, two devices a chip, as no machine runs it: v4 is not here."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,22 +1,24 @@
 """Post-training: the objectives behind ``[objective] kind = "sft"``, ``"grpo"`` and the like.
 
->>> from ziggurat import post
->>> {"sft", "dpo", "grpo"} <= set(post.OBJECTIVES)
+Importing this package registers them by name; each is imported when a run asks for it.
+
+>>> from ziggurat.train.registries import OBJECTIVES
+>>> {"sft", "dpo", "grpo"} <= set(OBJECTIVES)
 True
 """
 
-from typing import TYPE_CHECKING, Any
+from ziggurat.train.registries import DATA, OBJECTIVES
 
-if TYPE_CHECKING:
-    from ziggurat.post.kinds import OBJECTIVES
+_OFFLINE, _RL = "ziggurat.post.offline", "ziggurat.post.rl"
 
-__all__ = ["OBJECTIVES"]
-
-
-def __getattr__(name: str) -> Any:
-    """Kinds are imported when they are asked for: reward processes need none of them."""
-    if name != "OBJECTIVES":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ziggurat.post.kinds import OBJECTIVES
-
-    return OBJECTIVES
+OBJECTIVES.add_homes(
+    {
+        "sft": f"{_OFFLINE}.sft:FineTuned",
+        "dpo": f"{_OFFLINE}.dpo:Preferred",
+        "kto": f"{_OFFLINE}.kto:Judged",
+        "reward": f"{_OFFLINE}.reward:Scored",
+        "distill": f"{_OFFLINE}.distill:Distilled",
+        "grpo": f"{_RL}.grpo:GroupRelative",
+    }
+)
+DATA.add_homes({"problems": f"{_RL}.config:Problems"})

@@ -188,7 +188,7 @@ def begin(
             weights to start from; or quantised weights without adapters.
         ModelError, CheckpointError: as the model's reader.
     """
-    text.documents(run)  # refuses others
+    text.check_documents(run)
     loaded = text.load_start(run)
     if loaded is None:
         if run.adapter is not None or reference is not False:

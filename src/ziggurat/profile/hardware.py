@@ -59,6 +59,13 @@ class Chip:
     """JAX devices that one chip shows up as (TPU7x: one per TensorCore)."""
     source: str
     """Where the figures come from; see the module's text."""
+    generation: str = ""
+    """Name of a TPU generation in topologies, such as ``v5p``; empty where none can be planned."""
+    most_chips: int = 0
+    """Chips of the largest slice of that generation."""
+    efficiency: float | None = None
+    """Share of the peak that matrix multiplications of a training step reach, fitted on a published
+    run; see ``plan.estimate``."""
 
 
 def _tpu(
@@ -93,25 +100,26 @@ CHIPS: tuple[Chip, ...] = (
         "TPU v5e", ("TPU v5 lite", "TPU v5e"), (197, 393, None),
         hbm_bytes=16 * _GIB, hbm_bytes_per_s=819e9, ici_bytes_per_s=400e9, torus_axes=2,
         dcn_bytes_per_s=3.125e9,
-        source="cloud; jax for GiB",
+        source="cloud; jax for GiB", generation="v5e", most_chips=256, efficiency=0.84,
     ),
     _tpu(
         "TPU v5p", ("TPU v5", "TPU v5p"), (459, 918, 459),
         hbm_bytes=95 * _GIB, hbm_bytes_per_s=2765e9, ici_bytes_per_s=1200e9, torus_axes=3,
         dcn_bytes_per_s=6.25e9,
-        source="cloud; jax for int8",
+        source="cloud; jax for int8", generation="v5p", most_chips=6144, efficiency=0.85,
     ),
     _tpu(
         "TPU v6e", ("TPU v6 lite", "TPU v6e"), (918, 1836, 918),
         hbm_bytes=32 * _GIB, hbm_bytes_per_s=1638e9, ici_bytes_per_s=800e9, torus_axes=2,
         dcn_bytes_per_s=12.5e9,
-        source="cloud; jax for GiB",
+        source="cloud; jax for GiB", generation="v6e", most_chips=256, efficiency=0.68,
     ),
     _tpu(
         "TPU7x", ("TPU7x",), (2307, None, 4614),
         hbm_bytes=192 * _GIB, hbm_bytes_per_s=7.40e12, ici_bytes_per_s=1200e9, torus_axes=3,
         dcn_bytes_per_s=12.5e9, devices=2,
         source="cloud; jax for bandwidth and for two cores without megacore",
+        generation="tpu7x", most_chips=9216,
     ),
     _gpu(
         "NVIDIA A100 40GB", ("NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"), (312, 624, None),

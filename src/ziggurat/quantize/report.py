@@ -52,6 +52,8 @@ class QuantizationReport:
     comparison: Comparison | None = None
     text: str = ""
     """Where the held-out text is from."""
+    path: Path | None = None
+    """The checkpoint that was written."""
 
 
 def describe(format: WeightFormat) -> str:

@@ -27,20 +27,18 @@ from ziggurat.plan import PlannedWeight, Subject
 from ziggurat.profile.flops import training_flops_per_token
 from ziggurat.train.config import RunConfig
 from ziggurat.train.experiment import check_mesh, compiled_parts
-from ziggurat.train.objectives.kinds import OBJECTIVES
-from ziggurat.train.parts import Objectives, Trainable, TrainingProgram, kind_of
+from ziggurat.train.parts import Trainable, TrainingProgram, kind_of
 from ziggurat.train.state import TrainState, abstract_state
 
 
 def abstract_step(
-    run: RunConfig, devices: Sequence[Any], objectives: Objectives = OBJECTIVES
+    run: RunConfig, devices: Sequence[Any]
 ) -> tuple[Any, tuple[TrainState, Mapping[str, jax.ShapeDtypeStruct], Any], Layout]:
     """The jitted step of a run with the shapes of its arguments; reads no data, allocates nothing.
 
     Args:
         run: a run file; its model must be given by its dimensions.
         devices: real ones, or those of a topology description.
-        objectives: the kinds of objective known, by name.
 
     Returns:
         The step; shapes and shardings of state, batch and what is frozen; and the layout.
@@ -49,17 +47,17 @@ def abstract_step(
         ConfigError: the model is given by a path.
         ShardingError: something does not divide over the devices.
     """
-    step, arguments, layout, _ = _parts(run, devices, objectives)
+    step, arguments, layout, _ = _parts(run, devices)
     return step, arguments, layout
 
 
-def subject(run: RunConfig, devices: Sequence[Any], objectives: Objectives = OBJECTIVES) -> Subject:
+def subject(run: RunConfig, devices: Sequence[Any]) -> Subject:
     """A run's step as ``ziggurat.plan`` takes it.
 
     Raises:
         ConfigError, ShardingError: as :func:`abstract_step`.
     """
-    step, arguments, layout, program = _parts(run, devices, objectives)
+    step, arguments, layout, program = _parts(run, devices)
     model, length = program.model, run.row_tokens
     assert length is not None, "a model given by its sizes says how many tokens a row has"
 
@@ -112,12 +110,12 @@ def divides(run: RunConfig, devices: Sequence[Any], model: Trainable) -> bool:
 
 
 def _parts(
-    run: RunConfig, devices: Sequence[Any], objectives: Objectives
+    run: RunConfig, devices: Sequence[Any]
 ) -> tuple[
     Any, tuple[TrainState, Mapping[str, jax.ShapeDtypeStruct], Any], Layout, TrainingProgram
 ]:
     layout = mesh_.build(run.mesh, devices)
-    program = kind_of(run, objectives).program(run, layout)
+    program = kind_of(run).program(run, layout)
     check_mesh(run, layout)
     optimizer, step, _ = compiled_parts(run, layout, program)
     averaged = run.train.ema_decay is not None
@@ -125,13 +123,11 @@ def _parts(
     return step, (state, program.batch, program.frozen), layout, program
 
 
-def lower_step(
-    run: RunConfig, devices: Sequence[Any], objectives: Objectives = OBJECTIVES
-) -> jax.stages.Lowered:
+def lower_step(run: RunConfig, devices: Sequence[Any]) -> jax.stages.Lowered:
     """The step lowered for ``devices``; ``.compile()`` gives program and memory.
 
     Raises:
         ConfigError, ShardingError: as :func:`abstract_step`.
     """
-    step, arguments, _ = abstract_step(run, devices, objectives)
+    step, arguments, _ = abstract_step(run, devices)
     return step.lower(*arguments)

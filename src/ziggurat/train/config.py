@@ -6,33 +6,19 @@ A useful run file is under thirty lines; see ``recipes/``.
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import Discriminator, Tag
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 from ziggurat.checkpoint import CheckpointConfig
 from ziggurat.core import config
-from ziggurat.data import DataConfig, ImageData, TokenizerConfig
+from ziggurat.core.kinds import Kinds
+from ziggurat.data import ImageData, TokenizerConfig
 from ziggurat.mesh import MeshConfig
-from ziggurat.models import (
-    DeepseekV3Config,
-    DitConfig,
-    Gemma2Config,
-    Gemma3Config,
-    Gpt2Config,
-    GptOssConfig,
-    LlamaConfig,
-    MixtralConfig,
-    Qwen2Config,
-    Qwen3Config,
-    Qwen3MoeConfig,
-)
+from ziggurat.models import FAMILIES, DitConfig, Family
 from ziggurat.models.adapters import Lora
 from ziggurat.nn.decoder import Remat
-from ziggurat.optim import OptimizerConfig
+from ziggurat.optim import OPTIMIZERS, OptimizerConfig
 from ziggurat.profile.sampling import ProfileConfig
-from ziggurat.train.objectives.nodes import LanguageModelling, ObjectiveNode
-from ziggurat.train.objectives.reinforcement import Problems
+from ziggurat.train.registries import DATA, OBJECTIVES
 
 
 @config.node
@@ -45,31 +31,80 @@ class PretrainedModel:
     pipeline of diffusers."""
 
 
+@runtime_checkable
+class Kind(Protocol):
+    """A node of the run file that has variants."""
+
+    @property
+    def kind(self) -> str:
+        """Which variant it is."""
+        ...
+
+
+@runtime_checkable
+class DataKind(Kind, Protocol):
+    """Every variant of ``[data]``."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of the global batch."""
+        ...
+
+    @property
+    def eval_fraction(self) -> float:
+        """Share that is held out for evaluation."""
+        ...
+
+
+PYTHON = "python"
+"""The kind of a table in whose place a Python caller gave an object."""
+
+
+@config.node
+class FromPython:
+    """An optimizer or objective that a Python caller gave; see :mod:`ziggurat.train.supplied`."""
+
+    kind: Literal["python"] = "python"
+    type: str = ""
+    """Its class or function."""
+
+
+@config.node
+class DataFromPython:
+    """Batches from a source that a Python caller gave; see :mod:`ziggurat.train.supplied`."""
+
+    kind: Literal["python"] = "python"
+    type: str = ""
+    """Its class."""
+    batch_size: int
+    """Rows of the global batch."""
+    sequence_length: int
+    """Tokens of a row."""
+
+    @property
+    def eval_fraction(self) -> float:
+        """Of documents; none are held out here."""
+        return 0.0
+
+
+def _model_node(family: Family) -> type | None:
+    return None if family.encoder else family.config_class
+
+
 ModelNode = Annotated[
-    LlamaConfig
-    | Qwen2Config
-    | Qwen3Config
-    | Gemma2Config
-    | Gemma3Config
-    | Gpt2Config
-    | MixtralConfig
-    | Qwen3MoeConfig
-    | DeepseekV3Config
-    | GptOssConfig
-    | DitConfig
-    | PretrainedModel,
-    Discriminator("kind"),
+    Kind, Kinds(FAMILIES, node=_model_node, also={"dit": DitConfig, "pretrained": PretrainedModel})
 ]
 """Architecture to train from scratch, by family, or weights to start from."""
-
-
-DataNode = Annotated[
-    Annotated[DataConfig, Tag("text")]
-    | Annotated[Problems, Tag("problems")]
-    | Annotated[ImageData, Tag("images")],
-    Discriminator(config.kind_or("text")),
+DataNode = Annotated[DataKind, Kinds(DATA, default="text", also={PYTHON: DataFromPython})]
+"""What to train on; a table without ``kind`` is text."""
+ObjectiveNode = Annotated[
+    Kind, Kinds(OBJECTIVES, node=lambda kind: kind.node, default="lm", also={PYTHON: FromPython})
 ]
-"""Data to train on; a table without ``kind`` is text."""
+"""What to learn; a table without ``kind`` is language modelling."""
+OptimizerNode = Annotated[
+    OptimizerConfig | FromPython, Kinds(OPTIMIZERS, also={PYTHON: FromPython})
+]
+"""How to learn it."""
 
 
 @config.node
@@ -98,6 +133,8 @@ class TrainConfig:
     """Stop after this many steps in a row whose loss or gradient is not finite; each is skipped."""
     compile_cache: Path | None = None
     """Directory that keeps compiled programs, so that a restart finds them; may be shared."""
+    callbacks: tuple[str, ...] = ()
+    """Callbacks by name, as plugins register them."""
     stop_within_s: float | None = None
     """Most time from SIGTERM to the end; then the process ends with what was saved before."""
 
@@ -130,6 +167,8 @@ class ReportConfig:
 
     tensorboard: bool = True
     """Write TensorBoard event files beside ``metrics.jsonl``."""
+    sinks: tuple[str, ...] = ()
+    """Further metric sinks by name, as plugins register them."""
     prompts: tuple[str, ...] = ()
     """Prompts that the trained model continues in the report."""
     sample_tokens: int = 64
@@ -144,10 +183,6 @@ class ReportConfig:
         config.require(self.sample_images >= 0, "sample_images", self.sample_images, "at least 0")
 
 
-ADAPTED = ("sft", "dpo", "kto", "reward", "distill")
-"""Kinds of objective that train adapters if asked to."""
-IMAGE_OBJECTIVES = ("flow", "ddpm")
-"""Kinds of objective that learn from images; all others learn from text."""
 EVALUATION_METRICS = ("eval_loss", "eval_perplexity", "eval_accuracy")
 COMPARABLE = ("loss", "accuracy", "grad_norm", *EVALUATION_METRICS)
 """Metrics by which checkpoints can be compared."""
@@ -277,12 +312,12 @@ class RunConfig:
     tokenizer: TokenizerConfig | None = None
     """How text becomes ids; default: the pretrained model's own."""
     data: DataNode
-    """Data to train on."""
-    objective: ObjectiveNode = dataclasses.field(default_factory=LanguageModelling)
-    """Objective to train for."""
+    """What to train on."""
+    objective: ObjectiveNode = dataclasses.field(default_factory=lambda: OBJECTIVES["lm"].node())
+    """What to learn."""
     adapter: Lora | None = None
     """Train adapters beside the weights, which stay as they are; all weights if not given."""
-    optimizer: OptimizerConfig
+    optimizer: OptimizerNode
     """How to learn it."""
     train: TrainConfig
     """The loop."""
@@ -302,15 +337,17 @@ class RunConfig:
         config.require(plain, "name", self.name, "a directory name without slashes")
         config.require(self.seed >= 0, "seed", self.seed, "a number >= 0")
         kind = self.objective.kind
+        adapted = self.adapter is None or kind == PYTHON or OBJECTIVES[kind].adapted
         expected = "nothing for this objective; those of post-training take one"
-        config.require(self.adapter is None or kind in ADAPTED, "adapter", "a table", expected)
+        config.require(adapted, "adapter", "a table", expected)
         if self.checkpoint.keep_best:
             self._check_metric(self.checkpoint.metric)
-        self._check_images()
+        if PYTHON not in (self.objective.kind, self.data.kind):
+            self._check_images()
 
     def _check_images(self) -> None:
         """Whether model, data and objective are all of images, or none of them."""
-        images = self.objective.kind in IMAGE_OBJECTIVES
+        images = OBJECTIVES[self.objective.kind].images
         found, wanted = self.data.kind, "images" if images else "text or problems"
         fits = (found == "images") == images
         config.require(fits, "data.kind", found, f"{wanted} for {self.objective.kind}")
@@ -341,7 +378,7 @@ class RunConfig:
         """Tokens of a row inside the model; None where only weights will tell."""
         if isinstance(self.data, ImageData):
             return self.model.tokens if isinstance(self.model, DitConfig) else None
-        return self.data.sequence_length
+        return getattr(self.data, "sequence_length", None)
 
     @property
     def directory(self) -> Path:

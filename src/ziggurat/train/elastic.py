@@ -29,8 +29,7 @@ from ziggurat.train.config import RunConfig
 from ziggurat.train.derived import attempt
 from ziggurat.train.experiment import check_mesh
 from ziggurat.train.loop import train
-from ziggurat.train.objectives.kinds import OBJECTIVES
-from ziggurat.train.parts import Objectives, kind_of
+from ziggurat.train.parts import kind_of
 from ziggurat.train.stopping import StopRequest
 from ziggurat.train.summary import report
 
@@ -88,7 +87,6 @@ def train_on(
     source: str,
     overrides: Sequence[str],
     wanted: int,
-    objectives: Callable[[], Objectives] | None = None,
 ) -> dict[str, Any]:
     """Train a run in this world, from its newest checkpoint to its end or until asked to leave.
 
@@ -98,7 +96,6 @@ def train_on(
         source: its name, for messages.
         overrides: changes to it, ``"key=value"``.
         wanted: hosts for which ``train.accumulate`` of the run file is meant.
-        objectives: returns the kinds of objective known; default those of this package.
 
     Returns:
         ``status``, ``step`` and ``directory``.
@@ -113,9 +110,8 @@ def train_on(
     stop = LeaveRequest(world, timer, fitted.train.stop_within_s)
     kept = None if fitted.train.compile_cache else fitted.output / "cache" / "compiled"
     with keeping_compiled(kept, least_s=0.0):
-        known = OBJECTIVES if objectives is None else objectives()
         step = StepCache(world, fitted)
-        outcome = train(run, objectives=known, stop=stop, timer=timer, compiled_step=step)
+        outcome = train(run, stop=stop, timer=timer, compiled_step=step)
     done = int(outcome.state.step)
     world.report(done, timer.ledger(), now=True)
     if world.index == 0:
@@ -221,21 +217,18 @@ def fit(run: RunConfig, hosts: int, devices: int, wanted: int) -> RunConfig:
     return fitted
 
 
-def usable(
-    run: RunConfig, devices: int, wanted: int, objectives: Objectives = OBJECTIVES
-) -> Callable[[int], str]:
+def usable(run: RunConfig, devices: int, wanted: int) -> Callable[[int], str]:
     """Says for a number of hosts why the run cannot use it; empty when it can.
 
     Args:
         run: the run as its file says.
         devices: of each host.
         wanted: hosts for which it was written.
-        objectives: the kinds of objective known.
     """
     here = dataclasses.replace(run, mesh=MeshConfig())  # sizes are all that counts
     layout = mesh_.build(here.mesh, jax.devices()[:1])
     try:
-        model = kind_of(run, objectives).program(here, layout).model
+        model = kind_of(run).program(here, layout).model
     except ConfigError:  # only the weights know its sizes
         model = None
 

@@ -7,24 +7,18 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 
 from ziggurat import mesh as mesh_
 from ziggurat import optim
 from ziggurat.core.errors import ConfigError, DataError, ShardingError
 from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Layout
-from ziggurat.train.config import RunConfig
-from ziggurat.train.objectives.kinds import OBJECTIVES
-from ziggurat.train.parts import (
-    Objectives,
-    Parts,
-    Trainable,
-    TrainingData,
-    TrainingProgram,
-    kind_of,
-)
+from ziggurat.train.config import FromPython, RunConfig
+from ziggurat.train.parts import Parts, Trainable, TrainingData, TrainingProgram, kind_of
 from ziggurat.train.state import TrainState, abstract_state, initial_state
 from ziggurat.train.step import Step, build_evaluation, build_step
+from ziggurat.train.supplied import Supplied
 
 _log = logging.getLogger(__name__)
 
@@ -80,14 +74,14 @@ class Experiment:
 
 
 def prepare(
-    run: RunConfig, devices: Sequence[Any] | None = None, objectives: Objectives = OBJECTIVES
+    run: RunConfig, devices: Sequence[Any] | None = None, supplied: Supplied | None = None
 ) -> Experiment:
     """Build all parts; reads and tokenises the data, traces the model, compiles nothing.
 
     Args:
         run: the run file.
         devices: devices of the mesh, by default all.
-        objectives: the kinds of objective known, by name.
+        supplied: objects in place of tables of the run file.
 
     Raises:
         ConfigError: parts do not fit together (vocabulary, batch and mesh).
@@ -95,7 +89,16 @@ def prepare(
     """
     layout = mesh_.build(run.mesh, devices)
     check_mesh(run, layout)
-    parts = kind_of(run, objectives).parts(run, layout)
+    supplied = supplied or Supplied()
+    supplied.check(run)
+    kind = supplied.objective or kind_of(run)
+    if supplied.data is not None and not kind.streams:
+        raise ConfigError(
+            "data",
+            found="a source of batches given in Python",
+            expected=f"a [data] table, for objective.kind = {run.objective.kind}",
+        )
+    parts = kind.parts(run, layout, supplied.data)
     if parts.data.steps is not None and parts.data.steps < run.train.steps:
         raise ConfigError(
             "train.steps",
@@ -103,13 +106,18 @@ def prepare(
             expected=f"at most {parts.data.steps}, what the data's epochs hold",
             fix="raise data.epochs, or leave it out to repeat the data",
         )
-    return assemble(run, layout, parts)
+    return assemble(run, layout, parts, supplied.optimizer)
 
 
-def assemble(run: RunConfig, layout: Layout, parts: Parts) -> Experiment:
+def assemble(
+    run: RunConfig,
+    layout: Layout,
+    parts: Parts,
+    transform: optax.GradientTransformation | None = None,
+) -> Experiment:
     """Join built parts: objective, optimizer, step and evaluation."""
     model = parts.program.model
-    optimizer, step, evaluate = compiled_parts(run, layout, parts.program)
+    optimizer, step, evaluate = compiled_parts(run, layout, parts.program, transform)
     abstract = abstract_state(model, optimizer, layout, averaged=run.train.ema_decay is not None)
 
     def initial() -> TrainState:
@@ -119,9 +127,23 @@ def assemble(run: RunConfig, layout: Layout, parts: Parts) -> Experiment:
 
 
 def compiled_parts(
-    run: RunConfig, layout: Layout, program: TrainingProgram
+    run: RunConfig,
+    layout: Layout,
+    program: TrainingProgram,
+    transform: optax.GradientTransformation | None = None,
 ) -> tuple[optim.Optimizer, Any, Any]:
-    """Optimizer, jitted step and jitted evaluation; also what ahead-of-time compilation needs."""
+    """Optimizer, jitted step and jitted evaluation; also what ahead-of-time compilation needs.
+
+    Args:
+        run: the run file.
+        layout: the devices.
+        program: what the objective compiles.
+        transform: the optimizer, in place of that of the run file.
+
+    Raises:
+        ConfigError: the run's optimizer was an object of a Python caller, and none is given.
+        ShardingError: the mesh has an axis for experts and the model has none.
+    """
     model = program.model
     if layout.sizes["expert"] > 1 and not model.has_experts:
         raise ShardingError(
@@ -130,7 +152,7 @@ def compiled_parts(
             expected="1 for a model without experts",
             fix="use the devices on another axis, e.g. fsdp or data",
         )
-    optimizer = optim.build(run.optimizer, total_steps=run.train.steps, axes=model.axes)
+    optimizer = _optimizer(run, model, transform)
     decay = run.train.ema_decay
     abstract = abstract_state(model, optimizer, layout, averaged=decay is not None)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -147,6 +169,18 @@ def compiled_parts(
         out_shardings=(shardings, layout.replicated()),
     )
     return optimizer, step, jax.jit(build_evaluation(program.sums, layout))
+
+
+def _optimizer(
+    run: RunConfig, model: Trainable, transform: optax.GradientTransformation | None
+) -> optim.Optimizer:
+    if transform is not None:
+        return optim.from_optax(transform, model.axes)
+    if isinstance(run.optimizer, FromPython):
+        raise ConfigError(
+            "optimizer.kind", found="'python'", expected="an optimizer of the run file"
+        )
+    return optim.build(run.optimizer, total_steps=run.train.steps, axes=model.axes)
 
 
 def check_indices(batch: Batch, limits: Mapping[str, int]) -> None:

@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,10 @@ from ziggurat.core import config
 from ziggurat.core.compile_cache import keeping_compiled
 from ziggurat.core.config import Resolved
 from ziggurat.core.errors import TrainError
-from ziggurat.core.protocols import Batch
+from ziggurat.core.protocols import Batch, MetricSink
 from ziggurat.mesh import Processes
 from ziggurat.models import Params
-from ziggurat.models.loading.pretrained import AVERAGE
+from ziggurat.models.loading.pretrained import AVERAGE, Pretrained
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.journal import Journal
@@ -37,14 +37,14 @@ from ziggurat.train.config import COMPARABLE, RunConfig
 from ziggurat.train.derived import check_report
 from ziggurat.train.evaluation import evaluate
 from ziggurat.train.experiment import Experiment, local_rows, prepare
-from ziggurat.train.metrics import DerivedSink, JsonLinesSink, Sinks, TensorBoardSink
-from ziggurat.train.objectives.kinds import OBJECTIVES
-from ziggurat.train.parts import Objectives
+from ziggurat.train.metrics import DerivedSink, Sinks, read_metrics
 from ziggurat.train.progress import TrainProgress
+from ziggurat.train.registries import CALLBACKS, SINKS
 from ziggurat.train.resuming import check_length, check_stored, resumed
 from ziggurat.train.run_directory import RunDirectory
 from ziggurat.train.state import TrainState
 from ziggurat.train.stopping import StopRequest
+from ziggurat.train.supplied import Callback, Supplied
 
 _log = logging.getLogger(__name__)
 UNTRAINED = (
@@ -56,7 +56,7 @@ MEMORY_S = 1.0
 """Seconds between two looks at memory; figures in between repeat the last."""
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class TrainingOutcome:
     """How a run ended."""
 
@@ -72,6 +72,30 @@ class TrainingOutcome:
     ended_by: signal.Signals | None = None
     """The signal that ended it before its last step."""
 
+    def __repr__(self) -> str:
+        done, total = int(self.state.step), self.run.value.train.steps
+        return (
+            f"TrainingOutcome({self.status!r}, step {done:,} of {total:,}, {self.directory.path})"
+        )
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """One row a step, as ``metrics.jsonl`` has them."""
+        return read_metrics(self.directory.metrics)
+
+    @property
+    def model(self) -> Pretrained:
+        """The trained language model, ready for ``ziggurat.generate``.
+
+        Raises:
+            TrainError: the run trains nothing that writes text.
+        """
+        make = self.experiment.parts.pretrained
+        if make is None:
+            kind = self.run.value.objective.kind
+            raise TrainError("model of the run", found=f"objective {kind}", expected="text")
+        return make(self.state.evaluated)
+
     @property
     def exit_code(self) -> int:
         """128 and the signal's number, as shells count, for a run that a signal ended; else 0."""
@@ -85,8 +109,8 @@ class TrainingOutcome:
 def train(
     run: Resolved[RunConfig],
     console: Console | None = None,
-    objectives: Objectives = OBJECTIVES,
     *,
+    supplied: Supplied | None = None,
     stop: StopRequest | None = None,
     timer: StepTimer | None = None,
     compiled_step: Callable[[Any, tuple[Any, ...]], Any] | None = None,
@@ -96,7 +120,7 @@ def train(
     Args:
         run: the resolved run file.
         console: where progress goes; default standard error.
-        objectives: the kinds of objective known, by name; default those of this package.
+        supplied: objects in place of tables of the run file, metric sinks and callbacks.
         stop: who asks the run to stop; default signals do.
         timer: keeps account of the time, from when the caller made it; default from here, and the
             time since the process began counts too.
@@ -109,10 +133,11 @@ def train(
     """
     launched_s = None if timer is None else 0.0
     timer, directory = timer or StepTimer(), RunDirectory(run.value.directory)
+    supplied = supplied or Supplied()
     everyone = Processes()
     with timer.phase("start"):
         run, changes = resumed(run, everyone.once("check the run", partial(directory.check, run)))
-        experiment = prepare(run.value, objectives=objectives)
+        experiment = prepare(run.value, supplied=supplied)
         check_report(experiment)
         identity = everyone.once("open the run", directory.identify)
     stop = stop or StopRequest(run.value.train.stop_within_s, everyone)
@@ -132,7 +157,7 @@ def train(
             # the first collective waits 30 s for the others, and one of them may compile for longer
             everyone.barrier("compiled")
         everyone.once("publish the run", partial(directory.publish, run, done))
-        with stop.listening(), _sinks(run.value, directory, done) as sinks:
+        with stop.listening(), _sinks(run.value, done, supplied.sinks) as sinks:
             progress = TrainProgress(
                 run.value.train.steps, start_step=done, name=run.value.name, console=console
             )
@@ -141,15 +166,13 @@ def train(
                     progress.resumed(done, directory.checkpoints)
                 for line in changes:
                     progress.note(f"{run.value.name}  changed: {line}")
-                loop = Loop(experiment, checkpoints, sinks, progress, timer, stop)
+                callbacks = _callbacks(run.value, supplied.callbacks)
+                loop = Loop(experiment, checkpoints, sinks, progress, timer, stop, callbacks)
                 loop.watch(directory, done, compiled.as_text, launched_s)
                 state = loop.run(state, done, compiled)
-    total = run.value.train.steps
-    status, ended_by = "finished", stop.signal if loop.done < total else None
-    if ended_by is not None:
-        status = f"stopped by {ended_by.name} after step {loop.done}"
-    elif loop.done < total:
-        status = f"ended by its data after step {loop.done} of {total}"
+        status, ended_by = loop.status, stop.signal if loop.done < loop.total else None
+        for callback in callbacks:
+            callback.on_end(loop.done, status)
     memory = compiled_memory(compiled)
     return TrainingOutcome(run, directory, experiment, state, timer, status, memory, ended_by)
 
@@ -165,8 +188,11 @@ class Loop:
         progress: TrainProgress,
         timer: StepTimer,
         stop: StopRequest,
+        callbacks: Sequence[Callback] = (),
     ):
         self.experiment, self.checkpoints, self.stop = experiment, checkpoints, stop
+        self.callbacks, self.total = callbacks, experiment.run.train.steps
+        self._ended_by: Callback | None = None
         self.sinks, self.progress, self.timer = sinks, progress, timer
         self.done = 0
         self._rollout = experiment.parts.rollout
@@ -197,8 +223,21 @@ class Loop:
             settings = self.experiment.run.profile
             self._tracer = TraceSampler(settings, directory.traces, self.timer, program)
 
+    @property
+    def status(self) -> str:
+        """``finished`` or why the run ended early."""
+        if self.done == self.total:
+            return "finished"
+        if self.stop.signal is not None:
+            return f"stopped by {self.stop.signal.name} after step {self.done}"
+        if self._ended_by is not None:
+            return f"stopped by {type(self._ended_by).__name__} after step {self.done}"
+        return f"ended by its data after step {self.done} of {self.total}"
+
     def run(self, state: TrainState, done: int, step: Any) -> TrainState:
         """Steps ``done`` to the end; ``step`` is the compiled step."""
+        for callback in self.callbacks:
+            callback.on_start(self.experiment.run, done)
         try:
             return self._run(state, done, step)
         finally:
@@ -209,7 +248,7 @@ class Loop:
         data, frozen = self.experiment.data, self.experiment.parts.frozen
         batches = self._batches(done)
         batch = self._next(batches, done)
-        while batch is not None and not self.stop.after(self.done):
+        while batch is not None and not self._stopped():
             tracing = contextlib.nullcontext() if self._tracer is None else self._tracer.step()
             with self.timer.step(self.done) as record, tracing:
                 batch, figures = self._rolled_out(state.params, batch)
@@ -231,6 +270,9 @@ class Loop:
             self._note_saved()
             if self._journal is not None:
                 self._journal.note(self.done)
+            for callback in self.callbacks:
+                if callback.on_step(self.done - 1, values) and self._ended_by is None:
+                    self._ended_by = callback
         if self.done == run.train.steps:
             self._check_any_finite(state)
         if self.done == run.train.steps and not (
@@ -244,6 +286,9 @@ class Loop:
         if self.done == run.train.steps:
             self._check_evaluated()
         return state
+
+    def _stopped(self) -> bool:
+        return self.stop.after(self.done) or self._ended_by is not None
 
     def _batches(self, done: int) -> Iterator[Batch]:
         data = self.experiment.data
@@ -362,6 +407,8 @@ class Loop:
         if report.disk is not None:
             self.sinks.write(self.done - 1, {"checkpoint_blocking_s": report.blocking_s})
         self._saved = self.done
+        for callback in self.callbacks:
+            callback.on_save(self.done)
 
 
 class _Throughput:
@@ -437,13 +484,15 @@ def _first_state(experiment: Experiment, checkpoints: Tiers) -> tuple[TrainState
     return state, done
 
 
-def _sinks(run: RunConfig, directory: RunDirectory, done: int) -> Sinks:
+def _sinks(run: RunConfig, done: int, given: Sequence[MetricSink]) -> Sinks:
+    """All metric sinks, on the first process: only the failure of ``metrics.jsonl`` ends a run."""
     if not Processes().first:
         return Sinks()
-    lines = JsonLinesSink(directory.metrics, resume_step=done)
-    if not run.report.tensorboard:
-        return Sinks(lines)
-    events = DerivedSink(
-        "TensorBoard", lambda: TensorBoardSink(directory.tensorboard, resume_step=done)
-    )
-    return Sinks(lines, events)
+    names = [*(["tensorboard"] if run.report.tensorboard else []), *run.report.sinks]
+    named = [DerivedSink(f"sink {name}", partial(SINKS[name], run, done)) for name in names]
+    others = [DerivedSink(type(sink).__name__, lambda sink=sink: sink) for sink in given]
+    return Sinks(SINKS["jsonl"](run, done), *named, *others)
+
+
+def _callbacks(run: RunConfig, given: Sequence[Callback]) -> list[Callback]:
+    return [*(CALLBACKS[name](run) for name in run.train.callbacks), *given]

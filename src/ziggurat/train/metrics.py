@@ -23,11 +23,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, SupportsFloat, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 from ziggurat.core import atomic, json_lines
 from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import MetricSink
+
+if TYPE_CHECKING:
+    from ziggurat.train.config import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -219,6 +222,16 @@ class DerivedSink(_Closing):
         except Exception as error:
             self._sink = None
             logger.warning("%s left out from here on: %s", self._name, error)
+
+
+def json_lines_sink(run: "RunConfig", resume_step: int) -> JsonLinesSink:
+    """``metrics.jsonl`` of a run."""
+    return JsonLinesSink(run.directory / "metrics.jsonl", resume_step=resume_step)
+
+
+def tensorboard_sink(run: "RunConfig", resume_step: int) -> TensorBoardSink:
+    """TensorBoard's event files of a run."""
+    return TensorBoardSink(run.directory / "tensorboard", resume_step=resume_step)
 
 
 class Sinks(_Closing):

@@ -2,24 +2,24 @@
 
 The run file's ``[objective]`` names a kind; an :class:`ObjectiveKind` turns run and mesh into a
 :class:`TrainingProgram` (what is compiled; reads no data) and :class:`Parts` (what is trained, and
-on what). Kinds of this package are in ``train.objectives``; those of packages above arrive as an
-argument of ``train.loop.train``.
+on what). They are registered in ``ziggurat.train.registries.OBJECTIVES``; those of this package are
+in ``train.objectives``.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
-from ziggurat.core.errors import ConfigError, did_you_mean
 from ziggurat.core.protocols import Batch, BatchSource
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.train.config import RunConfig
+from ziggurat.train.registries import OBJECTIVES
 from ziggurat.train.step import Objective
 from ziggurat.train.trainable import Trainable
 
@@ -72,7 +72,7 @@ class Rollout(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingProgram:
-    """Program to compile for a run; holds shapes only."""
+    """TrainingProgram to compile for a run; holds shapes only."""
 
     model: Trainable
     sums: Objective
@@ -114,18 +114,32 @@ class Parts:
 
 @runtime_checkable
 class ObjectiveKind(Protocol):
-    """One ``kind`` of objective."""
+    """One ``kind`` of objective; inherit from it to get the defaults of its attributes."""
+
+    node: ClassVar[type]
+    """Its node, ``[objective]`` of a run file."""
+    adapted: ClassVar[bool] = False
+    """Whether it trains adapters if asked to."""
+    streams: ClassVar[bool] = False
+    """Whether it learns from batches of any source, which ``parts`` then takes as ``data``."""
+    images: ClassVar[bool] = False
+    """Whether it learns from images; all others learn from text."""
 
     def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
-        """Program to compile, from the run file alone.
+        """TrainingProgram to compile, from the run file alone.
 
         Raises:
             ConfigError: the run cannot be compiled without reading weights or data.
         """
         ...
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
-        """Model, parameters and data; reads weights and data.
+    def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
+        """What is trained, and on what; reads weights and data.
+
+        Args:
+            run: the run file.
+            layout: the devices.
+            data: batches to train on, in place of those of ``[data]``.
 
         Raises:
             ConfigError: parts of the run do not fit together.
@@ -134,21 +148,10 @@ class ObjectiveKind(Protocol):
         ...
 
 
-Objectives = Mapping[str, ObjectiveKind]
-
-
-def kind_of(run: RunConfig, objectives: Objectives) -> ObjectiveKind:
-    """The kind a run asks for.
+def kind_of(run: RunConfig) -> ObjectiveKind:
+    """The objective that a run names.
 
     Raises:
-        ConfigError: it is not among ``objectives``.
+        ConfigError: there is none of that name.
     """
-    name = run.objective.kind
-    if name not in objectives:
-        raise ConfigError(
-            "objective.kind",
-            found=name,
-            expected="one of " + ", ".join(objectives),
-            fix=did_you_mean(name, objectives) or "pass its package's OBJECTIVES to train()",
-        )
-    return objectives[name]
+    return OBJECTIVES[run.objective.kind]()

@@ -13,9 +13,15 @@ from ziggurat.core import config
 from ziggurat.core.config import Resolved
 from ziggurat.core.errors import ConfigError
 from ziggurat.optim import build_schedule
-from ziggurat.train.config import RunConfig
+from ziggurat.train.config import FromPython, RunConfig
 
-NO_EFFECT = ("train.max_bad_steps", "train.stop_within_s", "train.compile_cache", "evaluation")
+NO_EFFECT = (
+    "train.max_bad_steps",
+    "train.stop_within_s",
+    "train.compile_cache",
+    "evaluation",
+)
+NO_EFFECT += ("train.callbacks",)
 NO_EFFECT += ("checkpoint", "profile", "report", "output", "name")
 NO_EFFECT += ("data.workers", "data.worker_patience_s", "data.prefetch")
 NO_EFFECT += ("objective.evaluation", "objective.reward.processes")
@@ -59,14 +65,19 @@ def resumed(run: Resolved[RunConfig], before: str) -> tuple[Resolved[RunConfig],
 
 def schedule_steps(run: RunConfig) -> int | None:
     """Steps over which the learning rate moves; None for a schedule that has no end."""
+    if isinstance(run.optimizer, FromPython):
+        return None
     own = getattr(run.optimizer.schedule, "steps", None)
     ends = any(field.name == "steps" for field in dataclasses.fields(run.optimizer.schedule))
     return (own or run.train.steps) if ends else None
 
 
 def _with_schedule(run: RunConfig, old: RunConfig | None) -> RunConfig:
-    steps, schedule = schedule_steps(run), run.optimizer.schedule
-    if steps is None or getattr(schedule, "steps", None) is not None:
+    steps = schedule_steps(run)
+    if steps is None or isinstance(run.optimizer, FromPython):
+        return run
+    schedule = run.optimizer.schedule
+    if getattr(schedule, "steps", None) is not None:
         return run
     if old is not None:
         steps = schedule_steps(old) or steps
@@ -88,7 +99,8 @@ def _rates(key: str, old: RunConfig, new: RunConfig) -> str:
 
 
 def rate(run: RunConfig, step: int) -> float:
-    """The learning rate of a step."""
+    """The learning rate of a step, of an optimizer of the run file."""
+    assert not isinstance(run.optimizer, FromPython), "it has no schedule of the run file"
     made = build_schedule(run.optimizer.schedule, run.train.steps, run.optimizer.lr)
     return float(np.asarray(made(step)))
 

@@ -62,8 +62,8 @@ def build_step(
 
     Returns:
         A pure function; jit it, donating the state. Metrics: ``loss`` and the objective's others
-        per unit of weight, ``grad_norm``, ``learning_rate``, ``target_tokens``, ``skipped_steps``,
-        ``bad_steps_in_a_row``.
+        per unit of weight, ``grad_norm``, ``target_tokens``, ``skipped_steps``,
+        ``bad_steps_in_a_row``, and ``learning_rate`` where the optimizer has a schedule.
     """
 
     def step(
@@ -91,11 +91,12 @@ def build_step(
         metrics = {name: value * scale for name, value in sums.metrics.items()}
         metrics |= {
             "grad_norm": norm,
-            "learning_rate": jnp.asarray(optimizer.schedule(state.step - state.skipped)),
             "target_tokens": sums.weight,
             "skipped_steps": new.skipped,
             "bad_steps_in_a_row": new.bad_in_a_row,
         }
+        if optimizer.schedule is not None:
+            metrics["learning_rate"] = jnp.asarray(optimizer.schedule(state.step - state.skipped))
         return new, metrics
 
     return step

@@ -12,8 +12,8 @@ from tests.oracle import policy as oracle
 
 from ziggurat.core import config
 from ziggurat.post.losses import policy
+from ziggurat.post.rl.config import Grpo
 from ziggurat.post.rl.grpo import loss_switches
-from ziggurat.train.objectives.reinforcement import Grpo
 
 CLOSE = 1e-5
 """Float32 sums of fewer than a hundred terms of size 1, in another order."""

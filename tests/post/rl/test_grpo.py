@@ -9,7 +9,6 @@ import pytest
 
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, TrainError
-from ziggurat.post import OBJECTIVES
 from ziggurat.post.rl.arena import Arena
 from ziggurat.post.rl.collecting import Collector
 from ziggurat.train.config import RunConfig
@@ -93,7 +92,7 @@ def resolved(*overrides):
 
 
 def run(*overrides):
-    return train(resolved(*overrides), objectives=OBJECTIVES)
+    return train(resolved(*overrides))
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +151,11 @@ def test_a_killed_run_makes_the_same_rollouts_again(whole, monkeypatch):
 
 
 def test_rollouts_are_kept_and_a_sampler_that_is_not_the_policy_is_found(monkeypatch):
-    experiment = prepare(resolved("name=parts").value, objectives=OBJECTIVES)
+    experiment = prepare(resolved("name=parts").value)
     params, rollout, data = experiment.initial().params, experiment.parts.rollout, experiment.data
     assert rollout is not None
     rows, _ = rollout(params, data.batch(2), 2)
-    restarted = prepare(resolved("name=parts").value, objectives=OBJECTIVES).parts.rollout
+    restarted = prepare(resolved("name=parts").value).parts.rollout
     assert restarted is not None
     again, figures = restarted(params, data.batch(3), 3)
     assert figures == {"rollout_age_steps": 1.0}
@@ -178,7 +177,7 @@ def test_rloo_takes_the_divergence_off_the_reward(monkeypatch):
     """A policy that has left its start pays for it, in the reward and not in the loss."""
     settings = ("objective.ratio='product'", "objective.baseline='leave_one_out'")
     settings += ("objective.scale='none'", "objective.kl_in='reward'", "objective.kl_coef=0.5")
-    made = prepare(resolved("name=rloo", *settings).value, objectives=OBJECTIVES)
+    made = prepare(resolved("name=rloo", *settings).value)
     rollout, start = made.parts.rollout, made.initial().params
     assert isinstance(rollout, Collector)
     assert "reference_log_probs" not in made.parts.program.batch
@@ -212,7 +211,7 @@ def test_rewards_that_are_all_equal_are_said(caplog):
 
 def test_a_gap_may_be_a_warning(caplog):
     made = resolved("objective.sampling.gap_action='warn'").value
-    rollout = prepare(made, objectives=OBJECTIVES).parts.rollout
+    rollout = prepare(made).parts.rollout
     assert isinstance(rollout, Collector)
     rollout._check({"sampler_gap_mean": 1e-3, "sampler_gap_max": 1e-2}, 0)
     assert "gap_limit" in caplog.text
@@ -235,5 +234,5 @@ def test_a_gap_may_be_a_warning(caplog):
 )
 def test_what_does_not_fit_is_refused(override, said):
     with pytest.raises(Exception, match=said) as error:
-        prepare(resolved(*override.split(",")).value, objectives=OBJECTIVES)
+        prepare(resolved(*override.split(",")).value)
     assert error.type is ConfigError or "prompts.jsonl" in str(error.value)

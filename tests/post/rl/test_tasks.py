@@ -5,7 +5,7 @@ import pytest
 
 from ziggurat.core.errors import ConfigError, DataError, ZigguratError
 from ziggurat.post.rl import tasks
-from ziggurat.train.objectives.reinforcement import (
+from ziggurat.post.rl.config import (
     Problems,
     PromptFile,
     PromptForm,

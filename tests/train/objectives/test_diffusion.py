@@ -20,8 +20,13 @@ from ziggurat.train.config import RunConfig
 from ziggurat.train.experiment import prepare
 from ziggurat.train.loop import train
 from ziggurat.train.metrics import read_metrics
-from ziggurat.train.objectives.diffusion import diffusion, flow_levels, min_snr_weights
-from ziggurat.train.objectives.nodes import Ddpm, FlowMatching
+from ziggurat.train.objectives.diffusion import (
+    Ddpm,
+    FlowMatching,
+    diffusion,
+    flow_levels,
+    min_snr_weights,
+)
 
 TEXT = """
 name = "digits"

@@ -67,7 +67,7 @@ TOKENIZER = "tokenizer"
 """Directory of the tokenizer inside a checkpoint step."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Pretrained:
     """A model with its weights and tokenizer."""
 
@@ -80,6 +80,12 @@ class Pretrained:
     """Where it was read from, for people."""
     token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Ids of special tokens as the ``config.json`` has them that it was read from."""
+
+    def __repr__(self) -> str:
+        config, model = self.model.config, self.model
+        sizes = f"{model.parameter_count:,} parameters, {config.vocab_size:,} token ids"
+        context = f"context {config.max_sequence_length:,}"
+        return f"Pretrained({self.name!r}, {config.kind}, {sizes}, {context}, from {self.source!r})"
 
 
 Told = Callable[[str, int, int], None]

@@ -1,11 +1,14 @@
 """Distillation: a student predicts as its teacher does, on given text."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.linear import dense
 from ziggurat.mesh import Layout
@@ -18,16 +21,42 @@ from ziggurat.post.losses.distillation import divergence
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.nodes import Distillation
-from ziggurat.train.parts import Parts, TrainingProgram
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 TEACHER = "teacher"
 BETAS: Mapping[str, float] = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 
 
-class Distilled:
+@config.node
+class Distillation:
+    """Predict as a larger model does."""
+
+    kind: Literal["distill"] = "distill"
+    teacher: Path
+    """Its run, checkpoint step, Hugging Face directory or GGUF file; with the same tokenizer."""
+    divergence: Literal["forward", "reverse", "js"] = "forward"
+    """KL of the student from the teacher, of the teacher from the student, or Jensen-Shannon."""
+    temperature: float = 1.0
+    """Divides the logits of both."""
+    hard_weight: float = 0.0
+    """Share of the usual cross-entropy in the loss."""
+    chunk_tokens: int = 512
+    """Tokens whose logits of both models exist at once."""
+
+    def __post_init__(self):
+        config.require(self.temperature > 0, "temperature", self.temperature, "a number > 0")
+        hard = self.hard_weight
+        config.require(0 <= hard < 1, "hard_weight", hard, "a share of 0 or more and below 1")
+        config.require(self.chunk_tokens >= 1, "chunk_tokens", self.chunk_tokens, "at least 1")
+
+
+class Distilled(ObjectiveKind):
     """``kind = "distill"``."""
+
+    node = Distillation
+    streams = True
+    adapted = True
 
     def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         raise ConfigError(
@@ -36,7 +65,7 @@ class Distilled:
             expected="an objective that can be planned without reading weights",
         )
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+    def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
         node = run.objective
         assert isinstance(node, Distillation)
         start = tuning.begin(run, layout, frozen_passes=1)
@@ -47,7 +76,7 @@ class Distilled:
         if formats := formats_of(loaded.params):
             teacher = quantized(teacher, formats)
         frozen = start.frozen | {TEACHER: tuning.placed(loaded.params, teacher, layout)}
-        data, held_out = text.load_data(run, tokenizer, start.tuned.model, teacher)
+        data, held_out = text.load_data(run, tokenizer, start.tuned.model, teacher, given=data)
         return Parts(
             program=TrainingProgram(
                 model=start.tuned,

@@ -1,10 +1,12 @@
 """Direct preference optimisation over pairs of answers."""
 
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from ziggurat.core import config
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.post.log_probs import stacked, token_log_probs, unstacked
@@ -13,13 +15,35 @@ from ziggurat.post.offline.answers import SIDES
 from ziggurat.post.offline.judging import Judging
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
-from ziggurat.train.objectives.nodes import DirectPreference
 from ziggurat.train.step import Arrays, Objective, Sums
+
+
+@config.node
+class DirectPreference:
+    """Prefer chosen answers to rejected ones, without a reward model."""
+
+    kind: Literal["dpo"] = "dpo"
+    loss: Literal["sigmoid", "robust", "ipo", "hinge"] = "sigmoid"
+    """How a pair's log-ratio becomes its loss."""
+    beta: float = 0.1
+    """How strongly the policy is held to the reference."""
+    label_smoothing: float = 0.0
+    """Chance that a label is wrong; of ``sigmoid`` (conservative DPO) and ``robust``."""
+    reference: Path | None = None
+    """The model to be held to; default the one that the run starts from."""
+
+    def __post_init__(self):
+        config.require(self.beta > 0, "beta", self.beta, "a number > 0")
+        smooth = self.label_smoothing
+        config.require(0 <= smooth < 0.5, "label_smoothing", smooth, "a chance below 0.5")
+        fits = not smooth or self.loss in ("sigmoid", "robust")
+        config.require(fits, "label_smoothing", smooth, f"0 for {self.loss}")
 
 
 class Preferred(Judging):
     """``kind = "dpo"``."""
 
+    node = DirectPreference
     answers = "preference"
     frozen_passes = 1
 

@@ -13,12 +13,14 @@ from ziggurat.post.offline.answers import STRUCTS, load_answers
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.parts import Parts, TrainingProgram
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Objective
 
 
-class Judging(abc.ABC):
+class Judging(ObjectiveKind, abc.ABC):
     """A kind of objective whose rows are answers that somebody has judged."""
+
+    adapted = True
 
     answers: ClassVar[Kind]
     """How they are judged, and so what a row holds."""
@@ -56,7 +58,7 @@ class Judging(abc.ABC):
         held = self.reference(run) is not False
         return self._program(run, layout, tuned, tuned.frozen_shapes(layout, reference=held))
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+    def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
         """See :class:`ziggurat.train.parts.ObjectiveKind`."""
         start = tuning.begin(
             run,
@@ -66,12 +68,12 @@ class Judging(abc.ABC):
             reference=self.reference(run),
         )
         tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
-        data, held_out = load_answers(run, tokenizer, self.answers)
-        if data.has_margins:
+        answers, held_out = load_answers(run, tokenizer, self.answers)
+        if answers.has_margins:
             self.check_margins(run)
         return Parts(
             program=self._program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
-            data=data,
+            data=answers,
             files=tuning.files_of(run, start, tokenizer),
             start=start.params,
             frozen=start.frozen,

@@ -1,10 +1,12 @@
 """Kahneman-Tversky optimisation over labelled answers."""
 
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from ziggurat.core import config
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.post.log_probs import ARRAYS, token_log_probs
@@ -13,13 +15,33 @@ from ziggurat.post.offline.answers import OTHER
 from ziggurat.post.offline.judging import Judging
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
-from ziggurat.train.objectives.nodes import KahnemanTversky
 from ziggurat.train.step import Arrays, Objective, Sums
+
+
+@config.node
+class KahnemanTversky:
+    """Learn from answers that are good or bad, without pairs."""
+
+    kind: Literal["kto"] = "kto"
+    beta: float = 0.1
+    """How strongly the policy is held to the reference."""
+    desirable_weight: float = 1.0
+    """Weight of good answers; with weights the two kinds may count alike though they are not as
+    many."""
+    undesirable_weight: float = 1.0
+    """Weight of bad ones."""
+    reference: Path | None = None
+    """The model to be held to; default the one that the run starts from."""
+
+    def __post_init__(self):
+        for name in ("beta", "desirable_weight", "undesirable_weight"):
+            config.require(getattr(self, name) > 0, name, getattr(self, name), "a number > 0")
 
 
 class Judged(Judging):
     """``kind = "kto"``."""
 
+    node = KahnemanTversky
     answers = "labelled"
     frozen_passes = 3
 

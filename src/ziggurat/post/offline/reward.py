@@ -1,7 +1,10 @@
 """Reward modelling over pairs of answers."""
 
+from typing import Literal
+
 import jax.numpy as jnp
 
+from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
@@ -12,13 +15,27 @@ from ziggurat.post.offline.judging import Judging
 from ziggurat.post.reward_model import HEAD, scores
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
-from ziggurat.train.objectives.nodes import RewardModelling
 from ziggurat.train.step import Arrays, Objective, Sums
+
+
+@config.node
+class RewardModelling:
+    """Score chosen answers higher than rejected ones."""
+
+    kind: Literal["reward"] = "reward"
+    margin: float = 0.0
+    """By how much, where records have no ``margin`` of their own."""
+    centering: float = 0.0
+    """Draws scores towards a mean of 0; 0.01 is usual where that matters."""
+
+    def __post_init__(self):
+        config.require(self.centering >= 0, "centering", self.centering, "a number >= 0")
 
 
 class Scored(Judging):
     """``kind = "reward"``."""
 
+    node = RewardModelling
     answers = "preference"
     scored = True
 

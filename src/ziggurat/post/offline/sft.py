@@ -1,18 +1,21 @@
 """Supervised fine-tuning: next tokens of packed conversations, loss on what is to be learned."""
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
+from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
+from ziggurat.optim import LossConfig
 from ziggurat.post import tuning
 from ziggurat.post.tuning import Tuned
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.lm import language_modelling
-from ziggurat.train.objectives.nodes import FineTuning
-from ziggurat.train.parts import Parts, TrainingProgram
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 CHATML = (
@@ -27,20 +30,36 @@ CHATML = (
 """OpenAI's markup of turns, with marks around what the assistant says."""
 
 
-class FineTuned:
+@config.node
+class FineTuning:
+    """Predict every next token that is learned: the assistant's turns, or completions."""
+
+    kind: Literal["sft"] = "sft"
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    """The cross-entropy and how it is computed."""
+    chat_template: str | None = None
+    """``chatml``, or a file with a template, for a tokenizer that has none or another; it is kept
+    with the model."""
+
+
+class FineTuned(ObjectiveKind):
     """``kind = "sft"``."""
+
+    node = FineTuning
+    streams = True
+    adapted = True
 
     def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         tuned = Tuned(model=text.abstract_model(run, layout), lora=run.adapter)
         return _program(run, layout, tuned, tuned.frozen_shapes(layout, reference=False))
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+    def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
         start = tuning.begin(run, layout)
         node = _node(run)
         tokenizer = text.load_tokenizer(run, start.loaded, start.tuned.model)
         if node.chat_template is not None:
             tokenizer = with_template(tokenizer, node.chat_template)
-        data, held_out = text.load_data(run, tokenizer, start.tuned.model)
+        data, held_out = text.load_data(run, tokenizer, start.tuned.model, given=data)
         return Parts(
             program=_program(run, layout, start.tuned, tuning.shapes_of(start.frozen)),
             data=data,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from ziggurat.core.errors import DataError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import LanguageModel, Params
+from ziggurat.post.rl.config import PromptForm, RewardConfig
 from ziggurat.post.rl.rewards import Rewards, Verdict
 from ziggurat.post.rl.rollouts import Drawn, Sampler, draw_seed
 from ziggurat.post.rl.tasks import Part, Problem, Task, prompt_ids
-from ziggurat.train.objectives.reinforcement import PromptForm, RewardConfig
 
 
 @dataclasses.dataclass(frozen=True)

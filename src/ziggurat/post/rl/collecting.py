@@ -22,10 +22,10 @@ from ziggurat.core.protocols import Batch
 from ziggurat.models import Params
 from ziggurat.post.losses import policy
 from ziggurat.post.rl.arena import Arena, RolloutGroup, Trial
+from ziggurat.post.rl.config import Grpo, Problems
 from ziggurat.post.rl.rows import completion_rows, kept_rows, shaped_rewards
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.reinforcement import Grpo, Problems
 
 _log = logging.getLogger(__name__)
 Scores = Callable[[Params, Mapping[str, Any]], Any]

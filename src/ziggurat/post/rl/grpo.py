@@ -24,10 +24,10 @@ from ziggurat.post.rl import tasks
 from ziggurat.post.rl.accuracy import measure
 from ziggurat.post.rl.arena import Arena
 from ziggurat.post.rl.collecting import Collector, Scores
+from ziggurat.post.rl.config import Grpo, Problems
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.reinforcement import Grpo, Problems
-from ziggurat.train.parts import Parts, TrainingProgram
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 CHUNK = LossConfig().chunk_tokens
@@ -35,15 +35,17 @@ CHUNK = LossConfig().chunk_tokens
 ROWS = ("batch", "sequence")
 
 
-class GroupRelative:
+class GroupRelative(ObjectiveKind):
     """Group relative policy optimisation (``kind = "grpo"``)."""
+
+    node = Grpo
 
     def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         _check(run)
         return _program(run, layout, text.abstract_model(run, layout))
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
-        node, data = _check(run)
+    def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
+        node, posed = _check(run)
         start = text.load_start(run)
         if start is None:
             model = text.abstract_model(run, layout)
@@ -51,14 +53,14 @@ class GroupRelative:
             model = text.build_model(start.model.config, run, layout)
         program = _program(run, layout, model)
         tokenizer = text.load_tokenizer(run, start, model)
-        task = tasks.build(data.task)
+        task = tasks.build(posed.task)
         arena = Arena(
             task,
-            data.form,
+            posed.form,
             node.reward,
             model=LanguageModel.build(model.config, model.precision, "none", run.train.attention),
             tokenizer=tokenizer,
-            longest=data.sequence_length,
+            longest=posed.sequence_length,
             max_tokens=node.sampling.max_tokens,
             running=node.sampling.max_running,
         )
@@ -69,7 +71,7 @@ class GroupRelative:
             lambda rows: _placed(rows, layout),
             _reference(run, model, layout, start) if node.kl_coef else None,
         )
-        source = tasks.ProblemSource(task, data, node.group, run.seed, node.updates)
+        source = tasks.ProblemSource(task, posed, node.group, run.seed, node.updates)
         problems = run.evaluation.batches * source.problems
 
         def evaluate(params: Params) -> dict[str, float]:

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from ziggurat.core.protocols import Batch
 from ziggurat.post.losses import policy
 from ziggurat.post.rl.arena import RolloutGroup
-from ziggurat.train.objectives.reinforcement import Grpo
+from ziggurat.post.rl.config import Grpo
 
 
 def completion_rows(groups: Sequence[RolloutGroup], length: int) -> Batch:

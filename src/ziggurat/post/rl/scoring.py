@@ -19,7 +19,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ziggurat.core import plugins
 from ziggurat.core.errors import ConfigError, EnvironmentError, did_you_mean
+from ziggurat.core.registry import Registry
 
 Row = Mapping[str, Any]
 """Data of a problem besides its prompt, as JSON values."""
@@ -49,19 +51,22 @@ class Verifier:
 
     name: str
     """``exact``: the same text but for white space around it; ``number``: the last number in it is
-    the same number."""
+    the same number; or the name of a function in :data:`REWARDS`, which judges in their place."""
     pattern: str | None = None
     """See :func:`answer_in`."""
 
     def load(self) -> Score:
+        if self.name in REWARDS:
+            check_signature(REWARDS[self.name], f"reward {self.name}")
+            return REWARDS[self.name]
         agree = VERIFIERS.get(self.name)
         if agree is None:
-            known = sorted(VERIFIERS)
+            known = sorted({*VERIFIERS, *REWARDS})
             raise ConfigError(
                 "reward",
                 found=repr(self.name),
                 expected=f"one of {', '.join(known)}, FILE.py:FUNCTION or MODULE:FUNCTION",
-                fix=did_you_mean(self.name, known),
+                fix=did_you_mean(self.name, known) or plugins.failures(),
             )
 
         def score(prompt: str, completion: str, row: Row) -> float:
@@ -245,6 +250,8 @@ def _same_number(answer: str, expected: str) -> bool:
     return math.isclose(left, right, rel_tol=1e-9, abs_tol=1e-9)
 
 
+REWARDS: Registry[Score] = Registry("reward")
+"""Reward functions by name, as plugins register them; they get whole completions."""
 VERIFIERS: dict[str, Callable[[str, str], bool]] = {"exact": _same_text, "number": _same_number}
 
 

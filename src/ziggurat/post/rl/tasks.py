@@ -23,21 +23,23 @@ from ziggurat.core.protocols import Batch
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.order import Permutation
 from ziggurat.data.sources.records import Fault, checked_text
+from ziggurat.post.rl.config import (
+    TASKS,
+    Problems,
+    PromptFile,
+    PromptForm,
+    ReasoningGym,
+    TaskNode,
+)
 from ziggurat.post.rl.scoring import (
     ENDLESS,
+    VERIFIERS,
     ReasoningGymScorer,
     RewardFunction,
     Row,
     Scorer,
     Verifier,
     procedural,
-)
-from ziggurat.train.objectives.reinforcement import (
-    Problems,
-    PromptFile,
-    PromptForm,
-    ReasoningGym,
-    TaskNode,
 )
 
 Part = Literal["train", "held_out"]
@@ -57,7 +59,10 @@ class Problem:
 
 @runtime_checkable
 class Task(Protocol):
-    """Problems by number; the same number is the same problem always."""
+    """Problems by number; the same number is the same problem always.
+
+    A class of tasks names its node as ``node`` and is called with one.
+    """
 
     @property
     def scorer(self) -> Scorer:
@@ -85,7 +90,7 @@ def build(node: TaskNode) -> Task:
     Raises:
         ConfigError, DataError, EnvironmentError: it cannot be made; the text says why.
     """
-    return ProceduralTask(node) if isinstance(node, ReasoningGym) else FileTask(node)
+    return TASKS[node.kind](node)
 
 
 class ProceduralTask:
@@ -95,6 +100,8 @@ class ProceduralTask:
     2^31 further. A training problem whose question is among the held-out ones is passed over: its
     number stands for the next one of another seed.
     """
+
+    node = ReasoningGym
 
     def __init__(self, node: ReasoningGym):
         self._node = node
@@ -152,14 +159,17 @@ class FileTask:
     function gets, ``answer`` for our own verifiers.
     """
 
+    node = PromptFile
+
     def __init__(self, node: PromptFile):
         self._node = node
-        rows = _read(node.path, "answer" if _is_verifier(node.reward) else None)
+        needed = "answer" if node.reward in VERIFIERS else None
+        rows = _read(node.path, needed)
         if node.held_out_path is None:
             held = rows[len(rows) - node.held_out :] if node.held_out else []
             rows = rows[: len(rows) - len(held)]
         else:
-            held = _read(node.held_out_path, "answer" if _is_verifier(node.reward) else None)
+            held = _read(node.held_out_path, needed)
             held = held[: node.held_out]
         prompts = {problem.prompt for problem in held}
         rows = [problem for problem in rows if problem.prompt not in prompts]

@@ -1,5 +1,4 @@
-"""Kinds of objective: what a run learns, each behind the seam of :mod:`ziggurat.train.parts`.
+"""Objectives of this package: language modelling and diffusion, each with its run-file node.
 
-``nodes`` declares the run file's ``[objective]``, ``kinds`` lists those of this package, and
 ``text`` holds what objectives over text share.
 """

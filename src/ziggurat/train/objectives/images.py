@@ -17,13 +17,14 @@ from ziggurat.models.loading import pretrained_pipeline
 from ziggurat.models.loading.pretrained import PARAMS
 from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.diffusion import diffusion
-from ziggurat.train.objectives.nodes import Ddpm, FlowMatching
-from ziggurat.train.parts import Parts, TrainingProgram
+from ziggurat.train.objectives.diffusion import Ddpm, FlowMatching, diffusion
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 
 
-class LabelledImages:
-    """Flow matching and DDPM over images of classes (``kind = "flow"`` and ``"ddpm"``)."""
+class LabelledImages(ObjectiveKind):
+    """Diffusion over images of classes."""
+
+    images = True
 
     def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         if not isinstance(run.model, DitConfig):
@@ -32,7 +33,7 @@ class LabelledImages:
             )
         return _program(run, layout, _build(run.model, run, layout))
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
+    def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
         if run.report.sample_images:
             pillow()  # lest a run end without its picture
         start, settings, process = None, run.model, _objective(run)
@@ -41,16 +42,28 @@ class LabelledImages:
             settings = start.model.config
             _check_start(process, start)
         model = _build(settings, run, layout)
-        data, held_out = text.first_alone("images", lambda: _data(run, model))
-        _check_images(data, model)
-        around = PipelineComponents.of(process, data.store.classes)
+        images, held_out = text.first_alone("images", lambda: _data(run, model))
+        _check_images(images, model)
+        around = PipelineComponents.of(process, images.store.classes)
         return Parts(
             program=_program(run, layout, model),
-            data=data,
+            data=images,
             files=pretrained_pipeline.files_of(settings, around),
             start=None if start is None else start.weights[PARAMS],
             eval_data=held_out,
         )
+
+
+class Flow(LabelledImages):
+    """Flow matching (``kind = "flow"``)."""
+
+    node = FlowMatching
+
+
+class Denoising(LabelledImages):
+    """Denoising diffusion (``kind = "ddpm"``)."""
+
+    node = Ddpm
 
 
 def batch_struct(

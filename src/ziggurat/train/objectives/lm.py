@@ -1,9 +1,12 @@
 """The language-modelling objective: predict every next token of packed documents."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 
+from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.linear import dense, is_quantized
 from ziggurat.mesh import Layout
@@ -15,33 +18,44 @@ from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, route
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
 from ziggurat.train.objectives import text
-from ziggurat.train.objectives.nodes import LanguageModelling
-from ziggurat.train.parts import Parts, TrainingProgram
+from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingProgram
 from ziggurat.train.step import Arrays, Objective, Sums
 
 
-class PackedText:
+@config.node
+class LanguageModelling:
+    """Predict every next token (pretraining)."""
+
+    kind: Literal["lm"] = "lm"
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    """The cross-entropy and how it is computed."""
+
+
+class PackedText(ObjectiveKind):
     """Next tokens of packed documents (``kind = "lm"``)."""
 
-    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
-        text.documents(run)  # refuses others
-        return _program(run, layout, text.abstract_model(run, layout))
+    node = LanguageModelling
+    streams = True
 
-    def parts(self, run: RunConfig, layout: Layout) -> Parts:
-        text.documents(run)  # refuses others
+    def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
+        text.check_documents(run)
+        return self._program(run, layout, text.abstract_model(run, layout))
+
+    def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
+        text.check_documents(run)
         start = text.load_start(run)
         if start is None:
             model = text.abstract_model(run, layout)
         else:
             model = text.build_model(start.model.config, run, layout)
         tokenizer = text.load_tokenizer(run, start, model)
-        data, held_out = text.load_data(run, tokenizer, model)
+        data, held_out = text.load_data(run, tokenizer, model, given=data)
 
         def trained(params: Params) -> pretrained.Pretrained:
             return pretrained.Pretrained(model, params, tokenizer, run.name, str(run.directory))
 
         return Parts(
-            program=_program(run, layout, model),
+            program=self._program(run, layout, model),
             data=data,
             files=pretrained.files_of(model.config, tokenizer),
             start=None if start is None else start.params,
@@ -51,16 +65,22 @@ class PackedText:
             pretrained=trained,
         )
 
+    def sums(self, run: RunConfig, model: LanguageModel, layout: Layout) -> Objective:
+        """The loss of some rows; a subclass may return another one."""
+        return language_modelling(model, self._loss(run), layout)
 
-def _program(run: RunConfig, layout: Layout, model: LanguageModel) -> TrainingProgram:
-    assert isinstance(run.objective, LanguageModelling), "kinds and nodes have the same names"
-    loss = run.objective.loss
-    return TrainingProgram(
-        model=model,
-        sums=language_modelling(model, loss, layout),
-        batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
-        router_bias_rate=loss.router_bias_rate,
-    )
+    def _program(self, run: RunConfig, layout: Layout, model: LanguageModel) -> TrainingProgram:
+        return TrainingProgram(
+            model=model,
+            sums=self.sums(run, model, layout),
+            batch=text.batch_struct(layout, run.data.batch_size, text.row_tokens(run)),
+            router_bias_rate=self._loss(run).router_bias_rate,
+        )
+
+    def _loss(self, run: RunConfig) -> LossConfig:
+        """Settings of the loss; the defaults where the run file has another node."""
+        node = run.objective
+        return node.loss if isinstance(node, LanguageModelling) else LossConfig()
 
 
 def language_modelling(

@@ -14,7 +14,8 @@ from ziggurat.mesh import Layout, Processes
 from ziggurat.models import LanguageModel, ModelConfig
 from ziggurat.models.loading import pretrained
 from ziggurat.nn.precision import Precision
-from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig, TrainConfig
+from ziggurat.train.config import PYTHON, PretrainedModel, RunConfig, TrainConfig
+from ziggurat.train.parts import TrainingData
 
 
 def documents(run: RunConfig) -> data_.DataConfig:
@@ -32,10 +33,21 @@ def documents(run: RunConfig) -> data_.DataConfig:
     return run.data
 
 
+def check_documents(run: RunConfig) -> None:
+    """Refuse data that is neither documents nor batches of a Python caller's.
+
+    Raises:
+        ConfigError: it is of another kind.
+    """
+    if run.data.kind != PYTHON:
+        documents(run)
+
+
 def row_tokens(run: RunConfig) -> int:
     """Tokens of a row, of data that is text."""
-    assert not isinstance(run.data, data_.ImageData), "the run file is checked"
-    return run.data.sequence_length
+    tokens = run.row_tokens
+    assert tokens is not None, "run files are checked"
+    return tokens
 
 
 def batch_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -71,7 +83,7 @@ def abstract_model(run: RunConfig, layout: Layout) -> LanguageModel:
         raise ConfigError(
             "model", found="a path", expected="dimensions", fix="give [model] with its sizes"
         )
-    assert not isinstance(run.model, DitConfig), "the run file is checked"
+    assert isinstance(run.model, ModelConfig), "run files are checked"
     return build_model(run.model, run, layout)
 
 
@@ -102,15 +114,21 @@ def load_tokenizer(
 
 
 def load_data(
-    run: RunConfig, tokenizer: HuggingFaceTokenizer, *models: LanguageModel
-) -> tuple[Dataset, PackedDataset | None]:
+    run: RunConfig,
+    tokenizer: HuggingFaceTokenizer,
+    *models: LanguageModel,
+    given: TrainingData | None = None,
+) -> tuple[TrainingData, PackedDataset | None]:
     """Training batches, and held-out ones if the run holds any out.
 
     Args:
         run: the run file.
         tokenizer: makes tokens of documents.
         models: all that will read the batches; positions are bounded by the shortest context.
+        given: batches to train on, in place of those of the run file; nothing is held out then.
     """
+    if given is not None:
+        return given, None
     config = documents(run)
     if config.position_limit is None:
         shortest = min(model.config.max_sequence_length for model in models)

@@ -4,11 +4,11 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Discriminator
+from typing import Annotated, Any, Literal
 
 from ziggurat.core import config
+from ziggurat.core.kinds import Kinds
+from ziggurat.core.registry import Registry
 
 Setting = bool | int | float | str | tuple[bool | int | float | str, ...]
 
@@ -48,8 +48,8 @@ class PromptFile:
     path: Path
     """The file."""
     reward: str
-    """``exact`` or ``number`` (compare with ``answer``), or a function of prompt, completion and
-    row: ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
+    """``exact`` or ``number`` (compare with ``answer``), a reward that a plugin registers, or a
+    function of prompt, completion and row: ``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
     held_out: int = 100
     """Problems that training never sees: the last of the file, or the first of another."""
     held_out_path: Path | None = None
@@ -72,7 +72,16 @@ def _check(held_out: int, answer: str | None) -> None:
         config.require(groups >= 1, "answer", answer, "a pattern with a group")
 
 
-TaskNode = Annotated[ReasoningGym | PromptFile, Discriminator("kind")]
+TASKS: Registry[Any] = Registry(
+    "data.task.kind",
+    homes={
+        "reasoning_gym": "ziggurat.post.rl.tasks:ProceduralTask",
+        "prompts": "ziggurat.post.rl.tasks:FileTask",
+    },
+)
+"""Tasks by kind: classes of :class:`ziggurat.post.rl.tasks.Task`, made of their node."""
+TaskNode = Annotated[Any, Kinds(TASKS, node=lambda task: task.node)]
+"""Where problems come from."""
 
 
 @config.node

@@ -8,7 +8,6 @@ from pathlib import Path
 
 
 def main(args: list[str]) -> int:
-    from ziggurat.cli.objectives import known
     from ziggurat.core import config
     from ziggurat.plan import Topology
     from ziggurat.plan.program import OPTIONS
@@ -19,7 +18,7 @@ def main(args: list[str]) -> int:
     devices = Topology.parse(topology, int(slices)).devices()
     run = config.load(RunConfig, Path(run_file)).value
     options: dict[str, str | bool] = dict(zip(OPTIONS, (folder, True)))
-    lower_step(run, devices, known()).compile(compiler_options=options)
+    lower_step(run, devices).compile(compiler_options=options)
     return 0
 
 

@@ -1,0 +1,176 @@
+"""``ziggurat.load``, ``.generate`` and ``.export``: trained models from any place they are kept."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from ziggurat.core import config, hub
+from ziggurat.models.image_pipeline import ImagePipeline
+from ziggurat.models.loading import (
+    diffusers_layout,
+    pretrained,
+    pretrained_encoder,
+    pretrained_pipeline,
+)
+from ziggurat.models.loading.pretrained import Pretrained
+from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
+from ziggurat.nn.precision import Precision
+
+FloatType = Literal["float32", "bfloat16", "float16"]
+
+
+def load(
+    model: str | Path,
+    *,
+    compute: Literal["float32", "bfloat16"] = "float32",
+    as_stored: bool = False,
+) -> Pretrained | PretrainedEncoder | ImagePipeline:
+    """Read a trained model: configuration, weights, and tokenizer or sampler.
+
+    Args:
+        model: a run, a checkpoint step, a Hugging Face directory or id (``owner/name``), a GGUF
+            file, or a pipeline of diffusers.
+        compute: type of weights and activations.
+        as_stored: keep weights in the types that the files have.
+
+    Raises:
+        ModelError: there is no model, or it is of a family that is not known.
+        CheckpointError: weights are damaged or missing.
+    """
+    path = hub.local(model)
+    precision = Precision(compute, compute, as_stored=as_stored)
+    if path.is_dir() and pretrained_encoder.is_encoder(path):
+        return pretrained_encoder.load(path, precision=precision)
+    if _draws(path):
+        return pretrained_pipeline.load(path, precision=precision)
+    return pretrained.load(path, precision=precision)
+
+
+def generate(
+    model: str | Path | Pretrained,
+    prompt: str,
+    *,
+    chat: bool = False,
+    max_tokens: int = 256,
+    max_sequence_length: int | None = None,
+    compute: Literal["float32", "bfloat16"] = "float32",
+    **sampling: Any,
+) -> str:
+    """Continue a text with a language model, or answer it.
+
+    Each call compiles anew; for several prompts use :class:`ziggurat.serve.llm.LLM`.
+
+    Args:
+        model: a path as for :func:`load`, or what it returned.
+        prompt: text to continue.
+        chat: treat the prompt as a user's message and answer it.
+        max_tokens: most tokens to generate.
+        max_sequence_length: context in tokens; default the model's, at most 8192.
+        compute: type of weights and activations, for a path.
+        **sampling: fields of :class:`ziggurat.serve.llm.SamplingParams`, such as ``temperature``,
+            ``top_p``, ``seed`` and ``stop``; default what the model recommends.
+
+    Raises:
+        RequestError: the prompt is too long, or a sampling parameter is out of range.
+        ModelError, CheckpointError: as :func:`load`.
+    """
+    return "".join(
+        stream(
+            model,
+            prompt,
+            chat=chat,
+            max_sequence_length=max_sequence_length,
+            compute=compute,
+            sampling={"max_tokens": max_tokens, **sampling},
+        )
+    )
+
+
+def stream(
+    model: str | Path | Pretrained,
+    prompt: str,
+    *,
+    sampling: dict[str, Any],
+    chat: bool = False,
+    recommended: bool = True,
+    max_sequence_length: int | None = None,
+    compute: Literal["float32", "bfloat16"] = "float32",
+) -> Iterator[str]:
+    """The pieces of text that :func:`generate` joins, as they are made.
+
+    Args:
+        recommended: fill in what the model's ``generation_config.json`` recommends.
+
+    The other arguments are those of :func:`generate`.
+    """
+    from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
+    from ziggurat.serve.llm.render import render_chat
+
+    SamplingParams(**sampling)  # a wrong one is told before the model is read
+    limits = {"max_sequence_length": max_sequence_length, "max_running": 1}
+    settings = config.from_plain(EngineConfig, limits, "generate")
+    with LLM(model, settings, precision=Precision(compute, compute)) as llm:
+        if chat:
+            ids = render_chat(llm.tokenizer, [{"role": "user", "content": prompt.strip()}])
+        else:
+            ids = llm.tokenizer.encode(prompt, add_special_tokens=True)
+        told = llm.sampling_defaults if recommended else {}
+        for event in llm.engine.generate(ids, SamplingParams(**{**told, **sampling})):
+            yield event.text
+
+
+def export(
+    model: str | Path,
+    output: str | Path,
+    *,
+    dtype: FloatType | None = None,
+    max_shard_gb: float = 5.0,
+) -> Path:
+    """Write a model as others read it: a language model or encoder as transformers does, a
+    diffusion model as diffusers does.
+
+    Args:
+        model: a path as for :func:`load`.
+        output: new directory.
+        dtype: type of the stored weights; default each weight's own.
+        max_shard_gb: largest safetensors file, in GB.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ModelError, CheckpointError: as :func:`load`, or the output is not empty.
+    """
+    path = hub.local(model)
+    kind = "diffusers" if _draws(path) else "hf"
+    return write(path, Path(output), kind, dtype, max_shard_gb)[1]
+
+
+def write(
+    model: Path,
+    output: Path,
+    kind: Literal["hf", "diffusers"],
+    dtype: FloatType | None,
+    max_shard_gb: float,
+) -> tuple[str, Path]:
+    """Write a model in the form of transformers or diffusers; returns where it was read from and
+    what was written."""
+    precision = Precision(param=dtype or "float32", as_stored=dtype is None)
+    shard = int(max_shard_gb * 10**9)
+    if kind == "diffusers":
+        pipeline = pretrained_pipeline.load(model, precision=precision)
+        path = diffusers_layout.export(pipeline, output, max_shard_bytes=shard)
+        return pipeline.source, path
+    if model.is_dir() and pretrained_encoder.is_encoder(model):
+        encoder = pretrained_encoder.load(model, precision=precision)
+        return encoder.source, pretrained_encoder.export_hf(encoder, output, max_shard_bytes=shard)
+    loaded = pretrained.load(model, precision=precision)
+    return loaded.source, pretrained.export_hf(loaded, output, max_shard_bytes=shard)
+
+
+def _draws(path: Path) -> bool:
+    """Whether a directory holds a diffusion model."""
+    step = pretrained.step_directory(path) if path.is_dir() else None
+    if step is not None:
+        return (step / pretrained.DIFFUSION_FILE).is_file()
+    return diffusers_layout.is_diffusers(path)

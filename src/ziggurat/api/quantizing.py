@@ -1,0 +1,102 @@
+"""``ziggurat.quantize``: a smaller checkpoint by rules, and what it costs."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ziggurat.core.errors import CheckpointError, ConfigError
+from ziggurat.kernels.linear import is_quantized
+from ziggurat.models.loading import pretrained
+from ziggurat.models.loading.pretrained import Pretrained
+from ziggurat.models.quantized import quantized, summed_axes
+from ziggurat.nn.precision import Precision
+from ziggurat.quantize import evaluation, resolve
+from ziggurat.quantize.report import QuantizationReport, make_report
+from ziggurat.quantize.weights import quantize as quantize_weights
+
+Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int], None]]]
+"""Opens a line of progress by its name; it takes how much is done, and of how much."""
+WINDOW = 512
+"""Tokens of one row of held-out text."""
+
+
+def quantize(
+    model: str | Path,
+    output: str | Path,
+    *,
+    recipe: str = "int8",
+    compare: bool = False,
+    text: Sequence[Path] = (),
+    tokens: int = 8192,
+    progress: Progress | None = None,
+) -> QuantizationReport:
+    """Quantise a model's weights into a checkpoint that every command and function takes.
+
+    Args:
+        model: a run, a checkpoint step, a Hugging Face directory or id, or a GGUF file.
+        output: new directory for the checkpoint.
+        recipe: ``int8``, ``w8a8`` (int8 weights and activations), ``fp8``, ``int4``, ``nf4``, or a
+            TOML file of rules.
+        compare: measure perplexity and top-1 agreement on held-out text, before and after.
+        text: UTF-8 files of held-out text; default the language reference that Python carries.
+        tokens: how many tokens to compare on.
+        progress: shows how far it is.
+
+    Returns:
+        Sizes and errors by module, the comparison, and where the checkpoint is.
+
+    Raises:
+        ConfigError: the recipe is not known, or a rule does not fit the model.
+        CheckpointError: the output is not empty.
+        ModelError: there is no model.
+    """
+    rules, output = resolve(recipe), Path(output)
+    if tokens < 1:
+        raise ConfigError("tokens", found=tokens, expected="1 or more")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(
+            f"output {output}", found="it is not empty", expected="a new or empty directory"
+        )
+    shown = progress or (lambda _: contextlib.nullcontext(lambda done, of: None))
+    loaded = pretrained.load(model, precision=Precision(as_stored=True))
+    wide = _map_floats(lambda leaf: leaf.astype("float32"), loaded.params)
+    with shown("quantising") as told:
+        done = quantize_weights(
+            wide, rules, summed_axes(loaded.model), lambda _, n, of: told(n, of)
+        )
+    del wide
+    # what stays a float keeps the type of the source
+    params = _map_floats(lambda _, stored: stored, done.params, loaded.params)
+    done = dataclasses.replace(done, params=params)
+    comparison = _compare(loaded, done.params, text, tokens, shown) if compare else None
+    files = ", ".join(file.name for file in text) or "Python's language reference"
+    found = make_report(loaded.name, recipe, loaded.params, done, comparison, files)
+    small = dataclasses.replace(
+        loaded, model=quantized(loaded.model, done.formats), params=done.params
+    )
+    path = pretrained.save(small, output, {"source": loaded.name, "recipe": recipe})
+    return dataclasses.replace(found, path=path)
+
+
+def _map_floats(function: Callable[..., Any], params: Any, *rest: Any) -> Any:
+    """``jax.tree.map`` over the weights that are not quantised; the others stay."""
+
+    def mapped(leaf: Any, *others: Any) -> Any:
+        return leaf if is_quantized(leaf) else function(leaf, *others)
+
+    return jax.tree.map(mapped, params, *rest, is_leaf=is_quantized)
+
+
+def _compare(
+    loaded: Pretrained, after: Any, text: Sequence[Path], tokens: int, progress: Progress
+) -> Any:
+    length = min(WINDOW, loaded.model.config.max_sequence_length)
+    files = text or evaluation.default_text()
+    size = loaded.model.config.vocab_size
+    rows = evaluation.windows(files, loaded.tokenizer, tokens, length, size)
+    with progress("comparing") as told:
+        return evaluation.compare(loaded.model.logits, loaded.params, after, rows, told)

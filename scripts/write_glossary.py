@@ -16,7 +16,7 @@ TERMS = {
     "bundle": "A directory with a compiled-ahead JAX function, its weights and recorded outputs; "
     "serves without the code that made it.",
     "chat template": "A Jinja program that turns messages into a prompt.",
-    "collective": "Communication among devices: all-gather, all-reduce, reduce-scatter, all-to-all.",
+    "collective": "Communication of devices: all-gather, all-reduce, reduce-scatter, all-to-all.",
     "constraint": "A grammar, JSON schema, regular expression or choice that an answer must match.",
     "controller": "The process of `ziggurat cluster run` that starts and watches the hosts.",
     "DCN": "The data-centre network between TPU slices.",
@@ -32,7 +32,7 @@ TERMS = {
     "manifest": "The list of a checkpoint's or bundle's files with their sizes and digests.",
     "mesh": "A grid of devices with named axes.",
     "MFU": "Model FLOPs utilisation: the model's FLOPs over the chips' peak.",
-    "micro-batch": "A part of the global batch; gradients are added over `train.accumulate` of them.",
+    "micro-batch": "Part of the global batch; gradients are added over `train.accumulate` of them.",
     "mixture": "Shares of the rows that each data source gets, per step.",
     "objective": "What a run learns: `lm`, `sft`, `dpo`, `grpo` and so on.",
     "packing": "Putting several documents into one row.",

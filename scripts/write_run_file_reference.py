@@ -31,8 +31,8 @@ HEAD = """\
 
 A run file is the config of a run, in TOML. This page lists every table and key. A table with `kind`
 comes in variants; each variant has its own keys. An unknown key is an error that names the nearest
-known one. `ziggurat train RUN_FILE --dry-run` prints every value and its source. You can set any key
-on the command line: `--optimizer.lr=3e-4`.
+known one. `ziggurat train RUN_FILE --dry-run` prints every value and its source. Set any key on
+the command line: `--optimizer.lr=3e-4`.
 
 <!-- Generated from the config dataclasses by `python scripts/write_run_file_reference.py`. -->
 

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def _run_console(block: str, servers: contextlib.ExitStack) -> int:
 def _run(words: list[str]) -> None:
     program, *args = words
     if program == "python":
-        runpy.run_path(args[0], run_name="__main__")
+        with warnings.catch_warnings():  # a page's reader sees warnings of libraries as they are
+            warnings.simplefilter("default")
+            runpy.run_path(args[0], run_name="__main__")
     elif program == "curl":
         done = subprocess.run(words, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Pages against the code: error messages, keys, options, manifests, the code map, and the pages that
+"""Pages against the code: error messages, keys, options, manifests, the code map, and pages that
 scripts write."""
 
 import ast

@@ -16,8 +16,6 @@ _EQUATION = re.compile(r"^( *)\.\. math::\n\n?((?:\1 +.*(?:\n|$)|\n)+)", re.MULT
 _SHORT_EQUATION = re.compile(r"^( *)\.\. math:: (.+)$", re.MULTILINE)
 _LITERAL = re.compile(r"^( *)(.*\S)::\n\n((?:\1 +\S.*(?:\n|$)|\n)+)", re.MULTILINE)
 """A block of code after two colons."""
-_INDENTED_CODE = re.compile(r"^( *)    (``[^`\n]+``.*)$", re.MULTILINE)
-"""Code set off from the text, which four spaces more would make a block with its marks."""
 _COMMENT = re.compile(r"^( *)\.\. (?=\[)", re.MULTILINE)
 _MATH = re.compile(r":math:`([^`]+)`")
 _ROLE = re.compile(r":(?:func|class|mod|meth|attr|data|exc|obj):`(~?)([^`]+)`")
@@ -36,7 +34,7 @@ def markdown(docstring: Docstring) -> str:
     """The docstring's text in Markdown, with its indentation kept for the section parser."""
     text = _EQUATION.sub(_equation, docstring.value)
     text = _SHORT_EQUATION.sub(_equation, text)
-    text = _INDENTED_CODE.sub(r"\1\2", _LITERAL.sub(_literal, text))
+    text = _LITERAL.sub(_literal, text)
     text = _MATH.sub(lambda found: _mathml(found[1], "inline"), text)
     text = _ROLE.sub(
         lambda found: f"`{found[2].rpartition('.')[2] if found[1] else found[2]}`", text

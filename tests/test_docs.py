@@ -8,6 +8,7 @@ import json
 import re
 import runpy
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import yaml
 
 from ziggurat.cli.serve import serve
 from ziggurat.core import config
+from ziggurat.models import FAMILIES
 from ziggurat.serve import access
 from ziggurat.train.config import RunConfig
 
@@ -97,6 +99,20 @@ def test_migration_page_names_keys_that_exist(name):
     named = {key for key in keys if key.partition(".")[0] in tables}
     assert len(named) > 12
     assert not named - known
+
+
+def test_install_page_lists_the_extras_there_are():
+    project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
+    rows = re.findall(r"^\| (`.+?`) \|", read(DOCS / "start/install.md"), re.MULTILINE)
+    listed = [extra for row in rows for extra in re.findall(r"`([a-z0-9-]+)`", row)]
+    assert sorted(listed) == sorted(project["optional-dependencies"])
+
+
+def test_migration_page_lists_the_families_there_are():
+    page = read(DOCS / "migrate/hugging-face.md").partition("## Models")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"`(\w+(?:ForCausalLM|LMHeadModel))`", page))
+    known = {name for family in FAMILIES for name in FAMILIES[family].architectures}
+    assert listed | {"BertModel"} == known
 
 
 SERVE_OPTIONS = {"--" + name.replace("_", "-") for name in inspect.signature(serve).parameters}

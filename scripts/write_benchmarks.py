@@ -112,7 +112,7 @@ def chosen() -> str:
     lines = ["| measured | against | speed ratio | script |", "| --- | --- | --- | --- |"]
     for name, what, peer, shown in CHOSEN:
         figure = shown(_read(RESULTS / f"{name}.json"))
-        lines.append(f"| {what} | {peer} | {figure} | `benchmarks/{name}.py` |")
+        lines.append(f"| {what} | {peer} | {figure} | `{name}.py` |")
     return "\n".join(lines) + "\n"
 
 

@@ -63,7 +63,7 @@ def training_flops_per_token(
     head_dim: float | int,
     sequence: int,
     causal: bool = False,
-    recurrent: float = 0.0,
+    recurrent: int = 0,
 ) -> float:
     """FLOPs of forward and backward pass per token, 6 N + 12 l h c t (PaLM, appendix B).
 

@@ -1,26 +1,30 @@
-"""The how-to pages: their run files are written, their commands run, their output compared."""
+"""The how-to pages and tutorials: run files are written, commands run, their output compared."""
 
-import doctest
 import logging
 import os
-import re
-import runpy
-import shlex
 from pathlib import Path
 
 import pytest
 
-from ziggurat.cli.main import main
+from tests.pages import run_page
 
-FOLDER = Path(__file__).parents[1] / "docs/how-to"
-PAGES = sorted(page for page in FOLDER.glob("*.md") if page.name != "extend.md")
-"""All but the one whose package ``tests/test_plugins.py`` installs."""
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(
+    [*DOCS.glob("how-to/*.md"), *DOCS.glob("tutorials/*.md"), DOCS / "start/quick-start.md"]
+)
+PAGES.remove(DOCS / "how-to/extend.md")  # its package is installed by tests/test_plugins.py
 QUICK = ("data.md", "kernels.md", "plan.md")
 """Pages that `make test` runs; the others train or serve, and are slow."""
+ORACLE = ("hugging-face.md",)
+"""Pages that load what they wrote with PyTorch."""
 LONG = ("rl.md", "diffusion.md")
 """Pages whose commands train for half a minute each, which CI has no time for; what they show is
 also in ``tests/post/rl`` and ``tests/cli/test_sample.py``. ``LONG_PAGES=1 pytest`` runs them."""
-BLOCK = re.compile(r"```(toml|python|console)\n(.*?)```", re.DOTALL)
+
+
+def _marks(path: Path) -> list[pytest.MarkDecorator]:
+    marks = [] if path.name in QUICK else [pytest.mark.slow]
+    return [*marks, pytest.mark.parity] if path.name in ORACLE else marks
 
 
 @pytest.fixture(autouse=True)
@@ -33,35 +37,15 @@ def _keep_logging(monkeypatch):
 
 @pytest.mark.parametrize(
     "path",
-    [
-        pytest.param(path, marks=() if path.name in QUICK else pytest.mark.slow, id=path.name)
-        for path in PAGES
-    ],
+    [pytest.param(p, marks=_marks(p), id=f"{p.parent.name}/{p.name}") for p in PAGES],
 )
-def test_page(path, tmp_path, monkeypatch, capsys):
-    """A ``toml`` or ``python`` block that starts with ``# NAME`` is a file; in a ``console`` block
-    the lines after ``$ ziggurat ...`` or ``$ python FILE`` are what it prints, with ``...`` for
-    what varies."""
+def test_page(path, tmp_path, monkeypatch):
     if path.name in LONG and "LONG_PAGES" not in os.environ:
         pytest.skip("half a minute; set LONG_PAGES=1")
     monkeypatch.chdir(tmp_path)
-    same, options = doctest.OutputChecker(), doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    done = 0
-    for kind, text in BLOCK.findall(path.read_text(encoding="utf-8")):
-        if kind != "console":
-            if text.startswith("# "):
-                Path(text.split()[1]).write_text(text, encoding="utf-8")
-            continue
-        for command in re.split(r"^\$ ", text, flags=re.MULTILINE)[1:]:
-            line, _, expected = command.partition("\n")
-            program, *args = shlex.split(line)
-            capsys.readouterr()
-            if program == "python":
-                runpy.run_path(args[0], run_name="__main__")
-            else:
-                assert program == "ziggurat"
-                assert main(args) == 0
-            shown = capsys.readouterr().out
-            assert same.check_output(expected, shown, options), f"{line}\n{shown}"
-            done += 1
-    assert done
+    assert run_page(path.read_text(encoding="utf-8"))
+
+
+def test_a_page_whose_output_differs_fails():
+    with pytest.raises(AssertionError, match="printed"):
+        run_page("```python\n# cell\nprint(1)\n```\n\n```text\n2\n```\n")

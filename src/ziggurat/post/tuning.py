@@ -110,7 +110,7 @@ class Tuned:
         return self.model.attention_channels
 
     @property
-    def recurrent_flops_per_token(self) -> float:
+    def recurrent_flops_per_token(self) -> int:
         return self.model.recurrent_flops_per_token
 
     @property

@@ -45,7 +45,7 @@ class Trainable(Protocol):
         ...
 
     @property
-    def recurrent_flops_per_token(self) -> float:
+    def recurrent_flops_per_token(self) -> int:
         """FLOPs of a forward pass per token in recurrent layers, beside their weight matrices."""
         ...
 

@@ -4,7 +4,7 @@ PEFT adapts modules, and a published module may hold several kernels of ours: GP
 and value in one matrix ``c_attn``. ``k`` adapters of rank r side by side are one adapter of rank
 ``k r`` on that module,
 
-    ``A = [A_q; A_k; A_v]``,  ``B = diag(B_q, B_k, B_v)``,
+``A = [A_q; A_k; A_v]``,  ``B = diag(B_q, B_k, B_v)``,
 
 and the other way round each kernel takes the whole ``A`` and its own rows of ``B``.
 """

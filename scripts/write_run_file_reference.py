@@ -55,7 +55,7 @@ class _Page:
 
     def table(self, cls: type, path: str, title: str) -> None:
         """A heading, the keys of ``cls``, then the tables inside it."""
-        anchor = _anchor(path, config._tag(cls) if _variant(title) else None)
+        anchor = _anchor(path, config.tag(cls) if _variant(title) else None)
         self._anchors[cls] = anchor
         level = "##" if path.count(".") < 1 and not _variant(title) else "###"
         self.lines += [f"{level} {title} {{ #{anchor} }}", ""]
@@ -80,11 +80,11 @@ class _Page:
         several = len(_nodes(field.type)) > 1
         if several and nodes:
             level = "##" if inner.count(".") < 1 else "###"
-            kinds = ", ".join(f"`{config._tag(n)}`" for n in _nodes(field.type))
+            kinds = ", ".join(f"`{config.tag(n)}`" for n in _nodes(field.type))
             self.lines += [f"{level} {title} {{ #{_anchor(inner)} }}", ""]
             self.lines += [f"`kind` is one of {kinds}.", ""]
         for node in nodes:
-            tag = config._tag(node)
+            tag = config.tag(node)
             self.table(node, inner, f'{title} kind = "{tag}"' if several else title)
 
     def _type(self, field: dataclasses.Field, path: str) -> str:
@@ -99,7 +99,7 @@ class _Page:
 
 
 def _nodes(hint: Any) -> list[type]:
-    return [n for n in config._nodes(hint) if hasattr(n, "__pydantic_config__")]
+    return [n for n in config.variants(hint) if hasattr(n, "__pydantic_config__")]
 
 
 def _variant(title: str) -> bool:

@@ -74,7 +74,7 @@ def plan_run(run: RunConfig, target: Topology, devices: list[Any], analytic: boo
 
 
 def compile_plan(run: RunConfig, prepared: Prepared) -> Plan:
-    """The plan with the compiler's memory and exchanges, compiled in a process of its own."""
+    """The plan with the compiler's memory and collectives, compiled in a process of its own."""
     target = prepared.topology
     _log.info("compiling for %s", target)
     with tempfile.TemporaryDirectory(prefix="ziggurat-plan-") as name:

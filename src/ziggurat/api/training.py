@@ -160,7 +160,7 @@ def _picture(run: RunConfig) -> Picture:
 
 
 def _samples(outcome: TrainingOutcome) -> list[Sample]:
-    """What the trained model makes of the run file's prompts, greedily."""
+    """Greedy continuations of the run file's prompts by the trained model."""
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
 
     experiment, prompts = outcome.experiment, outcome.run.value.report.prompts

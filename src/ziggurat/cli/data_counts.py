@@ -22,7 +22,7 @@ class LengthStatistics:
     documents: int
     """All that were read, before filter and duplicates."""
     tokens: int
-    """Those that start and end a document included."""
+    """Tokens, the ones that start and end a document included."""
     mean: float
     percentiles: Mapping[str, int]
     """``min``, ``p5`` to ``p99``, ``max``."""
@@ -32,7 +32,7 @@ class LengthStatistics:
 
 @dataclasses.dataclass(frozen=True)
 class ComponentUse:
-    """What of a component's documents is used, and what it takes part with."""
+    """Used part of a component's documents, and its share of the mixture."""
 
     name: str
     """In the mixture; empty without one."""
@@ -154,7 +154,7 @@ def describe(name: str, lengths: Int64[np.ndarray, "n"]) -> LengthStatistics:
 
 
 def facts(found: Stats) -> list[tuple[str, str]]:
-    """What is said beside the tables, as (label, text)."""
+    """Facts beside the tables, as (label, text)."""
     lines = [
         ("tokenizer", f"{found.tokenizer_ids:,} ids"),
         ("rows an epoch", f"{found.rows_per_epoch:,} of {found.sequence_length:,} tokens"),

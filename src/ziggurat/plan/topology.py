@@ -27,11 +27,11 @@ class Generation:
     """A TPU generation as topologies name it."""
 
     chip: hardware.Chip
-    """Its record: published figures, name and largest slice."""
+    """Record of the chip: published figures, name and largest slice."""
 
     @property
     def name(self) -> str:
-        """Such as ``v5p``."""
+        """Name of the generation, such as ``v5p``."""
         return self.chip.generation
 
     @property
@@ -47,7 +47,7 @@ class Generation:
 
 
 GENERATIONS = {chip.generation: Generation(chip) for chip in hardware.CHIPS if chip.generation}
-"""What can be planned for; a new one is a row of ``profile.hardware.CHIPS``. libtpu describes v4
+"""Generations that can be planned for; a new one is a row of ``profile.hardware.CHIPS``. libtpu describes v4
 without megacore, two devices a chip, as no machine runs it: v4 is not here."""
 
 

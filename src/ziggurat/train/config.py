@@ -66,7 +66,7 @@ class FromPython:
 
     kind: Literal["python"] = "python"
     type: str = ""
-    """Its class or function."""
+    """Class or function of the object."""
 
 
 @config.node
@@ -75,7 +75,7 @@ class DataFromPython:
 
     kind: Literal["python"] = "python"
     type: str = ""
-    """Its class."""
+    """Class of the source."""
     batch_size: int
     """Rows of the global batch."""
     sequence_length: int
@@ -96,11 +96,11 @@ ModelNode = Annotated[
 ]
 """Architecture to train from scratch, by family, or weights to start from."""
 DataNode = Annotated[DataKind, Kinds(DATA, default="text", also={PYTHON: DataFromPython})]
-"""What to train on; a table without ``kind`` is text."""
+"""Data to train on; a table without ``kind`` is text."""
 ObjectiveNode = Annotated[
     Kind, Kinds(OBJECTIVES, node=lambda kind: kind.node, default="lm", also={PYTHON: FromPython})
 ]
-"""What to learn; a table without ``kind`` is language modelling."""
+"""Objective to learn; a table without ``kind`` is language modelling."""
 OptimizerNode = Annotated[
     OptimizerConfig | FromPython, Kinds(OPTIMIZERS, also={PYTHON: FromPython})
 ]
@@ -312,9 +312,9 @@ class RunConfig:
     tokenizer: TokenizerConfig | None = None
     """How text becomes ids; default: the pretrained model's own."""
     data: DataNode
-    """What to train on."""
+    """Data to train on."""
     objective: ObjectiveNode = dataclasses.field(default_factory=lambda: OBJECTIVES["lm"].node())
-    """What to learn."""
+    """Objective to learn."""
     adapter: Lora | None = None
     """Train adapters beside the weights, which stay as they are; all weights if not given."""
     optimizer: OptimizerNode

@@ -117,7 +117,7 @@ class ObjectiveKind(Protocol):
     """One ``kind`` of objective; inherit from it to get the defaults of its attributes."""
 
     node: ClassVar[type]
-    """Its node, ``[objective]`` of a run file."""
+    """Node of the run file, ``[objective]``."""
     adapted: ClassVar[bool] = False
     """Whether it trains adapters if asked to."""
     streams: ClassVar[bool] = False
@@ -134,7 +134,7 @@ class ObjectiveKind(Protocol):
         ...
 
     def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
-        """What is trained, and on what; reads weights and data.
+        """Program and data of a run; reads weights and data.
 
         Args:
             run: the run file.

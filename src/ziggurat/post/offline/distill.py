@@ -34,7 +34,7 @@ class Distillation:
 
     kind: Literal["distill"] = "distill"
     teacher: Path
-    """Its run, checkpoint step, Hugging Face directory or GGUF file; with the same tokenizer."""
+    """Run, checkpoint step, Hugging Face directory or GGUF file; with the same tokenizer."""
     divergence: Literal["forward", "reverse", "js"] = "forward"
     """KL of the student from the teacher, of the teacher from the student, or Jensen-Shannon."""
     temperature: float = 1.0

@@ -50,7 +50,7 @@ def test_help_is_written_for_its_reader(args, capsys, monkeypatch):
 
 def test_switches_that_are_on_say_what_off_does(capsys):
     page = " ".join(help_of(["serve"], capsys).split())
-    assert "--no-prefix-cache do not keep what prompts have in common" in page
+    assert "--no-prefix-cache do not keep blocks of ended requests" in page
 
 
 @pytest.mark.parametrize("args", [page for page in PAGES if page[0] not in SUBCOMMANDS or page[1:]],

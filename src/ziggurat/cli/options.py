@@ -5,6 +5,7 @@ a default of nothing is left to the help text, sentences are wrapped where the t
 switch that is on by default is described by what turning it off does.
 """
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -16,11 +17,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, did_you_mean
 
 _SHOWN = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _NUMBER = re.compile(r"-\.?\d")
 _WIDEST = 100
+_SOURCE = "command line"
 
 
 def presented(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -55,6 +58,71 @@ def presented(function: Callable[..., Any]) -> Callable[..., Any]:
     call.__doc__ = None
     del call.__wrapped__  # the parser would read the help from there
     return call
+
+
+def spread(cls: type, parameter: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorator that turns one parameter, a config node, into an option for each of its fields.
+
+    Names, types, defaults and help are the node's own, so that an option never differs from it.
+
+    >>> from ziggurat.core import config
+    >>> @config.node
+    ... class Limits:
+    ...     most: int = 3
+    ...     '''Most at once.'''
+    >>> @spread(Limits, "limits")
+    ... def command(model: str, *, limits: Limits) -> int:
+    ...     '''Serve.
+    ...
+    ...     Args:
+    ...         model: which.
+    ...         limits: spread.
+    ...     '''
+    ...     return limits.most
+    >>> command("a", most=5), list(inspect.signature(command).parameters)
+    (5, ['model', 'most'])
+
+    Args:
+        cls: the node; every field has a default.
+        parameter: keyword parameter of the command; its line in ``Args`` is replaced.
+    """
+    import docstring_parser
+
+    known = docstring_parser.parse_from_object(cls).params
+    texts = {one.arg_name: one.description or "" for one in known}
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = {one.name: one for one in dataclasses.fields(cls)}
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(function)
+        def call(*args: Any, **given: Any) -> int:
+            values = {name: given.pop(name) for name in fields if name in given}
+            return function(*args, **given, **{parameter: config.from_plain(cls, values, _SOURCE)})
+
+        kept = [p for p in inspect.signature(function).parameters.values() if p.name != parameter]
+        spread_out = [
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=hints[name]
+            )
+            for name, one in fields.items()
+        ]
+        signature = inspect.Signature([*kept, *spread_out])
+        own = typing.get_type_hints(function, include_extras=True)
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        call.__annotations__ = {p.name: own.get(p.name, p.annotation) for p in [*kept, *spread_out]}
+        lines = [f"    {name}: {_as_help(texts.get(name, ''))}" for name in fields]
+        doc = re.sub(rf"(?m)^ *{parameter}: .*$", "\n".join(lines), inspect.getdoc(function) or "")
+        call.__doc__ = doc
+        del call.__wrapped__
+        return call
+
+    return decorate
+
+
+def _as_help(text: str) -> str:
+    """A field's docstring as the help of an option begins: with a small letter."""
+    text = " ".join(text.split())
+    return text[:1].lower() + text[1:]
 
 
 def description(function: Callable[..., Any]) -> str:

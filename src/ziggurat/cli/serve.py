@@ -1,6 +1,7 @@
 """``ziggurat serve``: a model behind OpenAI's API, bundles behind KServe v2, or both."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import re
@@ -8,9 +9,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
-from ziggurat.cli import console, serve_embedder, serve_repository
-from ziggurat.core import config, hub
+from ziggurat.cli import console, options, serve_embedder, serve_repository
+from ziggurat.core import hub
 from ziggurat.core.errors import ConfigError, ZigguratError
+from ziggurat.serve.llm.settings import EngineConfig
 
 M = TypeVar("M")
 KEY_VARIABLE = "ZIGGURAT_API_KEY"
@@ -28,21 +30,13 @@ def main(args: list[str]) -> int:
     return console.run(serve, args, "ziggurat serve", example)
 
 
+@options.spread(EngineConfig, "limits")
 def serve(
     model: str,
     /,
     host: str = "127.0.0.1",
     port: int = 8000,
     name: str = "",
-    max_sequence_length: int | None = None,
-    max_running: int = 16,
-    max_batched_tokens: int = 512,
-    max_queue: int = 64,
-    max_queue_tokens: int = 4 * 2**20,
-    block_size: int = 16,
-    cache_tokens: int | None = None,
-    prefix_cache: bool = True,
-    compile_cache: str | None = None,
     warm_only: bool = False,
     compute: Literal["float32", "bfloat16"] = "float32",
     embedder: str | None = None,
@@ -65,6 +59,8 @@ def serve(
     extra_fields: Literal["refuse", "ignore"] = "refuse",
     access_log: bool = False,
     drain_seconds: int = 60,
+    *,
+    limits: EngineConfig,
 ) -> int:
     """Serve a model as OpenAI does, a repository of bundles as KServe v2 does, or both, until
     Ctrl-C or SIGTERM.
@@ -81,16 +77,6 @@ def serve(
         host: interface to listen on.
         port: 0 takes a free one.
         name: what requests call the model; default the name of its file or directory.
-        max_sequence_length: context in tokens; default the model's, at most 8192.
-        max_running: most generations served together.
-        max_batched_tokens: most tokens in one step, of all generations.
-        max_queue: requests of one key that may wait; more are refused with 429.
-        max_queue_tokens: tokens of the prompts that one key's waiting requests may hold.
-        block_size: tokens in a block of the key/value cache.
-        cache_tokens: tokens in the key/value cache, of all generations; default 8192, or the
-            context if that is longer.
-        prefix_cache: keep what prompts have in common for the next ones.
-        compile_cache: directory in which compiled programs are kept for the next start.
         warm_only: compile into the compile cache and end.
         compute: type of weights and matmuls.
         embedder: serve this encoder of texts beside the model, by the name of its directory.
@@ -122,10 +108,11 @@ def serve(
         extra_fields: what becomes of request fields that are unknown or not applied.
         access_log: write one line of JSON for each request to standard error.
         drain_seconds: how long requests may take to finish after SIGTERM.
+        limits: of the engine.
     """
     if drain_seconds < 0:
         raise ConfigError("--drain-seconds", found=drain_seconds, expected="0 or more")
-    if warm_only and compile_cache is None:
+    if warm_only and limits.compile_cache is None:
         expected = "a directory to compile into"
         raise ConfigError("--warm-only", found="no --compile-cache", expected=expected)
     model = str(hub.local(model))
@@ -135,18 +122,11 @@ def serve(
     keys, origins = _keys(api_key), _origins(allowed_origins)
     say = functools.partial(console.output().print, markup=False, highlight=False, soft_wrap=True)
     log = _log if access_log else None
-    limits = {
-        "max_sequence_length": max_sequence_length,
-        "max_running": max_running,
-        "max_batched_tokens": max_batched_tokens,
-        "max_queue": max_queue,
-        "max_queue_tokens": max_queue_tokens,
-        "block_size": block_size,
-        "cache_tokens": cache_tokens,
-        "prefix_cache": prefix_cache,
-        "compile_cache": compile_cache,
-    }
-    reading = {
+    of_the_model = {
+        **dataclasses.asdict(limits),
+        "warm_only": warm_only,
+        "embedder": embedder,
+        "generation_config": generation_config,
         "chat_template_content_format": chat_template_content_format,
         "special_tokens": special_tokens,
         "extra_fields": extra_fields,
@@ -166,8 +146,7 @@ def serve(
         },
     )
     if bundles is not None and bundles.alone:
-        given = {**limits, **reading, "name": name, "compute": compute, "warm_only": warm_only}
-        given |= {"embedder": embedder, "generation_config": generation_config}
+        given = {**of_the_model, "name": name, "compute": compute}
         serve_repository.refuse_model_options(given, serve)
         serve_repository.serve_alone(
             bundles, host, port, keys, log, drain_seconds, say, admin_keys, tls, origins
@@ -177,23 +156,20 @@ def serve(
 
     from ziggurat.nn.precision import Precision
     from ziggurat.serve.composition import Generator, openai_parts
-    from ziggurat.serve.llm import LLM, EngineConfig
+    from ziggurat.serve.llm import LLM
     from ziggurat.serve.llm.policy import RequestPolicy
     from ziggurat.serve.server import Server, bind
 
-    settings = config.from_plain(EngineConfig, limits, "command line")
     precision, embeds = Precision(compute, compute), serve_embedder.is_encoder(model)
     if embeds:
-        given = {**limits, **reading, "warm_only": warm_only, "embedder": embedder}
-        given |= {"generation_config": generation_config}
-        serve_repository.refuse_model_options(given, serve, "an encoder of texts")
+        serve_repository.refuse_model_options(of_the_model, serve, "an encoder of texts")
     with contextlib.ExitStack() as closing:
         listening = closing.enter_context(contextlib.closing(bind(host, port)))
         found = _Loaded(alone=embedder is None and bundles is None)
         llm = None
         if not embeds:
             llm = found.model(
-                lambda: closing.enter_context(LLM(model, settings, precision=precision))
+                lambda: closing.enter_context(LLM(model, limits, precision=precision))
             )
         predict = closing.enter_context(serve_repository.opened(bundles, host, say))
         encoder = found.model(
@@ -230,7 +206,7 @@ def serve(
             say(f"{generator.name}: context {generator.engine.max_length} tokens, compiling")
             with console.progress("compiling") as told:
                 done = generator.engine.warm_up(told)
-            kept = f", {done.loaded} of them from the cache" if compile_cache else ""
+            kept = f", {done.loaded} of them from the cache" if limits.compile_cache else ""
             say(f"compiled {done.programs} programs in {done.seconds:.1f} s{kept}")
         serve_embedder.warm_up(encoder, say)
         if not warm_only:

@@ -47,8 +47,8 @@ class Generation:
 
 
 GENERATIONS = {chip.generation: Generation(chip) for chip in hardware.CHIPS if chip.generation}
-"""Generations that can be planned for; a new one is a row of ``profile.hardware.CHIPS``. libtpu describes v4
-without megacore, two devices a chip, as no machine runs it: v4 is not here."""
+"""Generations that can be planned for; a new one is a row of ``profile.hardware.CHIPS``. v4 is not
+here: libtpu describes it without megacore, as two devices a chip, which no machine runs."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -287,7 +287,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import jax, numpy as np
 from ziggurat.checkpoint.config import MemoryTier
-from ziggurat.checkpoint.memory.tier import Memory
+from ziggurat.checkpoint.memory.tier import MemorySnapshots
 from ziggurat.mesh import Processes
 
 directory, moments = Path(sys.argv[1]), random.Random(7)
@@ -298,7 +298,7 @@ def tree(step):
     return {"params": {f"w{i}": base[i] + np.float32(step) for i in range(4)}}
 
 def trainer(out):
-    kept = Memory(directory, MemoryTier(linger_s=60), "run", Processes())
+    kept = MemorySnapshots(directory, MemoryTier(linger_s=60), "run", Processes())
     start = kept.steps[-1] if kept.steps else 0
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(

@@ -60,6 +60,6 @@ def test_decoding_in_bfloat16_stays_near_float32():
 
 def test_head_dim_and_width_default_from_the_rest():
     decoder = LlamaConfig(vocab_size=8, d_model=96, n_layers=1, n_heads=4).decoder()
-    attention, mlp = decoder.layers[0].block.attention, decoder.layers[0].block.mlp
+    attention, mlp = decoder.layers[0].block.mixer, decoder.layers[0].block.mlp
     assert attention == GroupedAttentionConfig(heads=4, kv_heads=4, head_dim=24)
     assert mlp == GatedMlpConfig(hidden=256, activation="silu")

@@ -250,7 +250,7 @@ def test_only_writers_open_a_directory_to_write():
     writers = {"tiers", "manager", "step_reader"}  # the last in its example
     writers = {f"checkpoint/{name}.py" for name in writers}
     assert found - writers == {
-        "models/pretrained.py",
-        "models/pretrained_encoder.py",
+        "models/loading/pretrained.py",
+        "models/loading/pretrained_encoder.py",
         "models/loading/pretrained_pipeline.py",
     }

@@ -1,5 +1,7 @@
 """The real SmolLM2-135M-Instruct from a GGUF file: stored answers, and transformers beside it."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ def first(smollm2):
         cache = model.cache(len(prompts), SLOTS)
         hidden, cache = model.hidden(params, tokens, positions, cache)
         logits = model.project(params, hidden[rows, lengths - 1])
-        return logits, type(cache)(cache.keys, cache.values, lengths)
+        return logits, dataclasses.replace(cache, lengths=lengths)
 
     return prefill(smollm2.params, tokens, lengths)
 

@@ -18,9 +18,11 @@ class Kinds:
 
     Only the node that a file names is imported.
 
+    >>> from typing import Annotated, Any, Literal
     >>> from ziggurat.core import config
     >>> @config.node
     ... class Square:
+    ...     kind: Literal["square"] = "square"
     ...     side: float = 1.0
     >>> shapes = Registry("shape")
     >>> shapes.add("square", Square)
@@ -28,7 +30,7 @@ class Kinds:
     ... class Drawing:
     ...     shape: Annotated[Any, Kinds(shapes)]
     >>> config.parse(Drawing, "shape = { kind = 'square', side = 2.0 }").value.shape
-    Square(side=2.0)
+    Square(kind='square', side=2.0)
     >>> config.parse(Drawing, "shape = { kind = 'sqare' }")
     Traceback (most recent call last):
     ziggurat.core.errors.ConfigError: <text>: shape.kind: found 'sqare', expected one of square, \

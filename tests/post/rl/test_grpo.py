@@ -229,7 +229,7 @@ def test_a_gap_may_be_a_warning(caplog):
         ("objective.updates=3", "checkpoint.every"),
         ("objective.sampling.max_tokens=48", "max_tokens"),
         ("objective.evaluation.k=2", "objective.evaluation"),
-        ("data.task.reward='exakt'", "line 1"),
+        ("data.task.reward='exakt'", "did you mean exact"),
     ],
 )
 def test_what_does_not_fit_is_refused(override, said):

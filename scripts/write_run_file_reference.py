@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import re
 import textwrap
 import types
 import typing
@@ -111,7 +112,8 @@ def _anchor(path: str, tag: str | None = None) -> str:
 
 
 def _about(cls: type) -> str:
-    return " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+    text = " ".join((inspect.getdoc(cls) or "").split("\n\n")[0].split())
+    return re.sub(r":\w+:`~?([\w.]+)`", r"`\1`", text)
 
 
 def _source(cls: type) -> str:

@@ -21,6 +21,6 @@ def private(tmp_path, monkeypatch):
         connection = socket.socket(socket.AF_UNIX)
         with rendezvous.short_address(directory, path.stem) as address:
             connection.connect(address)
-        peer.Link(connection).finish()
+        peer.KeeperLink(connection).finish()
     assert sorted(os.listdir("/dev/shm")) == shared
     assert list(directory.iterdir()) == []

@@ -12,10 +12,11 @@ import pytest
 from packaging.requirements import Requirement
 from tests.compilation import QUICK
 
-from ziggurat.cli import doctor_commands, recipes
+from ziggurat.cli import doctor_commands
 from ziggurat.cli.main import COMMANDS
 from ziggurat.core import extras
 from ziggurat.core.errors import ConfigError
+from ziggurat.train import recipes
 
 ROOT = Path(__file__).parents[2]
 CORE = [sys.executable, "-m", "tests.cli.without_extras"]

@@ -196,7 +196,7 @@ def test_a_killed_worker_is_replaced_and_the_store_is_the_same(
     corpus, tmp_path, small_units, monkeypatch, caplog
 ):
     killed = []
-    give = prepare.Worker.give
+    give = prepare.PrepareWorker.give
 
     def killing(worker, number, *rest):
         if number in (2, 7) and number not in killed:
@@ -204,7 +204,7 @@ def test_a_killed_worker_is_replaced_and_the_store_is_the_same(
             worker.process.send_signal(signal.SIGKILL)
         give(worker, number, *rest)
 
-    monkeypatch.setattr(prepare.Worker, "give", killing)
+    monkeypatch.setattr(prepare.PrepareWorker, "give", killing)
     store = tokenise(corpus, byte_level(), tmp_path / "cache", workers=2)
     assert killed == [2, 7]
     assert caplog.text.count("was killed by SIGKILL") == 2
@@ -262,7 +262,7 @@ def test_workers_load_neither_jax_nor_the_starting_program(tmp_path, small_units
         "from ziggurat.data import TextFiles, byte_level, tokenise\n"
         "import ziggurat.data.prepare_worker as module\n"
         "print('started')\n"
-        "class Checked(module.Worker):\n"
+        "class Checked(module.PrepareWorker):\n"
         "    def __init__(self, job):\n"
         "        import subprocess, sys\n"
         "        popen = subprocess.Popen\n"
@@ -275,7 +275,7 @@ def test_workers_load_neither_jax_nor_the_starting_program(tmp_path, small_units
         "        super().__init__(job)\n"
         "        module.subprocess.Popen = popen\n"
         "from ziggurat.data import prepare\n"
-        "prepare.Worker = Checked\n"
+        "prepare.PrepareWorker = Checked\n"
         f"source = TextFiles(path={str(tmp_path)!r}, glob='*.txt')\n"
         f"store = tokenise([source], byte_level(), Path({str(tmp_path / 'cache')!r}), workers=2)\n"
         "print(len(store))\n"

@@ -12,7 +12,7 @@ from tests.serve.predict.conftest import serving
 
 from ziggurat.core.errors import ServeError
 from ziggurat.serve.predict import Predict, grpc_reading, link
-from ziggurat.serve.predict.grpc_protocol import Start
+from ziggurat.serve.predict.grpc_protocol import FrontSettings
 from ziggurat.serve.predict.grpc_reading import Reader
 from ziggurat.serve.predict.link import Link
 from ziggurat.serve.predict.memory import Crowded
@@ -149,7 +149,7 @@ def test_streams_are_given_up_when_messages_take_too_much_memory(monkeypatch):
         yield b""
 
     async def run():
-        asked = Start(address="", limit=1, calls=1, streams=1, fast=1, slow=1, memory=8)
+        asked = FrontSettings(address="", limit=1, calls=1, streams=1, fast=1, slow=1, memory=8)
         reader = Reader(asked)
         reads = [asyncio.create_task(reader.next_of_stream(nothing())) for _ in range(3)]
         sizes = iter([100, 108, 109])

@@ -86,7 +86,7 @@ def own_host(machines: Sequence[str], coordinator: str | None) -> str | None:
     return None if host.startswith("127.") or host == "::1" else host
 
 
-class Link:
+class KeeperLink:
     """A connection to a keeper, for one request after another."""
 
     def __init__(self, connection: socket.socket):
@@ -148,7 +148,7 @@ class Link:
         self._connection.close()
 
 
-def find_keeper(directory: Path, process: int) -> Link | None:
+def find_keeper(directory: Path, process: int) -> KeeperLink | None:
     """The keeper of a process of the run whose checkpoints are in ``directory``, if one lives."""
     private, name = rendezvous.private_directory(), rendezvous.keeper_name(directory, process)
     connection = socket.socket(socket.AF_UNIX)
@@ -156,13 +156,13 @@ def find_keeper(directory: Path, process: int) -> Link | None:
         connection.settimeout(CONNECT_S)
         with rendezvous.short_address(private, name) as address:
             connection.connect(address)
-        return Link(connection)
+        return KeeperLink(connection)
     except (FileNotFoundError, ConnectionError):
         connection.close()
         return None
 
 
-def start_keeper(directory: Path, process: int) -> Link:
+def start_keeper(directory: Path, process: int) -> KeeperLink:
     """The keeper of this process, started if none lives.
 
     Raises:
@@ -200,7 +200,7 @@ def _start(private: Path, name: str) -> bool:
     return False
 
 
-def reach(address: Address) -> Link:
+def reach(address: Address) -> KeeperLink:
     """The keeper of another process.
 
     Raises:
@@ -211,7 +211,7 @@ def reach(address: Address) -> Link:
     try:
         connection = socket.create_connection((address.host, address.port), CONNECT_S)
         frames.send(connection, {"token": address.token})
-        return Link(connection)
+        return KeeperLink(connection)
     except OSError as error:
         raise KeptError(
             f"keeper at {address.host}:{address.port}",

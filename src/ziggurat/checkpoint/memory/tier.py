@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from ziggurat.checkpoint.config import MemoryTier
 from ziggurat.checkpoint.manifest import DamagedError
 from ziggurat.checkpoint.memory import frames, peer, snapshot
-from ziggurat.checkpoint.memory.peer import Address, KeptError, Link
+from ziggurat.checkpoint.memory.peer import Address, KeeperLink, KeptError
 from ziggurat.core.errors import CheckpointError, EnvironmentError
 from ziggurat.mesh import Processes
 
@@ -59,7 +59,7 @@ class MemorySnapshots:
         """Complete steps, oldest first, as all processes know them."""
         self.keeper: int | None = None
         """Process id of the keeper, once it is known."""
-        self._link: Link | None = None
+        self._link: KeeperLink | None = None
         self._ring: list[Address] = []
         self._holders: dict[tuple[int, int], list[int]] = {}
         self._thread: threading.Thread | None = None
@@ -257,7 +257,7 @@ class MemorySnapshots:
         assert view is not None
         return answer["slot"], view
 
-    def _start_keeper(self, process: int) -> Link:
+    def _start_keeper(self, process: int) -> KeeperLink:
         deadline = time.monotonic() + peer.CONNECT_S
         while True:
             self._link = peer.start_keeper(self.directory, process)

@@ -39,7 +39,7 @@ from ziggurat.serve.predict.grpc_protocol import (
     NAMES,
     START,
     STARTED,
-    Start,
+    FrontSettings,
 )
 from ziggurat.serve.predict.grpc_reading import READ_SECONDS, Reader
 from ziggurat.serve.predict.link import INLINE, Link, Message
@@ -86,7 +86,7 @@ class Answered(RequestError):
 class Front:
     """The gRPC server, between its clients and a :class:`~ziggurat.serve.predict.link.Link`."""
 
-    def __init__(self, asked: Start, link: Link):
+    def __init__(self, asked: FrontSettings, link: Link):
         self._asked, self._link = asked, link
         self._admin_keys = [f"bearer {key}".encode() for key in asked.admin_keys]
         self._keys = [f"bearer {key}".encode() for key in asked.keys]
@@ -284,7 +284,7 @@ async def serve(end: socket.socket) -> None:
     link = Link(end, arrived, lambda: os._exit(1))  # no server: nothing to serve, nobody to tell
     first = await inbox.get()
     assert isinstance(first.content, bytes)
-    front = Front(msgspec.json.decode(first.content, type=Start), link)
+    front = Front(msgspec.json.decode(first.content, type=FrontSettings), link)
     try:
         port = await front.start()
     except ServeError as error:

@@ -12,7 +12,7 @@ START, STARTED, FAILED, STOP, CANCEL = range(1000, 1005)
 """Codes of messages that are no calls; an answer's code is 0 or the HTTP status of its error."""
 
 
-class Start(msgspec.Struct):
+class FrontSettings(msgspec.Struct):
     """How to serve."""
 
     address: str

@@ -13,7 +13,7 @@ import os
 from collections.abc import AsyncIterator
 
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.predict.grpc_protocol import Start
+from ziggurat.serve.predict.grpc_protocol import FrontSettings
 from ziggurat.serve.predict.memory import Crowded
 
 READ_SECONDS = 20.0
@@ -33,7 +33,7 @@ class TooSlow(RequestError):
 class Reader:
     """Reads the messages of all calls."""
 
-    def __init__(self, asked: Start):
+    def __init__(self, asked: FrontSettings):
         self._memory = asked.memory
         self._fast, self._slow = asyncio.Semaphore(asked.fast), asyncio.Semaphore(asked.slow)
         self._reading: set[asyncio.Future[bytes | None]] = set()

@@ -64,7 +64,7 @@ class GrpcServer:
     ):
         self._operations, self._calls = operations, Calls(operations)
         largest, room = operations.settings.max_body, operations.front_bytes
-        self._asked = protocol.Start(
+        self._asked = protocol.FrontSettings(
             address=address,
             limit=largest + _OVERHEAD,
             calls=_CALLS,

@@ -4,6 +4,7 @@ Compiling dominates these tests, so that runs are shared: ``plain`` is the undis
 one device, which a run on any mesh, or with any way of saving memory, must follow.
 """
 
+import functools
 import math
 
 import jax
@@ -15,6 +16,7 @@ from ziggurat.checkpoint import Checkpoints
 from ziggurat.core.errors import ConfigError, TrainError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.train import experiment as experiment_
+from ziggurat.train import loop
 from ziggurat.train.loop import train
 from ziggurat.train.metrics import curve, read_metrics
 from ziggurat.train.summary import report
@@ -174,8 +176,10 @@ def test_a_run_without_one_finite_step_does_not_finish(tmp_path, one_device, mon
 
 
 @pytest.mark.slow
-def test_a_restart_finds_its_compiled_programs(tmp_path, one_device):
+def test_a_restart_finds_its_compiled_programs(tmp_path, one_device, monkeypatch):
     """The step of two runs is one entry of their common cache, and the result the same to a bit."""
+    quick = functools.partial(loop.keeping_compiled, least_s=0.0)  # tests compile faster than runs
+    monkeypatch.setattr(loop, "keeping_compiled", quick)
     cache, found = tmp_path / "compiled", []
     before = jax.config.jax_compilation_cache_dir
     for name in ("first", "second"):

@@ -1,8 +1,8 @@
 """A checkpoint step and a bundle written before layers declared their state (commit 9b983be).
 
 ``tests/oracle/earlier.tar.xz`` holds a step of a tiny language model after two steps of training,
-its last logits for tokens 0 to 11, and a bundle of ``x @ w + 1``. Their keys and names must load for
-good; a later form of either is stored beside this one, never in its place.
+its last logits for tokens 0 to 11, and a bundle of ``x @ w + 1``. Their keys and names must load
+for good; a later form of either is stored beside this one, never in its place.
 """
 
 import tarfile

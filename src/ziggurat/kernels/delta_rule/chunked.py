@@ -50,7 +50,8 @@ def chunked_delta_rule(
     *,
     chunk: int = CHUNK,
 ) -> tuple[Float[Array, "b t h z"], State]:
-    """See :func:`ziggurat.kernels.delta_rule.delta_rule`; ``chunk`` tokens at a time."""
+    """Gated delta rule, ``chunk`` tokens at a time, with the arguments and results of
+    :func:`ziggurat.kernels.delta_rule.delta_rule`."""
     b, t, h, z = value.shape
     padding = -t % chunk
     if starts is None:

@@ -40,7 +40,7 @@ class TokenEvent:
     logprobs: tuple[TokenLogprob, ...] = ()
     """One entry for each token whose text begins in this event's text, if asked for."""
     score: float | None = None
-    """See ``scores`` of :class:`ziggurat.serve.llm.engine.Engine`."""
+    """Log-probability with which the token was drawn, if the engine reports ``scores``."""
 
 
 class OutputText:

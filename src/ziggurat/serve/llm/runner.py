@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from ziggurat.kernels.placement import platform
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params, unstacked
+from ziggurat.models.quantized import formats_of, quantized
 from ziggurat.models.unstacked import Unstacked
 from ziggurat.nn.layer_state import Storage, stored_as
 from ziggurat.serve.llm import history
@@ -136,7 +137,10 @@ class ModelRunner:
         once, and all other arrays are used without a copy.
         """
         if self._mesh is not None:
-            params = jax.device_put(params, self.model.shardings(self._mesh))
+            formats = formats_of(params)  # the model may be that of the float weights
+            known = formats == formats_of(self.model.abstract)
+            model = self.model if known else quantized(self.model, formats)
+            params = jax.device_put(params, model.shardings(self._mesh))
             self._weights = Unstacked.of(self.model, params)
             return
         here = jax.tree.map(_on_one_device, params)

@@ -27,7 +27,8 @@ from ziggurat.nn import (
     RopeConfig,
 )
 from ziggurat.nn.attention_context import Bidirectional
-from ziggurat.nn.layer_state import KeyValueSpec
+from ziggurat.nn.layer_state import stored_as
+from ziggurat.profile.flops import training_flops_per_token
 
 NORM = NormConfig(eps=1e-5)
 MLP = GatedMlpConfig(hidden=24, activation="silu")
@@ -92,10 +93,7 @@ def test_packed_documents_are_as_if_alone():
 @pytest.mark.parametrize("storage", ["compute", "int8"])
 def test_rows_of_different_length_share_a_cache(storage):
     """Padded prompts, then token by token; int8 keys and values are near, not equal."""
-    states = [
-        (dataclasses.replace(spec, storage=storage) if isinstance(spec, KeyValueSpec) else spec, n)
-        for spec, n in MIXED.states
-    ]
+    states = [(stored_as(spec, storage), count) for spec, count in MIXED.states]
     lengths, close = jnp.array([7, 4]), CLOSE if storage == "compute" else 0.1
     prompt = jnp.where(jnp.arange(7)[None] < lengths[:, None], TOKENS[:, :7], 39)
     cache = dataclasses.replace(Cached.empty(states, 2, 12, jnp.float32), counts=lengths)
@@ -111,17 +109,32 @@ def test_rows_of_different_length_share_a_cache(storage):
     assert cache.states[1].keys.dtype == (jnp.int8 if storage == "int8" else jnp.float32)
 
 
+def test_flops_of_recurrent_layers_are_counted():
+    """Three matmuls with the state and the convolutions' taps, for each of four layers; attention
+    costs by pairs. Backward takes twice the forward's."""
+    matmuls = 3 * 2 * NET.value_heads * NET.key_dim * NET.value_dim
+    channels = 2 * NET.key_heads * NET.key_dim + NET.value_heads * NET.value_dim
+    layer = matmuls + 2 * NET.taps * channels
+    recurrent = sum(each.block.mixer.cost.per_token for each in MIXED.layers)
+    assert recurrent == 4 * layer
+    sizes = {"layers": 1, "heads": 1, "head_dim": 8, "sequence": 16}
+    plain = training_flops_per_token(1000, **sizes)
+    assert training_flops_per_token(1000, **sizes, recurrent=recurrent) == plain + 3 * recurrent
+
+
 def test_both_directions_are_refused():
     with pytest.raises(ShapeError, match="attention in both directions"):
         run(TOKENS, positions_of(TOKENS), Bidirectional())
 
 
-def test_the_state_takes_what_its_spec_says():
-    cache = Cached.empty(MIXED.states, 3, 10, jnp.bfloat16)
+@pytest.mark.parametrize("storage", ["compute", "int8"])
+def test_the_state_takes_what_its_spec_says(storage):
+    states = [(stored_as(spec, storage), count) for spec, count in MIXED.states]
+    cache = Cached.empty(states, 3, 10, jnp.bfloat16)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache.states))
     said = sum(
         3 * n * (spec.sequence_bytes(jnp.bfloat16) + 10 * spec.token_bytes(jnp.bfloat16))
-        for spec, n in MIXED.states
+        for spec, n in states
     )
     assert held == said
 
@@ -132,6 +145,7 @@ def test_rounded_keys_are_within_half_a_step():
     back = dequantized(stored, scale, jnp.float32)
     assert (jnp.abs(back - x.at[0].set(0)) <= scale[:, None] / 2 + 1e-6).all()
     assert (back[0] == 0).all()
+    assert (jnp.abs(stored[1:]).max(axis=-1) == 127).all(), "all of the range is used"
 
 
 @pytest.mark.parity

@@ -117,6 +117,13 @@ def test_headers_and_sizes(server, headers, body, status, said):
     assert said in json.loads(answer)["error"]
 
 
+def test_a_client_that_still_sends_gets_its_answer(server):
+    """More than sockets buffer: a connection closed at once would be reset under the client."""
+    status, answer = infer(server, b" " * (12 * 2**20))
+    assert status == 413
+    assert "at most 1048576" in json.loads(answer)["error"]
+
+
 def test_a_bomb_of_zeros_is_not_unpacked(server):
     import zlib
 

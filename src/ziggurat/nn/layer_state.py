@@ -57,11 +57,6 @@ class KeyValueSpec:
         """The spec without what does not change memory: layers of equal layout share a pool."""
         return dataclasses.replace(self, window=None)
 
-    @property
-    def axes(self) -> Axes:
-        """Logical axes of one token's key or value."""
-        return ("kv_heads", None)
-
     def zeros(self, leading: tuple[int, ...], dtype: Any) -> KeyValues:
         """Empty keys and values ``[*leading, c]`` and ``[*leading, z]``.
 

@@ -30,6 +30,7 @@ from ziggurat.mesh import Layout
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
 from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name
 from ziggurat.nn.moe import MixtureOfExpertsConfig
+from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.router import Routing
 
@@ -135,9 +136,18 @@ class LanguageModel:
         tokens: Int[Array, "b t"],
         positions: Int[Array, "b t"],
         context: C,
+        inputs: MultimodalInputs | None = None,
     ) -> tuple[Float[Array, "b t d"], C]:
-        """Final hidden states, and the context after these tokens."""
-        return nnx.merge(self.graph, params)(tokens, positions, context)
+        """Final hidden states, and the context after these tokens.
+
+        Args:
+            params: the parameters.
+            tokens: token ids.
+            positions: of the tokens, from 0 in each document.
+            context: training, prefill or decoding; see :mod:`ziggurat.nn.attention_context`.
+            inputs: embeddings of images or other input, and positions of several axes.
+        """
+        return nnx.merge(self.graph, params)(tokens, positions, context, inputs)
 
     def run(
         self,
@@ -145,10 +155,11 @@ class LanguageModel:
         tokens: Int[Array, "b t"],
         positions: Int[Array, "b t"],
         context: C,
+        inputs: MultimodalInputs | None = None,
     ) -> tuple[Float[Array, "b t d"], C, dict[str, Routing]]:
-        """Logits and state, with the router statistics of mixtures of experts by stack of
-        layers."""
-        return nnx.merge(self.graph, params).run(tokens, positions, context)
+        """Final hidden states and context as :meth:`hidden` gives them, with the router statistics
+        of mixtures of experts by stack of layers."""
+        return nnx.merge(self.graph, params).run(tokens, positions, context, inputs)
 
     def head(self, params: Params) -> Weight:
         """The output matrix: ``logits = hidden @ head.T``."""
@@ -160,11 +171,12 @@ class LanguageModel:
         tokens: Int[Array, "b t"],
         positions: Int[Array, "b t"] | None = None,
         context: AttentionContext | None = None,
+        inputs: MultimodalInputs | None = None,
     ) -> Float[Array, "b t v"]:
         """All logits in float32; for inspection, since training never holds them whole."""
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        hidden, _ = self.hidden(params, tokens, positions, context or Causal())
+        hidden, _ = self.hidden(params, tokens, positions, context or Causal(), inputs)
         return self.project(params, hidden)
 
     def project(self, params: Params, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:

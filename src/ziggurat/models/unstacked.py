@@ -21,6 +21,7 @@ from ziggurat.kernels.linear import PackedWeight, is_weight_node, packs
 from ziggurat.models.language_model import LanguageModel, Params
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.decoder import Decoder, stack_name
+from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.stacking import StackPlace
 
 S = TypeVar("S", bound="States")
@@ -155,6 +156,7 @@ def hidden(
     positions: Int[Array, "b t"],
     context: AttentionContext,
     states: S,
+    inputs: MultimodalInputs | None = None,
 ) -> tuple[Float[Array, "b t d"], S]:
     """Final hidden states, and the layers' states after these tokens.
 
@@ -165,9 +167,10 @@ def hidden(
         positions: their positions.
         context: attends; its own ``state`` is not looked at.
         states: the layers' states for it.
+        inputs: embeddings of images or other input, and positions of several axes.
     """
     decoder = _decoder(model, weights)
-    x, angles = decoder.begin(tokens, positions)
+    x, angles = decoder.begin(tokens, positions, inputs)
     steps: dict[Any, Any] = {}  # equal layers are traced once
     for i, (layer, place) in enumerate(zip(model.decoder.layers, model.decoder.places)):
         if layer not in steps:

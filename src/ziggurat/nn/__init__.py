@@ -26,6 +26,7 @@ from ziggurat.nn.layer_state import KeyValueSpec, RecurrentSpec, StateSpec
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
 from ziggurat.nn.moe import MixtureOfExperts, MixtureOfExpertsConfig
+from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig
@@ -64,6 +65,7 @@ __all__ = [
     "Linear",
     "MixtureOfExperts",
     "MixtureOfExpertsConfig",
+    "MultimodalInputs",
     "NormConfig",
     "Packed",
     "PlainMLP",

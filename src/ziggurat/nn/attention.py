@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -31,6 +32,12 @@ class GroupedAttentionConfig:
     """Bias on the output projection."""
     head_norm: NormConfig | None = None
     """Norm over each head of queries and keys before they rotate (Qwen 3, Gemma 3)."""
+    width_norm: NormConfig | None = None
+    """Norm over all heads of queries together, and of keys, before they rotate (OLMo 2)."""
+    rotary_dim: int | None = None
+    """First channels of a head that rotate; default all (GPT-NeoX, Phi, Qwen3-Next)."""
+    output_gate: bool = False
+    """Heads' outputs are multiplied by the sigmoid of a projection of the input (Qwen3-Next)."""
     sinks: bool = False
     """A learned score per head that joins the softmax and mixes nothing in (GPT-OSS)."""
 
@@ -47,7 +54,7 @@ class GroupedAttentionConfig:
 
     @property
     def rope_dim(self) -> int:
-        return self.head_dim
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
     @property
     def divided(self) -> dict[str, int]:
@@ -58,7 +65,8 @@ class GroupedAttentionConfig:
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention. Kernels are ``[d, h*c]``, ``[d, k*c]`` and ``[h*c, d]``."""
+    """Grouped-query attention. Kernels are ``[d, h*c]``, ``[d, k*c]`` and ``[h*c, d]``; the gate's,
+    where there is one, is ``[d, h*c]`` too."""
 
     def __init__(
         self,
@@ -76,9 +84,18 @@ class Attention(nnx.Module):
         self.key = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), c.bias)
         self.value = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), c.bias)
         self.out = linear(c.heads * c.head_dim, width, ("heads", "embed"), c.out_bias)
-        norm = c.head_norm
-        self.query_norm = norm and norm.build(c.head_dim, precision, "head_dim")
-        self.key_norm = norm and norm.build(c.head_dim, precision, "head_dim")
+        gated = c.output_gate
+        self.gate = (
+            linear(width, c.heads * c.head_dim, ("embed", "heads"), c.bias) if gated else None
+        )
+
+        def norm(heads: int, axis: str) -> nnx.Module | None:
+            if c.width_norm is not None:
+                return c.width_norm.build(heads * c.head_dim, precision, axis)
+            return c.head_norm and c.head_norm.build(c.head_dim, precision, "head_dim")
+
+        self.query_norm, self.key_norm = norm(c.heads, "heads"), norm(c.kv_heads, "kv_heads")
+        self.norm_whole = c.width_norm is not None
         self.sinks = constant(0.0, (c.heads,), ("heads",), precision) if c.sinks else None
         self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
 
@@ -92,15 +109,26 @@ class Attention(nnx.Module):
         state: Any,
     ) -> tuple[Float[Array, "b t d"], Any]:
         b, t, _ = x.shape
-        query, key, value = apply_each((self.query, self.key, self.value), x)
+        gates = () if self.gate is None else (self.gate,)
+        query, key, value, *gate = apply_each((self.query, self.key, self.value, *gates), x)
+        if self.norm_whole:
+            query, key = self._normed(query, key)
         query = query.reshape(b, t, self.heads, self.head_dim)
         key, value = (y.reshape(b, t, self.kv_heads, self.head_dim) for y in (key, value))
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
+        if not self.norm_whole:
+            query, key = self._normed(query, key)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
         query = constrain(query, ("batch", "sequence", "heads", None))
         key = constrain(key, ("batch", "sequence", "kv_heads", None))
         sinks = None if self.sinks is None else self.sinks[...]
         mixed, state = context.attend(query, key, value, positions, rule, state, sinks)
-        return self.out(mixed.reshape(b, t, -1)), state
+        mixed = mixed.reshape(b, t, -1)
+        if gate:
+            mixed = mixed * jax.nn.sigmoid(gate[0])
+        return self.out(mixed), state
+
+    def _normed(self, query: Float[Array, "b t ..."], key: Float[Array, "b t ..."]):
+        if self.query_norm is None or self.key_norm is None:
+            return query, key
+        return self.query_norm(query), self.key_norm(key)

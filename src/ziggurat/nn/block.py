@@ -6,7 +6,7 @@ that layers of one block config are stacked and scanned although their windows a
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule, counted_tokens
 from ziggurat.nn.layer_state import KeyValueSpec, MixerCost, StateSpec
+from ziggurat.nn.linear import constant, multiply
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig, Rotation
@@ -67,6 +68,14 @@ class MlpConfig(Protocol):
         ...
 
 
+NormPlacement = Literal["pre", "post", "reordered", "sandwich"]
+"""Where a block's norms stand, for a branch ``F`` of the stream ``x``.
+
+``pre``: ``x + F(N(x))`` (GPT-2, Llama). ``post``: ``N(x + F(x))`` (the first transformer, BERT).
+``reordered``: ``x + N(F(x))`` (OLMo 2). ``sandwich``: ``x + N'(F(N(x)))`` (Gemma 2).
+"""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockConfig:
     """Config of a block, which decides its parameters."""
@@ -75,8 +84,22 @@ class BlockConfig:
     """Mixer of positions: attention, or a recurrent layer."""
     mlp: MlpConfig
     norm: NormConfig
-    post_norms: bool = False
-    """Norms after the mixer and after the feed-forward part too, before they are added (Gemma)."""
+    norms: NormPlacement = "pre"
+    """Where the norms stand."""
+    parallel: bool = False
+    """Mixer and feed-forward part both read the block's input, and their results are added to it
+    together (GPT-NeoX, Falcon, Command); with norms before them only."""
+    shared_norm: bool = False
+    """Parallel branches read one norm (Command, Phi), rather than a norm each (GPT-NeoX)."""
+    residual_scale: float = 1.0
+    """Multiplies what a branch adds to the stream (Granite)."""
+    layer_scale: float | None = None
+    """If given, a learned vector multiplies what a branch adds, and starts at this value (DINOv2;
+    Touvron et al. 2021, https://arxiv.org/abs/2103.17239)."""
+
+    def __post_init__(self):
+        assert self.norms == "pre" or not self.parallel, self.norms
+        assert self.parallel or not self.shared_norm
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,26 +122,28 @@ class LayerConfig:
 
 
 class Block(nnx.Module):
-    r"""Pre-norm residual block: :math:`x + A(N(x))`, then :math:`x + F(N(x))`; with ``post_norms``
-    :math:`x + N'(A(N(x)))` and likewise.
+    r"""Residual block of a mixer ``A`` and a feed-forward part ``F``: with norms before them
+    :math:`y = x + A(N(x))`, then :math:`y + F(N'(y))`; or with both branches in parallel
+    :math:`x + A(N(x)) + F(N'(x))`. See :data:`NormPlacement` for norms elsewhere.
 
-    The mixer ``A`` and its norms are attributes under the mixer's own name, such as ``attention``,
+    The mixer and its norms are attributes under the mixer's own name, such as ``attention``,
     ``attention_norm`` and ``attention_post_norm``.
     """
 
     def __init__(
         self, c: BlockConfig, width: int, std: float, precision: Precision, rngs: nnx.Rngs
     ):
-        def norm() -> nnx.Module:
-            return c.norm.build(width, precision)
-
-        self.mixer_name = c.mixer.name
-        setattr(self, f"{self.mixer_name}_norm", norm())
-        self.mlp_norm = norm()
-        setattr(self, self.mixer_name, c.mixer.build(width, std, precision, rngs))
+        self.config, name = c, c.mixer.name
+        setattr(self, name, c.mixer.build(width, std, precision, rngs))
         self.mlp = c.mlp.build(width, std, precision, rngs)
-        setattr(self, f"{self.mixer_name}_post_norm", norm() if c.post_norms else None)
-        self.mlp_post_norm = norm() if c.post_norms else None
+        for branch in (name, "mlp"):
+            norms = 1 + (c.norms == "sandwich") - (branch == "mlp" and c.shared_norm)
+            parts = [c.norm.build(width, precision) for _ in range(norms)] + [None, None]
+            setattr(self, f"{branch}_norm", parts[0])
+            setattr(self, f"{branch}_post_norm", parts[1])
+            scale = c.layer_scale
+            vector = None if scale is None else constant(scale, (width,), ("embed",), precision)
+            setattr(self, f"{branch}_scale", vector)
 
     def __call__(
         self,
@@ -130,15 +155,33 @@ class Block(nnx.Module):
         state: Any,
     ) -> tuple[Float[Array, "b t d"], Any, Any]:
         """The stream after this block, the layer's new state, and its router's report."""
-        name = self.mixer_name
-        mixer, norm, post_norm = (getattr(self, name + k) for k in ("", "_norm", "_post_norm"))
+        c, name = self.config, self.config.mixer.name
         with jax.named_scope(name):
-            mixed, state = mixer(norm(x), positions, rotation, rule, context, state)
-            x = self._add(x, mixed, post_norm)
+            read = self._read(name, x)
+            mixed, state = getattr(self, name)(read, positions, rotation, rule, context, state)
+            after = self._add(name, x, mixed)
         with jax.named_scope("mlp"):
-            y, routing = self.mlp(self.mlp_norm(x), counted_tokens(context))
-            return self._add(x, y, self.mlp_post_norm), state, routing
+            if not c.shared_norm:
+                read = self._read("mlp", x if c.parallel else after)
+            y, routing = self.mlp(read, counted_tokens(context))
+            return self._add("mlp", after, y), state, routing
 
-    def _add(self, x: jax.Array, y: jax.Array, post_norm: Any) -> jax.Array:
-        y = y if post_norm is None else post_norm(y)
-        return constrain(x + y, ("batch", "sequence", "embed"))
+    def _read(self, branch: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Input of a branch."""
+        before = self.config.norms in ("pre", "sandwich")
+        return getattr(self, f"{branch}_norm")(x) if before else x
+
+    def _add(self, branch: str, x: jax.Array, y: jax.Array) -> Float[Array, "b t d"]:
+        """The stream with a branch's result."""
+        norms, norm = self.config.norms, getattr(self, f"{branch}_norm")
+        scale = getattr(self, f"{branch}_scale")
+        if norms == "sandwich":
+            y = getattr(self, f"{branch}_post_norm")(y)
+        elif norms == "reordered":
+            y = norm(y)
+        if scale is not None:
+            y = multiply(y, scale[...][None, None])
+        if self.config.residual_scale != 1.0:
+            y = y * self.config.residual_scale
+        x = constrain(x + y, ("batch", "sequence", "embed"))
+        return norm(x) if norms == "post" else x

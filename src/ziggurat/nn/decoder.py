@@ -23,6 +23,7 @@ from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.layer_state import StateSpec
 from ziggurat.nn.linear import Embedding, parameter
+from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import Rotation, rotation
@@ -65,6 +66,8 @@ class DecoderConfig:
     """Rows of a table of learned positions, added to the embeddings (GPT-2)."""
     logit_softcap: float | None = None
     """If given, logits become ``softcap * tanh(logits / softcap)`` (Gemma 2)."""
+    logit_scale: float = 1.0
+    """Multiplies the final hidden states, and by them the logits (Command, Granite)."""
 
     @property
     def n_layers(self) -> int:
@@ -153,7 +156,10 @@ class Decoder(nnx.Module):
         return (self.embedding.table if self.unembedding is None else self.unembedding)[...]
 
     def begin(
-        self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"]
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        inputs: MultimodalInputs | None = None,
     ) -> tuple[Float[Array, "b t d"], list[Rotation | None]]:
         """Input of the first block: embeddings, and the rotary angles of every layer."""
         with jax.named_scope("embedding"):
@@ -168,17 +174,22 @@ class Decoder(nnx.Module):
                     "for each learned position", fix="shorten the sequences",
                 )  # fmt: skip
             x = x + self.positions(positions)
+        turned = positions
+        if inputs is not None:
+            x = inputs.place(x)
+            turned = positions if inputs.rotary_positions is None else inputs.rotary_positions
         angles: dict[Any, Rotation | None] = {}
         for layer in self.config.layers:
             rope, dim = layer.rope, layer.block.mixer.rope_dim
             if (rope, dim) not in angles:
-                angles[rope, dim] = None if rope is None else rotation(positions, rope, dim)
+                angles[rope, dim] = None if rope is None else rotation(turned, rope, dim)
         found = [angles[la.rope, la.block.mixer.rope_dim] for la in self.config.layers]
         return constrain(x, ("batch", "sequence", "embed")), found
 
     def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Final hidden states: the output of the last block, normalised."""
-        return self.final_norm(x)
+        """Final hidden states: the output of the last block, normalised and scaled."""
+        x, scale = self.final_norm(x), self.config.logit_scale
+        return x if scale == 1.0 else x * scale
 
     def layer_step(
         self,
@@ -201,17 +212,25 @@ class Decoder(nnx.Module):
         return jax.checkpoint(step, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
 
     def __call__(
-        self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], context: C
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        context: C,
+        inputs: MultimodalInputs | None = None,
     ) -> tuple[Float[Array, "b t d"], C]:
-        hidden, context, _ = self.run(tokens, positions, context)
+        hidden, context, _ = self.run(tokens, positions, context, inputs)
         return hidden, context
 
     def run(
-        self, tokens: Int[Array, "b t"], positions: Int[Array, "b t"], context: C
+        self,
+        tokens: Int[Array, "b t"],
+        positions: Int[Array, "b t"],
+        context: C,
+        inputs: MultimodalInputs | None = None,
     ) -> tuple[Float[Array, "b t d"], C, dict[str, Any]]:
         """Final hidden states, the context after these tokens, and what the routers of mixtures of
         experts report, by stack, with the stack's layers along the first axis."""
-        x, angles = self.begin(tokens, positions)
+        x, angles = self.begin(tokens, positions, inputs)
         count = len(self.config.stacks)
         stacks = [nnx.split(getattr(self, stack_name(number)))[1] for number in range(count)]
         states = list(context.state or [()] * count)

@@ -13,8 +13,8 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
 from ziggurat.mesh import constrain
-from ziggurat.nn.attention_context import AttentionContext, AttentionRule, Bidirectional
-from ziggurat.nn.block import BlockConfig
+from ziggurat.nn.attention_context import AttentionRule, Bidirectional
+from ziggurat.nn.block import Block, BlockConfig
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.stacking import stacked
@@ -28,7 +28,7 @@ class EncoderConfig:
     d_model: int
     n_layers: int
     block: BlockConfig
-    """Every layer's; its norms stand after attention and after the feed-forward part."""
+    """Every layer's."""
     rule: AttentionRule
     positions: int
     """Rows of the table of learned positions: the longest sequence."""
@@ -37,33 +37,6 @@ class EncoderConfig:
     pooler: bool
     """Whether there is a layer over the first token's state (:meth:`Encoder.pool`)."""
     init_std: float
-
-
-class PostNormBlock(nnx.Module):
-    r"""Residual block :math:`y = N(x + A(x))`, then :math:`N'(y + F(y))`.
-
-    Paper: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
-    """
-
-    def __init__(
-        self, c: BlockConfig, width: int, std: float, precision: Precision, rngs: nnx.Rngs
-    ):
-        self.attention = c.mixer.build(width, std, precision, rngs)
-        self.attention_norm = c.norm.build(width, precision)
-        self.mlp = c.mlp.build(width, std, precision, rngs)
-        self.mlp_norm = c.norm.build(width, precision)
-
-    def __call__(
-        self,
-        x: Float[Array, "b t d"],
-        positions: Int[Array, "b t"],
-        rule: AttentionRule,
-        context: AttentionContext,
-    ) -> Float[Array, "b t d"]:
-        mixed, _ = self.attention(x, positions, None, rule, context, ())
-        x = self.attention_norm(x + mixed)
-        y, _ = self.mlp(x)
-        return constrain(self.mlp_norm(x + y), ("batch", "sequence", "embed"))
 
 
 class Encoder(nnx.Module):
@@ -80,8 +53,8 @@ class Encoder(nnx.Module):
             made.table.set_metadata(axes=(axis, "embed"))
             return made
 
-        def make(rngs: nnx.Rngs) -> PostNormBlock:
-            return PostNormBlock(c.block, c.d_model, c.init_std, precision, rngs)
+        def make(rngs: nnx.Rngs) -> Block:
+            return Block(c.block, c.d_model, c.init_std, precision, rngs)
 
         self.embedding = table(c.vocab_size, "vocab")
         self.positions = table(c.positions, None)
@@ -124,7 +97,7 @@ class Encoder(nnx.Module):
         rule, context = self.config.rule, Bidirectional(mask)
 
         def step(x: Array, params: nnx.State) -> tuple[Array, None]:
-            return nnx.merge(graph, params)(x, positions, rule, context), None
+            return nnx.merge(graph, params)(x, positions, None, rule, context, ())[0], None
 
         return jax.lax.scan(step, x, params)[0]
 

@@ -22,11 +22,13 @@ class NormConfig:
     """Added to the mean square."""
     offset: float = 0.0
     """Added to the stored scale of an RMS norm; Gemma stores it around zero and adds one."""
+    bias: bool = True
+    """Whether a layer norm has a bias; Command and ModernBERT have none."""
 
     def build(self, width: int, precision: Precision, axis: str = "embed") -> "RMSNorm | LayerNorm":
         """The module, over a last dimension of ``width`` whose logical name is ``axis``."""
         if self.kind == "layer":
-            return LayerNorm(width, eps=self.eps, precision=precision, axis=axis)
+            return LayerNorm(width, eps=self.eps, bias=self.bias, precision=precision, axis=axis)
         return RMSNorm(width, eps=self.eps, precision=precision, offset=self.offset, axis=axis)
 
 
@@ -65,15 +67,25 @@ class LayerNorm(nnx.Module):
     Paper: Ba et al. 2016, https://arxiv.org/abs/1607.06450.
     """
 
-    def __init__(self, width: int, *, eps: float, precision: Precision, axis: str = "embed"):
+    def __init__(
+        self,
+        width: int,
+        *,
+        eps: float,
+        precision: Precision,
+        bias: bool = True,
+        axis: str = "embed",
+    ):
         self.scale = constant(1.0, (width,), (axis,), precision)
-        self.bias = constant(0.0, (width,), (axis,), precision)
+        self.bias = constant(0.0, (width,), (axis,), precision) if bias else None
         self.eps = eps
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         shape = (1,) * (x.ndim - 1) + (-1,)
-        scale, bias = (p[...].reshape(shape).astype(jnp.float32) for p in (self.scale, self.bias))
-        return (standardised(x, self.eps) * scale + bias).astype(x.dtype)
+        y = standardised(x, self.eps) * self.scale[...].reshape(shape).astype(jnp.float32)
+        if self.bias is not None:
+            y = y + self.bias[...].reshape(shape).astype(jnp.float32)
+        return y.astype(x.dtype)
 
 
 def standardised(x: Float[Array, "... d"], eps: float) -> Float[Array, "... d"]:

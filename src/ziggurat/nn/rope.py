@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 from pydantic import Discriminator
 
 from ziggurat.core import config
+from ziggurat.core.errors import ShapeError
 
 Rotation = tuple[Float[Array, "b t r"], Float[Array, "b t r"]]
 """Cosines and sines of the angles, ``r`` half the channels that rotate."""
@@ -84,6 +85,16 @@ class RopeConfig:
     """Base of the geometric series of wavelengths."""
     scaling: RopeScaling = dataclasses.field(default_factory=NoScaling)
     """Long-context scaling."""
+    sections: tuple[int, ...] = ()
+    """Frequencies by axis of the position (time, height, width), for models of images and video:
+    their sum is half the channels that rotate. Empty: positions have one axis."""
+    interleaved: bool = False
+    """Axes take turns from the first frequency on (Qwen3-VL), rather than follow each other
+    (Qwen2-VL)."""
+
+    def __post_init__(self):
+        whole = all(size >= 0 for size in self.sections)
+        config.require(whole, "sections", self.sections, "numbers >= 0")
 
 
 def frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
@@ -106,23 +117,70 @@ def frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
     return omega, 1.0
 
 
-def rotation(positions: Int[Array, "b t"], rope: RopeConfig, dim: int) -> Rotation:
-    """Cosines and sines of the angles, float32, ``r = dim / 2``."""
+def axis_of_frequency(rope: RopeConfig, count: int) -> np.ndarray:
+    """Axis of the position by which each of ``count`` frequencies turns.
+
+    Papers: Wang et al. 2024 (Qwen2-VL), https://arxiv.org/abs/2409.12191, section 2.1; interleaved:
+    Bai et al. 2025 (Qwen3-VL), https://arxiv.org/abs/2511.21631, section 2.1.
+
+    >>> axis_of_frequency(RopeConfig(sections=(2, 1, 1)), 4).tolist()
+    [0, 0, 1, 2]
+    >>> axis_of_frequency(RopeConfig(sections=(2, 1, 1), interleaved=True), 4).tolist()
+    [0, 1, 2, 0]
+    """
+    axes = np.repeat(np.arange(len(rope.sections)), rope.sections)
+    if rope.interleaved:
+        axes = np.zeros(count, int)
+        for axis, size in enumerate(rope.sections[1:], 1):
+            axes[axis : len(rope.sections) * size : len(rope.sections)] = axis
+    if sum(rope.sections) != count:
+        raise ShapeError(
+            "rotary sections", found=rope.sections, expected=f"{count} frequencies together"
+        )
+    return axes
+
+
+def rotation(
+    positions: Int[Array, "b t"] | Int[Array, "b t a"], rope: RopeConfig, dim: int
+) -> Rotation:
+    """Cosines and sines of the angles, float32, ``r = dim / 2``.
+
+    Args:
+        positions: of one axis, or of as many as ``rope.sections`` has.
+        rope: the settings; where positions have one axis, ``sections`` have no effect.
+        dim: channels that rotate.
+
+    Raises:
+        ShapeError: the numbers of axes or of frequencies differ.
+    """
     omega, factor = frequencies(rope, dim)
-    angles = positions[..., None].astype(jnp.float32) * jnp.asarray(omega)[None, None, :]
+    axes = axis_of_frequency(rope, len(omega)) if rope.sections else np.zeros(0, int)
+    if positions.ndim == 2:
+        turns = positions[..., None]
+    elif positions.shape[2] == len(rope.sections):
+        turns = positions[..., axes]
+    else:
+        raise ShapeError(
+            "rotary positions",
+            found=f"{positions.shape[2]} axes",
+            expected=f"{len(rope.sections)}, as many as the model's rotary sections",
+        )
+    angles = turns.astype(jnp.float32) * jnp.asarray(omega)[None, None, :]
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
 def rotate(
     x: Float[Array, "b t h c"], cos: Float[Array, "b t r"], sin: Float[Array, "b t r"]
 ) -> Float[Array, "b t h c"]:
-    """Rotate channel pairs ``(i, i + c/2)`` of every head (the GPT-NeoX order, as transformers).
+    """Rotate channel pairs ``(i, i + r)`` of every head (the GPT-NeoX order, as transformers);
+    channels from ``2 r`` on pass as they are.
 
     Paper: Su et al. 2021, https://arxiv.org/abs/2104.09864.
     """
     cos, sin = (angle[:, :, None, :].astype(x.dtype) for angle in (cos, sin))
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    r = cos.shape[-1]
+    first, second, *rest = jnp.split(x, (r, 2 * r) if 2 * r < x.shape[-1] else (r,), axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, *rest], axis=-1)
 
 
 def _llama3(omega: np.ndarray, s: Llama3Scaling) -> np.ndarray:

@@ -61,6 +61,7 @@ class BertConfig:
             ),
             mlp=PlainMlpConfig(hidden=self.d_ff or 4 * self.d_model, activation=self.activation),
             norm=NormConfig(kind="layer", eps=self.norm_eps),
+            norms="post",
         )
         return EncoderConfig(
             vocab_size=self.vocab_size,

@@ -50,7 +50,7 @@ class GemmaFields(DecoderFields):
         norm = NormConfig(eps=self.norm_eps, offset=1.0)
         bias = self.attention_bias
         attention = self.attention(bias=bias, out_bias=bias, head_norm=norm if head_norm else None)
-        block = BlockConfig(mixer=attention, mlp=self.mlp(), norm=norm, post_norms=True)
+        block = BlockConfig(mixer=attention, mlp=self.mlp(), norm=norm, norms="sandwich")
         scale = self.query_scale**-0.5
         kinds = {
             "local": LayerConfig(

@@ -18,6 +18,7 @@ SUBCOMMANDS = {
     "cluster": ("run", "resize", "status"),
     "data": ("prepare", "stats", "sample", "decode", "trace"),
     "kernels": ("list", "bench", "tune", "build"),
+    "models": ("list", "show"),
     "bundle": ("export", "images", "inspect", "verify"),
     "checkpoints": ("verify", "repair", "diff", "export"),
 }

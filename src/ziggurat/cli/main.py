@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "import": "read a Hugging Face directory, a GGUF file or other weights into a checkpoint",
     "export": "write a model as transformers reads it, or its weights as PyTorch does",
     "eval": "say how often a model solves problems it has not seen, and its loss on text",
+    "models": "list model families, and what one model needs: parameters, FLOPs, memory",
     "quantize": "make a model smaller by rules, and say what it costs",
     "checkpoints": "list what a run has saved, and verify it",
     "kernels": "list, time, tune and build the implementations of operations",

@@ -213,6 +213,15 @@ class LanguageModel:
         return sum(leaf.size for leaf in self._weights.values())
 
     @property
+    def active_parameter_count(self) -> int:
+        """Parameters without the experts of mixtures that a token is not sent to."""
+        count = 0
+        for name, leaf in self._weights.items():
+            mixture = self._mixture_of(name)
+            count += leaf.size if mixture is None else round(leaf.size * mixture.active_share)
+        return count
+
+    @property
     def matmul_parameter_count(self) -> int:
         """Parameters that multiply every token: all matrices but an untied input embedding, and of
         a mixture's experts as many as a token is sent to."""

@@ -359,14 +359,21 @@ def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
     Raises:
         ModelError: that is no JSON object, or the architecture is unknown.
     """
+    return hf_config(path / "config.json")
+
+
+def hf_config(file: Path) -> tuple[Family, dict[str, Any]]:
+    """The family that reads a ``config.json``, and the file's content.
+
+    Raises:
+        ModelError: it is no JSON object, or the architecture is unknown.
+    """
     try:
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"{path / 'config.json'}", found=error, expected="valid JSON") from None
+        raise ModelError(str(file), found=error, expected="valid JSON") from None
     if not isinstance(values, dict):
-        raise ModelError(
-            f"{path / 'config.json'}", found=type(values).__name__, expected="a JSON object"
-        )
+        raise ModelError(str(file), found=type(values).__name__, expected="a JSON object")
     return family_for_config(values), values
 
 

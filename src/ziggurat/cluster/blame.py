@@ -19,7 +19,8 @@ _STATUS = re.compile(
 
 
 def of_a_peer(error: BaseException) -> bool:
-    """Whether an exception, or one that it was raised from or while handling, tells of a peer.
+    """Whether an exception, or one in its chain of causes, says that another process of the world
+    failed.
 
     >>> of_a_peer(RuntimeError("Connection string for the store is empty"))
     False

@@ -34,11 +34,12 @@ _HELLO = b"ziggurat-cluster-1"
 
 
 class ChannelClosed(ConnectionError):
-    """The other end is gone."""
+    """Error: the process at the other end has closed the connection or ended."""
 
 
 class Channel:
-    """One proven connection; any thread may send, one may receive."""
+    """Authenticated connection between the controller and a host. Any thread may send, one may
+    receive."""
 
     def __init__(self, connection: socket.socket):
         self._connection = connection
@@ -67,7 +68,7 @@ class Channel:
             raise ChannelClosed(str(error)) from error
 
     def receive(self) -> Any:
-        """The next object.
+        """Wait for the next object and return it.
 
         Raises:
             Closed: nobody is there any more.
@@ -76,14 +77,15 @@ class Channel:
         return pickle.loads(_exactly(self._connection, size))
 
     def close(self) -> None:
-        """Close; whoever waits in :meth:`receive` at either end hears of it."""
+        """Close the connection; a thread that waits in :meth:`receive` at either end gets
+        :class:`ChannelClosed`."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
 
 class Listener:
-    """Takes connections and serves each in a thread of its own.
+    """Server socket that accepts channels and serves each in a thread of its own.
 
     Args:
         host: address of this machine to listen on.
@@ -117,7 +119,7 @@ class Listener:
         self.close()
 
     def close(self) -> None:
-        """Take no more connections; those that are open stay."""
+        """Accept no more connections; open ones stay open."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

@@ -28,12 +28,12 @@ _log = logging.getLogger(__name__)
 
 
 def any_number(hosts: int) -> str:
-    """A program that can use any number of hosts."""
+    """Accept any number of hosts: the default of ``usable``."""
     return ""
 
 
 class Cluster:
-    """Hosts that one controller, this process, starts, uses and replaces.
+    """The controller: starts hosts, runs functions on them and replaces those that fail.
 
     The hosts (not the spares) form one world of ``jax.distributed``, whose coordination service
     lives here: ``jax.devices()`` on any of them shows the devices of all, and each of them may die.
@@ -261,7 +261,7 @@ class Cluster:
         return outcome
 
     def resize(self, hosts: int) -> None:
-        """Want another number of hosts from the next boundary on; also from another thread.
+        """Set the number of hosts that is wanted from the next boundary on; any thread may call it.
 
         Raises:
             ClusterError: the program cannot use that many.
@@ -299,7 +299,7 @@ class Cluster:
         }
 
     def close(self) -> None:
-        """End all hosts, and what the engine started."""
+        """End all hosts and release what the engine started."""
         self._hosts.close()
         self._worlds.close()
         self.ledger.close()
@@ -418,6 +418,6 @@ def check_usable(hosts: int, usable: Usable) -> None:
 
 
 def print_line(host: str, line: str) -> None:
-    """Print a host's line on standard error, after its name."""
+    """Print a line of a host's output on standard error, after the host's name."""
     sys.stderr.write(f"{host} | {line}\n")
     sys.stderr.flush()

@@ -11,7 +11,8 @@ from typing import Protocol, runtime_checkable
 
 @dataclasses.dataclass(frozen=True)
 class Orders:
-    """Address, secret and settings that a process needs to become a host."""
+    """Address, secret and settings with which a new process connects to the controller as a
+    host."""
 
     name: str
     life: str
@@ -29,19 +30,19 @@ class Orders:
 
 @runtime_checkable
 class Handle(Protocol):
-    """A process that was started."""
+    """Interface of a started host process, as its engine sees it."""
 
     def kill(self) -> None:
-        """End it at once, by force; it may have ended already."""
+        """Kill the process by force; does nothing if it has ended already."""
 
 
 @runtime_checkable
 class ClusterEngine(Protocol):
-    """Starts processes."""
+    """Interface of an engine: starts host processes on this machine, on Ray or elsewhere."""
 
     def start(self, orders: Orders) -> Handle:
-        """Start one; it connects to the controller by itself."""
+        """Start one host process; it connects to the controller by itself."""
         ...
 
     def close(self) -> None:
-        """Give back what belongs to the engine itself."""
+        """Release the engine's own resources; hosts have ended before."""

@@ -7,7 +7,7 @@ ENGINES = ("subprocess", "ray")
 
 
 def engine_for(name: str, address: str | None) -> ClusterEngine:
-    """The engine of this name.
+    """Build the engine that a name stands for.
 
     Args:
         name: ``subprocess`` or ``ray``.

@@ -6,7 +6,7 @@ from ziggurat.core.errors import ClusterError
 
 
 class HostError(ClusterError):
-    """A function raised on a host.
+    """Error: a function raised an exception on a host.
 
     >>> error = HostError("host-1", "ValueError", "no such row", "Traceback ...")
     >>> print(error)
@@ -26,7 +26,7 @@ class HostError(ClusterError):
 
 
 class HostLostError(ClusterError):
-    """A host died, or was killed, while a function ran on it."""
+    """Error: a host died or was killed while a function ran on it."""
 
     def __init__(self, host: str, how: str, lines: list[str]):
         said = f"; it printed last: {lines[-1][:200]}" if lines else ""
@@ -35,5 +35,5 @@ class HostLostError(ClusterError):
 
 
 def failure_of(host: Host, raised: messages.Raised) -> HostError:
-    """The exception for an answer that says that a function raised."""
+    """Build the exception to raise for a host's answer that its function raised."""
     return HostError(host.name, raised.kind, raised.line, raised.traceback, raised.users)

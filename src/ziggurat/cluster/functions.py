@@ -19,7 +19,7 @@ Function = Callable[..., Any] | str
 
 
 def pack(function: Function, arguments: tuple[Any, ...]) -> bytes:
-    """A call as bytes.
+    """Serialise a function call.
 
     Raises:
         ClusterError: function or arguments cannot be sent.
@@ -35,7 +35,7 @@ def pack(function: Function, arguments: tuple[Any, ...]) -> bytes:
 
 
 def call(payload: bytes, *first: Any) -> Any:
-    """Make a call that came as bytes, with ``first`` before its arguments.
+    """Deserialise a call and run it, with ``first`` before its own arguments.
 
     Raises:
         ClusterError: the function cannot be imported here.
@@ -57,12 +57,12 @@ def call(payload: bytes, *first: Any) -> Any:
 
 
 def load(payload: bytes) -> Any:
-    """A value that came as bytes."""
+    """Deserialise a value."""
     return pickle.loads(payload)
 
 
 def dump(value: Any, what: str) -> bytes:
-    """A value as bytes.
+    """Serialise a value.
 
     Raises:
         ClusterError: it cannot be sent.

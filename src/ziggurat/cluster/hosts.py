@@ -33,7 +33,7 @@ _MOST_KEPT = 16
 
 @dataclasses.dataclass(eq=False)
 class Host:
-    """One process that is, or was, a host."""
+    """One host process, alive or ended."""
 
     name: str
     life: str
@@ -59,7 +59,8 @@ class Host:
     """Set once its engine has told of its end."""
 
     def send(self, message: Any) -> None:
-        """Send; a host that is gone is found out otherwise."""
+        """Send a message; if the host is gone nothing happens here, its loss is reported as an
+        event."""
         if self.channel is not None:
             with contextlib.suppress(ChannelClosed):
                 self.channel.send(message)
@@ -70,7 +71,7 @@ Event = tuple[Host | None, Any]
 
 
 class Hosts:
-    """Starts, watches and ends hosts.
+    """All host processes of a controller: starts, watches and ends them.
 
     Args:
         engine: places processes.
@@ -113,7 +114,7 @@ class Hosts:
         threading.Thread(target=self._ping, name="ping", daemon=True).start()
 
     def start(self, name: str) -> Host:
-        """Start a host; it is ready some seconds later."""
+        """Start a host; some seconds later it becomes ready."""
         host = Host(name, secrets.token_hex(8))
         self._by_life[host.life] = self.alive[name] = host
         orders = Orders(
@@ -135,15 +136,15 @@ class Hosts:
         return sorted(found, key=lambda host: (len(host.name), host.name))
 
     def starting(self) -> list[Host]:
-        """Hosts that are starting."""
+        """Hosts that were started and are not ready yet."""
         return [host for host in self.alive.values() if host.state == "starting"]
 
     def next_number(self) -> int:
-        """A number for the next request."""
+        """Return an unused number for the next request."""
         return next(self._numbers)
 
     def kill(self, host: Host, how: str) -> None:
-        """End a host by force; it counts as lost from now on."""
+        """Kill a host by force; from now on it counts as lost."""
         self._lose(host, how)
         if host.handle is not None:
             host.handle.kill()
@@ -152,12 +153,12 @@ class Hosts:
                 os.kill(host.pid, signal.SIGKILL)
 
     def end(self, host: Host) -> None:
-        """Let a host end in peace."""
+        """Ask a host to end by itself."""
         self._lose(host, "ended")
         host.send(messages.End())
 
     def wait(self, seconds: float) -> Iterator[Event]:
-        """Events until it has been quiet, or until ``seconds`` have passed.
+        """Collect events until none came for a moment, or until ``seconds`` have passed.
 
         The caller handles those that concern it. A host that is silent for too long becomes an
         event.
@@ -177,7 +178,7 @@ class Hosts:
                 yield host, message
 
     def close(self) -> None:
-        """End all hosts and take no more."""
+        """End all hosts and accept no more."""
         self.closed.set()
         self.listener.close()
         gone = list(self.alive.values())

@@ -45,7 +45,7 @@ _MOST_ENTRIES = 2000
 
 
 class Ledger:
-    """Keeps account of one controller's time.
+    """Account of the controller's wall time by category.
 
     Args:
         path: file to append to, if any.
@@ -71,13 +71,13 @@ class Ledger:
         self._begin()
 
     def charge(self, name: str) -> None:
-        """The time since the last call of this or :meth:`ended` went into ``name``."""
+        """Book the time since the last call of this or :meth:`ended` under ``name``."""
         now = self._clock()
         self._own[name] = self._own.get(name, 0.0) + max(now - self._mark, 0.0)
         self._mark = now
 
     def report(self, step: int, ledger_s: Mapping[str, float]) -> None:
-        """The program has done ``step`` steps, and its time since it began went so."""
+        """Book a program's own account of its time, after ``step`` steps."""
         self._told, self._step = dict(ledger_s), step
         now = self._clock()
         # what the program has not told yet, and the way of its words
@@ -90,7 +90,7 @@ class Ledger:
             self._write(entry)
 
     def ended(self, name: str) -> None:
-        """The program ended, or was lost; what it has not told of its time went into ``name``."""
+        """Book the end or loss of a program; time that it has not reported goes under ``name``."""
         now = self._clock()
         rest = max(now - self._mark - sum(self._told.values()), 0.0)
         self._own[name] = self._own.get(name, 0.0) + rest
@@ -107,14 +107,14 @@ class Ledger:
             self._told = {}
 
     def account(self) -> Goodput:
-        """All of it so far."""
+        """The whole account so far."""
         now = self._clock()
         rest = max(now - self._mark - sum(self._told.values()), 0.0)
         current = [*self._entries, self._entry(now, {UNACCOUNTED: rest})]
         return goodput([*self._sessions, current])
 
     def close(self) -> None:
-        """Write the last entry."""
+        """Write the last entry and close the file."""
         self._entries.append(self._entry(self._clock(), {}))
         self._write(self._entries[-1])
         if self._file is not None:

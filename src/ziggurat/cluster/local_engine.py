@@ -37,27 +37,27 @@ class LocalEngine:
         return handle
 
     def close(self) -> None:
-        """Nothing is the engine's own."""
+        """Does nothing: this engine holds no resources of its own."""
 
 
 class LocalHandle:
-    """One process."""
+    """A host process on this machine."""
 
     def __init__(self, process: subprocess.Popen[bytes], orders: Orders):
         self._process, self._orders = process, orders
 
     def kill(self) -> None:
-        """SIGKILL; also for a process that is stopped."""
+        """Send SIGKILL, which also ends a stopped process."""
         self._process.kill()
 
     def read(self) -> None:
-        """Pass on what it prints, until it or the last of its children ends."""
+        """Forward the process's output until it and its children have ended."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._orders.printed(line.decode(errors="replace").rstrip("\n"))
 
     def watch(self) -> None:
-        """Wait for its end."""
+        """Wait for the process to end and report it."""
         code = self._process.wait()
         if code < 0:
             self._orders.ended(f"killed by {signal.Signals(-code).name}")

@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Hello:
-    """Host to controller, first: I am here, with everything imported."""
+    """Message of a new host to the controller: it is connected and has imported everything."""
 
     name: str
     life: str
@@ -19,7 +19,7 @@ class Hello:
 
 @dataclasses.dataclass(frozen=True)
 class Caller:
-    """A person's command to the controller, first and only."""
+    """Message of a command-line client to the controller, the first and only one."""
 
     do: str
     arguments: Mapping[str, Any]
@@ -27,7 +27,7 @@ class Caller:
 
 @dataclasses.dataclass(frozen=True)
 class Enter:
-    """Leave the world you are in, and enter this one."""
+    """Message to a host: leave its world and join this one."""
 
     number: int
     """Of the request; its answer carries it."""
@@ -40,7 +40,7 @@ class Enter:
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """Call a function."""
+    """Message to a host: call a function."""
 
     number: int
     payload: bytes
@@ -51,7 +51,7 @@ class Call:
 
 @dataclasses.dataclass(frozen=True)
 class Returned:
-    """Answer to a :class:`Call` or :class:`Enter`."""
+    """Message of a host: its :class:`Call` or :class:`Enter` returned."""
 
     number: int
     payload: bytes
@@ -61,7 +61,7 @@ class Returned:
 
 @dataclasses.dataclass(frozen=True)
 class Raised:
-    """The other answer: an exception."""
+    """Message of a host: its :class:`Call` or :class:`Enter` raised an exception."""
 
     number: int
     kind: str
@@ -77,48 +77,50 @@ class Raised:
 
 @dataclasses.dataclass(frozen=True)
 class Hold:
-    """Say at which step you are, and do not go beyond the next boundary before :class:`Go`."""
+    """Message to a host: report the current step, and stop at the next boundary until
+    :class:`Go`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PassedBoundary:
-    """The newest boundary that was passed; -1 before the first."""
+    """Message of a host: the newest boundary that it has passed; -1 before the first."""
 
     step: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Go:
-    """Continue; leave at the boundary of step ``leave_at``, if there is one."""
+    """Message to a host: continue, and leave at the boundary of step ``leave_at`` if that is
+    given."""
 
     leave_at: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Interrupt:
-    """The world is broken: stop waiting for the others."""
+    """Message to a host: the world is broken, stop waiting for other processes."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Dump:
-    """Print where every thread is."""
+    """Message to a host: print the stack of every thread."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ping:
-    """The controller lives."""
+    """Message to a host: the controller is alive."""
 
 
 @dataclasses.dataclass(frozen=True)
 class End:
-    """End the process."""
+    """Message to a host: end the process."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """The host lives; its newest boundary, and whether it compiles just now."""
+    """Message of a host: it is alive; with its newest boundary, and whether it is compiling."""
 
     step: int
     compiling: bool = False
@@ -126,7 +128,7 @@ class Beat:
 
 @dataclasses.dataclass(frozen=True)
 class ProgressReport:
-    """How far a program is, and where its time went."""
+    """Message of a host: how many steps its program has done, and where its time went."""
 
     generation: int
     step: int
@@ -135,7 +137,7 @@ class ProgressReport:
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """Host to controller: keep this for those who ask for it by name."""
+    """Message of a host: keep this content under a name for other hosts."""
 
     name: str
     content: bytes
@@ -143,14 +145,14 @@ class Keep:
 
 @dataclasses.dataclass(frozen=True)
 class Fetch:
-    """Host to controller: send what is kept under a name."""
+    """Message of a host: send the content kept under a name."""
 
     name: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """The answer to a :class:`Fetch`."""
+    """Message to a host: the content asked for by :class:`Fetch`."""
 
     name: str
     content: bytes | None
@@ -158,18 +160,18 @@ class Kept:
 
 @dataclasses.dataclass(frozen=True)
 class Notice:
-    """Notice that the sending host will be taken away soon: it got SIGTERM."""
+    """Message of a host: it got SIGTERM and will be taken away soon."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """A line that the host printed."""
+    """Message of a host: a line that it printed."""
 
     line: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """The host is gone; told by its engine, or by its closed connection."""
+    """Event: a host is gone, as its engine or its closed connection tells."""
 
     how: str

@@ -22,7 +22,8 @@ _STORE_BYTES = 80 << 20
 
 
 class RayEngine:
-    """Starts hosts as actors: of one CPU slot each, on a Ray started here of none.
+    """Engine on Ray: hosts are actors of one CPU slot each; on a Ray that was started here, of
+    none.
 
     Args:
         address: of a Ray cluster that runs already; by default one is started for this controller,
@@ -76,23 +77,23 @@ class RayEngine:
         return handle
 
     def close(self) -> None:
-        """Leave Ray; one that was started here ends."""
+        """Disconnect from Ray; a Ray that was started here is shut down."""
         self._ray.shutdown()
 
 
 class RayHandle:
-    """One actor."""
+    """A host process inside a Ray actor."""
 
     def __init__(self, ray: Any, actor: Any, running: Any, orders: Orders):
         self._ray, self._actor, self._running, self._orders = ray, actor, running, orders
 
     def kill(self) -> None:
-        """End the actor and its process."""
+        """Kill the actor and its process."""
         with contextlib.suppress(Exception):
             self._ray.kill(self._actor, no_restart=True)
 
     def watch(self) -> None:
-        """Wait for its end."""
+        """Wait for the actor to end and report it."""
         try:
             self._ray.get(self._running)
             how = "ended"

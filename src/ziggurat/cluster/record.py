@@ -26,7 +26,8 @@ _log = logging.getLogger(__name__)
 
 
 class ClusterRecord:
-    """The directory, for the controller that writes it; with None nothing is written.
+    """Files of a controller in a run's directory: events, ledger and address; with ``None`` nothing
+    is written.
 
     Raises:
         ClusterError: another controller that lives has it.
@@ -41,11 +42,11 @@ class ClusterRecord:
 
     @property
     def ledger(self) -> Path | None:
-        """The file of the ledger."""
+        """Path of the ledger's file."""
         return None if self.directory is None else self.directory / "ledger.jsonl"
 
     def reachable(self, address: tuple[str, int], secret: bytes) -> None:
-        """Write how commands reach this controller."""
+        """Write the address at which commands reach this controller."""
         if self.directory is None:
             return
         content = {"address": address, "secret": secret.hex(), "pid": os.getpid()}
@@ -56,14 +57,14 @@ class ClusterRecord:
             json.dump(content, file)
 
     def note(self, event: str, **facts: Any) -> None:
-        """Something happened."""
+        """Append an event."""
         if self.directory is not None:
             line = json.dumps({"time_unix_s": time.time(), "event": event, **facts})
             with open(self.directory / "events.jsonl", "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
     def close(self) -> None:
-        """Let others have the directory."""
+        """Release the directory's lock."""
         if self.directory is not None and self._lock is not None:
             (self.directory / "controller.json").unlink(missing_ok=True)
             os.close(self._lock)
@@ -101,7 +102,7 @@ def ask(directory: Path, do: str, **arguments: Any) -> Any:
 
 
 def read_events(directory: Path) -> list[dict[str, Any]]:
-    """All that happened, in order; a line torn by a kill is left out.
+    """Read all events in order; a line torn by a kill is left out.
 
     >>> read_events(Path("nowhere"))
     []

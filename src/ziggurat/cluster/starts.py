@@ -14,7 +14,7 @@ STARTS = 3
 
 
 class Starts:
-    """Starts hosts up to a number, and no host for ever.
+    """Starts missing hosts, and gives up after too many failed starts.
 
     Args:
         hosts: all hosts.
@@ -29,7 +29,7 @@ class Starts:
         self._given_up: set[str] = set()
 
     def start_missing(self, members: Sequence[Host], wanted: int, *, first: bool) -> None:
-        """Start hosts up to the wanted number, and end those that are too many.
+        """Start hosts up to the wanted number, and end surplus ones.
 
         Args:
             members: of the world that there is; they stay.
@@ -51,7 +51,7 @@ class Starts:
                 self._hosts.start(name)
 
     def note(self, host: Host, message: object, reached: int) -> None:
-        """Take note of a host that is ready, or lost.
+        """Record that a host became ready, or was lost.
 
         Args:
             host: which.

@@ -33,7 +33,8 @@ Usable = Callable[[int], str]
 
 @dataclasses.dataclass
 class Wanted:
-    """Wishes of a person for a running program, which may change while it runs."""
+    """Number of hosts and other wishes of a user for a running program; they may change while it
+    runs."""
 
     hosts: int
     spares: int
@@ -81,7 +82,7 @@ class _Stopped(Exception):
 
 
 class Supervision:
-    """Runs one program to its end.
+    """Runs one program to its end, over as many worlds as it takes.
 
     Args:
         hosts: all hosts.
@@ -123,7 +124,8 @@ class Supervision:
         self._formed = False
 
     def run(self, payload: bytes) -> ProgramOutcome:
-        """Call the program until it returns on all hosts, or was asked to leave for good.
+        """Call the program until it returns on all hosts, or until a user asks it to leave for
+        good.
 
         Raises:
             HostError: it raised on a host, for a reason of its own.
@@ -154,7 +156,8 @@ class Supervision:
             return ProgramOutcome(values, stopped, self._worlds.generation, self._recoveries)
 
     def best(self, available: int) -> int:
-        """The most hosts that can be used now; 0 when none."""
+        """Largest number of hosts that is ready and that the program can use; 0 if there is
+        none."""
         most = min(available, self._wanted.hosts)
         return next((count for count in range(most, 0, -1) if not self._usable(count)), 0)
 

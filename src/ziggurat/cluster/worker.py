@@ -46,7 +46,7 @@ ORPHANED = 3
 
 
 class Worker:
-    """One connection to the controller and the functions that come over it."""
+    """A host's connection to the controller, and the functions that it runs for it."""
 
     def __init__(self, name: str, life: str, channel: Channel):
         self._name, self._channel = name, channel
@@ -58,7 +58,7 @@ class Worker:
         channel.send(messages.Hello(name, life, os.getpid(), this_machine(), installed_versions()))
 
     def run(self) -> None:
-        """Serve until the controller says that it is over; for the main thread."""
+        """Serve the controller until it ends this host; runs in the main thread."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._notice)
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
@@ -191,7 +191,8 @@ def serve(
     *,
     send_output: bool = False,
 ) -> None:
-    """Be host ``name`` of the controller at ``address``; returns when it says so.
+    """Run this process as host ``name`` of the controller at ``address``; returns when the
+    controller ends it.
 
     Args:
         address: where the controller listens.
@@ -222,8 +223,8 @@ def serve(
 
 
 def compiling() -> bool:
-    """Whether a thread of this process traces, lowers or compiles a program: JAX cannot be called
-    back from that, and what it makes is worth waiting for."""
+    """Whether a thread of this process traces, lowers or compiles a program. JAX cannot be
+    interrupted in that, and its result is worth waiting for."""
     for top in sys._current_frames().values():
         frame: Any = top
         while frame is not None:
@@ -234,7 +235,7 @@ def compiling() -> bool:
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions that must be the same on all hosts."""
+    """Versions of the packages that must be equal on all hosts."""
     import importlib.metadata
 
     found = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib")}
@@ -244,7 +245,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def this_machine() -> str:
-    """Where a process id means the same process."""
+    """Identifier of this machine: hosts with an equal one share process ids."""
     spaces = [os.stat(f"/proc/self/ns/{kind}").st_ino for kind in ("pid", "net")]
     return "/".join(map(str, (platform.node(), *spaces)))
 
@@ -274,7 +275,8 @@ def _end(why: str) -> None:
 
 
 def main() -> None:
-    """``python -m ziggurat.cluster.worker HOST PORT NAME LIFE [MODULE ...]``, secret on stdin."""
+    """Run ``python -m ziggurat.cluster.worker HOST PORT NAME LIFE [MODULE ...]``, with the secret
+    on standard input."""
     host, port, name, life, *preload = sys.argv[1:]
     secret = bytes.fromhex(sys.stdin.readline().strip())
     try:

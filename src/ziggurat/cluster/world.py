@@ -17,7 +17,7 @@ REPORT_EVERY_S = 0.1
 
 @runtime_checkable
 class Store(Protocol):
-    """Where :meth:`World.keep` puts things."""
+    """Interface of the store behind :meth:`World.keep` and :meth:`World.fetch`."""
 
     def keep(self, name: str, content: bytes) -> None: ...
 
@@ -25,7 +25,7 @@ class Store(Protocol):
 
 
 class World:
-    """The processes that run a program together, and this one among them.
+    """The processes that run a program together, as one of them sees it.
 
     Args:
         host: name of this host.
@@ -66,11 +66,12 @@ class World:
         self._leave_at: int | None = None
 
     def again(self) -> "World":
-        """World for another call of a program, without a request to leave."""
+        """World of the same processes for another call of a program, without a request to leave."""
         return World(self.host, self.generation, self.index, self.count, self._tell, self._store)
 
     def after(self, step: int) -> bool:
-        """Whether to leave now, with ``step`` steps done; every process asks between all steps."""
+        """Whether the program is to leave now, after ``step`` steps; every process asks between all
+        steps."""
         with self._guard:
             self.step = step
             if self._leave_at is not None and step >= self._leave_at:
@@ -78,7 +79,7 @@ class World:
             return self.left
 
     def report(self, step: int, ledger_s: Mapping[str, float], *, now: bool = False) -> None:
-        """Tell the controller how far this program is, ten times a second at most.
+        """Report progress to the controller, at most ten times a second.
 
         Args:
             step: steps done.
@@ -91,25 +92,26 @@ class World:
             self._tell(step, ledger_s)
 
     def keep(self, name: str, content: bytes) -> None:
-        """Let the controller keep something that a host of a later world can use, such as a
-        compiled program; of many things it keeps the newest."""
+        """Ask the controller to keep content for hosts of later worlds, such as a compiled program;
+        it keeps the newest entries."""
         if self._store is not None:
             self._store.keep(name, content)
 
     def fetch(self, name: str) -> bytes | None:
-        """Content that a host of this or an earlier world kept, if the controller still has it."""
+        """Fetch content that a host of this or an earlier world kept, if the controller still has
+        it."""
         return None if self._store is None else self._store.fetch(name)
 
     def hold(self) -> int:
-        """Let nobody pass another boundary until :meth:`go`; for the thread that hears commands."""
+        """Stop the program at its next boundary until :meth:`go`; for the thread that receives
+        commands."""
         if not self._held:
             self._guard.acquire()
             self._held = True
         return self.step
 
     def go(self, leave_at: int | None) -> None:
-        """Let the program continue, to leave at ``leave_at``; the thread that held it calls
-        this."""
+        """Let the program continue, to leave at ``leave_at``; called by the thread that held it."""
         if leave_at is not None:
             self._leave_at = leave_at
         if self._held:

@@ -15,7 +15,7 @@ Other = Callable[[Host | None, object], None]
 
 
 class Worlds:
-    """The world that there is, and its coordination service, which lives in this process.
+    """The current world and its coordination service, which runs in the controller's process.
 
     Args:
         hosts: all hosts.
@@ -46,7 +46,7 @@ class Worlds:
         """Whom the service knows: they must leave before it ends."""
 
     def form(self, chosen: Sequence[Host]) -> bool:
-        """Make a world of these hosts; False if one of them did not get there.
+        """Make a world of these hosts; returns False if one of them did not enter it.
 
         Hosts that were in the world before keep their place where they can, so that each finds the
         snapshots that its keeper has.
@@ -79,8 +79,8 @@ class Worlds:
         return fine
 
     def collapse(self, reason: str, calls: dict[int, Host]) -> list[tuple[Host, messages.Raised]]:
-        """The world is broken: get every member out of its call, or else kill it. One that compiles
-        is waited for.
+        """End a broken world: interrupt the call of every member, and kill those that do not
+        return. A member that compiles is waited for.
 
         Args:
             reason: why.
@@ -99,7 +99,7 @@ class Worlds:
         return raised
 
     def close(self) -> None:
-        """End the service; hosts have ended before."""
+        """Stop the coordination service, after all hosts have ended."""
         if self._service is not None:
             self._service.close()
 
@@ -179,7 +179,7 @@ class Worlds:
 
 
 def place(chosen: Sequence[Host]) -> list[Host]:
-    """Hosts in the order of their places in the next world.
+    """Order hosts by their index in the next world.
 
     >>> a, b, c = Host("a", "1", index=0), Host("b", "2", index=1), Host("c", "3")
     >>> [host.name for host in place([b, c])]  # c takes the place of a, which is gone

@@ -57,7 +57,7 @@ def factored_dims(shape: tuple[int, ...], axes: Axes, smallest: int) -> tuple[in
 
 
 def root_mean_square(x: Float[Array, "*s"], axes: Axes) -> Float[Array, "*one"]:
-    """Over the dimensions of one layer; they stay, with size 1."""
+    """Root mean square over the dimensions of one layer, which stay with size 1."""
     dims = tuple(range(stacked_dims(axes), x.ndim))
     return jnp.sqrt(jnp.mean(jnp.square(x), axis=dims, keepdims=True))
 

@@ -67,28 +67,28 @@ class _Ending(_Decaying):
 
 @config.node
 class Constant(_Warmup):
-    """The peak after the warm-up."""
+    """Schedule that stays at the peak after the warm-up."""
 
     kind: Literal["constant"] = "constant"
 
 
 @config.node
 class LinearDecay(_Ending):
-    """A straight line from the peak to the end."""
+    """Schedule that falls in a straight line from the peak to the end."""
 
     kind: Literal["linear"] = "linear"
 
 
 @config.node
 class Cosine(_Ending):
-    """Half a cosine from the peak to the end."""
+    """Schedule that falls along half a cosine from the peak to the end."""
 
     kind: Literal["cosine"] = "cosine"
 
 
 @config.node
 class WarmupStableDecay(_Ending):
-    """The peak, then a short decay at the end."""
+    """Schedule that stays at the peak and falls in a short decay at the end (WSD)."""
 
     kind: Literal["wsd"] = "wsd"
     decay_fraction: float = 0.1
@@ -103,7 +103,8 @@ class WarmupStableDecay(_Ending):
 
 @config.node
 class InverseSqrt(_Decaying):
-    """The peak times sqrt(warmup_steps / step), never below final_fraction of the peak."""
+    """Schedule of the peak times sqrt(warmup_steps / step), never below final_fraction of the
+    peak."""
 
     kind: Literal["inverse_sqrt"] = "inverse_sqrt"
 
@@ -287,7 +288,7 @@ class Sgd(OptimizerNode):
 
 @config.node
 class CustomOptimizer(OptimizerNode, abc.ABC):
-    """An optimizer of another package: its settings are fields, its update is :meth:`rule`.
+    """Base of optimizers from other packages: settings are fields, the update is :meth:`rule`.
 
     Gradients arrive clipped to ``clip_norm``. Register the class with ``OPTIMIZERS``.
     """
@@ -298,7 +299,7 @@ class CustomOptimizer(OptimizerNode, abc.ABC):
     def rule(
         self, schedule: "optax.Schedule", decay: "optax.GradientTransformation"
     ) -> "optax.GradientTransformation":
-        """The transformation of gradients to updates.
+        """Build the transformation of gradients to updates.
 
         Args:
             schedule: learning rate by step.
@@ -319,7 +320,7 @@ OptimizerConfig = Annotated[
 
 @config.node
 class LossConfig:
-    """The next-token loss."""
+    """Settings of the next-token loss."""
 
     z_loss: float = 0.0
     """Coefficient of the squared log-normaliser, e.g. 1e-4; keeps logits from drifting."""

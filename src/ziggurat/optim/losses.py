@@ -11,7 +11,8 @@ from ziggurat.optim.config import LossConfig
 
 
 class LossMetrics(NamedTuple):
-    """Sums over the batch, for reports; add them over micro-batches, then divide by ``tokens``."""
+    """Metrics of the loss as sums over a batch; add them over micro-batches, then divide by
+    ``tokens``."""
 
     nll: Float[Array, ""]
     """Sum of negative log-likelihoods of the targets, nats, without the z-loss."""

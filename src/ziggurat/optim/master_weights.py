@@ -26,7 +26,7 @@ from ziggurat.core.pytrees import map_named
 
 
 class MasterState(NamedTuple):
-    """State of an optimizer over parameters of which some are narrower than float32."""
+    """Optimizer state with float32 copies of narrower parameters."""
 
     inner: Any
     """The optimizer's own state, of float32 parameters."""
@@ -37,7 +37,7 @@ class MasterState(NamedTuple):
 def with_master_weights(
     transform: optax.GradientTransformationExtraArgs,
 ) -> optax.GradientTransformationExtraArgs:
-    """``transform`` over float32 copies of those parameters that are narrower.
+    """Apply ``transform`` to float32 copies of parameters that are narrower.
 
     Its updates lead from the parameters to the rounded copies; :func:`applied` takes the copies
     themselves and is exact.
@@ -79,19 +79,19 @@ def with_master_weights(
 
 
 def widened(array: Array) -> Array:
-    """A floating array as float32 if it is narrower; for sums."""
+    """Convert a floating array to float32 if it is narrower."""
     return array.astype(jnp.float32) if _is_narrow(array) else array
 
 
 def exact(params: Any, state: Any) -> Any:
-    """The parameters as the optimizer has them: float32 where there are copies."""
+    """Parameters as the optimizer holds them: float32 copies where there are any."""
     if not isinstance(state, MasterState):
         return params
     return jax.tree.map(lambda p, w: p if w is None else w, params, state.weights)
 
 
 def applied(params: Any, updates: Any, state: Any) -> Any:
-    """The parameters after an update.
+    """Add an update to the parameters.
 
     Args:
         params: before it.
@@ -110,7 +110,7 @@ def applied(params: Any, updates: Any, state: Any) -> Any:
 
 
 def shifted(params: Any, state: Any, by: Mapping[str, Array]) -> tuple[Any, Any]:
-    """Parameters and state with some parameters moved outside the optimizer.
+    """Move some parameters outside the optimizer, and their float32 copies with them.
 
     Args:
         params: the parameters.

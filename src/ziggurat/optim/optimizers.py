@@ -45,7 +45,7 @@ Mask = Callable[[Any], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """An optimizer ready for the training step."""
+    """An optimizer with the interface that the training step uses."""
 
     transform: optax.GradientTransformationExtraArgs
     """``init(params)`` and ``update(grads, state, params, grad_norm=None)``; a ``grad_norm`` that
@@ -62,7 +62,7 @@ class Optimizer:
 
 
 def build(config: OptimizerConfig, *, total_steps: int, axes: Any) -> Optimizer:
-    """The optimizer a run file declares, for parameters with the given logical axes.
+    """Build the optimizer of a run file for parameters with the given logical axes.
 
     Args:
         config: the optimizer's node.
@@ -110,7 +110,7 @@ def build(config: OptimizerConfig, *, total_steps: int, axes: Any) -> Optimizer:
 
 
 def from_optax(transform: optax.GradientTransformation, axes: Any) -> Optimizer:
-    """An optimizer from any Optax transformation: the whole update, learning rate included.
+    """Wrap an Optax transformation that is the whole update, learning rate included.
 
     Args:
         transform: gets gradients as they are, not clipped. Parameters narrower than float32 reach

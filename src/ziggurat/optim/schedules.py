@@ -43,7 +43,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def build_schedule(config: ScheduleConfig, total_steps: int, peak: float = 1.0) -> optax.Schedule:
-    """The learning rate of every step, as declared.
+    """Build the function from a step to its learning rate.
 
     Args:
         config: the schedule's node.

@@ -8,7 +8,7 @@ from ziggurat.optim.groups import Axes, is_axes
 
 
 def state_axes(opt_state: Any, params_axes: Any) -> Any:
-    """The tree of ``opt_state`` with a tuple of logical axis names in place of each array.
+    """Logical axis names of every array of an optimizer state, as a tree of its structure.
 
     A state leaf belongs to the parameter whose path ends its own path
     (``0.mu.blocks.query.kernel`` to ``blocks.query.kernel``) and gets that parameter's axes when

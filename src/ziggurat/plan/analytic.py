@@ -40,7 +40,8 @@ Add = Callable[[str, float, tuple[str, ...], float, str], None]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlannedWeight:
-    """An array that a step multiplies by or looks up in, and what its dimensions stand for."""
+    """A weight of the step: an array that it multiplies by or looks up in, with the meaning of its
+    dimensions."""
 
     array: Any
     """Shape, type and sharding."""
@@ -51,7 +52,7 @@ class PlannedWeight:
 
     @property
     def layers(self) -> int:
-        """Layers that are stacked in it."""
+        """Number of layers stacked in it."""
         return self.array.shape[self.axes.index("layers")] if "layers" in self.axes else 1
 
     @property
@@ -78,8 +79,8 @@ class PlannedWeight:
         return [part if isinstance(part, tuple) else (part,) if part else () for part in parts]
 
     def kept_ways(self, sizes: dict[str, int]) -> int:
-        """Into how many parts it stays cut while it is multiplied by: those of ``tensor``, and of
-        the experts' own axes."""
+        """Number of shards it keeps while it is multiplied: those of ``tensor`` and of the experts'
+        axes."""
         cuts = self.cuts
         kept = {axis for part in cuts for axis in part if axis == "tensor"}
         if self.of_experts:
@@ -89,7 +90,7 @@ class PlannedWeight:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """A training step as the plan sees it; everything abstract."""
+    """A training step as the analytic plan sees it; holds shapes only."""
 
     jaxpr: Any
     """Of the whole step."""
@@ -132,7 +133,7 @@ class Step:
 
 
 def argument_bytes(arguments: list[Any], least: int = 1) -> int:
-    """Bytes per device of what a step is given, by its shardings; of each number at ``least``."""
+    """Bytes per device of a step's arguments, by their shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * max(leaf.dtype.itemsize, least)
         for leaf in arguments

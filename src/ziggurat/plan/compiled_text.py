@@ -35,14 +35,14 @@ _COMPARE = re.compile(r" compare\(([^)]*)\), direction=(LT|LE)")
 
 
 class Text(NamedTuple):
-    """A program's computations: name -> lines, and which one is entered first."""
+    """Text of a compiled program: lines of each computation, and the entry computation."""
 
     computations: dict[str, list[str]]
     entry: str
 
 
 def parse(text: str) -> Text:
-    """Split a program into computations."""
+    """Split a compiled program's text into computations."""
     computations: dict[str, list[str]] = {}
     entry, lines = "", []
     for line in text.splitlines():

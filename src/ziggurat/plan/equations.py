@@ -16,7 +16,7 @@ BARRIERS = {"concatenate", "sort", "cumsum", "cumlogsumexp", "cummax", "top_k", 
 
 
 class Flat(NamedTuple):
-    """An equation with calls inlined, its variables numbered within the level."""
+    """An equation of a jaxpr after calls are inlined, with its variables numbered."""
 
     equation: Any
     inputs: list[int | None]
@@ -27,7 +27,8 @@ class Flat(NamedTuple):
 def flatten(
     jaxpr: Any, numbers: dict[Any, int], sizes: dict[int, float], scope: str
 ) -> Iterator[Flat]:
-    """Equations in order with calls inlined; fills ``numbers`` and the bytes of each variable."""
+    """Inline calls of a jaxpr and return its equations in order; fills ``numbers`` and the bytes of
+    each variable."""
 
     def number(variable: Any) -> int | None:
         if hasattr(variable, "val"):  # a literal
@@ -67,14 +68,14 @@ def called(equation: Any) -> Any | None:
 
 
 def declared(pattern: re.Pattern[str], scope: str) -> int | None:
-    """The number in the innermost scope that matches."""
+    """The number that the innermost matching named scope carries."""
     found = pattern.findall(scope)
     return int(found[-1]) if found else None
 
 
 def trips(equation: Any) -> int | None:
-    """How often a loop runs that counts by constant steps from one constant to another; None where
-    that is not known. (``fori_loop`` between constants is a scan.)"""
+    """Number of iterations of a loop that counts by constant steps between constants; ``None`` if
+    it is not known. (``fori_loop`` between constants is a scan.)"""
     params = equation.params
     test, turn = params["cond_jaxpr"].jaxpr, params["body_jaxpr"].jaxpr
     if len(test.eqns) != 1 or test.eqns[0].primitive.name != "lt":
@@ -115,5 +116,5 @@ def body(equation: Any) -> Any:
 
 
 def opened(jaxpr: Any) -> Any:
-    """A jaxpr without its constants."""
+    """The jaxpr inside a closed jaxpr."""
     return getattr(jaxpr, "jaxpr", jaxpr)

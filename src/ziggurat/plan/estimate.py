@@ -36,7 +36,7 @@ experts."""
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Time of one training step and what follows from it."""
+    """Predicted time of a training step, with the figures that follow from it."""
 
     step_s: float
     compute_s: float
@@ -62,7 +62,7 @@ class Estimate:
 
     @property
     def tokens_per_s(self) -> float:
-        """Of the whole job."""
+        """Throughput of the whole job, tokens per second."""
         return self.tokens / self.step_s
 
     @property
@@ -73,7 +73,7 @@ class Estimate:
         return share
 
     def cost(self, per_chip_hour: float) -> float:
-        """Of a billion tokens, at a price of one chip for an hour."""
+        """Cost of a billion tokens, at a price of one chip for an hour."""
         hours = 1e9 / self.tokens_per_s / 3600
         return hours * self.chips * per_chip_hour
 
@@ -93,7 +93,7 @@ def estimate(
     matmul_flops_per_token: float,
     compiled: bool,
 ) -> Estimate:
-    """Time of a step.
+    """Predict the time of a step.
 
     Args:
         topology: where it runs.
@@ -156,7 +156,7 @@ def _overlapped(found: Collective) -> bool:
 
 
 def assumptions(topology: Topology, compiled: bool) -> tuple[str, ...]:
-    """Everything the figures rest on, one line each."""
+    """Assumptions behind the figures, one line each."""
     chip, name = topology.chip, topology.generation.name
     fitted = "fitted on one published run" if name in EFFICIENCY else "not fitted for it"
     dcn = chip.dcn_bytes_per_s

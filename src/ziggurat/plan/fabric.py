@@ -35,7 +35,7 @@ FACTORS = {
 
 
 class Route(NamedTuple):
-    """Bandwidths of a group of devices for a collective."""
+    """Bandwidths that a group of devices has for a collective."""
 
     ways: int
     """Devices of the group in one slice."""
@@ -51,7 +51,7 @@ class Route(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
-    """Collective of a step."""
+    """A collective of the step: kind, bytes and route."""
 
     kind: str
     """A key of :data:`FACTORS`."""
@@ -84,7 +84,8 @@ class Collective:
 
 
 class Fabric:
-    """The devices of a mesh, in the order in which the compiled program numbers them."""
+    """Links between the devices of a mesh, in the order in which the compiled program numbers
+    them."""
 
     def __init__(self, topology: Topology, mesh: Any):
         """``mesh`` is a ``jax.sharding.Mesh`` of the topology's devices."""
@@ -96,12 +97,12 @@ class Fabric:
 
     @property
     def size(self) -> int:
-        """Devices."""
+        """Number of devices."""
         return len(self._slices)
 
     @property
     def across_slices(self) -> list[int]:
-        """The first device and those in its place in other slices."""
+        """The first device, and the devices at its place in other slices."""
         same = (self._coordinates == self._coordinates[0]).all(axis=1)
         _, first = np.unique(self._slices[same], return_index=True)
         return np.flatnonzero(same)[first].tolist()

@@ -26,7 +26,7 @@ _VIEWS = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "stop_gradien
 
 
 def peak_bytes(jaxpr: Any, scope: str, ways: float, *, matmuls_only: bool = False) -> float:
-    """The most bytes that live at once on a device in one run of a scope, over all its bodies.
+    """Largest number of bytes alive at once on a device in one run of a scope, over all its bodies.
 
     Args:
         jaxpr: of the whole step.

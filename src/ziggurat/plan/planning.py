@@ -17,7 +17,7 @@ from ziggurat.plan.topology import Topology
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A training step to be planned, abstract: nothing of it is on a device."""
+    """A training step to be planned: program, shapes and shardings, nothing on a device."""
 
     step: Any
     """Jitted."""
@@ -65,18 +65,18 @@ class Plan:
 
     @property
     def hbm_bytes(self) -> int:
-        """Of one device."""
+        """Memory of one device."""
         return self.program.hbm_bytes if self.program else hbm_bytes(self.topology)
 
     @property
     def fits(self) -> bool:
-        """The verdict."""
+        """Whether the peak fits the device's memory."""
         return self.program.fits if self.program else self.peak_bytes <= self.hbm_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A subject traced, with its analytic plan; :meth:`compiled` asks the compiler."""
+    """A traced step with its analytic plan; :meth:`compiled` adds the compiler's figures."""
 
     subject: Subject
     topology: Topology
@@ -85,7 +85,7 @@ class Prepared:
     plan: Plan
 
     def compiled(self, command: Sequence[str], folder: Path) -> Plan:
-        """The plan with the compiler's memory and collectives.
+        """Compile the step and return the plan with the compiler's memory and collectives.
 
         Args:
             command: starts a process that compiles this step, see

@@ -19,7 +19,7 @@ from ziggurat.core import config
 
 @config.node
 class PriceTable:
-    """Prices of one provider."""
+    """Prices of one cloud provider."""
 
     currency: str
     source: str
@@ -33,7 +33,8 @@ class PriceTable:
 
 
 def load(path: Path | None = None) -> PriceTable | None:
-    """The table of a file, or of the one ``ZIGGURAT_PRICES`` names; None where neither is given.
+    """Read a price table from a file, or from the one ``ZIGGURAT_PRICES`` names; ``None`` where
+    neither is given.
 
     Raises:
         ConfigError: the file is missing or of another form.

@@ -37,7 +37,7 @@ _POLL_S = 0.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledStep:
-    """Report of the compiler on a step."""
+    """Memory and collectives of a step as the compiler reports them."""
 
     fits: bool
     memory: dict[str, int]
@@ -59,7 +59,7 @@ def hbm_bytes(topology: Topology) -> int:
 def compile_in_child(
     command: Sequence[str], folder: Path, topology: Topology, fabric: Fabric
 ) -> CompiledStep:
-    """Compile a step in a child process as far as its memory is known.
+    """Compile a step in a child process, up to the point where its memory is known.
 
     Args:
         command: starts a process that compiles the step for the topology with :data:`OPTIONS`.
@@ -104,7 +104,7 @@ def compile_in_child(
 
 
 def read_memory(folder: Path) -> dict[str, int]:
-    """Memory of the optimised program that libtpu wrote into a folder, see
+    """Read the memory of the optimised program from the files that libtpu wrote; see
     :class:`CompiledStep`."""
     report = next(folder.glob(_REPORT)).read_text("utf-8")
     buffers = next(folder.glob("*after_optimizations-buffer-assignment.txt")).read_text("utf-8")

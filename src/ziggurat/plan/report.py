@@ -16,7 +16,7 @@ ROUGH = {"expert", "context"}
 
 
 class TableRow(NamedTuple):
-    """A line of the table."""
+    """A row of the plan's table."""
 
     what: str
     value: str
@@ -24,7 +24,7 @@ class TableRow(NamedTuple):
 
 
 def verdict(plan: Plan) -> str:
-    """One sentence: fits or does not, by how much."""
+    """Sentence that says whether the run fits, and by how much."""
     word = "fits" if plan.fits else "does not fit"
     spare = plan.hbm_bytes - plan.peak_bytes
     share = abs(spare) / plan.hbm_bytes
@@ -57,7 +57,7 @@ def memory_rows(plan: Plan) -> list[TableRow]:
 
 
 def time_rows(plan: Plan) -> list[TableRow]:
-    """Where the time of a step goes."""
+    """Rows on where the time of a step goes."""
     figures = plan.estimate
     rows = [
         TableRow(kind, f"{seconds * 1e3:.1f} ms", f"{seconds / figures.step_s:.1%}")
@@ -77,7 +77,7 @@ def time_rows(plan: Plan) -> list[TableRow]:
 
 
 def summary_rows(plan: Plan, prices: PriceTable | None) -> list[TableRow]:
-    """The figures people ask for."""
+    """Rows of the main figures: step time, throughput, MFU, cost."""
     figures = plan.estimate
     shown = " x ".join(f"{a}={n}" for a, n in plan.mesh.items()) or "one device"
     slices, a_chip = plan.topology.slices, figures.tokens_per_s / figures.chips
@@ -106,7 +106,7 @@ def summary_rows(plan: Plan, prices: PriceTable | None) -> list[TableRow]:
 
 
 def collective_rows(plan: Plan, most: int = 12) -> list[TableRow]:
-    """The compiled program's dearest collectives, gathered by kind and mesh axes."""
+    """Rows of the most expensive collectives, by kind and mesh axes."""
     made = plan.program.collectives if plan.program else []
     totals: dict[tuple[str, str], list[float]] = {}
     for found in made:
@@ -127,7 +127,7 @@ def collective_rows(plan: Plan, most: int = 12) -> list[TableRow]:
 
 
 def to_plain(plan: Plan, prices: PriceTable | None = None) -> dict[str, Any]:
-    """A plan as JSON's types."""
+    """A plan as values that JSON has."""
     figures = dataclasses.asdict(plan.estimate)
     figures |= {"tokens_per_s": plan.estimate.tokens_per_s, "mfu": plan.estimate.mfu}
     price = prices and prices.per_chip_hour.get(plan.topology.generation.name)

@@ -17,7 +17,7 @@ P = TypeVar("P")
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A layout to look at."""
+    """A layout that the search looks at: mesh and remat policy."""
 
     mesh: dict[str, int]
     """Axes inside a slice of more than one device."""
@@ -27,7 +27,7 @@ class Candidate:
 
     @property
     def overrides(self) -> list[str]:
-        """As overrides of a run file."""
+        """The candidate as overrides of a run file."""
         sizes = {"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | self.mesh
         keys = [f"mesh.{axis}={size}" for axis, size in sizes.items()]
         return [*keys, f"mesh.dcn.data={self.slices}", f"train.remat={self.remat!r}"]

@@ -24,7 +24,7 @@ _SMALL_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-    """A TPU generation as topologies name it."""
+    """A TPU generation, as topology strings name it."""
 
     chip: hardware.Chip
     """Record of the chip: published figures, name and largest slice."""
@@ -53,7 +53,7 @@ here: libtpu describes it without megacore, as two devices a chip, which no mach
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Slices of one shape."""
+    """One or more TPU slices of one shape."""
 
     generation: Generation
     shape: tuple[int, ...]

@@ -86,7 +86,8 @@ _FREE = {"iota", "broadcast_in_dim", "reshape", "squeeze", "expand_dims", "stop_
 
 
 def register_kernel(pattern: str, share: Callable[[tuple[int, ...], str], float]) -> None:
-    """Say which share of the grid of matching kernels does work, e.g. under a causal mask."""
+    """Register the share of its grid for which a Pallas kernel does work, e.g. under a causal
+    mask."""
     KERNELS.append(KernelWork(pattern, share))
 
 

@@ -49,8 +49,8 @@ def token_log_probs(
 
 
 def stacked(batch: Mapping[str, jax.Array], sides: tuple[str, str]) -> dict[str, jax.Array]:
-    """Two kinds of rows of a batch as one with twice as many, so that one pass serves both; the two
-    rows of a record lie side by side, on the device that has them."""
+    """Join two kinds of rows of a batch, so that one forward pass serves both; the two rows of a
+    record lie side by side on one device."""
     return {
         name: jnp.stack([batch[side + name] for side in sides], 1).reshape(
             -1, *batch[sides[0] + name].shape[1:]
@@ -60,7 +60,7 @@ def stacked(batch: Mapping[str, jax.Array], sides: tuple[str, str]) -> dict[str,
 
 
 def unstacked(values: Float[Array, " two_b"]) -> tuple[Float[Array, " b"], Float[Array, " b"]]:
-    """One value for each row of :func:`stacked`, apart again.
+    """Split values of the rows of :func:`stacked` into the two kinds again.
 
     >>> [part.tolist() for part in unstacked(jnp.arange(4.0))]
     [[0.0, 2.0], [1.0, 3.0]]

@@ -28,13 +28,13 @@ HEAD = "score"
 
 
 def head_shape(model: LanguageModel) -> tuple[Params, Params]:
-    """Shape and logical axis names of what a reward model has more than its decoder."""
+    """Shape and logical axis names of the score head that a reward model has beside its decoder."""
     kernel = jax.ShapeDtypeStruct((model.decoder.d_model, 1), model.precision.param_dtype)
     return {HEAD: {"kernel": kernel}}, {HEAD: {"kernel": ("embed", None)}}
 
 
 def initial_head(model: LanguageModel, key: Key[Array, ""]) -> Params:
-    """A head that scores at random, by little."""
+    """Draw a score head of small random weights."""
     shape, _ = head_shape(model)
     like = shape[HEAD]["kernel"]
     drawn = model.decoder.init_std * jax.random.normal(key, like.shape, jnp.float32)

@@ -41,7 +41,8 @@ BASE, REFERENCE = "base", "reference"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """A model as the training loop sees it: shapes and places of what is trained of it."""
+    """A model of which all parameters, or adapters alone, are trained, as the training loop sees
+    it."""
 
     model: LanguageModel
     """The whole model; some weights may be quantised where adapters are trained."""
@@ -76,7 +77,7 @@ class Tuned:
         return self.model.precision
 
     def shardings(self, layout: Layout) -> Params:
-        """Where each part lives.
+        """Sharding of each trained parameter.
 
         Raises:
             ShardingError: a dimension does not divide over the mesh.
@@ -122,7 +123,7 @@ class Tuned:
         return self.model.index_limits
 
     def policy(self, params: Params, frozen: Params) -> Params:
-        """The model's parameters, of what is trained and what stays."""
+        """The model's parameters, put together from trained and frozen ones."""
         own = {name: part for name, part in params.items() if name != HEAD}
         return own if self.lora is None else attached(frozen[BASE], own, self.lora.scale)
 
@@ -132,7 +133,7 @@ class Tuned:
         return frozen[REFERENCE] if REFERENCE in frozen else frozen[BASE]
 
     def whole(self, params: Params, frozen: Params) -> tuple[LanguageModel, Params]:
-        """The model that was trained, adapters merged, for whoever only reads."""
+        """The trained model with adapters merged, for readers."""
         own = {name: part for name, part in params.items() if name != HEAD}
         if self.lora is None:
             return self.model, own
@@ -155,7 +156,7 @@ class Tuned:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Start:
-    """Starting point of a run."""
+    """Starting weights of a post-training run, with what is trained and what is frozen."""
 
     tuned: Tuned
     loaded: "pretrained.Pretrained | None"
@@ -247,7 +248,7 @@ def _reference(path: Path, model: LanguageModel, layout: Layout) -> Params:
 
 
 def placed(params: Params, model: LanguageModel, layout: Layout) -> Params:
-    """Parameters as arrays of their own, of the model's types, where the layout wants them."""
+    """Copy parameters into arrays of the model's types, sharded by the layout."""
 
     def one(_: str, like: Any, leaf: Any) -> Array:
         copy = jnp.array(leaf, like.dtype, copy=True)  # the state's arrays are donated
@@ -257,7 +258,7 @@ def placed(params: Params, model: LanguageModel, layout: Layout) -> Params:
 
 
 def structs(model: LanguageModel, layout: Layout) -> Params:
-    """Shapes, types and places of a model's parameters."""
+    """Shapes, types and shardings of a model's parameters."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         model.abstract,
@@ -266,7 +267,7 @@ def structs(model: LanguageModel, layout: Layout) -> Params:
 
 
 def shapes_of(frozen: Params) -> Params:
-    """Shapes and places of arrays."""
+    """Shapes, types and shardings of arrays."""
     return jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), frozen
     )
@@ -289,7 +290,7 @@ def files_of(run: RunConfig, start: Start, tokenizer: Any) -> dict[str, bytes | 
 
 
 def trained_model(run: RunConfig, start: Start, tokenizer: Any) -> Any:
-    """For ``Parts.pretrained``: trained parameters as a language model."""
+    """Turn trained parameters into a language model (``Parts.pretrained``)."""
 
     def trained(params: Params) -> pretrained.Pretrained:
         model, whole = start.tuned.whole(params, start.frozen)

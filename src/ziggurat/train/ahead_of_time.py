@@ -52,7 +52,7 @@ def abstract_step(
 
 
 def subject(run: RunConfig, devices: Sequence[Any]) -> Subject:
-    """A run's step as ``ziggurat.plan`` takes it.
+    """Describe a run's step to :mod:`ziggurat.plan`.
 
     Raises:
         ConfigError, ShardingError: as :func:`abstract_step`.

@@ -33,17 +33,17 @@ class PretrainedModel:
 
 @runtime_checkable
 class Kind(Protocol):
-    """A node of the run file that has variants."""
+    """Interface of a node of the run file that has variants."""
 
     @property
     def kind(self) -> str:
-        """Which variant it is."""
+        """Name of the variant."""
         ...
 
 
 @runtime_checkable
 class DataKind(Kind, Protocol):
-    """Every variant of ``[data]``."""
+    """Interface of every variant of ``[data]``."""
 
     @property
     def batch_size(self) -> int:
@@ -52,7 +52,7 @@ class DataKind(Kind, Protocol):
 
     @property
     def eval_fraction(self) -> float:
-        """Share that is held out for evaluation."""
+        """Share of the data that is held out for evaluation."""
         ...
 
 
@@ -83,7 +83,7 @@ class DataFromPython:
 
     @property
     def eval_fraction(self) -> float:
-        """Of documents; none are held out here."""
+        """Share of documents held out: none."""
         return 0.0
 
 
@@ -109,7 +109,7 @@ OptimizerNode = Annotated[
 
 @config.node
 class TrainConfig:
-    """The training loop."""
+    """Settings of the training loop."""
 
     steps: int
     """Optimizer steps of the whole run. A run may be resumed with more; its schedule stays as it
@@ -149,7 +149,7 @@ class TrainConfig:
 
 @config.node
 class EvaluationConfig:
-    """Loss on held-out documents (needs ``data.eval_fraction``)."""
+    """Settings of evaluation on held-out documents (needs ``data.eval_fraction``)."""
 
     every: int | None = None
     """Steps between evaluations; default only at the end."""
@@ -297,7 +297,7 @@ SYNONYMS = {
 
 @config.node
 class RunConfig:
-    """A whole run."""
+    """The whole run file."""
 
     SYNONYMS: ClassVar[Mapping[str, str]] = SYNONYMS
 
@@ -375,12 +375,12 @@ class RunConfig:
 
     @property
     def row_tokens(self) -> int | None:
-        """Tokens of a row inside the model; None where only weights will tell."""
+        """Tokens of a row inside the model; ``None`` where only the starting weights will tell."""
         if isinstance(self.data, ImageData):
             return self.model.tokens if isinstance(self.model, DitConfig) else None
         return getattr(self.data, "sequence_length", None)
 
     @property
     def directory(self) -> Path:
-        """The run's own directory."""
+        """Directory of the run."""
         return self.output / self.name

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def attempt(what: str, call: Callable[[], T]) -> T | None:
-    """Result of ``call``, or ``None`` and a log line if it raises."""
+    """Result of ``call``; if it raises, ``None`` and a line in the log."""
     try:
         return call()
     except Exception as error:
@@ -51,7 +51,7 @@ def sample_tokens(experiment: Experiment, prompt: str) -> int:
 
 
 def context_length(experiment: Experiment) -> int:
-    """Longest sample: no longer than rows of training, nor than the model allows (tokens)."""
+    """Longest sample in tokens: no longer than a training row, nor than the model allows."""
     model = getattr(experiment.model, "model", experiment.model)
     length = experiment.data.sequence_length
     if isinstance(model, LanguageModel):

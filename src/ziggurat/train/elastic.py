@@ -44,21 +44,21 @@ class ElasticWorld(Protocol):
     count: int
 
     def after(self, step: int) -> bool:
-        """Whether to leave now."""
+        """Whether the program is to leave now."""
         ...
 
     def report(self, step: int, ledger_s: Mapping[str, float], *, now: bool = False) -> None:
-        """Tell how far we are."""
+        """Report progress to the controller."""
 
     def keep(self, name: str, content: bytes) -> None:
-        """Keep something for hosts to come."""
+        """Keep content for hosts of later worlds."""
 
     def fetch(self, name: str) -> bytes | None:
-        """Content that was kept under a name."""
+        """Fetch content that was kept under a name."""
 
 
 class LeaveRequest(StopRequest):
-    """Leaving when the controller says so, on all processes after the same step."""
+    """Stop request of a controller, honoured by all processes after the same step."""
 
     def __init__(self, world: ElasticWorld, timer: StepTimer, within_s: float | None):
         super().__init__(within_s)
@@ -73,7 +73,7 @@ class LeaveRequest(StopRequest):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Signals go to the controller, or to the host's own process."""
+        """Leave signals alone: they go to the controller or to the host's own process."""
         try:
             yield self
         finally:
@@ -134,7 +134,8 @@ jax.monitoring.register_event_listener(_CacheHits.listen)
 
 
 class StepCache:
-    """The steps that hosts have compiled, for each world there was, and for the next like it.
+    """Compiled steps of earlier worlds, and of the next one of equal shape, kept with the
+    controller.
 
     Backends and their programs end with a world. Serialised ones do not: the controller keeps them,
     and a host that enters a world of a size that was there before, even a new host, loads the step
@@ -183,8 +184,8 @@ class StepCache:
 
 
 def fit(run: RunConfig, hosts: int, devices: int, wanted: int) -> RunConfig:
-    """The run for this many hosts: the same global batch, cut into more micro-batches if they are
-    fewer than wanted.
+    """Adapt a run to a number of hosts: the global batch stays, cut into more micro-batches if
+    there are fewer hosts than wanted.
 
     Args:
         run: the run as its file says.
@@ -218,7 +219,7 @@ def fit(run: RunConfig, hosts: int, devices: int, wanted: int) -> RunConfig:
 
 
 def usable(run: RunConfig, devices: int, wanted: int) -> Callable[[int], str]:
-    """Says for a number of hosts why the run cannot use it; empty when it can.
+    """Reason why a run cannot use a number of hosts; empty if it can.
 
     Args:
         run: the run as its file says.

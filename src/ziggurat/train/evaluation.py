@@ -9,7 +9,7 @@ from ziggurat.train.experiment import Experiment, local_rows
 
 
 def evaluate(experiment: Experiment, params: Params) -> dict[str, float]:
-    r"""Evaluation of the first held-out batches by the objective, or its own evaluation.
+    r"""Evaluate the first held-out batches by the objective's loss, or by its own evaluation.
 
     Returns:
         ``eval_loss`` and every other metric of the objective per unit of weight, by ``eval_`` and

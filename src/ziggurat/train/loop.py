@@ -178,7 +178,7 @@ def train(
 
 
 class Loop:
-    """Runs steps and everything that happens between them."""
+    """The training loop: runs steps, and saves, evaluates and reports between them."""
 
     def __init__(
         self,
@@ -214,8 +214,8 @@ class Loop:
         program: Callable[[], str],
         launched_s: float | None = None,
     ) -> None:
-        """Keep account of time and checkpoints, and trace a step now and then; the first process
-        does."""
+        """Account for time and checkpoints, and trace a step now and then; on the first process
+        only."""
         if Processes().first:
             self._directory = directory
             self._journal = Journal(directory.ledger, self.timer, launched_s=launched_s)
@@ -225,7 +225,7 @@ class Loop:
 
     @property
     def status(self) -> str:
-        """``finished`` or why the run ended early."""
+        """``finished``, or the reason why the run ended early."""
         if self.done == self.total:
             return "finished"
         if self.stop.signal is not None:
@@ -235,7 +235,7 @@ class Loop:
         return f"ended by its data after step {self.done} of {self.total}"
 
     def run(self, state: TrainState, done: int, step: Any) -> TrainState:
-        """Steps ``done`` to the end; ``step`` is the compiled step."""
+        """Run the steps from ``done`` to the end; ``step`` is the compiled step."""
         for callback in self.callbacks:
             callback.on_start(self.experiment.run, done)
         try:
@@ -438,7 +438,7 @@ def _compiled(step: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 def open_checkpoints(run: RunConfig, directory: RunDirectory, identity: str) -> Tiers:
-    """The checkpoints; a step from the persistent store must be one of this very run."""
+    """Open the run's checkpoints; a step from the persistent store must belong to this very run."""
 
     def accept(step: Path) -> None:
         check_stored(config.load(RunConfig, step / "run.toml").value, run)

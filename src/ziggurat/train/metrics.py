@@ -63,7 +63,7 @@ class _Closing(abc.ABC):
 
 
 class JsonLinesSink(_Closing):
-    """Appends metrics to a file, one JSON object per line.
+    """Metric sink that appends to a file, one JSON object per line.
 
     Opening an existing file drops a last line that a kill tore. When a run resumes, give
     ``resume_step``: lines of that step and later are removed, so the curve has each step once.
@@ -143,7 +143,7 @@ class JsonLinesSink(_Closing):
 
 
 class TensorBoardSink(_Closing):
-    """Writes scalars as TensorBoard event files.
+    """Metric sink that writes scalars as TensorBoard event files.
 
     Events reach the disk every ``flush_s`` seconds, so a kill may lose the last of them; the
     JSON-lines file loses none.
@@ -174,7 +174,7 @@ class TensorBoardSink(_Closing):
             ) from error
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Add one event that holds all metrics of a step."""
+        """Add one event with all metrics of a step."""
         from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore
 
         values = [
@@ -185,12 +185,13 @@ class TensorBoardSink(_Closing):
         events.add_summary(Summary(value=values), step)
 
     def close(self) -> None:
-        """Write what is left and close; closing twice is fine."""
+        """Flush and close; closing twice is fine."""
         self._writer.close()
 
 
 class DerivedSink(_Closing):
-    """A sink that fails no run: after its first failure it gets no more rows, and a line says so.
+    """Metric sink whose failure does not fail the run: after the first one it gets no more rows,
+    and the log says so.
 
     Args:
         name: of what it writes, for that line.
@@ -225,18 +226,18 @@ class DerivedSink(_Closing):
 
 
 def json_lines_sink(run: "RunConfig", resume_step: int) -> JsonLinesSink:
-    """``metrics.jsonl`` of a run."""
+    """Open the sink that writes a run's ``metrics.jsonl``."""
     return JsonLinesSink(run.directory / "metrics.jsonl", resume_step=resume_step)
 
 
 def tensorboard_sink(run: "RunConfig", resume_step: int) -> TensorBoardSink:
-    """TensorBoard's event files of a run."""
+    """Open the sink that writes a run's TensorBoard event files."""
     return TensorBoardSink(run.directory / "tensorboard", resume_step=resume_step)
 
 
 class Sinks(_Closing):
-    """Several sinks as one. Each gets every row, in order, also when an earlier one fails; then the
-    first failure is raised.
+    """Several metric sinks as one. Each gets every row in order, even if an earlier one fails; then
+    the first failure is raised.
 
     >>> with Sinks() as sinks:
     ...     sinks.write(0, {"loss": 1.0})

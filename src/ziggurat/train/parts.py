@@ -26,11 +26,11 @@ from ziggurat.train.trainable import Trainable
 
 @runtime_checkable
 class TrainingData(BatchSource, Protocol):
-    """Batches by step that end, or do not, and know their place again."""
+    """Interface of training data: batches by step, with a state from which they resume."""
 
     @property
     def sequence_length(self) -> int:
-        """Tokens of a row, by which throughput is counted."""
+        """Tokens of a row, used to count throughput."""
         ...
 
     @property
@@ -42,7 +42,7 @@ class TrainingData(BatchSource, Protocol):
     def steps_per_epoch(self) -> int | None: ...
 
     def check_state(self, state: Mapping[str, Any]) -> int:
-        """The step that comes next after ``state`` was stored.
+        """Compare a stored state with this data; returns the step that comes next.
 
         Raises:
             DataError: it was stored of other data.
@@ -52,7 +52,7 @@ class TrainingData(BatchSource, Protocol):
 
 @runtime_checkable
 class Rollout(Protocol):
-    """Makes the batch of a step from its prompts and the parameters of that moment.
+    """Interface of a sampler: makes a step's batch from its prompts and the current parameters.
 
     The draws must follow from (seed, step, row), so that a run resumed at this step makes the same
     batch again.
@@ -72,7 +72,7 @@ class Rollout(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingProgram:
-    """TrainingProgram to compile for a run; holds shapes only."""
+    """Loss, shapes and shardings from which a run's step is compiled; holds no arrays."""
 
     model: Trainable
     sums: Objective
@@ -114,7 +114,7 @@ class Parts:
 
 @runtime_checkable
 class ObjectiveKind(Protocol):
-    """One ``kind`` of objective; inherit from it to get the defaults of its attributes."""
+    """Base class of an objective kind; its attributes have defaults."""
 
     node: ClassVar[type]
     """Node of the run file, ``[objective]``."""
@@ -126,7 +126,7 @@ class ObjectiveKind(Protocol):
     """Whether it learns from images; all others learn from text."""
 
     def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
-        """TrainingProgram to compile, from the run file alone.
+        """Build the program to compile, from the run file alone.
 
         Raises:
             ConfigError: the run cannot be compiled without reading weights or data.
@@ -134,7 +134,7 @@ class ObjectiveKind(Protocol):
         ...
 
     def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
-        """Program and data of a run; reads weights and data.
+        """Build a run's program and data; reads weights and data.
 
         Args:
             run: the run file.
@@ -149,7 +149,7 @@ class ObjectiveKind(Protocol):
 
 
 def kind_of(run: RunConfig) -> ObjectiveKind:
-    """The objective that a run names.
+    """Look up the objective kind that a run names.
 
     Raises:
         ConfigError: there is none of that name.

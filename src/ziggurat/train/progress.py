@@ -32,7 +32,7 @@ _SHOWN: tuple[tuple[str, Callable[[float], str]], ...] = (
 
 
 class TrainProgress:
-    """Shows how far a run is. It is a metric sink: give it every step's metrics.
+    """Progress line of a run, on a terminal or in a log. It is a metric sink.
 
     Shown when present: ``loss``, ``eval_loss``, ``learning_rate``, ``grad_norm``, ``tokens_per_s``,
     ``mfu``; each keeps its last value until the next. Other metrics are left to other sinks. The
@@ -102,7 +102,7 @@ class TrainProgress:
         self.close()
 
     def write(self, step: int, metrics: Mapping[str, SupportsFloat]) -> None:
-        """Take over the metrics of step ``step`` (counted from 0; ``step + 1`` steps are done)."""
+        """Take over the metrics of step ``step``, counted from 0."""
         done = step + 1
         if done > self._done:
             self._pace.append((self._clock(), done))
@@ -116,7 +116,7 @@ class TrainProgress:
             self._print_line()
 
     def note(self, text: str) -> None:
-        """Print a line of its own, above the live line on a terminal."""
+        """Print a line above the progress line."""
         self._console.print(Text(text), soft_wrap=True)
 
     def resumed(self, step: int, source: object) -> None:

@@ -7,14 +7,14 @@ from ziggurat.core.errors import ConfigError
 
 
 def directory() -> Path:
-    """The recipes, in the installed package or in the checkout."""
+    """Directory of the recipes, in the installed package or in the checkout."""
     package = Path(__file__).parents[1]
     places = [package / "recipes", package.parents[1] / "recipes"]
     return next(place for place in places if place.is_dir())
 
 
 def run_file(given: Path) -> Path:
-    """The run file that a command line means: a file, or a recipe by its name.
+    """Resolve a run file: a path, or a recipe's name.
 
     A file that exists always wins. ``tiny-python`` and ``recipes/tiny-python.toml`` name the recipe
     where there is no such file.

@@ -28,7 +28,7 @@ from ziggurat.train.metrics import curve
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Text the model wrote."""
+    """A prompt and the text that the model wrote after it."""
 
     prompt: str
     continuation: str
@@ -38,7 +38,7 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """Images the model drew, as one picture."""
+    """Images that the model drew, joined in one picture."""
 
     title: str
     """Content of the picture, from left to right and top to bottom."""
@@ -51,7 +51,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SavedCheckpoint:
-    """A checkpoint the run left."""
+    """A checkpoint in the report's list."""
 
     step: int
     path: str

@@ -8,7 +8,7 @@ from ziggurat.train.run_directory import RunDirectory
 
 
 def set_aside(run: RunConfig) -> str | None:
-    """Move what an earlier attempt left in the run's directory into ``earlier-N/``.
+    """Move the files of an earlier attempt in the run's directory into ``earlier-N/``.
 
     For ``--restart``, which is for a run whose checkpoints are gone.
 

@@ -64,7 +64,7 @@ def resumed(run: Resolved[RunConfig], before: str) -> tuple[Resolved[RunConfig],
 
 
 def schedule_steps(run: RunConfig) -> int | None:
-    """Steps over which the learning rate moves; None for a schedule that has no end."""
+    """Number of steps over which the learning rate changes; ``None`` for a schedule without end."""
     if isinstance(run.optimizer, FromPython):
         return None
     own = getattr(run.optimizer.schedule, "steps", None)
@@ -99,14 +99,14 @@ def _rates(key: str, old: RunConfig, new: RunConfig) -> str:
 
 
 def rate(run: RunConfig, step: int) -> float:
-    """The learning rate of a step, of an optimizer of the run file."""
+    """Learning rate of a step, by an optimizer node of the run file."""
     assert not isinstance(run.optimizer, FromPython), "it has no schedule of the run file"
     made = build_schedule(run.optimizer.schedule, run.train.steps, run.optimizer.lr)
     return float(np.asarray(made(step)))
 
 
 def differing(old: RunConfig, new: RunConfig) -> dict[str, tuple[str, str]]:
-    """Values before and after, by key, of all keys that are not the same."""
+    """Changed keys of two runs, each with its value before and after."""
     before, after = (
         {key: value for key, value, _ in Resolved(run, {}).table()} for run in (old, new)
     )

@@ -41,7 +41,7 @@ from ziggurat.train.resuming import check_same_run
 
 @dataclasses.dataclass(frozen=True)
 class RunDirectory:
-    """Paths inside a run's directory."""
+    """Files of a run: run file, metrics, sessions, report and checkpoints."""
 
     path: Path
 
@@ -90,7 +90,7 @@ class RunDirectory:
         return self.path / "saved.json"
 
     def has_steps(self) -> bool:
-        """Whether the run has made a step, as far as its directory tells."""
+        """Whether the run has made a step, by the files in its directory."""
         with contextlib.suppress(FileNotFoundError):
             if b"\n" in self.metrics.read_bytes():
                 return True
@@ -98,7 +98,8 @@ class RunDirectory:
         return self.saved.exists() or any(steps)
 
     def check(self, run: Resolved[RunConfig]) -> str:
-        """Refuse settings that would make another run of one that has made steps; writes nothing.
+        """Refuse settings that differ in result from those of the steps already made; writes
+        nothing.
 
         Returns:
             The run file under which its steps were made, as TOML; empty if it has none.
@@ -119,8 +120,8 @@ class RunDirectory:
         return before
 
     def identify(self) -> str:
-        """Make the directory; returns what tells this run from another one in a directory of the
-        same name.
+        """Create the directory and return an identifier that tells this run from an earlier one of
+        the same name.
 
         Raises:
             OSError: the directory cannot be made or written to.
@@ -131,7 +132,7 @@ class RunDirectory:
         return self.identity_file.read_text(encoding="utf-8")
 
     def publish(self, run: Resolved[RunConfig], step: int) -> None:
-        """Write the run file, and note that the run was started, or resumed at ``step``; for when
+        """Write the run file and record the start, or the resumption at ``step``; called after
         everything is checked."""
         sources = {key: source for key, _, source in run.table()}
         atomic.write_file(self.provenance, json.dumps(sources, indent=1))
@@ -139,7 +140,7 @@ class RunDirectory:
         self.start_session(step)
 
     def check_saved(self, newest: int | None) -> None:
-        """Refuse to start at step 0 when a checkpoint was saved and none is there any more.
+        """Refuse to start at step 0 when a checkpoint was saved and none is left.
 
         Args:
             newest: the newest step that any tier has; None for none.
@@ -158,7 +159,7 @@ class RunDirectory:
         )
 
     def note_saved(self, step: int) -> None:
-        """Note that a checkpoint of ``step`` is saved."""
+        """Record that a checkpoint of ``step`` is saved."""
         if _saved_step(self.saved) != step:
             atomic.write_file(self.saved, json.dumps({"step": step}))
 
@@ -181,13 +182,13 @@ class RunDirectory:
         return target
 
     def start_session(self, step: int) -> None:
-        """Note that the run was started, or resumed at ``step``."""
+        """Record that the run was started, or resumed at ``step``."""
         line = json.dumps({"step": step, "time": time.strftime("%Y-%m-%d %H:%M:%S %Z")})
         with open(self.sessions, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
     def read_sessions(self) -> list[dict[str, Any]]:
-        """All starts so far; a line torn by a kill is passed over."""
+        """Read all recorded starts; a line torn by a kill is left out."""
         return json_lines.read_log(self.sessions)
 
 

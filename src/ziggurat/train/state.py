@@ -49,7 +49,7 @@ class TrainState:
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """Items of a checkpoint."""
+        """The state as the named items of a checkpoint."""
         average = {} if self.average is None else {AVERAGE: self.average}
         return {PARAMS: self.params, "optimizer": self.optimizer} | average
 
@@ -57,7 +57,7 @@ class TrainState:
 def abstract_state(
     model: Trainable, optimizer: Optimizer, layout: Layout, *, averaged: bool = False
 ) -> TrainState:
-    """Shapes, types and shardings of the whole state; allocates nothing.
+    """Shapes, types and shardings of the whole training state; allocates nothing.
 
     Optimizer moments, master weights and the average are sharded like the parameters they belong
     to.

@@ -18,7 +18,7 @@ Arrays = Mapping[str, jax.Array]
 
 
 class Sums(NamedTuple):
-    """Sums that an objective returns for some rows, so that micro-batches add up."""
+    """Loss and metrics of some rows as sums, so that micro-batches can be added up."""
 
     loss: Float[Array, ""]
     """To be differentiated."""
@@ -45,7 +45,7 @@ def build_step(
     router_bias_rate: float = 0.0,
     ema_decay: float | None = None,
 ) -> Step:
-    r"""The step of an objective under an optimizer.
+    r"""Build the training step of an objective and an optimizer.
 
     The gradient is :math:`\sum_m \nabla L_m / \sum_m w_m` over micro-batches :math:`m`, exactly
     that of the undivided batch however unevenly the weights :math:`w` are spread; sums are float32,
@@ -105,7 +105,7 @@ def build_step(
 def build_evaluation(
     objective: Objective, layout: Layout
 ) -> Callable[[Params, Arrays, Params], Sums]:
-    """The objective's sums over a batch without gradients, to be jitted."""
+    """Build the evaluation of a batch: the objective's sums without gradients, to be jitted."""
 
     def evaluate(params: Params, batch: Arrays, frozen: Params) -> Sums:
         with layout.active():

@@ -16,7 +16,7 @@ LATE = 3
 
 
 class StopRequest:
-    """Set by a signal, read by the loop between steps.
+    """Request to stop, set by a signal and read by the loop between steps.
 
     With several processes JAX's preemption service carries a SIGTERM of any of them to all, and
     names one step after which all stop.
@@ -38,7 +38,7 @@ class StopRequest:
         self._timer: threading.Timer | None = None
 
     def after(self, step: int) -> bool:
-        """Whether the run is to end now, with ``step`` steps done; all processes ask alike."""
+        """Whether the run is to end after ``step`` steps; all processes agree."""
         if self.signal is None and self._processes.count > 1:
             from jax.experimental import multihost_utils
 

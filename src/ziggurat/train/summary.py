@@ -20,7 +20,7 @@ PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "n
 def report(
     outcome: TrainingOutcome, samples: Sequence[Sample] = (), pictures: Sequence[Picture] = ()
 ) -> Path:
-    """Write ``report.html`` of a run; returns its path."""
+    """Write a run's ``report.html`` and return its path."""
     run, experiment, directory = outcome.run.value, outcome.experiment, outcome.directory
     devices = list(experiment.layout.mesh.devices.flatten())
     rows = read_metrics(directory.metrics)

@@ -14,26 +14,29 @@ from ziggurat.train.parts import ObjectiveKind, TrainingData
 
 @runtime_checkable
 class Callback(Protocol):
-    """Called by the training loop, on every process; inherit from it for methods that do nothing.
+    """Interface of a callback of the training loop, called on every process; inherit from it for
+    methods that do nothing.
 
     An exception ends the run as a failure of its own.
     """
 
     def on_start(self, run: RunConfig, step: int) -> None:
-        """Before the first step; ``step`` is that of the checkpoint it resumes from, else 0."""
+        """Called before the first step; ``step`` is that of the checkpoint it resumes from, else
+        0."""
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> bool | None:
-        """After a step, counted from 0.
+        """Called after a step, counted from 0.
 
         Returns:
             True to end the run now: it is saved, and can be resumed. All processes must agree.
         """
 
     def on_save(self, step: int) -> None:
-        """After a checkpoint of ``step`` finished steps was handed to the background writer."""
+        """Called after a checkpoint of ``step`` finished steps was handed to the background
+        writer."""
 
     def on_end(self, step: int, status: str) -> None:
-        """After the last step, with everything saved.
+        """Called after the last step, with everything saved.
 
         Args:
             step: finished steps.
@@ -43,7 +46,8 @@ class Callback(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Supplied:
-    """Objects in place of, or beside, what the run file names."""
+    """Optimizer, data, objective, sinks and callbacks that a Python caller gives instead of, or
+    beside, the run file's."""
 
     optimizer: optax.GradientTransformation | None = None
     """In place of ``[optimizer]``."""

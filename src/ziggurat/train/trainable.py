@@ -10,7 +10,8 @@ from ziggurat.nn.precision import Precision
 
 @runtime_checkable
 class Trainable(Protocol):
-    """A model as the loop sees it: shapes and places of what is trained."""
+    """Interface of a model as the training loop sees it: shapes and shardings of its trained
+    parameters."""
 
     @property
     def abstract(self) -> Params:

@@ -48,7 +48,7 @@ an infinite ratio is NaN even where the clip cuts it off."""
 
 
 class PolicySums(NamedTuple):
-    """Sums over rows, so that micro-batches add up; divide each by ``weight``."""
+    """Loss and metrics of policy optimisation as sums over rows; divide each by ``weight``."""
 
     loss: Float[Array, ""]
     """To be differentiated."""
@@ -78,7 +78,8 @@ def policy_loss(
     longest: int = 1,
     sampler_cap: float | None = None,
 ) -> PolicySums:
-    r"""The clipped surrogate of the module's page, as sums over rows.
+    r"""Clipped surrogate loss of policy optimisation (this module's page has the equation), as sums
+    over rows.
 
     :math:`\rho_{it} = \exp(\log\pi_{it} - \log\pi^\text{old}_{it})`. There is one for a whole row
     under ``ratio="sequence"``, the exponential of the mean of the differences over its tokens
@@ -177,7 +178,8 @@ def penalised(
     mask: Float[Array, "b t"],
     kl_coef: float,
 ) -> Float[Array, "p q"]:
-    r"""Rewards less the cost of leaving the reference, as RLOO has it (its equation 2).
+    r"""Rewards minus the KL penalty for leaving the reference policy, as RLOO has it (its equation
+    2).
 
     .. math:: r_i - \beta \sum_t m_{it} (\log\pi_{it} - \log\pi_{\text{ref},it})
 
@@ -201,7 +203,7 @@ def penalised(
 def group_advantages(
     rewards: Float[Array, "p q"], *, baseline: Baseline = "mean", scale: Scale = "group"
 ) -> Float[Array, "p q"]:
-    r"""How much better each of a prompt's completions is than the others.
+    r"""Advantage of each completion over the others of its prompt.
 
     .. math::
 
@@ -235,7 +237,7 @@ def group_advantages(
 
 
 def overlong_cost(lengths: Int[Array, "..."], *, longest: int, margin: int) -> Float[Array, "..."]:
-    r"""DAPO's soft punishment of long completions, added to their rewards (equation 13).
+    r"""DAPO's soft penalty on long completions, added to their rewards (equation 13).
 
     .. math::
 
@@ -256,8 +258,8 @@ def overlong_cost(lengths: Int[Array, "..."], *, longest: int, margin: int) -> F
 
 
 def informative(rewards: Float[Array, "p q"]) -> Float[Array, "p"]:
-    """1 for groups whose rewards differ, 0 for those that teach nothing (DAPO's dynamic sampling,
-    equation 11).
+    """1 for groups whose rewards differ, 0 for those without a learning signal (DAPO's dynamic
+    sampling, equation 11).
 
     >>> informative(jnp.array([[1.0, 0.0], [1.0, 1.0]])).tolist()
     [1.0, 0.0]

@@ -20,7 +20,7 @@ OTHER = "other_"
 def load_answers(
     run: RunConfig, tokenizer: HuggingFaceTokenizer, kind: Kind
 ) -> tuple[AnswerDataset, AnswerDataset | None]:
-    """Training batches, and held-out ones if the run holds any out.
+    """Open training batches of answers, and held-out ones if the run holds any out.
 
     Raises:
         ConfigError, DataError: as :func:`ziggurat.data.build_answers`.
@@ -45,7 +45,7 @@ def pair_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeD
 
 
 def labelled_struct(layout: Layout, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and shardings of a batch of labelled answers."""
+    """Shapes, types and shardings of a batch of labelled answers."""
     one = text.batch_struct(layout, batch, length)
     others = {OTHER + name: one[name] for name in ARRAYS}
     return one | others | {"desirable": _column(layout, batch)}

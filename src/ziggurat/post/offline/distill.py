@@ -30,7 +30,7 @@ BETAS: Mapping[str, float] = {"forward": 0.0, "js": 0.5, "reverse": 1.0}
 
 @config.node
 class Distillation:
-    """Predict as a larger model does."""
+    """Objective: match the next-token distribution of a larger model."""
 
     kind: Literal["distill"] = "distill"
     teacher: Path
@@ -52,7 +52,7 @@ class Distillation:
 
 
 class Distilled(ObjectiveKind):
-    """``kind = "distill"``."""
+    """Objective kind ``distill``."""
 
     node = Distillation
     streams = True
@@ -111,7 +111,8 @@ def _check(
 
 
 def distillation(tuned: Tuned, teacher: LanguageModel, node: Distillation) -> Objective:
-    """Sums over targets that ``loss_mask`` counts; the weight is their number.
+    """Loss and metrics as sums over the targets that ``loss_mask`` counts; the weight is their
+    number.
 
     Metrics, as means over targets, nats: ``divergence``; ``nll``, the usual cross-entropy;
     ``loss``, of both what is minimised; and ``accuracy``, how often the target is the student's
@@ -149,7 +150,7 @@ def figures(
     beta: float,
     temperature: float,
 ) -> dict[str, Float[Array, ""]]:
-    """Sums over counted tokens of divergence, cross-entropy and right guesses."""
+    """Sums over counted tokens of divergence, cross-entropy and correct predictions."""
     apart = divergence(student, teacher, beta=beta, temperature=temperature)
     log_probs = jax.nn.log_softmax(student)
     nll = -jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]

@@ -20,7 +20,8 @@ from ziggurat.train.step import Arrays, Objective, Sums
 
 @config.node
 class DirectPreference:
-    """Prefer chosen answers to rejected ones, without a reward model."""
+    """Objective: prefer chosen answers to rejected ones, without a reward model (DPO and its
+    variants)."""
 
     kind: Literal["dpo"] = "dpo"
     loss: Literal["sigmoid", "robust", "ipo", "hinge"] = "sigmoid"
@@ -41,7 +42,7 @@ class DirectPreference:
 
 
 class Preferred(Judging):
-    """``kind = "dpo"``."""
+    """Objective kind ``dpo``."""
 
     node = DirectPreference
     answers = "preference"
@@ -60,7 +61,7 @@ def _node(run: RunConfig) -> DirectPreference:
 
 
 def direct_preference(tuned: Tuned, node: DirectPreference, layout: Layout) -> Objective:
-    """Sums over pairs; their weight is the number of pairs.
+    """Loss and metrics as sums over pairs; their weight is the number of pairs.
 
     Metrics, as means over pairs: ``rewards/chosen`` and ``rewards/rejected``, beta times the
     answers' log-ratios; ``rewards/margins``, their difference; ``rewards/accuracies``, also as

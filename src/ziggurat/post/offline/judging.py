@@ -18,7 +18,8 @@ from ziggurat.train.step import Objective
 
 
 class Judging(ObjectiveKind, abc.ABC):
-    """A kind of objective whose rows are answers that somebody has judged."""
+    """Base of objective kinds whose rows are answers with a judgement: preferred, rejected, good or
+    bad."""
 
     adapted = True
 
@@ -30,15 +31,15 @@ class Judging(ObjectiveKind, abc.ABC):
     """Forward passes without gradients, see :class:`ziggurat.post.tuning.Tuned`."""
 
     def reference(self, run: RunConfig) -> Path | bool | None:
-        """The policy to be held to, see :func:`ziggurat.post.tuning.begin`."""
+        """Reference policy of the objective, see :func:`ziggurat.post.tuning.begin`."""
         return False
 
     @abc.abstractmethod
     def objective(self, run: RunConfig, tuned: Tuned, layout: Layout) -> Objective:
-        """Sums over a batch of answers."""
+        """Loss and metrics of a batch of answers, as sums."""
 
     def check_margins(self, run: RunConfig) -> None:
-        """Whether the objective honours the margins that the records have.
+        """Refuse records with margins where the objective does not use them.
 
         Raises:
             ConfigError: it does not, and says so here.
@@ -51,7 +52,7 @@ class Judging(ObjectiveKind, abc.ABC):
         )
 
     def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
-        """See :class:`ziggurat.train.parts.ObjectiveKind`."""
+        """Build the program to compile; see :class:`ziggurat.train.parts.ObjectiveKind`."""
         model = text.abstract_model(run, layout)
         passes, scored = self.frozen_passes, self.scored
         tuned = Tuned(model=model, lora=run.adapter, scored=scored, frozen_passes=passes)
@@ -59,7 +60,7 @@ class Judging(ObjectiveKind, abc.ABC):
         return self._program(run, layout, tuned, tuned.frozen_shapes(layout, reference=held))
 
     def parts(self, run: RunConfig, layout: Layout, data: TrainingData | None = None) -> Parts:
-        """See :class:`ziggurat.train.parts.ObjectiveKind`."""
+        """Build program and data; see :class:`ziggurat.train.parts.ObjectiveKind`."""
         start = tuning.begin(
             run,
             layout,

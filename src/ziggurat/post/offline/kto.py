@@ -20,7 +20,7 @@ from ziggurat.train.step import Arrays, Objective, Sums
 
 @config.node
 class KahnemanTversky:
-    """Learn from answers that are good or bad, without pairs."""
+    """Objective: learn from answers labelled good or bad, without pairs (KTO)."""
 
     kind: Literal["kto"] = "kto"
     beta: float = 0.1
@@ -39,7 +39,7 @@ class KahnemanTversky:
 
 
 class Judged(Judging):
-    """``kind = "kto"``."""
+    """Objective kind ``kto``."""
 
     node = KahnemanTversky
     answers = "labelled"
@@ -58,7 +58,7 @@ def _node(run: RunConfig) -> KahnemanTversky:
 
 
 def kahneman_tversky(tuned: Tuned, node: KahnemanTversky, layout: Layout) -> Objective:
-    """Sums over answers; their weight is the number of answers.
+    """Loss and metrics as sums over answers; their weight is the number of answers.
 
     The reference point is estimated from each micro-batch, whose answers are put behind each
     other's prompts. Metrics: ``kl``, that estimate in nats; ``rewards/chosen`` and

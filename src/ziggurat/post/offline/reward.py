@@ -20,7 +20,7 @@ from ziggurat.train.step import Arrays, Objective, Sums
 
 @config.node
 class RewardModelling:
-    """Score chosen answers higher than rejected ones."""
+    """Objective: score chosen answers higher than rejected ones."""
 
     kind: Literal["reward"] = "reward"
     margin: float = 0.0
@@ -33,7 +33,7 @@ class RewardModelling:
 
 
 class Scored(Judging):
-    """``kind = "reward"``."""
+    """Objective kind ``reward``."""
 
     node = RewardModelling
     answers = "preference"
@@ -55,7 +55,7 @@ class Scored(Judging):
 
 
 def reward_modelling(tuned: Tuned, node: RewardModelling) -> Objective:
-    """Sums over pairs; their weight is the number of pairs.
+    """Loss and metrics as sums over pairs; their weight is the number of pairs.
 
     Metrics, as means over pairs: ``rewards/chosen`` and ``rewards/rejected``, the scores;
     ``rewards/margins``, their difference; ``accuracy`` and ``rewards/accuracies``: how often it is

@@ -32,7 +32,8 @@ CHATML = (
 
 @config.node
 class FineTuning:
-    """Predict every next token that is learned: the assistant's turns, or completions."""
+    """Objective of supervised fine-tuning: predict the tokens of assistant turns, or of
+    completions."""
 
     kind: Literal["sft"] = "sft"
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
@@ -43,7 +44,7 @@ class FineTuning:
 
 
 class FineTuned(ObjectiveKind):
-    """``kind = "sft"``."""
+    """Objective kind ``sft``."""
 
     node = FineTuning
     streams = True
@@ -97,7 +98,7 @@ def _program(run: RunConfig, layout: Layout, tuned: Tuned, frozen: Params) -> Tr
 
 
 def fine_tuning(tuned: Tuned, run: RunConfig, layout: Layout) -> Objective:
-    """The sums of language modelling, whose targets are those that ``loss_mask`` counts."""
+    """Loss of language modelling over the targets that ``loss_mask`` counts."""
     adapted = tuned.lora is not None
     inner = language_modelling(tuned.model, _node(run).loss, layout, frozen_base=adapted)
 
@@ -109,7 +110,7 @@ def fine_tuning(tuned: Tuned, run: RunConfig, layout: Layout) -> Objective:
 
 
 def with_template(tokenizer: HuggingFaceTokenizer, template: str) -> HuggingFaceTokenizer:
-    """The tokenizer with another chat template.
+    """Replace a tokenizer's chat template.
 
     Args:
         tokenizer: stays as it is.

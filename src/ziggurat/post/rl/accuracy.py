@@ -20,7 +20,7 @@ Z95 = 1.959963984540054
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """How many completions of each problem were right."""
+    """Number of correct completions of each problem."""
 
     right: Int[np.ndarray, "p"]
     samples: int
@@ -44,7 +44,7 @@ class Tally:
         return wilson(self.pass_at(k), len(self.right))
 
     def figures(self, k: int = 1) -> dict[str, float]:
-        """Metrics recorded of an evaluation."""
+        """Metrics of an evaluation by name."""
         named = {}
         for count in sorted({1, k}):
             low, high = self.interval(count)
@@ -87,7 +87,7 @@ def measure(
     success: float,
     seed: int,
 ) -> Tally:
-    """Try a policy on the first ``problems`` held-out problems; the same draws each time.
+    """Evaluate a policy on the first ``problems`` held-out problems, with equal draws each time.
 
     Args:
         arena: task, sampler and rewards.
@@ -104,7 +104,7 @@ def measure(
 
 
 def tally(groups: list[RolloutGroup], success: float) -> Tally:
-    """Count what is right."""
+    """Count the correct completions of each problem."""
     rewards = np.array([group.rewards for group in groups])
     lengths = [len(drawn.tokens) for group in groups for drawn in group.completions]
     return Tally(

@@ -15,7 +15,7 @@ from ziggurat.post.rl.tasks import Part, Problem, Task, prompt_ids
 
 @dataclasses.dataclass(frozen=True)
 class RolloutGroup:
-    """A problem's completions and what they are worth."""
+    """A problem's completions with their rewards."""
 
     problem: Problem
     prompt: list[int]
@@ -31,7 +31,7 @@ class RolloutGroup:
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """How completions are drawn."""
+    """Settings of drawing completions."""
 
     group: int
     """Completions of each problem."""
@@ -44,7 +44,7 @@ class Trial:
 
 
 class Arena:
-    """A task, a sampler and reward processes, which are started when they are first needed.
+    """A task with its sampler and reward processes, which start when they are first needed.
 
     Args:
         task: the problems.
@@ -80,7 +80,7 @@ class Arena:
     def play(
         self, params: Params, version: int, problems: Sequence[int], trial: Trial
     ) -> list[RolloutGroup]:
-        """Completions of each problem, judged.
+        """Draw completions of each problem and compute their rewards.
 
         Args:
             params: the policy's weights.
@@ -129,8 +129,8 @@ class Arena:
         ]
 
     def start_rewards(self) -> Rewards:
-        """The reward processes, started if they are not, so that a function that cannot be used is
-        found before the first step.
+        """Start the reward processes, so that an unusable reward function is found before the first
+        step.
 
         Raises:
             ConfigError, EnvironmentError: the reward function cannot be loaded, or takes other
@@ -147,7 +147,7 @@ class Arena:
         return self._rewards
 
     def close(self) -> None:
-        """End the engine's thread and the reward processes."""
+        """Stop the engine's thread and the reward processes."""
         if self._sampler is not None:
             self._sampler.close()
         if self._rewards is not None:

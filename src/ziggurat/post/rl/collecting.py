@@ -36,7 +36,7 @@ KEPT_ROLLOUTS = 3
 
 
 class Collector:
-    """Makes training batches; implements :class:`ziggurat.train.parts.Rollout`.
+    """Sampler of training batches; implements :class:`ziggurat.train.parts.Rollout`.
 
     Args:
         run: the run file; its objective is of kind ``grpo``.
@@ -167,7 +167,8 @@ class Collector:
 
 
 def gap_of(trainer: np.ndarray, rows: Batch) -> dict[str, float]:
-    """How far the log-probabilities of the completions' tokens are apart, nats."""
+    """Difference in nats between the sampler's and the trainer's log-probabilities of completion
+    tokens."""
     apart = np.abs(trainer - rows["sampler_log_probs"])[rows["loss_mask"] > 0]
     return {"sampler_gap_mean": float(apart.mean()), "sampler_gap_max": float(apart.max())}
 

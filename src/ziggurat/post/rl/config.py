@@ -15,7 +15,7 @@ Setting = bool | int | float | str | tuple[bool | int | float | str, ...]
 
 @config.node
 class ReasoningGym:
-    """A procedural task of the package reasoning-gym: as many problems as one likes."""
+    """Procedural task of the package reasoning-gym, with any number of problems."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     name: str
@@ -104,7 +104,7 @@ class PromptForm:
 
 @config.node
 class Problems:
-    """Problems that completions are sampled for."""
+    """Data kind ``problems``: a task from whose problems completions are sampled."""
 
     kind: Literal["problems"] = "problems"
     task: TaskNode
@@ -122,13 +122,13 @@ class Problems:
 
     @property
     def eval_fraction(self) -> float:
-        """Of documents; there are none here."""
+        """Share of documents held out: none."""
         return 0.0
 
 
 @config.node
 class RewardConfig:
-    """How rewards are computed."""
+    """Settings of computing rewards."""
 
     timeout_s: float = 10.0
     """Longest time for one completion."""
@@ -150,7 +150,7 @@ class RewardConfig:
 
 @config.node
 class SamplingConfig:
-    """How completions are drawn: from the policy's whole distribution at a temperature."""
+    """Settings of drawing completions: from the policy's whole distribution at a temperature."""
 
     max_tokens: int
     """Longest completion; prompts have the rest of ``data.sequence_length``."""
@@ -174,8 +174,7 @@ class SamplingConfig:
 
 @config.node
 class TaskEvaluation:
-    """Accuracy on held-out problems, at ``evaluation.every``, on as many as ``evaluation.batches``
-    steps have."""
+    """Settings of measuring accuracy on held-out problems, every ``evaluation.every`` steps."""
 
     samples: int = 1
     """Completions for each problem."""
@@ -196,7 +195,8 @@ class TaskEvaluation:
 
 @config.node
 class Grpo:
-    """Group relative policy optimisation: sample, judge, and learn from the better of a group.
+    """Objective: group relative policy optimisation, which samples completions, rewards them and
+    learns from the better ones of a group.
 
     GRPO, Dr.GRPO, DAPO, GSPO and RLOO are settings of it, see ``ziggurat.post.losses.policy``.
     """

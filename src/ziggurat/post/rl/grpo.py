@@ -36,7 +36,7 @@ ROWS = ("batch", "sequence")
 
 
 class GroupRelative(ObjectiveKind):
-    """Group relative policy optimisation (``kind = "grpo"``)."""
+    """Objective kind ``grpo``: group relative policy optimisation."""
 
     node = Grpo
 

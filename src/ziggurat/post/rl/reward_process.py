@@ -16,7 +16,7 @@ Answer = tuple[float | None, str]
 
 
 def serve(link: int) -> None:
-    """Judge one completion at a time.
+    """Run a reward process: judge one completion at a time.
 
     Args:
         link: file descriptor of the socket to the parent. The first message from there is the

@@ -34,12 +34,12 @@ MAX_FAILURES = 32
 
 
 class RewardError(TrainError):
-    """Rewards fail again and again: what would be learned is not what was asked for."""
+    """Error: the reward function fails again and again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """Reward of one completion, and how it was found."""
+    """Reward of one completion, with the error if it could not be computed."""
 
     reward: float
     failure: Failure | None = None
@@ -47,7 +47,7 @@ class Verdict:
 
 
 class Rewards:
-    """Judges completions in worker processes.
+    """Pool of worker processes that compute rewards.
 
     Args:
         scorer: what loads the function, in each process.
@@ -87,7 +87,7 @@ class Rewards:
             raise
 
     def judge(self, asked: Sequence[Asked]) -> list[Verdict]:
-        """A verdict for each completion, in order.
+        """Compute the reward of each completion, in order.
 
         Args:
             asked: prompt, completion and row of each.
@@ -125,7 +125,7 @@ class Rewards:
             raise _broken(f"{self._failed_in_a_row} failed one after another", why)
 
     def close(self) -> None:
-        """End the processes."""
+        """Stop the processes."""
         for worker in self._workers:
             worker.kill()
         self._workers = []

@@ -25,7 +25,7 @@ from ziggurat.serve.llm.sampling import MAX_CHOICES, SamplingParams
 
 @dataclasses.dataclass
 class Drawn:
-    """One completion."""
+    """One sampled completion."""
 
     tokens: list[int] = dataclasses.field(default_factory=list)
     """An end id included."""
@@ -40,7 +40,7 @@ class Drawn:
 
 
 class Sampler:
-    """Draws completions from weights that change.
+    """Draws completions from an engine whose weights change every step.
 
     Args:
         model: the model; built without remat.
@@ -93,7 +93,7 @@ class Sampler:
         temperature: float,
         max_tokens: int,
     ) -> list[list[Drawn]]:
-        """``group`` completions of each prompt.
+        """Draw ``group`` completions of each prompt.
 
         Args:
             params: weights to draw from; not kept beyond the next call.
@@ -125,7 +125,7 @@ class Sampler:
         return drawn
 
     def close(self) -> None:
-        """End the engine's thread."""
+        """Stop the engine's thread."""
         self.engine.close()
 
 
@@ -134,8 +134,7 @@ MOST_TOKENS = 512
 
 
 def draw_seed(seed: int, step: int, prompt: int, purpose: str = "rollout") -> int:
-    """The seed of a prompt's draws; the place in the group and in the sequence are added by the
-    engine.
+    """Seed of a prompt's draws; the engine adds the completion's number and the token's position.
 
     >>> draw_seed(0, 3, 1) == draw_seed(0, 3, 1), draw_seed(0, 3, 1) == draw_seed(0, 3, 2)
     (True, False)

@@ -38,7 +38,7 @@ def completion_rows(groups: Sequence[RolloutGroup], length: int) -> Batch:
 
 
 def shaped_rewards(groups: Sequence[RolloutGroup], node: Grpo) -> Float32[np.ndarray, "p q"]:
-    """Rewards of all completions, with the cost of long ones if the run asks for it."""
+    """Rewards of all completions, with the penalty on long ones if the run asks for it."""
     rewards = np.array([group.rewards for group in groups], np.float32)
     if node.overlong_margin:
         lengths = jnp.array([[len(d.tokens) for d in g.completions] for g in groups])

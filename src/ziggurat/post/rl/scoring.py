@@ -34,10 +34,10 @@ _NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Small and picklable; loads what scores in the process that does it."""
+    """Interface of a picklable scorer, which loads what it needs in its own process."""
 
     def load(self) -> Score:
-        """The function.
+        """Load the reward function.
 
         Raises:
             ConfigError, EnvironmentError: it cannot be had.
@@ -47,7 +47,7 @@ class Scorer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Verifier:
-    """1 if the answer found in a completion is the row's ``answer``, else 0."""
+    """Reward that is 1 if the answer found in a completion equals the row's ``answer``, else 0."""
 
     name: str
     """``exact``: the same text but for white space around it; ``number``: the last number in it is
@@ -78,7 +78,7 @@ class Verifier:
 
 @dataclasses.dataclass(frozen=True)
 class RewardFunction:
-    """A user's ``function(prompt, completion, row) -> number``."""
+    """Reward by a user's ``function(prompt, completion, row) -> number``."""
 
     target: str
     """``FILE.py:FUNCTION`` or ``MODULE:FUNCTION``."""
@@ -147,7 +147,8 @@ def check_signature(function: Callable[..., Any], what: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ReasoningGymScorer:
-    """``score_answer`` of a task of reasoning-gym, for the problem of the row's seed and index."""
+    """Reward by a reasoning-gym task's ``score_answer``, for the problem of the row's seed and
+    index."""
 
     name: str
     settings: tuple[tuple[str, Any], ...] = ()
@@ -174,8 +175,8 @@ class ReasoningGymScorer:
 
 
 def answer_in(completion: str, pattern: str | None) -> str | None:
-    r"""The answer in a completion: what the last match's first group holds, stripped; without a
-    pattern all of it.
+    r"""Extract the answer from a completion: the first group of the last match, stripped; without a
+    pattern the whole text.
 
     >>> answer_in("so <answer>1</answer>, no: <answer> 2 </answer>", r"<answer>(.*?)</answer>")
     '2'
@@ -191,7 +192,7 @@ def answer_in(completion: str, pattern: str | None) -> str | None:
 
 
 def procedural(name: str, settings: Mapping[str, Any], seed: int) -> Any:
-    """A data set of reasoning-gym.
+    """Open a data set of reasoning-gym.
 
     Raises:
         EnvironmentError: the package is missing.
@@ -227,7 +228,7 @@ ENDLESS = 1 << 30
 
 
 def checked(value: Any) -> float:
-    """Value of a reward function, checked to be a number.
+    """Check that a reward function's result is a finite number and return it.
 
     Raises:
         TypeError, ValueError: it is none, not finite, or its square is beyond float32.

@@ -51,7 +51,7 @@ TRIES = 64
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A question, and what its judge needs to know."""
+    """A question with the fields that its scorer needs."""
 
     prompt: str
     row: Row
@@ -59,33 +59,33 @@ class Problem:
 
 @runtime_checkable
 class Task(Protocol):
-    """Problems by number; the same number is the same problem always.
+    """Interface of a task: problems by number, each number always with its own problem.
 
     A class of tasks names its node as ``node`` and is called with one.
     """
 
     @property
     def scorer(self) -> Scorer:
-        """Scorer of completions."""
+        """Scorer of the task's completions."""
         ...
 
     @property
     def count(self) -> int | None:
-        """Problems to train on; ``None``: no end."""
+        """Number of problems to train on; ``None`` if there is no end."""
         ...
 
     @property
     def held_out(self) -> int:
-        """Problems held out."""
+        """Number of problems held out."""
         ...
 
     def problem(self, index: int, part: Part = "train") -> Problem:
-        """The problem of a number."""
+        """The problem with a number."""
         ...
 
 
 def build(node: TaskNode) -> Task:
-    """The task of a run file.
+    """Build the task of a run file.
 
     Raises:
         ConfigError, DataError, EnvironmentError: it cannot be made; the text says why.
@@ -246,7 +246,7 @@ class ProblemSource:
 
     @property
     def steps(self) -> int | None:
-        """Without end."""
+        """``None``: the source has no end."""
         return None
 
     @property
@@ -279,7 +279,7 @@ class ProblemSource:
         return {"step": step, "task": self._fingerprint()}
 
     def check_state(self, state: Mapping[str, Any]) -> int:
-        """The step that comes next.
+        """Compare a stored state with this source; returns the step that comes next.
 
         Raises:
             DataError: it was stored of other problems.

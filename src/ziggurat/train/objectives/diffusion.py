@@ -22,7 +22,7 @@ from ziggurat.train.step import Arrays, Objective, Sums
 
 @config.node
 class FlowMatching(RectifiedFlow):
-    """Predict the direction from images to noise (flow matching on straight lines).
+    """Objective: predict the direction from images to noise (flow matching on straight lines).
 
     Paper: Lipman et al. 2022, https://arxiv.org/abs/2210.02747; times: Esser et al. 2024,
     https://arxiv.org/abs/2403.03206.
@@ -45,7 +45,8 @@ class FlowMatching(RectifiedFlow):
 
 @config.node
 class Ddpm(DiscreteNoise):
-    """Predict the noise, the image or a mixture of both, at a discrete noise level (DDPM)."""
+    """Objective: predict the noise, the image or a mixture of both, at a discrete noise level
+    (DDPM)."""
 
     min_snr: float | None = None
     """Bound on the weight of weak noise, e.g. 5 (min-SNR); default all levels weigh the same."""
@@ -145,7 +146,8 @@ def hidden_labels(
     step: Int[Array, "b"],
     index: Int[Array, "b"],
 ) -> Int[Array, "b"]:
-    """Labels, some of them replaced by ``none``, so that the model learns to do without."""
+    """Replace some labels by ``none``, so that the model also learns without labels
+    (classifier-free guidance)."""
     if rate == 0:
         return labels
     return jnp.where(uniform_rows(seed, "diffusion class", step, index) < rate, none, labels)
@@ -158,7 +160,7 @@ def normal_rows(
     shape: tuple[int, ...],
     purpose: str = "diffusion noise",
 ) -> Float[Array, "b ..."]:
-    """Standard normal draws, each row's keyed by its step and index."""
+    """Draw standard normal values, each row keyed by its step and index."""
     return jax.vmap(lambda s, i: jax.random.normal(prng.stream(seed, purpose, s, i), shape))(
         step, index
     )
@@ -167,5 +169,5 @@ def normal_rows(
 def uniform_rows(
     seed: int, purpose: str, step: Int[Array, "b"], index: Int[Array, "b"]
 ) -> Float[Array, "b"]:
-    """Draws of 0 to 1, keyed likewise."""
+    """Draw values between 0 and 1, each row keyed by its step and index."""
     return jax.vmap(lambda s, i: jax.random.uniform(prng.stream(seed, purpose, s, i)))(step, index)

@@ -22,7 +22,7 @@ from ziggurat.train.parts import ObjectiveKind, Parts, TrainingData, TrainingPro
 
 
 class LabelledImages(ObjectiveKind):
-    """Diffusion over images of classes."""
+    """Objective kind: diffusion over labelled images."""
 
     images = True
 
@@ -55,13 +55,13 @@ class LabelledImages(ObjectiveKind):
 
 
 class Flow(LabelledImages):
-    """Flow matching (``kind = "flow"``)."""
+    """Objective kind ``flow``: flow matching."""
 
     node = FlowMatching
 
 
 class Denoising(LabelledImages):
-    """Denoising diffusion (``kind = "ddpm"``)."""
+    """Objective kind ``ddpm``: denoising diffusion."""
 
     node = Ddpm
 

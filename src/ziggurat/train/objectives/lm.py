@@ -24,7 +24,7 @@ from ziggurat.train.step import Arrays, Objective, Sums
 
 @config.node
 class LanguageModelling:
-    """Predict every next token (pretraining)."""
+    """Objective of pretraining: predict every next token."""
 
     kind: Literal["lm"] = "lm"
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
@@ -32,7 +32,7 @@ class LanguageModelling:
 
 
 class PackedText(ObjectiveKind):
-    """Next tokens of packed documents (``kind = "lm"``)."""
+    """Objective kind ``lm``: next-token prediction over packed documents."""
 
     node = LanguageModelling
     streams = True
@@ -66,7 +66,8 @@ class PackedText(ObjectiveKind):
         )
 
     def sums(self, run: RunConfig, model: LanguageModel, layout: Layout) -> Objective:
-        """The loss of some rows; a subclass may return another one."""
+        """Loss and metrics of a batch, as sums over its rows; a subclass may return another
+        loss."""
         return language_modelling(model, self._loss(run), layout)
 
     def _program(self, run: RunConfig, layout: Layout, model: LanguageModel) -> TrainingProgram:

@@ -19,7 +19,7 @@ from ziggurat.train.parts import TrainingData
 
 
 def documents(run: RunConfig) -> data_.DataConfig:
-    """The run's data, if it is documents.
+    """The run's ``[data]`` if it is documents, else an error.
 
     Raises:
         ConfigError: ``data.kind`` is another than ``text``.
@@ -44,7 +44,7 @@ def check_documents(run: RunConfig) -> None:
 
 
 def row_tokens(run: RunConfig) -> int:
-    """Tokens of a row, of data that is text."""
+    """Tokens of a row, for data that is text."""
     tokens = run.row_tokens
     assert tokens is not None, "run files are checked"
     return tokens
@@ -88,7 +88,7 @@ def abstract_model(run: RunConfig, layout: Layout) -> LanguageModel:
 
 
 def load_start(run: RunConfig) -> "pretrained.Pretrained | None":
-    """The weights a run starts from, if it names any."""
+    """Load the weights that a run starts from, if it names any."""
     if isinstance(run.model, PretrainedModel):
         return pretrained.load(run.model.path)
     return None
@@ -97,7 +97,7 @@ def load_start(run: RunConfig) -> "pretrained.Pretrained | None":
 def load_tokenizer(
     run: RunConfig, start: "pretrained.Pretrained | None", model: LanguageModel
 ) -> HuggingFaceTokenizer:
-    """The run's tokenizer, else that of the weights it starts from.
+    """Load the run's tokenizer, or that of the weights it starts from.
 
     Raises:
         ConfigError: there is neither, or it has ids that the model has no rows for.
@@ -119,7 +119,7 @@ def load_data(
     *models: LanguageModel,
     given: TrainingData | None = None,
 ) -> tuple[TrainingData, PackedDataset | None]:
-    """Training batches, and held-out ones if the run holds any out.
+    """Open training batches, and held-out ones if the run holds any out.
 
     Args:
         run: the run file.
@@ -137,7 +137,8 @@ def load_data(
 
 
 def first_alone(what: str, make: Callable[[], Any]) -> Any:
-    """Result of ``make``; the first process fills the cache before the others look into it."""
+    """Call ``make`` on the first process, then on the others, so that one process alone fills the
+    cache."""
     made: list[Any] = []
     Processes().once(f"prepare {what}", lambda: made.append(make()))
     return made[0] if made else make()

@@ -53,7 +53,7 @@ def plan(
 
 
 def plan_run(run: RunConfig, target: Topology, devices: list[Any], analytic: bool) -> Plan:
-    """The plan of a run on the devices of a topology."""
+    """Plan a run on the devices of a topology."""
 
     _check_slices(run, target)
     try:
@@ -74,7 +74,8 @@ def plan_run(run: RunConfig, target: Topology, devices: list[Any], analytic: boo
 
 
 def compile_plan(run: RunConfig, prepared: Prepared) -> Plan:
-    """The plan with the compiler's memory and collectives, compiled in a process of its own."""
+    """Compile a plan's step in a child process and return the plan with the compiler's memory and
+    collectives."""
     target = prepared.topology
     _log.info("compiling for %s", target)
     with tempfile.TemporaryDirectory(prefix="ziggurat-plan-") as name:
@@ -132,7 +133,7 @@ def check_state(seen: Subject, target: Topology) -> None:
 def layouts(
     run: RunConfig, target: Topology, devices: list[Any], remat: tuple[str, ...]
 ) -> list[Candidate]:
-    """Layouts that divide the run, over the topology as given."""
+    """Mesh layouts that divide the run over a topology."""
     layout = mesh.build(mesh.MeshConfig(fsdp=-1), devices)
     model = kind_of(run).program(run, layout).model
 
@@ -148,7 +149,7 @@ def layouts(
 
 
 def with_layout(run: RunConfig, candidate: Candidate) -> RunConfig:
-    """The run with the mesh and remat policy of a candidate."""
+    """Apply a candidate's mesh and remat policy to a run."""
     text = config.to_toml(run)
     return config.parse(type(run), text, candidate.overrides).value
 

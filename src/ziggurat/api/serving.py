@@ -58,7 +58,7 @@ def serve(
 
 @contextlib.contextmanager
 def serving(model: str | Path | Pretrained, **options: Any) -> Iterator[str]:
-    """A server in a thread of this process, for the block; gives its URL, without ``/v1``.
+    """Run a server in a thread of this process during the block; gives its URL, without ``/v1``.
 
     Args:
         model: as for :func:`serve`, whose options it takes; the default port is a free one.
@@ -84,7 +84,7 @@ def opened(
     compute: Literal["float32", "bfloat16"] = "float32",
     api_keys: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """A server that listens, with everything compiled; the caller runs it."""
+    """Open a server with everything compiled; the caller runs it."""
     if not isinstance(engine, EngineConfig):
         engine = config.from_plain(EngineConfig, engine or {}, "engine")
     with (

@@ -81,7 +81,7 @@ def resolved(
     overrides: Sequence[str] = (),
     supplied: Supplied | None = None,
 ) -> Resolved[RunConfig]:
-    """The validated run, in which tables stand for objects that are given.
+    """Resolve and validate a run file together with the objects that a caller gives.
 
     Raises:
         ConfigError: the run is not valid.

@@ -81,7 +81,7 @@ def run(function: Callable[..., int | None], args: Sequence[str], prog: str, exa
 
 
 def split_overrides(args: Sequence[str], own: Collection[str] = ()) -> tuple[list[str], list[str]]:
-    """Part the overrides of a run file from a command's own options.
+    """Separate overrides of a run file from a command's own options.
 
     Args:
         args: the command line after the command.
@@ -125,7 +125,7 @@ def output() -> Console:
 
 @contextlib.contextmanager
 def progress(what: str, every_s: float = 10.0) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on a terminal, else a line in the log now and then; gone when the block ends.
+    """Progress bar on a terminal, else a line in the log now and then.
 
     Args:
         what: is being done, such as ``compiling``.

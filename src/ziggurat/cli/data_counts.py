@@ -69,7 +69,7 @@ class ComponentUse:
 
 @dataclasses.dataclass(frozen=True)
 class Stats:
-    """All that ``ziggurat data stats`` says; ``--json`` prints it as it stands."""
+    """Figures of ``ziggurat data stats``, as ``--json`` prints them."""
 
     run: str
     tokenizer_ids: int
@@ -130,7 +130,7 @@ def measure(source: data_run.RunSource, dataset: PackedDataset) -> Stats:
 
 
 def describe(name: str, lengths: Int64[np.ndarray, "n"]) -> LengthStatistics:
-    """Documents of these lengths, in numbers.
+    """Statistics of document lengths.
 
     >>> found = describe("a", np.array([1, 2, 3, 9]))
     >>> found.tokens, found.percentiles["p50"], found.histogram
@@ -154,7 +154,7 @@ def describe(name: str, lengths: Int64[np.ndarray, "n"]) -> LengthStatistics:
 
 
 def facts(found: Stats) -> list[tuple[str, str]]:
-    """Facts beside the tables, as (label, text)."""
+    """Facts beside the tables, as pairs of label and text."""
     lines = [
         ("tokenizer", f"{found.tokenizer_ids:,} ids"),
         ("rows an epoch", f"{found.rows_per_epoch:,} of {found.sequence_length:,} tokens"),

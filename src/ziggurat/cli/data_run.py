@@ -34,7 +34,7 @@ READ = ("name", "output", "seed", "model", "tokenizer", "data")
 
 @config.node
 class DataRun:
-    """A run file as far as it decides the data; the other tables are left to ``train``."""
+    """The tables of a run file that decide the data; others are left to ``train``."""
 
     name: str
     output: Path = Path("runs")

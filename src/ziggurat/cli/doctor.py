@@ -28,7 +28,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """Devices of one kind."""
+    """Devices of one kind on this machine."""
 
     platform: str
     kind: str
@@ -48,7 +48,7 @@ class Extra:
 
 @dataclasses.dataclass(frozen=True)
 class DoctorReport:
-    """All that ``ziggurat doctor`` says; ``--json`` prints it as it stands."""
+    """Findings of ``ziggurat doctor``, as ``--json`` prints them."""
 
     ok: bool
     """JAX computes here, and every command works that no extra is needed for."""
@@ -85,7 +85,7 @@ def doctor(json: bool = False) -> int:
 
 
 def examine(directory: Path, environment: Mapping[str, str]) -> DoctorReport:
-    """Look at this process's machine; ``directory`` is where free disk is measured."""
+    """Examine this machine; ``directory`` is where free disk is measured."""
     versions = {name: version(name) for name in PACKAGES}
     plugins = {name: found for name in PLUGINS if (found := version(name))}
     absent = lacking("ziggurat") if versions["ziggurat"] else ["ziggurat itself"]
@@ -116,7 +116,7 @@ def version(distribution: str) -> str | None:
 
 
 def lacking(distribution: str, extra: str = "") -> list[str]:
-    """Requirements of a distribution, or of one of its extras, that are not installed.
+    """Missing requirements of a distribution, or of one of its extras.
 
     Each entry is a requirement, with the version that is there if it is the wrong one.
 
@@ -155,7 +155,7 @@ def describe_extras() -> dict[str, Extra]:
 
 
 def start_jax() -> tuple[list[Device], str | None]:
-    """Start JAX and run one compiled program: the devices, and what failed if anything did."""
+    """Start JAX and run one compiled program; returns the devices, or the error."""
     try:
         import jax
         import jax.numpy as jnp
@@ -206,7 +206,7 @@ def find_traps(
     machine: Mapping[str, str | int | float | None],
     environment: Mapping[str, str],
 ) -> list[str]:
-    """Known traps that this machine is in, each with the way out."""
+    """Known pitfalls on this machine, each with its remedy."""
     platforms = {device.platform for device in devices}
     traps: list[str] = []
     if versions.get("libtpu") and "tpu" not in platforms and not environment.get("JAX_PLATFORMS"):

@@ -24,7 +24,7 @@ PARTLY: dict[str, tuple[str, str]] = {
 
 
 class Import(NamedTuple):
-    """``import module``, or ``from module import name``."""
+    """An import statement of a command, ``import module`` or ``from module import name``."""
 
     module: str
     name: str = ""
@@ -32,7 +32,7 @@ class Import(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Result of carrying out a command's imports."""
+    """Whether a command's imports succeed."""
 
     works: bool
     note: str
@@ -45,7 +45,7 @@ def check() -> dict[str, Command]:
 
 
 def check_command(name: str) -> Command:
-    """Carry out all imports of one command, those inside its functions too.
+    """Execute all imports of one command, those inside its functions too.
 
     >>> check_command("checkpoints")
     Command(works=True, note='')

@@ -53,7 +53,7 @@ TERMINATED = 143
 
 
 class Terminated(BaseException):
-    """SIGTERM, raised where the command is, so that it removes what is half done."""
+    """Exception for SIGTERM, so that a command removes half-done work."""
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -27,7 +27,7 @@ _SOURCE = "command line"
 
 
 def presented(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as the parser should see it: argument names, help of whole sentences."""
+    """Adapt a function for the command-line parser: names of arguments, help in whole sentences."""
     import docstring_parser
     import tyro
 
@@ -159,7 +159,7 @@ def check_known(function: Callable[..., Any], args: Sequence[str], prog: str) ->
 
 
 def check_near(arg: str, flags: Iterable[str]) -> None:
-    """Refuse what can be no key of a run file: an option misspelt, or one that is not there.
+    """Refuse an option that is no key of a run file, with the nearest key.
 
     Raises:
         ConfigError: with the option that was meant, or how a key is given.

@@ -66,7 +66,7 @@ def gather(function: Callable[..., Any], args: Sequence[str]) -> list[str]:
 
 
 def restoring(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The command, given the values of its list options as they were before :func:`gather`."""
+    """Wrap a command so that it gets list options as they were before :func:`gather`."""
     names = list_options(function).values()
 
     @functools.wraps(function)

@@ -10,7 +10,7 @@ from ziggurat.core.errors import ConfigError, did_you_mean
 
 
 class Subcommand(NamedTuple):
-    """One of them."""
+    """A command's subcommand: function, summary and example."""
 
     function: Callable[..., int | None] | str
     """Function that runs the subcommand, or the name of a module of this package that has it.

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop:
-    """One row: what it is, the commands that show it, and where to look afterwards."""
+    """A stop of the tour: its commands, and the results to look at afterwards."""
 
     function: str
     package: str

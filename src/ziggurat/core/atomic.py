@@ -87,7 +87,8 @@ def remove_directory(path: Path) -> None:
 
 
 def sweep(directory: Path, names: re.Pattern[str] = _ANY_TEMPORARY) -> list[Path]:
-    """Remove what killed processes left under temporary names; returns what was removed.
+    """Remove files and directories that killed processes left under temporary names; returns their
+    paths.
 
     Args:
         directory: where the caller alone writes.

@@ -18,7 +18,7 @@ _SETTINGS = (
 
 @contextlib.contextmanager
 def keeping_compiled(directory: Path | None, least_s: float = 0.5) -> Iterator[None]:
-    """Inside this block programs are looked up in ``directory`` and left there once compiled.
+    """Look up programs in ``directory`` inside this block, and store newly compiled ones there.
 
     Args:
         directory: made when missing; ``None``: nothing changes.
@@ -56,7 +56,7 @@ _counting = threading.Lock()
 
 @contextlib.contextmanager
 def passing_by_compile_cache() -> Iterator[None]:
-    """Inside this block programs are compiled, and neither looked up nor left in JAX's cache.
+    """Compile programs inside this block without JAX's compilation cache.
 
     For programs that are serialised next: XLA:CPU serialises a program that came out of the cache
     without its functions, and who loads that fails at the first call. Blocks may overlap in

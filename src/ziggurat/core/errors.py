@@ -40,51 +40,53 @@ def _rebuild(cls: type[ZigguratError], text: str, fields: dict) -> ZigguratError
 
 
 class ConfigError(ZigguratError):
-    """A run file, an override or an option is wrong."""
+    """Error: a run file, an override or an option is wrong."""
 
 
 class ShapeError(ZigguratError):
-    """An array has another shape or type than the operation needs."""
+    """Error: an array has another shape or type than the operation needs."""
 
 
 class ShardingError(ZigguratError):
-    """A mesh cannot be built, or a dimension does not divide over it."""
+    """Error: a mesh cannot be built, or a dimension does not divide over it."""
 
 
 class CheckpointError(ZigguratError):
-    """A checkpoint or weight file is missing, damaged or of another shape."""
+    """Error: a checkpoint or weight file is missing, damaged or of another shape."""
 
 
 class DataError(ZigguratError):
-    """A corpus, record or tokenizer is missing, empty or damaged."""
+    """Error: a corpus, record or tokenizer is missing, empty or damaged."""
 
 
 class ModelError(ZigguratError):
-    """A model directory or architecture is unknown or uses an unsupported switch."""
+    """Error: a model directory or architecture is unknown or uses an unsupported switch."""
 
 
 class TrainError(ZigguratError):
-    """Training cannot start or cannot continue."""
+    """Error: training cannot start or cannot continue."""
 
 
 class PlanError(ZigguratError):
-    """A plan cannot be made, or contradicts itself, which is a fault of Ziggurat's own count."""
+    """Error: a plan cannot be made, or contradicts itself, which is a fault of Ziggurat's own
+    count."""
 
 
 class ServeError(ZigguratError):
-    """A server cannot start, or a request asks for what is not there."""
+    """Error: a server cannot start, or a request asks for what is not there."""
 
 
 class ClusterError(ZigguratError):
-    """Hosts cannot be started, reached or used together, or a function failed on one of them."""
+    """Error: hosts cannot be started, reached or used together, or a function failed on one of
+    them."""
 
 
 class StorageError(ZigguratError):
-    """The operating system refused to read, write or make a file or directory."""
+    """Error: the operating system refused to read, write or make a file or directory."""
 
 
 class EnvironmentError(ZigguratError):
-    """Something this machine lacks: a package, a device, disk or memory."""
+    """Error: this machine lacks a package, a device, disk or memory."""
 
 
 def did_you_mean(name: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:

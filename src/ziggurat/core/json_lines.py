@@ -33,7 +33,7 @@ _WHITE = b" \t\r\n"
 
 
 class NotAnObject(ValueError):
-    """A line that is no JSON object; says what was found and what was expected."""
+    """Error: a line is no JSON object; says what was found and what was expected."""
 
     def __init__(self, found: object, expected: str):
         self.found, self.expected = " ".join(str(found).split()), expected
@@ -50,7 +50,7 @@ def is_blank(line: bytes) -> bool:
 
 
 def parse(line: bytes) -> dict[str, Any]:
-    """The object of one line.
+    """Parse one line as a JSON object.
 
     Raises:
         NotAnObject: it is none, has a key twice, or is not UTF-8.
@@ -70,7 +70,7 @@ def parse(line: bytes) -> dict[str, Any]:
 
 
 def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Lines that hold a record, with their numbers from 1.
+    """Non-blank lines with their line numbers, from 1.
 
     Args:
         lines: a file opened in binary mode, or its bytes split at newlines.
@@ -79,7 +79,7 @@ def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
 
 
 def read(path: Path, what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a file with the numbers of their lines.
+    """Read the records of a file with their line numbers.
 
     Args:
         path: the file.
@@ -103,8 +103,8 @@ def read(path: Path, what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The records of a log that we append to: none if there is no file, and without lines that a
-    kill or a full disk tore.
+    """Read the records of a log that Ziggurat appends to: none if there is no file, and without
+    lines torn by a kill or a full disk.
 
     >>> read_log(Path("nowhere/log.jsonl"))
     []

@@ -14,7 +14,7 @@ def _itself(entry: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Kinds:
-    """The variants of a node, for ``Annotated``: those of a registry, plugins included.
+    """Variants of a node, for ``Annotated``: those of a registry, plugins included.
 
     Only the node that a file names is imported.
 
@@ -46,18 +46,18 @@ did you mean square?
     """Nodes by kind beside those of the registry."""
 
     def names(self) -> list[str]:
-        """All kinds, sorted; imports every entry."""
+        """Names of all kinds, sorted; imports every entry."""
         named = [name for name in self.registry if self.node(self.registry[name]) is not None]
         return sorted([*named, *self.also])
 
     def node_of(self, name: str) -> Any:
-        """The node of a kind; None if there is none."""
+        """Node class of a kind; ``None`` if there is none."""
         if name in self.also:
             return self.also[name]
         return self.node(self.registry[name]) if name in self.registry else None
 
     def nodes(self) -> list[Any]:
-        """The nodes of all kinds."""
+        """Node classes of all kinds."""
         return [self.node_of(name) for name in self.names()]
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:

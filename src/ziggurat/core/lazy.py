@@ -11,7 +11,7 @@ from typing import Any
 def names(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """A package's ``__getattr__`` and ``__dir__``.
+    """Build a package's ``__getattr__`` and ``__dir__`` for names that are imported on first use.
 
     >>> __getattr__, __dir__ = names("ziggurat.core", {"ConfigError": "errors"})
     >>> __getattr__("ConfigError").__name__

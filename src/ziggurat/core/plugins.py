@@ -42,7 +42,8 @@ def load() -> None:
 
 
 def failures() -> str:
-    """The plugins that could not be loaded and why, in one line; empty if there are none."""
+    """Names of the plugins that could not be loaded, with the reasons, in one line; empty if there
+    are none."""
     load()
     return "; ".join(_failures)
 

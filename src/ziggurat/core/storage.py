@@ -35,7 +35,7 @@ _ADVICE = {
 
 
 def storage_error(what: str, error: OSError) -> StorageError:
-    """The line for an ``OSError``.
+    """The error line for an ``OSError``.
 
     Args:
         what: what was being done, such as a command.
@@ -64,7 +64,7 @@ CLIENTS = {
 
 
 def missing_client(what: str, url: str, error: ImportError) -> EnvironmentError:
-    """The line for a store whose client is not installed."""
+    """The error line for a store whose client is not installed."""
     protocol = url.partition("://")[0]
     package, fix = CLIENTS.get(protocol, (error.name or str(error), "install it"))
     return EnvironmentError(
@@ -74,7 +74,7 @@ def missing_client(what: str, url: str, error: ImportError) -> EnvironmentError:
 
 @contextlib.contextmanager
 def naming(path: Path | str) -> Iterator[None]:
-    """Let an ``OSError`` of this block that names no file name ``path``."""
+    """Name ``path`` in an ``OSError`` of this block that names no file."""
     try:
         yield
     except OSError as error:

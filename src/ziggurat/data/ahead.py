@@ -10,7 +10,8 @@ T = TypeVar("T")
 
 
 class Ahead(Generic[T]):
-    """The items of ``source``, up to ``count`` of them made before they are asked for.
+    """Iterator that makes up to ``count`` items of ``source`` in a thread before they are asked
+    for.
 
     They are made by one thread; more would only wait for each other, since making a batch is
     copying. An error is raised where its item would have come. The thread ends with the items, with
@@ -43,7 +44,7 @@ class Ahead(Generic[T]):
         return item
 
     def close(self) -> None:
-        """Make no more; what was made and not taken is gone."""
+        """Stop making items; items made and not taken are dropped."""
         self._ended = True
         self._close()
 

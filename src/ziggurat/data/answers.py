@@ -40,7 +40,7 @@ class Answer:
     """1 for the tokens of the answer."""
 
     def after(self, prompt: "Answer") -> "Answer":
-        """Answer appended to the prompt of ``prompt``."""
+        """Join this answer to the prompt of another."""
         first, own = int(prompt.learned.argmax()), int(self.learned.argmax())
         return Answer(
             np.concatenate([prompt.ids[:first], self.ids[own:]]),
@@ -49,7 +49,7 @@ class Answer:
 
 
 def padded(answers: Sequence[Answer | None], row_tokens: int) -> Batch:
-    """One answer a row, cut after ``row_tokens``; a row of zeros for None.
+    """Put one answer in each row, cut after ``row_tokens``; a row of zeros for ``None``.
 
     >>> rows = padded([Answer(np.array([5, 6, 7]), np.array([0, 1, 1], np.uint8))], 4)
     >>> rows["tokens"].tolist(), rows["targets"].tolist(), rows["loss_mask"].tolist()
@@ -138,7 +138,7 @@ class AnswerDataset:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Records, one a row."""
+        """Number of records, one in each row."""
         return len(self._items)
 
     @property

@@ -40,7 +40,7 @@ _COLUMNS = {"document": "<i8", "part": "<u4", "length": "<u4"}
 
 @dataclasses.dataclass(frozen=True)
 class Bins:
-    """Rows and what stands in each."""
+    """Rows and the documents that stand in each."""
 
     path: Path | None
     """The directory that holds them; None if only memory does."""
@@ -58,7 +58,7 @@ class Bins:
 
 
 class BinsPlan:
-    """Rows of bins, in a keyed order each epoch.
+    """Packing plan of whole documents in rows, in a keyed order each epoch.
 
     Args:
         kind: ``first_fit`` or ``best_fit``.

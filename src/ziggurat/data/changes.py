@@ -22,7 +22,7 @@ SHOWN = 3
 
 
 class UsedDocuments(NamedTuple):
-    """The documents that a component uses."""
+    """Identity of the documents that a component uses."""
 
     name: str
     """Of the component; empty where there is one."""
@@ -33,12 +33,12 @@ class UsedDocuments(NamedTuple):
 
     @property
     def mark(self) -> str:
-        """A short mark for checkpoints: the digest, and the beginning of the store's key."""
+        """Short form for checkpoints: the digest, and the beginning of the store's key."""
         return f"{self.content}.{self.store.path.name.removeprefix(STORE)[:KEY_DIGITS]}"
 
 
 def check_used(before: Mapping[str, str] | None, now: Sequence[UsedDocuments]) -> None:
-    """Refuse components whose documents are others than they were; new ones may have come.
+    """Refuse components whose documents changed; components may be added.
 
     Args:
         before: :attr:`UsedDocuments.mark` of each component, by name, from a checkpoint.
@@ -88,7 +88,7 @@ def _changed(used: UsedDocuments, content: str, key: str) -> DataError:
 
 
 def differing_files(old: TokenStore, new: TokenStore) -> list[str]:
-    """One phrase for each file that is not as it was; files that only moved are left out."""
+    """Phrases that name each changed file; files that only moved are left out."""
     then, now = _files(old), _files(new)
     moved = {digest for _, digest in then.values()} & {digest for _, digest in now.values()}
     phrases = []

@@ -69,7 +69,7 @@ class Component:
 
     @property
     def report(self) -> Mapping[str, Any]:
-        """Counts: what was read and left out, and how full the rows are.
+        """Counts of documents read and left out, and how full the rows are.
 
         ``documents`` read, ``empty``, ``skipped`` and the first ``faults``, those ``straddling``
         (a token is a part of prompt and answer); ``used`` documents,
@@ -103,7 +103,7 @@ class Component:
         return Pieces(pieces.row, pieces.column, numbers, pieces.start, pieces.length)
 
     def fill(self, pieces: Pieces, rows: int) -> Batch:
-        """Rows with the tokens of ``pieces``."""
+        """Fill rows with the tokens of ``pieces``."""
         return fill(self.store, pieces, rows, self._config)
 
 

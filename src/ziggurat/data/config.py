@@ -14,7 +14,7 @@ from ziggurat.data.sources import Source
 
 @config.node
 class DataConfig:
-    """Text that a model is trained on."""
+    """Settings of text to train on."""
 
     kind: Literal["text"] = "text"
     sources: tuple[Source, ...]
@@ -82,7 +82,7 @@ class DataConfig:
 
     @property
     def components(self) -> dict[str, tuple[Source, ...]]:
-        """The sources by what a mixture weighs: by name, or all together under ``""``."""
+        """Sources grouped as a mixture weighs them: by name, or all together under ``""``."""
         if self.mixture is None:
             return {"": self.sources}
         names = dict.fromkeys(source.name for source in self.sources)

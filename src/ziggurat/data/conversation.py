@@ -29,7 +29,7 @@ Span = tuple[int, int]
 
 
 def rendered(document: Document, tokenizer: Tokenizer) -> Document:
-    """A conversation's text under the tokenizer's chat template, and what of it is learned.
+    """Render a conversation by the tokenizer's chat template, and mark the parts that are learned.
 
     Learned is what the template puts into ``{% generation %}`` blocks. For a template without such
     blocks, those of a template of :mod:`ziggurat.data.training_templates` that renders the same
@@ -109,7 +109,8 @@ def template_of(tokenizer: Tokenizer, tools: bool = False) -> str:
 
 
 def decided_by(sources: Sequence[Source], tokenizer: Tokenizer) -> list[Any]:
-    """Settings that decide the text of conversations, besides the records; none for plain texts."""
+    """Settings that decide the text of conversations, besides the records; empty for plain
+    texts."""
     if all(getattr(source, "content", "text") == "text" for source in sources):
         return []
     return [getattr(tokenizer, "chat_templates", None), training_templates.digest()]

@@ -305,7 +305,7 @@ def _rows_by_name(taken: Mapping[str, Mapping[str, int]] | None) -> str:
 
 
 def check_rows(rows: slice | None, batch_size: int) -> tuple[int, int]:
-    """The first row of a slice of the batch and the row after its last.
+    """Resolve a slice of the batch to its first row and the row after its last.
 
     Raises:
         DataError: it is not a range within the batch.
@@ -321,7 +321,7 @@ def check_rows(rows: slice | None, batch_size: int) -> tuple[int, int]:
 
 
 def check_facts(state: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
-    """The step of a stored state.
+    """Compare a stored state's facts with the data's; returns the state's step.
 
     Raises:
         DataError: one of ``facts`` is another than it was.
@@ -338,8 +338,8 @@ def check_facts(state: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
 
 
 def order_digest(config: DataConfig) -> str:
-    """A digest of the settings that decide batches, without the mixture, what has its own fact, and
-    the bound on positions, which follows from the model."""
+    """Digest of the settings that decide batches, without the mixture, which is stored as a fact of
+    its own, and without the bound on positions, which follows from the model."""
     names = ("packing", "positions", "shuffle", "eval_fraction", "filter", "dedup", "tokenize")
     return digest({name: config_.to_plain(getattr(config, name)) for name in names})
 

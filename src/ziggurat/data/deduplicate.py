@@ -36,7 +36,7 @@ SHOWN_PAIRS = 20
 
 @config.node
 class Deduplicate:
-    """Leave out documents that were there before."""
+    """Settings of leaving out duplicate documents."""
 
     exact: bool = True
     """Leave out documents whose tokens all equal an earlier document's."""
@@ -64,7 +64,7 @@ class Deduplicate:
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """Which documents stay, and what was found."""
+    """Documents that stay, with the duplicates found."""
 
     keep: list[Bool[np.ndarray, "_documents"]]
     """For each store, its documents that stay."""
@@ -79,7 +79,7 @@ def keep(
     cache: Path,
     progress: Progress | None = None,
 ) -> list[Bool[np.ndarray, "_documents"]]:
-    """Which documents of each store stay; see :func:`duplicates`."""
+    """Masks of the documents that stay in each store; see :func:`duplicates`."""
     return duplicates(stores, node, cache, progress).keep
 
 

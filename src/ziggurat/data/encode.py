@@ -18,7 +18,7 @@ CHUNK_DOCUMENTS = 4096
 
 
 class Encoded(NamedTuple):
-    """Tokens of a document."""
+    """Tokens of a document, and the mask of those that are learned."""
 
     ids: Integer[np.ndarray, "_t"]
     learned: UInt8[np.ndarray, "_t"] | None
@@ -28,7 +28,8 @@ class Encoded(NamedTuple):
 
 
 class DocumentEncoder:
-    """Turns documents into tokens.
+    """Encoder of documents: renders conversations, tokenises, and marks the tokens that are
+    learned.
 
     A document is encoded as one text, bos before it if the tokenizer itself puts it there, and eos
     after it; a chat template writes its own bos, or means none to be there. Of a document with
@@ -63,7 +64,8 @@ class DocumentEncoder:
         self.prefix, self.eos = prefix_of(tokenizer), tokenizer.eos_ids[0]
 
     def render(self, document: Document) -> Document | None:
-        """A conversation as text; None if nothing of it is learned. Others stay as they are.
+        """Render a conversation as text; ``None`` if nothing of it is learned. Other documents stay
+        as they are.
 
         Raises:
             DataError: as :func:`ziggurat.data.conversation.rendered`.
@@ -77,7 +79,8 @@ class DocumentEncoder:
         return dataclasses.replace(made, key=document.key or document.text)
 
     def rendered(self, document: Document) -> Document | Damaged | None:
-        """As :meth:`render`, but a conversation that cannot be rendered is a damaged record."""
+        """Render like :meth:`render`, but report a conversation that cannot be rendered as a
+        damaged record."""
         try:
             return self.render(document)
         except DataError as error:
@@ -145,13 +148,14 @@ class DocumentEncoder:
 
 
 def prefix_of(tokenizer: Tokenizer) -> list[int]:
-    """``[bos]`` if the tokenizer itself puts it before a text."""
+    """The begin-of-sequence id as a list, if the tokenizer itself puts it before a text; else an
+    empty list."""
     added = tokenizer.encode("", add_special_tokens=True)
     return added[:1] if added and added[0] == tokenizer.bos_id else []
 
 
 def mark(learned: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> list[int]:
-    """1 for each token from the one that holds a range's first character to that of its last.
+    """Mask of a character range: 1 from the token of its first character to that of its last.
 
     >>> mark([(2, 5)], [(0, 2), (2, 3), (3, 6), (6, 7)])
     [0, 1, 1, 0]
@@ -165,7 +169,7 @@ def mark(learned: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]])
 
 
 def straddles(learned: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]]) -> bool:
-    """Whether a token begins before a range that it reaches into, or ends behind it.
+    """Whether a token overlaps a border of a character range.
 
     >>> straddles([(2, 5)], [(0, 2), (2, 3), (3, 5)]), straddles([(2, 5)], [(0, 3), (3, 5)])
     (False, True)
@@ -176,7 +180,7 @@ def straddles(learned: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, i
 
 
 def chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Lists small enough for memory and large enough for all cores."""
+    """Split work into lists small enough for memory and large enough for all cores."""
     chunk: list[Document] = []
     characters = 0
     for document in documents:

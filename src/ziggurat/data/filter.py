@@ -25,7 +25,7 @@ Split = Literal["train", "eval"]
 
 @config.node
 class Filter:
-    """Which documents are left out; tokens count bos and eos."""
+    """Settings of leaving out documents; token counts include the begin and end tokens."""
 
     min_tokens: int = 1
     """Leave out documents with fewer tokens."""
@@ -45,12 +45,12 @@ class Filter:
         config.require(0.0 < self.share <= 1.0, "share", self.share, "above 0 and at most 1")
 
     def takes_length(self, tokens: int) -> bool:
-        """Whether a document of so many tokens stays."""
+        """Whether the filter keeps a document of this many tokens."""
         return self.min_tokens <= tokens and (self.max_tokens is None or tokens <= self.max_tokens)
 
 
 def left_out(store: TokenStore, node: Filter) -> dict[str, Bool[np.ndarray, "documents"]]:
-    """For each rule of the filter that is set, the documents against it."""
+    """Documents that each active rule of the filter leaves out."""
     against: dict[str, np.ndarray] = {}
     lengths = np.diff(store.offsets)
     if node.min_tokens > 1:
@@ -117,7 +117,7 @@ def choose(
     cache: Path,
     name: str = "",
 ) -> Selection | None:
-    """The documents that ``split`` uses; None if there are none in evaluation.
+    """Documents that ``split`` uses; ``None`` if evaluation has none.
 
     Args:
         store: the documents.
@@ -154,7 +154,7 @@ def choose(
 def nothing(
     split: Split, documents: int, fraction: float, left_out: dict[str, int], name: str = ""
 ) -> DataError:
-    """The error for a split without documents, with what each rule left out."""
+    """Error for a split without documents, with the number that each rule left out."""
     of = f" of {name}" if name else ""
     found = f"none of {documents} documents at eval_fraction {fraction:g}"
     for rule, count in left_out.items():

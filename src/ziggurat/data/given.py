@@ -78,7 +78,7 @@ class GrainSource:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Not known: Grain's datasets repeat inside."""
+        """``None``: Grain's datasets repeat inside."""
         return None
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
@@ -115,7 +115,7 @@ class GrainSource:
             yield _rows(batch, rows)
 
     def state(self, step: int) -> dict[str, Any]:
-        """State so that step ``step`` comes next, as JSON values."""
+        """State from which step ``step`` comes next, as JSON values."""
         known = {"step": step, "digest": self._digest}
         return known if self._random else known | {"grain": self._states[step]}
 
@@ -137,7 +137,7 @@ class GrainSource:
 
 
 def as_source(given: Any) -> Any:
-    """A source of batches from what a caller gave: Grain's datasets are adapted.
+    """Adapt a caller's data to a source of batches; Grain's datasets are wrapped.
 
     Raises:
         DataError: it is none; the text names what it lacks.

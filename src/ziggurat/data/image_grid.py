@@ -20,7 +20,7 @@ from ziggurat.data.image_sources import pillow
 def grid(
     images: Float[np.ndarray, "n i j o"], *, columns: int, gap: int = 2, at_least: int = 48
 ) -> UInt8[np.ndarray, "_ _ o"]:
-    """Images of 0 to 1 in rows of ``columns``, on white.
+    """Arrange images, of values 0 to 1, in rows of ``columns`` on white.
 
     Args:
         images: row by row; what is not a number is black.

@@ -27,7 +27,7 @@ DIGITS_LEVELS = 16.0
 
 @config.node
 class Digits:
-    """The 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn."""
+    """Data source: the 1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn."""
 
     kind: Literal["digits"] = "digits"
 
@@ -216,7 +216,7 @@ def _read_file(path: Path, side: int, channels: int) -> np.ndarray:
 
 
 def pillow() -> Any:
-    """``PIL.Image``.
+    """Import ``PIL.Image``.
 
     Raises:
         EnvironmentError: Pillow is missing.

@@ -27,7 +27,7 @@ what is drawn for the training step of the same number."""
 
 @config.node
 class ImageData:
-    """Labelled images to train on."""
+    """Settings of labelled images to train on."""
 
     kind: Literal["images"] = "images"
     source: ImageSource
@@ -103,7 +103,7 @@ class ImageDataset:
 
     @property
     def images_per_epoch(self) -> int:
-        """Images on this side of the held-out line."""
+        """Number of images in this split."""
         return len(self._numbers)
 
     @property

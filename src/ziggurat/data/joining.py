@@ -19,7 +19,7 @@ BLOCK = 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class Taken:
-    """Documents of a part that enter the store."""
+    """Selection of a part's documents that enter the store."""
 
     part: StorePart
     documents: int
@@ -33,7 +33,7 @@ class Taken:
 def choose(
     sources: Sequence[Source], units: Sequence[Unit], parts: Mapping[int, StorePart]
 ) -> list[Taken]:
-    """Documents taken from each part if the sources were read in order.
+    """Select documents of each part as reading the sources in order would.
 
     Args:
         sources: with their limits.
@@ -72,7 +72,7 @@ def join(
     dtype: np.dtype,
     learn: bool,
 ) -> dict[str, Any]:
-    """Write the store's arrays; returns what ``meta.json`` says of them.
+    """Write the store's arrays; returns the content of ``meta.json`` on them.
 
     Raises:
         DataError: there is no document.

@@ -25,7 +25,7 @@ PERIOD = 1 << 16
 
 @config.node
 class Stage:
-    """Weights from a step on."""
+    """Weights of a mixture from a step on."""
 
     step: int
     """First step with these weights."""
@@ -40,7 +40,7 @@ class Stage:
 
 @config.node
 class Mixture:
-    """How much of a batch comes from which sources: shares of rows, by the sources' names."""
+    """Shares of the batch's rows by source name, in stages."""
 
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     """Weight of each name; a name left out has weight 0. Without any, the tokens of each."""
@@ -87,7 +87,8 @@ def _require_weights(weights: Mapping[str, float]) -> None:
 def quantise(
     shares: Sequence[float], names: Sequence[str], *, refuse: bool = True
 ) -> tuple[int, ...]:
-    """Whole numbers in the proportion of ``shares``, by largest remainder, without common divisor.
+    """Round ``shares`` to whole numbers in their proportion, by largest remainder, without common
+    divisor.
 
     Args:
         shares: at least one of them positive.
@@ -122,7 +123,7 @@ def quantise(
 
 
 class Phase:
-    """Rows from ``first`` on, dealt in one proportion.
+    """Range of rows, from ``first`` on, that is dealt in one proportion.
 
     Args:
         first: global number of the first row.
@@ -163,7 +164,7 @@ class Phase:
 
 
 class Schedule:
-    """Which component gives which of its rows, for every row of the endless list.
+    """Assignment of every row of an endless list to a component and its own row.
 
     Args:
         names: of the components.

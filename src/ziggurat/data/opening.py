@@ -36,7 +36,7 @@ def build(
     split: Split = "train",
     progress: Progress | None = None,
 ) -> Dataset:
-    """Tokenise what is not in the cache yet, and open one split of the data.
+    """Tokenise the data that is not in the cache yet, and open one split.
 
     With ``tokenize = "stream"`` nothing is tokenised yet, and nothing is kept in the cache.
 
@@ -122,7 +122,7 @@ def tokenizer_for(
 
 
 def documents(config: DataConfig, split: Split | None = None) -> Iterator[str]:
-    """The texts of the data, for training a tokenizer; only those of ``split`` if given.
+    """Texts of the data for training a tokenizer; only those of ``split`` if given.
 
     >>> from ziggurat.data.sources import TextFiles
     >>> source = TextFiles(path="{stdlib}/json", glob="*.py")

@@ -20,7 +20,7 @@ _FACTORS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 
 class Permutation:
-    """The bijection of ``[0, count)`` that belongs to (seed, epoch, purpose).
+    """Keyed bijection of ``[0, count)``, by seed, epoch and purpose.
 
     The same on every machine and for every slice asked for; neither memory nor the time to set it
     up grows with ``count``.

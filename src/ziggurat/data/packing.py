@@ -27,7 +27,7 @@ from ziggurat.data.pieces import Lengths, PackingPlan, Pieces
 
 @config.node
 class Concat:
-    """Documents end to end, cut every ``sequence_length`` tokens."""
+    """Packing: documents end to end, cut every ``sequence_length`` tokens."""
 
     kind: Literal["concat"] = "concat"
 
@@ -40,7 +40,8 @@ class _Window:
 
 @config.node
 class FirstFit(_Window):
-    """Whole documents in nearly full rows: longest first, each into the first row with room."""
+    """Packing: whole documents in nearly full rows, longest first, each into the first row with
+    room."""
 
     kind: Literal["first_fit"] = "first_fit"
     window: int = 1024
@@ -49,7 +50,8 @@ class FirstFit(_Window):
 
 @config.node
 class BestFit(_Window):
-    """Whole documents in nearly full rows: longest first, each into the row it fills best."""
+    """Packing: whole documents in nearly full rows, longest first, each into the row it fills
+    best."""
 
     kind: Literal["best_fit"] = "best_fit"
     window: int = 1024
@@ -58,7 +60,7 @@ class BestFit(_Window):
 
 @config.node
 class Single:
-    """One document a row, padded, or cut after ``sequence_length`` tokens."""
+    """Packing: one document a row, padded, or cut after ``sequence_length`` tokens."""
 
     kind: Literal["none"] = "none"
 
@@ -74,7 +76,7 @@ def plan(
     shuffle: bool,
     kept: Path | None = None,
 ) -> PackingPlan:
-    """The plan a configuration asks for; see the classes.
+    """Build the packing plan of a configuration.
 
     Args:
         packing: how documents fill rows.

@@ -41,12 +41,12 @@ class StorePart:
 
     @property
     def documents(self) -> int:
-        """Documents in it."""
+        """Number of its documents."""
         return self.facts["documents"]
 
     @property
     def tokens(self) -> int:
-        """Tokens in it."""
+        """Number of its tokens."""
         return self.facts["tokens"]
 
     @property
@@ -93,7 +93,7 @@ def name_of(number: int) -> str:
 
 
 def unit_digest(source: Source, unit: Unit) -> str:
-    """Tells one unit of work from another."""
+    """Digest that tells one unit of work from another."""
     text = json.dumps([source.kind, dataclasses.astuple(unit)])
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
@@ -168,7 +168,7 @@ def _fill(
 
 
 def open_part(path: Path, source: Source, unit: Unit) -> StorePart | None:
-    """The part that is there already; None, and it is gone, if it is another unit's or damaged."""
+    """Open a finished part; ``None`` if it is another unit's or damaged, and then it is removed."""
     try:
         facts = json.loads((path / "part.json").read_text(encoding="utf-8"))
         if facts["unit"] == unit_digest(source, unit) and facts["digest"] == _digest(path, facts):

@@ -25,7 +25,7 @@ class Lengths(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Pieces:
-    """Runs of tokens placed in rows, sorted by row and column."""
+    """Runs of tokens with their places in rows, sorted by row and column."""
 
     row: Int64[np.ndarray, "p"]
     """Row, counted from the first row asked for."""
@@ -50,7 +50,7 @@ class Pieces:
 
 @runtime_checkable
 class PackingPlan(Protocol):
-    """Where every token of an epoch stands."""
+    """Interface of a packing plan: the place of every token of an epoch."""
 
     @property
     def rows(self) -> int:

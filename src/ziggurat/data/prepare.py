@@ -43,7 +43,7 @@ def make_parts(
     progress: Progress | None = None,
     workers: int = 0,
 ) -> dict[int, StorePart]:
-    """The parts of all units, those already in ``staging`` included.
+    """Make the parts of all units, and reuse those already in ``staging``.
 
     Units behind a source's limit, or behind a failure that reading the sources from front to back
     would meet, are left out.
@@ -127,7 +127,7 @@ def _is_still(descriptor: int, path: Path) -> bool:
 
 
 def discard(staging: Path) -> None:
-    """Remove the parts; whoever waits for the lock sees that it is gone."""
+    """Remove the parts; a process that waits for the lock then starts anew."""
     shutil.rmtree(staging, ignore_errors=True)
 
 

@@ -18,7 +18,7 @@ from ziggurat.data.sources.reading import Unit
 
 
 class PrepareWorker:
-    """One process, seen from the one that started it.
+    """A worker process that tokenises, as its parent sees it.
 
     Args:
         job: what :func:`packed` made.
@@ -40,7 +40,7 @@ class PrepareWorker:
             self.connection.send_bytes(job)
 
     def give(self, number: int, source: Source, unit: Unit, path: Path) -> None:
-        """Let it make the part of one unit; if it is dead, receiving will tell."""
+        """Order the part of one unit; if the process is dead, receiving reports it."""
         self.number = number
         with contextlib.suppress(OSError):
             self.connection.send((source, unit, path))
@@ -60,7 +60,7 @@ class PrepareWorker:
 
 
 def packed(tokenizer: Tokenizer, learn: bool) -> bytes:
-    """Settings that a worker receives first, pickled.
+    """Pickle the settings that a worker receives first.
 
     Raises:
         DataError: the tokenizer cannot be sent to a process.
@@ -77,7 +77,7 @@ def packed(tokenizer: Tokenizer, learn: bool) -> bytes:
 
 
 def main(descriptor: int) -> None:
-    """Make parts until the other end of the connection is closed."""
+    """Run a worker process: make parts until the parent closes the connection."""
     connection = Connection(descriptor)
     # A closed connection: whoever wanted the parts is gone.
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):

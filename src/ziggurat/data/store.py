@@ -70,7 +70,8 @@ class TokenStore:
 
     @property
     def content(self) -> str:
-        """Digest of tokens and document borders: the same wherever the store was made."""
+        """Digest of tokens and document borders, which does not depend on where the store was
+        made."""
         return self.meta["content"]
 
     def document(self, number: int) -> Integer[np.ndarray, "t"]:
@@ -91,7 +92,7 @@ class TokenStore:
         return drawn(self.identities, fraction, "evaluation")
 
     def verify(self) -> None:
-        """Read everything and compare with the digest made at writing.
+        """Read everything and compare it with the digest made at writing.
 
         Raises:
             DataError: the store was changed.
@@ -124,7 +125,7 @@ def is_held_out(document: Document, fraction: float) -> bool:
 
 
 def drawn(identities: UInt64[np.ndarray, "n"], share: float, purpose: str) -> Bool[np.ndarray, "n"]:
-    """A share of documents, chosen by their identities; another choice for each purpose."""
+    """Choose a share of documents by their identities; each purpose gets another choice."""
     salt = hashlib.blake2b(purpose.encode(), digest_size=8).digest()
     hashes = mix(identities ^ np.frombuffer(salt, "<u8").astype(np.uint64))
     return hashes < np.uint64(int(share * 2.0**53) << 11)
@@ -137,7 +138,8 @@ def tokenise(
     progress: Progress | None = None,
     workers: int = 0,
 ) -> TokenStore:
-    """The store of these sources under this tokenizer: from the cache if it is there, else made.
+    """Open the token store of these sources and this tokenizer, and make it if it is not in the
+    cache.
 
     It is there if the tokenizer, the sources' settings and all files' names, sizes and times are
     the same. Several processes may call this at once on one directory: one works, the others wait.

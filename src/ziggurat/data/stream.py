@@ -38,7 +38,7 @@ PLACES = 4096
 
 @dataclasses.dataclass(frozen=True, order=True)
 class WindowPlace:
-    """Where a window starts."""
+    """Position in the sources where a window starts."""
 
     row: int
     """Rows before it, over all epochs."""
@@ -53,7 +53,7 @@ class WindowPlace:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """Documents in memory and how they fill rows."""
+    """Documents in memory, and how they fill rows."""
 
     store: TokenStore
     numbers: np.ndarray
@@ -122,12 +122,12 @@ class StreamedDataset:
 
     @property
     def steps(self) -> None:
-        """Unknown: how many rows there are shows only when they have been read."""
+        """``None``: the number of rows shows only when they have been read."""
         return None
 
     @property
     def steps_per_epoch(self) -> None:
-        """Unknown, as :attr:`steps`."""
+        """``None``, as for :attr:`steps`."""
         return None
 
     @property

@@ -17,7 +17,7 @@ _FALLBACK = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 class StreamDecoder:
-    """Text of a growing sequence of ids.
+    """Decoder of a growing sequence of ids, which yields text as soon as it is complete.
 
     The pieces joined, :meth:`finish` included, equal ``tokenizer.decode`` of all ids. A piece may
     be empty: bytes of an unfinished character wait for the rest. Byte-level tokenizers decode bytes

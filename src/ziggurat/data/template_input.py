@@ -26,8 +26,8 @@ def prepared(
     variables: Mapping[str, Any] | None,
     template: str,
 ) -> tuple[Mapping[str, Any], ...]:
-    """Messages as the template reads them: text parts joined for one that takes texts, and the
-    arguments of calls as objects for one that writes them as JSON itself.
+    """Convert messages to the form the template reads: text parts joined for a template that takes
+    texts, and arguments of calls as objects for one that writes them as JSON itself.
 
     Args:
         messages: as the record has them.

@@ -47,7 +47,7 @@ class _SpecialTokens:
 
 @config.node
 class TrainBpe(_SpecialTokens):
-    """Byte-level BPE trained on the run's own documents."""
+    """Tokenizer setting: byte-level BPE trained on the run's own documents."""
 
     kind: Literal["train_bpe"] = "train_bpe"
     vocab_size: int
@@ -74,7 +74,7 @@ class TrainBpe(_SpecialTokens):
 
 @config.node
 class LoadTokenizer:
-    """A tokenizer directory of Hugging Face's layout, or a repository of the hub."""
+    """Tokenizer setting: a tokenizer directory of Hugging Face's layout, or a hub repository."""
 
     kind: Literal["load"] = "load"
     path: str
@@ -83,7 +83,7 @@ class LoadTokenizer:
 
 @config.node
 class ByteTokenizer(_SpecialTokens):
-    """One id per byte, equal to the byte; special tokens from 256 on."""
+    """Tokenizer setting: one id per byte, equal to the byte; special tokens from 256 on."""
 
     kind: Literal["bytes"] = "bytes"
     eos_token: str = "<|endoftext|>"
@@ -102,7 +102,7 @@ TokenizerConfig = Annotated[TrainBpe | LoadTokenizer | ByteTokenizer, Discrimina
 def tokenizer(
     node: TrainBpe | LoadTokenizer | ByteTokenizer, documents: Iterable[str] = ()
 ) -> HuggingFaceTokenizer:
-    """The tokenizer a configuration asks for.
+    """Build the tokenizer of a configuration.
 
     Args:
         node: the configuration.
@@ -186,7 +186,8 @@ def train_bpe(
 def byte_level(
     named: Mapping[str, str] | None = None, special_tokens: Sequence[str] = ()
 ) -> HuggingFaceTokenizer:
-    """One id per byte, equal to the byte, and special tokens from 256 on."""
+    """Build the tokenizer with one id per byte, equal to the byte, and special tokens from 256
+    on."""
     import tokenizers
     from tokenizers import models
 

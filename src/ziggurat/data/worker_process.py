@@ -29,7 +29,7 @@ _ALIGN = 64
 
 @dataclasses.dataclass(frozen=True)
 class SlotLayout:
-    """Where the arrays of a batch stand in a slot of shared memory."""
+    """Offsets of a batch's arrays in a slot of shared memory."""
 
     fields: tuple[tuple[str, str, tuple[int, ...], int], ...]
     """Name, type, shape and first byte of each."""
@@ -37,7 +37,7 @@ class SlotLayout:
 
     @classmethod
     def of(cls, batch: Batch) -> "SlotLayout":
-        """The layout of batches like this one."""
+        """Compute the layout for batches like this one."""
         fields, end = [], 0
         for name, array in batch.items():
             fields.append((name, array.dtype.str, tuple(array.shape), end))
@@ -45,7 +45,7 @@ class SlotLayout:
         return cls(tuple(fields), max(end, _ALIGN))
 
     def views(self, memory: mmap.mmap, slot: int) -> Batch:
-        """The arrays of a slot, as they stand in memory."""
+        """Views of a slot's arrays, without copies."""
         base = slot * self.slot_bytes
         return {
             name: np.ndarray(shape, np.dtype(dtype), memory, base + offset)
@@ -70,7 +70,8 @@ class SlotLayout:
 
 
 def nameless_memory(size: int) -> int:
-    """A file descriptor of shared memory that no directory lists; gone with its last user."""
+    """Create shared memory that no directory lists and that is gone with its last user; returns the
+    file descriptor."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("ziggurat-batches", os.MFD_CLOEXEC)
     else:
@@ -81,7 +82,7 @@ def nameless_memory(size: int) -> int:
 
 
 def serve(link: int, job: int, memory: int) -> None:
-    """The life of a worker process: answer orders until the parent is gone.
+    """Run a data worker process: answer orders until the parent is gone.
 
     Args:
         link: file descriptor of the socket to the parent.

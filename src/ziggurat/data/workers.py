@@ -42,7 +42,8 @@ _TICK_S = 0.25
 
 @runtime_checkable
 class BatchMaker(Protocol):
-    """Data set that worker processes make batches from; it is pickled once for all of them."""
+    """Interface of a data set from which worker processes make batches; it is pickled once for
+    all."""
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:
         """Rows of the batch of a step; the same whoever asks, of the same shapes in every step."""

@@ -38,7 +38,7 @@ class Implementation:
 
 
 def entries() -> list[Implementation]:
-    """All of them, in the order of :data:`OPERATIONS`."""
+    """All implementations, in the order of :data:`OPERATIONS`."""
     found = []
     for operation, registry in OPERATIONS.items():
         for name in registry:

@@ -27,14 +27,14 @@ Table = Mapping[str, Mapping[int, str]]
 
 
 def directory() -> Path:
-    """Where the files lie: the user's cache."""
+    """Directory of the choices files, in the user's cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache) / "ziggurat" / "kernels"
 
 
 @functools.cache
 def machine() -> dict[str, Any]:
-    """Facts that a measurement depends on."""
+    """Facts about this machine on which a measurement depends."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -53,13 +53,13 @@ def machine() -> dict[str, Any]:
 
 
 def path() -> Path:
-    """The file of this machine, whether it is there or not."""
+    """Path of this machine's choices file, whether it exists or not."""
     key = hashlib.sha256(json.dumps(machine(), sort_keys=True).encode()).hexdigest()[:16]
     return directory() / f"choices-{key}.json"
 
 
 def save(choices: Table, seconds: Mapping[str, Any]) -> Path:
-    """Write what was chosen and the times that decided; the next process goes by it."""
+    """Write the chosen implementations with the measured times; later processes use them."""
     target = path()
     target.parent.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine(), "choices": choices, "seconds": seconds}
@@ -70,7 +70,7 @@ def save(choices: Table, seconds: Mapping[str, Any]) -> Path:
 
 @functools.cache
 def saved() -> Table:
-    """The choices of this machine's file; empty without one, or if it cannot be read."""
+    """Read this machine's choices; empty without a file, or if it cannot be read."""
     try:
         choices = json.loads(path().read_text(encoding="utf-8"))["choices"]
         return {
@@ -82,7 +82,7 @@ def saved() -> Table:
 
 
 def chosen(operation: str, rows: int) -> str | None:
-    """Fastest implementation on this machine for ``rows`` rows, or ``None``.
+    """Fastest measured implementation on this machine for ``rows`` rows, or ``None``.
 
     It is ``None`` without a measurement, or where the program being traced runs elsewhere.
 

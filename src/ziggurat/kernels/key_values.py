@@ -23,7 +23,7 @@ class KeyValues(NamedTuple):
         return self.key_scales is not None
 
     def put(self, key: Array, value: Array, place: Callable[[Array, Array], Array]) -> "KeyValues":
-        """With new keys and values among them, rounded if those held are.
+        """Write new keys and values into the held ones, rounded if those are int8.
 
         Args:
             key: new keys.

@@ -13,7 +13,7 @@ from ziggurat.core.registry import Registry
 
 
 class Case(NamedTuple):
-    """One operation at one size."""
+    """An operation at one size, ready to be timed."""
 
     plain: str
     """The implementation that others are compared with."""
@@ -32,7 +32,7 @@ SIZES: dict[str, tuple[int, ...]] = {}
 
 
 def case(operation: str, sizes: Sequence[int]) -> Callable[[Callable[[int], Case]], Any]:
-    """Decorator that adds an operation to both tables."""
+    """Decorator that registers an operation for ``bench`` and ``tune``."""
 
     def add(make: Callable[[int], Case]) -> Callable[[int], Case]:
         SIZES[operation] = tuple(sizes)
@@ -43,7 +43,7 @@ def case(operation: str, sizes: Sequence[int]) -> Callable[[Callable[[int], Case
 
 
 def times(one: Case, rounds: int, least_s: float = 0.02) -> Mapping[str, list[float]]:
-    """Seconds of value and gradient by each implementation, one measurement a round in turn.
+    """Time value and gradient of each implementation, one measurement a round in turn, in seconds.
 
     Args:
         one: what to run.
@@ -68,7 +68,7 @@ def medians(found: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def draw(*shapes: tuple[int, ...]) -> tuple[jax.Array, ...]:
-    """Standard normal float32 arrays, always the same ones."""
+    """Draw standard normal float32 arrays from a fixed seed."""
     generator = np.random.default_rng(0)
     return tuple(jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in shapes)
 

@@ -17,8 +17,8 @@ _exported: contextvars.ContextVar[str] = contextvars.ContextVar("exported", defa
 
 
 def platform() -> str:
-    """The platform of an export that is being traced; else of the active layout's devices; else
-    JAX's backend.
+    """Platform that a traced program is for: an export's, else the active layout's, else JAX's
+    backend.
 
     >>> platform()
     'cpu'
@@ -45,7 +45,8 @@ def exporting(platforms: Sequence[str]) -> Iterator[None]:
 
 
 def one_device() -> bool:
-    """Whether that is one device, so that XLA has nothing to partition; true outside a layout.
+    """Whether the program runs on one device, so that XLA has nothing to partition; true outside a
+    layout.
 
     >>> one_device()
     True

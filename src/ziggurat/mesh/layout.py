@@ -46,7 +46,7 @@ class Layout:
         return dict(self.mesh.shape)
 
     def ways(self, logical_axis: str) -> int:
-        """Into how many shards a logical axis is cut."""
+        """Number of shards into which a logical axis is cut."""
         return math.prod(self.mesh.shape[axis] for axis in self.rules[logical_axis])
 
     def spec(self, axes: Axes) -> PartitionSpec:
@@ -97,7 +97,7 @@ class Layout:
 
     @contextlib.contextmanager
     def active(self) -> Iterator["Layout"]:
-        """While tracing in this block, :func:`constrain` places activations by this layout."""
+        """Place activations by this layout while tracing in this block; see :func:`constrain`."""
         token = _active.set(self)
         try:
             yield self
@@ -140,7 +140,7 @@ def build(mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
 
 
 def abstract(mesh: MeshConfig, count: int) -> Layout:
-    """The layout of ``count`` devices that need not be here, to see what divides over them.
+    """Build the layout of ``count`` devices that need not exist, to see what divides over them.
 
     It makes shardings, but no array can be placed by it.
 
@@ -163,12 +163,12 @@ def abstract(mesh: MeshConfig, count: int) -> Layout:
 
 
 def active_layout() -> Layout | None:
-    """The layout under which this is traced, for what must know it; ``None`` outside."""
+    """The layout under which a function is being traced; ``None`` outside :meth:`Layout.active`."""
     return _active.get()
 
 
 def active_ways(logical_axis: str) -> int:
-    """Into how many shards a logical axis is cut while tracing under a layout; 1 outside."""
+    """Number of shards of a logical axis under the active layout; 1 without one."""
     layout = _active.get()
     return 1 if layout is None else layout.ways(logical_axis)
 

@@ -34,7 +34,7 @@ _interrupted: list[str] = []
 
 
 class PeerLostError(EnvironmentError):
-    """Another process of the run is gone, or did not answer in time."""
+    """Error: another process of the run is gone, or did not answer in time."""
 
 
 def join(coordinator: str, count: int | None = None, index: int | None = None) -> None:
@@ -74,7 +74,7 @@ def join(coordinator: str, count: int | None = None, index: int | None = None) -
 
 
 def interrupt(reason: str) -> None:
-    """Let every wait of this process for the others fail, now and until :func:`begin`.
+    """Let every wait of this process for others fail, now and until :func:`begin`.
 
     For who knows that one of them is gone; called from another thread.
     """
@@ -82,7 +82,7 @@ def interrupt(reason: str) -> None:
 
 
 def begin() -> None:
-    """A new set of processes starts here: nothing is counted yet, and waiting makes sense again."""
+    """Start counting for a new set of processes, after :func:`interrupt` or at the start."""
     with _counting:
         _calls.clear()
     _interrupted.clear()
@@ -108,16 +108,16 @@ class Processes:
 
     @property
     def count(self) -> int:
-        """All processes."""
+        """Number of processes."""
         return jax.process_count()
 
     @property
     def first(self) -> bool:
-        """Whether this one writes what is written once."""
+        """Whether this process writes what is written once."""
         return self.index == 0
 
     def gather(self, name: str, value: Any) -> list[Any]:
-        """Each process's ``value`` (JSON), in their order.
+        """Collect each process's ``value`` (JSON), in their order.
 
         Raises:
             PeerLostError: a process did not answer in time.
@@ -139,7 +139,7 @@ class Processes:
         return [json.loads(answer) for answer in answers]
 
     def agree(self, name: str, value: Any = None) -> Any:
-        """The value that the first process gives, on all of them.
+        """Send the first process's value to all and return it.
 
         Raises:
             PeerLostError: a process did not answer in time.
@@ -147,7 +147,7 @@ class Processes:
         return self.gather(name, value if self.first else None)[0]
 
     def once(self, name: str, call: Callable[[], Any]) -> Any:
-        """Result of ``call`` (JSON) on the first process, sent to all; the others do not call it.
+        """Run ``call`` on the first process alone and send its result (JSON) to all.
 
         Raises:
             ZigguratError: what ``call`` raised, on all of them; an ``OSError`` as ``StorageError``.
@@ -169,7 +169,7 @@ class Processes:
         return answer["value"]
 
     def barrier(self, name: str) -> None:
-        """Wait until every process is here.
+        """Wait until every process has called this.
 
         Raises:
             PeerLostError: a process did not come in time.

@@ -34,7 +34,7 @@ _TRIES = 20
 
 
 class Service:
-    """The coordination service of one world, for as long as this object is open.
+    """Coordination service of one world, running as long as this object is open.
 
     Args:
         host: address to listen on; the service itself asks for no secret, so this is loopback or an
@@ -62,7 +62,7 @@ class Service:
 
 
 def enter(address: str, count: int, index: int, within_s: float = 60.0) -> None:
-    """Become process ``index`` of a new world; :func:`leave` the one before first.
+    """Join a new world as process ``index``; :func:`leave` the earlier one first.
 
     On return all ``count`` processes are there, their devices are known to each other, and a first
     collective has gone through, so that from now on the death of one is an error of the next
@@ -120,8 +120,8 @@ def leave() -> None:
 
 
 def sever() -> None:
-    """Close this process's connections to the others: a collective that waits for one of them, here
-    or there, fails at once; for who knows that the world is broken, from any thread.
+    """Close this process's connections to the others, so that collectives that wait for them fail
+    at once, here and there. Call it once the world is known to be broken, from any thread.
 
     A collective over three or more is a ring: the neighbours of a process that died hear of it, but
     the others wait for those neighbours, which have nothing to say.

@@ -20,7 +20,7 @@ LEAK_T = 4.14
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One thing that costs time or will."""
+    """A problem that costs a run time, or will, with its remedy."""
 
     title: str
     advice: str
@@ -160,7 +160,7 @@ def _skipped(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
 
 
 def headline(account: Goodput) -> str:
-    """One sentence on the whole.
+    """Summarise the findings in one sentence.
 
     >>> headline(Goodput(10.0, {"step": 9.0, "data": 1.0}, 1, 5, 0))
     'goodput 90.0 % of 0:00:10 in 1 session'

@@ -19,7 +19,7 @@ STEP, REPLAY, DOWN = "step", "replay", "down"
 
 @dataclasses.dataclass(frozen=True)
 class Goodput:
-    """Where the wall time of a run went."""
+    """Account of a run's wall time by category."""
 
     wall_s: float
     seconds: Mapping[str, float]
@@ -31,7 +31,7 @@ class Goodput:
 
     @property
     def share(self) -> float:
-        """The goodput, a fraction of the wall time."""
+        """Share of the wall time spent on useful steps."""
         return self.seconds.get(STEP, 0.0) / self.wall_s if self.wall_s > 0 else 0.0
 
 

@@ -41,7 +41,7 @@ class LedgerEntry:
 
 
 class Journal:
-    """Writes the entries of one session.
+    """Log of one session's ledger, written now and then.
 
     Args:
         path: the file, appended to.
@@ -71,8 +71,8 @@ class Journal:
         self._failed = False
 
     def note(self, step: int, *, now: bool = False) -> None:
-        """Write an entry if one is due, or in any case. A disk that is full stops nobody: an entry
-        is left out, and the log says so once."""
+        """Append an entry if one is due, or if forced. A full disk stops no run: the entry is left
+        out, and the log says so once."""
         passed = self._timer.wall_s()
         if not now and passed < self._next_s:
             return
@@ -99,7 +99,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[list[LedgerEntry]]:
-    """Entries by session, in order; a line that a kill tore is left out.
+    """Read entries by session, in order; a line torn by a kill is left out.
 
     >>> read_journal(Path("nowhere/ledger.jsonl"))
     []

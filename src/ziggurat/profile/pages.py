@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 
 def render(package: str, template: str, **values: Any) -> str:
-    """A page as HTML text.
+    """Render a page as HTML text.
 
     All text is escaped; control characters and lone surrogates in it become visible replacements.
 

@@ -4,7 +4,7 @@ import math
 
 
 def short(value: float | int) -> str:
-    """A number with three digits and k, M, G or T.
+    """Format a number with three digits and k, M, G or T.
 
     >>> short(41234.0), short(999.6), short(7), short(0.25)
     ('41.2k', '1k', '7', '0.25')
@@ -20,7 +20,7 @@ def short(value: float | int) -> str:
 
 
 def duration(seconds: float | int) -> str:
-    """Seconds as h:mm:ss, with days in front when there are any.
+    """Format seconds as h:mm:ss, with days in front when there are any.
 
     >>> duration(3725), duration(200000)
     ('1:02:05', '2 d 7:33:20')
@@ -32,7 +32,7 @@ def duration(seconds: float | int) -> str:
 
 
 def size(size_bytes: float | int) -> str:
-    """Bytes as text with a binary unit.
+    """Format bytes with a binary unit.
 
     >>> size(512), size(1.5 * 2**30)
     ('512 B', '1.5 GiB')

@@ -41,7 +41,7 @@ MEANINGS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunProfile:
-    """A run's account, its metrics, and a trace if there is one."""
+    """Profile of a run: account of its time, metrics, and a trace if there is one."""
 
     name: str
     account: Goodput
@@ -93,7 +93,7 @@ class RunProfile:
 
 
 def render_profile(profile: RunProfile) -> str:
-    """The page as HTML text; it needs no network and no script."""
+    """Render a run's profile as HTML text; the page needs no network and no script."""
     modules = by_module(list(profile.operations))
     total = sum(modules.values())
     return render(

@@ -18,7 +18,7 @@ MODULES = "modules.json"
 
 @config.node
 class ProfileConfig:
-    """The trace of one step that a run takes now and then; the rest of profiling is always on."""
+    """Settings of tracing one step now and then; the rest of profiling is always on."""
 
     trace: bool = True
     """Whether to take any."""
@@ -33,7 +33,7 @@ class ProfileConfig:
 
 
 class TraceSampler:
-    """Traces a step when it is time to.
+    """Sampler that traces a step now and then.
 
     Args:
         settings: when.
@@ -56,7 +56,7 @@ class TraceSampler:
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """Around one step, from its launch until its results are there."""
+        """Trace this block, one step from its launch to its results, if a trace is due."""
         if not self._wanted or self._timer.wall_s() < self._due_s:
             yield
             return

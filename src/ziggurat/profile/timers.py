@@ -19,7 +19,7 @@ UNACCOUNTED = "unaccounted"
 
 @dataclasses.dataclass
 class StepRecord:
-    """One step: wall time, tokens, and the phases within it."""
+    """Timing of one step: wall time, tokens, and the phases within it."""
 
     step: int
     tokens: int = 0
@@ -74,7 +74,7 @@ class StepTimer:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the time of the block under ``name``."""
+        """Book the time of the block under ``name``."""
         assert threading.get_ident() == self._thread, "a StepTimer belongs to one thread"
         if name == UNACCOUNTED:
             raise ValueError(f"phase name {name!r} is taken by the ledger")

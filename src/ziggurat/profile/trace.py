@@ -43,7 +43,7 @@ def can_trace() -> bool:
 
 @contextlib.contextmanager
 def tracing(directory: Path) -> Iterator[None]:
-    """Record what devices and host do inside the block, in XProf's format."""
+    """Record device and host activity inside the block, in XProf's format."""
     import jax
 
     options = jax.profiler.ProfileOptions()

@@ -22,7 +22,7 @@ Logits = Callable[[Any, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Two sets of parameters on the same text."""
+    """Loss and agreement of two sets of parameters on one text."""
 
     tokens: int
     """Tokens predicted."""
@@ -42,7 +42,8 @@ def default_text() -> list[Path]:
 def windows(
     files: Sequence[Path], tokenizer: Tokenizer, tokens: int, length: int, vocab_size: int
 ) -> Int[np.ndarray, "b t"]:
-    """The beginning of some texts as rows of ``length + 1`` ids, each row's last id a target only.
+    """Cut the beginning of some texts into rows of ``length + 1`` ids, each row's last id a target
+    only.
 
     Args:
         files: UTF-8 texts, read in order.
@@ -123,5 +124,5 @@ def _sums(logits: Logits, before: Any, after: Any, row: Int[Array, "b t"]) -> Fl
 
 
 def perplexity(loss: float) -> float:
-    """Of a mean loss in nats."""
+    """Perplexity of a mean loss in nats."""
     return math.exp(loss) if loss < 700 else math.inf

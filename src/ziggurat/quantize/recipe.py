@@ -77,7 +77,7 @@ class Rule:
 
 @config.node
 class Recipe:
-    """Rules in order of precedence."""
+    """Quantisation rules in order of precedence."""
 
     rules: tuple[Rule, ...]
     """The first that matches a module decides."""
@@ -140,7 +140,7 @@ def module_of(name: str) -> str:
 
 
 def assign(recipe: Recipe, names: Iterable[str]) -> dict[str, Rule]:
-    """The rule of each weight that is to be quantised.
+    """Match each weight that is to be quantised with its rule.
 
     Args:
         recipe: the rules.

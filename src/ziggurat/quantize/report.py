@@ -57,7 +57,7 @@ class QuantizationReport:
 
 
 def describe(format: WeightFormat) -> str:
-    """A format in words.
+    """Describe a format in words.
 
     >>> describe(WeightFormat("int4", tile_size=32, symmetric=False))
     'int4, tile 32, zero points'

@@ -51,7 +51,7 @@ def format_of(rule: Rule) -> WeightFormat:
 def quantize_array(
     weight: Float[Array, "..."], format: WeightFormat, axis: int, clip: float = 1.0
 ) -> QuantizedWeight:
-    """One matrix, or a stack of them, as Qwix quantises it.
+    """Quantise one matrix, or a stack of them, with Qwix.
 
     Args:
         weight: ``[..., d, f]`` for ``axis`` -2, ``[v, d]`` for -1.

@@ -28,7 +28,7 @@ OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 def array_records(
     source: ArrayRecords, file: SourceFile, begin: int = 0, end: int | None = None
 ) -> Records:
-    """The records of a file, or those numbered ``begin`` to ``end`` from 0.
+    """Read the records of a file, or those numbered ``begin`` to ``end`` from 0.
 
     A file of an object store is copied to this machine's temporary directory while it is read. The
     format checks its chunks; of a damaged one the records are left out one by one.

@@ -21,7 +21,7 @@ Use = Literal["honoured", "inert", "refused"]
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One known field."""
+    """A known field of a record and its meaning."""
 
     name: str
     formats: str
@@ -187,7 +187,8 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
 
 
 def is_learned(message: Mapping[str, Any], where: str) -> bool:
-    """Whether a message is learned: the assistant's, unless ``weight`` is 0 or ``train`` false.
+    """Whether a message is learned: an assistant's is, unless ``weight`` is 0 or ``train`` is
+    false.
 
     Raises:
         Fault: a mask is another value than 0, 1, true or false, disagrees with another, or asks
@@ -214,7 +215,7 @@ def is_learned(message: Mapping[str, Any], where: str) -> bool:
 
 
 def without_masks(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as templates get it."""
+    """A message without the fields that only mark what is learned, as templates get it."""
     return {name: value for name, value in message.items() if name not in MASKS}
 
 

@@ -20,7 +20,7 @@ from ziggurat.data.sources.records import (
 
 
 def text_records(source: TextFiles, file: SourceFile) -> Records:
-    """The one document of a text file."""
+    """Read a text file as one document."""
     try:
         with files.open_plain(file) as stream:
             content = stream.read()
@@ -38,7 +38,7 @@ def text_records(source: TextFiles, file: SourceFile) -> Records:
 def json_records(
     source: JsonLines, file: SourceFile, begin: int = 0, end: int | None = None
 ) -> Records:
-    """The records of a file's lines; of a part of it, of the lines that start in those bytes."""
+    """Read the records of a file's lines, or of the lines that start in a range of bytes."""
     number = 0
     try:
         with files.open_plain(file) as plain:

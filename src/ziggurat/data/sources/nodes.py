@@ -97,7 +97,7 @@ class _Records(_Source):
 
 @config.node
 class TextFiles(_Files):
-    """Each file is one document."""
+    """Data source: text files, each one document."""
 
     kind: Literal["text"] = "text"
     glob: str = "**/*"
@@ -115,7 +115,7 @@ class TextFiles(_Files):
 
 @config.node
 class JsonLines(_Files, _Records):
-    """Each line is one record, a JSON object; .gz, .bz2, .xz and .zst are unpacked."""
+    """Data source: JSON lines, each one record; .gz, .bz2, .xz and .zst are unpacked."""
 
     kind: Literal["jsonl"] = "jsonl"
     glob: str = "**/*.jsonl*"
@@ -126,7 +126,7 @@ class JsonLines(_Files, _Records):
 
 @config.node
 class Parquet(_Files, _Records):
-    """Each row is one record; read in batches, only the columns asked for."""
+    """Data source: Parquet, each row one record; read in batches, only the columns asked for."""
 
     kind: Literal["parquet"] = "parquet"
     glob: str = "**/*.parquet"
@@ -138,7 +138,8 @@ class Parquet(_Files, _Records):
 
 @config.node
 class ArrayRecords(_Files, _Records):
-    """ArrayRecord files; a record is the document itself, or a JSON object that holds it."""
+    """Data source: ArrayRecord files; a record is the document itself, or a JSON object that holds
+    it."""
 
     kind: Literal["array_record"] = "array_record"
     glob: str = "**/*.array_record*"
@@ -150,8 +151,8 @@ class ArrayRecords(_Files, _Records):
 
 @config.node
 class HuggingFaceDataset(_Records):
-    """A directory that Hugging Face ``datasets`` wrote with ``save_to_disk``: one with
-    ``state.json``; or one with ``dataset_dict.json``, which needs ``split``."""
+    """Data source: a directory that Hugging Face ``datasets`` wrote with ``save_to_disk``, one with
+    ``state.json``, or one with ``dataset_dict.json``, which needs ``split``."""
 
     kind: Literal["hf_dataset"] = "hf_dataset"
     split: str | None = None
@@ -163,8 +164,9 @@ class HuggingFaceDataset(_Records):
 
 @config.node
 class WebDataset(_Files, _Records):
-    """Tar shards, .tar or packed (.gz, .bz2, .xz, .zst); the files that share a base name are one
-    record, keyed by their extensions. ``completion`` is an extension, and has no default."""
+    """Data source: tar shards, .tar or packed (.gz, .bz2, .xz, .zst). Files that share a base name
+    are one record, keyed by their extensions. ``completion`` is an extension, and has no
+    default."""
 
     kind: Literal["webdataset"] = "webdataset"
     glob: str = "**/*.tar*"
@@ -193,7 +195,7 @@ Source = Annotated[
 
 
 def given_key(source: Any) -> str | None:
-    """The field, column or extension that the configuration names."""
+    """Name of the field, column or extension in the configuration."""
     return getattr(source, "field", None) or getattr(source, "column", None)
 
 
@@ -221,8 +223,8 @@ def keys_of(source: Any) -> tuple[list[str], list[str]]:
 
 
 def views(source: Any) -> tuple[Any, ...]:
-    """A source of several answers a record as one source for each kind of answer; any other as it
-    is.
+    """Split a source of several answers a record into one source for each kind of answer; others
+    stay as they are.
 
     >>> [view.content for view in views(JsonLines(path="pairs.jsonl", content="preference"))]
     ['chosen', 'rejected']

@@ -33,7 +33,7 @@ LEAST_UNIT, GREATEST_UNIT, UNITS, FILES = 4 << 20, 128 << 20, 4096, 1024
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Piece:
-    """A file, or a range of it that can be read on its own."""
+    """A file, or a range of it, that can be read on its own."""
 
     file: SourceFile
     begin: int = 0
@@ -51,7 +51,7 @@ class Unit:
 
 
 def read(sources: Sequence[Source], report: ReadReport | None = None) -> Iterator[Document]:
-    """All documents of all sources, in order.
+    """Read all documents of all sources, in order.
 
     Args:
         sources: read one after the other.
@@ -68,7 +68,7 @@ def read(sources: Sequence[Source], report: ReadReport | None = None) -> Iterato
 
 
 def finish(sources: Sequence[Source], report: ReadReport) -> None:
-    """Warn of what was left out.
+    """Warn of records that were left out.
 
     Raises:
         DataError: there was no document.
@@ -86,7 +86,7 @@ def finish(sources: Sequence[Source], report: ReadReport) -> None:
 
 
 def warn_of_straddling(straddling: int, documents: int) -> None:
-    """Say how many documents have a token that is a part of both the prompt and the answer."""
+    """Warn of documents in which a token spans prompt and answer."""
     if straddling:
         logger.warning(
             "%d of %d documents have a token that is a part of both the prompt and the answer; it "
@@ -117,7 +117,7 @@ def _read_source(source: Source, report: ReadReport) -> Iterator[Document]:
 
 
 def records(source: Any, piece: Piece) -> Records:
-    """Records of one piece of a source.
+    """Read the records of one piece of a source.
 
     Raises:
         DataError: the file cannot be reached, or a column is missing.
@@ -134,7 +134,7 @@ def records(source: Any, piece: Piece) -> Records:
 
 
 def units(sources: Sequence[Source], listed: Sequence[Sequence[SourceFile]]) -> list[Unit]:
-    """The sources cut into units of work; they follow from the files alone.
+    """Cut the sources into units of work, which follow from the files alone.
 
     Small files are taken together. A large file is cut if it can be read from within: JSON lines
     that are not packed at bytes, Parquet at groups of rows, a local ArrayRecord file at records.

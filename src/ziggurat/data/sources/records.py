@@ -58,7 +58,7 @@ class Document:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Damaged:
-    """A damaged record."""
+    """A damaged record, with its fault."""
 
     file: str
     """The file, named as the run file names it."""
@@ -81,7 +81,7 @@ class Damaged:
 
 
 class Blank:
-    """A place that counts as a record's but holds none, such as an empty line."""
+    """An empty line or the like, which counts as a record's place but holds none."""
 
 
 BLANK = Blank()
@@ -110,14 +110,14 @@ class ReadReport:
 
 
 class Fault(Exception):
-    """Fault of a record: what was found, and what was expected."""
+    """Description of a record's fault: what was found, and what was expected."""
 
     def __init__(self, found: object, expected: str):
         self.found, self.expected = " ".join(str(found).split()), expected
         super().__init__(self.found, expected)
 
     def at(self, file: SourceFile, record: int | None, word: str = "line") -> Damaged:
-        """The fault with its place."""
+        """The fault with its place in the file."""
         return Damaged(file.name, record, *self.args, word=word)
 
 

@@ -16,7 +16,7 @@ BATCH_ROWS = 1024
 def parquet_records(
     source: Parquet, file: SourceFile, begin: int = 0, end: int | None = None
 ) -> Records:
-    """The records of a file's rows; of a part of it, of those groups of rows.
+    """Read the records of a file's rows, or of some of its row groups.
 
     A damaged group is left out as a whole and the next one is read.
     """
@@ -52,7 +52,7 @@ def parquet_records(
 
 
 def arrow_records(source: HuggingFaceDataset, file: SourceFile) -> Records:
-    """The records of the rows of an Arrow stream file."""
+    """Read the records of an Arrow stream file's rows."""
     import pyarrow as pa
 
     number = 0
@@ -73,7 +73,7 @@ def arrow_records(source: HuggingFaceDataset, file: SourceFile) -> Records:
 
 
 def groups_of(file: SourceFile) -> list[int] | None:
-    """Bytes of each group of rows of a Parquet file; None if it cannot be read."""
+    """Bytes of each row group of a Parquet file; ``None`` if it cannot be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

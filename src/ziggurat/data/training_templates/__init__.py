@@ -51,13 +51,13 @@ _THOUGHT = [_ASKED, _SAID | {"reasoning_content": "Hm."}]
 
 @functools.cache
 def source(family: str) -> str:
-    """The template of a family."""
+    """Source text of a family's training template."""
     return (Path(__file__).parent / f"{family}.jinja").read_text(encoding="utf-8")
 
 
 @functools.cache
 def digest() -> str:
-    """A digest of all templates, by which tokens that were made with others are told apart."""
+    """Digest of all training templates, which is part of a token store's key."""
     whole = "\0".join(map(source, FAMILIES))
     return hashlib.blake2b(whole.encode(), digest_size=8).hexdigest()
 

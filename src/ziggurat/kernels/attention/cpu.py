@@ -35,7 +35,7 @@ class _Rule(NamedTuple):
 
 
 def serves(query: jax.Array, key: jax.Array, value: jax.Array, mask: AttentionMask) -> bool:
-    """Whether the kernel can take these arrays and this mask here."""
+    """Whether the C++ kernel supports these arrays and this mask on this machine."""
     one_sided = mask.causal or mask.window is None  # the C++ knows no other window
     whole = whole_on_a_device(query.shape[2])
     return one_sided and whole and usable("attention", query, key, value)

@@ -29,7 +29,7 @@ def on_each_device(
     per_row: tuple[Int[Array, "b _"] | None, ...],
     sinks: Float[Array, "h"] | None,
 ) -> Float[Array, "b t h z"]:
-    """``attend`` within ``shard_map`` where the active layout has several devices, else as it is.
+    """Run ``attend`` within ``shard_map`` if the active layout has several devices, else directly.
 
     Args:
         attend: the kernel.

@@ -23,7 +23,8 @@ def reference_attention(
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
 ) -> Float[Array, "b t h z"]:
-    """The definition: every key head repeated for its query heads, scores held whole."""
+    """Attention by its definition: every key head repeated for its query heads, scores held
+    whole."""
     groups = query.shape[2] // key.shape[2]
     key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
     scores = jnp.einsum("bthc,bshc->bhts", query, key, preferred_element_type=jnp.float32) * scale

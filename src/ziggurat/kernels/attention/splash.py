@@ -21,7 +21,7 @@ LANES, LARGEST_BLOCK = 128, 512
 
 
 def serves(length: int, heads: int, mask: AttentionMask) -> bool:
-    """Whether the kernel can take these rows: whole on a device, in blocks of full lanes."""
+    """Whether the kernel supports these rows: whole on a device, in blocks of full lanes."""
     whole = whole_on_a_device(heads)
     return whole and mask.aligned and mask.causal and length % LANES == 0
 

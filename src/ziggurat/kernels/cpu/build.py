@@ -41,7 +41,7 @@ FLAGS: tuple[str, ...] = (
 
 
 class Level(NamedTuple):
-    """Instructions that a library may use."""
+    """A set of CPU instructions for which a library is built."""
 
     name: str
     machine: str
@@ -80,7 +80,7 @@ def cpu_features() -> frozenset[str]:
 
 
 def levels(machine: str | None = None, features: frozenset[str] | None = None) -> tuple[Level, ...]:
-    """The levels that a CPU can run, best first; default this machine's.
+    """Levels that a CPU can run, best first; default this machine's.
 
     >>> [level.name for level in levels("x86_64", frozenset({"avx2", "fma", "bmi1", "bmi2",
     ...     "f16c", "movbe"}))]
@@ -113,7 +113,7 @@ def interface_version() -> tuple[int, int] | None:
 
 @functools.cache
 def digest() -> str:
-    """Sixteen hexadecimal digits for all that decides what is built."""
+    """Digest of sixteen hexadecimal digits over everything that decides the build."""
     flags = FLAGS, [(level.name, level.flags) for level in LEVELS]
     version = interface_version()
     state = hashlib.sha256(repr((flags, version and version[0])).encode())
@@ -123,7 +123,7 @@ def digest() -> str:
 
 
 def file_name(level: Level) -> str:
-    """Name of the library of these sources for a level."""
+    """File name of the library of these sources for a level."""
     return f"cpu-{level.name}-{digest()}.so"
 
 

@@ -41,13 +41,13 @@ class Library:
 
 
 def directories() -> list[Path]:
-    """Where libraries may lie, in order."""
+    """Directories searched for libraries, in order."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return [build.LIBRARY, Path(cache) / "ziggurat" / "kernels"]
 
 
 def writable_directory() -> Path:
-    """The first of them that can be written."""
+    """First of :func:`directories` that can be written."""
     for directory in directories():
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def writable_directory() -> Path:
 
 @functools.cache
 def library() -> Library:
-    """The library, loaded and registered the first time this is called.
+    """Load and register the library on first use, and return it.
 
     Raises:
         ConfigError: the switch in the environment is neither ``auto`` nor ``off``.

@@ -40,7 +40,8 @@ def operation(
     transposes: tuple[Transpose, Transpose] | None = None,
     aliases: Mapping[int, int] | None = None,
 ) -> Callable[..., list[jax.Array]]:
-    """A function ``(*arrays, **attributes) -> list of arrays`` that JAX can trace.
+    """Wrap an operation of the library as a function ``(*arrays, **attributes) -> list of arrays``
+    that JAX can trace.
 
     Differentiating it differentiates the plain form; give it a ``jax.custom_vjp`` where that is too
     slow. Under ``vmap`` it runs once for each element, in turn.

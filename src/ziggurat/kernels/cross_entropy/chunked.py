@@ -142,7 +142,7 @@ def scan_chunks(
     want_hidden: bool,
     want_weight: bool,
 ) -> tuple[TokenStatistics, Float[Array, "n d"] | None, Float[Array, "v d"] | None]:
-    """Statistics of every token, and the gradients that are wanted."""
+    """Scan over chunks of tokens: statistics of every token, and the requested gradients."""
     n, shards = hidden.shape[0], options.token_shards
     chunks, rows = split(n, options)
     compute_weight = weight.astype(options.compute_dtype)

@@ -25,7 +25,7 @@ from ziggurat.kernels.placement import one_device
 
 
 def serves(hidden: jax.Array, weight: jax.Array, options: Options) -> bool:
-    """Whether the kernel can take these arrays and options here."""
+    """Whether the C++ kernel supports these arrays and options on this machine."""
     alone = options.token_shards == 1 and one_device()
     wide = options.compute_dtype == jnp.float32
     return alone and wide and usable("cross_entropy", hidden, weight)

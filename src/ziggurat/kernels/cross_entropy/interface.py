@@ -30,7 +30,7 @@ class LinearCrossEntropy(NamedTuple):
 
 
 class Options(NamedTuple):
-    """The static half of a call, checked by the dispatching function."""
+    """Static arguments of a call, checked by the dispatching function."""
 
     z_loss: float
     logit_softcap: float | None

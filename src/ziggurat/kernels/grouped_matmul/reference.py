@@ -16,7 +16,7 @@ def row_groups(sizes: Int[Array, " e"], rows: int) -> Int[Array, " n"]:
 def reference_matmul(
     x: Float[Array, "n d"], kernel: Float[Array, "e d f"], sizes: Int[Array, " e"]
 ) -> Float[Array, "n f"]:
-    """The definition: every row times every matrix, and all but its own group's masked out."""
+    """Grouped matmul by its definition: every row times every matrix, masked to its own group's."""
     own = row_groups(sizes, x.shape[0])[:, None] == jnp.arange(kernel.shape[0])
     out = jnp.einsum(
         "ne,nd,edf->nf", own.astype(x.dtype), x, kernel, preferred_element_type=jnp.float32

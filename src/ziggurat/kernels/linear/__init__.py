@@ -58,7 +58,7 @@ def is_weight_node(node: Any) -> bool:
 
 
 def dense(weight: Weight | LoraWeight | PackedWeight) -> Float[Array, "..."]:
-    """A weight as an array, for an operation without a path for it."""
+    """Convert a weight to an array, for an operation that has no path for its format."""
     if isinstance(weight, PackedWeight):
         return weight.dense()
     return weight.merged() if isinstance(weight, LoraWeight) else quantized.dense(weight)

@@ -16,7 +16,7 @@ LEAST_ROWS = 16
 
 
 def serves(x: jax.Array, kernel: jax.Array) -> bool:
-    """Whether the kernel can take these arrays here."""
+    """Whether the C++ kernel supports these arrays on this machine."""
     return one_device() and usable("product", x, kernel)
 
 

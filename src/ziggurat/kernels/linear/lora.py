@@ -54,7 +54,7 @@ class LoraWeight:
         return self.base.dtype
 
     def astype(self, dtype: Any) -> "LoraWeight":
-        """Weight whose matmuls give ``dtype``."""
+        """The weight with results of type ``dtype``."""
         parts = {"a": self.a.astype(dtype), "b": self.b.astype(dtype)}
         return dataclasses.replace(self, base=self.base.astype(dtype), **parts)
 

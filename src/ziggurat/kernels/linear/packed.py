@@ -35,7 +35,8 @@ INTEGERS: tuple[WeightType, ...] = ("int8", "int4", "nf4")
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PackedWeight:
-    """A kernel or a table in panels, or one layer of a stack of them that nobody has cut out.
+    """A kernel or table packed in panels for the C++ matmul, or one layer of a stack of them, read
+    in place.
 
     >>> kernel = np.arange(6, dtype=np.float32).reshape(1, 2, 3)  # [l, d, f]
     >>> packed = jax.tree.map(jnp.asarray, PackedWeight.of(kernel, -2))
@@ -74,7 +75,7 @@ class PackedWeight:
         return cls(values, scale, zero, None, weight.format, axis, outputs)
 
     def layer(self, index: Int[Array, ""]) -> "PackedWeight":
-        """One layer of a stack, where it is."""
+        """One layer of a stack, without a copy."""
         return dataclasses.replace(self, index=index)
 
     @property
@@ -156,7 +157,7 @@ def packs(weight: Any, axis: int) -> bool:
 
 
 def knows(format: WeightFormat) -> bool:
-    """Whether the C++ matmul knows a format of quantised weights."""
+    """Whether the C++ matmul supports a format of quantised weights."""
     tiled = format.tile_size is None or format.tile_size % BLOCK == 0
     return format.weight in INTEGERS and format.activation is None and tiled
 

@@ -36,7 +36,7 @@ FOUR_BIT = frozenset({"int4", "nf4"})
 
 @dataclasses.dataclass(frozen=True)
 class WeightFormat:
-    """How one weight is stored and multiplied."""
+    """Storage format of a quantised weight, and the type of its activations."""
 
     weight: WeightType
     activation: ActivationType | None = None
@@ -121,7 +121,7 @@ class QuantizedWeight:
         return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(self))
 
     def astype(self, dtype: Any) -> "QuantizedWeight":
-        """Weight whose matmuls give ``dtype``."""
+        """The weight with results of type ``dtype``."""
         return dataclasses.replace(self, scale=self.scale.astype(dtype))
 
     def __getitem__(self, index: Any) -> "QuantizedWeight":

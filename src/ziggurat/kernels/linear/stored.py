@@ -35,7 +35,7 @@ _STORED = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "nf4": 4}
 
 
 def serves(x: Any, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:
-    """Whether the matmuls of ``x`` with these weights can be taken here, in one call.
+    """Whether one C++ call supports the matmuls of ``x`` with these weights.
 
     The program may still turn out to be one that XLA partitions, or that is exported; then it gets
     the definition.

@@ -13,7 +13,7 @@ from ziggurat.kernels.paged_attention.reference import Rows, reference_paged_att
 
 
 def serves(query: Float[Array, "b t h c"], cache: KeyValues) -> bool:
-    """Whether the C++ is here and takes these types."""
+    """Whether the C++ kernel is built and supports these types."""
     return not cache.rounded and usable("paged_attention", query, cache.keys, cache.values)
 
 

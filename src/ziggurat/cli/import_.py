@@ -32,7 +32,8 @@ def import_(
     Args:
         kind: hf (config.json and safetensors), gguf (one file, dequantised), diffusers
             (model_index.json, or a DiT's config.json) or weights (a .pt file, a DCP or Orbax
-            directory, safetensors, with names of Hugging Face or TorchTitan).
+            directory, safetensors, of Hugging Face, TorchTitan, MaxText, Megatron-core or
+            nanoGPT).
         source: the directory or file, or a repository of the Hugging Face hub: owner/name,
             owner/name@revision, owner/name/FILE.gguf.
         output: new directory for the checkpoint.

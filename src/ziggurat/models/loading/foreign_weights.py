@@ -1,5 +1,7 @@
-"""Weights of other programs' checkpoints for a family's model: whatever wraps their names is found
-and taken off, and TorchTitan's names and order of rows are known beside Hugging Face's.
+"""Weights of other programs' checkpoints for a family's model.
+
+Wrappers of names are found and taken off. Names may be Hugging Face's or TorchTitan's; checkpoints
+of MaxText, Megatron-core and nanoGPT are read through :mod:`.framework_layouts`.
 
 A training checkpoint holds a model's tensors under a prefix (``model.``, ``module.``,
 ``state_dict.``), with segments of wrappers in between (``_orig_mod``), beside an optimizer's.
@@ -13,7 +15,7 @@ A training checkpoint holds a model's tensors under a prefix (``model.``, ``modu
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from ziggurat.models.families.family import Family
 from ziggurat.models.families.llama.gguf import gguf_names
 from ziggurat.models.language_model import LanguageModel
 from ziggurat.models.loading import pretrained
+from ziggurat.models.loading.framework_layouts import published_view
 from ziggurat.nn.precision import Precision
 
 WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
@@ -99,6 +102,13 @@ def load(
     tokenizer = HuggingFaceTokenizer.load(directory)
     bare = _unwrapped(tensors)
     layers = model.decoder.n_layers
+    framework = None
+    if isinstance(tensors, Mapping):
+        lazy = {name: tensors[home] for name, home in bare.items()}
+        framework = published_view(lazy, family, model, prefix)
+    if framework is not None:
+        tensors, prefix = framework, ""
+        bare = dict(zip(framework, framework))
     tables = styles(family, model.config)
     naming = find_naming(bare, tables | _heads_alone(family, model.config), layers, prefix)
     view = _View(tensors, bare, naming, _expected(naming.names, layers))
@@ -111,6 +121,9 @@ def load(
     name = Path(source).stem or directory.name
     ids = token_ids.stated(pretrained.hf_family(directory)[1])
     made = pretrained.Pretrained(model.typed_as(params), params, tokenizer, name, source, ids)
+    if framework is not None:
+        names = (framework.framework, naming.names, framework.prefix, framework.left_out)
+        naming = Naming(*names)
     return made, naming
 
 

@@ -189,6 +189,99 @@ def test_ci_runs_make_check_and_nothing_else():
     assert lines == ["set -euo pipefail", 'cd "$(dirname "$0")/.."', "make check"]
 
 
+PRIVATE_NAMES = {
+    "src/ziggurat/core/jax_private.py": {"jax", "jaxlib"},
+    "src/ziggurat/checkpoint/orbax_private.py": {"orbax"},
+}
+"""The only file that may use private names of a library."""
+
+WATCHED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "qwix", "grpc_health"}
+NO_PUBLIC_INTERFACE = {"jaxlib"}
+"""Libraries that promise nothing: JAX has what it shows of them under names of its own."""
+
+
+def is_private(module: str) -> bool:
+    library, *inner = module.split(".")
+    hidden = any(part.startswith("_") and not part.startswith("__") for part in inner)
+    return library in WATCHED and (hidden or library in NO_PUBLIC_INTERFACE)
+
+
+def private_names(text: str) -> set[str]:
+    """Private names of the watched libraries that a Python file uses, by full path.
+
+    Found are imports, attributes of what was imported, and paths in strings.
+    """
+    found, imported = set(), {}
+    nodes = list(ast.walk(ast.parse(text)))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                imported[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            paths = {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+            found |= set(paths.values())
+            imported |= paths
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found |= {node.value} if re.fullmatch(r"[\w.]+\.[\w.]+", node.value) else set()
+    for node in nodes:
+        parts = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if parts and isinstance(node, ast.Name):
+            found.add(".".join([imported.get(node.id, ""), *reversed(parts)]))
+    return {path for path in found if is_private(path)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from jax._src import core",
+        "import jax._src.core",
+        "import jaxlib.xla_client",
+        "from flax.nnx import _hidden",
+        "import jax as j\nj.numpy._hidden()",
+        "import orbax.checkpoint as ocp\nocp.handlers._hidden",
+        "import pytest\npytest.importorskip('jax._src.core')",
+    ],
+)
+def test_private_names_are_found(text):
+    assert private_names(text)
+
+
+def test_public_names_are_not_taken_for_private_ones():
+    text = "import jax\nfrom jax import extend as e\njax.__version__, e.core, 'jax.numpy', self._x"
+    assert not private_names(text)
+
+
+def test_private_names_of_other_libraries_stand_in_one_file_each():
+    wrong, used = [], set()
+    for folder in ("src", "tests", "scripts", "benchmarks", "examples"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            name = path.relative_to(ROOT).as_posix()
+            if name == "tests/test_repository.py":  # the examples above
+                continue
+            for private in private_names(path.read_text(encoding="utf-8")):
+                library = private.partition(".")[0]
+                used.add(library)
+                if library not in PRIVATE_NAMES.get(name, ()):
+                    wrong.append(f"{name}: {private}")
+    assert used >= {"jax", "orbax"}
+    assert not wrong, "use a public name, or add it to a *_private.py with what it is for: " + (
+        "; ".join(wrong)
+    )
+
+
+@pytest.mark.parametrize("library", ["jax", "orbax-checkpoint"])
+def test_a_library_of_which_private_names_are_used_is_bounded(library):
+    texts = PROJECT["project"]["dependencies"]
+    (wanted,) = [w for w in map(Requirement, texts) if w.name == library]
+    operators = {part.operator for part in wanted.specifier}
+    assert operators == {">=", "<"}, f"{wanted}: bound it from both sides"
+
+
 SHARED_NAMES = {
     "TextEmbedder": "the protocol of the embeddings endpoint, and the model that implements it",
 }

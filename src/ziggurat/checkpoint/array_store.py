@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Shaped
 
-from ziggurat.checkpoint import leaves
+from ziggurat.checkpoint import leaves, orbax_private
 from ziggurat.checkpoint.manifest import ARRAYS, DamagedError, LeafRecord
 
 DATA_FILE_BYTES = 1 << 26
@@ -47,17 +47,10 @@ def to_host(flat: Mapping[str, Mapping[tuple[str, ...], Any]]) -> dict[str, dict
     even that: the runtime copies a buffer on donation as long as it is referred to here. NumPy
     leaves are copied (by the first process, which writes them).
     """
-    from orbax.checkpoint._src.serialization import replica_slices
-
     device = [
         value for tree in flat.values() for value in tree.values() if isinstance(value, jax.Array)
     ]
-    handler = _handler()
-    slices = iter(
-        replica_slices.transfer_arrays_to_host(device, 0, handler._use_replica_parallel)
-        if device
-        else ()
-    )
+    slices = orbax_private.to_host(device)
     first = jax.process_index() == 0
 
     def one(value: Any) -> Any:
@@ -198,41 +191,10 @@ def _quiet() -> Iterator[None]:
 def _pytree_handler() -> Any:
     import orbax.checkpoint as ocp
 
-    arrays = _handler()
+    arrays = orbax_private.host_array_handler()
     registry = ocp.type_handlers.create_type_handler_registry(
         (np.ndarray, ocp.type_handlers.NumpyHandler(deepcopy_host_arrays=False)),
         (HostArray, arrays),
         (jax.Array, arrays),  # where Orbax looks for the store of array metadata
     )
     return ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
-
-
-def _handler() -> Any:
-    """Orbax' handler of ``jax.Array``, for arrays that are on the host already."""
-    from orbax.checkpoint import future, type_handlers
-    from orbax.checkpoint._src.metadata import array_metadata_store
-    from orbax.checkpoint._src.serialization import jax_array_handlers
-
-    class HostArrayHandler(type_handlers.ArrayHandler):
-        async def serialize(self, values: Any, infos: Any, args: Any = None) -> Any:
-            shardings = jax_array_handlers._async_serialize_shardings(
-                [value.sharding for value in values], infos, primary_host=0
-            )
-            data = jax_array_handlers._async_serialize_replica_slices(
-                [value.slices for value in values],
-                infos,
-                args,
-                primary_host=0,
-                metadata_key=None,
-                array_metadata_store=self._array_metadata_store,
-                enable_replica_parallel_separate_folder=False,
-                use_replica_parallel=self._use_replica_parallel,
-                ext_metadata={},
-            )
-            named = {"shardings": shardings, "arrays": data}
-            return [
-                future.CommitFutureAwaitingContractedSignals(work, name=name)
-                for name, work in named.items()
-            ]
-
-    return HostArrayHandler(array_metadata_store=array_metadata_store.Store())

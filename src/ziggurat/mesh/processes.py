@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 
+from ziggurat.core import jax_private
 from ziggurat.core.errors import EnvironmentError, ZigguratError
 from ziggurat.core.storage import storage_error
 
@@ -195,9 +196,7 @@ class Processes:
         return f"ziggurat/{name}/{number}"
 
     def _client(self) -> Any:
-        from jax._src import distributed
-
-        return distributed.global_state.client
+        return jax_private.distributed_state().client
 
     def _lost(self, name: str, error: Exception) -> PeerLostError:
         line = str(error).strip().partition("\n")[0][:200]

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 
+from ziggurat.core import jax_private
 from ziggurat.core.errors import EnvironmentError
 from ziggurat.mesh import processes
 
@@ -77,7 +78,7 @@ def enter(address: str, count: int, index: int, within_s: float = 60.0) -> None:
     Raises:
         EnvironmentError: they did not.
     """
-    state = _state()
+    state = jax_private.distributed_state()
     assert state.client is None, "leave the world before"
     processes.begin()
     try:
@@ -100,7 +101,7 @@ def enter(address: str, count: int, index: int, within_s: float = 60.0) -> None:
 
 def leave() -> None:
     """Forget the world, its devices and all arrays on them; does nothing outside of one."""
-    state = _state()
+    state = jax_private.distributed_state()
     sever()
     with contextlib.suppress(Exception):  # what was under way may have failed with a peer
         jax.effects_barrier()
@@ -146,16 +147,8 @@ def _sockets() -> dict[int, int]:
     return found
 
 
-def _state() -> Any:
-    from jax._src import distributed
-
-    return distributed.global_state
-
-
 def _connect(address: str, index: int, within_s: float) -> Any:
-    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
-
-    client = _jax.get_distributed_runtime_client(
+    client = jax_private.distributed_client(
         address,
         index,
         init_timeout=max(int(within_s), 1),
@@ -180,15 +173,13 @@ def _meet(count: int) -> None:
 
 
 def _start(host: str, count: int) -> tuple[str, Any]:
-    from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
-
     problem: object = ""
     for _ in range(_TRIES):
         try:
             with socket.create_server((host, 0)) as probe:
                 port = probe.getsockname()[1]
             address = f"{host}:{port}"
-            return address, _jax.get_distributed_runtime_service(
+            return address, jax_private.distributed_service(
                 address,
                 count,
                 heartbeat_timeout=HEARTBEAT_S,

@@ -15,6 +15,7 @@ import os
 import re
 from typing import Any
 
+from ziggurat.core import jax_private
 from ziggurat.core.errors import ConfigError, EnvironmentError, did_you_mean
 from ziggurat.profile import hardware
 
@@ -146,10 +147,9 @@ def _load_libtpu() -> None:
     """Load libtpu before JAX does, which would also register its profiler: with no TPU that brings
     the process down as soon as anything is profiled in it, on whatever device."""
     import libtpu
-    from jaxlib import xla_client
 
-    if not xla_client.pjrt_plugin_loaded("tpu"):
-        xla_client.load_pjrt_plugin_dynamically("tpu", libtpu.get_library_path())
+    if not jax_private.plugin_loaded("tpu"):
+        jax_private.load_plugin("tpu", libtpu.get_library_path())
 
 
 def _nearest(generation: Generation, shape: tuple[int, ...]) -> list[tuple[int, ...]]:

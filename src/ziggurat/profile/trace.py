@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from ziggurat.core import jax_private
+
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = .*?op_name=\"([^\"]*)\"", re.MULTILINE)
 _NOISE = re.compile(r"^(jit|pjit|jvp|transpose|vmap|remat|checkpoint|rematted_computation)\b")
 _STRUCTURE = {"while", "body", "cond", "closed_call", "branch", "rematted_computation", ""}
@@ -36,9 +38,8 @@ def can_trace() -> bool:
     another version of jaxlib crash each other (libtpu 0.0.42 with jaxlib 0.10.2).
     """
     import jax
-    from jax._src.lib import xla_client  # pyright: ignore[reportPrivateImportUsage]
 
-    return jax.default_backend() == "tpu" or not xla_client.pjrt_plugin_loaded("tpu")
+    return jax.default_backend() == "tpu" or not jax_private.plugin_loaded("tpu")
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from ziggurat.checkpoint.config import MemoryTier
 from ziggurat.checkpoint.manifest import DamagedError
 from ziggurat.checkpoint.memory import frames, peer, snapshot
 from ziggurat.checkpoint.memory.peer import Address, KeeperLink, KeptError
+from ziggurat.core import jax_private
 from ziggurat.core.errors import CheckpointError, EnvironmentError
 from ziggurat.mesh import Processes
 
@@ -360,6 +361,4 @@ def _as_error(step: int, error: Exception) -> CheckpointError:
 
 
 def _coordinator() -> str | None:
-    from jax._src import distributed
-
-    return distributed.global_state.coordinator_address
+    return jax_private.distributed_state().coordinator_address

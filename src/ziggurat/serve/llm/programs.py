@@ -10,6 +10,7 @@ hands, as with jax's own cache.
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import logging
 import os
 import pickle
@@ -181,10 +182,9 @@ def _key(lowered: Any) -> str:
 @functools.cache
 def _environment() -> bytes:
     """Versions, flags and device that a compiled program depends on, besides its text."""
-    from jaxlib.version import __version__ as jaxlib_version
-
     device = jax.devices()[0]
-    facts = [jax.__version__, jaxlib_version, device.platform, device.device_kind]
+    versions = [importlib.metadata.version(name) for name in ("jax", "jaxlib")]
+    facts = [*versions, device.platform, device.device_kind]
     kernels = library().path
     facts += ["" if kernels is None else kernels.name]
     facts += [str(jax.device_count()), os.environ.get("XLA_FLAGS", ""), platform.machine()]

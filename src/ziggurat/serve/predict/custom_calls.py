@@ -86,8 +86,8 @@ def operations(exported: Any, path: object) -> Iterator[tuple[str, str]]:
     Raises:
         BundleError: it cannot be read as StableHLO.
     """
+    from jax.extend.mlir import ir
     from jax.interpreters import mlir
-    from jaxlib.mlir import ir
 
     with mlir.make_ir_context():
         try:

@@ -26,7 +26,6 @@ import grpc
 import msgspec
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer as _HealthServicer
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from ziggurat.core.errors import ServeError
@@ -103,7 +102,7 @@ class Front:
         Raises:
             ServeError: the port is in use.
         """
-        self._health = _HealthServicer()
+        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         self._server = aio.server(
             options=[
                 ("grpc.max_receive_message_length", self._asked.limit),

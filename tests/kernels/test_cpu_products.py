@@ -140,7 +140,7 @@ def test_cross_entropy_equals_the_reference_with_gradients(n, d, v, options):
     """Chunks whole and partial, a masked token outside the vocabulary, weights that are not 1."""
     hidden, weight = draw((n, d), (v, d))
     targets = jnp.arange(n) * 7 % v
-    weights = jnp.where(jnp.arange(n) % 5 == 3, 0.0, 0.5 + jnp.arange(n) % 3)
+    weights = jnp.where(jnp.arange(n) % 5 == 3, 0.0, 0.5 + jnp.arange(n, dtype=jnp.float32) % 3)
     targets = jnp.where(weights == 0, -1, targets)
 
     def loss(hidden, weight, weights, implementation):

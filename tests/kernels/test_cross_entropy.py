@@ -26,7 +26,7 @@ def inputs(n=37, d=16, v=50, dtype=jnp.float32, seed=0):
     hidden = jax.random.normal(keys[0], (n, d), dtype)
     weight = jax.random.normal(keys[1], (v, d), dtype)
     targets = jax.random.randint(keys[2], (n,), 0, v)
-    weights = jax.random.uniform(keys[3], (n,)) * (jnp.arange(n) % 5 != 2)
+    weights = jax.random.uniform(keys[3], (n,)) * (jnp.arange(n) % 5 != 2).astype(jnp.float32)
     return hidden, weight, targets, weights
 
 

@@ -52,9 +52,13 @@ def floats(made):
         pairs = np.stack([values & 15, values >> 4], axis=-1).astype(np.int8)
         values = ((pairs ^ 8) - 8).reshape(*values.shape[:-1], -1)
     scale = np.moveaxis(np.asarray(made.scale, np.float64), made.axis, -1)
-    zero = 0 if made.zero_point is None else np.moveaxis(made.zero_point, made.axis, -1)[..., None]
+    zero = (
+        np.zeros_like(scale)
+        if made.zero_point is None
+        else np.moveaxis(np.asarray(made.zero_point), made.axis, -1)
+    )
     tiles = values.reshape(*scale.shape, -1)
-    whole = (tiles.astype(np.float64) - zero) * scale[..., None]
+    whole = (tiles.astype(np.float64) - zero[..., None]) * scale[..., None]
     return np.moveaxis(whole.reshape(values.shape), -1, made.axis)
 
 

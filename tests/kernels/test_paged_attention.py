@@ -62,7 +62,7 @@ def check(lengths, pages, **options):
     query = draw(len(lengths), width, HEADS, KEY_DIM, seed=3)
     cache, tables = paged_rows(lengths, *whole, pages)
     start, counts = (jnp.asarray(part) for part in zip(*lengths))
-    at = jnp.minimum(start[:, None] + jnp.arange(width), total - 1)[:, :, None, None]
+    at = jnp.minimum(start[:, None] + jnp.arange(width)[None], total - 1)[:, :, None, None]
     new = [np.take_along_axis(x, np.asarray(at), axis=1) for x in whole]
     rows = Rows(tables, placed(start, counts, width), counts)
     out, after = run(query, *new, cache, rows, scale=0.2, **options)
@@ -139,7 +139,7 @@ def test_a_rounded_cache_is_attention_over_rounded_keys_and_values():
     (keys, key_scales), (values, value_scales) = quantized(plain.keys), quantized(plain.values)
     cache = KeyValues(keys, values, key_scales, value_scales)
     start, counts = (jnp.asarray(part) for part in zip(*ROWS))
-    at = jnp.minimum(start[:, None] + jnp.arange(width), total - 1)[:, :, None, None]
+    at = jnp.minimum(start[:, None] + jnp.arange(width)[None], total - 1)[:, :, None, None]
     rows = Rows(tables, placed(start, counts, width), counts)
     new = [jnp.take_along_axis(x, at, axis=1) for x in whole]
     assert not cpu.serves(new[0], cache)

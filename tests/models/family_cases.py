@@ -65,7 +65,7 @@ def decoded_logits(case: str) -> tuple[np.ndarray, list[int]]:
     model, tokens = ours(case).model, jnp.asarray(families.tokens(case))
 
     def forward(params, tokens, cache):
-        positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
+        positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])[None]
         hidden, cache = model.hidden(params, tokens, positions, cache)
         return cache, model.project(params, hidden)
 
@@ -92,7 +92,9 @@ def encoded_states(case: str) -> np.ndarray:
     def run(params, input_ids, attention_mask, token_type_ids):
         hidden = model.hidden(params, input_ids, attention_mask, token_type_ids)
         pooled = model.pooled(params, hidden)[:, None]
-        return jnp.concatenate([hidden * attention_mask[..., None], pooled], axis=1)
+        return jnp.concatenate(
+            [hidden * attention_mask[..., None].astype(hidden.dtype), pooled], axis=1
+        )
 
     return np.asarray(run(ours(case).params, **families.encoder_inputs(case)))
 

@@ -14,7 +14,7 @@ from ziggurat.nn import Packed
 
 MODEL = LanguageModel.build(MixedConfig())
 AT = jnp.arange(CONTEXT)
-SEGMENTS = jnp.broadcast_to(1 + (AT >= 50) + (AT >= 80), (4, CONTEXT))
+SEGMENTS = jnp.broadcast_to(1 + (AT >= 50).astype(int) + (AT >= 80).astype(int), (4, CONTEXT))
 """Documents that cross the border between two devices' parts of a sequence, at 48."""
 POSITIONS = jnp.broadcast_to(AT % 50, (4, CONTEXT))
 

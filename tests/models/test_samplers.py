@@ -72,7 +72,7 @@ def test_a_target_says_what_a_mixture_is_made_of(prediction):
 
 def test_guidance_goes_from_no_class_past_the_class():
     def model(x, time, labels):
-        return x + labels[:, None, None, None]
+        return x + labels[:, None, None, None].astype(x.dtype)
 
     x, labels = jnp.zeros((2, 1, 1, 1)), jnp.array([3, 5])
     steered = guided(model, labels, 10, 2.0)(x, jnp.zeros(2))

@@ -245,7 +245,7 @@ class Cached:
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         rows = jnp.arange(key.shape[0])[:, None]
-        at = self.lengths[:, None] + jnp.arange(key.shape[1])
+        at = self.lengths[:, None] + jnp.arange(key.shape[1])[None]
 
         def place(old: Array, new: Array) -> Array:
             return old.at[rows, at].set(new.astype(old.dtype), mode="drop")

@@ -60,7 +60,7 @@ class CausalConvolution(nnx.Module):
             part = inputs[:, tap : tap + t].astype(jnp.float32)
             if document is not None and known is not None:
                 part = jnp.where((known[:, tap : tap + t] == document)[..., None], part, 0)
-            out += part * weight[tap]
+            out += part * weight[tap][None, None]
         return out.astype(x.dtype), inputs
 
 
@@ -77,5 +77,5 @@ def newest(
     history = taps - 1
     if counts is None:
         return inputs[:, inputs.shape[1] - history :]
-    at = counts[:, None] + jnp.arange(history)
+    at = counts[:, None] + jnp.arange(history)[None]
     return jnp.take_along_axis(inputs, at[..., None], axis=1)

@@ -53,7 +53,7 @@ class Convolution(nnx.Module):
             padding=(self.padding, self.padding),
             dimension_numbers=("NHWC", "OIHW", "NHWC"),
         )
-        return y + self.bias[...].astype(x.dtype)
+        return y + self.bias[...].astype(x.dtype)[None, None, None]
 
 
 class GroupNorm(nnx.Module):

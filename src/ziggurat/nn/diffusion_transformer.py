@@ -214,7 +214,7 @@ class DiffusionTransformer(nnx.Module):
         tokens = add(tokens, self.patch_bias[...])
         base = self.config.image_size // size
         where = grid_positions(rows, columns, base, self.config.d_model)
-        tokens = tokens + jnp.asarray(where, self.compute)
+        tokens = tokens + jnp.asarray(where, self.compute)[None]
         return constrain(tokens, ("batch", "sequence", "embed"))
 
     def _blocks(
@@ -259,7 +259,7 @@ def time_features(time: Float[Array, "b"]) -> Float[Array, "b _"]:
     """
     half = TIME_FEATURES // 2
     rates = np.exp(-math.log(10000.0) * np.arange(half, dtype=np.float32) / (half - 1))
-    angles = time.astype(jnp.float32)[:, None] * jnp.asarray(rates, jnp.float32)
+    angles = time.astype(jnp.float32)[:, None] * jnp.asarray(rates, jnp.float32)[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

@@ -148,8 +148,9 @@ class GatedDeltaNet(nnx.Module):
         counts: Int[Array, "b"] | None,
     ) -> tuple[Float[Array, "b t h"], Float[Array, "b t h"]]:
         """Log decay and rate in float32; padding neither decays the state nor writes to it."""
-        wide = decay.astype(jnp.float32) + self.decay_bias[...].astype(jnp.float32)
-        log_decay = -jnp.exp(self.log_decay[...].astype(jnp.float32)) * jax.nn.softplus(wide)
+        wide = decay.astype(jnp.float32) + self.decay_bias[...].astype(jnp.float32)[None, None]
+        speed = jnp.exp(self.log_decay[...].astype(jnp.float32))[None, None]
+        log_decay = -speed * jax.nn.softplus(wide)
         beta = jax.nn.sigmoid(rate.astype(jnp.float32))
         if counts is not None:
             real = (jnp.arange(decay.shape[1])[None] < counts[:, None])[..., None]

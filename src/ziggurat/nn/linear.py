@@ -33,19 +33,24 @@ def constant(
 def add(x: Float[Array, "*n"], vector: Float[Array, "*m"]) -> Float[Array, "*n"]:
     """``x + vector`` in the type of ``x``; the gradient of a ``vector`` that is broadcast is added
     up in float32, as the sum over all tokens that it is."""
-    wide = x.astype(_sums(x)) + vector.astype(x.dtype).astype(_sums(x))
+    wide = x.astype(_sums(x)) + _beside(x, vector)
     return wide.astype(x.dtype)
 
 
 def multiply(x: Float[Array, "*n"], vector: Float[Array, "*m"]) -> Float[Array, "*n"]:
     """``x * vector``, likewise."""
-    wide = x.astype(_sums(x)) * vector.astype(x.dtype).astype(_sums(x))
+    wide = x.astype(_sums(x)) * _beside(x, vector)
     return wide.astype(x.dtype)
 
 
+def _beside(x: Array, vector: Array) -> Array:
+    """``vector`` with the rank of ``x``, rounded to its type, in the type of sums over it."""
+    return jax.lax.broadcast_to_rank(vector.astype(x.dtype).astype(_sums(x)), x.ndim)
+
+
 def _sums(x: Array) -> jnp.dtype:
-    """The type in which a gradient over ``x`` is added up."""
-    return jnp.promote_types(x.dtype, jnp.float32)
+    """The type in which a gradient over ``x`` is added up: float32 for anything narrower."""
+    return x.dtype if x.dtype.itemsize > 4 else jnp.dtype(jnp.float32)
 
 
 class Linear(nnx.Module):

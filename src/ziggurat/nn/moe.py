@@ -188,7 +188,8 @@ def _mix(
     else:
         hidden = ACTIVATIONS[activation](gate) * up
     out = _permuted(project(hidden, "down"), inverse, order).reshape(*chosen.shape, -1)
-    return jnp.einsum("btkd,btk->btd", out, jnp.where(here, weights, 0.0)).astype(x.dtype)
+    shares = jnp.where(here, weights, 0.0)
+    return jnp.einsum("btkd,btk->btd", out.astype(shares.dtype), shares).astype(x.dtype)
 
 
 def _mix_on_mesh(

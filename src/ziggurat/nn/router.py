@@ -75,7 +75,7 @@ class Router(nnx.Module):
         kernel = self.kernel[...].astype(jnp.float32)
         logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), kernel)
         if self.bias is not None:
-            logits = logits + self.bias[...].astype(jnp.float32)
+            logits = logits + self.bias[...].astype(jnp.float32)[None, None]
         softmax = self.config.scores == "softmax"
         scores = jax.nn.softmax(logits) if softmax else jax.nn.sigmoid(logits)
         chosen = self._choose(jax.lax.stop_gradient(scores))
@@ -88,7 +88,8 @@ class Router(nnx.Module):
     def _choose(self, scores: Float[Array, "b t e"]) -> Int[Array, "b t k"]:
         c = self.config
         if self.correction_bias is not None:
-            scores = scores + jax.lax.stop_gradient(self.correction_bias[...].astype(jnp.float32))
+            correction = jax.lax.stop_gradient(self.correction_bias[...].astype(jnp.float32))
+            scores = scores + correction[None, None]
         if c.groups > 1:
             grouped = scores.reshape(*scores.shape[:-1], c.groups, -1)
             values = jax.lax.top_k(grouped, 2)[0].sum(-1)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from ziggurat.optim.master_weights import widened
+
 
 def global_norm(tree: PyTree[Float[Array, "..."]]) -> Float[Array, ""]:
     r"""Euclidean norm of all leaves together, :math:`\sqrt{\sum_i x_i^2}`, summed in float32.
@@ -43,6 +45,11 @@ def clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
         del params, extra
         norm = global_norm(updates) if grad_norm is None else grad_norm
         scale = jnp.where(norm <= max_norm, 1.0, max_norm / norm)
-        return jax.tree.map(lambda g: (g * scale).astype(g.dtype), updates), state
+
+        def scaled(gradient: Array) -> Array:
+            wide = widened(gradient)
+            return (wide * scale.astype(wide.dtype)).astype(gradient.dtype)
+
+        return jax.tree.map(scaled, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

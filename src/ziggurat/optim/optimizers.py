@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -124,7 +125,7 @@ def from_optax(transform: optax.GradientTransformation, axes: Any) -> Optimizer:
     [-0.5, -0.5]
     """
     named = groups.named_axes(axes)
-    checked = with_master_weights(_checked(transform, named))
+    checked = with_master_weights(_checked(_promoting(transform), named))
     rows = (Treatment(name, named[name], "python", False) for name in named)
     return Optimizer(checked, None, tuple(rows))
 
@@ -145,13 +146,13 @@ def _rule(
         case Lion():
             dtype = jnp.dtype(config.moment_dtype)
             direction = optax.scale_by_lion(config.beta1, config.beta2, mu_dtype=dtype)
-            return optax.chain(direction, decay, rate)
+            return optax.chain(_promoting(direction), decay, rate)
         case Adafactor():
             return optax.chain(_adafactor(config, named), decay, rate)
         case Sgd():
             return optax.chain(decay, _momentum(config), rate)
         case CustomOptimizer():
-            return config.rule(schedule, decay)
+            return _promoting(config.rule(schedule, decay))
         case Muon():
             adam_schedule = build_schedule(
                 config.schedule, total_steps, config.adam_lr or config.lr
@@ -168,19 +169,20 @@ def _rule(
 
 
 def _adam(config: AdamW | Muon, nesterov: bool = False) -> optax.GradientTransformation:
-    return optax.scale_by_adam(
+    direction = optax.scale_by_adam(
         b1=config.beta1,
         b2=config.beta2,
         eps=config.eps,
         mu_dtype=jnp.dtype(config.moment_dtype),
         nesterov=nesterov,
     )
+    return _promoting(direction)
 
 
 def _muon(
     config: Muon, named: Mapping[str, Axes], labels: Mapping[str, str]
 ) -> optax.GradientTransformation:
-    return orthogonal_direction(
+    direction = orthogonal_direction(
         {name: axes for name, axes in named.items() if labels[name] == "muon"},
         momentum=config.momentum,
         nesterov=config.nesterov,
@@ -188,6 +190,7 @@ def _muon(
         update_rms=config.update_rms,
         moment_dtype=config.moment_dtype,
     )
+    return _promoting(direction)
 
 
 def _adafactor(config: Adafactor, named: Mapping[str, Axes]) -> optax.GradientTransformation:
@@ -202,14 +205,32 @@ def _adafactor(config: Adafactor, named: Mapping[str, Axes]) -> optax.GradientTr
     if not config.momentum:
         return direction
     dtype = jnp.dtype(config.moment_dtype)
-    return optax.chain(direction, optax.ema(config.momentum, False, accumulator_dtype=dtype))
+    average = optax.ema(config.momentum, False, accumulator_dtype=dtype)
+    return optax.chain(direction, _promoting(average))
 
 
 def _momentum(config: Sgd) -> optax.GradientTransformation:
     if not config.momentum:
         return optax.identity()
     dtype = jnp.dtype(config.moment_dtype)
-    return optax.trace(config.momentum, config.nesterov, accumulator_dtype=dtype)
+    return _promoting(optax.trace(config.momentum, config.nesterov, accumulator_dtype=dtype))
+
+
+def _promoting(
+    transform: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """``transform`` under JAX's default promotion of types, whatever the process has set.
+
+    Optax (0.2.8) relies on it: it raises floats to integer counts, and adds moments to gradients of
+    another type, which ``jax_numpy_dtype_promotion="strict"`` refuses.
+    """
+    inner = optax.with_extra_args_support(transform)
+
+    def update(updates, state, params=None, **extra):
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def _by_name(values: Mapping[str, Any]) -> Mask:

@@ -28,7 +28,7 @@ def reference_attention(
     groups = query.shape[2] // key.shape[2]
     key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
     scores = jnp.einsum("bthc,bshc->bhts", query, key, preferred_element_type=jnp.float32) * scale
-    sinks = None if sinks is None else sinks[:, None, None]
+    sinks = None if sinks is None else sinks[None, :, None, None]
     weights = _softmax(scores, mask.dense()[:, None], softcap, sinks)
     return jnp.einsum("bhts,bshz->bthz", weights.astype(value.dtype), value)
 
@@ -55,7 +55,7 @@ def grouped_attention(
         "bknc,bksc->bkns", q, key.transpose(0, 2, 1, 3), preferred_element_type=jnp.float32
     )
     visible = mask.dense()[:, None, None]
-    sinks = None if sinks is None else sinks.reshape(k, g, 1, 1)
+    sinks = None if sinks is None else sinks.reshape(1, k, g, 1, 1)
     weights = _softmax(scores.reshape(b, k, g, t, -1), visible, softcap, sinks)
     weights = weights.astype(value.dtype).reshape(b, k, g * t, -1)
     out = jnp.einsum("bkns,bksz->bknz", weights, value.transpose(0, 2, 1, 3))

@@ -210,10 +210,13 @@ def _forward(hidden: Any, weight: Any, targets: Any, weights: Any, options: Opti
 
 def _backward(options: Options, scan: Scan, residuals: Any, cotangent: LinearCrossEntropy):
     factor = cotangent.loss
-    d_hidden, d_weight, d_weights = (
-        None if x is None or isinstance(factor, SymbolicZero) else (factor * x).astype(x.dtype)
-        for x in residuals
-    )
+
+    def scaled(x: Array | None) -> Array | None:
+        if x is None or isinstance(factor, SymbolicZero):
+            return None
+        return (factor * x.astype(factor.dtype)).astype(x.dtype)
+
+    d_hidden, d_weight, d_weights = map(scaled, residuals)
     return d_hidden, d_weight, None, d_weights
 
 

@@ -91,15 +91,16 @@ def _prepare(
     total = jnp.cumsum(g, axis=-1)
     document = jnp.cumsum(starts, axis=-1)[:, None]
     first, last = document == 0, document == document[..., -1:]
+    lower = jnp.tri(n, dtype=bool)[None, None]
     # Decays are never above one: what is masked is masked before the exponential.
-    same = (document[..., :, None] == document[..., None, :]) & jnp.tri(n, dtype=bool)
+    same = (document[..., :, None] == document[..., None, :]) & lower
     decay = jnp.where(
         same, jnp.exp(jnp.where(same, total[..., :, None] - total[..., None, :], 0)), 0
     )
     since = jnp.where(first, jnp.exp(jnp.where(first, total, 0)), 0)
     until = jnp.where(last, jnp.exp(jnp.where(last, total[..., -1:] - total, 0)), 0)
     dots = jnp.einsum("bhic,bhjc->bhij", k, k)
-    system = jnp.tril(dots * decay * beta[..., None], -1) + jnp.eye(n)
+    system = jnp.tril(dots * decay * beta[..., None], -1) + jnp.eye(n)[None, None]
     right = jnp.concatenate([v * beta[..., None], k * (beta * since)[..., None]], axis=-1)
     solved = jax.scipy.linalg.solve_triangular(system, right, lower=True, unit_diagonal=True)
     updates, reads = jnp.split(solved, [v.shape[-1]], axis=-1)

@@ -17,7 +17,7 @@ def reference_matmul(
     x: Float[Array, "n d"], kernel: Float[Array, "e d f"], sizes: Int[Array, " e"]
 ) -> Float[Array, "n f"]:
     """Grouped matmul by its definition: every row times every matrix, masked to its own group's."""
-    own = row_groups(sizes, x.shape[0])[:, None] == jnp.arange(kernel.shape[0])
+    own = row_groups(sizes, x.shape[0])[:, None] == jnp.arange(kernel.shape[0])[None]
     out = jnp.einsum(
         "ne,nd,edf->nf", own.astype(x.dtype), x, kernel, preferred_element_type=jnp.float32
     )

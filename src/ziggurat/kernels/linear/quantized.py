@@ -232,7 +232,8 @@ def qwix_product(
     format, axis = weight.format, x.ndim - 1
     numbers = (((axis,), (weight.axis % weight.ndim,)), ((), ()))
     left: Any = x if format.activation is None else _quantized_activations(x, format)
-    return qwix.dot_general(left, weight.qarray(), numbers, preferred_element_type=preferred)
+    with jax.numpy_dtype_promotion("standard"):  # Qwix (0.1.8) multiplies int32 sums by scales
+        return qwix.dot_general(left, weight.qarray(), numbers, preferred_element_type=preferred)
 
 
 IMPLEMENTATIONS: Registry[Callable[[Array, QuantizedWeight, Any], Array]] = Registry(

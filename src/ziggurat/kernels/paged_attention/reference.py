@@ -75,7 +75,7 @@ def reference_paged_attention(
         scores = jnp.einsum("kbnc,kbsc->kbns", q, here[0], preferred_element_type=jnp.float32)
         if softcap is not None:
             scores = softcap * jnp.tanh(scores / softcap)
-        at = index * taken * slots + jnp.arange(taken * slots)
+        at = index * taken * slots + jnp.arange(taken * slots)[None, None, None]
         visible = at <= at_rows
         if window is not None:
             visible &= at > at_rows - window
@@ -84,7 +84,8 @@ def reference_paged_attention(
         weights = jnp.where(visible, jnp.exp(scores - higher), 0.0)
         shrink = jnp.exp(peak - higher)
         part = jnp.einsum("kbns,kbsz->kbnz", weights.astype(query.dtype), here[1])
-        return higher, total * shrink + weights.sum(-1, keepdims=True), out * shrink + part
+        total = total * shrink + weights.sum(-1, keepdims=True)
+        return higher, total, out * shrink + part.astype(out.dtype)
 
     shape = (k, b, g * t, 1)
     carry = (

@@ -91,12 +91,12 @@ def kahneman_tversky(tuned: Tuned, node: KahnemanTversky, layout: Layout) -> Obj
         loss, weight = (losses * counted).sum(), counted.sum()
         figures = {"kl": kl}
         for name, of in (("chosen", good), ("rejected", ~good)):
-            share = of * counted
+            share = of.astype(counted.dtype) * counted
             mean = share / jnp.maximum(share.sum(), 1.0)
             figures[f"rewards/{name}"] = node.beta * (ratio * mean).sum()
             figures[f"logps/{name}"] = (log_probs * mean).sum()
         figures["rewards/margins"] = figures["rewards/chosen"] - figures["rewards/rejected"]
-        right = jnp.where(good, ratio > 0, ratio < 0) * counted
+        right = jnp.where(good, ratio > 0, ratio < 0).astype(counted.dtype) * counted
         sums = {"loss": loss, "accuracy": right.sum()}
         return Sums(loss, weight, sums | {n: value * weight for n, value in figures.items()})
 

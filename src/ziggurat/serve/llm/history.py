@@ -77,7 +77,8 @@ def shape_logits(
     z = logits + bias
     repetition = sampling.repetition[:, None]
     z = jnp.where(seen, jnp.where(z > 0, z / repetition, z * repetition), z)
-    z -= sampling.frequency[:, None] * counts + sampling.presence[:, None] * (counts > 0)
+    frequency, presence = sampling.frequency[:, None], sampling.presence[:, None]
+    z -= frequency * counts.astype(z.dtype) + presence * (counts > 0).astype(z.dtype)
     return jnp.where(_bits(words, logits.shape[1]), z, NEVER)
 
 
@@ -97,7 +98,7 @@ def sample_shaped(
 
 
 def _bits(words: Array, vocab: int) -> Array:
-    bits = (words[:, :, None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
+    bits = (words[:, :, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None, None]) & 1
     return bits.reshape(words.shape[0], -1)[:, :vocab] > 0
 
 

@@ -282,6 +282,53 @@ def test_a_library_of_which_private_names_are_used_is_bounded(library):
     assert operators == {">=", "<"}, f"{wanted}: bound it from both sides"
 
 
+CONCEPTS = {
+    "checkpoint": {"chaos", "damage", "earlier_versions", "failures", "several_processes"},
+    "cli": {
+        *("bad_input", "front_door", "hints", "hub_ids"),
+        *("reading_writes_nothing", "refused_by_the_system"),
+    },
+    "cluster": {"training"},
+    "data": {"elastic", "identity", "object_store", "positions"},
+    "models": {"larger_tokenizer", "model_errors", "recurrent_sharding", "smollm2"},
+    "models/conversion": {"published_configs"},
+    "models/loading": {"sharded"},
+    "nn": {"layers"},
+    "post": {"objectives"},
+    "quantize": {"against_qwix"},
+    "serve": {"abuse", "clients", "hostile_llm", "parity", "smollm2_load", "tools", "traffic"},
+    "serve/llm": {"chained_steps", "layer_states", "mesh"},
+    "serve/predict": {
+        *("access", "broken_requests", "hostile", "kserve_sdk", "minilm"),
+        *("together", "triton_client"),
+    },
+    "train": {
+        *("average", "first_start_killed", "indices", "life", "low_precision", "run_config"),
+        "sparse",
+    },
+}
+"""Test files that hold for several modules of a folder of ``src/ziggurat``, by that folder."""
+
+
+def test_tests_mirror_the_source_by_path():
+    """``tests/A/B/test_X.py`` tests module or folder ``X`` of ``src/ziggurat/A/B``, or an aspect of
+    it (``test_X_ASPECT.py``), or the whole of folder ``B`` if that is ``X``, or a named concept."""
+    tests, used, stray = ROOT / "tests", set(), []
+    for path in sorted(tests.glob("*/**/test_*.py")):
+        folder, name = path.relative_to(tests).parent, path.stem.removeprefix("test_")
+        source = ROOT / "src/ziggurat" / folder
+        known = {entry.stem.strip("_") for entry in source.glob("[!_]*")} | {source.name}
+        if source.is_dir() and any(name == x or name.startswith(f"{x}_") for x in known):
+            continue
+        if source.is_dir() and name in CONCEPTS.get(folder.as_posix(), ()):
+            used.add((folder.as_posix(), name))
+        else:
+            stray.append(path.relative_to(ROOT).as_posix())
+    assert not stray, f"move them to the path of what they test, or name their concept: {stray}"
+    unused = {(folder, name) for folder in CONCEPTS for name in CONCEPTS[folder]} - used
+    assert not unused, f"concepts without a test file, or of a module's name: {sorted(unused)}"
+
+
 SHARED_NAMES = {
     "TextEmbedder": "the protocol of the embeddings endpoint, and the model that implements it",
 }

@@ -8,7 +8,7 @@ import pytest
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.linear import IMPLEMENTATIONS, project
 
-CPP = {"cpu", "stored"}  # see test_cpu_products.py and test_linear_stored.py
+CPP = {"cpu", "stored"}  # see test_cpu_products.py and linear/test_stored.py
 FORMS = [name for name in IMPLEMENTATIONS if name not in CPP]
 
 

@@ -9,7 +9,7 @@ import pytest
 from tests.compilation import QUICK
 from tests.free_port import free_port
 from tests.train.runs import TEXT
-from tests.train.test_resume import STEPS, wait_for_step
+from tests.train.test_resuming import STEPS, wait_for_step
 
 from ziggurat.checkpoint import Checkpoints
 from ziggurat.train.metrics import read_metrics

@@ -174,7 +174,7 @@ class App:
 def hook(monkeypatch, tmp_path):
     """The package's build hook with a compiler that only notes what it is asked for."""
     pytest.importorskip("hatchling")
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     made = []
 
     def built(level, directory=None):

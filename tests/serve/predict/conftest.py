@@ -23,7 +23,7 @@ max_queue_delay_us = 1000
 
 def classify(params, x, np=jnp):
     """Two layers; probabilities and the most likely class."""
-    hidden = np.maximum(x @ params["one"]["kernel"] + params["one"]["bias"], 0)
+    hidden = np.maximum(x @ params["one"]["kernel"] + params["one"]["bias"][None], 0)
     logits = hidden @ params["two"]["kernel"]
     return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True), logits.argmax(-1)
 
@@ -32,7 +32,7 @@ def encode(params, tokens, mask, np=jnp):
     """The mean of the tokens' vectors, with their places, where the mask is 1."""
     weight = mask[..., None].astype(np.float32)
     # A table of eight places: the program knows from its sizes that no more will come.
-    vectors = params["table"][tokens] + params["places"][: tokens.shape[1]]
+    vectors = params["table"][tokens] + params["places"][None, : tokens.shape[1]]
     return {"embedding": (vectors * weight).sum(1) / np.maximum(weight.sum(1), 1)}
 
 

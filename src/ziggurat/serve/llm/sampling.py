@@ -237,7 +237,7 @@ def _most_likely(logits: Float[Array, "b v"]) -> Int[Array, "b"]:
     """The first of the greatest. XLA's ``argmax`` takes twice as long on a CPU."""
     last = logits.shape[-1] - 1
     greatest = logits == logits.max(-1, keepdims=True)
-    return jnp.where(greatest, jnp.arange(last + 1, dtype=jnp.int32), last).min(-1)
+    return jnp.where(greatest, jnp.arange(last + 1, dtype=jnp.int32)[None], last).min(-1)
 
 
 def _key(seed: Array, position: Array, choice: Array) -> Array:

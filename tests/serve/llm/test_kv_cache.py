@@ -67,7 +67,7 @@ def test_a_slot_s_state_is_its_row_s_alone_and_begins_at_zero():
             rows = context.recurrence(cache.of(layer), 1)
             assert rows.counts.tolist() == counts
             found.append([leaf[:, 0].tolist() for leaf in rows.before])
-            new = tuple(leaf + value * layer for leaf in rows.before)
+            new = tuple(leaf + jnp.asarray(value * layer, leaf.dtype) for leaf in rows.before)
             cache = cache.after(layer, rows.store(new))
         return cache, found
 

@@ -5,6 +5,7 @@ import dataclasses
 import shutil
 import threading
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +20,13 @@ SETTINGS = """
 max_batch_size = 8
 max_queue_delay_us = 1000
 """
+
+
+@pytest.fixture
+def users_promotion():
+    """JAX's own promotion of ranks and types: a user's function may rely on it."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def classify(params, x, np=jnp):

@@ -10,6 +10,7 @@ from ziggurat.serve.predict import LoadedBundle, Signature, Tensor, export, padd
 from ziggurat.serve.predict import manifest as manifests
 from ziggurat.serve.predict.signature import parse_sides
 
+pytestmark = pytest.mark.usefixtures("users_promotion")
 W = jnp.asarray(np.random.default_rng(3).standard_normal((6, 6)), jnp.float32)
 E = jnp.asarray(np.random.default_rng(4).standard_normal((50, 6)), jnp.float32)
 X, IDS = "x:FP32[b,t,6] -> y", "ids:INT32[b,t] -> y"
@@ -25,7 +26,7 @@ def recurrent(x):
 def attend(ids, mask):
     """Attention over the tokens that the mask names, in the two usual ways to say so."""
     x = E[ids % 50]
-    scores = jnp.einsum("btd,bsd->bts", x, x) + (1.0 - mask[:, None, :].astype(x.dtype)) * -1e9
+    scores = jnp.einsum("btd,bsd->bts", x, x) + (1.0 - mask[:, None, :]) * -1e9
     mixed = jax.nn.softmax(scores, -1) @ x
     weight = mask[..., None].astype(jnp.float32)
     return (mixed * weight).sum(1) / weight.sum(1)
@@ -33,10 +34,6 @@ def attend(ids, mask):
 
 def last(ids, mask):
     return E[ids % 50][jnp.arange(ids.shape[0]), mask.sum(1) - 1]
-
-
-def over(bound, ids):
-    return (ids.min(1) > bound).astype(ids.dtype)
 
 
 def within(x, lengths):
@@ -51,8 +48,7 @@ BLIND = {
     "largest magnitude": (lambda x: jnp.abs(x).max(1), X),
     "masked mean": (
         lambda ids, attention_mask: (
-            (E[ids % 50] * attention_mask[..., None].astype(E.dtype)).sum(1)
-            / attention_mask.sum(1, keepdims=True).astype(E.dtype)
+            (E[ids % 50] * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdims=True)
         ),
         MASKED,
     ),
@@ -70,12 +66,12 @@ SEEN = {
     "sorted": (lambda x: jnp.sort(x, 1), X),
     "softmax": (lambda x: jax.nn.softmax(x, 1), X),
     "exponentials": (lambda x: jnp.log(jnp.exp(x / 1e30).sum(1)), X),
-    "smallest id": (lambda ids: jnp.where(ids == 0, -1, ids).max(1) * over(5, ids), IDS),
-    "smallest large id": (lambda ids: ids.max(1) * over(500, ids), IDS),
+    "smallest id": (lambda ids: jnp.where(ids == 0, -1, ids).max(1) * (ids.min(1) > 5), IDS),
+    "smallest large id": (lambda ids: ids.max(1) * (ids.min(1) > 500), IDS),
     "embedding of padding": (lambda ids: E[ids % 50].sum(1), IDS),
     "count of a size": (lambda ids: ids.sum(1) + ids.shape[1], IDS),
     "any zero": (lambda ids: (ids == 0).any(1), IDS),
-    "threshold": (lambda x: x.max(1) * (x.min((1, 2)) > 5000)[:, None].astype(x.dtype), X),
+    "threshold": (lambda x: x.max(1) * (x.min((1, 2)) > 5000)[:, None], X),
 }  # fmt: skip
 
 

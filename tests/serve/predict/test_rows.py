@@ -15,6 +15,7 @@ from ziggurat.serve.predict.config import Batching
 from ziggurat.serve.predict.rows import mixing
 from ziggurat.serve.predict.statistics import Statistics
 
+pytestmark = pytest.mark.usefixtures("users_promotion")
 F, I = jnp.float32, jnp.int32
 X, T = ("b,4", F), ("b,t,4", F)
 IDS, IMAGES = ("b,t", I), ("b,8,8,1", F)

@@ -116,7 +116,7 @@ def test_linear_algebra_of_xla_is_allowed_and_tried_in_a_child(tmp_path, monkeyp
     from ziggurat.serve.predict import trial
 
     path = export(
-        lambda x: jnp.linalg.cholesky(x @ x.mT + jnp.eye(3)), None, "x:FP32[b,3,3] -> y",
+        lambda x: jnp.linalg.cholesky(x @ x.mT + jnp.eye(3)[None]), None, "x:FP32[b,3,3] -> y",
         tmp_path / "m" / "1", platforms=["cpu"],
     )  # fmt: skip
     tried = []
@@ -221,7 +221,7 @@ def test_flax_modules_and_callable_pytrees_hold_their_own_weights(tmp_path):
 def test_a_function_without_batch_and_with_wide_types(tmp_path):
     with jax.enable_x64(True):
         path = export(
-            lambda a, n: (a.sum() + n, a[::-1]),
+            lambda a, n: (a.sum() + n.astype(a.dtype), a[::-1]),
             None,
             "a:FP64[k] n:INT64[] -> total back",
             tmp_path / "sum",

@@ -13,7 +13,7 @@ primitive as the reason.
 ...     return jax.jit(function).trace(jax.ShapeDtypeStruct(shape, jnp.float32)).jaxpr
 >>> print(mixing(trace(lambda x: x / x.max(1, keepdims=True)), [True]))
 [None]
->>> print(mixing(trace(lambda x: x / x.max(0)), [True]))
+>>> print(mixing(trace(lambda x: x / x.max(0, keepdims=True)), [True]))
 ['reduce_max along the batch']
 """
 

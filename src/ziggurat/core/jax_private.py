@@ -75,7 +75,7 @@ NAMES = (
 
 
 def distributed_state() -> Any:
-    """This process's place in the distributed runtime: client, coordinator, index and count."""
+    """Client, coordinator, index and count by which this process takes part in JAX's runtime."""
     return DISTRIBUTED_STATE.load()
 
 

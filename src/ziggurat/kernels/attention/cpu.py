@@ -102,7 +102,7 @@ def _backward(rule, kept, d_out):
     d_query, d_key, d_value = _call_backward(*arrays, out, log_sums, d_out, **rule._asdict())
     d_sinks = None
     if sinks is not None:  # a sink's weight times what its constant zero would have to change
-        weights = jnp.exp(sinks[:, None] - log_sums)
+        weights = jnp.exp(sinks[None, :, None] - log_sums)
         d_sinks = -jnp.einsum("bht,bth->h", weights, (d_out * out).sum(-1))
     return d_query, d_key, d_value, d_sinks, None, None, None, None
 

@@ -21,7 +21,7 @@ two moments."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Phase:
+class PhaseCost:
     """Work and memory of one phase."""
 
     flops_per_token: float
@@ -46,9 +46,9 @@ class Summary:
     """Bytes of the key/value cache for one token of one sequence."""
     state_bytes_per_sequence: int
     """Bytes of recurrent states for one sequence, whatever its length."""
-    training: Phase
-    prefill: Phase
-    decode: Phase
+    training: PhaseCost
+    prefill: PhaseCost
+    decode: PhaseCost
 
 
 def summarise(model: LanguageModel, context: int, sequences: int = 1) -> Summary:
@@ -87,9 +87,9 @@ def summarise(model: LanguageModel, context: int, sequences: int = 1) -> Summary
         layers=_forms(layers),
         state_bytes_per_token=per_token,
         state_bytes_per_sequence=per_sequence,
-        training=Phase(3 * prefill, ADAMW_BYTES * model.parameter_count),
-        prefill=Phase(prefill, stored + kept),
-        decode=Phase(decode, stored + kept),
+        training=PhaseCost(3 * prefill, ADAMW_BYTES * model.parameter_count),
+        prefill=PhaseCost(prefill, stored + kept),
+        decode=PhaseCost(decode, stored + kept),
     )
 
 

@@ -53,6 +53,7 @@ class _Page:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._anchors: dict[type, str] = {}
+        self._linked: set[str] = set()
 
     def table(self, cls: type, path: str, title: str) -> None:
         """A heading, the keys of ``cls``, then the tables inside it."""
@@ -84,6 +85,11 @@ class _Page:
             kinds = ", ".join(f"`{config.tag(n)}`" for n in _nodes(field.type))
             self.lines += [f"{level} {title} {{ #{_anchor(inner)} }}", ""]
             self.lines += [f"`kind` is one of {kinds}.", ""]
+        elif not nodes and _anchor(inner) in self._linked:  # a sibling's, written before it
+            (node,) = _nodes(field.type)
+            kind, keys = config.tag(node), self._anchors[node]
+            self.lines += [f"### {title} {{ #{_anchor(inner)} }}", ""]
+            self.lines += [f'`kind = "{kind}"`, with the keys of [this table](#{keys}).', ""]
         for node in nodes:
             tag = config.tag(node)
             self.table(node, inner, f'{title} kind = "{tag}"' if several else title)
@@ -94,6 +100,7 @@ class _Page:
             return _type_name(field.type)
         inner = f"{path}.{field.name}" if path else field.name
         anchor = self._anchors.get(nodes[0]) or _anchor(inner)
+        self._linked.add(anchor)
         if len(nodes) > 1:
             anchor = anchor.partition("--")[0]
         return f"[{'list of tables' if _is_list(field.type) else 'table'}](#{anchor})"

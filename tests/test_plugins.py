@@ -3,6 +3,7 @@ file trained in a process of its own."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,13 +14,15 @@ BLOCK = re.compile(r"```(?:toml|python)\n# (\S+)\n(.*?)```", re.DOTALL)
 FILES = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
 
 
-def installed(folder: Path, module: str, text: str) -> Path:
-    """A folder for PYTHONPATH with the page's package, as pip would install it."""
+def installed(folder: Path, **changed: str) -> Path:
+    """A folder for PYTHONPATH with the page's package, as pip would install it; ``changed`` is the
+    text of some of its modules."""
     project = tomllib.loads(FILES["pyproject.toml"])["project"]
     points = project["entry-points"]["ziggurat.plugins"]
     info = folder / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
     info.mkdir(parents=True)
-    (folder / module).write_text(text)
+    for module in points.values():
+        (folder / f"{module}.py").write_text(changed.get(module) or FILES[f"{module}.py"])
     (info / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
     )
@@ -51,7 +54,7 @@ print(Verifier("short").load()("", "abc", {}))
 
 
 def test_a_run_file_names_parts_of_an_installed_package(tmp_path):
-    folder = installed(tmp_path / "site", "my_parts.py", FILES["my_parts.py"])
+    folder = installed(tmp_path / "site")
     (tmp_path / "run.toml").write_text(FILES["run.toml"])
     done = ran(folder, tmp_path, "-m", "ziggurat.cli.main", "train", "run.toml")
     assert done.returncode == 0, done.stderr
@@ -64,6 +67,14 @@ def test_a_run_file_names_parts_of_an_installed_package(tmp_path):
         "scale": 0.5,
         "loss": stored["objective"]["loss"],
     }
+    assert {path.name for path in (tmp_path / "tape").iterdir()} == {"1.tar", "2.tar"}
+    shutil.rmtree(tmp_path / "runs/extended/checkpoints")  # the disk is lost
+    more = ["--train.steps=3", "--optimizer.schedule.steps=2"]
+    done = ran(folder, tmp_path, "-m", "ziggurat.cli.main", "train", "run.toml", *more)
+    assert done.returncode == 0, done.stderr
+    losses = (tmp_path / "runs/extended/loss.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in losses] == ["0", "1", "2"], "it began anew"
+    assert {path.name for path in (tmp_path / "tape").iterdir()} == {"2.tar", "3.tar"}
     done = ran(folder, tmp_path, "-c", TASK)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -80,7 +91,7 @@ def test_objects_from_python(tmp_path):
 
 
 def test_a_plugin_that_fails_is_named_in_one_line_and_hurts_no_other_run(tmp_path):
-    folder = installed(tmp_path / "site", "my_parts.py", "raise RuntimeError('broken\\nin two')\n")
+    folder = installed(tmp_path / "site", my_parts="raise RuntimeError('broken\\nin two')\n")
     (tmp_path / "run.toml").write_text(FILES["run.toml"])
     train = ["-m", "ziggurat.cli.main", "train", "run.toml", "--dry-run"]
     done = ran(folder, tmp_path, *train)
@@ -88,6 +99,7 @@ def test_a_plugin_that_fails_is_named_in_one_line_and_hurts_no_other_run(tmp_pat
     named = "plugin my-parts of my-parts 1.0 (my_parts): RuntimeError: broken in two"
     assert any(named in line for line in done.stderr.splitlines()), done.stderr
     plain = ["objective={kind='lm'}", "optimizer={kind='adamw',lr=1e-3}", "train={steps=2}"]
-    done = ran(folder, tmp_path, *train, *(f"--set={one}" for one in [*plain, "report={}"]))
+    plain += ["report={}", "checkpoint={}"]
+    done = ran(folder, tmp_path, *train, *(f"--set={one}" for one in plain))
     assert done.returncode == 0, done.stderr
     assert "plugin" not in done.stderr

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,9 @@ from tests.free_port import free_port
 
 from ziggurat.checkpoint import CheckpointConfig, Checkpoints, writer_lock
 from ziggurat.checkpoint.config import MemoryTier, PersistentTier
+from ziggurat.checkpoint.copies import Copies
 from ziggurat.checkpoint.identity import run_identity
+from ziggurat.checkpoint.memory.tier import MemorySnapshots
 from ziggurat.checkpoint.tiers import Newest, Tiers
 from ziggurat.core.errors import CheckpointError, ConfigError
 from ziggurat.mesh import Processes
@@ -38,13 +41,22 @@ def opened(tmp_path, identity="run", **more) -> Tiers:
     return Tiers(tmp_path / "run", config, identity=identity, **more)
 
 
+def copies(tiers) -> Copies:
+    assert tiers["persistent"].copies is not None
+    return tiers["persistent"].copies
+
+
+def memory(tiers) -> Any:
+    assert isinstance(tiers["memory"], MemorySnapshots)
+    return tiers["memory"]
+
+
 def train(tiers, first, last):
     for step in range(first, last + 1):
         assert tiers.due(step)
         tiers.save(step, arrays(step), {"step": step}, {"run.toml": b"x"})
     tiers.wait()
-    if tiers.store:
-        tiers.store.wait()
+    copies(tiers).wait()
 
 
 def assert_restores(tiers, step, tier, asked=None):
@@ -63,8 +75,8 @@ def test_without_other_tiers_it_is_checkpoints(tmp_path, private):
             assert tiers.due(step) == (step % 2 == 0)
             if tiers.due(step):
                 report = tiers.save(step, arrays(step), {"step": step}, metrics={"loss": 1.0})
-                assert report.disk is not None
-                assert (report.memory_s, report.persistent) == (None, False)
+                assert report.tiers.keys() == {"disk"}
+                assert 0 < report.tiers["disk"] <= report.blocking_s
         tiers.wait()
         assert [(info.step, info.metrics) for info in tiers.steps()] == [
             (4, {"loss": 1.0}),
@@ -90,8 +102,7 @@ def test_the_newest_of_all_tiers(tmp_path, private):
     tiers = opened(tmp_path)
     assert tiers.latest() is None
     train(tiers, 1, 7)
-    assert tiers.store is not None
-    assert tiers.store.steps() == [4]
+    assert copies(tiers).steps() == [4]
     tiers.close(finished=False)
 
     tiers = opened(tmp_path)
@@ -113,9 +124,9 @@ def test_the_newest_of_all_tiers(tmp_path, private):
     tiers = opened(tmp_path)
     assert_restores(tiers, 7, "memory")
     report = tiers.save(8, arrays(8), {"step": 8}, final=True)
-    assert (report.memory_s, report.persistent) == (None, True)
+    assert report.tiers.keys() == {"disk", "persistent"}
     again = tiers.save(8, arrays(8), {"step": 8}, final=True)  # is there already
-    assert again.disk is None
+    assert again.tiers.keys() == {"persistent"}
     tiers.close(finished=True)
     assert list(private.iterdir()) == []
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["step_00000008"]
@@ -124,10 +135,8 @@ def test_the_newest_of_all_tiers(tmp_path, private):
 def test_a_damaged_tier_falls_to_the_next(tmp_path, private, caplog):
     tiers = opened(tmp_path)
     train(tiers, 1, 9)
-    assert tiers.memory is not None
-    assert tiers.memory._link is not None
     for step in (9, 8):
-        _, content = tiers.memory._link.ask("read", owner=0, step=step)
+        _, content = memory(tiers)._link.ask("read", owner=0, step=step)
         assert content is not None
         content[5] ^= 1
     with caplog.at_level(logging.WARNING):
@@ -139,7 +148,7 @@ def test_a_damaged_tier_falls_to_the_next(tmp_path, private, caplog):
     content[len(content) // 2] ^= 1
     largest.write_bytes(bytes(content))
     assert_restores(tiers, 8, "persistent")
-    assert tiers.disk.latest() is not None
+    assert tiers.disk.checkpoints.latest() is not None
     assert_restores(tiers, 8, "disk")  # it is mended
     tiers.discard_after(8)
     tiers.close(finished=True)
@@ -158,10 +167,56 @@ def test_a_new_machine_starts_from_the_store(tmp_path, private):
     with opened(tmp_path, "new", accept=refuse) as tiers, pytest.raises(ConfigError):
         tiers.restore(None, LIKE)
     with opened(tmp_path, "new") as tiers:
-        assert tiers.disk.latest() is None
+        assert tiers.disk.checkpoints.latest() is None
         assert_restores(tiers, 8, "persistent")
         assert [info.step for info in tiers.steps()] == [8]
         train(tiers, 9, 10)
+
+
+def test_several_stores_of_a_kind(tmp_path):
+    """Each tier of the list has its own interval and retention, and any of them restores."""
+    store = [
+        PersistentTier(url=str(tmp_path / name), every=every, keep_last=2)
+        for name, every in (("near", 2), ("far", 4))
+    ]
+    config = CheckpointConfig(every=2, keep_last=1, tiers=(*store,))
+    with Tiers(tmp_path / "run", config) as tiers:
+        for step in (2, 4, 6):
+            report = tiers.save(step, arrays(step), {"step": step}, final=step == 6)
+            assert report.tiers.keys() == {
+                "disk",
+                "store",
+                *(["store-2"] if step > 2 else []),
+            }
+        tiers.close(finished=True)
+    shutil.rmtree(tmp_path / "run")
+    with Tiers(tmp_path / "run", config) as tiers:
+        assert tiers._candidates() == [
+            Newest(6, "store"),
+            Newest(6, "store-2"),
+            Newest(4, "store"),
+            Newest(4, "store-2"),
+        ]
+        (tmp_path / "near/step_00000006/records.json").write_text("{}")
+        assert_restores(tiers, 6, "store-2")
+        assert tiers.discard_after(4) == [6]  # of the disk; what stores have is theirs to know
+        assert tiers.latest() == Newest(4, "store")
+
+
+class Broken(PersistentTier):
+    def build(self, context):
+        tier = super().build(context)
+        tier.refresh = lambda: (_ for _ in ()).throw(CheckpointError("no answer"))
+        return tier
+
+
+def test_one_silent_tier_is_no_fresh_start(tmp_path):
+    config = CheckpointConfig(every=2, tiers=(Broken(url=str(tmp_path / "store"), every=2),))
+    with Tiers(tmp_path / "run", config) as tiers:
+        with pytest.raises(CheckpointError, match="no answer"):
+            tiers.latest()
+        tiers.save(2, arrays(2), {"step": 2}, final=True)
+        assert tiers.latest() == Newest(2, "disk")  # the others are enough
 
 
 def test_memory_of_another_run_is_forgotten(tmp_path, private):
@@ -183,9 +238,7 @@ def test_training_goes_on_without_keeper_and_store(tmp_path, private, monkeypatc
     shutil.rmtree(tmp_path / "store")
     (tmp_path / "store").write_text("in the way")
     monkeypatch.setattr("ziggurat.checkpoint.memory.peer._start", lambda *_: False)
-    assert tiers.memory is not None
-    assert tiers.memory.keeper is not None
-    os.kill(tiers.memory.keeper, signal.SIGKILL)
+    os.kill(memory(tiers).keeper, signal.SIGKILL)
     train(tiers, 4, 4)
     assert tiers.problems.keys() == {"memory", "persistent"}
     tiers.close(finished=False)
@@ -196,8 +249,7 @@ def test_training_goes_on_without_keeper_and_store(tmp_path, private, monkeypatc
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     train(tiers, 5, 8)
     assert tiers.problems == {}
-    assert tiers.store is not None
-    assert tiers.store.steps() == [8]
+    assert copies(tiers).steps() == [8]
     tiers.close(finished=True)
 
 
@@ -259,14 +311,14 @@ if phase == "train":
     for step in (1, 2, 3):
         tiers.save(step, {"params": tree(step)}, {"step": step})
     tiers.wait()
-    if tiers.store:
-        tiers.store.wait()
+    if tiers["persistent"].copies:
+        tiers["persistent"].copies.wait()
     assert tiers.problems == {}, tiers.problems
     all.barrier("trained")
-    print(tiers.memory.keeper, flush=True)
+    print(tiers["memory"].keeper, flush=True)
     sys.stdin.read()  # until it is killed
 else:
-    assert (tiers.memory.keeper is None) == (rank == 1)  # one host lost its keeper
+    assert (tiers["memory"].keeper is None) == (rank == 1)  # one host lost its keeper
     check(3, "memory")
     other = NamedSharding(mesh, P(None, "x"))
     check(2, "disk", {"w": other, "b": other})  # another layout needs all parts
@@ -279,7 +331,7 @@ else:
     tiers.wait()
     check(5, "memory")
     if rank == 0:
-        os.kill(tiers.memory.keeper, signal.SIGKILL)
+        os.kill(tiers["memory"].keeper, signal.SIGKILL)
         (place / "run/step_00000002/manifest.json").write_text("{")
     all.barrier("killed")
     check(5, "memory")  # part 0 is with the keeper of process 1

@@ -12,7 +12,8 @@ import pytest
 from tests.compilation import QUICK
 from tests.train.runs import TEXT, resolved
 
-from ziggurat.checkpoint.persistent import PersistentStore, StoreError
+from ziggurat.checkpoint.object_store import ObjectStore
+from ziggurat.checkpoint.step_store import StoreError
 from ziggurat.cli.main import main
 from ziggurat.core.errors import ConfigError, TrainError, ZigguratError
 from ziggurat.train.loop import train
@@ -161,7 +162,7 @@ def test_a_persistent_store_that_does_not_answer_is_no_fresh_start(copy, tmp_pat
     def silent(*_):
         raise StoreError("checkpoint store", found="no answer")
 
-    monkeypatch.setattr(PersistentStore, "steps", silent)
+    monkeypatch.setattr(ObjectStore, "steps", silent)
     tier = f"checkpoint.persistent={{url='{tmp_path}/store', every=2}}"
     with pytest.raises(StoreError, match="no answer"):
         train(resolved(f"output={tmp_path}", "train.steps=4", tier))

@@ -92,6 +92,10 @@ ELSEWHERE = {
     "objective.evaluation.temperature": "likewise",
     "objective.evaluation.k": "likewise",
     "objective.reward.processes": "likewise",
+    "checkpoint.tiers.0.url": "as checkpoint.persistent.url; tests/test_plugins.py",
+    "checkpoint.tiers.0.every": "likewise",
+    "checkpoint.tiers.0.keep_last": "likewise",
+    "checkpoint.tiers.0.keep_every": "likewise",
     "report.sinks": "of plugins; tests/test_plugins.py",
     "train.callbacks": "likewise",
 }

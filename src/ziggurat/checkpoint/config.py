@@ -1,18 +1,46 @@
 """How often a run is checkpointed, where to, and what is kept: the ``[checkpoint]`` table."""
 
-from typing import Literal
+import abc
+import itertools
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from ziggurat.core import config
+from ziggurat.core.kinds import Kinds
+from ziggurat.core.registry import Registry
+
+if TYPE_CHECKING:
+    from ziggurat.checkpoint.step_store import StepStore
+    from ziggurat.checkpoint.tier import Tier, TierContext
+
+
+class TierConfig(abc.ABC):
+    """Settings of a tier: a node that makes the tier when a run opens its checkpoints."""
+
+    kind: str
+    """Name of the tier in logs and metrics; a second one of a kind gets a number."""
+
+    @abc.abstractmethod
+    def build(self, context: "TierContext") -> "Tier":
+        """The tier of a run. All processes call this."""
+
+    def stored_steps(self) -> list[int]:
+        """Steps that outlive this machine, oldest first, looked up without a run.
+
+        Raises:
+            StoreError: the tier does not answer.
+        """
+        return []
 
 
 @config.node
-class MemoryTier:
+class MemoryTier(TierConfig):
     """Snapshots in the memory of a second process, from which a killed trainer continues.
 
     Each host keeps its own part of the state and a copy of its neighbour's, so that one lost host
     loses nothing.
     """
 
+    kind: ClassVar[str] = "memory"
     every: int = 1
     """Steps between snapshots."""
     linger_s: float = 600.0
@@ -22,13 +50,22 @@ class MemoryTier:
         config.require(self.every >= 1, "every", self.every, "at least 1")
         config.require(self.linger_s > 0, "linger_s", self.linger_s, "more than 0")
 
+    def build(self, context: "TierContext") -> "Tier":
+        from ziggurat.checkpoint.memory.tier import MemorySnapshots
+
+        name = context.identity()
+        return MemorySnapshots(context.directory, self, name, context.processes)
+
 
 @config.node
-class PersistentTier:
-    """Copies of finished checkpoints in a store that outlives the machine."""
+class StoreTier(TierConfig):
+    """Copies of finished checkpoints in a place that outlives the machine; base of such tiers.
 
-    url: str
-    """Where to: any fsspec URL, such as ``s3://bucket/runs/NAME``, or a directory."""
+    A class of your own adds its settings and :meth:`open`. Ziggurat copies in the background,
+    retries, keeps what retention asks for, and verifies what comes back.
+    """
+
+    kind: str
     every: int = 1000
     """Steps between copies; a multiple of the interval of ``checkpoint.every``."""
     keep_last: int = 2
@@ -37,12 +74,52 @@ class PersistentTier:
     """Also keep each step divisible by this number, for ever (steps)."""
 
     def __post_init__(self):
-        config.require(bool(self.url), "url", self.url, "a URL or directory")
         for key in ("every", "keep_last"):
             value = getattr(self, key)
             config.require(value >= 1, key, value, "at least 1")
         every = self.keep_every
         config.require(every is None or every >= 1, "keep_every", every, "at least 1")
+
+    @abc.abstractmethod
+    def open(self) -> "StepStore":
+        """The place that steps are copied to; it need not exist yet.
+
+        Raises:
+            CheckpointError: the settings name no such place.
+        """
+
+    def build(self, context: "TierContext") -> "Tier":
+        from ziggurat.checkpoint.copy_tier import CopyTier
+
+        return CopyTier(self, context)
+
+    def stored_steps(self) -> list[int]:
+        from ziggurat.checkpoint.step_store import whole_steps
+
+        return whole_steps(self.open())
+
+
+@config.node
+class PersistentTier(StoreTier):
+    """Copies of finished checkpoints in an object store or another directory."""
+
+    kind: Literal["store"] = "store"
+    url: str
+    """Where to: any fsspec URL, such as ``s3://bucket/runs/NAME``, or a directory."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        config.require(bool(self.url), "url", self.url, "a URL or directory")
+
+    def open(self) -> "StepStore":
+        from ziggurat.checkpoint.object_store import ObjectStore
+
+        return ObjectStore(self.url)
+
+
+TIERS: Registry[type[TierConfig]] = Registry("checkpoint.tiers")
+"""Nodes of ``[[checkpoint.tiers]]`` by kind."""
+TIERS.add("store", PersistentTier)
 
 
 @config.node
@@ -77,6 +154,8 @@ class CheckpointConfig:
     """Snapshots in memory between the checkpoints on disk."""
     persistent: PersistentTier | None = None
     """Copies of checkpoints in an object store or another directory."""
+    tiers: tuple[Annotated[TierConfig, Kinds(TIERS)], ...] = ()
+    """Further tiers, nearest first."""
 
     def __post_init__(self):
         for key in ("every", "keep_last"):
@@ -87,10 +166,34 @@ class CheckpointConfig:
         for key in ("keep_best", "retries", "retry_wait_s"):
             value = getattr(self, key)
             config.require(value >= 0, key, value, "0 or more")
-        if self.persistent is not None:
-            config.require(
-                self.persistent.every % self.every == 0,
-                "persistent.every",
-                self.persistent.every,
-                f"a multiple of every = {self.every}",
-            )
+        further = {f"tiers.{number}": tier for number, tier in enumerate(self.tiers)}
+        for key, tier in {"persistent": self.persistent, **further}.items():
+            if isinstance(tier, StoreTier):
+                config.require(
+                    tier.every % self.every == 0,
+                    f"{key}.every",
+                    tier.every,
+                    f"a multiple of every = {self.every}",
+                )
+
+    def named_tiers(self) -> dict[str, TierConfig]:
+        """Configured tiers by name, nearest first; the disk, which every run has, is not among
+        them.
+
+        >>> backup = PersistentTier(url="backup")
+        >>> list(CheckpointConfig(persistent=backup, tiers=(backup, backup)).named_tiers())
+        ['persistent', 'store', 'store-2']
+        """
+        named: dict[str, TierConfig] = {}
+        for name in ("memory", "persistent"):
+            tier = getattr(self, name)
+            if tier is not None:
+                named[name] = tier
+        for tier in self.tiers:
+            taken = {"disk", *named}
+            numbers = itertools.count(2)
+            name = tier.kind
+            while name in taken:
+                name = f"{tier.kind}-{next(numbers)}"
+            named[name] = tier
+        return named

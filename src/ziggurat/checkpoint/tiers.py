@@ -1,4 +1,4 @@
-"""The checkpoints of a run over all tiers: memory, disk, persistent store.
+"""The checkpoints of a run over all its tiers, such as memory, disk and object store.
 
 Each tier has its own interval. A restore takes the newest step that any of them has whole, of the
 same step the nearest, and where a tier turns out damaged, the next one. With neither ``memory`` nor
@@ -17,31 +17,27 @@ same step the nearest, and where a tier turns out damaged, the next one. With ne
 (2, 'disk', array([2., 2., 2.]))
 """
 
+import contextlib
 import dataclasses
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
 from ziggurat.checkpoint.config import CheckpointConfig
+from ziggurat.checkpoint.disk_tier import DiskTier
 from ziggurat.checkpoint.identity import run_identity
-from ziggurat.checkpoint.manager import Checkpoints, SaveReport
 from ziggurat.checkpoint.manifest import DamagedError
-from ziggurat.checkpoint.memory.tier import MemorySnapshots
-from ziggurat.checkpoint.persistent import PersistentStore, StoreError
 from ziggurat.checkpoint.step_reader import StepInfo
-from ziggurat.checkpoint.steps import step_name
-from ziggurat.core import atomic
+from ziggurat.checkpoint.step_store import StoreError
+from ziggurat.checkpoint.tier import Tier, TierContext, UnsuitableError
 from ziggurat.core.errors import CheckpointError
 from ziggurat.mesh import Processes
 
 _log = logging.getLogger(__name__)
-Tier = Literal["memory", "disk", "persistent"]
-_NEAREST: tuple[Tier, ...] = ("memory", "disk", "persistent")
 
 
 @dataclasses.dataclass
@@ -49,21 +45,18 @@ class TierReport:
     """How one save went, tier by tier."""
 
     step: int
-    blocking_s: float
+    blocking_s: float = 0.0
     """Seconds the caller was held by all tiers together."""
-    memory_s: float | None = None
-    """Seconds held by the snapshot in memory; None where none was due."""
-    disk: SaveReport | None = None
-    """Of the save to disk; None where none was due."""
-    persistent: bool = False
-    """Whether the step goes to the persistent store, which holds nobody."""
+    tiers: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Names of the tiers that took the step, and the seconds each held the caller."""
 
 
 class Newest(NamedTuple):
     """A step and the nearest tier that has it."""
 
     step: int
-    tier: Tier
+    tier: str
+    """Its name."""
 
 
 class Recovered(NamedTuple):
@@ -72,12 +65,16 @@ class Recovered(NamedTuple):
     step: int
     arrays: dict[str, PyTree]
     records: dict[str, Any]
-    tier: Tier
+    tier: str
+    """Name of the tier it came from."""
     seconds: float
 
 
 class Tiers:
     """The checkpoints of one run, in all configured tiers. All processes make the same calls.
+
+    Tiers are in :attr:`tiers`, nearest first: those that end with the run's processes, the disk,
+    those that hold copies of it.
 
     Args:
         directory: where the ``step_*`` directories live.
@@ -86,8 +83,8 @@ class Tiers:
             when the run's directory was made together with the settings that decide its course.
             Needed with ``config.memory``, see :mod:`ziggurat.checkpoint.identity`.
         processes: those that train together.
-        accept: looks at a step directory that came from the persistent store before it is used, and
-            raises if it is another run's.
+        accept: looks at a step directory that came from a store before it is used, and raises if it
+            is another run's.
 
     Raises:
         CheckpointError: no identity, or the store's URL is of no known kind.
@@ -106,18 +103,8 @@ class Tiers:
         self.directory = Path(directory).absolute()
         self.config = config or CheckpointConfig()
         self.processes = processes or Processes()
-        self.disk = Checkpoints(self.directory, self.config, self.processes)
-        self.memory: MemorySnapshots | None = None
-        self.store: PersistentStore | None = None
-        """Only on the first process."""
-        self._accept = accept
-        if self.config.memory is not None:
-            name = run_identity(self.directory, identity, self.processes, self.disk.claim)
-            self.memory = MemorySnapshots(self.directory, self.config.memory, name, self.processes)
-        if self.config.persistent is not None and self.processes.first:
-            self.store = PersistentStore(
-                self.config.persistent, self.config.retries, self.config.retry_wait_s
-            )
+        self.disk = DiskTier(self.directory, self.config, self.processes)
+        self.tiers = self._built(identity, accept)
 
     def __enter__(self) -> "Tiers":
         return self
@@ -125,20 +112,24 @@ class Tiers:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(finished=kind is None)
 
+    def __getitem__(self, name: str) -> Tier:
+        """A tier by name."""
+        return next(tier for tier in self.tiers if tier.name == name)
+
     @property
-    def problems(self) -> dict[Tier, CheckpointError]:
+    def problems(self) -> dict[str, CheckpointError]:
         """Last failure of each tier that is still in trouble, as far as this process knows."""
-        saved = self.disk.last_save
-        found: dict[Tier, CheckpointError | None] = {
-            "memory": self.memory and self.memory.error,
-            "disk": self.disk.last_error if saved is not None and saved.error else None,
-            "persistent": self.store and self.store.error,
-        }
-        return {tier: error for tier, error in found.items() if error is not None}
+        found = {tier.name: tier.error for tier in self.tiers}
+        return {name: error for name, error in found.items() if error is not None}
+
+    @property
+    def newest_saved(self) -> int | None:
+        """Newest step that this process has saved to disk."""
+        return self.disk.checkpoints.newest_saved
 
     def due(self, step: int) -> bool:
         """Whether any tier asks for a save after ``step`` steps."""
-        return self.disk.due(step) or self._memory_due(step)
+        return any(tier.due(step) for tier in self.tiers)
 
     def save(
         self,
@@ -166,16 +157,23 @@ class Tiers:
                 tiers are logged and in :attr:`problems`.
         """
         start = time.perf_counter()
-        report = TierReport(step, 0.0)
-        if self.memory is not None and self._memory_due(step) and not final:
-            report.memory_s = self.memory.save(step, arrays, records or {})
-        if final or self.disk.due(step):
-            self._save_to_disk(report, arrays, records, files, metrics, final)
+        report, taken = TierReport(step), list[Tier]()
+        for tier in self.tiers:
+            if not final and not tier.due(step):
+                continue
+            began = time.perf_counter()
+            given = (step, arrays, records or {}, files or {})
+            if tier.save(*given, metrics=metrics or {}, final=final):
+                report.tiers[tier.name] = time.perf_counter() - began
+                taken.append(tier)
+        if final:
+            for tier in taken:
+                tier.wait()
         report.blocking_s = time.perf_counter() - start
         return report
 
     def wait(self, *, strict: bool = True) -> None:
-        """Wait for what is being saved to memory and disk, but not for the persistent store.
+        """Wait for what is being saved to memory and disk, but not for copies in stores.
 
         Args:
             strict: raise if the newest save to disk failed.
@@ -183,19 +181,18 @@ class Tiers:
         Raises:
             CheckpointError: it failed.
         """
-        if self.memory is not None:
-            self.memory.wait()
-        self.disk.wait(strict=strict)
+        for tier in self.tiers:
+            tier.wait(strict=strict)
 
     def steps(self) -> list[StepInfo]:
         """Step directories on disk, oldest first."""
-        return self.disk.steps()
+        return self.disk.checkpoints.steps()
 
     def latest(self) -> Newest | None:
         """The newest step that any tier has whole, and the nearest tier that has it.
 
         Raises:
-            StoreError: no other tier has one, and the persistent store does not answer.
+            StoreError: no other tier has one, and a store does not answer.
         """
         candidates = self._candidates()
         return candidates[0] if candidates else None
@@ -223,17 +220,16 @@ class Tiers:
         candidates = self._candidates()
         if step is not None:
             candidates = [candidate for candidate in candidates if candidate.step == step]
-        if all(tier == "disk" for _, tier in candidates):
-            restored = self.disk.restore(step, like, cast=cast, partial=partial)
-            return Recovered(*restored, "disk", time.perf_counter() - start)
+        if len(self.tiers) == 1 or not candidates:  # the disk chooses, or says what is wrong
+            restored = self.disk.checkpoints.restore(step, like, cast=cast, partial=partial)
+            return Recovered(*restored, self.disk.name, time.perf_counter() - start)
         damage: CheckpointError | None = None
         for candidate in candidates:
+            tier = self[candidate.tier]
             try:
-                values = self._restore_from(candidate, like, cast, partial)
-                return Recovered(*values, candidate.tier, time.perf_counter() - start)
-            except CheckpointError as error:
-                if candidate.tier != "memory" and not isinstance(error, DamagedError):
-                    raise
+                values = tier.restore(candidate.step, like, cast=cast, partial=partial)
+                return Recovered(candidate.step, *values, tier.name, time.perf_counter() - start)
+            except (DamagedError, UnsuitableError) as error:
                 damage = damage or error
                 _log.warning(
                     "step %d in tier %s cannot be used, trying the next: %s", *candidate, error
@@ -243,144 +239,65 @@ class Tiers:
         ) from damage
 
     def discard_after(self, step: int) -> list[int]:
-        """Remove all newer steps from all tiers; returns those removed from memory and disk."""
-        if self.store is not None:
-            self.store.discard_after(step)
-        gone = set(self.disk.discard_after(step))
-        if self.memory is not None:
-            gone |= set(self.memory.discard_after(step))
-        return sorted(gone)
+        """Remove all newer steps from all tiers; returns those that all processes knew."""
+        gone = [tier.discard_after(step) for tier in reversed(self.tiers)]
+        return sorted(set().union(*gone))
 
     def close(self, finished: bool = False) -> None:
         """Finish what is under way.
 
         Args:
             finished: the run need not be resumed from memory: its keepers end now, unless they have
-                something newer than the disk, and copies to the persistent store are waited for.
-                Otherwise snapshots stay for ``linger_s``.
+                something newer than the disk, and copies to stores are waited for. Otherwise
+                snapshots stay for ``linger_s``.
 
         Raises:
             CheckpointError: the run finished, and its last save to disk failed.
         """
-        try:
-            self.disk.close(strict=finished)
-        finally:
-            if self.memory is not None:
-                self.memory.close(finished and self._is_older(self.memory))
-            if self.store is not None:
-                self.store.close(wait=finished)
+        with contextlib.ExitStack() as closing:  # the disk first, and all though one fails
+            for tier in reversed(self.tiers):
+                if tier is not self.disk:
+                    closing.callback(self._close, tier, finished)
+            closing.callback(self.disk.close, finished)
 
-    def _is_older(self, memory: MemorySnapshots) -> bool:
-        """Whether the disk has all that is in memory; all processes answer alike."""
-        memory.wait()
-        newest = self.processes.agree("newest on disk", self._newest_on_disk())
-        return not memory.steps or memory.steps[-1] <= newest
+    def _close(self, tier: Tier, finished: bool) -> None:
+        if finished and not tier.lasting:
+            finished = not tier.holds_newer(self.disk.newest())
+        tier.close(finished)
 
-    def _memory_due(self, step: int) -> bool:
-        every = self.config.memory.every if self.config.memory is not None else 0
-        return every > 0 and step > 0 and step % every == 0
+    def _built(
+        self, identity: str | None, accept: Callable[[Path], None] | None
+    ) -> tuple[Tier, ...]:
+        def drawn() -> str:
+            claim = self.disk.checkpoints.claim
+            return run_identity(self.directory, identity, self.processes, claim)
 
-    def _newest_on_disk(self) -> int:
-        newest = self.disk.latest()
-        return -1 if newest is None else newest.step
-
-    def _save_to_disk(
-        self,
-        report: TierReport,
-        arrays: Mapping[str, PyTree],
-        records: Mapping[str, Any] | None,
-        files: Mapping[str, bytes | Path] | None,
-        metrics: Mapping[str, float] | None,
-        final: bool,
-    ) -> None:
-        step = report.step
-        report.persistent = self.config.persistent is not None and (
-            final or step % self.config.persistent.every == 0
-        )
-        if self.store is not None:
-            self.disk.wait(strict=False)
-            self.store.hold()  # before this save's retention can take what waits to be copied
-        if not (final and self._is_on_disk(step)):
-            report.disk = self.disk.save(step, arrays, records, files, metrics)
-        if self.store is not None and report.persistent:
-            path = self.directory / step_name(step)
-            self.store.send(step, path, _when_on_disk(report.disk))
-        if final:
-            self.disk.wait()
-
-    def _is_on_disk(self, step: int) -> bool:
-        """Whether an earlier save of this very step succeeded; all processes answer alike."""
-        self.disk.wait(strict=False)
-        return self.processes.agree("final step on disk", self._newest_on_disk()) == step
+        built = list[Tier]()
+        for name, config in self.config.named_tiers().items():
+            context = TierContext(
+                name, self.directory, self.config, self.processes, self.disk, drawn, accept
+            )
+            built.append(config.build(context))
+        near = [tier for tier in built if not tier.lasting]
+        return (*near, self.disk, *(tier for tier in built if tier.lasting))
 
     def _candidates(self) -> list[Newest]:
         """Steps of all tiers, newest first and of the same step the nearest first."""
-        found: dict[Tier, list[int]] = {tier: [] for tier in _NEAREST}
-        if self.memory is not None:
-            self.memory.refresh()
-            found["memory"] = self.memory.steps
-        if self.config.memory is None and self.config.persistent is None:
-            found["disk"] = [info.step for info in self.disk.steps() if info.intact]
-        else:
-            *stored, silent = self.processes.agree("steps", self._stored())
-            found["disk"], found["persistent"] = stored
-            if silent and not any(found.values()):  # nobody knows whether there is a step
-                raise StoreError(silent)
-        every = [Newest(step, tier) for tier in _NEAREST for step in found[tier]]
+        found, silent = self._found()
+        if len(self.tiers) > 1:
+            found, silent = self.processes.agree("steps", [found, silent])
+        if silent and not any(found.values()):  # nobody knows whether there is a step
+            raise StoreError(silent)
+        every = [Newest(step, tier.name) for tier in self.tiers for step in found[tier.name]]
         return sorted(every, key=lambda one: -one.step)
 
-    def _stored(self) -> tuple[list[int], list[int], str]:
-        """Steps on disk and in the persistent store, and why the store does not answer."""
-        if not self.processes.first:
-            return [], [], ""
-        copies, silent = list[int](), ""
-        if self.store is not None:
+    def _found(self) -> tuple[dict[str, list[int]], str]:
+        """Steps of each tier, and why one does not answer."""
+        found, silent = dict[str, list[int]](), ""
+        for tier in self.tiers:
             try:
-                copies = self.store.steps()
-            except StoreError as error:
-                silent = str(error)
+                found[tier.name] = tier.refresh()
+            except CheckpointError as error:
+                found[tier.name], silent = [], str(error)
                 _log.warning("%s; continuing without it", error)
-        return [info.step for info in self.disk.steps() if info.intact], copies, silent
-
-    def _restore_from(
-        self, candidate: Newest, like: Mapping[str, PyTree], cast: bool, partial: bool
-    ) -> tuple[int, dict[str, PyTree], dict[str, Any]]:
-        step, tier = candidate
-        if tier == "memory":
-            assert self.memory is not None
-            return step, *self.memory.restore(step, like, cast=cast, partial=partial)
-        if tier == "persistent":
-            problem = self.processes.once("fetch a step", lambda: self._fetch(step))
-            if problem:
-                raise DamagedError(problem)
-        return self.disk.restore(step, like, cast=cast, partial=partial)
-
-    def _fetch(self, step: int) -> str:
-        """Bring a step from the persistent store to the disk; returns what is wrong with it."""
-        assert self.store is not None
-        temporary = atomic.temporary_beside(self.directory / step_name(step))
-        try:
-            self.disk.claim()  # from now on nobody sweeps temporaries here
-            temporary.mkdir()
-            self.store.download(step, temporary)
-            if self._accept is not None:
-                self._accept(temporary)
-            self.disk.adopt(temporary, step)  # an intact one would have come before the store
-        except (DamagedError, StoreError, OSError) as error:
-            return str(error)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return ""
-
-
-def _when_on_disk(report: SaveReport | None) -> Callable[[], bool]:
-    """Waits for a save; whether it succeeded."""
-
-    def ready() -> bool:
-        while report is not None and report.total_s is None:
-            if report.error is not None:
-                return False
-            time.sleep(0.05)
-        return True
-
-    return ready
+        return found, silent

@@ -339,7 +339,7 @@ class Loop:
         self.progress.write(step, values)
 
     def _note_saved(self) -> None:
-        newest = self.checkpoints.disk.newest_saved
+        newest = self.checkpoints.newest_saved
         if self._directory is not None and newest is not None:
             with contextlib.suppress(OSError):  # a full disk; the next start looks for itself
                 self._directory.note_saved(newest)
@@ -404,7 +404,7 @@ class Loop:
             report = self.checkpoints.save(
                 self.done, state.arrays, records, self._files, metrics=metrics, final=last
             )
-        if report.disk is not None:
+        if "disk" in report.tiers:
             self.sinks.write(self.done - 1, {"checkpoint_blocking_s": report.blocking_s})
         self._saved = self.done
         for callback in self.callbacks:
@@ -438,7 +438,7 @@ def _compiled(step: Any, arguments: tuple[Any, ...]) -> Any:
 
 
 def open_checkpoints(run: RunConfig, directory: RunDirectory, identity: str) -> Tiers:
-    """Open the run's checkpoints; a step from the persistent store must belong to this very run."""
+    """Open the run's checkpoints; a step from a store must belong to this very run."""
 
     def accept(step: Path) -> None:
         check_stored(config.load(RunConfig, step / "run.toml").value, run)
@@ -452,7 +452,7 @@ def _check_saved(directory: RunDirectory, checkpoints: Tiers, everyone: Processe
 
     def check() -> None:
         directory.check_saved(None if found is None else found.step)
-        if found is not None and found.tier != "memory":
+        if found is not None and checkpoints[found.tier].lasting:
             directory.note_saved(found.step)
 
     everyone.once("look for checkpoints", check)

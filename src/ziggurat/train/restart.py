@@ -1,7 +1,6 @@
 """Beginning a run anew under its name, with the files of the earlier attempt kept."""
 
 from ziggurat.checkpoint import StepReader
-from ziggurat.checkpoint.persistent import PersistentStore
 from ziggurat.core.errors import TrainError
 from ziggurat.train.config import RunConfig
 from ziggurat.train.run_directory import RunDirectory
@@ -17,13 +16,13 @@ def set_aside(run: RunConfig) -> str | None:
 
     Raises:
         TrainError: there is a checkpoint to resume from.
-        StoreError: the persistent store does not answer.
+        StoreError: a store of checkpoints does not answer.
     """
-    directory, persistent = RunDirectory(run.directory), run.checkpoint.persistent
+    directory = RunDirectory(run.directory)
     newest = StepReader(directory.checkpoints).latest()
     steps = [] if newest is None else [newest.step]
-    if persistent is not None and not steps:
-        steps = PersistentStore(persistent).steps()
+    for tier in run.checkpoint.named_tiers().values():
+        steps = steps or tier.stored_steps()
     if steps:
         raise TrainError(
             f"--restart of run {directory.path}",

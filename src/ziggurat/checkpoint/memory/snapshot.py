@@ -29,16 +29,13 @@ from ziggurat.checkpoint import leaves
 from ziggurat.checkpoint.content import records_text
 from ziggurat.checkpoint.manifest import DamagedError, LeafRecord
 from ziggurat.checkpoint.memory import frames
+from ziggurat.checkpoint.tier import UnsuitableError
 from ziggurat.core.errors import CheckpointError
 
 _ALIGNMENT = 128
 _THREADS = min(4, os.cpu_count() or 1)
 Bounds = tuple[tuple[int, int], ...]
 """First and last-plus-one index in each dimension."""
-
-
-class UnsuitableError(CheckpointError):
-    """A snapshot is whole, but what is asked for cannot be made of it."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from ziggurat.checkpoint.config import MemoryTier
 from ziggurat.checkpoint.manifest import DamagedError
 from ziggurat.checkpoint.memory import frames, peer, snapshot
 from ziggurat.checkpoint.memory.peer import Address, KeeperLink, KeptError
+from ziggurat.checkpoint.tier import Tier, UnsuitableError
 from ziggurat.core import jax_private
 from ziggurat.core.errors import CheckpointError, EnvironmentError
 from ziggurat.mesh import Processes
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 _CLOSING_S = 10.0
 
 
-class MemorySnapshots:
+class MemorySnapshots(Tier):
     """The snapshots of one run. All processes make the same calls.
 
     Args:
@@ -44,6 +45,9 @@ class MemorySnapshots:
         EnvironmentError: the operating system has no memory files (it is not Linux).
     """
 
+    name = "memory"
+    lasting = False
+
     def __init__(self, directory: Path, config: MemoryTier, identity: str, processes: Processes):
         if not hasattr(os, "memfd_create"):
             raise EnvironmentError(
@@ -54,8 +58,7 @@ class MemorySnapshots:
             )
         self.directory, self.config, self.identity = Path(directory), config, identity
         self.processes = processes
-        self.error: CheckpointError | None = None
-        """Why the newest snapshot did not come about; None when it did."""
+        self._error: CheckpointError | None = None
         self.steps: list[int] = []
         """Complete steps, oldest first, as all processes know them."""
         self.keeper: int | None = None
@@ -68,7 +71,15 @@ class MemorySnapshots:
         self._place()
         self.refresh()
 
-    def refresh(self) -> None:
+    @property
+    def error(self) -> CheckpointError | None:
+        """Why the newest snapshot did not come about; None when it did."""
+        return self._error
+
+    def due(self, step: int) -> bool:
+        return step > 0 and step % self.config.every == 0
+
+    def refresh(self) -> list[int]:
         """Look again at what all keepers hold; none is started for it."""
         self.wait()
         found: list[Any] = []
@@ -88,20 +99,33 @@ class MemorySnapshots:
             for step in {step for step, _ in self._holders}
             if all((step, owner) in self._holders for owner in range(self.processes.count))
         )
+        return self.steps
 
-    def save(self, step: int, arrays: Mapping[str, PyTree], records: Mapping[str, Any]) -> float:
+    def save(
+        self,
+        step: int,
+        arrays: Mapping[str, PyTree],
+        records: Mapping[str, Any],
+        files: Mapping[str, bytes | Path] | None = None,
+        *,
+        metrics: Mapping[str, float] | None = None,
+        final: bool = False,
+    ) -> bool:
         """Take a snapshot; on return the arrays may be donated or changed.
 
         What goes wrong with keepers or memory is logged, stays in :attr:`error`, and does not hold
         training up.
 
+        Files and metrics are for tiers that others read, and are left out.
+
         Returns:
-            Seconds the caller was held.
+            True; False for the last step of a run, which the disk takes.
 
         Raises:
             CheckpointError: something in the trees cannot be stored.
         """
-        start = time.perf_counter()
+        if final:
+            return False
         self.wait()
         header, sources = snapshot.describe(arrays, records)
         header |= {
@@ -128,9 +152,9 @@ class MemorySnapshots:
             daemon=True,
         )
         self._thread.start()
-        return time.perf_counter() - start
+        return True
 
-    def wait(self) -> None:
+    def wait(self, *, strict: bool = True) -> None:
         """Wait until the snapshot under way is complete, or has failed."""
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -148,7 +172,7 @@ class MemorySnapshots:
 
         Raises:
             DamagedError: a part does not match its digests, or its keeper is gone.
-            CheckpointError: it does not suit ``like``.
+            UnsuitableError: it does not suit ``like``.
         """
         arrays, records, problem = {}, {}, None
         try:
@@ -157,13 +181,13 @@ class MemorySnapshots:
             records = header["records"]
         except CheckpointError as error:
             problem = error
-        lost = not isinstance(problem, snapshot.UnsuitableError)
+        lost = not isinstance(problem, UnsuitableError)
         said = self.processes.gather(
             "snapshot restored", None if problem is None else [str(problem), lost]
         )
         told = [answer for answer in said if answer is not None]
         if told:
-            kind = DamagedError if any(lost for _, lost in told) else CheckpointError
+            kind = DamagedError if any(lost for _, lost in told) else UnsuitableError
             raise kind(told[0][0]) from problem
         return arrays, records
 
@@ -179,6 +203,10 @@ class MemorySnapshots:
                 self._lose(error)
         self.processes.barrier("snapshots discarded")
         return gone
+
+    def holds_newer(self, step: int) -> bool:
+        self.wait()
+        return bool(self.steps) and self.steps[-1] > step
 
     def close(self, finished: bool) -> None:
         """Let go of the keeper: it ends now if the run has finished, else some time later."""
@@ -300,7 +328,7 @@ class MemorySnapshots:
             index = min(failed)
             self._fail(problem or CheckpointError(f"process {index}: {failed[index]}"))
         else:
-            self.error = None
+            self._error = None
             self.steps = [*self.steps[-1:], step]
 
     def _send(self, header: dict[str, Any], content: memoryview, keep: int | None) -> None:
@@ -349,9 +377,9 @@ class MemorySnapshots:
 
     def _fail(self, error: CheckpointError) -> None:
         """Say it once, not with every step."""
-        if self.error is None or str(self.error) != str(error):
+        if self._error is None or str(self._error) != str(error):
             _log.error("no snapshot in memory, training continues: %s", error)
-        self.error = error
+        self._error = error
 
 
 def _as_error(step: int, error: Exception) -> CheckpointError:

@@ -5,14 +5,17 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from ziggurat.checkpoint import CheckpointConfig, Checkpoints, DamagedError, verify_step
 from ziggurat.checkpoint.config import PersistentTier
+from ziggurat.checkpoint.copies import Copies
 from ziggurat.checkpoint.manifest import MANIFEST
-from ziggurat.checkpoint.persistent import PersistentStore, StoreError
+from ziggurat.checkpoint.object_store import ObjectStore
+from ziggurat.checkpoint.step_store import StoreError
 from ziggurat.core.errors import CheckpointError, ZigguratError
 
 
@@ -79,8 +82,13 @@ def url(request, tmp_path):
     return f"s3://bucket/runs/{tmp_path.name}"
 
 
-def opened(url, **settings) -> PersistentStore:
-    return PersistentStore(PersistentTier(url=url, **settings), retries=1, retry_wait_s=0.01)
+def opened(url, **settings) -> Copies:
+    return Copies(PersistentTier(url=url, **settings), retries=1, retry_wait_s=0.01)
+
+
+def inside(copies: Copies) -> Any:
+    assert isinstance(copies.store, ObjectStore)
+    return copies.store
 
 
 def fetched(store, step, folder: Path) -> Path:
@@ -110,7 +118,7 @@ def test_copies_come_back_whole(url, saved, tmp_path):
     assert files == {p.relative_to(saved(4)) for p in saved(4).rglob("*") if p.is_file()}
     again.discard_after(2)
     assert again.steps() == [2]
-    assert set(again._listing()) == {2}
+    assert set(inside(again)._listing()) == {2}
     sent(again, 2, saved(2))  # there already
     assert again.error is None
     with pytest.raises(CheckpointError):
@@ -119,7 +127,7 @@ def test_copies_come_back_whole(url, saved, tmp_path):
 
 def test_a_copy_that_was_cut_off_goes_on(url, saved):
     store = opened(url)
-    real, uploaded, before = store._files.put_file, [], []
+    real, uploaded, before = inside(store)._files.put_file, [], []
 
     def cut_off(source, target):
         if target.endswith("run.toml"):
@@ -127,12 +135,12 @@ def test_a_copy_that_was_cut_off_goes_on(url, saved):
         real(source, target)
         before.append(target)
 
-    store._files.put_file = cut_off
+    inside(store)._files.put_file = cut_off
     try:
         sent(store, 3, saved(3))
         assert "cut off" in str(store.error)
         assert store.steps() == []
-        store._files.put_file = lambda source, target: (
+        inside(store)._files.put_file = lambda source, target: (
             uploaded.append(target) or real(source, target)
         )
         sent(store, 3, saved(3))
@@ -141,52 +149,52 @@ def test_a_copy_that_was_cut_off_goes_on(url, saved):
         assert not set(before) & set(uploaded)
         assert len(before) + len(uploaded) == len(verify_step(saved(3)).files)
         # Another checkpoint of the same step shares nothing with what is there.
-        store._files.put_file = cut_off
+        inside(store)._files.put_file = cut_off
         sent(store, 4, saved(4))
-        store._files.put_file = lambda source, target: (
+        inside(store)._files.put_file = lambda source, target: (
             uploaded.append(target) or real(source, target)
         )
         uploaded.clear()
         sent(store, 4, saved(5))
         assert len(uploaded) == len(verify_step(saved(5)).files)
-        store._files.put_file = cut_off
+        inside(store)._files.put_file = cut_off
         sent(store, 1, saved(1))
     finally:
-        store._files.put_file = real
-    assert 1 in store._listing()
+        inside(store)._files.put_file = real
+    assert 1 in inside(store)._listing()
     sent(store, 5, saved(5))
-    assert sorted(store._listing()) == [4, 5]  # halves are cleared away
+    assert sorted(inside(store)._listing()) == [4, 5]  # halves are cleared away
 
 
 def test_an_altered_copy_is_found(url, saved, tmp_path):
     store = opened(url)
     sent(store, 1, saved(1))
-    name = store._at(1, "records.json")
-    content = bytearray(store._files.cat_file(name))
+    name = inside(store)._at(1, "records.json")
+    content = bytearray(inside(store)._files.cat_file(name))
     content[3] ^= 1
-    store._files.pipe_file(name, bytes(content))
+    inside(store)._files.pipe_file(name, bytes(content))
     with pytest.raises(DamagedError, match=r"records\.json"):
         fetched(store, 1, tmp_path / "copy")
-    store._files.rm_file(name)
+    inside(store)._files.rm_file(name)
     with pytest.raises(DamagedError, match=r"records\.json"):
         fetched(store, 1, tmp_path / "other")
-    store._files.pipe_file(store._at(1, MANIFEST), b"{")
+    inside(store)._files.pipe_file(inside(store)._at(1, MANIFEST), b"{")
     with pytest.raises(DamagedError):
         fetched(store, 1, tmp_path / "third")
 
 
 def test_a_server_that_stops_and_comes_back(server, saved, tmp_path, caplog):
     store = opened(f"s3://bucket/{tmp_path.name}")
-    real = store._files.put_file
+    real = inside(store)._files.put_file
 
     def stop(source, target):
         if target.endswith("run.toml"):
             server.stop()
-            store._files.put_file = real
+            inside(store)._files.put_file = real
         real(source, target)
 
-    store._files.put_file = stop
-    with caplog.at_level(logging.ERROR, "ziggurat.checkpoint.persistent"):
+    inside(store)._files.put_file = stop
+    with caplog.at_level(logging.ERROR, "ziggurat.checkpoint.copies"):
         sent(store, 1, saved(1))
         sent(store, 2, saved(2))
     ours = [record for record in caplog.records if record.name.startswith("ziggurat")]
@@ -259,12 +267,12 @@ def test_what_is_removed_stops_being_a_checkpoint_first(url, saved):
     store = opened(url)
     sent(store, 1, saved(1))
     sent(store, 2, saved(2))
-    real, removed = store._files.rm_file, []
-    store._files.rm_file = lambda path: (removed.append(Path(path).name), real(path))
+    real, removed = inside(store)._files.rm_file, []
+    inside(store)._files.rm_file = lambda path: (removed.append(Path(path).name), real(path))
     try:
         store.discard_after(1)
     finally:
-        store._files.rm_file = real
+        inside(store)._files.rm_file = real
     assert removed[0] == MANIFEST
     assert len(removed) > 1
     assert store.steps() == [1]

@@ -41,7 +41,7 @@ test-oracle: $(VENV)/has-oracle  ## parity with PyTorch and transformers; stored
 
 check: static docs $(VENV)/has-oracle  ## everything CI runs: static checks, the site, then all tests
 	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
-	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal
+	@ZIGGURAT_SITE=site $(PY) -m pytest -q -n $(JOBS) --dist worksteal
 
 static: $(VENV)/has-dev
 	@$(BIN)/ruff check .

@@ -54,11 +54,13 @@ class _Page:
         self.lines: list[str] = []
         self._anchors: dict[type, str] = {}
         self._linked: set[str] = set()
+        self._headings: set[str] = set()
 
     def table(self, cls: type, path: str, title: str) -> None:
         """A heading, the keys of ``cls``, then the tables inside it."""
         anchor = _anchor(path, config.tag(cls) if _variant(title) else None)
         self._anchors[cls] = anchor
+        self._headings.add(anchor)
         level = "##" if path.count(".") < 1 and not _variant(title) else "###"
         self.lines += [f"{level} {title} {{ #{anchor} }}", ""]
         self.lines += [_about(cls), "", f"Declared in `{_source(cls)}`.", ""]
@@ -81,12 +83,13 @@ class _Page:
         title = f"[[{inner}]]" if _is_list(field.type) else f"[{inner}]"
         several = len(_nodes(field.type)) > 1
         if several and nodes:
+            self._headings.add(_anchor(inner))
             level = "##" if inner.count(".") < 1 else "###"
             kinds = ", ".join(f"`{config.tag(n)}`" for n in _nodes(field.type))
             self.lines += [f"{level} {title} {{ #{_anchor(inner)} }}", ""]
             self.lines += [f"`kind` is one of {kinds}.", ""]
-        elif not nodes and _anchor(inner) in self._linked:  # a sibling's, written before it
-            (node,) = _nodes(field.type)
+        elif _anchor(inner) in self._linked - self._headings and not nodes:
+            node = _nodes(field.type)[0]  # a sibling's, written before it
             kind, keys = config.tag(node), self._anchors[node]
             self.lines += [f"### {title} {{ #{_anchor(inner)} }}", ""]
             self.lines += [f'`kind = "{kind}"`, with the keys of [this table](#{keys}).', ""]

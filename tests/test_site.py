@@ -1,6 +1,7 @@
 """The built site: no reStructuredText left on a page, every example in a block of code, no network
 needed, every link within."""
 
+import os
 import re
 import subprocess
 import sys
@@ -69,13 +70,20 @@ def wrong_in(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[Path, Page]:
+    """Pages by path: of the site that ``make check`` has just built, else of one built here."""
+    site = ROOT / os.environ["ZIGGURAT_SITE"] if "ZIGGURAT_SITE" in os.environ else None
+    if site is None:
+        site = built(tmp_path_factory.mktemp("site").resolve())
+    return {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+
+
+def built(site: Path) -> Path:
     if not MKDOCS.exists():
         pytest.skip("mkdocs is not installed; make docs installs it")
-    site = tmp_path_factory.mktemp("site").resolve()
     command = [str(MKDOCS), "build", "--strict", "--site-dir", str(site)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
-    return {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    return site
 
 
 def test_no_page_shows_raw_markup(pages):

@@ -83,7 +83,8 @@ def url(request, tmp_path):
 
 
 def opened(url, **settings) -> Copies:
-    return Copies(PersistentTier(url=url, **settings), retries=1, retry_wait_s=0.01)
+    config = PersistentTier(url=url, **settings)
+    return Copies(ObjectStore(config), config, retries=1, retry_wait_s=0.01)
 
 
 def inside(copies: Copies) -> Any:

@@ -92,6 +92,8 @@ ELSEWHERE = {
     "objective.evaluation.temperature": "likewise",
     "objective.evaluation.k": "likewise",
     "objective.reward.processes": "likewise",
+    "checkpoint.persistent.kind": "has one value",
+    "checkpoint.tiers.0.kind": "likewise",
     "checkpoint.tiers.0.url": "as checkpoint.persistent.url; tests/test_plugins.py",
     "checkpoint.tiers.0.every": "likewise",
     "checkpoint.tiers.0.keep_last": "likewise",

@@ -1,8 +1,7 @@
 """How often a run is checkpointed, where to, and what is kept: the ``[checkpoint]`` table."""
 
-import abc
 import itertools
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol
 
 from ziggurat.core import config
 from ziggurat.core.kinds import Kinds
@@ -10,37 +9,29 @@ from ziggurat.core.registry import Registry
 
 if TYPE_CHECKING:
     from ziggurat.checkpoint.step_store import StepStore
-    from ziggurat.checkpoint.tier import Tier, TierContext
+    from ziggurat.checkpoint.tier import Tier
 
 
-class TierConfig(abc.ABC):
-    """Settings of a tier: a node that makes the tier when a run opens its checkpoints."""
+class TierConfig(Protocol):
+    """Settings of a tier; :data:`TIERS` has the tier of each kind."""
 
-    kind: str
-    """Name of the tier in logs and metrics; a second one of a kind gets a number."""
+    @property
+    def kind(self) -> str: ...
 
-    @abc.abstractmethod
-    def build(self, context: "TierContext") -> "Tier":
-        """The tier of a run. All processes call this."""
-
-    def stored_steps(self) -> list[int]:
-        """Steps that outlive this machine, oldest first, looked up without a run.
-
-        Raises:
-            StoreError: the tier does not answer.
-        """
-        return []
+    @property
+    def every(self) -> int:
+        """Steps between saves."""
+        ...
 
 
 @config.node
-class MemoryTier(TierConfig):
+class MemoryTier:
     """Snapshots in the memory of a second process, from which a killed trainer continues.
 
     Each host keeps its own part of the state and a copy of its neighbour's, so that one lost host
     loses nothing.
     """
 
-    kind: ClassVar[str] = "memory"
     every: int = 1
     """Steps between snapshots."""
     linger_s: float = 600.0
@@ -50,19 +41,17 @@ class MemoryTier(TierConfig):
         config.require(self.every >= 1, "every", self.every, "at least 1")
         config.require(self.linger_s > 0, "linger_s", self.linger_s, "more than 0")
 
-    def build(self, context: "TierContext") -> "Tier":
-        from ziggurat.checkpoint.memory.tier import MemorySnapshots
-
-        name = context.identity()
-        return MemorySnapshots(context.directory, self, name, context.processes)
+    @property
+    def kind(self) -> str:
+        return "memory"
 
 
 @config.node
-class StoreTier(TierConfig):
-    """Copies of finished checkpoints in a place that outlives the machine; base of such tiers.
+class StoreTier:
+    """Copies of finished checkpoints in a place that outlives the machine; base of such nodes.
 
-    A class of your own adds its settings and :meth:`open`. Ziggurat copies in the background,
-    retries, keeps what retention asks for, and verifies what comes back.
+    Copies are made in the background, retried, removed by retention, and verified when they come
+    back; a class of your own adds what its store needs to know.
     """
 
     kind: str
@@ -80,24 +69,6 @@ class StoreTier(TierConfig):
         every = self.keep_every
         config.require(every is None or every >= 1, "keep_every", every, "at least 1")
 
-    @abc.abstractmethod
-    def open(self) -> "StepStore":
-        """The place that steps are copied to; it need not exist yet.
-
-        Raises:
-            CheckpointError: the settings name no such place.
-        """
-
-    def build(self, context: "TierContext") -> "Tier":
-        from ziggurat.checkpoint.copy_tier import CopyTier
-
-        return CopyTier(self, context)
-
-    def stored_steps(self) -> list[int]:
-        from ziggurat.checkpoint.step_store import whole_steps
-
-        return whole_steps(self.open())
-
 
 @config.node
 class PersistentTier(StoreTier):
@@ -111,15 +82,16 @@ class PersistentTier(StoreTier):
         super().__post_init__()
         config.require(bool(self.url), "url", self.url, "a URL or directory")
 
-    def open(self) -> "StepStore":
-        from ziggurat.checkpoint.object_store import ObjectStore
 
-        return ObjectStore(self.url)
-
-
-TIERS: Registry[type[TierConfig]] = Registry("checkpoint.tiers")
-"""Nodes of ``[[checkpoint.tiers]]`` by kind."""
-TIERS.add("store", PersistentTier)
+TIERS: Registry["type[Tier] | type[StepStore]"] = Registry(
+    "checkpoint.tiers",
+    homes={
+        "memory": "ziggurat.checkpoint.memory.tier:MemorySnapshots",
+        "store": "ziggurat.checkpoint.object_store:ObjectStore",
+    },
+)
+"""Tiers by kind, and stores that tiers copy to; ``node`` of each is the class of its settings, None
+for one that ``[[checkpoint.tiers]]`` cannot name."""
 
 
 @config.node
@@ -154,7 +126,7 @@ class CheckpointConfig:
     """Snapshots in memory between the checkpoints on disk."""
     persistent: PersistentTier | None = None
     """Copies of checkpoints in an object store or another directory."""
-    tiers: tuple[Annotated[TierConfig, Kinds(TIERS)], ...] = ()
+    tiers: tuple[Annotated[TierConfig, Kinds(TIERS, node=lambda tier: tier.node)], ...] = ()
     """Further tiers, nearest first."""
 
     def __post_init__(self):

@@ -14,7 +14,7 @@ from pathlib import Path
 from ziggurat.checkpoint.config import StoreTier
 from ziggurat.checkpoint.manifest import DamagedError, Manifest
 from ziggurat.checkpoint.retention import reading, steps_to_keep
-from ziggurat.checkpoint.step_store import StoreError, guarded, whole_steps
+from ziggurat.checkpoint.step_store import StepStore, StoreError, guarded, whole_steps
 from ziggurat.checkpoint.steps import verify_step
 from ziggurat.core.errors import CheckpointError
 
@@ -40,18 +40,16 @@ class Copies:
     """The copies of one run's checkpoints. One process of the run uses them.
 
     Args:
-        config: the store, how often, and what is kept.
+        store: where they go.
+        config: what is kept.
         retries: how often a copy that failed is tried again at once.
         retry_wait_s: pause before the first retry, doubled before each further one (seconds).
-
-    Raises:
-        EnvironmentError: a package that the store needs is not installed.
-        CheckpointError: the settings name no store.
     """
 
-    def __init__(self, config: StoreTier, retries: int = 3, retry_wait_s: float = 1.0):
-        self.config = config
-        self.store = config.open()
+    def __init__(
+        self, store: StepStore, config: StoreTier, retries: int = 3, retry_wait_s: float = 1.0
+    ):
+        self.store, self.config = store, config
         self.error: CheckpointError | None = None
         """Why the last copy failed; None when it did not."""
         self.copied: list[int] = []

@@ -1,7 +1,7 @@
 """A store as a tier: steps are copied to it from the disk, and fetched back to the disk."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 from ziggurat.checkpoint.config import StoreTier
 from ziggurat.checkpoint.copies import Copies
 from ziggurat.checkpoint.manifest import DamagedError
-from ziggurat.checkpoint.step_store import StoreError
+from ziggurat.checkpoint.step_store import StepStore, StoreError
 from ziggurat.checkpoint.tier import Tier, TierContext
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
@@ -23,7 +23,8 @@ class CopyTier(Tier):
     there until it is copied.
 
     Args:
-        config: the store, how often, and what is kept.
+        store: opens the store.
+        config: how often, and what is kept.
         context: the run.
 
     Raises:
@@ -33,14 +34,14 @@ class CopyTier(Tier):
 
     lasting = True
 
-    def __init__(self, config: StoreTier, context: TierContext):
+    def __init__(self, store: Callable[[], StepStore], config: StoreTier, context: TierContext):
         self.name, self.config = context.name, config
         self.copies: Copies | None = None
         """Only on the first process."""
         self._context, self._disk = context, context.disk
         if context.processes.first:
             settings = context.config
-            self.copies = Copies(config, settings.retries, settings.retry_wait_s)
+            self.copies = Copies(store(), config, settings.retries, settings.retry_wait_s)
             self._disk.before_save.append(self.copies.hold)
 
     @property

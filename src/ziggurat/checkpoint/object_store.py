@@ -5,7 +5,7 @@ was cut off resumes where it stopped; a marker says of which manifest its files 
 
 >>> import tempfile
 >>> with tempfile.TemporaryDirectory() as folder:
-...     ObjectStore(folder).steps()
+...     ObjectStore(PersistentTier(url=folder)).steps()
 {}
 """
 
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ziggurat.checkpoint.config import PersistentTier
 from ziggurat.checkpoint.manifest import MANIFEST, DamagedError, Manifest, read_manifest
 from ziggurat.checkpoint.step_store import StepStore
 from ziggurat.checkpoint.steps import step_name
@@ -32,16 +33,18 @@ class ObjectStore(StepStore):
     """The copies of one run's checkpoints below a URL.
 
     Args:
-        url: any fsspec URL, or a directory.
+        config: names any fsspec URL, or a directory.
 
     Raises:
         EnvironmentError: the package for this kind of URL is not installed.
         CheckpointError: the URL is of no known kind.
     """
 
-    def __init__(self, url: str):
-        self.place = url
-        self._files, self._root = _open(url)
+    node = PersistentTier
+
+    def __init__(self, config: PersistentTier):
+        self.place = config.url
+        self._files, self._root = _open(config.url)
 
     def steps(self) -> dict[int, bool]:
         return {step: MANIFEST in found for step, found in self._listing().items()}

@@ -3,8 +3,9 @@
 import abc
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from ziggurat.checkpoint.config import StoreTier
 from ziggurat.core.errors import CheckpointError
 
 T = TypeVar("T")
@@ -19,10 +20,22 @@ class StepStore(abc.ABC):
 
     Methods may raise whatever they like: the caller makes a :class:`StoreError` of it, logs it, and
     tries again later. One process of a run uses a store, one call at a time.
+
+    Args:
+        config: the settings, an instance of :attr:`node`.
+
+    Raises:
+        CheckpointError: they name no such place; the place itself need not exist yet.
+        EnvironmentError: a package that it needs is not installed.
     """
 
+    node: ClassVar[type[StoreTier]]
+    """Class of the settings."""
     place: str
     """Where it is, for messages."""
+
+    @abc.abstractmethod
+    def __init__(self, config: Any): ...
 
     @abc.abstractmethod
     def steps(self) -> dict[int, bool]:

@@ -4,11 +4,11 @@ import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import PyTree
 
-from ziggurat.checkpoint.config import CheckpointConfig
+from ziggurat.checkpoint.config import CheckpointConfig, TierConfig
 from ziggurat.core.errors import CheckpointError
 from ziggurat.mesh import Processes
 
@@ -28,10 +28,22 @@ class Tier(abc.ABC):
     so that training continues.
     """
 
+    node: ClassVar[type | None] = None
+    """Class of the settings, for a tier that run files can name."""
     name: str
     """In logs, metrics and :class:`~ziggurat.checkpoint.tiers.Recovered`."""
     lasting: bool
     """Whether steps survive the loss of the run's processes for as long as anybody wants them."""
+
+    @classmethod
+    def open(cls, config: TierConfig, context: "TierContext") -> "Tier":
+        """The tier of a run; all processes call this.
+
+        Args:
+            config: an instance of :attr:`node`.
+            context: the run.
+        """
+        raise NotImplementedError
 
     @property
     @abc.abstractmethod

@@ -22,17 +22,19 @@ import dataclasses
 import logging
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import PyTree
 
-from ziggurat.checkpoint.config import CheckpointConfig
+from ziggurat.checkpoint.config import TIERS, CheckpointConfig, StoreTier, TierConfig
+from ziggurat.checkpoint.copy_tier import CopyTier
 from ziggurat.checkpoint.disk_tier import DiskTier
 from ziggurat.checkpoint.identity import run_identity
 from ziggurat.checkpoint.manifest import DamagedError
 from ziggurat.checkpoint.step_reader import StepInfo
-from ziggurat.checkpoint.step_store import StoreError
+from ziggurat.checkpoint.step_store import StepStore, StoreError, whole_steps
 from ziggurat.checkpoint.tier import Tier, TierContext, UnsuitableError
 from ziggurat.core.errors import CheckpointError
 from ziggurat.mesh import Processes
@@ -273,11 +275,11 @@ class Tiers:
             return run_identity(self.directory, identity, self.processes, claim)
 
         built = list[Tier]()
-        for name, config in self.config.named_tiers().items():
+        for name, node in self.config.named_tiers().items():
             context = TierContext(
                 name, self.directory, self.config, self.processes, self.disk, drawn, accept
             )
-            built.append(config.build(context))
+            built.append(_opened(node, context))
         near = [tier for tier in built if not tier.lasting]
         return (*near, self.disk, *(tier for tier in built if tier.lasting))
 
@@ -301,3 +303,26 @@ class Tiers:
                 found[tier.name], silent = [], str(error)
                 _log.warning("%s; continuing without it", error)
         return found, silent
+
+
+def stored_steps(config: CheckpointConfig) -> list[int]:
+    """Steps that a run has in stores, oldest first, looked up without opening the run.
+
+    Raises:
+        StoreError: a store does not answer.
+    """
+    found: set[int] = set()
+    for node in config.named_tiers().values():
+        kind = TIERS[node.kind]
+        if issubclass(kind, StepStore):
+            found |= set(whole_steps(kind(node)))
+    return sorted(found)
+
+
+def _opened(config: TierConfig, context: TierContext) -> Tier:
+    """A tier of its kind; a store gets a tier that copies to it."""
+    kind = TIERS[config.kind]
+    if issubclass(kind, StepStore):
+        assert isinstance(config, StoreTier)
+        return CopyTier(partial(kind, config), config, context)
+    return kind.open(config, context)

@@ -3,20 +3,20 @@
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ziggurat.cli.serve_options import BundleOptions, ServerSettings
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, ServeError
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from ziggurat.serve.app import ServicePart
     from ziggurat.serve.predict import Predict
     from ziggurat.serve.server import Server
-    from ziggurat.serve.tls import Tls
-
-MIB = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,21 +30,17 @@ class RepositoryOptions:
     settings: Mapping[str, Any]
 
 
-def asked(
-    model: str, repository: str | None, grpc_port: int | None, settings: Mapping[str, Any]
-) -> RepositoryOptions | None:
+def asked(model: str, options: BundleOptions) -> RepositoryOptions | None:
     """Whether a repository is to be served, and how.
 
     Args:
         model: the command's first argument, which may itself be a repository.
-        repository: of ``--repository``.
-        grpc_port: of ``--grpc-port``.
-        settings: the other options that are for repositories; None where not given.
+        options: those for repositories.
 
     Raises:
         ConfigError: an option for repositories without one.
     """
-    given = {key: value for key, value in settings.items() if value}
+    repository, grpc_port, given = options.repository, options.grpc_port, options.settings
     if repository is not None:
         return RepositoryOptions(Path(repository), False, grpc_port, given)
     path = Path(model)
@@ -108,33 +104,21 @@ def opened(
 def parts(
     predict: "Predict | None",
     what: RepositoryOptions | None,
-    registry: Any,
-    host: str,
-    keys: Sequence[str],
-    drain_seconds: int,
-    admin_keys: Sequence[str] = (),
-    tls: "Tls | None" = None,
+    registry: "CollectorRegistry",
+    settings: ServerSettings,
 ) -> list["ServicePart"]:
     """Routes that the repository adds to the application."""
     if predict is None or what is None:
         return []
     predict.register(registry)
-    inner = f"[{host}]" if ":" in host else host
+    inner = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = None if what.grpc_port is None else f"{inner}:{what.grpc_port}"
-    return [predict.part(address, keys, drain_seconds, admin_keys=admin_keys, tls=tls)]
+    access = {"admin_keys": settings.admin_keys, "tls": settings.tls}
+    return [predict.part(address, settings.keys, settings.drain_seconds, **access)]
 
 
 def serve_alone(
-    what: RepositoryOptions,
-    host: str,
-    port: int,
-    keys: Sequence[str],
-    access_log: Callable[[str], None] | None,
-    drain_seconds: int,
-    say: Callable[[str], None],
-    admin_keys: Sequence[str] = (),
-    tls: "Tls | None" = None,
-    origins: Sequence[str] = (),
+    what: RepositoryOptions, settings: ServerSettings, say: Callable[[str], None]
 ) -> None:
     """Serve a repository without a language model until Ctrl-C or SIGTERM.
 
@@ -144,37 +128,17 @@ def serve_alone(
     """
     from prometheus_client import CollectorRegistry
 
-    from ziggurat.serve.server import Server, bind
+    from ziggurat.serve.server import bind
 
     registry = CollectorRegistry()
-    with contextlib.closing(bind(host, port)) as listening, opened(what, host, say) as predict:
-        served = parts(predict, what, registry, host, keys, drain_seconds, admin_keys, tls)
-        server = Server(
-            served, listening, registry, drain_seconds=drain_seconds, keys=keys,
-            access_log=access_log, admin_keys=admin_keys, allowed_origins=origins, tls=tls,
-        )  # fmt: skip
+    with (
+        contextlib.closing(bind(host, settings.port)) as listening,
+        opened(what, host, say) as predict,
+    ):
+        served = parts(predict, what, registry, settings)
+        server = settings.server(served, bound, registry)
         tell(predict, server, say)
         server.serve_forever()
-
-
-def tls(certificate: str | None, key: str | None) -> "Tls | None":
-    """Certificate and key of the server, read once so that a wrong one is told before models load.
-
-    Raises:
-        ConfigError: one without the other.
-        ServeError: they cannot be used.
-    """
-    if certificate is None and key is None:
-        return None
-    if certificate is None or key is None:
-        given = "--tls-key" if certificate is None else "--tls-cert"
-        other = "--tls-cert" if certificate is None else "--tls-key"
-        raise ConfigError(given, found=f"no {other}", expected="both, or none")
-    from ziggurat.serve.tls import Tls
-
-    found = Tls(Path(certificate), Path(key))
-    found.read()
-    return found
 
 
 def tell(predict: "Predict | None", server: "Server", say: Callable[[str], None]) -> None:

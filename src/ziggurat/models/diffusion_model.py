@@ -11,18 +11,15 @@ parameters.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from ziggurat.core.pytrees import named_leaves
-from ziggurat.mesh import Layout
 from ziggurat.models.families.autoencoder_kl.config import AutoencoderKLConfig
-from ziggurat.models.language_model import Params, traced
+from ziggurat.models.traced_model import Params, TracedModel
 from ziggurat.nn.decoder import Remat
 from ziggurat.nn.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from ziggurat.nn.image_autoencoder import ImageAutoencoder
@@ -55,19 +52,12 @@ class DiffusionFamilyConfig(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class DiffusionModel:
-    """A family's config with its traced structure; holds no arrays."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionModel(TracedModel):
+    """A family's config with its traced transformer; holds no arrays."""
 
     config: DiffusionFamilyConfig
     transformer: DiffusionTransformerConfig
-    precision: Precision
-    graph: Any
-    """NNX graph definition; with parameters it makes a ``DiffusionTransformer``."""
-    abstract: Params
-    """Shapes and types of the parameters."""
-    axes: Params
-    """Logical axis names of the parameters, tuples as leaves."""
 
     @classmethod
     def build(
@@ -87,35 +77,18 @@ class DiffusionModel:
         """
         precision, transformer = precision or Precision(), config.transformer()
 
-        def make(key: Key[Array, ""]) -> DiffusionTransformer:
-            return DiffusionTransformer(
-                transformer,
-                precision=precision,
-                remat=remat,
-                attention_kernel=attention_kernel,
-                rngs=nnx.Rngs(params=key),
-            )
+        make = partial(
+            DiffusionTransformer,
+            transformer,
+            precision=precision,
+            remat=remat,
+            attention_kernel=attention_kernel,
+        )
+        return cls.trace(make, precision, config=config, transformer=transformer)
 
-        return cls(config, transformer, precision, *traced(make))
-
-    def init(self, key: Key[Array, ""], layout: Layout | None = None) -> Params:
-        """Fresh parameters, created sharded when a layout is given (never whole on one device)."""
-
-        def make(key: Key[Array, ""]) -> Params:
-            rngs = nnx.Rngs(params=key)
-            module = DiffusionTransformer(self.transformer, precision=self.precision, rngs=rngs)
-            return nnx.to_pure_dict(nnx.split(module)[1])
-
-        return jax.jit(make, out_shardings=None if layout is None else self.shardings(layout))(key)
-
-    def shardings(self, layout: Layout) -> Params:
-        """Where each parameter lives.
-
-        Raises:
-            ShardingError: heads or another dimension does not divide over the mesh.
-        """
-        layout.require_divides("the heads", self.transformer.attention.divided)
-        return layout.tree(self.axes, self.abstract)
+    @property
+    def heads(self) -> list[dict[str, int]]:
+        return [self.transformer.attention.divided]
 
     def predict(
         self,
@@ -139,16 +112,11 @@ class DiffusionModel:
         return (self.config.image_size, self.config.image_size, self.config.channels)
 
     @property
-    def parameter_count(self) -> int:
-        """Number of parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
-
-    @property
     def matmul_parameter_count(self) -> int:
         """Parameters that multiply every token: all matrices; those of time, class and modulation
         multiply once for an image, and count by so much less."""
         count = 0.0
-        for name, leaf in named_leaves(self.abstract).items():
+        for name, leaf in self.weights.items():
             once = "conditioning" in name or "modulation" in name
             if name.endswith("kernel") or name == "patch":
                 count += leaf.size / (self.config.tokens if once else 1)
@@ -175,9 +143,9 @@ class DiffusionModel:
         return 0
 
 
-@dataclasses.dataclass(frozen=True)
-class AutoencoderModel:
-    """An autoencoder's config with its traced structure; holds no arrays.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderModel(TracedModel):
+    """An autoencoder's config with its traced module; holds no arrays.
 
     >>> config = AutoencoderKLConfig(level_channels=(8, 16), groups=4)
     >>> model = AutoencoderModel.build(config)
@@ -187,13 +155,6 @@ class AutoencoderModel:
     """
 
     config: AutoencoderKLConfig
-    precision: Precision
-    graph: Any
-    """NNX graph definition; with parameters it makes an ``ImageAutoencoder``."""
-    abstract: Params
-    """Shapes and types of the parameters."""
-    axes: Params
-    """Logical axis names of the parameters, tuples as leaves."""
 
     @classmethod
     def build(
@@ -201,30 +162,8 @@ class AutoencoderModel:
     ) -> "AutoencoderModel":
         """Trace the model's structure; allocates nothing."""
         precision = precision or Precision()
-        return cls(config, precision, *traced(cls._maker(config, precision)))
-
-    @staticmethod
-    def _maker(
-        config: AutoencoderKLConfig, precision: Precision
-    ) -> Callable[[Key[Array, ""]], ImageAutoencoder]:
-        def make(key: Key[Array, ""]) -> ImageAutoencoder:
-            rngs = nnx.Rngs(params=key)
-            return ImageAutoencoder(config.autoencoder(), precision=precision, rngs=rngs)
-
-        return make
-
-    def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters."""
-        make = self._maker(self.config, self.precision)
-        return jax.jit(lambda key: nnx.to_pure_dict(nnx.split(make(key))[1]))(key)
-
-    def shardings(self, layout: Layout) -> Params:
-        """Where each parameter lives.
-
-        Raises:
-            ShardingError: channels do not divide over the mesh.
-        """
-        return layout.tree(self.axes, self.abstract)
+        make = partial(ImageAutoencoder, config.autoencoder(), precision=precision)
+        return cls.trace(make, precision, config=config)
 
     def encode(
         self, params: Params, images: Float[Array, "b i j o"]
@@ -240,8 +179,3 @@ class AutoencoderModel:
         """Images, about -1 to 1, of latents as a diffusion model has them, in float32."""
         plain = latents / self.config.scaling + self.config.shift
         return nnx.merge(self.graph, params).decode(plain).astype(jnp.float32)
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))

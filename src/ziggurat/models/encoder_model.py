@@ -10,14 +10,13 @@
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
-import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from ziggurat.mesh import Layout
-from ziggurat.models.language_model import Params, traced
+from ziggurat.models.traced_model import Params, TracedModel
 from ziggurat.nn.encoder import Encoder, EncoderConfig
 from ziggurat.nn.precision import Precision
 
@@ -40,19 +39,12 @@ class EncoderFamilyConfig(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class EncoderModel:
-    """A family's config with its traced structure; holds no arrays."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncoderModel(TracedModel):
+    """A family's config with its traced encoder; holds no arrays."""
 
     config: EncoderFamilyConfig
     encoder: EncoderConfig
-    precision: Precision
-    graph: Any
-    """NNX graph definition; with parameters it makes an :class:`Encoder`."""
-    abstract: Params
-    """Shapes and types of the parameters."""
-    axes: Params
-    """Logical axis names of the parameters, tuples as leaves."""
 
     @classmethod
     def build(
@@ -66,28 +58,12 @@ class EncoderModel:
         """
         precision, encoder = precision or Precision(), config.encoder()
 
-        def make(key: Key[Array, ""]) -> Encoder:
-            return Encoder(encoder, precision=precision, rngs=nnx.Rngs(params=key))
+        make = partial(Encoder, encoder, precision=precision)
+        return cls.trace(make, precision, config=config, encoder=encoder)
 
-        return cls(config, encoder, precision, *traced(make))
-
-    def init(self, key: Key[Array, ""]) -> Params:
-        """Fresh parameters."""
-
-        def make(key: Key[Array, ""]) -> Params:
-            encoder = Encoder(self.encoder, precision=self.precision, rngs=nnx.Rngs(params=key))
-            return nnx.to_pure_dict(nnx.split(encoder)[1])
-
-        return jax.jit(make)(key)
-
-    def shardings(self, layout: Layout) -> Params:
-        """Where each parameter lives.
-
-        Raises:
-            ShardingError: heads, vocabulary or another dimension does not divide over the mesh.
-        """
-        layout.require_divides("the heads", self.encoder.block.mixer.divided)
-        return layout.tree(self.axes, self.abstract)
+    @property
+    def heads(self) -> list[dict[str, int]]:
+        return [self.encoder.block.mixer.divided]
 
     def hidden(
         self,
@@ -102,8 +78,3 @@ class EncoderModel:
     def pooled(self, params: Params, hidden: Float[Array, "b t d"]) -> Float[Array, "b d"]:
         """The pooler's vector of each row; for encoders that have one."""
         return nnx.merge(self.graph, params).pool(hidden)
-
-    @property
-    def parameter_count(self) -> int:
-        """Number of parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract))

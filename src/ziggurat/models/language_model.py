@@ -10,23 +10,20 @@
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from functools import partial
+from typing import Protocol, TypeVar, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
-from ziggurat.core.pytrees import named_leaves
 from ziggurat.kernels.linear import (
     PackedWeight,
     Weight,
-    is_quantized,
     project_rows,
 )
-from ziggurat.mesh import Layout
+from ziggurat.models.traced_model import Params, TracedModel
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
 from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name
 from ziggurat.nn.moe import MixtureOfExpertsConfig
@@ -34,9 +31,6 @@ from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.router import Routing
 
-Params = dict[str, Any]
-"""Nested dict of arrays (or quantised weights in their place); per-layer parameters are stacked on
-a leading layers axis."""
 PARAMS = "params"
 """Item of a checkpoint step that holds a model's parameters."""
 C = TypeVar("C", bound=AttentionContext)
@@ -60,19 +54,12 @@ class ModelConfig(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """A family's config with its traced structure; holds no arrays."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LanguageModel(TracedModel):
+    """A family's config with its traced decoder; holds no arrays."""
 
     config: ModelConfig
     decoder: DecoderConfig
-    precision: Precision
-    graph: Any
-    """NNX graph definition; with parameters it makes a :class:`Decoder`."""
-    abstract: Params
-    """Shapes and types of the parameters; quantised ones are :class:`QuantizedWeight` nodes."""
-    axes: Params
-    """Logical axis names of the parameters, tuples as leaves."""
 
     @classmethod
     def build(
@@ -92,43 +79,18 @@ class LanguageModel:
         """
         precision, decoder = precision or Precision(), config.decoder()
 
-        def make(key: Key[Array, ""]) -> Decoder:
-            return Decoder(
-                decoder,
-                precision=precision,
-                remat=remat,
-                attention_kernel=attention_kernel,
-                rngs=nnx.Rngs(params=key),
-            )
+        make = partial(
+            Decoder,
+            decoder,
+            precision=precision,
+            remat=remat,
+            attention_kernel=attention_kernel,
+        )
+        return cls.trace(make, precision, config=config, decoder=decoder)
 
-        return cls(config, decoder, precision, *traced(make))
-
-    def init(self, key: Key[Array, ""], layout: Layout | None = None) -> Params:
-        """Fresh parameters, created sharded when a layout is given (never whole on one device)."""
-
-        def make(key: Key[Array, ""]) -> Params:
-            decoder = Decoder(self.decoder, precision=self.precision, rngs=nnx.Rngs(params=key))
-            return nnx.to_pure_dict(nnx.split(decoder)[1])
-
-        return jax.jit(make, out_shardings=None if layout is None else self.shardings(layout))(key)
-
-    def typed_as(self, params: Params) -> "LanguageModel":
-        """The model whose parameters have the types of these."""
-
-        def typed(shape: Any, leaf: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape.shape, leaf.dtype)
-
-        return dataclasses.replace(self, abstract=jax.tree.map(typed, self.abstract, params))
-
-    def shardings(self, layout: Layout) -> Params:
-        """Where each parameter lives.
-
-        Raises:
-            ShardingError: heads, vocabulary or another dimension does not divide over the mesh.
-        """
-        for block in self.decoder.stacks:
-            layout.require_divides("the heads", block.mixer.divided)
-        return layout.tree(self.axes, self.abstract)
+    @property
+    def heads(self) -> list[dict[str, int]]:
+        return [block.mixer.divided for block in self.decoder.stacks]
 
     def hidden(
         self,
@@ -208,15 +170,10 @@ class LanguageModel:
         return Cached.empty(self.decoder.states, batch, slots, self.precision.compute_dtype)
 
     @property
-    def parameter_count(self) -> int:
-        """Number of parameters; tied embeddings count once."""
-        return sum(leaf.size for leaf in self._weights.values())
-
-    @property
     def active_parameter_count(self) -> int:
         """Parameters without the experts of mixtures that a token is not sent to."""
         count = 0
-        for name, leaf in self._weights.items():
+        for name, leaf in self.weights.items():
             mixture = self._mixture_of(name)
             count += leaf.size if mixture is None else round(leaf.size * mixture.active_share)
         return count
@@ -226,7 +183,7 @@ class LanguageModel:
         """Parameters that multiply every token: all matrices but an untied input embedding, and of
         a mixture's experts as many as a token is sent to."""
         count = self.decoder.vocab_size * self.decoder.d_model
-        for name, leaf in self._weights.items():
+        for name, leaf in self.weights.items():
             if name.endswith("kernel"):
                 mixture = self._mixture_of(name)
                 count += leaf.size if mixture is None else round(leaf.size * mixture.active_share)
@@ -256,11 +213,6 @@ class LanguageModel:
         return {"tokens": vocab, "targets": vocab, "positions": positions}
 
     @property
-    def _weights(self) -> dict[str, Any]:
-        """Parameters by name, quantised ones whole."""
-        return named_leaves(self.abstract, is_leaf=is_quantized)
-
-    @property
     def attention_channels(self) -> float:
         """Query channels of all heads of all layers, ``l h c`` where layers are alike: each costs
         4 FLOPs per query and key (2 for the score, 2 for mixing)."""
@@ -270,20 +222,3 @@ class LanguageModel:
     def recurrent_flops_per_token(self) -> int:
         """FLOPs of a forward pass per token in recurrent layers, beside their weight matrices."""
         return sum(layer.block.mixer.cost.per_token for layer in self.decoder.layers)
-
-
-def traced(make: Callable[[Key[Array, ""]], nnx.Module]) -> tuple[Any, Params, Params]:
-    """Graph of the module that ``make`` draws from a key, and shapes and logical axis names of its
-    parameters; allocates nothing."""
-    graph, state = nnx.split(nnx.eval_shape(make, jax.random.key(0)))
-    axes = jax.tree.map(
-        lambda v: v.get_metadata("axes"), state, is_leaf=lambda v: isinstance(v, nnx.Variable)
-    )
-    return graph, nnx.to_pure_dict(state), _plain(axes)
-
-
-def _plain(tree: Any) -> Any:
-    """A State of tuples as nested dicts of tuples."""
-    if isinstance(tree, tuple):
-        return tree
-    return {str(name): _plain(entry) for name, entry in tree.items()}

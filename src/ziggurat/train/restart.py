@@ -1,6 +1,7 @@
 """Beginning a run anew under its name, with the files of the earlier attempt kept."""
 
 from ziggurat.checkpoint import StepReader
+from ziggurat.checkpoint.tiers import stored_steps
 from ziggurat.core.errors import TrainError
 from ziggurat.train.config import RunConfig
 from ziggurat.train.run_directory import RunDirectory
@@ -21,8 +22,7 @@ def set_aside(run: RunConfig) -> str | None:
     directory = RunDirectory(run.directory)
     newest = StepReader(directory.checkpoints).latest()
     steps = [] if newest is None else [newest.step]
-    for tier in run.checkpoint.named_tiers().values():
-        steps = steps or tier.stored_steps()
+    steps = steps or stored_steps(run.checkpoint)
     if steps:
         raise TrainError(
             f"--restart of run {directory.path}",

@@ -22,7 +22,7 @@ from ziggurat.checkpoint.config import MemoryTier
 from ziggurat.checkpoint.manifest import DamagedError
 from ziggurat.checkpoint.memory import frames, peer, snapshot
 from ziggurat.checkpoint.memory.peer import Address, KeeperLink, KeptError
-from ziggurat.checkpoint.tier import Tier, UnsuitableError
+from ziggurat.checkpoint.tier import Tier, TierContext, UnsuitableError
 from ziggurat.core import jax_private
 from ziggurat.core.errors import CheckpointError, EnvironmentError
 from ziggurat.mesh import Processes
@@ -70,6 +70,10 @@ class MemorySnapshots(Tier):
         self._patience_s = peer.CONNECT_S
         self._place()
         self.refresh()
+
+    @classmethod
+    def open(cls, config: MemoryTier, context: TierContext) -> "MemorySnapshots":
+        return cls(context.directory, config, context.identity(), context.processes)
 
     @property
     def error(self) -> CheckpointError | None:

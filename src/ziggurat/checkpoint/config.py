@@ -1,7 +1,7 @@
 """How often a run is checkpointed, where to, and what is kept: the ``[checkpoint]`` table."""
 
 import itertools
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, runtime_checkable
 
 from ziggurat.core import config
 from ziggurat.core.kinds import Kinds
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from ziggurat.checkpoint.tier import Tier
 
 
+@runtime_checkable
 class TierConfig(Protocol):
     """Settings of a tier; :data:`TIERS` has the tier of each kind."""
 

@@ -136,7 +136,7 @@ def serve_alone(
         opened(what, host, say) as predict,
     ):
         served = parts(predict, what, registry, settings)
-        server = settings.server(served, bound, registry)
+        server = settings.server(served, listening, registry)
         tell(predict, server, say)
         server.serve_forever()
 

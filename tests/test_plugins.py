@@ -75,6 +75,12 @@ def test_a_run_file_names_parts_of_an_installed_package(tmp_path):
     losses = (tmp_path / "runs/extended/loss.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in losses] == ["0", "1", "2"], "it began anew"
     assert {path.name for path in (tmp_path / "tape").iterdir()} == {"2.tar", "3.tar"}
+    done = ran(folder, tmp_path, "-m", "ziggurat.cli.main", "generate", "runs/extended", "def")
+    assert done.returncode == 0, done.stderr  # the mixer keeps its state while decoding
+    export = ["export", "hf", "runs/extended", "exported"]
+    done = ran(folder, tmp_path, "-m", "ziggurat.cli.main", *export)
+    assert done.returncode == 2
+    assert "found model.mixer of kind bypassed" in done.stderr
     done = ran(folder, tmp_path, "-c", TASK)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
@@ -99,7 +105,8 @@ def test_a_plugin_that_fails_is_named_in_one_line_and_hurts_no_other_run(tmp_pat
     named = "plugin my-parts of my-parts 1.0 (my_parts): RuntimeError: broken in two"
     assert any(named in line for line in done.stderr.splitlines()), done.stderr
     plain = ["objective={kind='lm'}", "optimizer={kind='adamw',lr=1e-3}", "train={steps=2}"]
-    plain += ["report={}", "checkpoint={}"]
+    llama = "model={kind='llama',vocab_size=288,d_model=32,n_layers=2,n_heads=4}"
+    plain += ["report={}", "checkpoint={}", llama]
     done = ran(folder, tmp_path, *train, *(f"--set={one}" for one in plain))
     assert done.returncode == 0, done.stderr
     assert "plugin" not in done.stderr

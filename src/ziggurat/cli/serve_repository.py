@@ -132,8 +132,8 @@ def serve_alone(
 
     registry = CollectorRegistry()
     with (
-        contextlib.closing(bind(host, settings.port)) as listening,
-        opened(what, host, say) as predict,
+        contextlib.closing(bind(settings.host, settings.port)) as listening,
+        opened(what, settings.host, say) as predict,
     ):
         served = parts(predict, what, registry, settings)
         server = settings.server(served, listening, registry)

@@ -1,7 +1,7 @@
 """The base of all models: a module's structure, traced without its arrays."""
 
 import dataclasses
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 from flax import nnx
@@ -17,6 +17,10 @@ Params = dict[str, Any]
 a leading layers axis."""
 
 
+M = TypeVar("M", bound="TracedModel")
+
+
+@runtime_checkable
 class MakesModule(Protocol):
     """A function that makes a module with parameters drawn from ``rngs``."""
 
@@ -38,7 +42,7 @@ class TracedModel:
     """Logical axis names of the parameters, tuples as leaves."""
 
     @classmethod
-    def trace(cls, make: MakesModule, precision: Precision, **settings: Any) -> Self:
+    def trace(cls: type[M], make: MakesModule, precision: Precision, **settings: Any) -> M:
         """The model of the module that ``make`` makes; allocates nothing.
 
         Args:
@@ -72,7 +76,7 @@ class TracedModel:
         shardings = None if layout is None else self.shardings(layout)
         return jax.jit(drawn, out_shardings=shardings)(key)
 
-    def typed_as(self, params: Params) -> Self:
+    def typed_as(self: M, params: Params) -> M:
         """The model whose parameters have the types of these."""
 
         def typed(shape: jax.ShapeDtypeStruct, leaf: Array) -> jax.ShapeDtypeStruct:

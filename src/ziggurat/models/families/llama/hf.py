@@ -39,8 +39,10 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
     """Config to ``config.json``: Mistral where a sliding window is set, Llama otherwise.
 
     Raises:
-        ModelError: a window together with biases, which no published architecture has.
+        ModelError: a window together with biases, or a mixer other than attention, which no
+            published architecture of the family has.
     """
+    _refuse_mixer(config)
     mistral = config.window is not None
     if mistral and (config.attention_bias or config.mlp_bias):
         raise ModelError(
@@ -60,5 +62,20 @@ def to_hf(config: LlamaConfig) -> dict[str, Any]:
 
 
 def hf_names(config: LlamaConfig) -> list[WeightName]:
-    """Weight names in safetensors files."""
+    """Weight names in safetensors files.
+
+    Raises:
+        ModelError: the model has another mixer than attention.
+    """
+    _refuse_mixer(config)
     return decoder_names(config.decoder())
+
+
+def _refuse_mixer(config: LlamaConfig) -> None:
+    if config.mixer is not None:
+        raise ModelError(
+            "names and settings of Hugging Face",
+            found=f"model.mixer of kind {config.mixer.kind}",
+            expected="attention, as all published models of the family have",
+            fix="keep the model as a run; generate, eval and serve read it",
+        )

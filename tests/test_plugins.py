@@ -75,7 +75,9 @@ def test_a_run_file_names_parts_of_an_installed_package(tmp_path):
     losses = (tmp_path / "runs/extended/loss.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in losses] == ["0", "1", "2"], "it began anew"
     assert {path.name for path in (tmp_path / "tape").iterdir()} == {"2.tar", "3.tar"}
-    done = ran(folder, tmp_path, "-m", "ziggurat.cli.main", "generate", "runs/extended", "def")
+    done = ran(
+        folder, tmp_path, "-m", "ziggurat.cli.main", "generate", "runs/extended", "--prompt=def"
+    )
     assert done.returncode == 0, done.stderr  # the mixer keeps its state while decoding
     export = ["export", "hf", "runs/extended", "exported"]
     done = ran(folder, tmp_path, "-m", "ziggurat.cli.main", *export)

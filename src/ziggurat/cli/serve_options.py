@@ -56,7 +56,7 @@ class ModelOptions:
     """Options about the language model and the encoder of texts."""
 
     name: str = ""
-    """What requests call the model; default the name of its file or directory."""
+    """Name of the model in requests; default the name of its file or directory."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and matmuls."""
     warm_only: bool = False
@@ -67,14 +67,14 @@ class ModelOptions:
     """Take temperature, top_p, top_k, min_p and repetition_penalty from the model's
     generation_config.json where a request gives none."""
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
-    """What chat templates get as a message's content: text (string), a list of parts (openai), or
+    """Form of a message's content in chat templates: text (string), a list of parts (openai), or
     whichever the template shows."""
     special_tokens: Literal["template", "none", "all"] = "template"
     """Where text such as <|im_end|> becomes a special token: in what the chat template adds and in
     prompts of /v1/completions (template), in the former only (none), or also in what messages say
     (all)."""
     extra_fields: Literal["refuse", "ignore"] = "refuse"
-    """What becomes of request fields that are unknown or not applied."""
+    """Treatment of request fields that are unknown or not applied."""
 
 
 @config.node
@@ -117,7 +117,7 @@ class BundleOptions:
 
 @dataclasses.dataclass(frozen=True)
 class ServerSettings:
-    """What the options about the server come to: keys, certificate and origins were looked at."""
+    """Checked options of the server: keys, certificate and origins were looked at."""
 
     host: str
     port: int

@@ -30,7 +30,7 @@ class LlamaConfig(DecoderFields):
     norm_eps: float = 1e-5
     """Added to the mean square in norms."""
     mixer: MixerChoice | None = None
-    """What mixes positions in place of attention; such a model has no form of Hugging Face's."""
+    """Mixer of positions in place of attention; such a model has no form of Hugging Face's."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -134,7 +134,7 @@ class TierContext:
     """Where the step directories live on disk."""
     config: CheckpointConfig
     processes: Processes
-    """Those that train together."""
+    """Processes that train together."""
     disk: "DiskTier"
     """The tier that every run has."""
     identity: Callable[[], str]

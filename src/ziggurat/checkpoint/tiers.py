@@ -58,7 +58,7 @@ class Newest(NamedTuple):
 
     step: int
     tier: str
-    """Its name."""
+    """Name of the tier."""
 
 
 class Recovered(NamedTuple):

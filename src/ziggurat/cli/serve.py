@@ -116,7 +116,7 @@ def _serve_models(
 
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
-    """What is served; None for what was not asked for, or could not be loaded beside others."""
+    """Loaded models; None for what was not asked for, or could not be loaded beside others."""
 
     generator: "Generator | None"
     encoder: "Embedder | None"

@@ -33,12 +33,12 @@ class ServerOptions:
     port: int = 8000
     """0 takes a free one."""
     api_key: tuple[str, ...] = ()
-    """What requests must bear as token; several may be given. Default the environment variable
+    """Token that requests must bear; several may be given. Default the environment variable
     ZIGGURAT_API_KEY. /health, /ready and /metrics need none. Keys take turns, and share no cached
     prefixes."""
     admin_key: tuple[str, ...] = ()
-    """What requests that load or unload a repository's models must bear instead; it opens the rest
-    too. Default the environment variable ZIGGURAT_ADMIN_KEY."""
+    """Token of requests that load or unload a repository's models; it opens the rest too. Default
+    the environment variable ZIGGURAT_ADMIN_KEY."""
     tls_cert: str | None = None
     """Certificate (PEM, with its chain): HTTP and gRPC are served over TLS."""
     tls_key: str | None = None

@@ -79,7 +79,7 @@ def test_a_run_file_names_parts_of_an_installed_package(tmp_path):
         folder, tmp_path, "-m", "ziggurat.cli.main", "generate", "runs/extended", "--prompt=def"
     )
     assert done.returncode == 0, done.stderr  # the mixer keeps its state while decoding
-    export = ["export", "hf", "runs/extended", "exported"]
+    export = ["export", "hf", "runs/extended", "--output=exported"]
     done = ran(folder, tmp_path, "-m", "ziggurat.cli.main", *export)
     assert done.returncode == 2
     assert "found model.mixer of kind bypassed" in done.stderr

@@ -13,7 +13,9 @@ its processes and the probes on the others; ``together`` has all of them on all 
 has, instead of clients, as many processes that only burn as there are cores. In all of them a
 ``control`` is asked beside the server: a process that answers and does nothing else, on the same
 cores, which nobody attacks. What holds it up is the machine and not the server, so the bounds start
-from the worse of idle and control. Loopback only; needs about 4 GiB of memory and two cores.
+from the worse of idle and control. ``event_loop`` says how late the server's loop came to its work
+(over 50 ms), and the most that each cause took: it computed, it had no core, or it waited for the
+interpreter's lock. Loopback only; needs about 4 GiB of memory and two cores.
 """
 
 import argparse
@@ -72,17 +74,20 @@ def forge(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def running(root: Path, max_body: int, budget: int) -> Iterator[tuple[subprocess.Popen, list[str]]]:
-    """A server process, and where it listens."""
+def running(
+    root: Path, max_body: int, budget: int, stacks: str, told: dict[str, Any]
+) -> Iterator[tuple[subprocess.Popen, list[str]]]:
+    """A server process, and where it listens; at its end ``told`` gets what it says of its loop."""
     command = [sys.executable, "-m", "tests.serve.hostile_server", str(root)]
-    command += [str(max_body), str(budget)]
+    command += [str(max_body), str(budget), *([stacks] if stacks else [])]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         yield process, process.stdout.readline().split()
     finally:
         process.terminate()
         process.wait(60)
+        told |= json.loads(process.stdout.readline() or "{}")
 
 
 CONTROL = """
@@ -217,10 +222,14 @@ def runs() -> dict[str, Run]:
 CLIENTS = {"all": hostile.CLIENTS, "bundles": hostile.BUNDLE_CLIENTS}
 
 
-def measure(run: Run, root: Path, seconds: float, size: int, clients: str) -> dict[str, Any]:
+def measure(
+    run: Run, root: Path, seconds: float, size: int, clients: str, stacks: str = ""
+) -> dict[str, Any]:
     """The figures of a run."""
     os.sched_setaffinity(0, run.server)  # the server inherits it; the probes are here
-    with control() as beside, running(root, size + 4 * 2**20, BUDGET) as (process, (web, rpc)):
+    loop: dict[str, Any] = {}
+    serving = running(root, size + 4 * 2**20, BUDGET, stacks, loop)
+    with control() as beside, serving as (process, (web, rpc)):
         infer = ("POST", "/v2/models/other/infer", hostile.request())
         live = ("GET", "/v2/health/live")
         with (
@@ -256,6 +265,7 @@ def measure(run: Run, root: Path, seconds: float, size: int, clients: str) -> di
         with resident.Memory(process.pid) as after:
             time.sleep(0.2)
     return _figures((idle, probe), (idle_other, other), (idle_beside, now_beside)) | {
+        "event_loop": loop,
         "memory_mib": _memory(before, memory, after),
         "cores_used": {
             "server": round(cpu / wall, 2),
@@ -336,6 +346,7 @@ def main() -> None:
     parser.add_argument("--mib", type=int, default=60)
     parser.add_argument("--clients", choices=CLIENTS, default="all")
     parser.add_argument("--runs", nargs="+", choices=runs(), default=list(runs()))
+    parser.add_argument("--stacks", default="", help="file for the stacks that hold the loop up")
     options = parser.parse_args()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -344,7 +355,12 @@ def main() -> None:
             if name in options.runs:
                 load = os.getloadavg()[0]
                 found[name] = measure(
-                    run, root, options.seconds, options.mib * 2**20, options.clients
+                    run,
+                    root,
+                    options.seconds,
+                    options.mib * 2**20,
+                    options.clients,
+                    options.stacks,
                 )
                 found[name]["load_average_before"] = load
                 print(json.dumps({name: found[name]}, indent=1), flush=True)

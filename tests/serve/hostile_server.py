@@ -69,7 +69,10 @@ def main(root: Path, max_body: int, memory: int, stacks: str = "") -> None:
     with tiny_engine() as engine, Predict(root, settings) as predict:
         predict.register(registry)
         generator = Generator(hostile_llm.MODEL, engine)
-        parts = [*openai_parts(registry, generator), predict.part("127.0.0.1:0")]
+        parts = [
+            *openai_parts(registry, generator, memory=predict.memory),
+            predict.part("127.0.0.1:0"),
+        ]
         parts.append(ServicePart(running=lambda: watched(lateness)))
         server = Server(parts, bind("127.0.0.1", 0), registry)
         predict.started = lambda port: print(server.url[7:], f"127.0.0.1:{port}", flush=True)

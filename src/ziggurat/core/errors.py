@@ -100,5 +100,7 @@ def did_you_mean(name: str, known: Iterable[str], shown: Mapping[str, str] | Non
     >>> did_you_mean("learning_rte", ["learning_rate", "steps"])
     'did you mean learning_rate?'
     """
+    if len(name) > 200:  # the comparison takes time and memory without bounds
+        return ""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"did you mean {(shown or {}).get(near[0], near[0])}?" if near else ""

@@ -9,17 +9,32 @@ Traceback (most recent call last):
 ziggurat.serve.errors.RequestError: text: found Expected `str`, got `int`
 """
 
+import array
 import re
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from ziggurat.core.errors import did_you_mean
-from ziggurat.serve.errors import RequestError
+from ziggurat.serve.errors import RequestError, short
+from ziggurat.serve.json_values import (
+    LARGE,
+    MAX_VALUES,
+    TooManyValues,
+    ValueCount,
+    count_values,
+    read_ids,
+)
+
+MAX_TEXTS = 2048
+"""Most prompts, or texts to embed, of one request, as with OpenAI."""
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
     """A request's body; kinds of it list their fields and types."""
+
+    token_ids: ClassVar[str] = ""
+    """The field that can be a list of token ids, or a list of such lists, if there is one."""
 
     @classmethod
     def applied(cls, given: dict[str, Any]) -> dict[str, Any]:
@@ -37,29 +52,63 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 R = TypeVar("R", bound=Body)
 
 
-def read(kind: type[R], body: bytes, *, ignore: bool = False) -> R:
+def read(kind: type[R], body: bytes, *, ignore: bool = False, most_ids: int | None = None) -> R:
     """Read and check a request body.
+
+    How many values a large body holds is counted before any is made. Its token ids, if there are
+    many, are read into arrays, see :func:`~ziggurat.serve.json_values.read_ids`.
 
     Args:
         kind: its type.
         body: JSON.
         ignore: leave fields out that are unknown or not applied.
+        most_ids: most token ids of a list that is that long; default any number.
 
     Raises:
         RequestError: no JSON, or a field is unknown, missing, of a wrong type or not applied.
+        TooManyValues: it holds more values than are decoded.
     """
+    ids: array.array[int] | list[array.array[int]] | None = None
+    if len(body) > LARGE:
+        count = count_values(body)
+        if count.total > MAX_VALUES:
+            body, ids = _split(kind, body, count, most_ids)
+    request = _decode(kind, body, ignore)
+    if ids is not None:
+        setattr(request, kind.token_ids, ids)
+    request.check()
+    return request
+
+
+def _split(
+    kind: type[Body], body: bytes, count: ValueCount, most_ids: int | None
+) -> "tuple[bytes, array.array[int] | list[array.array[int]]]":
+    """A body without its many token ids, and those.
+
+    Raises:
+        TooManyValues: they are not what makes it large.
+    """
+    where = count.largest
+    name, _, text = body[where].partition(b":")
+    field = kind.token_ids
+    if not field or name.strip() != f'"{field}"'.encode():
+        raise TooManyValues.of("request body", count.total)
+    if count.total - count.in_largest > MAX_VALUES:
+        raise TooManyValues.of("request body", count.total - count.in_largest)
+    ids = read_ids(text, field, MAX_TEXTS, most_ids)
+    return body[: where.start] + name + b":[]" + body[where.stop :], ids
+
+
+def _decode(kind: type[R], body: bytes, ignore: bool) -> R:
     try:
         if ignore:
             given = kind.applied(msgspec.json.decode(body, type=dict[str, Any]))
-            request = msgspec.convert(given, type=kind)
-        else:
-            request = msgspec.json.decode(body, type=kind)
+            return msgspec.convert(given, type=kind)
+        return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _explain(kind, str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RequestError("request body", found=error, expected="valid JSON") from None
-    request.check()
-    return request
 
 
 def _explain(kind: type, text: str) -> RequestError:
@@ -81,9 +130,3 @@ def _explain(kind: type, text: str) -> RequestError:
         dotted = f"{where}.{missing[1]}" if where else missing[1]
         return RequestError(dotted, found="nothing", expected="a value", param=dotted)
     return RequestError(where or "request body", found=reason, param=where or None)
-
-
-def short(value: Any) -> str:
-    """A value as shown in an error."""
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -8,7 +8,9 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.llm.engine import Engine
 from ziggurat.serve.llm.metrics import Metrics
+from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
+from ziggurat.serve.memory import RequestMemory
 from ziggurat.serve.openai.embeddings import EmbeddingService, TextEmbedder
 from ziggurat.serve.openai.service import TextService
 from ziggurat.serve.openai.tokens import TokenService, Vocabulary
@@ -37,6 +39,7 @@ def openai_parts(
     registry: CollectorRegistry,
     generator: Generator | None = None,
     embedder: Embedder | None = None,
+    memory: RequestMemory | None = None,
 ) -> list[ServicePart]:
     """OpenAI's endpoints for what is given, with ``/tokenize`` and ``/detokenize``.
 
@@ -44,23 +47,30 @@ def openai_parts(
         registry: gets the models' metrics.
         generator: answers ``/v1/completions`` and ``/v1/chat/completions``.
         embedder: answers ``/v1/embeddings``.
+        memory: budget of the bytes of all requests, if they share it with others; default one of
+            their own, of 256 MiB.
     """
+    off_loop = OffLoop(memory)
     metrics = Metrics(registry)
     parts: list[ServicePart] = []
     vocabularies: dict[str, Vocabulary] = {}
     if generator is not None:
         engine = generator.engine
-        parts.append(TextService(engine, generator.name, metrics, generator.policy).part())
+        parts.append(
+            TextService(engine, generator.name, metrics, generator.policy, off_loop).part()
+        )
         vocabularies[generator.name] = Vocabulary(
             engine.tokenizer, engine.vocab_size, engine.max_length, generator.policy
         )
     if embedder is not None:
-        made = EmbeddingService(embedder.embedder, embedder.tokenizer, embedder.name, metrics)
+        made = EmbeddingService(
+            embedder.embedder, embedder.tokenizer, embedder.name, metrics, off_loop=off_loop
+        )
         parts.append(made.part())
         limits = embedder.embedder
         vocabularies.setdefault(
             embedder.name, Vocabulary(embedder.tokenizer, limits.vocab_size, limits.max_length)
         )
     if vocabularies:
-        parts.append(TokenService(vocabularies).part())
+        parts.append(TokenService(vocabularies, off_loop).part())
     return parts

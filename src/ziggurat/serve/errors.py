@@ -1,8 +1,13 @@
 """Errors that refuse a request, with the HTTP status and the field at fault."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ziggurat.core.errors import ServeError, did_you_mean
+
+_LONGEST = 400
+"""Characters of a part of an error; clients send what is shown, and it may be megabytes."""
 
 
 class RequestError(ServeError):
@@ -32,8 +37,10 @@ class RequestError(ServeError):
         fix: str = "",
         param: str | None = None,
     ):
-        super().__init__(what, found=found, expected=expected, fix=fix)
-        self.param = param
+        super().__init__(
+            _cut(what), found=_cut(str(found)), expected=_cut(str(expected)), fix=_cut(fix)
+        )
+        self.param = None if param is None else _cut(param)
 
 
 class ContextTooLong(RequestError):
@@ -54,7 +61,7 @@ class UnknownModel(RequestError):
         known = list(served)
         return cls(
             "model",
-            found=repr(name),
+            found=short(repr(name[:100])),
             expected=f"the model served, {known[0]}"
             if len(known) == 1
             else f"a model served: {', '.join(known) or 'none'}",
@@ -103,3 +110,31 @@ class EngineStopped(RequestError):
     status = 503
     kind = "server_error"
     code = "engine_stopped"
+
+
+def short(value: Any) -> str:
+    """A value as shown in an error, without a look at more of it than is shown.
+
+    >>> short([0] * 10**6)
+    '[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,...'
+    """
+    text = value[:61] if isinstance(value, str) else repr(_beginning(value))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _beginning(value: Any, depth: int = 0) -> Any:
+    """A value with as much of each part as can be among the first 60 characters."""
+    if depth > 60:
+        return ...
+    if isinstance(value, str):
+        return value[:61]
+    if isinstance(value, list | tuple):
+        return [_beginning(each, depth + 1) for each in value[:31]]
+    if isinstance(value, Mapping):
+        first = itertools.islice(value.items(), 16)
+        return {_beginning(key): _beginning(each, depth + 1) for key, each in first}
+    return value
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

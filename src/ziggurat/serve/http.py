@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ziggurat.serve.errors import RequestError, TooLarge
+from ziggurat.serve.memory import Reservation
 
 _log = logging.getLogger(__name__)
 
@@ -28,19 +29,32 @@ class ClientGone(Exception):
     """The client closed the connection."""
 
 
-async def read_body(request: Request, limit: int = MAX_BODY) -> bytes:
+async def read_body(
+    request: Request, limit: int = MAX_BODY, held: Reservation | None = None
+) -> bytes:
     """The request's body.
+
+    Args:
+        request: the request.
+        limit: most bytes.
+        held: is charged for the bytes as they come.
 
     Raises:
         TooLarge: it has more than ``limit`` bytes.
+        Crowded: the requests under way leave no room for it.
         ClientGone: the client left before its end.
     """
     parts, size = [], 0
+    told = request.headers.get("content-length", "")
+    if told.isdigit() and int(told[:18]) > limit:
+        raise TooLarge("request body", found=f"over {limit} bytes", expected="fewer")
     try:
         async for part in request.stream():
             size += len(part)
             if size > limit:
                 raise TooLarge("request body", found=f"over {limit} bytes", expected="fewer")
+            if held is not None:
+                held.add(len(part))
             parts.append(part)
     except ClientDisconnect:
         raise ClientGone from None

@@ -11,11 +11,11 @@ import pytest
 from tests.serve.predict.conftest import serving
 
 from ziggurat.core.errors import ServeError
+from ziggurat.serve.memory import Crowded
 from ziggurat.serve.predict import Predict, grpc_reading, link
 from ziggurat.serve.predict.grpc_protocol import FrontSettings
 from ziggurat.serve.predict.grpc_reading import Reader
 from ziggurat.serve.predict.link import Link
-from ziggurat.serve.predict.memory import Crowded
 from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.messages import MESSAGES, SERVICE
 

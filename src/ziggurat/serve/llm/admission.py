@@ -17,11 +17,10 @@ import dataclasses
 import threading
 from collections.abc import Sequence
 
+from ziggurat.serve.bodies import MAX_TEXTS
 from ziggurat.serve.errors import ContextTooLong, QueueFull, RequestError
 from ziggurat.serve.llm.sampling import SamplingParams
 
-MAX_PROMPTS = 2048
-"""Most prompts of one request, as with OpenAI."""
 MAX_SEQUENCES = 4096
 """Most completions of one request (prompts times ``n``), and most prompts that may wait."""
 
@@ -81,7 +80,7 @@ class Admission:
         Raises:
             RequestError: more prompts or tokens than an empty queue holds.
         """
-        limits = {"prompts": MAX_PROMPTS, "prompt tokens": self._most.tokens}
+        limits = {"prompts": MAX_TEXTS, "prompt tokens": self._most.tokens}
         for (name, most), found in zip(limits.items(), (request.prompts, request.tokens)):
             if found > most:
                 raise RequestError(
@@ -135,7 +134,8 @@ def most_tokens(
     biased = [token for token, _ in params.logit_bias]
     named = {"prompt": prompt, "stop_token_ids": params.stop_token_ids, "logit_bias": biased}
     for name, ids in named.items():
-        unknown = next((i for i in ids if not 0 <= i < vocab_size), None)
+        fit = not ids or (min(ids) >= 0 and max(ids) < vocab_size)
+        unknown = None if fit else next(i for i in ids if not 0 <= i < vocab_size)
         if unknown is not None:
             expected = f"ids from 0 to {vocab_size - 1}"
             raise RequestError(name, found=unknown, expected=expected, param=name)

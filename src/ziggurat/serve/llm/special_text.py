@@ -11,7 +11,7 @@ import json
 import re
 import secrets
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ziggurat.data import HuggingFaceTokenizer
@@ -19,6 +19,8 @@ from ziggurat.data import HuggingFaceTokenizer
 if TYPE_CHECKING:
     import tokenizers
 
+_STRETCH = 2**14
+"""Characters that are searched at once: less than a millisecond."""
 _NAMES = frozenset({"role", "type"})
 """Keys whose values a template compares and no user chooses."""
 _TWINS: "weakref.WeakKeyDictionary[HuggingFaceTokenizer, TextTokenizer]" = (
@@ -43,6 +45,7 @@ class TextTokenizer:
             if number in tokenizer.special_ids
         }
         self._special = _any_of(self._names)
+        self._longest = max(map(len, self._names), default=0)
         state = json.loads(tokenizer.backend.to_str())
         for token in state["added_tokens"]:
             token["content"] = self._name(token["content"])
@@ -67,7 +70,8 @@ class TextTokenizer:
             add_special_tokens: add those that the model expects around a text.
         """
         if mark:
-            text = self._special.sub(lambda found: self._names[found[0]], text).replace(mark, "")
+            text = _replaced(self._special, lambda found: self._names[found], text, self._longest)
+            text = text.replace(mark, "")
         found = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return [self._ids.get(number, number) for number in found[0].ids]
 
@@ -123,7 +127,9 @@ class _Texts:
 
     def broken(self, text: str, sign: str) -> str:
         """The text with ``sign`` after the first character of each."""
-        out = self._pattern.sub(lambda found: found[0][:1] + sign + found[0][1:], text)
+        out = _replaced(
+            self._pattern, lambda found: found[:1] + sign + found[1:], text, self._longest + 1
+        )
         for size in range(min(self._longest, len(out)), 0, -1):
             if out[-size:] in self._beginnings:
                 return out[: len(out) - size + 1] + sign + out[len(out) - size + 1 :]
@@ -150,6 +156,28 @@ def _branches(tree: Mapping[str, Any]) -> str:
     ends = "" in tree
     ways = "|".join(re.escape(c) + _branches(rest) for c, rest in tree.items() if c)
     return "" if not ways else f"(?:{ways}){'?' if ends else ''}"
+
+
+def _replaced(
+    pattern: re.Pattern[str], change: Callable[[str], str], text: str, longest: int
+) -> str:
+    """A text with every match, of at most ``longest`` characters, changed.
+
+    As with ``pattern.sub``, but it looks at little of the text at once: ``re`` holds the
+    interpreter's lock while it searches, over a second for a text of megabytes.
+    """
+    if len(text) <= _STRETCH:
+        return pattern.sub(lambda found: change(found[0]), text)
+    parts, at, done = [], 0, 0
+    while at < len(text):
+        found = pattern.search(text, at, at + _STRETCH + longest)
+        # A match that begins beyond the stretch may go on beyond what was looked at.
+        if found is None or found.start() >= at + _STRETCH:
+            at += _STRETCH
+            continue
+        parts += (text[done : found.start()], change(found[0]))
+        at = done = found.end()
+    return "".join((*parts, text[done:]))
 
 
 def _rename_vocabulary(model: dict[str, Any], name: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from ziggurat.serve.errors import RequestError
+from ziggurat.serve.json_values import ValueBudget
 
 FormKind = Literal["json", "regex", "choice", "grammar", "tools"]
 OBJECT: dict[str, Any] = {"type": "object"}
@@ -112,6 +113,7 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
 def _schema(given: Any) -> Any:
     if not isinstance(given, str):
         return given
+    ValueBudget().take(given, "structured_outputs.json")
     try:
         return msgspec.json.decode(given, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError, UnicodeError) as error:

@@ -1,15 +1,15 @@
 """Fields that hold texts or token ids, one or several: prompts and what is to be embedded."""
 
+import array
 from collections.abc import Sequence
 from typing import Any
 
 from ziggurat.core.errors import DataError
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.serve.bodies import short
-from ziggurat.serve.errors import ContextTooLong, RequestError
+from ziggurat.serve.errors import ContextTooLong, RequestError, short
 from ziggurat.serve.llm import special_text
 
-Texts = list[str] | list[list[int]]
+Texts = list[str] | list[Sequence[int]]
 
 
 def listed(value: Any, field: str) -> Texts:
@@ -43,7 +43,7 @@ def encode(
     special: bool = True,
     special_tokens: bool = True,
     max_length: int | None = None,
-) -> list[list[int]]:
+) -> list[Sequence[int]]:
     """Token ids of texts; what is ids already stays.
 
     Args:
@@ -59,7 +59,7 @@ def encode(
         ContextTooLong: a text cannot be of ``max_length`` tokens or fewer.
     """
 
-    def ids(text: str) -> list[int]:
+    def ids(text: str) -> Sequence[int]:
         check_length(tokenizer, text, max_length, field)
         if special_tokens or special_text.mark(text, tokenizer, "-") == text:
             return tokenizer.encode(text, add_special_tokens=special)
@@ -95,6 +95,8 @@ def check_length(
 
 
 def _all(value: Any, kind: type) -> bool:
+    if isinstance(value, array.array):  # of ids, see ziggurat.serve.json_values.read_ids
+        return kind is int and bool(value)
     return (
         isinstance(value, Sequence)
         and not isinstance(value, str)

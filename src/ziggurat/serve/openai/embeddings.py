@@ -7,7 +7,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -18,14 +18,12 @@ from starlette.routing import Route
 
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.app import ServicePart
-from ziggurat.serve.bodies import Body, read
+from ziggurat.serve.bodies import MAX_TEXTS, Body, read
 from ziggurat.serve.errors import ContextTooLong, QueueFull, RequestError, UnknownModel
-from ziggurat.serve.http import guarded, json_response, read_body, unless_gone
+from ziggurat.serve.http import guarded, json_response, unless_gone
 from ziggurat.serve.llm import texts
 from ziggurat.serve.llm.metrics import Metrics, ModelMetrics
-
-MAX_INPUTS = 2048
-"""Most texts in one request, as with OpenAI."""
+from ziggurat.serve.llm.off_loop import OffLoop
 
 
 @runtime_checkable
@@ -55,6 +53,8 @@ class TextEmbedder(Protocol):
 class EmbeddingRequest(Body, kw_only=True):
     """The body of ``POST /v1/embeddings``."""
 
+    token_ids: ClassVar[str] = "input"
+
     model: str
     input: str | list[Any]
     encoding_format: Literal["float", "base64"] | None = None
@@ -74,6 +74,7 @@ class EmbeddingService:
         name: the model's name in requests.
         metrics: where figures go.
         max_queue: requests that may wait; more are refused.
+        off_loop: reads bodies and works on them; default one of its own.
     """
 
     def __init__(
@@ -83,10 +84,12 @@ class EmbeddingService:
         name: str,
         metrics: Metrics,
         max_queue: int = 64,
+        off_loop: OffLoop | None = None,
     ):
         self._embedder, self._tokenizer, self._name = embedder, tokenizer, name
         self._metrics = ModelMetrics(metrics, name)
         self._turn, self._waiting, self._max_queue = asyncio.Lock(), 0, max_queue
+        self._off_loop = off_loop or OffLoop()
         self._created = int(time.time())
 
     def part(self) -> ServicePart:
@@ -105,21 +108,19 @@ class EmbeddingService:
 
     async def _embeddings(self, request: Request) -> Response:
         begun = time.monotonic()
-        parsed = read(EmbeddingRequest, await read_body(request))
-        if parsed.model != self._name:
-            raise UnknownModel.of(parsed.model, [self._name])
-        ids = await run_in_threadpool(self._ids, parsed)
+        async with self._off_loop.read(request) as body:
+            ids, base64_encoded = await body.run(self._ids, body.take())
         vectors = await unless_gone(request.receive, self._embed(ids))
         tokens = sum(map(len, ids))
         self._metrics.embedded(tokens, time.monotonic() - begun)
         data = [
-            {"object": "embedding", "index": index, "embedding": _shown(vector, parsed)}
+            {"object": "embedding", "index": index, "embedding": _shown(vector, base64_encoded)}
             for index, vector in enumerate(vectors)
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return json_response({"object": "list", "data": data, "model": self._name, "usage": usage})
 
-    async def _embed(self, ids: list[list[int]]) -> np.ndarray:
+    async def _embed(self, ids: list[Sequence[int]]) -> np.ndarray:
         if self._waiting >= self._max_queue:
             raise QueueFull.of(self._waiting, self._max_queue)
         self._waiting += 1
@@ -130,13 +131,17 @@ class EmbeddingService:
         # Shielded: a thread cannot be given up, and the next one waits until it is done.
         return await asyncio.shield(asyncio.ensure_future(self._in_turn(ids)))
 
-    async def _in_turn(self, ids: list[list[int]]) -> np.ndarray:
+    async def _in_turn(self, ids: list[Sequence[int]]) -> np.ndarray:
         try:
             return await run_in_threadpool(self._embedder.embed, ids)
         finally:
             self._turn.release()
 
-    def _ids(self, parsed: EmbeddingRequest) -> list[list[int]]:
+    def _ids(self, body: bytes) -> tuple[list[Sequence[int]], bool]:
+        """Token ids of each text of a body, and whether vectors are asked for in base64."""
+        parsed = read(EmbeddingRequest, body, most_ids=self._embedder.max_length)
+        if parsed.model != self._name:
+            raise UnknownModel.of(parsed.model, [self._name])
         dimension = self._embedder.dimension
         if parsed.dimensions not in (None, dimension):
             raise RequestError(
@@ -147,18 +152,18 @@ class EmbeddingService:
                 param="dimensions",
             )
         listed = texts.listed(parsed.input, "input")
-        if len(listed) > MAX_INPUTS:
-            expected = f"at most {MAX_INPUTS} texts"
+        if len(listed) > MAX_TEXTS:
+            expected = f"at most {MAX_TEXTS} texts"
             raise RequestError("input", found=len(listed), expected=expected, param="input")
         special = parsed.add_special_tokens is not False
         ids = texts.encode(self._tokenizer, listed, "input", special=special)
         known = self._embedder.vocab_size
         for number, entry in enumerate(ids):
             _check_ids(f"input {number}", entry, self._embedder.max_length, known)
-        return ids
+        return ids, parsed.encoding_format == "base64"
 
 
-def _check_ids(what: str, ids: list[int], longest: int, known: int) -> None:
+def _check_ids(what: str, ids: Sequence[int], longest: int, known: int) -> None:
     if not ids:
         raise RequestError(what, found="no tokens", expected="at least one", param="input")
     if len(ids) > longest:
@@ -175,7 +180,7 @@ def _check_ids(what: str, ids: list[int], longest: int, known: int) -> None:
         raise RequestError(what, found=unknown, expected=expected, param="input")
 
 
-def _shown(vector: np.ndarray, parsed: EmbeddingRequest) -> list[float] | str:
-    if parsed.encoding_format == "base64":
+def _shown(vector: np.ndarray, base64_encoded: bool) -> list[float] | str:
+    if base64_encoded:
         return base64.b64encode(vector.astype("<f4").tobytes()).decode()
     return vector.tolist()

@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pydantic_core
 
-from ziggurat.serve.errors import RequestError
+from ziggurat.serve.errors import RequestError, short
+from ziggurat.serve.json_values import ValueBudget
 
 ROLES = {
     "developer": "system",
@@ -50,17 +51,18 @@ def conversation(messages: Sequence[Any]) -> list[dict[str, Any]]:
     """
     if not messages:
         raise RequestError("messages", found="none", expected="at least one", param="messages")
-    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    budget = ValueBudget()
+    return [_message(message, f"messages[{i}]", budget) for i, message in enumerate(messages)]
 
 
-def _message(given: Any, place: str) -> dict[str, Any]:
+def _message(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
     fields = {key: value for key, value in _object(given, place).items() if value is not None}
     given = fields.get("role")
     if not isinstance(given, str) or given not in ROLES:
-        found = "nothing" if given is None else repr(given)
+        found = "nothing" if given is None else _quoted(given)
         raise _refused(f"{place}.role", found, f"one of {', '.join(ROLES)}")
     role, function = ROLES[given], given == "function"
-    calls = _calls(fields, place) if role == "assistant" else []
+    calls = _calls(fields, place, budget) if role == "assistant" else []
     message: dict[str, Any] = {"role": role, "content": _content(fields, role, place)}
     for field, owner in (("tool_calls", "assistant"), ("function_call", "assistant"),
                          ("tool_call_id", "tool"), ("audio", "nobody")):  # fmt: skip
@@ -69,7 +71,9 @@ def _message(given: Any, place: str) -> dict[str, Any]:
             raise _refused(f"{place}.{field}", given, expected)
     for field in UNAPPLIED & fields.keys():
         if fields[field] is not False:
-            raise _refused(f"{place}.{field}", fields[field], "no such key; it is not applied")
+            raise _refused(
+                f"{place}.{field}", short(fields[field]), "no such key; it is not applied"
+            )
     if calls:
         message["tool_calls"] = calls
     optional = ("name", "tool_call_id")
@@ -96,41 +100,42 @@ def _part(given: Any, place: str) -> dict[str, str]:
     part = _object(given, place)
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in _TEXTS:
-        raise _refused(f"{place}.type", repr(kind), "text, since this model reads nothing else")
+        raise _refused(f"{place}.type", _quoted(kind), "text, since this model reads nothing else")
     key = _TEXTS[kind]
     return {"type": "text", "text": _text(part.get(key), f"{place}.{key}")}
 
 
-def _calls(fields: Mapping[str, Any], place: str) -> list[dict[str, Any]]:
+def _calls(fields: Mapping[str, Any], place: str, budget: ValueBudget) -> list[dict[str, Any]]:
     """The calls of an assistant's message; the older ``function_call`` is one without an id."""
     given = fields.get("tool_calls") or []
     if not isinstance(given, list):
         raise _refused(f"{place}.tool_calls", type(given).__name__, "a list")
-    calls = [_call(call, f"{place}.tool_calls[{i}]") for i, call in enumerate(given)]
+    calls = [_call(call, f"{place}.tool_calls[{i}]", budget) for i, call in enumerate(given)]
     if "function_call" in fields:
-        function = _function(fields["function_call"], f"{place}.function_call")
+        function = _function(fields["function_call"], f"{place}.function_call", budget)
         calls.append({"id": function["name"], "type": "function", "function": function})
     return calls
 
 
-def _call(given: Any, place: str) -> dict[str, Any]:
+def _call(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
     call = _object(given, place)
     kind = call.get("type") or "function"
     if kind != "function":
-        raise _refused(f"{place}.type", repr(kind), "function")
-    function = _function(call.get("function"), f"{place}.function")
+        raise _refused(f"{place}.type", _quoted(kind), "function")
+    function = _function(call.get("function"), f"{place}.function", budget)
     number = call.get("id")
     named = {} if number is None else {"id": _text(number, f"{place}.id")}
     return {**named, "type": "function", "function": function}
 
 
-def _function(given: Any, place: str) -> dict[str, Any]:
+def _function(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
     function = _object(given, place)
     name = _text(function.get("name"), f"{place}.name")
     arguments = function.get("arguments")
     if isinstance(arguments, dict):
         return {"name": name, "arguments": arguments}
     text = "" if arguments is None else _text(arguments, f"{place}.arguments")
+    budget.take(text, f"{place}.arguments")
     return {"name": name, "arguments": read_arguments(text)}
 
 
@@ -168,6 +173,10 @@ def _text(given: Any, place: str) -> str:
     if isinstance(given, str):
         return given
     raise _refused(place, "null" if given is None else type(given).__name__, "text")
+
+
+def _quoted(given: Any) -> str:
+    return short(repr(given[:100]) if isinstance(given, str) else given)
 
 
 def _refused(place: str, found: object, expected: str) -> RequestError:

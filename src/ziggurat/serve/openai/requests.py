@@ -8,15 +8,14 @@ ziggurat.serve.errors.RequestError: colour: found an unknown field; expected a f
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from ziggurat.data import HuggingFaceTokenizer, chat
-from ziggurat.serve.bodies import Body, short
-from ziggurat.serve.errors import RequestError
+from ziggurat.serve.bodies import MAX_TEXTS, Body
+from ziggurat.serve.errors import RequestError, short
 from ziggurat.serve.llm import hermes
-from ziggurat.serve.llm.admission import MAX_PROMPTS
 from ziggurat.serve.llm.sampling import MAX_LOGPROBS, SamplingParams
 from ziggurat.serve.llm.structured import Form, ResponseFormat, StructuredOutputs
 from ziggurat.serve.llm.texts import Texts, listed
@@ -181,6 +180,8 @@ def _token_id(text: str) -> int:
 class CompletionRequest(GenerationRequest, kw_only=True):
     """The body of ``POST /v1/completions``."""
 
+    token_ids: ClassVar[str] = "prompt"
+
     prompt: str | list[Any]
     add_special_tokens: bool | None = None
     echo: bool | None = None
@@ -211,8 +212,8 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             RequestError: they are none, or more than a request may have.
         """
         made = listed(self.prompt, "prompt")
-        if len(made) > MAX_PROMPTS:
-            found, expected = f"{len(made)} prompts", f"at most {MAX_PROMPTS}"
+        if len(made) > MAX_TEXTS:
+            found, expected = f"{len(made)} prompts", f"at most {MAX_TEXTS}"
             raise RequestError("prompt", found=found, expected=expected, param="prompt")
         return made
 

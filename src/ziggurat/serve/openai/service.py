@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from starlette.routing import Route
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import read
 from ziggurat.serve.errors import UnknownModel
-from ziggurat.serve.http import EventStream, guarded, json_response, read_body, unless_gone
+from ziggurat.serve.http import EventStream, guarded, json_response, unless_gone
 from ziggurat.serve.llm import special_text
 from ziggurat.serve.llm.engine import Engine
 from ziggurat.serve.llm.grammar import Grammars
@@ -24,6 +24,8 @@ from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.llm.render import render_chat
+from ziggurat.serve.llm.sampling import SamplingParams
+from ziggurat.serve.llm.structured import Form
 from ziggurat.serve.llm.texts import encode
 from ziggurat.serve.openai.messages import conversation
 from ziggurat.serve.openai.requests import ChatRequest, CompletionRequest
@@ -32,11 +34,40 @@ from ziggurat.serve.openai.token_stream import TokenStream, chunks
 
 
 class ParsedRequest(NamedTuple):
-    """A parsed request body, the token ids of its prompts, and the format of its response."""
+    """Everything that outlives a request's body, which may be large and wait for long."""
 
-    body: ChatRequest | CompletionRequest
-    prompts: list[list[int]]
+    prompts: list[Sequence[int]]
+    """Token ids."""
+    params: SamplingParams
+    form: Form | None
+    """Form that the answer must have."""
     format: ChatFormat | TextFormat
+    """Format of the response."""
+    kept: int
+    """Bytes of texts that are kept until the answer is complete."""
+    cache_salt: str | None
+    stream: bool
+    show_usage: bool
+    show_usage_so_far: bool
+
+    @classmethod
+    def of(
+        cls,
+        body: ChatRequest | CompletionRequest,
+        prompts: list[Sequence[int]],
+        params: SamplingParams,
+        form: Form | None,
+        format: ChatFormat | TextFormat,
+        texts: Iterable[str] = (),
+    ) -> "ParsedRequest":
+        """The request of a body; ``texts`` are kept besides those that end an answer."""
+        options = body.stream_options
+        show = options is not None and bool(options.include_usage)
+        often = options is not None and bool(options.continuous_usage_stats)
+        kept = sum(map(len, (*params.stop, *texts)))
+        stream = bool(body.stream)
+        salt = body.cache_salt
+        return cls(prompts, params, form, format, kept, salt, stream, show, show and often)
 
 
 class TextService:
@@ -47,14 +78,20 @@ class TextService:
         name: the model's name in requests.
         metrics: where the engine's figures go.
         policy: how requests are read.
+        off_loop: reads bodies and works on them; default one of its own.
     """
 
     def __init__(
-        self, engine: Engine, name: str, metrics: Metrics, policy: RequestPolicy = DEFAULT
+        self,
+        engine: Engine,
+        name: str,
+        metrics: Metrics,
+        policy: RequestPolicy = DEFAULT,
+        off_loop: OffLoop | None = None,
     ):
         self._engine, self._name, self._policy = engine, name, policy
         self._ignore = policy.extra_fields == "ignore"
-        self._off_loop = OffLoop()
+        self._off_loop = off_loop or OffLoop()
         if engine.tokenizer.chat_template is not None and not policy.control_in_messages:
             special_text.text_tokenizer(engine.tokenizer)  # takes up to a second: not in a request
         self._grammars = Grammars(engine.tokenizer, engine.vocab_size)
@@ -98,9 +135,9 @@ class TextService:
         if completion.echo:
             texts = [p if isinstance(p, str) else self._decode(p) for p in prompts]
             echo = [text for text in texts for _ in range(params.n)]
-        completion.prompt = ""  # it may be large, and the request may wait for long
-        form = TextFormat(self._name, logprobs=params.logprobs is not None, echo=echo)
-        return ParsedRequest(completion, ids, form)
+        shown = TextFormat(self._name, logprobs=params.logprobs is not None, echo=echo)
+        form = completion.form(self._engine.tokenizer)
+        return ParsedRequest.of(completion, ids, params, form, shown, echo)
 
     def _read_chat(self, body: bytes) -> ParsedRequest:
         chat = self._read(body, ChatRequest)
@@ -116,12 +153,11 @@ class TextService:
             special_tokens=policy.control_in_messages,
             max_length=self._engine.max_length,
         )
-        chat.messages = []
-        form = ChatFormat(self._name, logprobs=params.logprobs is not None, tools=use)
-        return ParsedRequest(chat, [ids], form)
+        shown = ChatFormat(self._name, logprobs=params.logprobs is not None, tools=use)
+        return ParsedRequest.of(chat, [ids], params, chat.form(tokenizer), shown)
 
     def _read(self, body: bytes, kind: type[Any]) -> Any:
-        request = read(kind, body, ignore=self._ignore)
+        request = read(kind, body, ignore=self._ignore, most_ids=self._engine.max_length)
         if request.model != self._name:
             raise UnknownModel.of(request.model, [self._name])
         return request
@@ -129,27 +165,32 @@ class TextService:
     async def _answer(
         self, request: Request, read_request: Callable[[bytes], ParsedRequest]
     ) -> Response:
-        body = await read_body(request)
-        size = len(body)
-        parsed, prompts, form = await self._off_loop(size, read_request, body)
-        del body
-        params = parsed.sampling(self._policy.sampling)
-        output_form = parsed.form(self._engine.tokenizer)
-        if output_form is not None:
-            maker = await asyncio.wrap_future(self._grammars.compile(output_form))
-            params = dataclasses.replace(params, constraint=maker)
-        client = getattr(request.state, "client", "")
-        salt = _salt(client, parsed.cache_salt)
-        events = TokenStream(params.n)
-        await self._off_loop(size, events.submit, self._engine, prompts, params, client, salt)
-        usage, choices = Usage(sum(map(len, prompts))), len(prompts) * params.n
-        del prompts  # the engine has them, in a quarter of the memory
+        async with self._off_loop.read(request) as body:
+            parsed = await body.run(read_request, body.take())
+            params, prompts, form = parsed.params, parsed.prompts, parsed.format
+            if parsed.form is not None:
+                maker = await asyncio.wrap_future(self._grammars.compile(parsed.form))
+                params = dataclasses.replace(params, constraint=maker)
+            client = getattr(request.state, "client", "")
+            salt = _salt(client, parsed.cache_salt)
+            events = TokenStream(params.n)
+            kept = body.keep(parsed.kept)
+            try:
+                await body.run(events.submit, self._engine, prompts, params, client, salt)
+            except BaseException:
+                kept.close()
+                raise
+            usage, choices = Usage(sum(map(len, prompts))), len(prompts) * params.n
+            parsed = parsed._replace(prompts=[])
+            del prompts  # the engine has them, in a quarter of the memory
+
+        def release() -> None:
+            events.cancel()
+            kept.close()
+
         if parsed.stream:
-            options = parsed.stream_options
-            show = options is not None and bool(options.include_usage)
-            often = options is not None and bool(options.continuous_usage_stats)
-            bodies = chunks(events, form, usage, choices, show, show and often)
-            return EventStream(bodies, events.cancel)
+            shown = parsed.show_usage, parsed.show_usage_so_far
+            return EventStream(chunks(events, form, usage, choices, *shown), release)
         completions = [Completion() for _ in range(choices)]
 
         async def collect() -> None:
@@ -161,7 +202,7 @@ class TextService:
         try:
             await unless_gone(request.receive, collect())
         finally:
-            events.cancel()
+            release()
         return json_response(form.whole(completions, usage))
 
     def _decode(self, ids: list[int]) -> str:

@@ -1,8 +1,8 @@
 """``/tokenize`` and ``/detokenize`` as in vLLM: what a text, or a conversation, costs."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,7 +12,7 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import Body, read
 from ziggurat.serve.errors import RequestError, UnknownModel
-from ziggurat.serve.http import guarded, json_response, read_body
+from ziggurat.serve.http import guarded, json_response
 from ziggurat.serve.llm import texts
 from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
@@ -60,6 +60,8 @@ class TokenizeRequest(Body, kw_only=True):
 class DetokenizeRequest(Body, kw_only=True):
     """The body of ``POST /detokenize``."""
 
+    token_ids: ClassVar[str] = "tokens"
+
     model: str | None = None
     tokens: list[int]
 
@@ -70,9 +72,9 @@ class TokenService:
     A request that names no model means the first.
     """
 
-    def __init__(self, vocabularies: Mapping[str, Vocabulary]):
+    def __init__(self, vocabularies: Mapping[str, Vocabulary], off_loop: OffLoop | None = None):
         self._vocabularies = dict(vocabularies)
-        self._off_loop = OffLoop()
+        self._off_loop = off_loop or OffLoop()
 
     def part(self) -> ServicePart:
         """Routes of the endpoints."""
@@ -82,10 +84,13 @@ class TokenService:
         )
 
     async def _tokenize(self, request: Request) -> Response:
-        text = await read_body(request)
+        async with self._off_loop.read(request) as body:
+            return await body.run(self._tokenized, body.take())
+
+    def _tokenized(self, text: bytes) -> Response:
         parsed = read(TokenizeRequest, text)
         known = self._vocabulary(parsed.model)
-        ids = await self._off_loop(len(text), _ids, known, parsed)
+        ids = _ids(known, parsed)
         body = {"count": len(ids), "max_model_len": known.max_length, "tokens": ids}
         if parsed.return_token_strs:
             names = map(known.tokenizer.backend.id_to_token, ids)
@@ -93,14 +98,18 @@ class TokenService:
         return json_response(body)
 
     async def _detokenize(self, request: Request) -> Response:
-        parsed = read(DetokenizeRequest, await read_body(request))
+        async with self._off_loop.read(request) as body:
+            return await body.run(self._detokenized, body.take())
+
+    def _detokenized(self, text: bytes) -> Response:
+        parsed = read(DetokenizeRequest, text)
         known = self._vocabulary(parsed.model)
         unknown = next((i for i in parsed.tokens if not 0 <= i < known.vocab_size), None)
         if unknown is not None:
             expected = f"ids from 0 to {known.vocab_size - 1}"
             raise RequestError("tokens", found=unknown, expected=expected, param="tokens")
-        text = known.tokenizer.decode(parsed.tokens, skip_special_tokens=False)
-        return json_response({"prompt": text})
+        shown = known.tokenizer.decode(parsed.tokens, skip_special_tokens=False)
+        return json_response({"prompt": shown})
 
     def _vocabulary(self, name: str | None) -> Vocabulary:
         name = next(iter(self._vocabularies)) if name is None else name
@@ -109,7 +118,7 @@ class TokenService:
         return self._vocabularies[name]
 
 
-def _ids(known: Vocabulary, parsed: TokenizeRequest) -> list[int]:
+def _ids(known: Vocabulary, parsed: TokenizeRequest) -> Sequence[int]:
     policy = known.policy
     if parsed.messages is None:
         assert parsed.prompt is not None

@@ -23,10 +23,10 @@ import msgspec
 import numpy as np
 
 from ziggurat.serve.errors import RequestError, TooLarge
+from ziggurat.serve.memory import Reservation
 from ziggurat.serve.predict import body as http_body
 from ziggurat.serve.predict import wire
 from ziggurat.serve.predict.infer import Decoded
-from ziggurat.serve.predict.memory import Reservation
 from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.signature import DATATYPES, Tensor
 

@@ -8,11 +8,11 @@ from google.protobuf import json_format
 from jaxtyping import Shaped
 
 from ziggurat.serve.errors import RequestError
+from ziggurat.serve.memory import Reservation
 from ziggurat.serve.predict import decoder as decoding
 from ziggurat.serve.predict import grpc_body, infer, model_card, tensors, wire
 from ziggurat.serve.predict.grpc_body import parse, plain
 from ziggurat.serve.predict.infer import Decoded, asked_of
-from ziggurat.serve.predict.memory import Reservation
 from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.messages import MESSAGES, METHODS
 from ziggurat.serve.predict.operations import Operations

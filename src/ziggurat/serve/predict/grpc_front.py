@@ -31,6 +31,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from ziggurat.core.errors import ServeError
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.http import describe_for
+from ziggurat.serve.memory import Crowded
 from ziggurat.serve.predict import wire
 from ziggurat.serve.predict.grpc_protocol import (
     CANCEL,
@@ -42,7 +43,6 @@ from ziggurat.serve.predict.grpc_protocol import (
 )
 from ziggurat.serve.predict.grpc_reading import READ_SECONDS, Reader
 from ziggurat.serve.predict.link import INLINE, Link, Message
-from ziggurat.serve.predict.memory import Crowded
 from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.messages import METHODS, POOL, SERVICE
 from ziggurat.serve.tls import Tls

@@ -13,8 +13,8 @@ import os
 from collections.abc import AsyncIterator
 
 from ziggurat.serve.errors import RequestError
+from ziggurat.serve.memory import Crowded
 from ziggurat.serve.predict.grpc_protocol import FrontSettings
-from ziggurat.serve.predict.memory import Crowded
 
 READ_SECONDS = 20.0
 """How long one message may take to arrive, and how long it may wait for room to be read into."""

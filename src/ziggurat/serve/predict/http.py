@@ -16,12 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from ziggurat.serve.errors import RequestError, TooLarge
 from ziggurat.serve.http import ClientGone, Describe, http_error, unless_gone
+from ziggurat.serve.memory import RequestMemory, Reservation
 from ziggurat.serve.predict import body as bodies
 from ziggurat.serve.predict import decoder as decoding
 from ziggurat.serve.predict import infer, tensors
 from ziggurat.serve.predict.decoder import DecoderPool
 from ziggurat.serve.predict.infer import Decoded, asked_of
-from ziggurat.serve.predict.memory import RequestMemory, Reservation
 from ziggurat.serve.predict.memory_file import MemoryFile
 from ziggurat.serve.predict.repository import Repository, Version
 from ziggurat.serve.predict.signature import Tensor

@@ -14,10 +14,10 @@ from ziggurat import __version__
 from ziggurat.core.errors import ZigguratError
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.http import describe_for
+from ziggurat.serve.memory import RequestMemory
 from ziggurat.serve.predict.batching import BatchScheduler
 from ziggurat.serve.predict.config import PredictConfig
 from ziggurat.serve.predict.decoder import DecoderPool
-from ziggurat.serve.predict.memory import RequestMemory
 from ziggurat.serve.predict.repository import Repository, refuse_load_parameters
 
 T = TypeVar("T", bound="Operations")

@@ -10,7 +10,9 @@
 0
 """
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 from ziggurat.serve.errors import RequestError, TooLarge
 
@@ -25,6 +27,7 @@ class Crowded(RequestError):
     status = 429
     kind = "rate_limit_error"
     code = "queue_full"
+    retry_after = 1
 
 
 class RequestMemory:
@@ -107,7 +110,21 @@ class Reservation:
         self._large += size - small
         self._small += small
 
+    @contextlib.contextmanager
+    def more(self, size: int) -> Iterator[None]:
+        """Reserve so many more bytes within the context.
+
+        Raises:
+            Crowded: there is no room.
+        """
+        self._memory.take(size, 0)
+        try:
+            yield
+        finally:
+            self._memory.give(size, 0)
+
     def close(self) -> None:
-        """Give all back."""
-        self._memory.give(self._large, self._small)
+        """Give all back; a second time does nothing."""
+        large, small = self._large, self._small
         self._large = self._small = 0
+        self._memory.give(large, small)

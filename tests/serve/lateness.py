@@ -8,6 +8,7 @@ the interpreter's lock, which another thread holds. Linux only.
 import asyncio
 import dataclasses
 import faulthandler
+import gc
 import os
 import threading
 import time
@@ -27,6 +28,20 @@ class Lateness:
     beats: int = 0
     late: int = 0
     worst: dict[str, float] = dataclasses.field(default_factory=dict)
+    _collecting: float = 0.0
+
+    def __post_init__(self) -> None:
+        gc.callbacks.append(self._collected)
+
+    def _collected(self, phase: str, told: dict[str, int]) -> None:
+        """Note how long a garbage collection took: it holds the interpreter's lock."""
+        if phase == "start":
+            self._collecting = time.monotonic()
+            return
+        took = round((time.monotonic() - self._collecting) * 1000, 1)
+        self.worst["collection"] = max(self.worst.get("collection", 0.0), took)
+        if self.stacks is not None and took > 20:
+            self.stacks.write(f"GC {took} {told} {gc.get_count()} {len(gc.get_objects())}\n")
 
     async def run(self) -> None:
         """Beat until cancelled, on the loop that is watched."""

@@ -100,7 +100,17 @@ def http_error(error: Exception, describe: Describe = describe) -> Response:
     seconds = getattr(error, "retry_after", None)
     if seconds is not None:
         response.headers["retry-after"] = str(seconds)
+    _forget_frames(error)
     return response
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Let go of what the frames of an error hold, such as a large request.
+
+    A frame that holds the error that it raised is a circle, which stays until a collection.
+    """
+    while error is not None:
+        error.__traceback__, error = None, error.__context__
 
 
 def guarded(handler: Handler, describe: Describe = describe) -> Handler:

@@ -64,15 +64,26 @@ class Admission:
         if limited:
             self.check(request)
         with self._lock:
-            held = self._clients.setdefault(client, QueuedRequest(client))
-            for name in ("requests", "prompts", "tokens") if limited else ():
-                waiting, most = getattr(held, name), getattr(self._most, name)
-                if waiting + getattr(request, name) > most:
-                    raise QueueFull.of(waiting, most, name)
+            held = self._clients.get(client) or QueuedRequest(client)
+            if limited:
+                self._check_beside(held, request)
+            self._clients[client] = held
             held.requests += 1
             held.prompts += request.prompts
             held.tokens += request.tokens
         return request
+
+    def check_room(self, client: str, sizes: Sequence[int]) -> None:
+        """Refuse what :meth:`enter` would refuse now; arguments and errors as there."""
+        request = QueuedRequest(client, 1, len(sizes), sum(sizes))
+        with self._lock:
+            self._check_beside(self._clients.get(client) or QueuedRequest(client), request)
+
+    def _check_beside(self, held: QueuedRequest, request: QueuedRequest) -> None:
+        for name in ("requests", "prompts", "tokens"):
+            waiting, most = getattr(held, name), getattr(self._most, name)
+            if waiting + getattr(request, name) > most:
+                raise QueueFull.of(waiting, most, name)
 
     def check(self, request: QueuedRequest) -> None:
         """Refuse what can never fit.

@@ -163,6 +163,9 @@ class Engine:
             found = f"{completions} completions in one request"
             expected = f"at most {MAX_SEQUENCES}"
             raise RequestError("n times prompts", found=found, expected=expected, param="n")
+        sizes = [len(prompt) for prompt, _ in prompts]
+        if limited:  # before the work of making them; it is decided below
+            self._admission.check_room(client, sizes)
         made = [
             Request(
                 prompt,
@@ -176,7 +179,6 @@ class Engine:
         with self._changed:
             if self._closed or self._failure:
                 raise EngineStopped("engine", found=self._failure or "closed", expected="running")
-            sizes = [len(request.prompt) for request in made]
             queued = self._admission.enter(client, sizes, limited=limited)
             for request in made:
                 request.queued_in = queued
@@ -420,6 +422,7 @@ class Engine:
         self._leave_queue(request)
         if request in self._active:
             self._active.remove(request)
+        request.seqs = []  # they hold the request: two thousand such circles take long to collect
         request.timeline.ended = time.monotonic()
         if self.monitor is not None:
             self.monitor.ended(request.timeline)

@@ -3,7 +3,6 @@
 import array
 import dataclasses
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
@@ -86,9 +85,13 @@ class Request:
         """Whether the other sequences have been queued beside the first."""
         self.error: Exception | None = None
         """Error that concerns this request alone."""
-        self._events: queue.SimpleQueue[TokenEvent | Exception | None] = queue.SimpleQueue()
-        self.deliver: Listener = listener or self._events.put
-        self._cancelled = threading.Event()
+        self._events: queue.SimpleQueue[TokenEvent | Exception | None] | None = None
+        if listener is None:
+            self._events = queue.SimpleQueue()
+            listener = self._events.put
+        self.deliver: Listener = listener
+        self.cancelled = False
+        """Whether it is to end; set from any thread."""
 
     def first_sequence(
         self, tokenizer: HuggingFaceTokenizer, vocab: int, order: int, seed: int
@@ -140,13 +143,10 @@ class Request:
 
     def cancel(self) -> None:
         """Cancel the request; the next step runs without it."""
-        self._cancelled.set()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        self.cancelled = True
 
     def __iter__(self) -> Iterator[TokenEvent]:
+        assert self._events is not None, "its events go to a listener"
         try:
             while (event := self._events.get()) is not None:
                 if isinstance(event, Exception):

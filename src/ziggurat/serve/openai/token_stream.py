@@ -48,8 +48,9 @@ class TokenStream:
         self._requests = engine.submit_together(together, self._listener, client=client, salt=salt)
 
     def cancel(self) -> None:
-        """Cancel all prompts."""
-        for request in self._requests:
+        """Cancel all prompts, and let go of them: they hold this stream."""
+        requests, self._requests = self._requests, []
+        for request in requests:
             request.cancel()
 
     async def read(self) -> AsyncGenerator[tuple[int, TokenEvent]]:

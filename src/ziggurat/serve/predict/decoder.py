@@ -43,7 +43,8 @@ _TIMES = 6
 """Times the largest body that a child may take: the body, its text if it was compressed, and the
 arrays: at most four times the text where every number has one digit and eight bytes."""
 _NICE = 10
-"""Below the server and the gRPC front."""
+"""Below the server and the gRPC front. It means nothing between sessions where Linux groups the
+processes of a session (``sched_autogroup_enabled``), so children are in the server's session."""
 
 
 class Job(msgspec.Struct):
@@ -169,7 +170,7 @@ class DecoderPool:
                 stdin=subprocess.DEVNULL,
                 pass_fds=[there.fileno()],
                 env=environment,
-                start_new_session=True,  # Ctrl-C at the server is not for it
+                process_group=0,  # Ctrl-C at the server is not for it; see _NICE
             )
         return _Child(process, here)
 

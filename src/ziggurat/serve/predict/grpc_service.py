@@ -103,7 +103,7 @@ class GrpcServer:
                     pass_fds=[there.fileno()],
                     stdin=subprocess.DEVNULL,
                     env={**os.environ, "MALLOC_ARENA_MAX": "2"},  # each keeps what it once had
-                    start_new_session=True,  # Ctrl-C at the server is not for it
+                    process_group=0,  # Ctrl-C at the server is not for it
                 )
             except OSError as error:
                 raise ServeError(

@@ -1,10 +1,9 @@
 """The process around the application: a socket bound early, and an orderly end on SIGTERM."""
 
 import contextlib
-import gc
+import importlib.util
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,14 +11,13 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 
 from ziggurat.core.errors import ServeError
+from ziggurat.serve import turns
 from ziggurat.serve.app import ServicePart, build_app
 from ziggurat.serve.patience import HeadersInTime
 from ziggurat.serve.tls import Tls
 
-TURN_SECONDS = 0.0002
-_THRESHOLDS = (5000, 10, 20)
-"""Of the three generations: a full collection comes after a million more objects have been made
-than freed, and a young one, of 5,000, takes a few milliseconds."""
+ACCEPTS = 32
+"""Connections that are taken in a round of the loop."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -122,8 +120,8 @@ class Server(uvicorn.Server):
 
     def serve_forever(self) -> None:
         """Run until a signal or :meth:`stop`."""
-        with _startup_objects_frozen(), _short_turns():
-            self.run(sockets=[self._listening])
+        with turns.quick():
+            self.run(sockets=_handles(self._listening))
 
     def stop(self) -> None:
         """Ask for an orderly end, from any thread."""
@@ -132,8 +130,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's; then the garbage collector need not walk what the start has made."""
         await super().startup(sockets=sockets)
-        if threading.current_thread() is threading.main_thread():
-            gc.freeze()
+        turns.freeze()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -150,40 +147,12 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _startup_objects_frozen() -> Iterator[None]:
-    """Keep the garbage collector from walking what the start has made, and from walking often.
+def _handles(listening: socket.socket) -> list[socket.socket]:
+    """Handles of a socket, each of which takes one new connection in a round of the loop.
 
-    JAX, models and programs are about a million objects; a full collection of them stops every
-    thread for up to a second, and a burst of requests brings one about. With Python's own
-    thresholds a burst of 2,048 prompts brings about ten, of 100 to 400 ms each. In a thread other
-    than the main one the process is not the server's own, and nothing is done.
+    uvloop takes one a round for each handle. While bodies arrive a round takes 10 ms, and a probe
+    behind the connections of a hostile client would wait for that many rounds.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = gc.get_threshold()
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*_THRESHOLDS)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()
-
-
-@contextlib.contextmanager
-def _short_turns() -> Iterator[None]:
-    """Let threads that compute give up the interpreter's lock within :data:`TURN_SECONDS`.
-
-    Python's own 5 ms are waited for at every system call of the event loop, about ten for each
-    request: with two busy threads a probe would take 100 ms, and the last of 300 new connections
-    seconds.
-    """
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(min(before, TURN_SECONDS))
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
+    if importlib.util.find_spec("uvloop") is None:  # asyncio's own loop takes all there are
+        return [listening]
+    return [listening, *(listening.dup() for _ in range(ACCEPTS - 1))]

@@ -13,9 +13,12 @@ from prometheus_client import CollectorRegistry
 from ziggurat.core.errors import ServeError
 from ziggurat.serve import turns
 from ziggurat.serve.app import ServicePart, build_app
-from ziggurat.serve.patience import HeadersInTime
+from ziggurat.serve.patience import Door
 from ziggurat.serve.tls import Tls
 
+BACKLOG = 511
+"""Connections that may wait to be taken, as in nginx; the operating system lets the others try
+again after a second. So many are taken in 100 ms while the server is busy."""
 ACCEPTS = 32
 """Connections that are taken in a round of the loop."""
 
@@ -103,7 +106,8 @@ class Server(uvicorn.Server):
             access_log=False,
             lifespan="on",
             ws="none",
-            http=HeadersInTime,
+            http=Door,
+            backlog=BACKLOG,
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else str(tls.key),
             timeout_graceful_shutdown=drain_seconds,

@@ -52,6 +52,41 @@ def long_lists(address: str) -> list[int]:
     return [text(address, prompt=["a"] * count) for count in (500, 2048, 2049, 200_000)]
 
 
+def many_values(address: str) -> list[int]:
+    """As many values as a body holds, in places where any JSON may be."""
+    statuses = []
+    for part in ("0", "[]", "{}", '"a"', '"k":0'):
+        inner = ",".join([part] * (7 * 2**20 // (len(part) + 1)))
+        value = f"{{{inner}}}" if part == '"k":0' else f"[{inner}]"
+        message = f'{{"role":"user","content":"x","own":{value}}}'
+        body = f'{{"model":"{MODEL}","messages":[{message}],"max_tokens":2}}'
+        statuses.append(post(address, "/v1/chat/completions", body.encode()))
+    text_of_json = json.dumps({"x": [0] * 2**21}, separators=(",", ":"))
+    call = {"function": {"name": "f", "arguments": text_of_json}}
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
+    return [*statuses, chat(address, messages=messages)]
+
+
+def tokens(address: str) -> list[int]:
+    return [
+        post(address, "/tokenize", {"prompt": "x " * 2**20}),
+        post(address, "/tokenize", {"messages": [{"role": "user", "content": "<" * 2**22}]}),
+        post(address, "/detokenize", {"tokens": [65] * 60_000}),
+        post(address, "/detokenize", {"tokens": [65] * 2_000_000}),
+    ]
+
+
+def huge_names(address: str) -> list[int]:
+    huge = "x" * 7 * 2**20
+    tool = {"type": "function", "function": {"name": huge}}
+    return [
+        text(address, prompt="a", model=huge),
+        text(address, prompt="a", **{huge: 1}),
+        chat(address, messages=[{"role": huge, "content": "x"}]),
+        chat(address, tools=[tool]),
+    ]
+
+
 def many_choices(address: str) -> list[int]:
     return [text(address, prompt="a", n=128), text(address, prompt=["a"] * 100, n=128)]
 
@@ -150,5 +185,6 @@ CLIENTS: dict[str, Callable[[str], list[int]]] = {
     for function in (
         *(giant_prompts, long_lists, many_choices, special_tokens, biases, deep_schemas),
         *(deep_values, many_tools, stops, leave_at_once, read_slowly, send_slowly),
+        *(many_values, tokens, huge_names),
     )
 }

@@ -15,7 +15,8 @@ class Memory:
     """The most that a process and its descendants took, looked at every 50 ms (bytes).
 
     Counted are resident pages, shared ones once for each process, and files in memory once,
-    whether mapped or not.
+    whether mapped or not. Not counted is a child that has not yet become the program it is to run:
+    until then (vfork) the server's memory is all that it has.
     """
 
     def __init__(self, pid: int):
@@ -33,9 +34,12 @@ class Memory:
         """Look once."""
         found: collections.Counter[str] = collections.Counter()
         files: dict[int, int] = {}
+        command = self._process.cmdline()
         for process in [self._process, *self._process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error, OSError):
                 own = process.pid == self._process.pid
+                if not own and process.cmdline() == command:
+                    continue
                 found["server" if own else _kind(process)] += _resident(process.pid)
                 files |= _files(process.pid)
         found["files"] = sum(files.values())

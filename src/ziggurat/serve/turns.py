@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 SWITCH_SECONDS = 0.0002
 """A thread that computes gives up the interpreter's lock after this time; Python's own is 5 ms."""
-THRESHOLDS = (5000, 10, 20)
+THRESHOLDS = (2000, 10, 50)
 """Of the collector's generations: a full collection comes after a million more objects have been
 made than freed. With Python's own a burst of 2,048 prompts brings about ten full collections, of
 100 to 400 ms each."""
@@ -75,7 +75,9 @@ def set_slice(nanoseconds: int) -> bool:
         Whether the system took it; older ones ignore it.
     """
     number = _SET_ATTRIBUTES.get(platform.machine())
-    if sys.platform != "linux" or number is None or os.sched_getscheduler(0) != os.SCHED_OTHER:
+    if sys.platform != "linux" or number is None:
+        return False
+    if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK != os.SCHED_OTHER:
         return False
     nice = os.getpriority(os.PRIO_PROCESS, 0)
     size = _ATTRIBUTES.size

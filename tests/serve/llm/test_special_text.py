@@ -216,3 +216,13 @@ def test_the_bound_on_lengths_holds_for_every_tokenizer(tokenizer):
     for _ in range(200):
         text = said(rng, True)
         assert len(text.encode()) <= (len(tokenizer.encode(text)) + 1) * tokenizer.longest_token
+
+
+def test_a_text_searched_in_stretches_is_changed_as_one_searched_at_once(monkeypatch):
+    rng = random.Random(0)
+    pattern = special_text._any_of(["<|end|>", "<|", "<|endo", "aa"])
+    for _ in range(500):
+        monkeypatch.setattr(special_text, "_STRETCH", rng.randrange(1, 9))
+        text = "".join(rng.choice(["<|end|>", "<|endo", "<", "|", "a", "x"]) for _ in range(9))
+        found = special_text._replaced(pattern, lambda match: f"[{match}]", text, 7)
+        assert found == pattern.sub(lambda match: f"[{match[0]}]", text), text

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.data import HuggingFaceTokenizer, StreamDecoder
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import Body, read
 from ziggurat.serve.errors import RequestError, UnknownModel
@@ -19,6 +19,10 @@ from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.tools import Tool, tool_use
 from ziggurat.serve.openai.messages import conversation
+
+MOST_TOKENS = 2**16
+"""Most ids that are turned into text at once, or the model's context if that is longer."""
+_AT_ONCE = 2**14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,18 +108,30 @@ class TokenService:
     def _detokenized(self, text: bytes) -> Response:
         parsed = read(DetokenizeRequest, text)
         known = self._vocabulary(parsed.model)
+        most = max(known.max_length, MOST_TOKENS)
+        if len(parsed.tokens) > most:
+            found, expected = f"{len(parsed.tokens)} tokens", f"at most {most}"
+            raise RequestError("tokens", found=found, expected=expected, param="tokens")
         unknown = next((i for i in parsed.tokens if not 0 <= i < known.vocab_size), None)
         if unknown is not None:
             expected = f"ids from 0 to {known.vocab_size - 1}"
             raise RequestError("tokens", found=unknown, expected=expected, param="tokens")
-        shown = known.tokenizer.decode(parsed.tokens, skip_special_tokens=False)
-        return json_response({"prompt": shown})
+        return json_response({"prompt": _text(known.tokenizer, parsed.tokens)})
 
     def _vocabulary(self, name: str | None) -> Vocabulary:
         name = next(iter(self._vocabularies)) if name is None else name
         if name not in self._vocabularies:
             raise UnknownModel.of(name, self._vocabularies)
         return self._vocabularies[name]
+
+
+def _text(tokenizer: HuggingFaceTokenizer, ids: Sequence[int]) -> str:
+    """The text of ids; long ones one by one where that is possible, since the library holds the
+    interpreter's lock until it has decoded them all."""
+    if len(ids) <= _AT_ONCE or not tokenizer.decodes_bytes:
+        return tokenizer.decode(ids, skip_special_tokens=False)
+    decoder = StreamDecoder(tokenizer, skip_special_tokens=False)
+    return "".join(map(decoder.push, ids)) + decoder.finish()
 
 
 def _ids(known: Vocabulary, parsed: TokenizeRequest) -> Sequence[int]:

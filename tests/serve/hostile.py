@@ -216,7 +216,7 @@ BUNDLE_CLIENTS: Clients = {
 }
 """Clients of bundles, with what the server may answer them."""
 CLIENTS: Clients = BUNDLE_CLIENTS | {
-    f"LLM {name}": (of_llm(client), frozenset({200, 400, 408, 413, 429, CUT}))
+    f"LLM {name}": (of_llm(client), frozenset({200, 400, 404, 408, 413, 429, CUT}))
     for name, client in hostile_llm.CLIENTS.items()
 }
 """Every client with what the server may answer it."""

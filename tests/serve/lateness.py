@@ -45,6 +45,7 @@ class Lateness:
 
     async def run(self) -> None:
         """Beat until cancelled, on the loop that is watched."""
+        self.worst.clear()  # the start has its collections too
         try:
             await self._beat()
         finally:

@@ -10,7 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.tokenizers import byte_level, train_bpe
 from ziggurat.serve.errors import ContextTooLong
-from ziggurat.serve.llm import special_text
+from ziggurat.serve.llm import special_text, texts
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.texts import check_length, encode
 from ziggurat.serve.openai.messages import conversation
@@ -226,3 +226,27 @@ def test_a_text_searched_in_stretches_is_changed_as_one_searched_at_once(monkeyp
         text = "".join(rng.choice(["<|end|>", "<|endo", "<", "|", "a", "x"]) for _ in range(9))
         found = special_text._replaced(pattern, lambda match: f"[{match}]", text, 7)
         assert found == pattern.sub(lambda match: f"[{match[0]}]", text), text
+
+
+@pytest.mark.parametrize("text", ["ab cd ", "x", "<|im_end|> a", "é\u2028"])
+def test_a_long_text_is_counted_in_pieces_and_refused_only_if_it_does_not_fit(monkeypatch, text):
+    tokenizer = byte_level(NAMED)
+    monkeypatch.setattr(texts, "_PIECE", 1000)
+    monkeypatch.setattr(texts, "_CUT", 10)
+    whole = text * 2000
+    fits = len(tokenizer.encode(whole))
+    seen = []
+    plain = texts._count
+    monkeypatch.setattr(texts, "_count", lambda t, piece: seen.append(piece) or plain(t, piece))
+    limit = min(fits, len(whole)) - 1
+    if limit > fits * 0.9:  # not refused here for what a cut may have added
+        texts.check_length(tokenizer, whole, limit, "prompt")
+        assert "".join(seen) == whole
+    seen.clear()
+    longest = tokenizer.longest_token
+    limit = max(fits // 4, len(whole.encode()) // longest + 1)
+    if limit >= fits * 9 // 10:
+        pytest.skip("refused by its bytes first")
+    with pytest.raises(ContextTooLong, match="at least"):
+        texts.check_length(tokenizer, whole, limit, "prompt")
+    assert len("".join(seen)) < len(whole) or limit > fits // 2, "the rest is not looked at"

@@ -9,6 +9,11 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.errors import ContextTooLong, RequestError, short
 from ziggurat.serve.llm import special_text
 
+_PIECE = 2**18
+"""Characters of a long text that are tokenised to count them: 50 MiB of tokens at most."""
+_CUT = 512
+"""Tokens by which a cut may change the count at most: WordPiece takes a word of 200 letters as one
+unknown token, and its halves as a token for each letter."""
 Texts = list[str] | list[Sequence[int]]
 
 
@@ -74,12 +79,14 @@ def encode(
 def check_length(
     tokenizer: HuggingFaceTokenizer, text: str, max_length: int | None, field: str
 ) -> None:
-    """Refuse a text that is too long whatever its tokens are: to find them takes seconds.
+    """Refuse a text that is too long before it is tokenised as a whole, which takes seconds and
+    200 bytes of memory for each token.
 
-    A token stands for no more bytes of a text than the longest one has.
+    A token stands for no more bytes of a text than the longest one has. A long text is tokenised in
+    pieces as well, until there are more tokens than fit: a cut changes the count by a few.
 
     Raises:
-        ContextTooLong: it has more than ``max_length`` times the longest token's bytes.
+        ContextTooLong: it has more than ``max_length`` tokens.
     """
     if max_length is None or len(text) <= max_length:
         return
@@ -92,6 +99,24 @@ def check_length(
             fix="shorten it",
             param=field,
         )
+    found = 0
+    for at in range(0, len(text) if len(text) > _PIECE else 0, _PIECE):
+        found += max(0, int(_count(tokenizer, text[at : at + _PIECE]) * 0.98) - _CUT)
+        if found > max_length:
+            raise ContextTooLong(
+                field,
+                found=f"at least {found} tokens",
+                expected=f"at most {max_length} tokens, output included",
+                fix="shorten it",
+                param=field,
+            )
+
+
+def _count(tokenizer: HuggingFaceTokenizer, text: str) -> int:
+    try:
+        return len(tokenizer.backend.encode_batch_fast([text], add_special_tokens=False)[0])
+    except (UnicodeEncodeError, TypeError):  # a lone surrogate: refused with all of the text
+        return 0
 
 
 def _all(value: Any, kind: type) -> bool:

@@ -22,6 +22,8 @@ from ziggurat.serve.openai.messages import conversation
 
 MOST_TOKENS = 2**16
 """Most ids that are turned into text at once, or the model's context if that is longer."""
+MOST_COUNTED = 2**20
+"""Tokens of a text that are told, or the model's context if that is longer."""
 _AT_ONCE = 2**14
 
 
@@ -135,7 +137,7 @@ def _text(tokenizer: HuggingFaceTokenizer, ids: Sequence[int]) -> str:
 
 
 def _ids(known: Vocabulary, parsed: TokenizeRequest) -> Sequence[int]:
-    policy = known.policy
+    policy, most = known.policy, max(known.max_length, MOST_COUNTED)
     if parsed.messages is None:
         assert parsed.prompt is not None
         return texts.encode(
@@ -144,6 +146,7 @@ def _ids(known: Vocabulary, parsed: TokenizeRequest) -> Sequence[int]:
             "prompt",
             special=parsed.add_special_tokens is not False,
             special_tokens=policy.control_in_prompts,
+            max_length=most,
         )[0]
     use = tool_use(parsed.tools, None, None)
     return render_chat(
@@ -154,4 +157,5 @@ def _ids(known: Vocabulary, parsed: TokenizeRequest) -> Sequence[int]:
         parsed.chat_template_kwargs,
         content_format=policy.content_format,
         special_tokens=policy.control_in_messages,
+        max_length=most,
     )

@@ -22,6 +22,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ziggurat.core.errors import ZigguratError
+from ziggurat.serve import turns
 from ziggurat.serve.errors import EngineStopped, QueueFull, RequestError
 from ziggurat.serve.predict.config import Batching
 from ziggurat.serve.predict.manifest import BundleManifest
@@ -336,6 +337,7 @@ class BatchScheduler:
             thread.join(60)
 
     def _work(self, device: int) -> None:
+        turns.set_slice(turns.SLICE_NS)  # as the loop, it works little and often
         while (work := self._next(device)) is not None:
             queue, batch = work
             if self._to_compile(queue, batch, device):

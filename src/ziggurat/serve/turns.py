@@ -1,4 +1,4 @@
-"""What lets the event loop come to its work while other threads of the process compute.
+"""Scheduling of the event loop's thread beside threads of the process that compute.
 
 Everything a client sees goes through the loop's thread, which works little and often. It waits for
 three things: the garbage collector, which stops all threads; the interpreter's lock, which it gives

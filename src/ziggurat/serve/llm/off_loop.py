@@ -57,7 +57,7 @@ class ReadBody:
         self._size = len(data)
 
     def take(self) -> bytes:
-        """Its bytes, for whoever decodes them: once, so that they go when they are decoded."""
+        """Hand out the bytes, once, so that they go when they are decoded."""
         data, self._data = self._data, b""
         return data
 

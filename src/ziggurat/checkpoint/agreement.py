@@ -23,11 +23,11 @@ _SYSTEM_ERROR = re.compile(r"([^:]+) \[os_error_code='\d+'\]")
 
 
 class OtherProcessError(Exception):
-    """Another process could not do its part, for a reason outside of checkpoints."""
+    """Error: another process could not do its part, for a reason outside of checkpoints."""
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in one short line.
+    """Describe an exception in one short line.
 
     >>> reason(ValueError("RESOURCE_EXHAUSTED: Error writing ...: No space [os_error_code='28']"))
     'No space'
@@ -43,7 +43,7 @@ def reason(error: BaseException) -> str:
 
 
 def together(processes: Processes, name: str, call: Callable[[], Any]) -> list[Any]:
-    """``call()`` on every process; returns what each returned (JSON), in their order.
+    """Run ``call()`` on every process and collect the results (JSON) in their order.
 
     Raises:
         Exception: what ``call`` raised here, or the error of the first process that failed, as

@@ -93,7 +93,7 @@ def write(directory: Path, trees: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def finish(directory: Path, items: Mapping[str, Any]) -> None:
-    """Join the parts of all processes; the first one calls it once when all have written."""
+    """Join the parts of all processes; the first process calls it once when all have written."""
     from etils import epath
 
     for item in items:

@@ -27,7 +27,8 @@ class TierConfig(Protocol):
 
 @config.node
 class MemoryTier:
-    """Snapshots in the memory of a second process, from which a killed trainer continues.
+    """Settings of snapshots in the memory of a second process, from which a killed trainer
+    continues.
 
     Each host keeps its own part of the state and a copy of its neighbour's, so that one lost host
     loses nothing.
@@ -73,7 +74,7 @@ class StoreTier:
 
 @config.node
 class PersistentTier(StoreTier):
-    """Copies of finished checkpoints in an object store or another directory."""
+    """Settings of copies of finished checkpoints in a store that outlives the machine."""
 
     kind: Literal["store"] = "store"
     url: str

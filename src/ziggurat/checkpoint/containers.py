@@ -81,7 +81,7 @@ def write(
     *,
     progress: Progress = lambda name, done, total: None,
 ) -> Path:
-    """Write tensors for other programs; what is there appears wholly or not at all.
+    """Write tensors in another program's format; the output appears wholly or not at all.
 
     Args:
         kind: ``safetensors`` (a file if ``out`` ends so, else a directory in the Hugging Face

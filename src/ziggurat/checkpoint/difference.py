@@ -18,7 +18,7 @@ _BATCH_BYTES = 1 << 28
 
 @dataclasses.dataclass(frozen=True)
 class LeafDifference:
-    """One leaf that is not the same in both."""
+    """A leaf that differs between two checkpoints."""
 
     item: str
     leaf: str
@@ -68,7 +68,7 @@ def difference(first: Path, second: Path) -> Difference:
 
 
 def flat(value: Any, name: str = "") -> dict[str, Any]:
-    """A JSON value's leaves by dotted name.
+    """Leaves of a JSON value by dotted name.
 
     >>> flat({"data": {"next": 3}, "mix": [1, 2]})
     {'data.next': 3, 'mix.0': 1, 'mix.1': 2}

@@ -32,7 +32,7 @@ class _Stamp(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A digest with what tells whether the file has changed since."""
+    """A file's digest with its size and times, which tell whether it has changed since."""
 
     bytes: int
     xxh3_128: str
@@ -77,7 +77,7 @@ def digest_files(paths: Iterable[Path]) -> list[str]:
 
 
 def known(path: Path) -> Known:
-    """Digest a file that was written just now, and note what it was like before."""
+    """Digest a file that was written just now, and record its size and times."""
     before = _stamp(path)
     return Known(before.bytes, digest_cached_file(path), before.inode, before.modified_ns)
 

@@ -27,7 +27,7 @@ NAME = ".identity"
 def run_identity(
     directory: Path, given: str | None, processes: Processes, claim: Callable[[], None]
 ) -> str:
-    """A digest of what the caller says of the run and of the name drawn in its directory.
+    """Digest of the caller's facts about the run and of the random name drawn in its directory.
 
     Args:
         directory: of the checkpoints; made if it is not there.

@@ -56,7 +56,8 @@ def match(
     cast: bool = False,
     partial: bool = False,
 ) -> tuple[dict[LeafRecord, Any], Any]:
-    """Which leaf of a checkpoint goes into which leaf of ``like``, and the structure of ``like``.
+    """Match leaves of a checkpoint with those of ``like``; returns the pairs and the structure of
+    ``like``.
 
     Args:
         where: what error lines begin with.

@@ -40,7 +40,8 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class SaveReport:
-    """How one save went; the last fields are filled in when it ends in the background."""
+    """Timing and outcome of one save; the last fields are filled in when it ends in the
+    background."""
 
     step: int
     blocking_s: float
@@ -122,7 +123,7 @@ class Checkpoints(StepReader):
         return step > 0 and step % self.config.every == 0
 
     def claim(self) -> None:
-        """Become the one who saves here, as the first :meth:`save` does, until :meth:`close`.
+        """Take the lock of the only writer, as the first :meth:`save` does, until :meth:`close`.
 
         Raises:
             CheckpointError: another process is.
@@ -188,7 +189,7 @@ class Checkpoints(StepReader):
                 raise error
 
     def close(self, *, strict: bool = True) -> None:
-        """Finish the save under way and let other processes save here.
+        """Finish the save under way and release the writer's lock.
 
         Raises:
             CheckpointError: the newest save was given up, and nobody has been told.

@@ -30,7 +30,7 @@ RESERVED = frozenset({MANIFEST, RECORDS, ARRAYS})
 
 
 class DamagedError(CheckpointError):
-    """A file of a checkpoint is missing, cut short or altered."""
+    """Error: a file of a checkpoint is missing, cut short or altered."""
 
     def __init__(self, what: str, **parts: Any):
         super().__init__(what, **parts)
@@ -40,7 +40,7 @@ class DamagedError(CheckpointError):
 
 @dataclasses.dataclass(frozen=True)
 class LeafRecord:
-    """One array of an item: where it stands in the tree, and its type."""
+    """Record of one array of an item: its place in the tree, and its type."""
 
     path: tuple[str, ...]
     """Keys from the root of the item to the leaf."""
@@ -61,7 +61,7 @@ class LeafRecord:
 
 @dataclasses.dataclass(frozen=True)
 class FileRecord:
-    """Size in bytes and XXH3-128 digest (hex) of one file."""
+    """Record of one file: its size in bytes and its XXH3-128 digest (hex)."""
 
     bytes: int
     xxh3_128: str
@@ -100,7 +100,7 @@ def describe(
     metrics: Mapping[str, float] | None = None,
     known: Mapping[str, Known] | None = None,
 ) -> Manifest:
-    """The manifest of all files now below ``directory``.
+    """Make the manifest of all files now below ``directory``.
 
     Args:
         known: digests by path taken earlier; those of files that changed since are taken again.
@@ -160,7 +160,7 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def check_sizes(directory: Path, manifest: Manifest) -> str:
-    """Name the first file that is missing or of another size; empty when there is none."""
+    """Name of the first file that is missing or of another size; empty when there is none."""
     for name, record in manifest.files.items():
         try:
             size = (directory / name).stat().st_size
@@ -198,7 +198,7 @@ def check_digests(directory: Path, manifest: Manifest, names: Iterable[str]) -> 
 
 
 def damaged_files(directory: Path, found: Mapping[str, str]) -> DamagedError:
-    """One error for the damaged files of a step directory, which its text begins with."""
+    """Build one error for all damaged files of a step directory."""
     name, what = next(iter(found.items()))
     more = f", and {len(found) - 1} more damaged files" if len(found) > 1 else ""
     return _damaged(directory / name, what + more, files=found)

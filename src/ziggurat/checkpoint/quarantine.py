@@ -26,7 +26,7 @@ _NAME = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Quarantined:
-    """One checkpoint that was set aside."""
+    """A checkpoint that was set aside as damaged."""
 
     step: int
     path: Path
@@ -35,7 +35,7 @@ class Quarantined:
 
     @property
     def home(self) -> Path:
-        """Where it was."""
+        """Path of the step before it was set aside."""
         return self.path.with_name(self.path.name.partition(".damaged-")[0])
 
 
@@ -53,7 +53,8 @@ def quarantined(directory: Path) -> list[Quarantined]:
 
 
 def inspect(step: int, path: Path) -> DamagedError | None:
-    """Damage of a step directory's bytes, or ``None``; files that cannot be read do not count."""
+    """Find damage in a step directory's bytes, or ``None``; files that cannot be read do not
+    count."""
     try:
         manifest = manifest_of(step, path)
         found = damage(path, manifest, manifest.files)

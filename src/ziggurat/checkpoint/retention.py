@@ -22,7 +22,7 @@ def steps_to_keep(
     keep_best: int = 0,
     best: str = "lowest",
 ) -> set[int]:
-    """Which of the intact steps retention keeps; the newest is always among them.
+    """Intact steps that retention keeps; the newest is always among them.
 
     Args:
         values: the metric of each step that has one.
@@ -41,7 +41,7 @@ def steps_to_keep(
 
 
 def kept_by(config: CheckpointConfig, intact: Mapping[int, Mapping[str, float]]) -> set[int]:
-    """Which of the intact steps, given with their metrics, a configuration keeps."""
+    """Intact steps, given with their metrics, that a configuration keeps."""
     values = {
         s: metrics[config.metric] for s, metrics in intact.items() if config.metric in metrics
     }
@@ -57,7 +57,7 @@ def kept_by(config: CheckpointConfig, intact: Mapping[int, Mapping[str, float]])
 
 @contextlib.contextmanager
 def reading(directory: Path) -> Iterator[None]:
-    """Keep retention, in this process and others, away from a step directory while it is read.
+    """Protect a step directory from retention, in this process and others, while it is read.
 
     A shared ``flock`` on the directory, which ends with its holder; nothing on a file system
     without locks.
@@ -75,7 +75,7 @@ def reading(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unread(directory: Path) -> Iterator[bool]:
-    """Whether nobody reads a step directory; nobody begins to before the block ends."""
+    """Whether nobody reads a step directory; nobody can begin to before the block ends."""
     descriptor, free = _open(directory), True
     try:
         if descriptor is not None:

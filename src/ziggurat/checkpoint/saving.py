@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class Save:
-    """Writes the content of one step into ``directory/step_<step>``.
+    """One save: writes a step's content into ``directory/step_<step>``.
 
     Every process runs the same calls; each part of the work ends with all of them agreeing whether
     it succeeded, so that they retry or give up together.
@@ -45,7 +45,7 @@ class Save:
         self._name = f"checkpoint/{directory}/{step}"
 
     def admit(self, make: Callable[[], StepContent]) -> StepContent:
-        """Make the content, become the writer, and see that there is no intact step of this number.
+        """Take the writer's lock, and refuse a step of which there is an intact one already.
 
         A damaged one is set aside. What the file system refuses is left to :meth:`run`, which
         retries.
@@ -68,7 +68,8 @@ class Save:
         return made[0]
 
     def run(self, content: StepContent) -> tuple[Manifest | None, int]:
-        """Write the content; returns the manifest (on the first process) and the attempts it took.
+        """Write the content; returns the manifest (on the first process) and the number of
+        attempts.
 
         Raises:
             CheckpointError: it could not be written, after all retries; nothing is left of it.
@@ -138,7 +139,7 @@ class Save:
 
 
 def save_error(step: int, directory: Path, error: BaseException, attempts: int) -> CheckpointError:
-    """The one line that tells why a step was not saved."""
+    """Error line that says why a step was not saved."""
     tried = f" after {attempts} attempts" if attempts > 1 else ""
     return CheckpointError(
         f"checkpoint step {step}",

@@ -24,7 +24,7 @@ _STEP = re.compile(r"step_(\d{8,})")
 
 @dataclasses.dataclass(frozen=True)
 class StepInfo:
-    """One checkpoint on disk."""
+    """A checkpoint on disk, as listed."""
 
     step: int
     path: Path
@@ -39,7 +39,7 @@ class StepInfo:
 
 
 class StepReader:
-    """The step directories of one run, to look at; the directory stays as it is.
+    """Read-only view of one run's step directories.
 
     A user's model directory may be asked for steps too, so nothing here makes, locks, renames or
     removes an entry. :func:`~ziggurat.checkpoint.read_arrays` reads a step that was found;

@@ -42,7 +42,7 @@ def step_name(step: int) -> str:
 
 
 def read_arrays(directory: Path, item: str, *, verify: bool = True) -> dict[str, Any] | np.ndarray:
-    """One array item of a step directory as nested dicts of numpy arrays.
+    """Read one array item of a step directory as nested dicts of numpy arrays.
 
     Needs neither the code nor the tree classes that made the item: keys are the strings under which
     the leaves were saved (list positions become ``"0"``, ``"1"``, ...). Typed PRNG keys come as
@@ -67,7 +67,7 @@ def read_arrays(directory: Path, item: str, *, verify: bool = True) -> dict[str,
 
 
 def read_records(directory: Path, *, verify: bool = True) -> dict[str, Any]:
-    """The JSON records of a step directory.
+    """Read the JSON records of a step directory.
 
     Raises:
         CheckpointError: no checkpoint here.
@@ -99,7 +99,7 @@ def verify_step(directory: Path) -> Manifest:
 def read_verified(
     directory: Path, manifest: Manifest, names: Sequence[str], read: Callable[[], Any]
 ) -> Any:
-    """``read()`` while the named files are compared with their digests; both read them once.
+    """Run ``read()`` while the named files are compared with their digests.
 
     Raises:
         DamagedError: a file is damaged, whatever ``read`` made of it; all such files are named.
@@ -128,7 +128,7 @@ def restore_items(
     partial: bool = False,
     verify: Sequence[str] = (),
 ) -> dict[str, PyTree]:
-    """Array items in the structure, types and shardings of ``like``.
+    """Restore array items in the structure, types and shardings of ``like``.
 
     Args:
         like: trees of ``jax.ShapeDtypeStruct``, ``jax.Array`` or numpy arrays. Leaves with a

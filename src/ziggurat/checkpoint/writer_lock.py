@@ -21,7 +21,8 @@ PATIENCE_S = 10.0
 
 
 class WriterLock:
-    """The right to save into a directory, and to sweep what killed writers left there.
+    """Lock of the only process that may save into a directory and sweep the remains of killed
+    writers.
 
     The lock is ``flock`` on the file ``.lock``: the kernel drops it when its holder dies. On a file
     system without locks every process that asks becomes a writer.
@@ -33,7 +34,7 @@ class WriterLock:
         self._held = False
 
     def acquire(self) -> None:
-        """Become the writer until :meth:`release`; makes the directory.
+        """Take the lock until :meth:`release`; creates the directory.
 
         Raises:
             CheckpointError: another process is the writer.
@@ -54,7 +55,7 @@ class WriterLock:
 
     @contextlib.contextmanager
     def if_free(self) -> Iterator[bool]:
-        """Whether we are the writer, or could become it at once for the length of the block."""
+        """Hold the lock during the block if it is ours or free; yields whether it is."""
         if self._held and self._is_current():
             yield True
             return

@@ -31,7 +31,7 @@ ADAPTER_FILE = "adapter.json"
 
 @config.node
 class Lora:
-    """Train two thin matrices beside each chosen one, and nothing else."""
+    """Low-rank adapters: two thin matrices are trained beside each chosen one, and nothing else."""
 
     kind: Literal["lora"] = "lora"
     rank: int = 16

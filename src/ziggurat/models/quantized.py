@@ -90,12 +90,12 @@ def dequantized(params: Params) -> Params:
 
 
 def formats_text(formats: Mapping[str, WeightFormat]) -> str:
-    """Formats as the JSON that :func:`read_formats` reads."""
+    """Formats as JSON for :func:`read_formats`."""
     return json.dumps({name: config.to_plain(format) for name, format in formats.items()}, indent=1)
 
 
 def read_formats(path: Path, model: LanguageModel) -> dict[str, WeightFormat]:
-    """Formats from the file beside a checkpoint.
+    """Read the formats stored beside a checkpoint.
 
     Raises:
         CheckpointError: the file is damaged, or names what this model has not.

@@ -27,7 +27,7 @@ Embed = Callable[[Params, Int[Array, "b t"], Int[Array, "b t"]], Float[Array, "b
 
 
 class TextEmbedder:
-    """An encoder that gives each text a vector.
+    """Encoder that turns each text into a vector.
 
     Rows are padded to one of a few lengths and batches to a power of four, so that a few programs,
     compiled at first use or by :meth:`warm_up`, serve everything.
@@ -65,7 +65,7 @@ class TextEmbedder:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that the encoder takes are below this; its tokenizer may have more."""
+        """Number of ids that the encoder accepts; its tokenizer may have more."""
         return self.encoder.model.config.vocab_size
 
     @property

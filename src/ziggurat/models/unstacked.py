@@ -31,14 +31,14 @@ _WHOLE = frozenset({"expand", "router"})
 
 @runtime_checkable
 class States(Protocol):
-    """State that a context keeps for all layers."""
+    """Interface of the state that a context keeps for all layers."""
 
     def of(self, layer: int) -> Any:
         """A layer's state."""
         ...
 
     def after(self: S, layer: int, state: Any) -> S:
-        """All states once the layer's is ``state``."""
+        """All states after the layer's became ``state``."""
         ...
 
 

@@ -48,7 +48,7 @@ class AttentionRule:
 
 @dataclasses.dataclass(frozen=True)
 class Recurrence:
-    """Rows of a batch as a recurrent layer sees them, and where its new state goes."""
+    """State and rows of a recurrent layer in one forward pass, with the place for its new state."""
 
     before: tuple[Float[Array, "b ..."], ...] | None
     """Arrays of the layer's :class:`~ziggurat.nn.layer_state.RecurrentSpec` before the first token;
@@ -101,7 +101,7 @@ def attend_by_rule(
     rule: AttentionRule,
     sinks: Float[Array, "h"] | None,
 ) -> Float[Array, "b t h z"]:
-    """``ziggurat.kernels.attention`` with what the layer's rule says."""
+    """Call ``ziggurat.kernels.attention`` with a layer's rule."""
     return attention(
         query,
         key,
@@ -122,7 +122,7 @@ def _stateless(starts: Bool[Array, "b t"] | None = None) -> Recurrence:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Causal:
-    """Whole rows, one document each."""
+    """Attention context of whole rows, one document each."""
 
     @property
     def state(self) -> State:
@@ -142,7 +142,7 @@ class Causal:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Packed:
-    """Rows that hold several documents, told apart by segment numbers."""
+    """Attention context of rows that hold several documents, told apart by segment numbers."""
 
     segment_ids: Int[Array, "b t"]
     """Document number within the row, from 1; 0 is padding."""
@@ -167,14 +167,15 @@ class Packed:
 
 
 def counted_tokens(context: AttentionContext) -> Bool[Array, "b t"] | None:
-    """Which positions are tokens rather than padding; ``None`` where all are, or nobody knows."""
+    """Mask of real tokens, without padding; ``None`` where the context knows of no padding."""
     return context.segment_ids > 0 if isinstance(context, Packed) else None
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Bidirectional:
-    """Attention in both directions (encoders, diffusion), over rows padded to one length or not."""
+    """Attention context in both directions (encoders, diffusion), over rows padded to one length or
+    not."""
 
     mask: Int[Array, "b t"] | None = None
     """1 for a token, 0 for padding, which no token sees; ``None``: no padding."""
@@ -200,7 +201,8 @@ class Bidirectional:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cached:
-    """A static cache of ``s`` slots; the token at position ``p`` lives in slot ``p``.
+    """Attention context with a static cache of ``s`` slots; the token at position ``p`` lives in
+    slot ``p``.
 
     Rows may be of different length: a row's new tokens are written from slot ``lengths[row]`` on.
     Right padding of a prompt is harmless to attention when ``lengths`` is set back to the true
@@ -221,7 +223,7 @@ class Cached:
     def empty(
         cls, stacks: Sequence[tuple[StateSpec, int]], batch: int, slots: int, dtype: Any
     ) -> "Cached":
-        """A cache with nothing in it.
+        """Make an empty cache.
 
         Args:
             stacks: of each stack, its layers' spec and how many they are.

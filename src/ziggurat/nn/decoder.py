@@ -91,7 +91,7 @@ class DecoderConfig:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """How the layers are scanned."""
+        """Ranges of layers that are scanned together."""
         return runs(self.layers)
 
 
@@ -105,7 +105,7 @@ def stack_name(stack: int) -> str:
 
 
 class Decoder(nnx.Module):
-    """Token ids to final hidden states; :attr:`head` turns those into logits.
+    """Decoder module: token ids to final hidden states; :attr:`head` turns those into logits.
 
     Args:
         c: the family's dimensions and switches.
@@ -161,7 +161,8 @@ class Decoder(nnx.Module):
         positions: Int[Array, "b t"],
         inputs: MultimodalInputs | None = None,
     ) -> tuple[Float[Array, "b t d"], list[Rotation | None]]:
-        """Input of the first block: embeddings, and the rotary angles of every layer."""
+        """Compute the input of the first block: embeddings, and the rotary angles of every
+        layer."""
         with jax.named_scope("embedding"):
             x = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
@@ -187,7 +188,7 @@ class Decoder(nnx.Module):
         return constrain(x, ("batch", "sequence", "embed")), found
 
     def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Final hidden states: the output of the last block, normalised and scaled."""
+        """Compute final hidden states from the last block's output: norm and scale."""
         x, scale = self.final_norm(x), self.config.logit_scale
         return x if scale == 1.0 else x * scale
 

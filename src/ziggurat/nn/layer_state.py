@@ -54,7 +54,7 @@ class KeyValueSpec:
 
     @property
     def layout(self) -> "KeyValueSpec":
-        """The spec without what does not change memory: layers of equal layout share a pool."""
+        """The spec reduced to what changes memory; layers of equal layout share a pool."""
         return dataclasses.replace(self, window=None)
 
     def zeros(self, leading: tuple[int, ...], dtype: Any) -> KeyValues:
@@ -102,7 +102,7 @@ class RecurrentSpec:
 
     @property
     def layout(self) -> "RecurrentSpec":
-        """As :attr:`KeyValueSpec.layout`."""
+        """The spec reduced to what changes memory; see :attr:`KeyValueSpec.layout`."""
         return self
 
     def zeros(self, leading: tuple[int, ...], dtype: Any) -> tuple[Array, ...]:
@@ -110,7 +110,7 @@ class RecurrentSpec:
         return tuple(jnp.zeros((*leading, *a.shape), a.dtype or dtype) for a in self.arrays)
 
     def token_bytes(self, dtype: Any) -> int:
-        """As :meth:`KeyValueSpec.token_bytes`: tokens add nothing."""
+        """Bytes of one token in one layer: none."""
         return 0
 
     def sequence_bytes(self, dtype: Any) -> int:
@@ -123,7 +123,7 @@ StateSpec = KeyValueSpec | RecurrentSpec
 
 
 def stored_as(spec: StateSpec, storage: Storage) -> StateSpec:
-    """The spec with its keys and values kept in another way; recurrent states stay as they are."""
+    """Change how a spec's keys and values are stored; recurrent states stay as they are."""
     if isinstance(spec, KeyValueSpec):
         return dataclasses.replace(spec, storage=storage)
     return spec

@@ -38,7 +38,7 @@ def add(x: Float[Array, "*n"], vector: Float[Array, "*m"]) -> Float[Array, "*n"]
 
 
 def multiply(x: Float[Array, "*n"], vector: Float[Array, "*m"]) -> Float[Array, "*n"]:
-    """``x * vector``, likewise."""
+    """``x * vector`` in the type of ``x``, with the gradient of ``vector`` summed in float32."""
     wide = x.astype(_sums(x)) * _beside(x, vector)
     return wide.astype(x.dtype)
 

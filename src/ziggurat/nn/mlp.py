@@ -28,7 +28,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GatedMlpConfig:
-    """A :class:`GatedMLP`."""
+    """Config of a :class:`GatedMLP`."""
 
     hidden: int
     """Width between the two matmuls."""
@@ -80,7 +80,7 @@ class GatedMLP(nnx.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PlainMlpConfig:
-    """A :class:`PlainMLP`."""
+    """Config of a :class:`PlainMLP`."""
 
     hidden: int
     """Width between the two matmuls."""

@@ -42,7 +42,7 @@ class ClampedSwiglu:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureOfExpertsConfig:
-    """A :class:`MixtureOfExperts`."""
+    """Config of a :class:`MixtureOfExperts`."""
 
     router: RouterConfig
     hidden: int

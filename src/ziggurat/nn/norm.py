@@ -14,7 +14,7 @@ from ziggurat.nn.precision import Precision
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NormConfig:
-    """Which norm a family uses."""
+    """Config of a norm."""
 
     kind: Literal["rms", "layer"] = "rms"
     """:class:`RMSNorm` or :class:`LayerNorm`."""

@@ -18,14 +18,15 @@ Rotation = tuple[Float[Array, "b t r"], Float[Array, "b t r"]]
 
 @config.node
 class NoScaling:
-    """Frequencies as trained."""
+    """Rotary scaling: none, frequencies as trained."""
 
     kind: Literal["none"] = "none"
 
 
 @config.node
 class LinearScaling:
-    """Positions divided by ``factor`` (Chen et al. 2023, https://arxiv.org/abs/2306.15595)."""
+    """Rotary scaling: positions divided by ``factor`` (Chen et al. 2023,
+    https://arxiv.org/abs/2306.15595)."""
 
     kind: Literal["linear"] = "linear"
     factor: float
@@ -34,8 +35,8 @@ class LinearScaling:
 
 @config.node
 class Llama3Scaling:
-    """Low frequencies divided by ``factor``, high ones kept, smooth between (Llama 3.1,
-    https://arxiv.org/abs/2407.21783)."""
+    """Rotary scaling: low frequencies divided by ``factor``, high ones kept, smooth between (Llama
+    3.1, https://arxiv.org/abs/2407.21783)."""
 
     kind: Literal["llama3"] = "llama3"
     factor: float
@@ -50,8 +51,8 @@ class Llama3Scaling:
 
 @config.node
 class YarnScaling:
-    """NTK-by-parts interpolation with attention temperature (YaRN, Peng et al. 2023,
-    https://arxiv.org/abs/2309.00071)."""
+    """Rotary scaling: NTK-by-parts interpolation with attention temperature (YaRN, Peng et al.
+    2023, https://arxiv.org/abs/2309.00071)."""
 
     kind: Literal["yarn"] = "yarn"
     factor: float

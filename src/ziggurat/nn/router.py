@@ -16,7 +16,7 @@ from ziggurat.nn.precision import Precision
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RouterConfig:
-    """How a token chooses its experts."""
+    """Config of a router: how a token chooses its experts."""
 
     experts: int
     """Routed experts."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Shaped
 
 
 class StackPlace(NamedTuple):
-    """Where a layer's parameters lie."""
+    """Stack and index in it where a layer's parameters lie."""
 
     stack: int
     """Number of the stack: layers whose parameters are alike share one."""
@@ -25,7 +25,7 @@ class StackPlace(NamedTuple):
 
 
 def places(layers: Sequence[Any]) -> tuple[StackPlace, ...]:
-    """Where each layer's parameters lie, stacks in order of first appearance."""
+    """Places of all layers' parameters, stacks in order of first appearance."""
     stacks: dict[Hashable, int] = {}
     counts: list[int] = []
     found = []

@@ -20,7 +20,7 @@ CONTROL = re.compile(r"/v2/repository/models/[^/]+/(load|unload)/?")
 
 
 class RequireKey:
-    """Answers 401 unless a request bears one of the keys.
+    """Middleware that answers 401 unless a request bears one of the keys.
 
     Args:
         app: what is guarded.
@@ -73,7 +73,7 @@ class RequireKey:
 
 
 class AccessLog:
-    """Writes one line of JSON after each request.
+    """Middleware that writes one line of JSON after each request.
 
     ``time_s`` (seconds since 1970), ``client``, ``method``, ``path``, ``status`` (499: the client
     left first), ``duration_s`` up to the last byte.

@@ -32,7 +32,7 @@ Running = Callable[[], contextlib.AbstractAsyncContextManager[Any]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServicePart:
-    """Routes, model cards and health of one service, for the application."""
+    """Routes, model cards and health of one service, for :func:`build_app`."""
 
     routes: Sequence[BaseRoute] = ()
     cards: Sequence[Mapping[str, Any]] = ()
@@ -55,7 +55,7 @@ def build_app(
     allowed_origins: Sequence[str] = (),
     access_log: Callable[[str], None] | None = None,
 ) -> Starlette:
-    """One application of all parts, with models, health, version and metrics.
+    """Build one application of all parts, with models, health, version and metrics.
 
     Args:
         parts: what is served.

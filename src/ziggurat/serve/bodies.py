@@ -31,18 +31,18 @@ MAX_TEXTS = 2048
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True):
-    """A request's body; kinds of it list their fields and types."""
+    """Base of request bodies, which list their fields and types."""
 
     token_ids: ClassVar[str] = ""
     """The field that can be a list of token ids, or a list of such lists, if there is one."""
 
     @classmethod
     def applied(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The fields of a body that are applied, for servers that ignore the others."""
+        """Fields of a body that are applied, for servers that ignore the others."""
         return {key: value for key, value in given.items() if key in cls.__struct_fields__}
 
     def check(self) -> None:
-        """Refuse what types cannot tell.
+        """Refuse values that types cannot rule out.
 
         Raises:
             RequestError: ``param`` names the field.

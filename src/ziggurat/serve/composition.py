@@ -18,7 +18,7 @@ from ziggurat.serve.openai.tokens import TokenService, Vocabulary
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
-    """A model that generates, and what requests call it."""
+    """A generating model with the name that requests use."""
 
     name: str
     engine: Engine
@@ -28,7 +28,7 @@ class Generator:
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
-    """A model that embeds, with its tokenizer, and what requests call it."""
+    """An embedding model with its tokenizer and the name that requests use."""
 
     name: str
     embedder: TextEmbedder
@@ -41,7 +41,7 @@ def openai_parts(
     embedder: Embedder | None = None,
     memory: RequestMemory | None = None,
 ) -> list[ServicePart]:
-    """OpenAI's endpoints for what is given, with ``/tokenize`` and ``/detokenize``.
+    """Build OpenAI's endpoints for the given models, with ``/tokenize`` and ``/detokenize``.
 
     Args:
         registry: gets the models' metrics.

@@ -11,7 +11,7 @@ _LONGEST = 400
 
 
 class RequestError(ServeError):
-    """A request asks for what cannot be given; one line, naming the field.
+    """Error in a request, as one line that names the field.
 
     Args:
         what: the field or the thing at fault, as in :class:`~ziggurat.core.errors.ZigguratError`.
@@ -44,13 +44,13 @@ class RequestError(ServeError):
 
 
 class ContextTooLong(RequestError):
-    """Prompt and requested tokens do not fit into the context."""
+    """Error: prompt and requested tokens do not fit into the context."""
 
     code = "context_length_exceeded"
 
 
 class UnknownModel(RequestError):
-    """The request names a model that is not served."""
+    """Error: the request names a model that is not served."""
 
     status = 404
     code = "model_not_found"
@@ -71,20 +71,20 @@ class UnknownModel(RequestError):
 
 
 class Unauthorized(RequestError):
-    """The request bears no key that is known."""
+    """Error: the request bears no known key."""
 
     status = 401
     code = "invalid_api_key"
 
 
 class TooLarge(RequestError):
-    """The body is larger than the server reads."""
+    """Error: the body is larger than the server reads."""
 
     status = 413
 
 
 class QueueFull(RequestError):
-    """As many requests wait as the engine is willing to hold."""
+    """Error: the queue is full; the request may succeed later."""
 
     status = 429
     kind = "rate_limit_error"
@@ -93,7 +93,7 @@ class QueueFull(RequestError):
 
     @classmethod
     def of(cls, waiting: int, limit: int, kind: str = "requests") -> "QueueFull":
-        """The error where what waits leaves no room below ``limit``.
+        """Build the error of a queue whose waiting requests leave no room below ``limit``.
 
         Args:
             waiting: how many wait.
@@ -105,7 +105,7 @@ class QueueFull(RequestError):
 
 
 class EngineStopped(RequestError):
-    """The engine is closed or has failed."""
+    """Error: the engine is closed or has failed."""
 
     status = 503
     kind = "server_error"

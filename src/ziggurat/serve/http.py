@@ -26,7 +26,7 @@ GONE = 499
 
 
 class ClientGone(Exception):
-    """The client closed the connection."""
+    """Error: the client closed the connection."""
 
 
 async def read_body(
@@ -76,7 +76,7 @@ def error_body(
 
 
 def describe(error: Exception) -> tuple[int, dict[str, Any]]:
-    """Status and body for whatever a handler raised."""
+    """Status and body of the answer to an exception that a handler raised."""
     if isinstance(error, RequestError):
         return error.status, error_body(str(error), error.kind, error.param, error.code)
     if isinstance(error, HTTPException):
@@ -86,7 +86,8 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
 
 
 def describe_for(path: str, error: Exception) -> tuple[int, dict[str, Any]]:
-    """As :func:`describe`, below ``/v2`` in the form of KServe's clients: ``{"error": TEXT}``."""
+    """Status and body like :func:`describe`; below ``/v2`` in the form of KServe's clients,
+    ``{"error": TEXT}``."""
     status, body = describe(error)
     if path == "/v2" or path.startswith("/v2/"):
         return status, {"error": body["error"]["message"]}
@@ -114,7 +115,7 @@ def _forget_frames(error: BaseException | None) -> None:
 
 
 def guarded(handler: Handler, describe: Describe = describe) -> Handler:
-    """Turn a handler's errors into responses.
+    """Wrap a handler so that its errors become responses.
 
     Args:
         handler: the endpoint.
@@ -133,7 +134,7 @@ def guarded(handler: Handler, describe: Describe = describe) -> Handler:
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Do ``work`` while the client is there; the request's body must have been read.
+    """Run ``work``, and cancel it if the client leaves; the request's body must have been read.
 
     Raises:
         ClientGone: the client left; ``work`` has been cancelled.

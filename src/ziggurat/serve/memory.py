@@ -22,7 +22,7 @@ budget do not shut out small ones."""
 
 
 class Crowded(RequestError):
-    """The requests under way are as large as the server holds."""
+    """Error: the requests under way fill the server's memory budget."""
 
     status = 429
     kind = "rate_limit_error"
@@ -31,7 +31,7 @@ class Crowded(RequestError):
 
 
 class RequestMemory:
-    """Counts bytes of requests; safe from any thread.
+    """Memory budget of all requests under way; safe from any thread.
 
     Args:
         largest: bytes of one request, after decompression.
@@ -45,15 +45,15 @@ class RequestMemory:
 
     @property
     def held(self) -> int:
-        """Bytes held now."""
+        """Bytes reserved now."""
         return sum(self._held)
 
     def open(self) -> "Reservation":
-        """An account for one request; close it when the request has been answered."""
+        """Open one request's reservation; close it when the request has been answered."""
         return Reservation(self)
 
     def take(self, large: int, small: int) -> None:
-        """Reserve bytes of both shares.
+        """Reserve bytes, of one request and of all.
 
         Raises:
             Crowded: there is no room.
@@ -71,7 +71,7 @@ class RequestMemory:
             self._held[1] += small
 
     def give(self, large: int, small: int) -> None:
-        """Give reserved bytes back."""
+        """Release reserved bytes."""
         with self._lock:
             self._held[0] -= large
             self._held[1] -= small
@@ -124,7 +124,7 @@ class Reservation:
             self._memory.give(size, 0)
 
     def close(self) -> None:
-        """Give all back; a second time does nothing."""
+        """Release all bytes."""
         large, small = self._large, self._small
         self._large = self._small = 0
         self._memory.give(large, small)

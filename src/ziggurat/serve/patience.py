@@ -29,14 +29,14 @@ closed on a client that still sends is reset, and many clients then never see th
 
 
 class BodyTooSlow(RequestError):
-    """The request's body does not arrive in time."""
+    """Error: the request's body does not arrive in time."""
 
     status = 408
     code = "timeout"
 
 
 class BodyInTime:
-    """Middleware that gives up on bodies that come too slowly, and closes after early answers.
+    """Middleware with a time limit on bodies, which closes the connection after early answers.
 
     An answer that is sent before a large body was read, such as a refusal of its size, ends the
     connection: otherwise the rest of the body would have to be read. What the client is sending
@@ -130,7 +130,7 @@ class Door(asyncio.Protocol):
 
 
 class HeadersInTime(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """Uvicorn's HTTP protocol, which closes connections whose headers are not whole in time."""
+    """Uvicorn's HTTP protocol with a time limit on headers."""
 
     cycle: Any
     transport: Any

@@ -25,7 +25,7 @@ ACCEPTS = 64
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the port before a model is loaded; connections are refused until the server runs.
+    """Bind the port before a model is loaded; connections are refused until the server runs.
 
     Args:
         host: name or address of an interface of this machine.
@@ -56,7 +56,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Serves an application on a bound socket until SIGTERM or SIGINT.
+    """HTTP server of an application on a bound socket, until SIGTERM or SIGINT.
 
     After the signal no connection is accepted, requests under way are finished, at most for
     ``drain_seconds``, the parts are left and :meth:`run` returns. A second SIGINT does not wait.
@@ -118,7 +118,7 @@ class Server(uvicorn.Server):
 
     @property
     def url(self) -> str:
-        """Where clients find it."""
+        """URL of the server."""
         host, port = self._listening.getsockname()[:2]
         inner = f"[{host}]" if ":" in host else host
         return f"{self._scheme}://{inner}:{port}"
@@ -129,7 +129,7 @@ class Server(uvicorn.Server):
             self.run(sockets=_handles(self._listening))
 
     def stop(self) -> None:
-        """Ask for an orderly end, from any thread."""
+        """Request an orderly end, from any thread."""
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -9,13 +9,13 @@ from ziggurat.core.errors import ServeError
 
 @dataclasses.dataclass(frozen=True)
 class Tls:
-    """Files of a server's certificate, with the chain that signed it, and of its key; both PEM."""
+    """Paths of a server's certificate chain and its key, both PEM."""
 
     certificate: Path
     key: Path
 
     def read(self) -> tuple[bytes, bytes]:
-        """Certificate and key, checked.
+        """Read and check certificate and key.
 
         Raises:
             ServeError: a file cannot be read, or the two do not belong together.

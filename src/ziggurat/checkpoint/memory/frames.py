@@ -25,7 +25,7 @@ BLOCK = 1 << 25
 
 
 class ConnectionClosed(ConnectionError):
-    """The other end went away between two frames."""
+    """Error: the other end closed the connection between two frames."""
 
 
 def send(
@@ -49,7 +49,8 @@ def send(
 def receive(
     connection: socket.socket, limit: int = _MESSAGE_LIMIT
 ) -> tuple[dict[str, Any], int, list[int]]:
-    """The next message, how many bytes of payload follow it, and the open files that came along.
+    """Receive the next message, the number of payload bytes that follow it, and the open files sent
+    with it.
 
     Raises:
         Closed: the other end closed the connection instead.
@@ -100,7 +101,7 @@ def close_all(descriptors: Sequence[int]) -> None:
 
 
 def new_memory(size: int) -> int:
-    """An open file of ``size`` bytes that lives in memory, and only as long as it is open.
+    """Create a file of ``size`` bytes in memory, which is freed when nobody has it open.
 
     It has no name anywhere: when the last process that has it open ends, however it ends, the
     kernel frees it. The limit of ``/dev/shm`` does not hold for it.
@@ -121,7 +122,7 @@ def new_memory(size: int) -> int:
 
 
 def map_memory(descriptor: int) -> memoryview:
-    """The content of :func:`new_memory`, shared with all that have it open."""
+    """Map the content of :func:`new_memory`, shared with every process that has it open."""
     size = os.fstat(descriptor).st_size
     flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
     return memoryview(mmap.mmap(descriptor, size, flags=flags))

@@ -37,7 +37,7 @@ PATIENCE_S = 60.0
 
 
 class Slot:
-    """One memory file, and what is in it once that is committed."""
+    """A memory file, and the snapshot in it once that is committed."""
 
     def __init__(self, number: int, size: int):
         self.number = number
@@ -56,11 +56,12 @@ class Slot:
 
 
 class KeeperRefusal(Exception):
-    """A request that cannot be met; the text goes back to who asked."""
+    """Error: the keeper cannot meet a request; its text is sent back."""
 
 
 class Keeper:
-    """Snapshots in shared memory, and the requests for them. One thread serves each connection."""
+    """Process that holds snapshots in shared memory and serves requests for them, one thread for
+    each connection."""
 
     def __init__(self) -> None:
         self.token = secrets.token_hex(32)
@@ -260,7 +261,7 @@ class Keeper:
 
 
 def accept(listener: socket.socket, keeper: Keeper, trusted: bool) -> None:
-    """Take connections for ever."""
+    """Accept connections until the process ends."""
     while True:
         connection, _ = listener.accept()
         if trusted and _credentials(connection)[1] != os.getuid():
@@ -306,7 +307,7 @@ def _skip(connection: socket.socket, payload: int) -> None:
 
 
 def main() -> NoReturn:
-    """Run a keeper until it is to end."""
+    """Run a keeper process until it is to end."""
     parser = argparse.ArgumentParser(prog="ziggurat.checkpoint.memory.keeper", description=__doc__)
     parser.add_argument("directory", type=Path, help="where its socket goes")
     parser.add_argument("name", help="of the socket")

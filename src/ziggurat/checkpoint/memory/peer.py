@@ -27,12 +27,12 @@ CONNECT_S = 20.0
 
 
 class KeptError(CheckpointError):
-    """A keeper cannot be reached, or refused."""
+    """Error: a keeper cannot be reached, or refused a request."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """Where a process's keeper answers the other processes."""
+    """Network address of a process's keeper."""
 
     machine: str
     host: str | None
@@ -46,7 +46,8 @@ class Address:
 
 
 def neighbours(machines: Sequence[str]) -> list[int]:
-    """To whose keeper each process sends its part: the next in the circle on another machine.
+    """For each process, the one whose keeper gets its part: the next in a circle on another
+    machine.
 
     >>> neighbours(["a", "a", "b", "b"])
     [2, 2, 0, 0]
@@ -63,14 +64,14 @@ def neighbours(machines: Sequence[str]) -> list[int]:
 
 
 def this_machine() -> str:
-    """Tells hosts apart, and containers with a network of their own."""
+    """Identifier that tells hosts apart, and containers with a network of their own."""
     network = os.stat("/proc/self/ns/net").st_ino
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{platform.node()}/{boot}/{network}"
 
 
 def own_host(machines: Sequence[str], coordinator: str | None) -> str | None:
-    """The address that the other hosts can use, or None if only loopback is known."""
+    """Address of this machine for other hosts, or ``None`` if only loopback is known."""
     if len(set(machines)) == 1:
         return "127.0.0.1"
     name, _, port = (coordinator or "").rpartition(":")
@@ -87,7 +88,7 @@ def own_host(machines: Sequence[str], coordinator: str | None) -> str | None:
 
 
 class KeeperLink:
-    """A connection to a keeper, for one request after another."""
+    """Connection to a keeper, for one request after another."""
 
     def __init__(self, connection: socket.socket):
         self._connection = connection
@@ -98,7 +99,7 @@ class KeeperLink:
     def ask(
         self, do: str, payload: memoryview | None = None, **message: Any
     ) -> tuple[dict[str, Any], memoryview | None]:
-        """The answer to a request, and the memory or bytes that came with it.
+        """Send a request and return the answer, with the memory or bytes that came with it.
 
         Raises:
             KeptError: the keeper refused, or is gone.
@@ -149,7 +150,7 @@ class KeeperLink:
 
 
 def find_keeper(directory: Path, process: int) -> KeeperLink | None:
-    """The keeper of a process of the run whose checkpoints are in ``directory``, if one lives."""
+    """Find the living keeper of a process of the run whose checkpoints are in ``directory``."""
     private, name = rendezvous.private_directory(), rendezvous.keeper_name(directory, process)
     connection = socket.socket(socket.AF_UNIX)
     try:
@@ -163,7 +164,7 @@ def find_keeper(directory: Path, process: int) -> KeeperLink | None:
 
 
 def start_keeper(directory: Path, process: int) -> KeeperLink:
-    """The keeper of this process, started if none lives.
+    """Find this process's keeper, or start one.
 
     Raises:
         KeptError: it does not start.
@@ -201,7 +202,7 @@ def _start(private: Path, name: str) -> bool:
 
 
 def reach(address: Address) -> KeeperLink:
-    """The keeper of another process.
+    """Connect to the keeper of another process.
 
     Raises:
         KeptError: it does not answer.

@@ -16,7 +16,7 @@ import xxhash
 
 
 def private_directory() -> Path:
-    """Where the sockets of this user's keepers are; made with no access for others.
+    """Directory of the sockets of this user's keepers, closed to others.
 
     Raises:
         PermissionError: somebody else owns the directory.
@@ -38,7 +38,8 @@ def keeper_name(directory: Path, process: int) -> str:
 
 @contextlib.contextmanager
 def short_address(directory: Path, name: str) -> Iterator[str]:
-    """Address of a socket in ``directory``, however long its path is (a socket's has 107 bytes)."""
+    """Address of a socket in ``directory`` that fits a socket's 107 bytes however long the path
+    is."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{descriptor}/{name}.sock"
@@ -60,13 +61,13 @@ def take_lock(path: Path) -> int | None:
 
 
 def remove(directory: Path, name: str) -> None:
-    """Remove the files of one keeper; for who holds its lock."""
+    """Remove the files of one keeper; the caller holds its lock."""
     for ending in ("sock", "log", "lock"):
         (directory / f"{name}.{ending}").unlink(missing_ok=True)
 
 
 def sweep(directory: Path) -> list[str]:
-    """Remove what killed keepers left: all names whose lock nobody holds."""
+    """Remove the files of killed keepers: those whose lock nobody holds."""
     swept = []
     for path in directory.glob("*.lock"):
         descriptor = take_lock(path)

@@ -40,7 +40,7 @@ Bounds = tuple[tuple[int, int], ...]
 
 @dataclasses.dataclass(frozen=True)
 class ShardSource:
-    """A shard and where its bytes go."""
+    """A shard, and the offset of its bytes in the snapshot."""
 
     offset: int
     shape: tuple[int, ...]
@@ -51,7 +51,8 @@ class ShardSource:
 def describe(
     arrays: Mapping[str, PyTree], records: Mapping[str, Any]
 ) -> tuple[dict[str, Any], list[ShardSource]]:
-    """The header of this process's part (without digests yet), and what is to be copied.
+    """Build the header of this process's part (without digests yet), and the list of shards to
+    copy.
 
     Raises:
         CheckpointError: a leaf is not an array, or a record is not JSON.
@@ -85,7 +86,7 @@ def copy_into(view: memoryview, sources: Iterable[ShardSource]) -> None:
 
 
 def check(header: Mapping[str, Any], content: memoryview) -> None:
-    """Compare content with its digests.
+    """Compare a snapshot's content with its digests.
 
     Raises:
         DamagedError: they differ; the text names the leaves.

@@ -32,7 +32,7 @@ _CLOSING_S = 10.0
 
 
 class MemorySnapshots(Tier):
-    """The snapshots of one run. All processes make the same calls.
+    """Memory snapshots of one run. All processes make the same calls.
 
     Args:
         directory: of the run's checkpoints; with the process's index it names the keeper.
@@ -84,7 +84,7 @@ class MemorySnapshots(Tier):
         return step > 0 and step % self.config.every == 0
 
     def refresh(self) -> list[int]:
-        """Look again at what all keepers hold; none is started for it."""
+        """Read again which snapshots the keepers hold; none is started for it."""
         self.wait()
         found: list[Any] = []
         try:
@@ -196,7 +196,7 @@ class MemorySnapshots(Tier):
         return arrays, records
 
     def discard_after(self, step: int) -> list[int]:
-        """Forget newer snapshots; returns their steps."""
+        """Drop newer snapshots; returns their steps."""
         self.wait()
         gone = [complete for complete in self.steps if complete > step]
         self.steps = [complete for complete in self.steps if complete <= step]
@@ -213,7 +213,7 @@ class MemorySnapshots(Tier):
         return bool(self.steps) and self.steps[-1] > step
 
     def close(self, finished: bool) -> None:
-        """Let go of the keeper: it ends now if the run has finished, else some time later."""
+        """Release the keeper: it ends now if the run has finished, else some time later."""
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.join(None if finished else _CLOSING_S)

@@ -17,7 +17,7 @@ from ziggurat.models.language_model import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """A family: its config node, and its names and settings in published checkpoints."""
+    """A model family: its config node, and its names and settings in published checkpoints."""
 
     name: str
     config_class: type

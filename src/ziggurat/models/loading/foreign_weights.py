@@ -58,7 +58,7 @@ _TORCHTITAN = {
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """How a checkpoint names a model's tensors."""
+    """Table of names under which a checkpoint stores a model's tensors."""
 
     style: str
     """Whose names they are, for people."""
@@ -128,7 +128,7 @@ def load(
 
 
 def styles(family: Family, config: Any) -> dict[str, tuple[WeightName, ...]]:
-    """The tables of names that a family's weights may have, the likeliest first."""
+    """Tables of names that a family's weights may have, the likeliest first."""
     published = tuple(family.hf_names(config))
     base = tuple(
         dataclasses.replace(name, theirs=name.theirs.removeprefix(family.base))
@@ -181,7 +181,7 @@ def find_naming(
     layers: int,
     prefix: str | None = None,
 ) -> Naming:
-    """The table and prefix under which all of a model's tensors are there.
+    """Find the table and prefix under which all of a model's tensors are present.
 
     Args:
         present: names in the checkpoint, without wrappers.

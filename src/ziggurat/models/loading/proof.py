@@ -39,7 +39,7 @@ LONGEST = 1040
 
 
 class ProofError(ModelError):
-    """A conversion differs from transformers by more than the tolerance."""
+    """Error: a conversion differs from transformers by more than the tolerance."""
 
 
 class UnreadableError(ModelError):
@@ -47,7 +47,7 @@ class UnreadableError(ModelError):
 
 
 class Proof(TypedDict):
-    """How far our logits are from transformers', both in float32."""
+    """Difference of our logits from transformers', both in float32."""
 
     max_logit_difference: float
     kl_divergence: float
@@ -61,7 +61,7 @@ class Proof(TypedDict):
 
 
 class EncoderProof(TypedDict):
-    """How far our states are from transformers', both in float32."""
+    """Difference of our encoder states from transformers', both in float32."""
 
     max_state_difference: float
     tolerance: float

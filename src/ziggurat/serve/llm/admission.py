@@ -36,7 +36,7 @@ class QueuedRequest:
 
 
 class Admission:
-    """Counts what waits; a request enters with all of its prompts or not at all.
+    """Admission control: a request enters the queue with all of its prompts or not at all.
 
     Args:
         max_requests: requests of one client that may wait.
@@ -49,7 +49,7 @@ class Admission:
         self._lock = threading.Lock()
 
     def enter(self, client: str, sizes: Sequence[int], *, limited: bool = True) -> QueuedRequest:
-        """Take in a request.
+        """Admit a request, or raise.
 
         Args:
             client: whose.
@@ -86,7 +86,7 @@ class Admission:
                 raise QueueFull.of(waiting, most, name)
 
     def check(self, request: QueuedRequest) -> None:
-        """Refuse what can never fit.
+        """Refuse a request that can never fit.
 
         Raises:
             RequestError: more prompts or tokens than an empty queue holds.
@@ -103,7 +103,7 @@ class Admission:
                 )
 
     def leave(self, request: QueuedRequest, tokens: int) -> None:
-        """One of the request's prompts waits no more: it runs or has been given up."""
+        """Count one of the request's prompts out of the queue, as it runs or is given up."""
         with self._lock:
             held = self._clients[request.client]
             for each in (request, held):

@@ -7,7 +7,8 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class CachedBlocks(Protocol):
-    """Free blocks whose content may be reused; see :mod:`ziggurat.serve.llm.prefix_cache`."""
+    """Interface of the record of free blocks whose content may be reused; see
+    :mod:`ziggurat.serve.llm.prefix_cache`."""
 
     def is_cached(self, block: int) -> bool:
         """Whether a prefix lookup can still find the block's content."""
@@ -19,7 +20,8 @@ class CachedBlocks(Protocol):
 
 
 class BlockAllocator:
-    """Counts references to blocks ``1`` to ``total``; block 0 receives the writes of padding.
+    """Allocator with reference counts for blocks ``1`` to ``total``; block 0 receives the writes of
+    padding.
 
     A block without references is free. Free blocks without cached content are allocated first,
     then the one that has been free the longest.

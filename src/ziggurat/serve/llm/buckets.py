@@ -12,7 +12,7 @@ WORTH_GROUPING = 3
 
 
 class Shape(NamedTuple):
-    """Rows and tokens in each."""
+    """Shape of a step: number of rows, and tokens in each."""
 
     rows: int
     tokens: int
@@ -23,7 +23,7 @@ class Shape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """The table of shapes.
+    """Table of the shapes for which steps are compiled.
 
     >>> table = Buckets(max_running=6, max_chunk=64)
     >>> " ".join(map(str, table.shapes)).replace(" x ", "x")
@@ -37,18 +37,18 @@ class Buckets:
 
     @property
     def decode(self) -> tuple[Shape, ...]:
-        """Powers of two rows, and ``max_running``."""
+        """Numbers of rows of decode steps: powers of two, and ``max_running``."""
         return tuple(Shape(rows, 1) for rows in _doubling(1, self.max_running))
 
     @property
     def prefill(self) -> tuple[Shape, ...]:
-        """One prompt by powers of two tokens, and groups of short ones."""
+        """Shapes of prefill steps: one prompt by powers of two tokens, and groups of short ones."""
         single = [Shape(1, tokens) for tokens in _doubling(SMALLEST_CHUNK, self.max_chunk)]
         return (*single, *(Shape(GROUP, tokens) for tokens in self._grouped()))
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
-        """All of them."""
+        """All shapes."""
         return self.decode + self.prefill
 
     @property

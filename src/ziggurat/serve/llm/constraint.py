@@ -8,7 +8,8 @@ from jaxtyping import UInt32
 
 @runtime_checkable
 class Constraint(Protocol):
-    """One generation's grammar, moved on token by token; the engine calls it on its own thread.
+    """Interface of a grammar's state for one completion, advanced token by token on the engine's
+    thread.
 
     An error that it raises ends its request, no other.
     """
@@ -19,10 +20,10 @@ class Constraint(Protocol):
         ...
 
     def accept(self, token: int) -> None:
-        """Move on by a token; ids that end the generation are not told."""
+        """Advance by a token; ids that end the completion are not passed."""
         ...
 
     @property
     def finished(self) -> bool:
-        """Only an end id may follow: the engine ends the generation with ``stop``."""
+        """Whether only an end id may follow: the engine then ends with ``stop``."""
         ...

@@ -8,7 +8,8 @@ from ziggurat.serve.llm.sequence import S
 
 
 class DecodeManager(Generic[S]):
-    """Selects all sequences that decode: a step for many costs little more than for one.
+    """Selects the sequences to decode in a step: all of them, since a step for many costs little
+    more than for one.
 
     Args:
         kv_cache: gives a sequence a block when its last one is full.

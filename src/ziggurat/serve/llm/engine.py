@@ -207,12 +207,12 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Requests in the queue."""
+        """Number of requests in the queue."""
         return len(self._inbox) + sum(r.timeline.started is None for r in list(self._active))
 
     @property
     def running(self) -> int:
-        """Requests being served."""
+        """Number of requests being served."""
         return sum(r.timeline.started is not None for r in list(self._active))
 
     @property
@@ -236,7 +236,7 @@ class Engine:
         )
 
     def close(self, *, drain: bool = False) -> None:
-        """Take no more requests and end the thread.
+        """Accept no more requests and end the thread.
 
         Args:
             drain: finish all requests first rather than cancel them.

@@ -17,7 +17,7 @@ left alone, and so is ``do_sample``: a request for greedy choice says ``temperat
 
 
 def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampling parameters of a ``generation_config.json``.
+    """Sampling defaults from a ``generation_config.json``.
 
     Values that say nothing (null, or what they are without it) are left out; one that cannot be is
     left out with a warning.

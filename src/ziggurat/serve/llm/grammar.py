@@ -40,7 +40,7 @@ Maker = Callable[[], Constraint]
 
 
 class Grammars:
-    """Compiles grammars for one model, on threads of its own.
+    """Compiler of grammars for one model, on threads of its own.
 
     Args:
         tokenizer: the model's.
@@ -55,7 +55,7 @@ class Grammars:
         self._workers: concurrent.futures.ThreadPoolExecutor | None = None
 
     def compile(self, form: Form) -> "concurrent.futures.Future[Maker]":
-        """Start to compile; the future gives what makes one constraint for each generation.
+        """Start to compile a grammar; the future's result makes one constraint for each completion.
 
         The future raises :class:`~ziggurat.serve.errors.RequestError` for a grammar that is wrong,
         too large, or beyond the library; its reason is in the message.
@@ -138,7 +138,7 @@ class Grammars:
 
 
 class Matcher:
-    """One generation's place in its grammar; a :class:`~ziggurat.serve.llm.constraint.Constraint`.
+    """Grammar state of one completion; a :class:`~ziggurat.serve.llm.constraint.Constraint`.
 
     Args:
         matcher: llguidance's, used by nobody else.
@@ -149,13 +149,13 @@ class Matcher:
         self._matcher, self._words = matcher, words
 
     def mask(self) -> UInt32[np.ndarray, "words"] | None:
-        """The ids that may come next."""
+        """Bit mask of the ids that may come next."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint32)[: self._words]
         self._check()
         return bits
 
     def accept(self, token: int) -> None:
-        """Move on by a token.
+        """Advance by a token.
 
         Raises:
             RequestError: the grammar has become too complex here, or forbids the token.
@@ -194,7 +194,7 @@ def _grammar(form: Form) -> str:
 
 
 def schema_text(schema: Any, whitespace: str | None = None) -> str:
-    """A JSON schema as llguidance reads it, with the library's options inside.
+    """Text of a JSON schema for llguidance, with the library's options inside.
 
     Unless told otherwise, white space between the parts of a JSON text is at most 32 characters
     long, lest a small model fall into an endless run of it.

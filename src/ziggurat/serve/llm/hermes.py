@@ -35,14 +35,14 @@ _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\
 
 @dataclasses.dataclass(frozen=True)
 class TextDelta:
-    """More of what the model says."""
+    """New text of the answer, outside tool calls."""
 
     text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class CallDelta:
-    """More of a call: first its name, then its arguments piece by piece, as JSON text."""
+    """New part of a tool call: first its name, then its arguments as pieces of JSON text."""
 
     index: int
     name: str | None
@@ -53,7 +53,7 @@ Delta = TextDelta | CallDelta
 
 
 class CallParser:
-    """Takes the calls out of a growing text.
+    """Incremental parser of tool calls in generated text.
 
     A call is let out as soon as its name is known, its arguments as they come. White space around
     a call is dropped. What opens like a call but is none is let out as text.
@@ -68,7 +68,7 @@ class CallParser:
         """Calls so far."""
 
     def push(self, text: str) -> list[Delta]:
-        """Add text; returns what can be let out."""
+        """Add text; returns the deltas that are decided."""
         self._held += text
         out: list[Delta] = []
         while self._state(out):
@@ -76,7 +76,7 @@ class CallParser:
         return out
 
     def finish(self) -> list[Delta]:
-        """The rest, at the end of the text."""
+        """Deltas of the text still held back at its end."""
         out: list[Delta] = []
         if self._state == self._head and not self._whole_call(self._held, out):
             self._say(OPEN + self._held, out)
@@ -252,7 +252,7 @@ To call a function, write its name and its arguments as a JSON object between ta
 def explain(
     messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Messages in which tools, calls and their results are text, for templates that know none.
+    """Rewrite tools, calls and their results as text, for templates that know none.
 
     Tools are described in the system message, calls stand in the assistant's text, results in a
     user's message between ``<tool_response>`` tags.

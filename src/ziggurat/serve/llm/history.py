@@ -17,7 +17,8 @@ WORD = 32
 
 
 class History(NamedTuple):
-    """Token counts and bias by slot; the last row serves sequences without bias and penalties."""
+    """Token counts and logit bias by slot; the last row serves sequences without bias and
+    penalties."""
 
     seen: Bool[Array, "slots v"]
     """Tokens in prompt or output."""
@@ -27,7 +28,7 @@ class History(NamedTuple):
 
     @classmethod
     def empty(cls, slots: int, vocab: int) -> "History":
-        """Room for ``slots`` sequences, and the row of the others."""
+        """Empty rows for ``slots`` sequences, and the row of the others."""
         shape = (slots + 1, vocab)
         return cls(jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
 
@@ -40,7 +41,7 @@ def load(
     total: Int[Array, ""],
     bias: tuple[Int[Array, "biases"], Float[Array, "biases"]],
 ) -> History:
-    """The history with one sequence's row written.
+    """Write one sequence's row.
 
     Args:
         history: all rows.
@@ -90,7 +91,7 @@ def sample_shaped(
     words: UInt32[Array, "b words"],
     positions: Int[Array, "b"],
 ) -> tuple[History, Int[Array, "b"]]:
-    """A token per row from shaped logits, and the history with it."""
+    """Sample a token per row from shaped logits, and count it in the history."""
     tokens = sample(shape_logits(logits, history, slots, sampling, words), sampling, positions)
     seen = history.seen.at[slots, tokens].set(True)
     counts = history.counts.at[slots, tokens].add(1)
@@ -103,7 +104,7 @@ def _bits(words: Array, vocab: int) -> Array:
 
 
 def bias_of(params: SamplingParams, vocab: int) -> tuple[np.ndarray, np.ndarray]:
-    """A request's bias as :func:`load` wants it."""
+    """Convert a request's logit bias to the arrays that :func:`load` takes."""
     ids, values = np.full(MAX_BIASES, vocab, np.int32), np.zeros(MAX_BIASES, np.float32)
     for place, (token, value) in enumerate(params.logit_bias):
         ids[place], values[place] = token, value
@@ -111,7 +112,7 @@ def bias_of(params: SamplingParams, vocab: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def keeps_history(params: SamplingParams) -> bool:
-    """Whether a request needs a row of its own."""
+    """Whether a request needs a row in the history."""
     penalties = params.presence_penalty, params.frequency_penalty
     return bool(params.logit_bias) or penalties != (0, 0) or params.repetition_penalty != 1
 

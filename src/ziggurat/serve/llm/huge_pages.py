@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def in_huge_pages(tree: T) -> T:
-    """A pytree of numpy arrays as one of CPU arrays, copied into one stretch of memory.
+    """Copy a pytree of numpy arrays to CPU arrays in one stretch of memory on huge pages.
 
     Args:
         tree: host arrays; they are left as they are.

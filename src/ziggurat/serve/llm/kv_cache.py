@@ -27,7 +27,7 @@ Pool = KeyValues | tuple[Array, ...]
 
 
 class LayerCache(NamedTuple):
-    """State of one layer: a range of a pool."""
+    """State of one layer, a range of a pool."""
 
     pool: Any
     """The whole :data:`Pool`."""
@@ -36,7 +36,7 @@ class LayerCache(NamedTuple):
 
 
 class CacheSizes(NamedTuple):
-    """How much every layer of a cache has room for."""
+    """Number of blocks and slots that every layer has."""
 
     blocks: int
     """Blocks of an attention layer, the one for padding included."""
@@ -49,7 +49,7 @@ class CacheSizes(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """States of all layers."""
+    """Key/value blocks and recurrent states of all layers, in pools of equal layout."""
 
     pools: tuple[Any, ...]
     specs: tuple[StateSpec, ...] = dataclasses.field(metadata={"static": True})
@@ -90,7 +90,7 @@ class KVCache:
         return LayerCache(self.pools[self._pool(layer)], jnp.int32(before * size))
 
     def after(self, layer: int, state: LayerCache) -> "KVCache":
-        """Cache of all layers after one layer has written its new tokens."""
+        """The cache after one layer has written its new tokens."""
         pools = list(self.pools)
         pools[self._pool(layer)] = state.pool
         return dataclasses.replace(self, pools=tuple(pools))
@@ -116,7 +116,7 @@ def _shardings(spec: StateSpec, abstract: Any, mesh: Layout) -> Any:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Paged:
-    """Context of rows of different lengths, each with a block table and a slot.
+    """Attention context of rows of different lengths, each with a block table and a slot.
 
     The token at position ``p`` of a row lives in block ``tables[row, p // block_size]``, place
     ``p % block_size``. Recurrent layers keep a row's state in slot ``slots[row]``; what a slot held

@@ -8,7 +8,7 @@ from ziggurat.serve.llm.sequence import Sequence
 
 
 class KVCacheManager:
-    """Assigns the blocks of the key/value cache to sequences.
+    """Assigns blocks of the key/value cache to sequences.
 
     Args:
         blocks: number of blocks.

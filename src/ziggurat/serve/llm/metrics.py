@@ -38,7 +38,7 @@ _HISTOGRAMS = {
 
 
 class Metrics:
-    """The series of all models of a server.
+    """Prometheus metrics of all models of a server.
 
     Args:
         registry: what they are registered with, once.
@@ -60,7 +60,7 @@ class Metrics:
         registry.register(self)
 
     def watch(self, engine: Engine, model_name: str) -> None:
-        """Become the engine's monitor and export its state."""
+        """Register as the engine's monitor and export its state."""
         engine.monitor = ModelMetrics(self, model_name)
         self._engines[model_name] = engine
         facts = {
@@ -73,11 +73,11 @@ class Metrics:
         info.labels(model_name, ENGINE, *map(str, facts.values())).set(1)
 
     def describe(self) -> Iterator[Metric]:
-        """The names of what :meth:`collect` gives."""
+        """Names of the metric families of :meth:`collect`."""
         return _state([])
 
     def collect(self) -> Iterator[Metric]:
-        """The state of the engines now; called by the registry."""
+        """Read the engines' state; called by the Prometheus registry."""
         return _state(list(self._engines.items()))
 
 
@@ -102,7 +102,7 @@ def _state(engines: list[tuple[str, Engine]]) -> Iterator[Metric]:
 
 
 class ModelMetrics:
-    """One model's share of :class:`Metrics`; a ``Monitor``."""
+    """Metrics of one model; a ``Monitor``."""
 
     def __init__(self, metrics: Metrics, model_name: str):
         self._labels = (model_name, ENGINE)
@@ -112,17 +112,17 @@ class ModelMetrics:
         self._of = {name: h.labels(*self._labels) for name, h in metrics.histograms.items()}
 
     def token(self, seconds_since_last: float | None) -> None:
-        """A token came."""
+        """Count a generated token."""
         self._generated.inc()
         if seconds_since_last is not None:
             self._of["inter_token_latency_seconds"].observe(seconds_since_last)
 
     def step(self, tokens: int) -> None:
-        """The engine took a step with so many tokens, read and generated."""
+        """Count a step of this many tokens, prompt and generated ones."""
         self._of["iteration_tokens_total"].observe(tokens)
 
     def ended(self, timeline: Timeline) -> None:
-        """A request left the engine; only one that was read to its end tells its times."""
+        """Count a request that left the engine; only one that was read to its end is timed."""
         t = timeline
         for reason in t.finish_reasons:
             self._success.labels(*self._labels, reason).inc()
@@ -151,7 +151,7 @@ class ModelMetrics:
             self._of[name].observe(value)
 
     def embedded(self, prompt_tokens: int, seconds: float) -> None:
-        """Texts of so many tokens were embedded."""
+        """Count embedded texts of this many tokens."""
         self._prompt.inc(prompt_tokens)
         self._success.labels(*self._labels, "stop").inc()
         self._of["e2e_request_latency_seconds"].observe(seconds)

@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 
 class OffLoop:
-    """Reads bodies within one budget of bytes and works on them on threads: on large ones one after
-    another, so that they leave processors to all else; on small ones at once.
+    """Runs functions on threads: those of large requests one after another, to leave processors
+    free, those of small ones at once.
 
     One of it serves all endpoints.
 

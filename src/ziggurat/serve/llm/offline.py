@@ -35,7 +35,7 @@ class Completion:
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
 
     def add(self, event: TokenEvent) -> None:
-        """Take in one more event of this generation."""
+        """Append one event of this completion."""
         self.text += event.text
         self.token_ids.append(event.token)
         self.logprobs += event.logprobs

@@ -77,7 +77,7 @@ class OutputText:
         score: float | None = None,
         complete: bool = False,
     ) -> TokenEvent:
-        """Add the next token; ``complete``: nothing may follow it."""
+        """Add the next token; ``complete`` says that nothing may follow it."""
         assert self.finish_reason is None
         self.tokens.append(token)
         ended = token in self.ends

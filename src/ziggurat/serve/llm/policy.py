@@ -12,7 +12,7 @@ ExtraFields = Literal["refuse", "ignore"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RequestPolicy:
-    """How requests are read."""
+    """Settings of reading requests: unknown fields, and special tokens in text."""
 
     content_format: ContentFormat = "auto"
     """How chat templates get the content of messages, as in vLLM: ``string``, ``openai`` (a list of

@@ -16,7 +16,7 @@ class Chunk(Generic[S]):
 
 
 class PrefillManager(Generic[S]):
-    """Spends what is left of a step's token budget on sequences that prefill.
+    """Selects chunks of waiting prompts for the rest of a step's token budget.
 
     Running sequences come first, in turns of their clients, then waiting ones. A sequence that does
     not fit keeps those behind it waiting, so that none is overtaken for ever.

@@ -14,7 +14,7 @@ import xxhash
 
 @runtime_checkable
 class PrefixCache(Protocol):
-    """Prefix cache of the engine; also the allocator's ``CachedBlocks``."""
+    """Interface of the engine's prefix cache; also the allocator's ``CachedBlocks``."""
 
     def match(self, tokens: Sequence[int], digests: list[bytes], salt: bytes = b"") -> list[int]:
         """Blocks that hold the beginning of ``tokens``, the last token never among them.
@@ -34,7 +34,8 @@ class PrefixCache(Protocol):
         first: int,
         salt: bytes = b"",
     ) -> None:
-        """``blocks`` hold the beginning of ``tokens`` in full; those from ``first`` on are new."""
+        """Register blocks that hold the beginning of ``tokens`` in full; those from ``first`` on
+        are new."""
         ...
 
     def is_cached(self, block: int) -> bool: ...
@@ -42,12 +43,12 @@ class PrefixCache(Protocol):
     def evict(self, block: int) -> None: ...
 
     def clear(self) -> None:
-        """Nothing that any block holds is of use any more."""
+        """Forget all blocks."""
         ...
 
 
 class NoPrefixes:
-    """Finds nothing and keeps nothing."""
+    """Prefix cache that is off: it finds nothing and keeps nothing."""
 
     def match(self, tokens: Sequence[int], digests: list[bytes], salt: bytes = b"") -> list[int]:
         return []
@@ -73,7 +74,7 @@ class NoPrefixes:
 
 
 class HashedPrefixes:
-    """Finds blocks by a digest of their tokens and of all before them.
+    """Prefix cache that finds blocks by a digest of their tokens and of all before them.
 
     A block's digest is XXH3-128 over the digest of the block before it (the salt, for the first)
     and its own tokens, with a secret seed, so that nobody can look for prompts that collide. Who

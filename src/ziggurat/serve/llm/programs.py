@@ -34,7 +34,7 @@ DIGEST = 32
 
 
 class Programs:
-    """Named functions, each for arguments of one shape.
+    """Compiled functions by name, each for arguments of one shape.
 
     Args:
         directory: where compiled programs are kept; ``None``: nowhere.
@@ -92,7 +92,8 @@ class Programs:
         return made
 
     def compile_all(self, told: Callable[[str, int, int], None] | None = None) -> tuple[int, float]:
-        """Compile what is not yet; how many programs there are, and the seconds it took.
+        """Compile the programs that are not compiled yet; returns their number and the seconds it
+        took.
 
         Args:
             told: called before each program with its name, how many are done, and all of them.

@@ -98,7 +98,8 @@ def _render(
 def content_format_of(
     template: str, special_tokens: tuple[tuple[str, str], ...] = ()
 ) -> ContentFormat:
-    """How a template takes the content of messages: ``string`` or ``openai``, whichever shows it.
+    """Form in which a template takes the content of messages: ``string``, or ``openai`` for a list
+    of parts.
 
     >>> content_format_of("{% for m in messages %}{{ m.content }}{% endfor %}")
     'string'

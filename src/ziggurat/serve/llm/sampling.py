@@ -30,7 +30,7 @@ NEVER = -math.inf
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How one request wants its tokens chosen, and when to stop.
+    """Sampling and stop parameters of one request.
 
     Raises:
         RequestError: a value is out of range; ``param`` names it.
@@ -183,7 +183,7 @@ _SAMPLING_DTYPES = {
 
 
 def device_seed(seed: int) -> int:
-    """A seed of up to 64 bits as one of 31 bits; seeds that fit stay as they are.
+    """Fold a seed of up to 64 bits into 31 bits; seeds that fit stay as they are.
 
     >>> device_seed(42), 0 <= device_seed(2**40) < 2**31
     (42, True)
@@ -199,7 +199,8 @@ def sample(
     sampling: SamplingArrays,
     position: Int[Array, ""] | Int[Array, "b"],
 ) -> Int[Array, "b"]:
-    r"""One token per row: ``argmax`` at temperature 0, else a draw from the truncated softmax.
+    r"""Sample one token per row: ``argmax`` at temperature 0, else a draw from the truncated
+    softmax.
 
     The draw is :math:`\arg\max_i (z_i / T + g_i)` with Gumbel noise ``g`` from the stream
     ``(seed, "sample", position, choice)``, so a request's draws depend on nothing else in the
@@ -250,7 +251,7 @@ def kept_tokens(
     top_p: Float[Array, "b"],
     min_p: Float[Array, "b"],
 ) -> Bool[Array, "b v"]:
-    """Which tokens may be drawn, after top-k, then top-p over what is left, then min-p.
+    """Mask of the tokens that may be drawn, after top-k, then top-p over the rest, then min-p.
 
     The order and the borders are those of transformers' warpers: top-k keeps all tokens equal to
     the k-th; top-p keeps a token if the more likely ones together are below ``top_p``; at least one

@@ -25,7 +25,7 @@ from ziggurat.serve.llm.sequence import S, Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Limits of a step."""
+    """Limits of a step: sequences and tokens."""
 
     max_running: int
     """Most sequences that run at once."""
@@ -40,7 +40,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class SchedulerOutput(Generic[S]):
-    """Sequences of one step."""
+    """Sequences that one step computes."""
 
     decode: list[S]
     """Sequences that decode one token."""

@@ -13,7 +13,7 @@ where that is no less: they cost memory."""
 
 @config.node
 class EngineConfig:
-    """Limits of an engine."""
+    """Settings of an engine: its limits, cache and queue."""
 
     max_sequence_length: int | None = None
     """Longest prompt and output together, in tokens; default the model's, at most 8192."""
@@ -54,7 +54,7 @@ class EngineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CacheDimensions:
-    """How large the paged cache is."""
+    """Dimensions of the paged cache."""
 
     blocks: int
     """Blocks that sequences can hold; there is one more, the sink."""
@@ -65,7 +65,7 @@ class CacheDimensions:
 
 
 def context_length(settings: EngineConfig, longest: int) -> int:
-    """Longest sequence in tokens; the model was made for ``longest``.
+    """Longest sequence in tokens that the engine serves; the model was made for ``longest``.
 
     Raises:
         ConfigError: more is asked for.

@@ -29,7 +29,7 @@ _TWINS: "weakref.WeakKeyDictionary[HuggingFaceTokenizer, TextTokenizer]" = (
 
 
 class TextTokenizer:
-    """A twin of a tokenizer to which the texts of special tokens say nothing.
+    """Copy of a tokenizer that reads special tokens' texts as plain text.
 
     Args:
         tokenizer: the model's; its special tokens get names that hold a secret.
@@ -77,7 +77,7 @@ class TextTokenizer:
 
 
 def text_tokenizer(tokenizer: HuggingFaceTokenizer) -> TextTokenizer:
-    """The twin of a tokenizer, made when it is first needed."""
+    """The copy for a tokenizer, made when it is first needed."""
     made = _TWINS.get(tokenizer)
     if made is None:
         made = _TWINS[tokenizer] = TextTokenizer(tokenizer)
@@ -85,7 +85,7 @@ def text_tokenizer(tokenizer: HuggingFaceTokenizer) -> TextTokenizer:
 
 
 def new_mark() -> str:
-    """A text that nobody has written before."""
+    """Draw a random text that occurs nowhere else."""
     return f"\ufdd2{secrets.token_hex(8)}\ufdd3"
 
 

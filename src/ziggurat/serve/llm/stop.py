@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 class StopMatcher:
-    """Passes on a growing text up to the first stop text.
+    """Filter that passes on a growing text up to the first stop text.
 
     The end of the text is held back while it could be the beginning of a stop text.
 
@@ -22,7 +22,7 @@ class StopMatcher:
         self.stopped = False
 
     def push(self, text: str) -> str:
-        """Add text; returns what can be let out."""
+        """Add text; returns the part that cannot belong to a stop text."""
         if self.stopped:
             return ""
         text = self._held + text
@@ -41,7 +41,7 @@ class StopMatcher:
 
 
 def overlap(text: str, stop: str) -> int:
-    """Length of the longest end of ``text`` that begins ``stop``."""
+    """Length of the longest suffix of ``text`` with which ``stop`` begins."""
     for size in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:size]):
             return size

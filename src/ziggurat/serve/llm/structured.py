@@ -18,7 +18,7 @@ OBJECT: dict[str, Any] = {"type": "object"}
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """A form for an answer, as llguidance names it.
+    """Form of an answer, as llguidance names it.
 
     >>> Form("choice", ["yes", "no"], "structured_outputs").kind
     'choice'
@@ -35,7 +35,7 @@ class Form:
 
 
 class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
-    """``response_format.json_schema``; the schema is enforced whether ``strict`` or not."""
+    """Field ``response_format.json_schema``; the schema is enforced whether ``strict`` or not."""
 
     name: str
     schema: dict[str, Any] | bool
@@ -44,7 +44,7 @@ class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
-    """``response_format``."""
+    """Field ``response_format`` of a request."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
@@ -68,7 +68,8 @@ class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
-    """``structured_outputs``: exactly one of the kinds, as in vLLM since 0.12."""
+    """Field ``structured_outputs`` of a request: exactly one of the kinds, as in vLLM since
+    0.12."""
 
     json: dict[str, Any] | str | None = None
     regex: str | None = None

@@ -18,7 +18,7 @@ Texts = list[str] | list[Sequence[int]]
 
 
 def listed(value: Any, field: str) -> Texts:
-    """A field's texts or lists of ids.
+    """Texts or lists of ids of a field, as a list.
 
     >>> listed("Hi", "prompt"), listed([5, 6], "prompt")
     (['Hi'], [[5, 6]])
@@ -49,7 +49,7 @@ def encode(
     special_tokens: bool = True,
     max_length: int | None = None,
 ) -> list[Sequence[int]]:
-    """Token ids of texts; what is ids already stays.
+    """Token ids of texts; lists of ids stay as they are.
 
     Args:
         tokenizer: the model's.
@@ -79,8 +79,7 @@ def encode(
 def check_length(
     tokenizer: HuggingFaceTokenizer, text: str, max_length: int | None, field: str
 ) -> None:
-    """Refuse a text that is too long before it is tokenised as a whole, which takes seconds and
-    200 bytes of memory for each token.
+    """Refuse a text that is too long whatever its tokens are, before seconds of tokenising.
 
     A token stands for no more bytes of a text than the longest one has. A long text is tokenised in
     pieces as well, until there are more tokens than fit: a cut changes the count by a few.

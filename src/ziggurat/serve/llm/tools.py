@@ -31,7 +31,7 @@ class Function(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Tool(msgspec.Struct, forbid_unknown_fields=True):
-    """One entry of ``tools``."""
+    """An entry of ``tools``."""
 
     type: Literal["function"]
     function: Function
@@ -52,7 +52,7 @@ class NamedChoice(msgspec.Struct, forbid_unknown_fields=True, tag="function"):
 
 
 class Allowed(msgspec.Struct, forbid_unknown_fields=True):
-    """Tools of the request that may be called, and whether one must be."""
+    """Tools of the request that may be called, and whether one must be called."""
 
     mode: RequestSequence
     tools: list[NamedChoice]
@@ -66,7 +66,7 @@ class AllowedChoice(msgspec.Struct, forbid_unknown_fields=True, tag="allowed_too
 
 @dataclasses.dataclass(frozen=True)
 class ToolUse:
-    """The tools of a request and how they may be used.
+    """Tools of a request, and the rules of calling them.
 
     Args:
         tools: what the model may call.
@@ -87,7 +87,7 @@ class ToolUse:
         return self.forced or not self.parallel or any(t.function.strict for t in self.tools)
 
     def for_template(self) -> list[dict[str, Any]]:
-        """The tools as chat templates know them."""
+        """The tools in the form that chat templates read."""
         return [
             {
                 "type": "function",
@@ -116,7 +116,7 @@ _VALUES = ("const", "default", "enum", "examples")
 
 
 def closed(schema: Any) -> Any:
-    """A schema whose objects have no properties but those it names, unless it says otherwise.
+    """Close the objects of a schema to properties that it does not name, unless it says otherwise.
 
     JSON Schema lets an object have any further properties. A caller's function has no use for
     them, and a small model that may write them does so until it is cut off; llama.cpp closes
@@ -162,7 +162,7 @@ def tool_use(
     choice: str | Mapping[str, Any] | None,
     parallel: bool | None,
 ) -> ToolUse | None:
-    """Tool use that the three fields ask for; ``None`` where no tool may be called.
+    """Tool use of a request by its three fields; ``None`` where no tool may be called.
 
     Raises:
         RequestError: they contradict each other, or a tool is not well described.

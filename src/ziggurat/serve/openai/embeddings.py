@@ -28,11 +28,11 @@ from ziggurat.serve.llm.off_loop import OffLoop
 
 @runtime_checkable
 class TextEmbedder(Protocol):
-    """Turns token ids into vectors; called on one thread at a time."""
+    """Interface of an embedder of token ids; called on one thread at a time."""
 
     @property
     def vocab_size(self) -> int:
-        """Ids that it takes are below this."""
+        """Number of ids that the embedder accepts."""
         ...
 
     @property
@@ -51,7 +51,7 @@ class TextEmbedder(Protocol):
 
 
 class EmbeddingRequest(Body, kw_only=True):
-    """The body of ``POST /v1/embeddings``."""
+    """Body of ``POST /v1/embeddings``."""
 
     token_ids: ClassVar[str] = "input"
 
@@ -64,7 +64,7 @@ class EmbeddingRequest(Body, kw_only=True):
 
 
 class EmbeddingService:
-    """``/v1/embeddings`` over one embedder.
+    """Endpoint ``/v1/embeddings`` of one embedder.
 
     Requests wait for each other; the texts of one are embedded together.
 

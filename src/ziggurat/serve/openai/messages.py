@@ -140,7 +140,7 @@ def _function(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
 
 
 def read_arguments(text: str) -> dict[str, Any]:
-    """The arguments of a call, which a model wrote and ``max_tokens`` may have cut off.
+    """Parse the arguments of a call, which a model wrote and ``max_tokens`` may have cut off.
 
     Templates need an object. Of a text that was cut off it holds what is there; a text that is no
     object at all stands under the key ``arguments``.

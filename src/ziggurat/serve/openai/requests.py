@@ -44,7 +44,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
-    """``stream_options``."""
+    """Field ``stream_options`` of a request."""
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
@@ -52,7 +52,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class GenerationRequest(Body, kw_only=True):
-    """Fields that completion and chat requests share."""
+    """Fields shared by completion and chat requests."""
 
     model: str
     stream: bool | None = None
@@ -93,7 +93,7 @@ class GenerationRequest(Body, kw_only=True):
     use_beam_search: bool | None = None
 
     def check(self) -> None:
-        """Refuse what is not applied.
+        """Refuse fields that are not applied.
 
         Raises:
             RequestError: ``param`` names the field.
@@ -122,7 +122,7 @@ class GenerationRequest(Body, kw_only=True):
 
     @classmethod
     def applied(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """The fields that are applied; others are left out."""
+        """Fields that are applied."""
         left = {key for key in NEUTRAL if given.get(key) not in (None, *NEUTRAL[key])}
         return {key: value for key, value in super().applied(given).items() if key not in left}
 
@@ -131,7 +131,7 @@ class GenerationRequest(Body, kw_only=True):
         return value is None or value in NEUTRAL[name]
 
     def form(self, tokenizer: HuggingFaceTokenizer) -> Form | None:
-        """The form the answer must have, if any.
+        """Form that the answer must have, if any.
 
         Raises:
             RequestError: two are asked for, or one is not well told.
@@ -178,7 +178,7 @@ def _token_id(text: str) -> int:
 
 
 class CompletionRequest(GenerationRequest, kw_only=True):
-    """The body of ``POST /v1/completions``."""
+    """Body of ``POST /v1/completions``."""
 
     token_ids: ClassVar[str] = "prompt"
 
@@ -190,7 +190,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     best_of: int | None = None
 
     def check(self) -> None:
-        """Refuse what is not applied."""
+        """Refuse fields that are not applied."""
         super().check()
         if self.echo and self.logprobs is not None:
             raise RequestError(
@@ -228,7 +228,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
 
 class ChatRequest(GenerationRequest, kw_only=True):
-    """The body of ``POST /v1/chat/completions``."""
+    """Body of ``POST /v1/chat/completions``."""
 
     messages: list[Any]
     max_completion_tokens: int | None = None
@@ -263,7 +263,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
         return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def form(self, tokenizer: HuggingFaceTokenizer) -> Form | None:
-        """The form the answer must have: what is asked of it, and what its tools demand.
+        """Form that the answer must have, by ``response_format`` and by its tools.
 
         Raises:
             RequestError: these cannot be had together.

@@ -17,19 +17,19 @@ Body = dict[str, Any]
 
 @dataclasses.dataclass
 class Usage:
-    """Tokens of one request; the prompt counts once, end ids count as generated."""
+    """Token counts of one request; the prompt counts once, end ids count as generated."""
 
     prompt_tokens: int
     completion_tokens: int = 0
 
     def body(self) -> Body:
-        """As OpenAI writes it."""
+        """The counts in OpenAI's form."""
         total = self.prompt_tokens + self.completion_tokens
         return {**dataclasses.asdict(self), "total_tokens": total}
 
 
 class ChatFormat:
-    """Bodies of ``/v1/chat/completions``.
+    """Response bodies of ``/v1/chat/completions``.
 
     Args:
         model: name of the model.
@@ -47,7 +47,7 @@ class ChatFormat:
         }
 
     def whole(self, completions: Sequence[Completion], usage: Usage) -> Body:
-        """The answer in one piece."""
+        """Body of an answer that is not streamed."""
         choices = []
         for index, completion in enumerate(completions):
             message: Body = {"role": "assistant", "content": completion.text, "refusal": None}
@@ -65,12 +65,12 @@ class ChatFormat:
         return self._body("chat.completion", choices) | {"usage": usage.body()}
 
     def opening(self, choices: int) -> Iterator[Body]:
-        """Chunks that name the role, before any text."""
+        """First chunks of a stream, which name the role."""
         for index in range(choices):
             yield self._chunk(index, {"role": "assistant", "content": ""}, None)
 
     def chunks(self, index: int, event: TokenEvent) -> Iterator[Body]:
-        """Chunks for one event: what it lets out, then the finish reason, if it ends."""
+        """Chunks for one event: its text or calls, then the finish reason, if it ends."""
         logprobs = event.logprobs
         for delta in self._deltas(index, event.text, event.finish_reason):
             yield self._chunk(index, delta, None, logprobs)
@@ -94,7 +94,7 @@ class ChatFormat:
         return "tool_calls" if reason == "stop" and called and not named else reason
 
     def usage_chunk(self, usage: Usage) -> Body:
-        """The last chunk of a stream whose request asked for usage."""
+        """Last chunk of a stream whose request asked for usage."""
         return self._body("chat.completion.chunk", []) | {"usage": usage.body()}
 
     def _chunk(
@@ -146,7 +146,7 @@ def _joined(deltas: Sequence[Body]) -> Body:
 
 
 class TextFormat:
-    """Bodies of ``/v1/completions``.
+    """Response bodies of ``/v1/completions``.
 
     Args:
         model: name of the model.
@@ -165,7 +165,7 @@ class TextFormat:
         }
 
     def whole(self, completions: Sequence[Completion], usage: Usage) -> Body:
-        """The answer in one piece."""
+        """Body of an answer that is not streamed."""
         choices = []
         for index, completion in enumerate(completions):
             text = (self._echo[index] if self._echo else "") + completion.text
@@ -174,7 +174,7 @@ class TextFormat:
         return {**self._head, "choices": choices, "usage": usage.body()}
 
     def opening(self, choices: int) -> Iterator[Body]:
-        """Chunks that repeat the prompts, if asked for."""
+        """First chunks of a stream: the prompts, if ``echo`` asks for them."""
         for index, text in enumerate(self._echo[:choices]):
             yield self._chunk(index, text, None)
 
@@ -184,7 +184,7 @@ class TextFormat:
             yield self._chunk(index, event.text, event.finish_reason, event.logprobs)
 
     def usage_chunk(self, usage: Usage) -> Body:
-        """The last chunk of a stream whose request asked for usage."""
+        """Last chunk of a stream whose request asked for usage."""
         return {**self._head, "choices": [], "usage": usage.body()}
 
     def _chunk(

@@ -71,7 +71,7 @@ class ParsedRequest(NamedTuple):
 
 
 class TextService:
-    """``/v1/completions`` and ``/v1/chat/completions``.
+    """Endpoints ``/v1/completions`` and ``/v1/chat/completions`` of one model.
 
     Args:
         engine: generates; closed by whoever made it.

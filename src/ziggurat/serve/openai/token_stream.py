@@ -17,7 +17,7 @@ MAX_UNREAD = 16384
 
 
 class ReadTooSlowly(RequestError):
-    """A client let more events pile up than the server keeps."""
+    """Error: a client let more events pile up than the server keeps."""
 
     code = "read_too_slowly"
 
@@ -39,7 +39,7 @@ class TokenStream:
         client: str = "",
         salt: bytes = b"",
     ) -> None:
-        """Hand the prompts to the engine, all of them or none; from any thread.
+        """Submit the prompts to the engine, all of them or none; from any thread.
 
         Raises:
             RequestError: the engine refuses them.
@@ -97,7 +97,7 @@ async def chunks(
     show_usage: bool,
     show_usage_so_far: bool = False,
 ) -> AsyncGenerator[dict[str, Any]]:
-    """The bodies of a streamed answer.
+    """Encode the bodies of a streamed answer.
 
     Args:
         events: what is generated.

@@ -29,7 +29,7 @@ _AT_ONCE = 2**14
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """A served model's tokenizer, the number of its ids and the longest text it takes."""
+    """Tokenizer of a served model, with the number of its ids and its longest text."""
 
     tokenizer: HuggingFaceTokenizer
     vocab_size: int
@@ -39,7 +39,7 @@ class Vocabulary:
 
 
 class TokenizeRequest(Body, kw_only=True):
-    """The body of ``POST /tokenize``: a prompt or messages."""
+    """Body of ``POST /tokenize``: a prompt or messages."""
 
     model: str | None = None
     prompt: str | None = None
@@ -64,7 +64,7 @@ class TokenizeRequest(Body, kw_only=True):
 
 
 class DetokenizeRequest(Body, kw_only=True):
-    """The body of ``POST /detokenize``."""
+    """Body of ``POST /detokenize``."""
 
     token_ids: ClassVar[str] = "tokens"
 
@@ -73,7 +73,7 @@ class DetokenizeRequest(Body, kw_only=True):
 
 
 class TokenService:
-    """The two endpoints over the vocabularies of all served models, by name.
+    """Endpoints ``/tokenize`` and ``/detokenize`` of all served models, by name.
 
     A request that names no model means the first.
     """

@@ -35,14 +35,14 @@ _now = time.monotonic_ns
 
 
 class QueueTimeout(RequestError):
-    """The request waited longer than its own ``timeout`` allows."""
+    """Error: the request waited longer than its own ``timeout`` allows."""
 
     status = 408
     code = "timeout"
 
 
 class ProgramFailed(RequestError):
-    """The device refused to run the request; the server's log says why."""
+    """Error: the device could not run the request; the server's log says why."""
 
     status = 500
     kind = "server_error"
@@ -50,7 +50,7 @@ class ProgramFailed(RequestError):
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Waiting:
-    """One request in a queue."""
+    """A request in a queue."""
 
     inputs: Arrays
     sizes: Sizes
@@ -64,7 +64,7 @@ class Waiting:
 
 
 class Queue:
-    """The requests of one model version, and how they are run.
+    """Queue of one model version's requests.
 
     Args:
         scheduler: whose devices run them.
@@ -96,7 +96,7 @@ class Queue:
         self.closed = False
 
     async def infer(self, inputs: Arrays, timeout_us: int = 0) -> list[Shaped[np.ndarray, "..."]]:
-        """Outputs in the signature's order.
+        """Run a request; outputs in the signature's order.
 
         Args:
             inputs: by name, of the signature's types.
@@ -130,13 +130,13 @@ class Queue:
         return outputs
 
     def add(self, request: Waiting) -> None:
-        """Take a request in; the scheduler's lock is held."""
+        """Add a request; the scheduler's lock is held."""
         self._groups.setdefault(request.key, collections.deque()).append(request)
         self._rows[request.key] = self._rows.get(request.key, 0) + request.rows
         self.waiting += 1
 
     def due(self) -> tuple[int, tuple[int, ...]] | None:
-        """When the first batch should run, and its key; the scheduler's lock is held."""
+        """Time when the first batch should run, and its key; the scheduler's lock is held."""
         found = None
         for key, group in self._groups.items():
             full = self._rows[key] >= self._most
@@ -146,7 +146,7 @@ class Queue:
         return found
 
     def take(self, key: tuple[int, ...]) -> list[Waiting]:
-        """The next batch of a group; the scheduler's lock is held."""
+        """Remove and return the next batch of a group; the scheduler's lock is held."""
         group, batch, rows = self._groups[key], [], 0
         while group and (not batch or rows + group[0].rows <= self._most):
             request = group.popleft()
@@ -161,7 +161,7 @@ class Queue:
         return batch
 
     def drop(self) -> list[Waiting]:
-        """Close and give up what waits; the scheduler's lock is held."""
+        """Close the queue and refuse its waiting requests; the scheduler's lock is held."""
         left = [request for group in self._groups.values() for request in group]
         self._groups.clear()
         self._rows.clear()
@@ -169,13 +169,14 @@ class Queue:
         return left
 
     def missing(self, batch: list[Waiting], device: int) -> Sizes | None:
-        """The sizes for which a program must be compiled before a batch can run; None if none."""
+        """Sizes of the program that must be compiled before a batch can run; ``None`` if there is
+        one."""
         program = self._programs[device]
         target = program.bucket(self._sizes(batch))
         return None if program.has(target) else target
 
     def compile(self, batch: list[Waiting], device: int) -> None:
-        """Compile what a batch needs, unless nobody waits for it any more."""
+        """Compile a batch's program, unless nobody waits for it any more."""
         if not all(request.future.cancelled() for request in batch):
             target = self.missing(batch, device)
             if target is not None:
@@ -252,7 +253,7 @@ class Queue:
 
 
 class BatchScheduler:
-    """One thread per device, which runs the batch that is due first.
+    """Scheduler with one thread per device, which runs the batch that is due first.
 
     Args:
         devices: how many.
@@ -282,7 +283,7 @@ class BatchScheduler:
         self.close()
 
     def put(self, queue: Queue, request: Waiting, limit: int) -> None:
-        """Let a request wait.
+        """Queue a request.
 
         Raises:
             QueueFull: ``limit`` requests wait already.
@@ -323,7 +324,7 @@ class BatchScheduler:
         )
 
     def close(self) -> None:
-        """Refuse what waits and end the threads after what they run."""
+        """Refuse waiting requests and end the threads after the running ones."""
         with self._ready:
             self._ended = True
             left = [request for queue in self._queues for request in queue.drop()]

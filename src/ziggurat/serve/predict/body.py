@@ -18,7 +18,7 @@ from ziggurat.serve.predict.signature import BATCH, Tensor
 
 
 class InputBody(msgspec.Struct):
-    """One input of a request."""
+    """An input of a request."""
 
     name: str
     shape: list[int]
@@ -28,14 +28,14 @@ class InputBody(msgspec.Struct):
 
 
 class OutputBody(msgspec.Struct):
-    """One output asked for."""
+    """An output that a request names."""
 
     name: str
     parameters: dict[str, Any] | None = None
 
 
 class InferBody(msgspec.Struct):
-    """The JSON part of a request.
+    """JSON part of a request.
 
     Fields that the protocol does not name are let by, as its JSON schema does: clients add their
     own.
@@ -48,7 +48,7 @@ class InferBody(msgspec.Struct):
 
 
 class UnknownEncoding(RequestError):
-    """The body is compressed in a way that is not read."""
+    """Error: the body is compressed in a way that is not supported."""
 
     status = 415
 
@@ -57,7 +57,7 @@ _decoder = msgspec.json.Decoder(InferBody)
 
 
 def decode(body: Any, json_size: int | None, wanted: Mapping[str, Tensor]) -> Decoded:
-    """A request's arrays and what it asks for.
+    """Decode a request's arrays and settings.
 
     Args:
         body: JSON, followed by the bytes of binary inputs.
@@ -111,7 +111,7 @@ def decode_json(decoder: msgspec.json.Decoder[Any], data: Any, what: str) -> Any
 
 
 def inflate(body: Any, encoding: str, largest: int) -> bytes:
-    """A compressed body as it was.
+    """Decompress a body.
 
     Raises:
         RequestError: it is not compressed as it says, or larger than ``largest`` bytes.

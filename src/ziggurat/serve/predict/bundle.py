@@ -26,7 +26,7 @@ from ziggurat.serve.predict.program import Arrays, BundleProgram
 
 
 class LoadedBundle:
-    """A bundle that may be called; made by :meth:`load`.
+    """A loaded bundle that can be called; made by :meth:`load`.
 
     >>> import tempfile
     >>> from ziggurat.serve.predict import export
@@ -144,7 +144,7 @@ def compare(
     platform: str,
     what: str,
 ) -> None:
-    """Raise a :class:`BundleError` unless an output is as near as :class:`Golden` asks."""
+    """Raise a :class:`BundleError` unless an output is within the tolerance of :class:`Golden`."""
     if actual.shape != wanted.shape or actual.dtype != wanted.dtype:
         raise BundleError(
             what,
@@ -175,7 +175,7 @@ def compare(
 
 
 def read_case(path: Path, number: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Inputs and outputs of one golden pair.
+    """Read inputs and outputs of one golden pair.
 
     Raises:
         BundleError: it is not there or not readable.

@@ -10,7 +10,7 @@ from ziggurat.core import config
 
 @config.node
 class Batching:
-    """How requests to one model are joined.
+    """Settings of joining requests to one model.
 
     >>> Batching(max_batch_size=12).buckets
     (1, 2, 4, 8, 12)
@@ -40,7 +40,7 @@ class Batching:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Numbers of rows that are compiled, ascending."""
+        """Batch sizes that are compiled, ascending."""
         if self.batch_sizes:
             return self.batch_sizes
         most = self.max_batch_size
@@ -49,7 +49,7 @@ class Batching:
 
 @config.node
 class Latest:
-    """Serve the newest versions."""
+    """Version policy: serve the newest versions."""
 
     kind: Literal["latest"] = "latest"
     n: int = 1
@@ -59,24 +59,24 @@ class Latest:
         config.require(self.n >= 1, "n", self.n, "1 or more")
 
     def choose(self, present: list[int]) -> list[int]:
-        """The versions to serve, of those present."""
+        """Versions to serve of those present."""
         return sorted(present)[-self.n :]
 
 
 @config.node
 class All:
-    """Serve every version."""
+    """Version policy: serve every version."""
 
     kind: Literal["all"] = "all"
 
     def choose(self, present: list[int]) -> list[int]:
-        """The versions to serve, of those present."""
+        """Versions to serve of those present."""
         return sorted(present)
 
 
 @config.node
 class Specific:
-    """Serve the versions named; one that is not there is an error."""
+    """Version policy: serve the versions named; a missing one is an error."""
 
     kind: Literal["specific"] = "specific"
     versions: tuple[int, ...]
@@ -85,13 +85,13 @@ class Specific:
         config.require(bool(self.versions), "versions", [], "one or more")
 
     def choose(self, present: list[int]) -> list[int]:
-        """The versions to serve, of those present."""
+        """Versions to serve of those present."""
         return sorted(set(self.versions))
 
 
 @config.node
 class ModelSettings:
-    """One model's settings: ``model.toml`` beside its version directories.
+    """Settings of one model: ``model.toml`` beside its version directories.
 
     >>> config.parse(ModelSettings, 'versions = {kind = "latest", n = 2}').value.versions.n
     2
@@ -104,7 +104,7 @@ class ModelSettings:
 
 @config.node
 class PredictConfig:
-    """Settings of the whole server."""
+    """Settings of the whole bundle server."""
 
     model_control: Literal["none", "explicit"] = "none"
     """Whether requests may load and unload models."""

@@ -46,7 +46,7 @@ _REFUSED_OPS = ("infeed", "outfeed", "send", "recv")
 
 
 def check(exported: Any, path: object, allowed: Sequence[str] = ()) -> list[str]:
-    """The numerical targets that a program calls, after refusing all others.
+    """Return the numerical targets that a program calls, and refuse all others.
 
     Args:
         exported: from ``jax.export.deserialize``.

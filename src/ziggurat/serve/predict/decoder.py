@@ -79,7 +79,7 @@ class DecodeError(RequestError):
 
 
 class DecodingFailed(RequestError):
-    """A child ended without an answer; the request was too much for it."""
+    """Error: a decoding child ended without an answer; the request was too much for it."""
 
     status = 413
 
@@ -90,7 +90,7 @@ def job(kind: str, wanted: Mapping[str, Tensor], **more: Any) -> Job:
 
 
 class DecoderPool:
-    """Children that decode, started when the first large request comes.
+    """Pool of child processes that decode large requests, started with the first one.
 
     Args:
         largest: bytes of the largest body.
@@ -107,7 +107,7 @@ class DecoderPool:
         self._closed = False
 
     def close(self) -> None:
-        """End the children."""
+        """End the child processes."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for child in self._idle:
@@ -260,7 +260,7 @@ def _gone() -> NoReturn:
 
 
 def decode(asked: Job, data: memoryview) -> Decoded:
-    """Decode a request here and now, as a child does.
+    """Decode a request in this process, as a child does.
 
     Raises:
         RequestError: the request is wrong.

@@ -20,7 +20,7 @@ _Infer = MESSAGES["ModelInferRequest"]
 
 
 def decode(head: bytes, raw: Sequence[memoryview], wanted: Mapping[str, Tensor]) -> Decoded:
-    """A request's arrays and what it asks for.
+    """Decode a request's arrays and settings.
 
     Args:
         head: the message without its raw contents.
@@ -54,7 +54,7 @@ def decode(head: bytes, raw: Sequence[memoryview], wanted: Mapping[str, Tensor])
 
 
 def parse(kind: Any, data: bytes) -> Any:
-    """A message of a kind.
+    """Parse a message of a given type.
 
     Raises:
         RequestError: the bytes are no such message.
@@ -68,7 +68,7 @@ def parse(kind: Any, data: bytes) -> Any:
 
 
 def plain(parameters: Any) -> dict[str, Any]:
-    """Parameters as values."""
+    """Convert parameters to plain values."""
     found = {}
     for name, value in parameters.items():
         choice = value.WhichOneof("parameter_choice")

@@ -24,7 +24,7 @@ _RAW_OUTPUT = _Answer.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 
 
 class Calls:
-    """The calls of the service, by name."""
+    """Handlers of the gRPC methods, by name."""
 
     def __init__(self, operations: Operations):
         self._operations = operations
@@ -44,7 +44,7 @@ class Calls:
     async def answer(
         self, name: str, content: bytes | MemoryFile, held: Reservation
     ) -> Sequence[Any]:
-        """The answer's bytes, in buffers that follow one another.
+        """Bytes of the answer, as buffers that follow one another.
 
         Args:
             name: the method's.
@@ -124,7 +124,7 @@ class Calls:
 def infer_answer(
     version: Version, request_id: str, outputs: list[tuple[Tensor, Shaped[np.ndarray, "..."]]]
 ) -> Sequence[Any]:
-    """A serialised ``ModelInferResponse``; the outputs follow its head and are not copied."""
+    """Serialise a ``ModelInferResponse``; the outputs follow its head and are not copied."""
     head = _Answer(
         model_name=version.model,
         model_version=str(version.number),

@@ -69,13 +69,13 @@ CODES = {
 
 
 class NoKey(RequestError):
-    """The call bears no key that is known."""
+    """Error: the call bears no known key."""
 
     status = 401
 
 
 class Answered(RequestError):
-    """An error that the server answered with."""
+    """Error that the server process answered with."""
 
     def __init__(self, status: int, text: str):
         super().__init__(text)
@@ -83,7 +83,8 @@ class Answered(RequestError):
 
 
 class Front:
-    """The gRPC server, between its clients and a :class:`~ziggurat.serve.predict.link.Link`."""
+    """Front server of gRPC in its own process, between clients and a
+    :class:`~ziggurat.serve.predict.link.Link`."""
 
     def __init__(self, asked: FrontSettings, link: Link):
         self._asked, self._link = asked, link
@@ -97,7 +98,7 @@ class Front:
         self._last = 0
 
     async def start(self) -> int:
-        """Listen; the port.
+        """Start to listen; returns the port.
 
         Raises:
             ServeError: the port is in use.
@@ -145,16 +146,16 @@ class Front:
             ) from None
 
     async def stop(self, seconds: int) -> None:
-        """Take no more calls and give those under way time to end."""
+        """Accept no more calls, and give those under way time to end."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(seconds)
 
     async def watch(self) -> None:
-        """Keep memory within its share, for ever."""
+        """Keep memory within this process's share, for as long as it runs."""
         await self._reader.watch()
 
     def answered(self, message: Message) -> None:
-        """Take in what the server answers."""
+        """Take the server process's answers from the link."""
         future = self._waiting.pop(message.number, None)
         if future is not None and not future.done():
             future.set_result(message)
@@ -270,7 +271,7 @@ def _reflected() -> Any:
 
 
 async def serve(end: socket.socket) -> None:
-    """Serve until the server says so, or has gone."""
+    """Run the gRPC server until the server process ends it or is gone."""
     inbox: asyncio.Queue[Message] = asyncio.Queue()
     front: Front | None = None
 

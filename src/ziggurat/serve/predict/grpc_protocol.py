@@ -13,7 +13,7 @@ START, STARTED, FAILED, STOP, CANCEL = range(1000, 1005)
 
 
 class FrontSettings(msgspec.Struct):
-    """How to serve."""
+    """Settings of the gRPC server's process."""
 
     address: str
     limit: int

@@ -25,13 +25,13 @@ _WATCH_SECONDS, _TIDY_SECONDS = 0.05, 0.2
 
 
 class TooSlow(RequestError):
-    """A message did not arrive in time."""
+    """Error: a message did not arrive in time."""
 
     status = 408
 
 
 class Reader:
-    """Reads the messages of all calls."""
+    """Reads the messages of all calls within a memory budget."""
 
     def __init__(self, asked: FrontSettings):
         self._memory = asked.memory
@@ -42,7 +42,7 @@ class Reader:
         """Whether large messages were here since memory was last given back."""
 
     async def read(self, requests: AsyncIterator[bytes]) -> bytes:
-        """One message, read when there is room for it; a slow one makes way for the next.
+        """Read one message once there is room for it; a slow one makes way for the next.
 
         Raises:
             RequestError: there is no room, or it does not arrive in time.
@@ -76,7 +76,7 @@ class Reader:
             lane.release()
 
     async def next_of_stream(self, requests: AsyncIterator[bytes]) -> bytes | None:
-        """The next message of a stream; None at its end.
+        """Read the next message of a stream; ``None`` at its end.
 
         A stream may wait for ever, so it takes no place among the messages being read.
 
@@ -99,8 +99,8 @@ class Reader:
             reading.cancel()
 
     async def watch(self) -> None:
-        """Give up on all streams that wait for a message when messages take too much memory: which
-        of them are sending cannot be seen."""
+        """End all streams that wait for a message when messages take too much memory, since it
+        cannot be seen which of them are sending."""
         limit = _resident() + self._memory
         while True:
             await asyncio.sleep(_WATCH_SECONDS)

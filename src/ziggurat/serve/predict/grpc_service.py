@@ -42,7 +42,7 @@ _ENDS, _ENDS_SECONDS = 5, 300.0
 
 
 class GrpcServer:
-    """A repository on a gRPC port, with the health and reflection services.
+    """Port of gRPC for a repository, with the health and reflection services.
 
     Args:
         operations: what it serves.
@@ -89,7 +89,7 @@ class GrpcServer:
         """The port it listens on, once started."""
 
     async def start(self) -> None:
-        """Start the front; calls are answered on the event loop that runs this.
+        """Start the gRPC process; calls are answered on the event loop that runs this.
 
         Raises:
             ServeError: the port is in use, or there is no process to be had.
@@ -124,7 +124,7 @@ class GrpcServer:
         self._asked.address = f"{host}:{self.port}"  # the same one if it must start again
 
     async def stop(self, seconds: int) -> None:
-        """Take no more calls and give those under way time to end."""
+        """Accept no more calls, and give those under way time to end."""
         self._stopping = True
         if self._restart is not None:
             self._restart.cancel()

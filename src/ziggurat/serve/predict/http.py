@@ -40,7 +40,7 @@ def encode_infer(
     outputs: Sequence[tuple[Tensor, Shaped[np.ndarray, "..."]]],
     binary: Sequence[bool],
 ) -> tuple[bytes, int | None]:
-    """The body of an answer, and the size of its JSON part if bytes follow.
+    """Encode an answer: its body, and the size of its JSON part if bytes follow.
 
     Raises:
         RequestError: a value that JSON cannot hold was asked for as JSON.
@@ -67,7 +67,7 @@ def encode_infer(
 
 
 async def read_body(receive: Receive, held: Reservation) -> bytes | MemoryFile:
-    """The whole body, charged as it comes; a large one in a file.
+    """Read the whole body, counted against the budget as it comes; a large one goes to a file.
 
     Raises:
         RequestError: it is too large, or comes too slowly.
@@ -101,7 +101,7 @@ def _give_up(body: bytes | MemoryFile | None) -> None:
 
 
 def header(scope: Scope, name: bytes) -> bytes:
-    """A request header, or nothing; the last one counts."""
+    """Value of a request header; the last one counts."""
     found = b""
     for key, value in scope["headers"]:
         if key == name:
@@ -110,7 +110,7 @@ def header(scope: Scope, name: bytes) -> bytes:
 
 
 def header_number(scope: Scope, name: bytes) -> int | None:
-    """A header that is a number of bytes.
+    """Value of a header that is a number of bytes.
 
     Raises:
         RequestError: it is something else.
@@ -126,7 +126,7 @@ def header_number(scope: Scope, name: bytes) -> int | None:
 
 
 class Infer:
-    """The endpoint of inference, an ASGI application of its own to spare the request objects.
+    """ASGI application of the inference endpoint, which spares the request objects.
 
     Args:
         repository: the models.

@@ -29,7 +29,7 @@ NOT_OF_OUTPUTS = (*_MEMORY, "classification")
 
 @dataclasses.dataclass(slots=True)
 class Decoded:
-    """A request's content, whichever way it came."""
+    """Content of a request, from HTTP or gRPC."""
 
     id: str
     inputs: dict[str, Shaped[np.ndarray, "..."]]
@@ -49,7 +49,7 @@ class InferenceCall:
     timeout_us: int = 0
 
     async def run(self) -> list[tuple[Tensor, Shaped[np.ndarray, "..."]]]:
-        """The outputs asked for."""
+        """Run the model and return the outputs asked for."""
         values = await self.version.queue.infer(self.inputs, self.timeout_us)
         signature = self.version.bundle.manifest.signature
         both = {t.name: (t, value) for t, value in zip(signature.outputs, values, strict=True)}
@@ -94,7 +94,7 @@ def check_inputs(wanted: Mapping[str, Tensor], names: Iterable[str]) -> None:
 
 
 def check_outputs(version: "Version", names: list[str]) -> list[str]:
-    """The outputs to answer with: those named, or all.
+    """Names of the outputs to answer with: those in the request, or all.
 
     Raises:
         RequestError: an unknown or doubled name.
@@ -113,7 +113,7 @@ def check_outputs(version: "Version", names: list[str]) -> list[str]:
 
 
 def asked_of(version: "Version", decoded: Decoded) -> tuple[InferenceCall, list[bool]]:
-    """Inference call of a request, and whether each output is sent as bytes.
+    """Build the inference call of a request, with whether each output is sent as bytes.
 
     Raises:
         RequestError: a parameter or an output that there is not.

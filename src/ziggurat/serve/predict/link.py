@@ -24,7 +24,7 @@ _READ = 2**18
 
 
 class Message(NamedTuple):
-    """One message."""
+    """Message between the server process and its gRPC process."""
 
     number: int
     code: int
@@ -32,7 +32,7 @@ class Message(NamedTuple):
 
 
 class Link:
-    """One end of the socket pair; made on the event loop that it is used on.
+    """One end of the socket pair between two processes; made on the event loop that it is used on.
 
     Args:
         end: the socket.
@@ -134,7 +134,7 @@ class Link:
 
 @contextlib.contextmanager
 def pair():
-    """Two connected sockets: this process's, and the one that a child gets, closed at the end."""
+    """Make two connected sockets: this process's, and a child's, which is closed at the end."""
     here, there = socket.socketpair()
     try:
         yield here, there

@@ -33,12 +33,12 @@ _DAMAGED = "copy the bundle again"
 
 
 class BundleError(ServeError):
-    """A bundle is missing, damaged, or not one that this version reads."""
+    """Error: a bundle is missing, damaged, or of a form that this version does not read."""
 
 
 @config.node
 class FileEntry:
-    """One file of the bundle."""
+    """A file of the bundle, with size and digest."""
 
     bytes: int
     sha256: str
@@ -56,7 +56,7 @@ class WeightEntry:
 
 @config.node
 class Golden:
-    """Recorded inputs and outputs, and how near a replay must come.
+    """Recorded inputs and outputs, with the tolerance of a replay.
 
     Floating-point outputs may differ by ``rtol`` times the largest finite magnitude of the recorded
     output plus ``atol``; on another platform than the one that recorded them by ``elsewhere``
@@ -124,7 +124,7 @@ class BundleManifest:
 
 
 def render(manifest: BundleManifest) -> tuple[bytes, str]:
-    """The canonical text with its digest in it, and the digest.
+    """Text of the manifest with its digest in it, and the digest.
 
     The digest names the bundle: equal digests mean equal bytes in every file.
     """

@@ -17,7 +17,7 @@ from typing import Any
 
 
 class MemoryFile:
-    """An open file in memory; closed by :meth:`close` or with its last reference.
+    """Anonymous file in memory, shared between processes by its descriptor.
 
     Args:
         descriptor: of the file, which this owns from now on; default a new file.
@@ -30,7 +30,7 @@ class MemoryFile:
 
     @classmethod
     def of(cls, parts: Iterable[Any]) -> "MemoryFile":
-        """A file of these buffers, one after the other."""
+        """Make a file of these buffers, one after the other."""
         made = cls()
         for part in parts:
             made.write(part)
@@ -51,11 +51,11 @@ class MemoryFile:
 
     @property
     def descriptor(self) -> int:
-        """For handing it to another process."""
+        """File descriptor, to be passed to another process."""
         return self._descriptor
 
     def close(self) -> None:
-        """Give it up; frees the bytes if nobody else holds them."""
+        """Close the file; its bytes are freed if nobody else holds them."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)

@@ -28,7 +28,7 @@ _HEADER = re.compile(r'syntax = "proto3";\s+package inference;')
 
 
 class Method(NamedTuple):
-    """One remote call."""
+    """A gRPC method and its message types."""
 
     name: str
     request: str

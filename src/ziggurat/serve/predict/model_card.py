@@ -23,7 +23,7 @@ def metadata(version: Version, numbers: list[int]) -> dict[str, Any]:
 
 
 def configuration(version: Version, devices: int) -> dict[str, Any]:
-    """Triton's ``ModelSettings``, as far as it says something about a bundle.
+    """Triton's ``ModelSettings`` of a bundle, as far as they apply.
 
     As Triton has it, ``dims`` leave the batch out when ``max_batch_size`` is above 0, which it
     is if requests are joined.

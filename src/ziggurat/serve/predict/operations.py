@@ -32,13 +32,13 @@ EXTENSIONS = (
 
 
 class ControlRefused(RequestError):
-    """Loading and unloading are off."""
+    """Error: loading and unloading are disabled."""
 
     fix = "start the server with --model-control explicit"
 
 
 def describe(error: Exception) -> tuple[int, str]:
-    """HTTP status and text of whatever a handler raised.
+    """HTTP status and text for an exception that a handler raised.
 
     What a bundle or a program refuses is the request's fault: 400.
     """
@@ -49,7 +49,7 @@ def describe(error: Exception) -> tuple[int, str]:
 
 
 class Operations:
-    """A repository with what runs it; close it, or use it in a ``with`` block.
+    """Operations of a repository, behind HTTP and gRPC; close it, or use it in a ``with`` block.
 
     Args:
         path: the repository's directory.
@@ -99,7 +99,7 @@ class Operations:
 
     @property
     def ready(self) -> bool:
-        """Whether requests are taken."""
+        """Whether requests are accepted."""
         return not self.draining()
 
     def server_metadata(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class Operations:
         return {"name": NAME, "version": __version__, "extensions": list(EXTENSIONS)}
 
     def statistics(self, name: str = "", number: str = "") -> list[dict[str, Any]]:
-        """The statistics extension's entries.
+        """Entries of the statistics extension.
 
         Raises:
             UnknownModel: a name or number is given and not served.

@@ -54,7 +54,7 @@ def seen(
     apart: bool,
     rtol: float,
 ) -> dict[str, str]:
-    """For each symbol of a table along which padding changes a result, how.
+    """How padding along each symbol of a table changes a result, for those where it does.
 
     Args:
         function: of inputs by name; gives the outputs in the signature's order.

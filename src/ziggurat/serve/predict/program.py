@@ -68,7 +68,7 @@ class BundleProgram:
         return sum(array.nbytes for array in jax.tree.leaves(self._weights))
 
     def types(self) -> contextlib.AbstractContextManager[Any]:
-        """Within it JAX has the 64-bit types that the program was traced with."""
+        """Enable, inside the block, the 64-bit types that the program was traced with."""
         return jax.enable_x64(True) if self._manifest.x64 else contextlib.nullcontext()
 
     def buckets(self) -> Iterator[Sizes]:
@@ -94,7 +94,7 @@ class BundleProgram:
         return chosen
 
     def has(self, sizes: Mapping[str, int]) -> bool:
-        """Whether the executable for exactly these sizes is there."""
+        """Whether the executable for exactly these sizes exists."""
         with self._lock:
             return tuple(sizes.values()) in self._compiled
 
@@ -116,7 +116,8 @@ class BundleProgram:
         return made
 
     def execute(self, sizes: Mapping[str, int], inputs: Arrays) -> list[jax.Array]:
-        """Outputs, in the signature's order, for inputs of exactly these sizes; still on device."""
+        """Run inputs of exactly these sizes; outputs in the signature's order, still on the
+        device."""
         compiled = self.compile(sizes)
         with self.types():
             return compiled(self._weights, inputs)
@@ -129,7 +130,7 @@ class BundleProgram:
         }
 
     def run(self, inputs: Arrays) -> dict[str, Shaped[np.ndarray, "..."]]:
-        """Outputs for inputs of any sizes: padded, run in as many parts as needed, cropped.
+        """Run inputs of any sizes: pad, run in as many parts as needed, crop.
 
         Raises:
             ServeError: a shape does not fit the signature or a table.
@@ -176,7 +177,7 @@ class BundleProgram:
 def crop(
     array: Shaped[np.ndarray, "..."], shape: Sequence[int | str], sizes: Mapping[str, int]
 ) -> Shaped[np.ndarray, "..."]:
-    """The part of an output that is not padding.
+    """Cut padding off an output.
 
     >>> crop(np.zeros((4, 8, 2)), ("b", "t", 2), {"b": 3, "t": 5}).shape
     (3, 5, 2)

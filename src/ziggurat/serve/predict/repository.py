@@ -56,7 +56,7 @@ def versions_in(model: Path) -> list[int]:
 
 @dataclasses.dataclass(eq=False)
 class Version:
-    """A version that serves."""
+    """A version of a model that is being served."""
 
     model: str
     number: int
@@ -81,7 +81,7 @@ class Version:
 
 @dataclasses.dataclass(frozen=True)
 class IndexEntry:
-    """One line of the repository's index."""
+    """An entry of the repository's index."""
 
     name: str
     version: str

@@ -28,7 +28,7 @@ _COMPUTED = Mixed("indexing along the batch by a computed index")
 
 
 def gather(symbol: Symbol, equation: Any, given: list[State]) -> State:
-    """The state of ``operand[indices]``."""
+    """Row state of ``operand[indices]``."""
     (operand, indices), (result,) = equation.invars, equation.outvars
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
     offsets = set(numbers.offset_dims)
@@ -57,7 +57,7 @@ def gather(symbol: Symbol, equation: Any, given: list[State]) -> State:
 
 
 def scatter(symbol: Symbol, equation: Any, given: list[State]) -> State:
-    """The state of ``operand.at[indices].set(updates)`` and its kin."""
+    """Row state of ``operand.at[indices].set(updates)`` and similar operations."""
     operand, indices, updates = equation.invars[:3]
     if all(isinstance(state, Free) for state in given):
         named = any(symbol.axes(atom.aval) for atom in (operand, indices, updates))
@@ -129,7 +129,8 @@ def _own_coordinate(indices: State, columns: Any, axis: int) -> int | None:
 
 
 def concatenate(symbol: Symbol, equation: Any, given: list[State]) -> State:
-    """Arrays end to end; along the last axis this also puts coordinates beside one another."""
+    """Row state of arrays end to end; along the last axis this also puts coordinates beside one
+    another."""
     axis, atoms = equation.params["dimension"], equation.invars
     if any(axis in symbol.axes(atom.aval) for atom in atoms):
         return Mixed("concatenate along the batch")
@@ -158,7 +159,7 @@ def _literal(atom: Any, value: int) -> bool:
 
 
 def or_index(keeps: Callable[[Any], State | None]) -> Rule:
-    """A rule as :func:`elementwise` that first tries what is allowed with a row's number."""
+    """Wrap :func:`elementwise` so that it first tries the operations allowed on a row's number."""
 
     def rule(symbol: Symbol, equation: Any, given: list[State]) -> State:
         if any(isinstance(state, Index) for state in given):
@@ -171,7 +172,7 @@ def or_index(keeps: Callable[[Any], State | None]) -> Rule:
 
 
 def times_one(pair: Any) -> State | None:
-    """``1 * i`` and ``0 + i``, which ``arange`` writes."""
+    """Row state of ``1 * i`` and ``0 + i``, which ``arange`` writes."""
     equation, given = pair
     neutral = 1 if equation.primitive.name == "mul" else 0
     for literal, state in zip(equation.invars, reversed(given)):
@@ -181,20 +182,22 @@ def times_one(pair: Any) -> State | None:
 
 
 def below_zero(pair: Any) -> State | None:
-    """``i < 0``, by which indexing looks for numbers that count from the end."""
+    """Row state of ``i < 0``, by which indexing looks for numbers that count from the end."""
     equation = pair[0]
     return Free(false=True) if _literal(equation.invars[1], 0) else None
 
 
 def converted(pair: Any) -> State | None:
-    """A row's number as another integer; one of fewer than 32 bits might wrap around."""
+    """Row state of a row's number as another integer type; one of fewer than 32 bits might wrap
+    around."""
     equation, (state,) = pair
     kind = np.dtype(equation.params["new_dtype"])
     return state if kind.kind in "iu" and kind.itemsize >= 4 else None
 
 
 def select(symbol: Symbol, equation: Any, given: list[State]) -> State:
-    """One of several values for each element; with a condition known to be false the first."""
+    """Row state of a choice between values for each element; with a condition known to be false the
+    first."""
     if given[0] == Free(false=True):
         return given[1]
     return elementwise(symbol, equation, given)

@@ -63,7 +63,7 @@ triangular_solve tridiagonal tridiagonal_solve
 
 
 def acting(axes_of: Callable[[Any], Sequence[Sequence[int]]], moved: Any = None) -> Rule:
-    """A rule for primitives that act along some axes of their operands.
+    """Build a rule for primitives that act along some axes of their operands.
 
     Args:
         axes_of: from the equation the axes for each operand.

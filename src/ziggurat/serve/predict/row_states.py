@@ -8,7 +8,8 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Free:
-    """Depends on no row and not on their number; equal along every axis that names the batch."""
+    """Row state of a value that depends on no row and not on their number; equal along every axis
+    that names the batch."""
 
     false: bool = False
     """Known to be False everywhere."""
@@ -16,7 +17,8 @@ class Free:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Holds row ``i`` at place ``i`` of an axis, and nothing of other rows there.
+    """Row state of a value with row ``i`` at place ``i`` of an axis, and nothing of other rows
+    there.
 
     An axis that was merged with others by a reshape has size ``outer * b * inner``, row-major.
     """
@@ -28,14 +30,15 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """Is the number of the row at every place of an axis; good for indexing alone."""
+    """Row state of a value that is the row's number at every place of an axis; it may only be used
+    for indexing."""
 
     axis: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Coordinates:
-    """Indices for a gather or scatter; the columns named hold the number of the row."""
+    """Row state of indices for a gather or scatter; the columns named hold the row's number."""
 
     axis: int
     columns: frozenset[int]
@@ -43,12 +46,13 @@ class Coordinates:
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """Belongs to one row altogether, inside a loop over rows."""
+    """Row state of a value that belongs to one row, inside a loop over rows."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixed:
-    """May depend on several rows, on a row's place, or on how many there are."""
+    """Row state of a value that may depend on several rows, on a row's place, or on their
+    number."""
 
     reason: str = dataclasses.field(compare=False)
 
@@ -58,7 +62,7 @@ FREE, WHOLE = Free(), Whole()
 
 
 class Symbol:
-    """The batch dimension, looked for in sizes.
+    """The batch dimension's symbol, looked for in sizes.
 
     Args:
         size: the symbolic size.
@@ -69,15 +73,15 @@ class Symbol:
         self._found = re.compile(rf"\b{re.escape(str(size))}\b")
 
     def in_size(self, size: Any) -> bool:
-        """Whether a size names it."""
+        """Whether a size contains the symbol."""
         return not isinstance(size, int) and bool(self._found.search(str(size)))
 
     def alone(self, size: Any) -> bool:
-        """Whether a size is the batch and nothing more."""
+        """Whether a size is the symbol and nothing more."""
         return str(size) == str(self._size)
 
     def axes(self, aval: Any) -> list[int]:
-        """The axes of a value whose sizes name it."""
+        """Axes of a value whose sizes contain the symbol."""
         return [i for i, size in enumerate(getattr(aval, "shape", ())) if self.in_size(size)]
 
     def viewed(self, state: State, aval: Any) -> State:
@@ -101,7 +105,7 @@ def quotient(whole: Any, part: Any) -> Any:
 
 
 def join(states: Iterable[State]) -> State:
-    """The state of a value that is one of several, all of one shape."""
+    """Row state of a value that is one of several, all of one shape."""
     found: State | None = None
     for state in states:
         if found is None or found == state:
@@ -118,7 +122,7 @@ def join(states: Iterable[State]) -> State:
 
 
 def elementwise(symbol: Symbol, equation: Any, given: list[State]) -> State:
-    """Elements of operands that lie at the same place meet; scalars meet all."""
+    """Row state of an elementwise operation: elements at one place meet; scalars meet all."""
     mixed = next((state for state in given if isinstance(state, Mixed)), None)
     if mixed is not None:
         return mixed

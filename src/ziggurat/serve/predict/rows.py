@@ -52,7 +52,7 @@ _CALLS = frozenset(
 
 
 def mixing(program: jax_core.ClosedJaxpr, batched: Sequence[bool]) -> list[str | None]:
-    """For every output why its rows depend on one another, or None if they do not.
+    """Reason for each output why its rows depend on one another, or ``None`` if they do not.
 
     Args:
         program: traced with symbolic shapes.

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Predict(Operations):
-    """A repository behind KServe v2, over HTTP and gRPC; arguments as of
+    """KServe v2 service of a repository, over HTTP and gRPC; arguments as of
     :class:`~ziggurat.serve.predict.operations.Operations`."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Predict(Operations):
         super().__init__(path, settings, draining)
 
     def register(self, registry: CollectorRegistry) -> None:
-        """Show the counters in a server's Prometheus registry."""
+        """Export the statistics to a server's Prometheus registry."""
         registry.register(Exposed(self._counters))
 
     def routes(self) -> list[BaseRoute]:

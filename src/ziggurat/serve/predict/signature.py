@@ -83,12 +83,12 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """The numpy type."""
+        """Numpy type of the tensor."""
         return DATATYPES[self.datatype]
 
     @property
     def wire_shape(self) -> list[int]:
-        """The shape as metadata tells it: -1 where any size goes."""
+        """Shape in the model's metadata: -1 for any size."""
         return [-1 if isinstance(size, str) else size for size in self.shape]
 
     def __str__(self) -> str:

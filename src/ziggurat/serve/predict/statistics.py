@@ -19,7 +19,7 @@ REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 
 @dataclasses.dataclass(slots=True)
 class Duration:
-    """How often, and how long in all (nanoseconds)."""
+    """Number of events and their total time in nanoseconds."""
 
     count: int = 0
     ns: int = 0
@@ -30,13 +30,13 @@ class Duration:
         self.ns += ns
 
     def plain(self) -> dict[str, int]:
-        """For JSON."""
+        """The duration as JSON values."""
         return {"count": self.count, "ns": self.ns}
 
 
 @dataclasses.dataclass(slots=True)
 class BatchTimes:
-    """Executions of one number of rows."""
+    """Executions of one batch size."""
 
     compute_input: Duration = dataclasses.field(default_factory=Duration)
     compute_infer: Duration = dataclasses.field(default_factory=Duration)
@@ -74,7 +74,7 @@ class Statistics:
         self.batches: dict[int, BatchTimes] = {}
 
     def executed(self, times: Execution, requests: int) -> None:
-        """One execution ended; each of its requests spent its whole time."""
+        """Count an execution; each of its requests took its whole time."""
         self.execution_count += 1
         batch = self.batches.setdefault(times.rows, BatchTimes())
         for name, ns in (
@@ -86,14 +86,14 @@ class Statistics:
             self.parts[name].add(ns * requests, requests)
 
     def succeeded(self, rows: int, duration_ns: int, queue_ns: int) -> None:
-        """A request was answered."""
+        """Count an answered request."""
         self.inference_count += rows
         self.parts["success"].add(duration_ns)
         self.parts["queue"].add(queue_ns)
         self.last_inference_ms = int(time.time() * 1000)
 
     def failed(self, reason: str, duration_ns: int) -> None:
-        """A request was refused or lost; ``reason`` is one of :data:`REASONS`."""
+        """Count a refused or lost request; ``reason`` is one of :data:`REASONS`."""
         self.failures[reason] += 1
         self.parts["fail"].add(duration_ns)
 
@@ -117,7 +117,7 @@ class Statistics:
 
 
 class Exposed(Collector):
-    """The statistics of all versions under Triton's names, read when Prometheus asks.
+    """Prometheus collector of all versions' statistics, under Triton's names.
 
     Triton's counters lack the suffix ``_total`` that the client library gives every counter, so
     they are of no declared type here; ``rate`` works on them all the same.

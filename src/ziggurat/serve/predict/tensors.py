@@ -38,7 +38,7 @@ CONTENTS: dict[str, tuple[str, ...]] = {
 
 
 def check_header(tensor: Tensor, datatype: str, shape: Sequence[int]) -> None:
-    """Compare what a request says of an input with the signature.
+    """Compare a request's description of an input with the signature.
 
     Raises:
         RequestError: another type, another rank, or a size below 0.
@@ -72,7 +72,7 @@ def check_header(tensor: Tensor, datatype: str, shape: Sequence[int]) -> None:
 def from_bytes(
     data: bytes | memoryview, tensor: Tensor, shape: Sequence[int]
 ) -> Shaped[np.ndarray, "..."]:
-    """A read-only view of row-major little-endian bytes; nothing is copied.
+    """View row-major little-endian bytes as a read-only array, without a copy.
 
     Raises:
         RequestError: the number of bytes is not that of the shape, or a BOOL is neither 0 nor 1.
@@ -98,7 +98,7 @@ def from_bytes(
 
 
 def from_json(raw: msgspec.Raw, tensor: Tensor, shape: Sequence[int]) -> Shaped[np.ndarray, "..."]:
-    """An array from a JSON list, flat or nested as the shape is.
+    """Convert a JSON list, flat or nested as the shape is, to an array.
 
     Raises:
         RequestError: not such a list, or a value that the type cannot hold.
@@ -158,7 +158,7 @@ def _decoded(raw: Any, depth: int, tensor: Tensor, where: str) -> list[Any]:
 def from_values(
     values: Sequence[Any], tensor: Tensor, shape: Sequence[int], where: str
 ) -> Shaped[np.ndarray, "..."]:
-    """An array from numbers, checked for range and count.
+    """Convert numbers to an array, checked for range and count.
 
     Raises:
         RequestError: too few, too many, ragged, or beyond the type.

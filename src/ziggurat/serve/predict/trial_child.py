@@ -12,7 +12,7 @@ from ziggurat.serve.predict.trial import NICE, REFUSED
 
 
 def main(asked: str) -> int:
-    """Load a bundle; the exit code."""
+    """Load a bundle in this child process; returns the exit code."""
     path, batch_sizes, allowed = json.loads(asked)
     try:
         LoadedBundle.load(Path(path), batch_sizes=batch_sizes, custom_calls=allowed)

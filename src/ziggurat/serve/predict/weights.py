@@ -19,7 +19,7 @@ from ziggurat.serve.predict.signature import Tensor
 
 @dataclasses.dataclass(frozen=True)
 class Parted:
-    """A function of weights and inputs.
+    """A function split into weights and a function of weights and inputs.
 
     >>> parted = part(lambda p, x: p["scale"] * x, {"scale": np.float32(3)})
     >>> sorted(parted.weights), float(parted.call(parted.weights, [2.0]))
@@ -37,7 +37,8 @@ class Parted:
 
 
 def part(fn: Callable[..., Any], params: Any) -> Parted:
-    """Part ``fn(params, *inputs)``, or ``fn(*inputs)`` if ``params`` is None.
+    """Split ``fn(params, *inputs)``, or ``fn(*inputs)`` if ``params`` is ``None``, into weights and
+    function.
 
     Raises:
         ServeError: ``fn`` cannot be called, or two arrays have the same name.

@@ -19,7 +19,7 @@ _FIXED = {1: 8, 5: 4}
 
 
 def part(message: bytes | memoryview) -> tuple[list[memoryview], list[memoryview]]:
-    """The message without its raw contents, in pieces that follow one another, and those.
+    """Split a message into its head, in pieces that follow one another, and its raw contents.
 
     Raises:
         RequestError: it is no protobuf message, or of too many parts.
@@ -36,7 +36,7 @@ def part(message: bytes | memoryview) -> tuple[list[memoryview], list[memoryview
 
 
 def model(message: bytes | memoryview) -> tuple[str, str]:
-    """The model's name and version.
+    """Read the model's name and version from a message.
 
     Raises:
         RequestError: the message is none, or they are no text.
@@ -52,7 +52,7 @@ def model(message: bytes | memoryview) -> tuple[str, str]:
 
 
 def field(number: int, content: bytes) -> bytes:
-    """A field of bytes, text or a message, as it is on the wire.
+    """Encode a field of bytes, text or a message.
 
     >>> field(2, b"ab")
     b'\\x12\\x02ab'

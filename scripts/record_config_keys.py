@@ -24,8 +24,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 OUT = ROOT / "src" / "ziggurat" / "models" / "conversion" / "config_keys.json"
 LIBRARY = pathlib.Path(transformers.__file__).parent
 MODEL_TYPES = (
-    "bert", "deepseek_v3", "gemma2", "gemma3_text", "gpt2", "gpt_oss", "llama", "mistral",
-    "mixtral", "qwen2", "qwen3", "qwen3_moe",
+    "arcee", "bert", "cohere", "cohere2", "deepseek_v3", "exaone4", "falcon", "gemma", "gemma2",
+    "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite", "helium",
+    "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "mixtral", "nemotron",
+    "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm",
+    "starcoder2",
 )  # fmt: skip
 DIFFUSERS_CLASSES = (
     "AutoencoderKL", "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler",

@@ -79,7 +79,7 @@ def decoded_logits(case: str) -> tuple[np.ndarray, list[int]]:
         cache, rest = jax.lax.scan(step, cache, tokens[:, PREFILL:].T)
         return jnp.concatenate([first, rest[:, :, 0].swapaxes(0, 1)], axis=1), cache.lengths
 
-    logits, lengths = run(ours(case).params, tokens, model.cache(1, 32))
+    logits, lengths = run(ours(case).params, tokens, model.cache(1, families.TOKENS))
     return np.asarray(logits), lengths.tolist()
 
 

@@ -81,6 +81,8 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "n_group": (1, 4),
     "n_inner": (40, None),
     "n_positions": (64,),
+    "no_rope_layer_interval": (1, 2, 5),
+    "no_rope_layers": ([0, 1], [1, 1], [0, 0], [1], [1, 1, 0]),
     "num_attention_heads": (2, 8),
     "num_experts": (3,),
     "num_experts_per_tok": (1, 3),
@@ -121,6 +123,7 @@ COMMON: dict[str, Any] = {
     "max_position_embeddings": 16,
     "tie_word_embeddings": False,
     "rms_norm_eps": 1e-5,
+    "pad_token_id": 0,
 }
 MOE = {"num_experts_per_tok": 2}
 LATENT = {
@@ -131,6 +134,16 @@ LATENT = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 16, "sliding_window": 5}
+WINDOWS = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
+FULL = {"layer_types": ["full_attention"] * 2}
+FALCON = {k: v for k, v in COMMON.items() if k not in ("num_key_value_heads", "intermediate_size")}
+ALPHA = {"rope_type": "dynamic", "factor": 1.0, "alpha": 20.0}
+GROWTH = YARN | {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 4}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.3, 1.7],
+    "long_factor": [1.0, 2.0, 5.0, 9.0],
+}
 BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
     "llama": (COMMON, COMMON | {"tie_word_embeddings": True, "rope_parameters": YARN}),
     "mistral": (COMMON, COMMON | {"sliding_window": 5}),
@@ -154,6 +167,39 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
         COMMON | MOE | {"num_local_experts": 4, "sliding_window": 5, "rope_parameters": YARN},
     ),
     "deepseek_v3": (COMMON | MOE | LATENT, COMMON | MOE | LATENT | {"rope_parameters": YARN}),
+    "arcee": (COMMON, COMMON | {"rope_parameters": YARN}),
+    "cohere": (COMMON, COMMON | {"use_qk_norm": True, "logit_scale": 1.5}),
+    "cohere2": (COMMON | WINDOWS,),
+    "exaone4": (COMMON | WINDOWS, COMMON | FULL | {"sliding_window": None}),
+    "falcon": (
+        FALCON,
+        FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+        FALCON | {"parallel_attn": False, "multi_query": False, "bias": True},
+    ),
+    "gemma": (COMMON,),
+    "glm": (COMMON,),
+    "glm4": (COMMON | {"attention_bias": False},),
+    "gpt_neox": (COMMON, COMMON | {"rotary_pct": 0.5, "use_parallel_residual": False}),
+    "granite": (COMMON | {"attention_multiplier": 0.3, "residual_multiplier": 0.5},),
+    "helium": (COMMON | {"head_dim": 8},),
+    "hunyuan_v1_dense": (COMMON, COMMON | {"rope_parameters": ALPHA}),
+    "ministral": (COMMON | {"sliding_window": 5}, COMMON | WINDOWS),
+    "ministral3": (COMMON | {"rope_parameters": GROWTH},),
+    "nemotron": (COMMON,),
+    "phi3": (
+        COMMON | {"original_max_position_embeddings": 8},
+        COMMON | {"sliding_window": 5, "partial_rotary_factor": 0.5},
+        COMMON | {"original_max_position_embeddings": 8, "rope_parameters": LONG},
+    ),
+    "seed_oss": (COMMON,),
+    "stablelm": (COMMON, COMMON | {"qk_layernorm": True, "use_parallel_residual": True}),
+    "starcoder2": (COMMON | {"sliding_window": 5},),
+    "smollm3": (
+        COMMON | {"no_rope_layer_interval": 2},
+        COMMON | {"use_sliding_window": True, "sliding_window": 5, "no_rope_layers": [1, 0]},
+    ),
+    "olmo2": (COMMON, COMMON | {"rope_parameters": YARN}),
+    "olmo3": (COMMON | WINDOWS,),
     "gpt2": (
         {"vocab_size": config_parity.VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4,
          "n_positions": 32},
@@ -240,7 +286,7 @@ def trials(model_type: str) -> Iterator[Trial]:
 
 
 def _values(model_type: str, key: str, value: Any) -> tuple[Any, ...]:
-    if key == "rope_parameters" and model_type == "gemma3_text":
+    if key == "rope_parameters" and model_type in ("gemma3_text", "olmo3"):
         return NESTED
     if key in ("hidden_act", "hidden_activation", "activation_function"):
         from transformers.activations import ACT2FN

@@ -9,10 +9,14 @@
 
 from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.encoder_model import EncoderModel
+from ziggurat.models.families.arcee import ArceeConfig
 from ziggurat.models.families.autoencoder_kl import AutoencoderKLConfig
 from ziggurat.models.families.bert import BertConfig
+from ziggurat.models.families.cohere import Cohere2Config, CohereConfig
 from ziggurat.models.families.deepseek import DeepseekV3Config
 from ziggurat.models.families.dit import DitConfig
+from ziggurat.models.families.exaone4 import Exaone4Config
+from ziggurat.models.families.falcon import FalconConfig
 from ziggurat.models.families.family import (
     FAMILIES,
     Family,
@@ -20,38 +24,73 @@ from ziggurat.models.families.family import (
     family_for_config,
     family_of,
 )
-from ziggurat.models.families.gemma import Gemma2Config, Gemma3Config
+from ziggurat.models.families.gemma import Gemma2Config, Gemma3Config, GemmaConfig
+from ziggurat.models.families.glm import Glm4Config, GlmConfig
 from ziggurat.models.families.gpt2 import Gpt2Config
+from ziggurat.models.families.gpt_neox import GPTNeoXConfig
 from ziggurat.models.families.gpt_oss import GptOssConfig
+from ziggurat.models.families.granite import GraniteConfig
+from ziggurat.models.families.helium import HeliumConfig
+from ziggurat.models.families.hunyuan_dense import HunyuanDenseConfig
 from ziggurat.models.families.llama import LlamaConfig
+from ziggurat.models.families.ministral import Ministral3Config, MinistralConfig
 from ziggurat.models.families.mixtral import MixtralConfig
+from ziggurat.models.families.nemotron import NemotronConfig
+from ziggurat.models.families.olmo import Olmo2Config, Olmo3Config
+from ziggurat.models.families.phi3 import Phi3Config
 from ziggurat.models.families.qwen import Qwen2Config, Qwen3Config
 from ziggurat.models.families.qwen_moe import Qwen3MoeConfig
+from ziggurat.models.families.seed_oss import SeedOssConfig
+from ziggurat.models.families.smollm3 import SmolLM3Config
+from ziggurat.models.families.stablelm import StableLmConfig
+from ziggurat.models.families.starcoder2 import Starcoder2Config
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.text_embedder import TextEmbedder
 
 __all__ = [
     "FAMILIES",
+    "ArceeConfig",
     "AutoencoderKLConfig",
     "AutoencoderModel",
     "BertConfig",
+    "Cohere2Config",
+    "CohereConfig",
     "DeepseekV3Config",
     "DiffusionModel",
     "DitConfig",
     "EncoderModel",
+    "Exaone4Config",
+    "FalconConfig",
     "Family",
+    "GPTNeoXConfig",
     "Gemma2Config",
     "Gemma3Config",
+    "GemmaConfig",
+    "Glm4Config",
+    "GlmConfig",
     "Gpt2Config",
     "GptOssConfig",
+    "GraniteConfig",
+    "HeliumConfig",
+    "HunyuanDenseConfig",
     "LanguageModel",
     "LlamaConfig",
+    "Ministral3Config",
+    "MinistralConfig",
     "MixtralConfig",
     "ModelConfig",
+    "NemotronConfig",
+    "Olmo2Config",
+    "Olmo3Config",
     "Params",
+    "Phi3Config",
     "Qwen2Config",
     "Qwen3Config",
     "Qwen3MoeConfig",
+    "SeedOssConfig",
+    "SmolLM3Config",
+    "StableLmConfig",
+    "Starcoder2Config",
     "TextEmbedder",
     "family_for_architecture",
     "family_for_config",

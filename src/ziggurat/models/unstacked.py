@@ -170,7 +170,7 @@ def hidden(
         inputs: embeddings of images or other input, and positions of several axes.
     """
     decoder = _decoder(model, weights)
-    x, angles = decoder.begin(tokens, positions, inputs)
+    x, angles = decoder.begin(tokens, positions, context, inputs)
     steps: dict[Any, Any] = {}  # equal layers are traced once
     for i, (layer, place) in enumerate(zip(model.decoder.layers, model.decoder.places)):
         if layer not in steps:

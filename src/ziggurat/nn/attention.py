@@ -32,6 +32,10 @@ class GroupedAttentionConfig:
     """Bias on the output projection."""
     head_norm: NormConfig | None = None
     """Norm over each head of queries and keys before they rotate (Qwen 3, Gemma 3)."""
+    norm_each_head: bool = False
+    """Each head has a scale of its own in ``head_norm`` (Command, StableLM)."""
+    norm_rotated: bool = False
+    """``head_norm`` stands behind the rotation (Hunyuan)."""
     width_norm: NormConfig | None = None
     """Norm over all heads of queries together, and of keys, before they rotate (OLMo 2)."""
     rotary_dim: int | None = None
@@ -92,10 +96,12 @@ class Attention(nnx.Module):
         def norm(heads: int, axis: str) -> nnx.Module | None:
             if c.width_norm is not None:
                 return c.width_norm.build(heads * c.head_dim, precision, axis)
+            if c.head_norm is not None and c.norm_each_head:
+                return c.head_norm.build((heads, c.head_dim), precision, (axis, "head_dim"))
             return c.head_norm and c.head_norm.build(c.head_dim, precision, "head_dim")
 
         self.query_norm, self.key_norm = norm(c.heads, "heads"), norm(c.kv_heads, "kv_heads")
-        self.norm_whole = c.width_norm is not None
+        self.norm_whole, self.norm_rotated = c.width_norm is not None, c.norm_rotated
         self.sinks = constant(0.0, (c.heads,), ("heads",), precision) if c.sinks else None
         self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
 
@@ -115,10 +121,15 @@ class Attention(nnx.Module):
             query, key = self._normed(query, key)
         query = query.reshape(b, t, self.heads, self.head_dim)
         key, value = (y.reshape(b, t, self.kv_heads, self.head_dim) for y in (key, value))
-        if not self.norm_whole:
+        if not self.norm_whole and not self.norm_rotated:
             query, key = self._normed(query, key)
         if rotation is not None:
             query, key = rotate(query, *rotation), rotate(key, *rotation)
+        if self.norm_rotated:
+            query, key = self._normed(query, key)
+        if rule.query_scaling is not None:
+            factors = rule.query_scaling.factors(positions)
+            query = query * factors[:, :, None, None].astype(query.dtype)
         query = constrain(query, ("batch", "sequence", "heads", None))
         key = constrain(key, ("batch", "sequence", "kv_heads", None))
         sinks = None if self.sinks is None else self.sinks[...]

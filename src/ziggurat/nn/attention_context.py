@@ -26,10 +26,29 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ziggurat.core.errors import ShapeError
 from ziggurat.kernels.attention import AttentionMask, attention
+from ziggurat.kernels.key_values import KeyValues
 from ziggurat.nn.layer_state import KeyValueSpec, StateSpec
 
 State = Any
 C = TypeVar("C", bound="AttentionContext")
+
+
+@dataclasses.dataclass(frozen=True)
+class QueryScaling:
+    r"""Queries multiplied by :math:`1 + \beta \ln(1 + \lfloor p / L \rfloor)` at position ``p``, so
+    that attention stays sharp over long contexts (Llama 4, Ministral 3).
+
+    Paper: Nakanishi 2025, https://arxiv.org/abs/2501.19399.
+    """
+
+    beta: float
+    original_length: int
+    """``L``: context length in tokens up to which nothing is scaled."""
+
+    def factors(self, positions: Int[Array, "b t"]) -> Float[Array, "b t"]:
+        """The factor of each query, float32."""
+        turns = jnp.floor(positions.astype(jnp.float32) / self.original_length)
+        return 1 + self.beta * jnp.log1p(turns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +61,8 @@ class AttentionRule:
     """Number of newest tokens seen, in both directions where attention is; ``None``: all."""
     softcap: float | None = None
     """Bound on the scores, if any."""
+    query_scaling: QueryScaling | None = None
+    """Growth of queries with their position, if any."""
     implementation: str = "auto"
     """Kernel, see ``ziggurat.kernels.attention``."""
 
@@ -69,6 +90,10 @@ class AttentionContext(Protocol):
     @property
     def state(self) -> State:
         """States by stack of layers, leaves ``[l, ...]``; an empty tuple where there is none."""
+        ...
+
+    def context_length(self, positions: Int[Array, "b t"]) -> Int[Array, "b t"] | int:
+        """Length of each token's sequence, for what depends on it: see :mod:`ziggurat.nn.rope`."""
         ...
 
     def recurrence(self, state: State, tokens: int) -> Recurrence:
@@ -128,6 +153,9 @@ class Causal:
     def state(self) -> State:
         return ()
 
+    def context_length(self, positions: Int[Array, "b t"]) -> Int[Array, "b t"]:
+        return jnp.broadcast_to(jnp.max(positions, axis=1, keepdims=True) + 1, positions.shape)
+
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         mask = AttentionMask(positions, positions, aligned=True, window=rule.window)
         return attend_by_rule(query, key, value, mask, rule, sinks), state
@@ -150,6 +178,13 @@ class Packed:
     @property
     def state(self) -> State:
         return ()
+
+    def context_length(self, positions: Int[Array, "b t"]) -> Int[Array, "b t"]:
+        def of_row(last: Int[Array, "t"], segments: Int[Array, "t"]) -> Int[Array, "t"]:
+            longest = jax.ops.segment_max(last, segments, num_segments=len(segments) + 1)
+            return longest[segments]
+
+        return jax.vmap(of_row)(positions, self.segment_ids) + 1
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         segments = self.segment_ids
@@ -183,6 +218,10 @@ class Bidirectional:
     @property
     def state(self) -> State:
         return ()
+
+    def context_length(self, positions: Int[Array, "b t"]) -> Int[Array, "b t"]:
+        seen = positions if self.mask is None else positions * self.mask
+        return jnp.broadcast_to(jnp.max(seen, axis=1, keepdims=True) + 1, positions.shape)
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         segments = () if self.mask is None else (jnp.ones_like(self.mask), self.mask)
@@ -244,6 +283,10 @@ class Cached:
     @property
     def state(self) -> State:
         return self.states
+
+    def context_length(self, positions: Int[Array, "b t"]) -> int:
+        slots = [s.keys.shape[2] for s in self.states if isinstance(s, KeyValues)]
+        return max(slots, default=0)
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         rows = jnp.arange(key.shape[0])[:, None]

@@ -26,7 +26,7 @@ from ziggurat.nn.linear import Embedding, parameter
 from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
-from ziggurat.nn.rope import Rotation, rotation
+from ziggurat.nn.rope import Rotation, depends_on_length, rotation
 from ziggurat.nn.stacking import Run, StackPlace, places, runs, stacked
 
 C = TypeVar("C", bound=AttentionContext)
@@ -159,6 +159,7 @@ class Decoder(nnx.Module):
         self,
         tokens: Int[Array, "b t"],
         positions: Int[Array, "b t"],
+        context: AttentionContext,
         inputs: MultimodalInputs | None = None,
     ) -> tuple[Float[Array, "b t d"], list[Rotation | None]]:
         """Compute the input of the first block: embeddings, and the rotary angles of every
@@ -183,7 +184,10 @@ class Decoder(nnx.Module):
         for layer in self.config.layers:
             rope, dim = layer.rope, layer.block.mixer.rope_dim
             if (rope, dim) not in angles:
-                angles[rope, dim] = None if rope is None else rotation(turned, rope, dim)
+                angles[rope, dim] = None
+                if rope is not None:
+                    length = context.context_length(positions) if depends_on_length(rope) else 0
+                    angles[rope, dim] = rotation(turned, rope, dim, length)
         found = [angles[la.rope, la.block.mixer.rope_dim] for la in self.config.layers]
         return constrain(x, ("batch", "sequence", "embed")), found
 
@@ -231,7 +235,7 @@ class Decoder(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], C, dict[str, Any]]:
         """Final hidden states, the context after these tokens, and what the routers of mixtures of
         experts report, by stack, with the stack's layers along the first axis."""
-        x, angles = self.begin(tokens, positions, inputs)
+        x, angles = self.begin(tokens, positions, context, inputs)
         count = len(self.config.stacks)
         stacks = [nnx.split(getattr(self, stack_name(number)))[1] for number in range(count)]
         states = list(context.state or [()] * count)

@@ -11,6 +11,9 @@ from jaxtyping import Array, Float
 from ziggurat.nn.linear import constant, multiply
 from ziggurat.nn.precision import Precision
 
+Axes = str | tuple[str, ...]
+"""Logical name of a dimension, or several."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NormConfig:
@@ -21,15 +24,24 @@ class NormConfig:
     eps: float
     """Added to the mean square."""
     offset: float = 0.0
-    """Added to the stored scale of an RMS norm; Gemma stores it around zero and adds one."""
+    """Added to the stored scale; Gemma and Nemotron store it around zero and add one."""
     bias: bool = True
     """Whether a layer norm has a bias; Command and ModernBERT have none."""
 
-    def build(self, width: int, precision: Precision, axis: str = "embed") -> "RMSNorm | LayerNorm":
-        """The module, over a last dimension of ``width`` whose logical name is ``axis``."""
+    @property
+    def has_bias(self) -> bool:
+        """Whether the norm has a bias beside its scale."""
+        return self.kind == "layer" and self.bias
+
+    def build(
+        self, width: int | tuple[int, ...], precision: Precision, axis: Axes = "embed"
+    ) -> "RMSNorm | LayerNorm":
+        """The module, over a last dimension of ``width`` whose logical name is ``axis``; with
+        several widths and names, scales differ along the dimensions before it too."""
+        kwargs = {"eps": self.eps, "precision": precision, "offset": self.offset, "axis": axis}
         if self.kind == "layer":
-            return LayerNorm(width, eps=self.eps, bias=self.bias, precision=precision, axis=axis)
-        return RMSNorm(width, eps=self.eps, precision=precision, offset=self.offset, axis=axis)
+            return LayerNorm(width, bias=self.bias, **kwargs)
+        return RMSNorm(width, **kwargs)
 
 
 class RMSNorm(nnx.Module):
@@ -41,51 +53,64 @@ class RMSNorm(nnx.Module):
 
     def __init__(
         self,
-        width: int,
+        width: int | tuple[int, ...],
         *,
         eps: float,
         precision: Precision,
         offset: float = 0.0,
-        axis: str = "embed",
+        axis: Axes = "embed",
     ):
-        self.scale = constant(1.0 - offset, (width,), (axis,), precision)
+        self.scale = _vector(1.0 - offset, width, axis, precision)
         self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        scale = self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        scale = _broadcast(self.scale[...], x)
         if self.offset:
             return (normed * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
         return multiply(normed.astype(x.dtype), scale)
 
 
 class LayerNorm(nnx.Module):
-    r"""Layer norm :math:`y = (x - \mu) / \sqrt{\sigma^2 + \epsilon} \cdot g + b` over the last
-    dimension.
+    r"""Layer norm :math:`y = (x - \mu) / \sqrt{\sigma^2 + \epsilon} \cdot (o + g) + b` over the
+    last dimension.
 
     Paper: Ba et al. 2016, https://arxiv.org/abs/1607.06450.
     """
 
     def __init__(
         self,
-        width: int,
+        width: int | tuple[int, ...],
         *,
         eps: float,
         precision: Precision,
         bias: bool = True,
-        axis: str = "embed",
+        offset: float = 0.0,
+        axis: Axes = "embed",
     ):
-        self.scale = constant(1.0, (width,), (axis,), precision)
-        self.bias = constant(0.0, (width,), (axis,), precision) if bias else None
-        self.eps = eps
+        self.scale = _vector(1.0 - offset, width, axis, precision)
+        self.bias = _vector(0.0, width, axis, precision) if bias else None
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        shape = (1,) * (x.ndim - 1) + (-1,)
-        y = standardised(x, self.eps) * self.scale[...].reshape(shape).astype(jnp.float32)
+        scale = _broadcast(self.scale[...], x).astype(jnp.float32)
+        y = standardised(x, self.eps) * (scale + self.offset if self.offset else scale)
         if self.bias is not None:
-            y = y + self.bias[...].reshape(shape).astype(jnp.float32)
+            y = y + _broadcast(self.bias[...], x).astype(jnp.float32)
         return y.astype(x.dtype)
+
+
+def _vector(
+    value: float, width: int | tuple[int, ...], axis: Axes, precision: Precision
+) -> nnx.Param:
+    widths = (width,) if isinstance(width, int) else width
+    return constant(value, widths, (axis,) if isinstance(axis, str) else axis, precision)
+
+
+def _broadcast(vector: Float[Array, "..."], x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    """With as many dimensions as ``x``, ones first."""
+    return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
 
 
 def standardised(x: Float[Array, "... d"], eps: float) -> Float[Array, "... d"]:

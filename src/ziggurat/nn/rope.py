@@ -1,4 +1,21 @@
-"""Rotary position embedding and its long-context scalings."""
+"""Rotary position embedding and its long-context scalings.
+
+Two scalings depend on the length of a sequence, :class:`DynamicScaling` and
+:class:`LongRopeScaling`. A key that is cached was rotated when it was computed, so a choice that
+changes while a sequence grows makes earlier and later keys disagree. Whoever attends says which
+length counts (``AttentionContext.context_length``):
+
+=====================  ==========================================================
+context                length
+=====================  ==========================================================
+training, scoring      of the sequence's own document, as transformers has it
+a static cache         of the cache: the longest that the sequence may become
+the serving engine     the longest sequence that the engine allows, as in vLLM
+=====================  ==========================================================
+
+With a cache, results are those of one pass whose length was known from the start.
+``context_length`` in the scaling fixes the choice for all of them.
+"""
 
 import dataclasses
 import math
@@ -73,8 +90,61 @@ class YarnScaling:
     """Round the two corner dimensions outward to whole dimensions."""
 
 
+@config.node
+class NtkScaling:
+    r"""Base multiplied by :math:`\alpha^{d/(d-2)}` for ``d`` channels that rotate (NTK-aware,
+    https://arxiv.org/abs/2309.00071, section 3.1; Hunyuan)."""
+
+    kind: Literal["ntk"] = "ntk"
+    alpha: float
+    """How many times longer the context becomes."""
+
+
+@config.node
+class DynamicScaling:
+    r"""Base multiplied by :math:`(s n / L - s + 1)^{d/(d-2)}` for sequences of ``n`` tokens beyond
+    the original ``L`` (dynamic NTK, https://arxiv.org/abs/2309.00071, section 3.3)."""
+
+    kind: Literal["dynamic"] = "dynamic"
+    factor: float
+    """``s``: how fast the base grows with the length."""
+    original_length: int
+    """``L``: longest sequence in tokens that nothing changes for."""
+    context_length: int | None = None
+    """Length in tokens to rotate for, whatever the sequence's own; default see above."""
+
+
+@config.node
+class LongRopeScaling:
+    """A factor for each frequency, from one list up to the original length and from another beyond
+    it (LongRoPE, Ding et al. 2024, https://arxiv.org/abs/2402.13753; Phi-3)."""
+
+    kind: Literal["longrope"] = "longrope"
+    short_factor: tuple[float, ...]
+    """Divisors of the frequencies up to ``original_length``."""
+    long_factor: tuple[float, ...]
+    """Divisors beyond."""
+    original_length: int
+    """Context length in tokens before scaling."""
+    attention_factor: float = 1.0
+    """Multiplies cos and sin, at every length."""
+    context_length: int | None = None
+    """Length in tokens to rotate for, whatever the sequence's own; default see above."""
+
+    def __post_init__(self):
+        short, long = len(self.short_factor), len(self.long_factor)
+        config.require(short == long, "long_factor", f"{long} numbers", f"{short} numbers")
+
+
 RopeScaling = Annotated[
-    NoScaling | LinearScaling | Llama3Scaling | YarnScaling, Discriminator("kind")
+    NoScaling
+    | LinearScaling
+    | Llama3Scaling
+    | YarnScaling
+    | NtkScaling
+    | DynamicScaling
+    | LongRopeScaling,
+    Discriminator("kind"),
 ]
 
 
@@ -101,21 +171,54 @@ class RopeConfig:
 def frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
     r"""Inverse wavelengths ``[dim / 2]`` (radians per token) and the factor on cos and sin.
 
-    Without scaling :math:`\omega_i = \theta^{-2i/\mathrm{dim}}`.
+    Without scaling :math:`\omega_i = \theta^{-2i/\mathrm{dim}}`. Scalings that depend on a
+    sequence's length give those of short sequences, :func:`frequencies_of_length` the others.
 
     >>> frequencies(RopeConfig(theta=100.0), 4)[0].tolist()
     [1.0, 0.10000000149011612]
     """
+    scaling, theta = rope.scaling, rope.theta
+    if isinstance(scaling, NtkScaling):
+        theta *= scaling.alpha ** _ntk_exponent(dim)
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    omega = (1.0 / np.float32(rope.theta) ** exponent).astype(np.float32)
-    scaling = rope.scaling
+    omega = (1.0 / np.float32(theta) ** exponent).astype(np.float32)
     if isinstance(scaling, LinearScaling):
         return omega / np.float32(scaling.factor), 1.0
     if isinstance(scaling, Llama3Scaling):
         return _llama3(omega, scaling), 1.0
     if isinstance(scaling, YarnScaling):
         return _yarn(omega, scaling, rope.theta, dim), _yarn_attention_factor(scaling)
+    if isinstance(scaling, LongRopeScaling):
+        _check_factors(scaling, dim)
+        return omega / np.float32(scaling.short_factor), scaling.attention_factor
     return omega, 1.0
+
+
+def frequencies_of_length(
+    rope: RopeConfig, dim: int, length: Int[Array, "b t"] | int
+) -> Float[Array, "#b #t r"]:
+    """Inverse wavelengths for sequences of these lengths; where the scaling depends on none, those
+    of :func:`frequencies`."""
+    s, (omega, _) = rope.scaling, frequencies(rope, dim)
+    if not isinstance(s, DynamicScaling | LongRopeScaling):
+        return jnp.asarray(omega)[None, None]
+    length = jnp.asarray(length if s.context_length is None else s.context_length)
+    length = length.reshape(length.shape or (1, 1))[..., None]
+    exponent = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
+    if isinstance(s, LongRopeScaling):
+        unscaled = frequencies(RopeConfig(theta=rope.theta), dim)[0]
+        long = unscaled / np.float32(s.long_factor)
+        return jnp.where(length > s.original_length, long, omega)
+    beyond = jnp.maximum(length, s.original_length).astype(jnp.float32)
+    grown = s.factor * beyond / s.original_length - (s.factor - 1)
+    # not one power of the whole base: theta times a growth of 100 times leaves float32's best range
+    return omega * grown ** (-_ntk_exponent(dim) * exponent)
+
+
+def depends_on_length(rope: RopeConfig) -> bool:
+    """Whether the angles of a position depend on the length of its sequence."""
+    s = rope.scaling
+    return isinstance(s, DynamicScaling | LongRopeScaling) and s.context_length is None
 
 
 def axis_of_frequency(rope: RopeConfig, count: int) -> np.ndarray:
@@ -142,7 +245,10 @@ def axis_of_frequency(rope: RopeConfig, count: int) -> np.ndarray:
 
 
 def rotation(
-    positions: Int[Array, "b t"] | Int[Array, "b t a"], rope: RopeConfig, dim: int
+    positions: Int[Array, "b t"] | Int[Array, "b t a"],
+    rope: RopeConfig,
+    dim: int,
+    length: Int[Array, "b t"] | int = 0,
 ) -> Rotation:
     """Cosines and sines of the angles, float32, ``r = dim / 2``.
 
@@ -150,6 +256,7 @@ def rotation(
         positions: of one axis, or of as many as ``rope.sections`` has.
         rope: the settings; where positions have one axis, ``sections`` have no effect.
         dim: channels that rotate.
+        length: of the sequences, for scalings that depend on it.
 
     Raises:
         ShapeError: the numbers of axes or of frequencies differ.
@@ -166,7 +273,7 @@ def rotation(
             found=f"{positions.shape[2]} axes",
             expected=f"{len(rope.sections)}, as many as the model's rotary sections",
         )
-    angles = turns.astype(jnp.float32) * jnp.asarray(omega)[None, None, :]
+    angles = turns.astype(jnp.float32) * frequencies_of_length(rope, dim, length)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
@@ -182,6 +289,21 @@ def rotate(
     r = cos.shape[-1]
     first, second, *rest = jnp.split(x, (r, 2 * r) if 2 * r < x.shape[-1] else (r,), axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin, *rest], axis=-1)
+
+
+def _ntk_exponent(dim: int) -> float:
+    """Power of the stretch by which the base grows; with two channels there is only one frequency,
+    which no base changes."""
+    return dim / (dim - 2) if dim > 2 else 0.0
+
+
+def _check_factors(s: LongRopeScaling, dim: int) -> None:
+    if len(s.short_factor) != dim // 2:
+        raise ShapeError(
+            "rotary scaling longrope",
+            found=f"{len(s.short_factor)} factors",
+            expected=f"{dim // 2}, one for each pair of channels that rotates",
+        )
 
 
 def _llama3(omega: np.ndarray, s: Llama3Scaling) -> np.ndarray:

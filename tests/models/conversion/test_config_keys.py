@@ -166,8 +166,8 @@ def test_encoder_of_a_masked_language_model():
     ("name", "part"),
     [
         ("Qwen2MoeForCausalLM", "nearest is qwen3_moe"),
-        ("Phi3ForCausalLM", "nearest is llama"),
-        ("GemmaForCausalLM", "nearest is gemma2"),
+        ("BaichuanForCausalLM", "nearest is llama"),
+        ("PhiForCausalLM", "nearest is gpt_neox"),
         ("RobertaModel", "nearest is bert"),
         ("LlamaForCausalML", "did you mean LlamaForCausalLM?"),
         ("GPT2DoubleHeadsModel", "of its kind, GPT2LMHeadModel is read"),

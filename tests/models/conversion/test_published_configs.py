@@ -18,6 +18,8 @@ TINY: dict[str, Any] = {
     "intermediate_size": 24,
     "moe_intermediate_size": 16,
     "head_dim": 8,
+    "attention_head_dim": 8,
+    "num_kv_heads": 1,
     "num_local_experts": 4,
     "num_experts": 4,
     "n_routed_experts": 4,

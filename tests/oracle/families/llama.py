@@ -28,6 +28,7 @@ YARN = {
     "original_max_position_embeddings": 16,
     "rope_theta": 1e4,
 }
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
 SMOLLM2 = {
     "hidden_size": 72,
     "intermediate_size": 192,
@@ -75,6 +76,8 @@ CASES: dict[str, dict[str, Any]] = {
         "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.0, "truncate": False}
     },
     "rope-yarn-other-factor": {"rope_parameters": YARN | {"factor": 2.5}},
+    "rope-dynamic": {"max_position_embeddings": 16, "rope_parameters": DYNAMIC},
+    "rope-dynamic-within": {"rope_parameters": DYNAMIC, "num_key_value_heads": 2},
     "mistral": {
         "architecture": "MistralForCausalLM",
         "num_key_value_heads": 2,

@@ -1,16 +1,25 @@
-"""Names of a block's weights as most families publish them, for decoders of several stacks."""
+"""Names of a block's weights as most families publish them, for decoders of several stacks.
 
-from collections.abc import Mapping, Sequence
+Families that publish them under other names, or several in one tensor, pass the names on to
+:func:`renamed` and :func:`joined`.
+"""
 
-from ziggurat.models.conversion.weight_names import WeightName
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+from ziggurat.models.conversion.weight_names import AxisSlice, WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.decoder import DecoderConfig, stack_name
+from ziggurat.nn.mlp import GatedMlpConfig, PlainMlpConfig
+from ziggurat.nn.norm import NormConfig
 
 LAYER = "model.layers.{layer}."
 PRE_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 """Names of a block's norms, here and there."""
 GATED_MLP = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 """Names of a gated MLP's projections, here and there."""
+PLAIN_MLP = {"up": "up_proj", "down": "down_proj"}
+"""Names of the projections of an MLP without a gate, here and there."""
 
 Layers = tuple[int, ...]
 
@@ -30,6 +39,8 @@ def ends(d: DecoderConfig) -> list[WeightName]:
         WeightName("embedding.table", "model.embed_tokens.weight"),
         WeightName("final_norm.scale", "model.norm.weight"),
     ]
+    if d.norm.has_bias:
+        names.append(WeightName("final_norm.bias", "model.norm.bias"))
     return names + ([] if d.tie_embeddings else [WeightName("unembedding", "lm_head.weight")])
 
 
@@ -39,6 +50,18 @@ def scales(stack: str, norms: Mapping[str, str], layers: Layers) -> list[WeightN
         WeightName(f"{stack}.{ours}.scale", f"{LAYER}{theirs}.weight", layers=layers)
         for ours, theirs in norms.items()
     ]
+
+
+def norms(
+    stack: str, table: Mapping[str, str], layers: Layers, norm: NormConfig
+) -> list[WeightName]:
+    """Scales of norms, and their biases where they have any."""
+    biases = [
+        WeightName(f"{stack}.{ours}.bias", f"{LAYER}{theirs}.bias", layers=layers)
+        for ours, theirs in table.items()
+        if norm.has_bias
+    ]
+    return scales(stack, table, layers) + biases
 
 
 def projections(
@@ -57,15 +80,25 @@ def projections(
 def grouped_attention(
     stack: str, attention: GroupedAttentionConfig, layers: Layers
 ) -> list[WeightName]:
-    """Grouped attention's projections, and norms of heads."""
+    """Grouped attention's projections, and norms of queries and keys."""
     inputs = {f"attention.{n}": f"self_attn.{n[0]}_proj" for n in ("query", "key", "value")}
     biases = [*(inputs if attention.bias else ()), *(["attention.out"] * attention.out_bias)]
     table = inputs | {"attention.out": "self_attn.o_proj"}
     names = projections(stack, table, layers, biases)
-    if attention.head_norm is not None:
+    norm = attention.head_norm or attention.width_norm
+    if norm is not None:
         heads = {f"attention.{n}_norm": f"self_attn.{n[0]}_norm" for n in ("query", "key")}
-        names += scales(stack, heads, layers)
+        names += norms(stack, heads, layers, norm)
     return names
+
+
+def feed_forward(
+    stack: str, mlp: GatedMlpConfig | PlainMlpConfig, layers: Layers
+) -> list[WeightName]:
+    """The projections of an MLP with or without a gate."""
+    parts = GATED_MLP if isinstance(mlp, GatedMlpConfig) else PLAIN_MLP
+    table = {f"mlp.{ours}": f"mlp.{theirs}" for ours, theirs in parts.items()}
+    return projections(stack, table, layers, biases=[*table] if mlp.bias else ())
 
 
 def gated_mlp(
@@ -90,3 +123,63 @@ def experts(
         )
         for part, name in table.items()
     ]
+
+
+def renamed(names: Iterable[WeightName], table: Mapping[str, str]) -> list[WeightName]:
+    """The weights under other published names.
+
+    Args:
+        names: the weights.
+        table: replacements of parts of published names, made in order.
+
+    >>> [found] = renamed([WeightName("final_norm.scale", "model.norm.weight")], {"norm": "ln_f"})
+    >>> found.theirs
+    'model.ln_f.weight'
+    """
+
+    def other(theirs: str) -> str:
+        for old, new in table.items():
+            theirs = theirs.replace(old, new)
+        return theirs
+
+    return [dataclasses.replace(name, theirs=other(name.theirs)) for name in names]
+
+
+def joined(
+    names: Iterable[WeightName], into: str, parts: Mapping[str, slice | tuple[int, ...]]
+) -> list[WeightName]:
+    """The weights of several projections as parts of one published module.
+
+    Args:
+        names: the weights, others among them.
+        into: the published module, such as ``self_attn.qkv_proj``.
+        parts: the rows of it, by the name that the projection would have by itself.
+    """
+
+    def placed(name: WeightName) -> WeightName:
+        for module, rows in parts.items():
+            if f".{module}." in name.theirs:
+                theirs = name.theirs.replace(f".{module}.", f".{into}.")
+                return dataclasses.replace(name, theirs=theirs, part=AxisSlice(0, rows))
+        return name
+
+    return [placed(name) for name in names]
+
+
+def in_order(sizes: Mapping[str, int]) -> dict[str, slice]:
+    """Rows of projections that follow one another in a tensor.
+
+    >>> in_order({"gate": 2, "up": 3})
+    {'gate': slice(0, 2, None), 'up': slice(2, 5, None)}
+    """
+    rows, start = {}, 0
+    for module, size in sizes.items():
+        rows[module] = slice(start, start + size)
+        start += size
+    return rows
+
+
+def joined_gate(names: Iterable[WeightName], hidden: int) -> list[WeightName]:
+    """The weights with gate and up projections of width ``hidden`` as one published module."""
+    parts = in_order({"mlp.gate_proj": hidden, "mlp.up_proj": hidden})
+    return joined(names, "mlp.gate_up_proj", parts)

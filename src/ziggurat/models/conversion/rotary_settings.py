@@ -1,5 +1,6 @@
 """Rotary settings in a Hugging Face ``config.json``, read and written."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,9 +8,12 @@ from ziggurat.core.errors import ModelError
 from ziggurat.models.conversion.config_keys import HARMLESS_OF_ROPE, rope_keys
 from ziggurat.models.conversion.hf_config import HFConfig
 from ziggurat.nn.rope import (
+    DynamicScaling,
     LinearScaling,
     Llama3Scaling,
+    LongRopeScaling,
     NoScaling,
+    NtkScaling,
     RopeConfig,
     RopeScaling,
     YarnScaling,
@@ -22,33 +26,104 @@ TYPES = {
     "yarn": frozenset(
         {"factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"}
     ),
+    "dynamic": frozenset({"factor"}),
+    "longrope": frozenset({"factor", "attention_factor"}),
 }
 """Types of scaling that are implemented, each with the numbers that it takes; the other keys that
 transformers knows mean nothing to it."""
-NEEDED = {"linear": ("factor",), "llama3": ("factor", "low_freq_factor", "high_freq_factor")}
+DEFAULT_THETA = 10000.0
+"""Base where neither a config nor transformers' class says one."""
+ANY_PART = "any"
+"""In place of a share of channels: the family reads it itself."""
+NEEDED = {
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+}
 """Numbers that must be there."""
 
 
-def read_rope(hf: HFConfig, max_sequence_length: int) -> RopeConfig:
+def read_rope(
+    hf: HFConfig, max_sequence_length: int, partial: bool = False, theta: str = "rope_theta"
+) -> RopeConfig:
     """Rotary settings from ``rope_parameters`` (transformers 5) or ``rope_theta`` with
     ``rope_scaling`` (transformers 4).
+
+    Args:
+        hf: the config.
+        max_sequence_length: the longest sequence.
+        partial: whether the family reads :func:`partial_rotary_factor`, which is refused otherwise.
+        theta: the family's name of the base, where it stands beside the rotary settings.
 
     Raises:
         ModelError: a type or a key that is not implemented, or the two forms disagree.
     """
-    theta, original = hf.get("rope_theta"), hf.given("original_max_position_embeddings")
-    part = hf.given("partial_rotary_factor")
-    forms = [form for key in ("rope_scaling", "rope_parameters") if (form := hf.given(key))]
-    found = [
-        rope_of(form, theta, max_sequence_length, original, part)
-        for form in forms or [hf.get("rope_parameters", {})]
-    ]
+    base, original = hf.get(theta, DEFAULT_THETA), hf.get("original_max_position_embeddings")
+    part = ANY_PART if partial else hf.given("partial_rotary_factor")
+    found = [rope_of(form, base, max_sequence_length, original, part) for form in _forms(hf)]
     if found[0] != found[-1]:
         raise ModelError(
             "config.json: rope_scaling", found="other settings than in rope_parameters",
             expected="the same, or one of the two",
         )  # fmt: skip
     return found[0]
+
+
+def partial_rotary_factor(
+    hf: HFConfig, default: float = 1.0, key: str = "partial_rotary_factor"
+) -> Any:
+    """The share of a head's channels that rotate.
+
+    Args:
+        hf: the config.
+        default: the share where the config does not say.
+        key: the family's name of it beside the rotary settings, which go before it.
+    """
+    beside = hf.get(key, default)
+    shares = {form.get("partial_rotary_factor", beside) for form in _forms(hf, {})}
+    if len(shares) > 1:
+        raise ModelError("config.json: partial_rotary_factor", found=shares, expected="one value")
+    return shares.pop()
+
+
+def _forms(hf: HFConfig, default: Any = None) -> list[Any]:
+    """The tables of rotary settings that a config holds, or what stands for an absent one."""
+    forms = [form for key in ("rope_scaling", "rope_parameters") if (form := hf.given(key))]
+    return forms or [hf.get("rope_parameters", {}) if default is None else default]
+
+
+def read_ropes_by_reach(
+    hf: HFConfig, length: int, local_theta: Any = None
+) -> tuple[RopeConfig, RopeConfig]:
+    """Rotary settings of layers that see all tokens, and of those that see a window.
+
+    They are nested in ``rope_parameters`` by type of layer (transformers 5), or stand in
+    ``rope_theta`` and ``rope_scaling``, of the former, and ``local_theta`` (transformers 4).
+
+    Args:
+        hf: the config.
+        length: the longest sequence.
+        local_theta: base of the latter, where ``rope_parameters`` does not say.
+
+    Raises:
+        ModelError: settings are not by type of layer, or are not implemented.
+    """
+    given = hf.get("rope_parameters")
+    nested = {key: given.get(key) or {} for key in ("full_attention", "sliding_attention")}
+    extra = sorted(given.keys() - nested.keys())
+    if extra:
+        raise ModelError(
+            "config.json: rope_parameters",
+            found=", ".join(extra),
+            expected="full_attention and sliding_attention",
+        )
+    whole = {**nested["full_attention"], **hf.get("rope_scaling", {})}
+    # transformers looks for `truncate` beside the two, where it never is
+    rounded = {"truncate": True}
+    return (
+        rope_of(whole | rounded, hf.get("rope_theta"), length),
+        rope_of(nested["sliding_attention"] | rounded, local_theta, length),
+    )
 
 
 def rope_of(
@@ -61,7 +136,8 @@ def rope_of(
         theta: the base, where the dictionary has none.
         length: the longest sequence, where the dictionary does not say which it was before scaling.
         original: the length before scaling by the config itself, which goes before the dictionary.
-        part: the share of channels that rotate, where the dictionary does not say.
+        part: the share of channels that rotate, where the dictionary does not say; it must be 1,
+            unless this is :data:`ANY_PART`.
 
     Raises:
         ModelError: a type or a key that is not implemented, or a value that is no number.
@@ -71,11 +147,12 @@ def rope_of(
     kind = values.get("rope_type") or values.get("type") or "default"
     if not isinstance(kind, str) or kind not in TYPES:
         raise ModelError(
-            "config.json: rope_type", found=repr(kind), expected="default, linear, llama3 or yarn"
+            "config.json: rope_type", found=repr(kind), expected="one of " + ", ".join(TYPES)
         )
     # null is absent, but for this one, which transformers then takes for false
     values = {k: v for k, v in values.items() if v is not None or k == "truncate"}
-    if values.get("partial_rotary_factor", 1.0 if part is None else part) != 1.0:
+    share = values.get("partial_rotary_factor", 1.0 if part is None else part)
+    if part != ANY_PART and share != 1.0:
         raise ModelError("config.json: partial_rotary_factor", found="not 1", expected="1")
     unknown = sorted(values.keys() - rope_keys() - HARMLESS_OF_ROPE - {"type"})
     if unknown:
@@ -121,17 +198,59 @@ def _scaling(
         kept = {k: v for k, v in numbers.items() if v or k not in ("beta_fast", "beta_slow")}
         truncate = bool(values.get("truncate", True))
         return YarnScaling(original_length=original, truncate=truncate, **kept)
+    if kind == "dynamic":
+        # transformers counts from the longest sequence, whatever the original length is said to be
+        return DynamicScaling(original_length=length, **numbers)
+    if kind == "longrope":
+        return _longrope(numbers, length, original, values)
     return NoScaling()
 
 
+def _longrope(
+    numbers: Mapping[str, float], length: Any, original: Any, values: Mapping[str, Any]
+) -> LongRopeScaling:
+    """The factor on cos and sin follows, where it is not given, from how much longer the context
+    becomes: https://arxiv.org/abs/2402.13753, section 3.3."""
+    factors = {key: values.get(key) for key in ("short_factor", "long_factor")}
+    for key, entries in factors.items():
+        if not isinstance(entries, list) or not all(_is_number(entry) for entry in entries):
+            raise ValueError(f"{key} {entries}; expected a list of numbers")
+    growth, attention = numbers.get("factor", length / original), numbers.get("attention_factor")
+    if attention is None:
+        log = math.log(growth) / math.log(original) if growth > 1 else 0.0
+        attention = math.sqrt(1 + log)
+    short, long = (tuple(map(float, entries)) for entries in factors.values() if entries)
+    return LongRopeScaling(
+        short_factor=short, long_factor=long, original_length=original, attention_factor=attention
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def hf_rope(rope: RopeConfig) -> dict[str, Any]:
-    """``rope_theta`` and ``rope_scaling`` as transformers 4 and 5 both read them."""
-    return {"rope_theta": rope.theta, "rope_scaling": _hf_scaling(rope)}
+    """``rope_theta`` and ``rope_scaling`` as transformers 4 and 5 both read them; with dynamic
+    scaling the length from which it counts too."""
+    values = {"rope_theta": rope.theta, "rope_scaling": _hf_scaling(rope)}
+    if isinstance(rope.scaling, DynamicScaling):
+        values["max_position_embeddings"] = rope.scaling.original_length
+    return values
 
 
 def hf_rope_parameters(rope: RopeConfig) -> dict[str, Any]:
     """An entry of ``rope_parameters`` as transformers 5 has it."""
     return {"rope_type": "default", "rope_theta": rope.theta} | (_hf_scaling(rope) or {})
+
+
+def hf_ropes_by_reach(whole: RopeConfig, local: RopeConfig) -> dict[str, Any]:
+    """The reverse of :func:`read_ropes_by_reach`."""
+    return {
+        "rope_parameters": {
+            "full_attention": hf_rope_parameters(whole),
+            "sliding_attention": hf_rope_parameters(local),
+        }
+    }
 
 
 def _hf_scaling(rope: RopeConfig) -> dict[str, Any] | None:
@@ -158,4 +277,16 @@ def _hf_scaling(rope: RopeConfig) -> dict[str, Any] | None:
         }
         optional = ("attention_factor", "mscale", "mscale_all_dim")
         scaling |= {key: getattr(s, key) for key in optional if getattr(s, key) is not None}
+    elif isinstance(s, LongRopeScaling):
+        scaling = {
+            "rope_type": "longrope",
+            "short_factor": list(s.short_factor),
+            "long_factor": list(s.long_factor),
+            "original_max_position_embeddings": s.original_length,
+            "attention_factor": s.attention_factor,
+        }
+    elif isinstance(s, DynamicScaling):
+        scaling = {"rope_type": "dynamic", "factor": s.factor}
+    elif isinstance(s, NtkScaling):
+        scaling = {"rope_type": "dynamic", "factor": 1.0, "alpha": s.alpha}
     return scaling

@@ -40,12 +40,18 @@ class AxisSlice:
     """Entries of one of a tensor's axes, in their layout."""
 
     axis: int
-    entries: slice
+    entries: slice | tuple[int, ...]
+    """A range, or the entries one by one."""
 
-    def index(self, ndim: int) -> tuple[slice, ...]:
+    @property
+    def selected(self) -> Any:
+        """The entries as NumPy indexes with them."""
+        return self.entries if isinstance(self.entries, slice) else np.array(self.entries)
+
+    def index(self, ndim: int) -> tuple[Any, ...]:
         """For a tensor of ``ndim`` dimensions."""
         axis = self.axis % ndim
-        return tuple(self.entries if i == axis else slice(None) for i in range(ndim))
+        return tuple(self.selected if i == axis else slice(None) for i in range(ndim))
 
 
 @dataclasses.dataclass(frozen=True)

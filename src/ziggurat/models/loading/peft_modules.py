@@ -78,7 +78,7 @@ class AdaptedModule:
                 tensor = name.restore(tensor)
             if name.part is not None:
                 whole = np.zeros((rows, tensor.shape[1]), tensor.dtype)
-                whole[name.part.entries] = tensor
+                whole[name.part.selected] = tensor
                 tensor = whole
             down.append(a.reshape(-1, *a.shape[-2:])[index].T)
             up.append(tensor)
@@ -89,7 +89,7 @@ class AdaptedModule:
     ) -> Float[np.ndarray, "r f"]:
         """A kernel's ``b`` of a module's second matrix."""
         if name.part is not None:
-            up = up[name.part.entries]
+            up = up[name.part.selected]
         return (up if name.reorder is None else name.reorder(up)).T
 
 

@@ -132,6 +132,8 @@ class Paged:
     """Each row's own slot; that of rows that are padding is the last."""
     implementation: str = dataclasses.field(default="auto", metadata={"static": True})
     """Kernel, see ``ziggurat.kernels.paged_attention``."""
+    longest: int = dataclasses.field(default=0, metadata={"static": True})
+    """Most tokens that a sequence of the engine may have, rounded up to whole blocks."""
 
     @property
     def state(self) -> tuple[()]:
@@ -139,6 +141,10 @@ class Paged:
 
     def advance(self, state: Any, tokens: int) -> "Paged":
         return dataclasses.replace(self, start=self.start + self.counts)
+
+    def context_length(self, positions: Int[Array, "b t"]) -> int:
+        """One length for all sequences: blocks of equal prefixes are shared among them."""
+        return self.longest
 
     def recurrence(self, state: LayerCache, tokens: int) -> Recurrence:
         """Each row from its slot's state, or from zeros at its first token."""

@@ -352,7 +352,8 @@ class ModelRunner:
         tokens, start, counts, tables, slots = inputs
         # The C++ kernel takes whole arrays; on a mesh XLA shards the definition by heads.
         kernel = "auto" if self._mesh is None else "reference"
-        context = Paged(tables, start, counts, slots, kernel)
+        longest = self._dims.width * self._dims.block_size
+        context = Paged(tables, start, counts, slots, kernel, longest)
         positions = context.positions(tokens.shape[1])
         with contextlib.nullcontext() if self._mesh is None else self._mesh.active():
             hidden, cache = unstacked.hidden(self.model, weights, tokens, positions, context, cache)

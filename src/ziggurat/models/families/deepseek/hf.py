@@ -8,8 +8,9 @@ from ziggurat.core.errors import ModelError
 from ziggurat.models.conversion import block_names
 from ziggurat.models.conversion.hf_config import HFConfig, activation, checked, hf_activation
 from ziggurat.models.conversion.rotary_order import pairs_to_halves, reordered
-from ziggurat.models.conversion.rotary_settings import hf_rope, read_rope
+from ziggurat.models.conversion.rotary_settings import hf_rope
 from ziggurat.models.conversion.weight_names import WeightName
+from ziggurat.models.families.decoder_fields import read_rotary
 from ziggurat.models.families.deepseek.config import DeepseekV3Config
 from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.rope import YarnScaling
@@ -58,7 +59,7 @@ def from_hf(values: Mapping[str, Any]) -> DeepseekV3Config:
     settings |= {
         "query_latent": hf.get("q_lora_rank"),
         "activation": activation(hf),
-        "rope": read_rope(hf, settings["max_sequence_length"]),
+        **read_rotary(hf, settings["max_sequence_length"]),
     }
     if not isinstance(settings["rope"].scaling, YarnScaling):  # else it scales the scores too
         for key in ("rope_scaling", "rope_parameters"):

@@ -1,10 +1,14 @@
-"""The Gemma family: Gemma 2, and the text models of Gemma 3."""
+"""The Gemma family: Gemma 1, Gemma 2, and the text models of Gemma 3."""
 
 from ziggurat.models.families.family import FAMILIES, Family
 from ziggurat.models.families.gemma import hf
-from ziggurat.models.families.gemma.config import Gemma2Config, Gemma3Config
+from ziggurat.models.families.gemma.config import Gemma2Config, Gemma3Config, GemmaConfig
 
-for _config_class, _name in ((Gemma2Config, "gemma2"), (Gemma3Config, "gemma3")):
+for _config_class, _name in (
+    (GemmaConfig, "gemma"),
+    (Gemma2Config, "gemma2"),
+    (Gemma3Config, "gemma3"),
+):
     FAMILIES.add(
         _name,
         Family(
@@ -17,4 +21,4 @@ for _config_class, _name in ((Gemma2Config, "gemma2"), (Gemma3Config, "gemma3"))
         ),
     )
 
-__all__ = ["Gemma2Config", "Gemma3Config"]
+__all__ = ["Gemma2Config", "Gemma3Config", "GemmaConfig"]

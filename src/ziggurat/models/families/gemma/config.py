@@ -1,4 +1,4 @@
-"""Gemma 2 and Gemma 3 (text)."""
+"""Gemma 1, Gemma 2 and Gemma 3 (text)."""
 
 import dataclasses
 import math
@@ -12,6 +12,33 @@ from ziggurat.nn.decoder import DecoderConfig
 from ziggurat.nn.mlp import Activation
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.rope import RopeConfig
+
+
+@config.node
+class GemmaConfig(DecoderFields):
+    """Gemma 1: a Llama-like decoder with scales of norms stored around zero, and embeddings
+    multiplied by the root of the width.
+
+    Paper: Mesnard et al. 2024, https://arxiv.org/abs/2403.08295.
+    """
+
+    kind: Literal["gemma"] = "gemma"
+    head_dim: int = 256
+    """Channels of one head."""
+    activation: Activation = "gelu_tanh"
+    """Gate function."""
+    attention_bias: bool = False
+    """Biases on query, key, value and output projections."""
+
+    def decoder(self) -> DecoderConfig:
+        """The decoder this config stands for."""
+        bias = self.attention_bias
+        block = BlockConfig(
+            mixer=self.attention(bias=bias, out_bias=bias),
+            mlp=self.mlp(),
+            norm=NormConfig(eps=self.norm_eps, offset=1.0),
+        )
+        return self.decoder_of(self.alike(block), embedding_scale=math.sqrt(self.d_model))
 
 
 @config.node

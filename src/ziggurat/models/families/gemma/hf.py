@@ -1,4 +1,4 @@
-"""Gemma 2 and 3 in Hugging Face's ``config.json`` and safetensors."""
+"""Gemma 1, 2 and 3 in Hugging Face's ``config.json`` and safetensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,20 +7,19 @@ from ziggurat.core.errors import ModelError
 from ziggurat.models.conversion.hf_config import HFConfig, activation, checked
 from ziggurat.models.conversion.rotary_settings import (
     hf_rope,
-    hf_rope_parameters,
-    read_rope,
-    rope_of,
+    hf_ropes_by_reach,
+    read_ropes_by_reach,
 )
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.decoder_fields import (
     decoder_names,
     read_fields,
     read_pattern,
+    read_rotary,
     write_fields,
     write_pattern,
 )
-from ziggurat.models.families.gemma.config import Gemma2Config, Gemma3Config
-from ziggurat.nn.rope import RopeConfig
+from ziggurat.models.families.gemma.config import Gemma2Config, Gemma3Config, GemmaConfig
 
 ACTIVATION = "hidden_activation"
 NORMS = {
@@ -31,13 +30,16 @@ NORMS = {
 }
 
 
-def from_hf(values: Mapping[str, Any]) -> Gemma2Config | Gemma3Config:
-    """``config.json`` of ``Gemma2ForCausalLM`` or ``Gemma3ForCausalLM`` to config.
+def from_hf(values: Mapping[str, Any]) -> GemmaConfig | Gemma2Config | Gemma3Config:
+    """``config.json`` of ``GemmaForCausalLM``, ``Gemma2ForCausalLM`` or ``Gemma3ForCausalLM`` to
+    config.
 
     Raises:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
+    if hf.model_type == "gemma":
+        return _gemma1(hf)
     third = hf.model_type == "gemma3_text"
     settings = read_fields(hf, ACTIVATION)
     _same_activation(hf, settings["activation"])
@@ -56,14 +58,36 @@ def from_hf(values: Mapping[str, Any]) -> Gemma2Config | Gemma3Config:
         raise ModelError("config.json: sliding_window", found="null", expected="a number >= 1")
     if third:
         hf.given("attn_logit_softcapping")  # transformers holds it and applies it nowhere
-        settings |= _ropes(hf, settings["max_sequence_length"])
+        local = hf.get("rope_local_base_freq")
+        ropes = read_ropes_by_reach(hf, settings["max_sequence_length"], local)
+        settings["rope"], settings["local_rope"] = ropes
     else:
         hf.refuse_unless("sliding_window_pattern", (2,), "transformers knows layer_types alone")
         hf.refuse_unless("sliding_window_size", (settings["window"],), "it is sliding_window")
         settings["attention_softcap"] = _softcap(hf, "attn_logit_softcapping")
-        settings["rope"] = read_rope(hf, settings["max_sequence_length"])
+        settings |= read_rotary(hf, settings["max_sequence_length"])
     hf.finish()
     return checked(Gemma3Config if third else Gemma2Config, settings, "config.json")
+
+
+def _gemma1(hf: HFConfig) -> GemmaConfig:
+    """Files of early 2024 say ``gelu`` and mean its approximation by tanh, which transformers uses
+    then."""
+    settings = read_fields(hf)
+    settings |= read_rotary(hf, settings["max_sequence_length"])
+    if hf.get("hidden_act") == "gelu":
+        settings["activation"] = "gelu_tanh"
+    newer = hf.given(ACTIVATION)
+    if newer is not None and activation(hf, ACTIVATION) != settings["activation"]:
+        raise ModelError(
+            f"config.json: {ACTIVATION}",
+            found=repr(newer),
+            expected="the function of hidden_act, which transformers reads, or nothing",
+        )
+    settings["attention_bias"] = hf.get("attention_bias")
+    hf.refuse_unless("use_bidirectional_attention", (False,), "attention here is causal")
+    hf.finish()
+    return checked(GemmaConfig, settings, "config.json")
 
 
 def _same_activation(hf: HFConfig, found: str) -> None:
@@ -84,34 +108,20 @@ def _softcap(hf: HFConfig, key: str) -> Any:
     return 0.0 if cap is None else cap
 
 
-def _ropes(hf: HFConfig, length: int) -> dict[str, RopeConfig]:
-    """Rotary settings of local and global layers.
+def to_hf(config: GemmaConfig | Gemma2Config | Gemma3Config) -> dict[str, Any]:
+    """Config to ``config.json``.
 
-    They are nested in ``rope_parameters`` by type of layer (transformers 5), or stand in
-    ``rope_theta``, ``rope_scaling`` (of global layers) and ``rope_local_base_freq`` (transformers
-    4).
+    Raises:
+        ModelError: Gemma 1 with GELU without approximation, which transformers does not have.
     """
-    given = hf.get("rope_parameters")
-    nested = {key: given.get(key) or {} for key in ("full_attention", "sliding_attention")}
-    extra = sorted(given.keys() - nested.keys())
-    if extra:
-        raise ModelError(
-            "config.json: rope_parameters",
-            found=", ".join(extra),
-            expected="full_attention and sliding_attention",
-        )
-    whole = {**nested["full_attention"], **hf.get("rope_scaling", {})}
-    # transformers looks for `truncate` beside the two, where it never is
-    rounded = {"truncate": True}
-    theta, local = hf.get("rope_theta"), hf.get("rope_local_base_freq")
-    return {
-        "rope": rope_of(whole | rounded, theta, length),
-        "local_rope": rope_of(nested["sliding_attention"] | rounded, local, length),
-    }
-
-
-def to_hf(config: Gemma2Config | Gemma3Config) -> dict[str, Any]:
-    """Config to ``config.json``."""
+    if isinstance(config, GemmaConfig):
+        if config.activation == "gelu":
+            raise ModelError(
+                "export to Hugging Face: activation", found="gelu", expected="gelu_tanh or another"
+            )
+        name = {"architectures": ["GemmaForCausalLM"], "model_type": "gemma"}
+        bias = {"attention_bias": config.attention_bias}
+        return name | write_fields(config) | hf_rope(config.rope) | bias
     values = {
         **write_fields(config, ACTIVATION),
         **hf_rope(config.rope),
@@ -131,10 +141,7 @@ def to_hf(config: Gemma2Config | Gemma3Config) -> dict[str, Any]:
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
         "rope_local_base_freq": config.local_rope.theta,
-        "rope_parameters": {
-            "full_attention": hf_rope_parameters(config.rope),
-            "sliding_attention": hf_rope_parameters(config.local_rope),
-        },
+        **hf_ropes_by_reach(config.rope, config.local_rope),
     }
 
 
@@ -147,6 +154,7 @@ def _whole(value: float) -> float | int:
     return int(value)
 
 
-def hf_names(config: Gemma2Config | Gemma3Config) -> list[WeightName]:
+def hf_names(config: GemmaConfig | Gemma2Config | Gemma3Config) -> list[WeightName]:
     """Weight names in safetensors files."""
-    return decoder_names(config.decoder(), NORMS)
+    norms = None if isinstance(config, GemmaConfig) else NORMS
+    return decoder_names(config.decoder(), norms)

@@ -5,11 +5,12 @@ from typing import Any
 
 from ziggurat.core.errors import ModelError
 from ziggurat.models.conversion.hf_config import HFConfig, checked
-from ziggurat.models.conversion.rotary_settings import hf_rope, read_rope
+from ziggurat.models.conversion.rotary_settings import hf_rope
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.decoder_fields import (
     decoder_names,
     read_fields,
+    read_rotary,
     same_reach,
     write_fields,
 )
@@ -25,7 +26,7 @@ def from_hf(values: Mapping[str, Any]) -> LlamaConfig:
     hf = HFConfig(values)
     mistral = hf.model_type == "mistral"
     settings = read_fields(hf)
-    settings["rope"] = read_rope(hf, settings["max_sequence_length"])
+    settings |= read_rotary(hf, settings["max_sequence_length"])
     if mistral:
         settings["window"] = hf.get("sliding_window")
     else:

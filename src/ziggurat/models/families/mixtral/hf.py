@@ -5,9 +5,14 @@ from typing import Any
 
 from ziggurat.models.conversion import block_names
 from ziggurat.models.conversion.hf_config import HFConfig, checked
-from ziggurat.models.conversion.rotary_settings import hf_rope, read_rope
+from ziggurat.models.conversion.rotary_settings import hf_rope
 from ziggurat.models.conversion.weight_names import WeightName
-from ziggurat.models.families.decoder_fields import read_fields, same_reach, write_fields
+from ziggurat.models.families.decoder_fields import (
+    read_fields,
+    read_rotary,
+    same_reach,
+    write_fields,
+)
 from ziggurat.models.families.mixtral.config import MixtralConfig
 
 
@@ -20,7 +25,7 @@ def from_hf(values: Mapping[str, Any]) -> MixtralConfig:
     hf = HFConfig(values)
     settings = read_fields(hf)
     settings |= {
-        "rope": read_rope(hf, settings["max_sequence_length"]),
+        **read_rotary(hf, settings["max_sequence_length"]),
         "window": hf.get("sliding_window"),
         "n_experts": hf.get("num_local_experts"),
         "experts_per_token": hf.get("num_experts_per_tok"),

@@ -4,49 +4,22 @@ import dataclasses
 from typing import Literal
 
 from ziggurat.core import config
-from ziggurat.models.families.decoder_fields import DecoderFields, Reach, reach_of_layers
-from ziggurat.nn.attention_context import AttentionRule
-from ziggurat.nn.block import BlockConfig, LayerConfig
+from ziggurat.models.families.decoder_fields import WindowedFields
+from ziggurat.nn.block import BlockConfig
 from ziggurat.nn.decoder import DecoderConfig
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.rope import RopeConfig
 
 
 @config.node
-class QwenFields(DecoderFields):
+class QwenFields(WindowedFields):
     """Config fields that Qwen 2 and Qwen 3 share."""
 
     rope: RopeConfig = dataclasses.field(default_factory=lambda: RopeConfig(theta=1e6))
     """Rotary position embedding."""
-    window: int | None = None
-    """Tokens that local layers see; default none, which no layer may need then."""
-    pattern: tuple[Reach, ...] = ("global",)
-    """Which layers see all (global) and which a window (local), repeated from the first on."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        config.require(len(self.pattern) >= 1, "pattern", self.pattern, "at least one entry")
-        needed = "local" in reach_of_layers(self.pattern, self.n_layers)
-        fits = self.window is None if not needed else (self.window or 0) >= 1
-        config.require(
-            fits, "window", self.window, "a number >= 1 if layers are local, otherwise none"
-        )
 
     def _decoder(self, block: BlockConfig) -> DecoderConfig:
-        scale = self.channels_per_head**-0.5
-
-        def layer(reach: Reach) -> LayerConfig:
-            rule = AttentionRule(scale, window=self.window if reach == "local" else None)
-            return LayerConfig(block=block, rule=rule, rope=self.rope)
-
-        return DecoderConfig(
-            vocab_size=self.vocab_size,
-            d_model=self.d_model,
-            layers=tuple(layer(reach) for reach in reach_of_layers(self.pattern, self.n_layers)),
-            norm=block.norm,
-            tie_embeddings=self.tie_embeddings,
-            init_std=self.init_std,
-        )
+        return self.decoder_of(self.windowed(block))
 
 
 @config.node

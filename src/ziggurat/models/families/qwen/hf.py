@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.models.conversion.hf_config import HFConfig, checked
-from ziggurat.models.conversion.rotary_settings import hf_rope, read_rope
+from ziggurat.models.conversion.rotary_settings import hf_rope
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.decoder_fields import (
     decoder_names,
     read_fields,
     read_pattern,
+    read_rotary,
     write_fields,
     write_pattern,
 )
@@ -25,7 +26,7 @@ def from_hf(values: Mapping[str, Any]) -> Qwen2Config | Qwen3Config:
     hf = HFConfig(values)
     third = hf.model_type == "qwen3"
     settings = read_fields(hf)
-    settings["rope"] = read_rope(hf, settings["max_sequence_length"])
+    settings |= read_rotary(hf, settings["max_sequence_length"])
     layers, first = hf.whole("num_hidden_layers"), hf.whole("max_window_layers", 28)
     window = hf.get("sliding_window")
     slides = hf.get("use_sliding_window") and window is not None

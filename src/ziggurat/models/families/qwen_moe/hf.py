@@ -5,9 +5,14 @@ from typing import Any
 
 from ziggurat.models.conversion import block_names
 from ziggurat.models.conversion.hf_config import HFConfig, checked
-from ziggurat.models.conversion.rotary_settings import hf_rope, read_rope
+from ziggurat.models.conversion.rotary_settings import hf_rope
 from ziggurat.models.conversion.weight_names import WeightName
-from ziggurat.models.families.decoder_fields import read_fields, same_reach, write_fields
+from ziggurat.models.families.decoder_fields import (
+    read_fields,
+    read_rotary,
+    same_reach,
+    write_fields,
+)
 from ziggurat.models.families.qwen_moe.config import Qwen3MoeConfig
 from ziggurat.nn.attention import GroupedAttentionConfig
 
@@ -26,7 +31,7 @@ def from_hf(values: Mapping[str, Any]) -> Qwen3MoeConfig:
         hf.refuse_unless("max_window_layers", (0,), "layers that do not slide")
     hf.given("max_window_layers")
     settings |= {
-        "rope": read_rope(hf, settings["max_sequence_length"]),
+        **read_rotary(hf, settings["max_sequence_length"]),
         "n_experts": hf.get("num_experts"),
         "experts_per_token": hf.get("num_experts_per_tok"),
         "d_ff_expert": hf.get("moe_intermediate_size"),

@@ -136,7 +136,9 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 16, "sliding_window": 5}
 WINDOWS = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
 FULL = {"layer_types": ["full_attention"] * 2}
-FALCON = {k: v for k, v in COMMON.items() if k not in ("num_key_value_heads", "intermediate_size")}
+LAYER_NORM = {key: value for key, value in COMMON.items() if key != "rms_norm_eps"}
+NEOX = {k: v for k, v in LAYER_NORM.items() if k not in ("num_key_value_heads", "head_dim")}
+FALCON = {key: value for key, value in NEOX.items() if key != "intermediate_size"}
 ALPHA = {"rope_type": "dynamic", "factor": 1.0, "alpha": 20.0}
 GROWTH = YARN | {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 4}
 LONG = {
@@ -168,8 +170,8 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
     ),
     "deepseek_v3": (COMMON | MOE | LATENT, COMMON | MOE | LATENT | {"rope_parameters": YARN}),
     "arcee": (COMMON, COMMON | {"rope_parameters": YARN}),
-    "cohere": (COMMON, COMMON | {"use_qk_norm": True, "logit_scale": 1.5}),
-    "cohere2": (COMMON | WINDOWS,),
+    "cohere": (LAYER_NORM, LAYER_NORM | {"use_qk_norm": True, "logit_scale": 1.5}),
+    "cohere2": (LAYER_NORM | WINDOWS,),
     "exaone4": (COMMON | WINDOWS, COMMON | FULL | {"sliding_window": None}),
     "falcon": (
         FALCON,
@@ -179,21 +181,21 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
     "gemma": (COMMON,),
     "glm": (COMMON,),
     "glm4": (COMMON | {"attention_bias": False},),
-    "gpt_neox": (COMMON, COMMON | {"rotary_pct": 0.5, "use_parallel_residual": False}),
+    "gpt_neox": (NEOX, NEOX | {"rotary_pct": 0.5, "use_parallel_residual": False}),
     "granite": (COMMON | {"attention_multiplier": 0.3, "residual_multiplier": 0.5},),
     "helium": (COMMON | {"head_dim": 8},),
     "hunyuan_v1_dense": (COMMON, COMMON | {"rope_parameters": ALPHA}),
     "ministral": (COMMON | {"sliding_window": 5}, COMMON | WINDOWS),
     "ministral3": (COMMON | {"rope_parameters": GROWTH},),
-    "nemotron": (COMMON,),
+    "nemotron": (LAYER_NORM,),
     "phi3": (
         COMMON | {"original_max_position_embeddings": 8},
         COMMON | {"sliding_window": 5, "partial_rotary_factor": 0.5},
         COMMON | {"original_max_position_embeddings": 8, "rope_parameters": LONG},
     ),
     "seed_oss": (COMMON,),
-    "stablelm": (COMMON, COMMON | {"qk_layernorm": True, "use_parallel_residual": True}),
-    "starcoder2": (COMMON | {"sliding_window": 5},),
+    "stablelm": (NEOX, NEOX | {"qk_layernorm": True, "use_parallel_residual": True}),
+    "starcoder2": (LAYER_NORM | {"sliding_window": 5},),
     "smollm3": (
         COMMON | {"no_rope_layer_interval": 2},
         COMMON | {"use_sliding_window": True, "sliding_window": 5, "no_rope_layers": [1, 0]},

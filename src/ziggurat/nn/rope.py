@@ -215,10 +215,13 @@ def frequencies_of_length(
     return omega * grown ** (-_ntk_exponent(dim) * exponent)
 
 
-def depends_on_length(rope: RopeConfig) -> bool:
-    """Whether the angles of a position depend on the length of its sequence."""
+def depends_on_length(rope: RopeConfig, longest: int | None = None) -> bool:
+    """Whether the angles of a position depend on the length of its sequence, where none is longer
+    than ``longest``."""
     s = rope.scaling
-    return isinstance(s, DynamicScaling | LongRopeScaling) and s.context_length is None
+    if not isinstance(s, DynamicScaling | LongRopeScaling) or s.context_length is not None:
+        return False
+    return longest is None or longest > s.original_length
 
 
 def axis_of_frequency(rope: RopeConfig, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Cases of Gemma 1, Gemma 2 and Gemma 3 (text)."""
+"""Cases of Gemma 2 and Gemma 3 (text)."""
 
 from typing import Any
 
@@ -19,7 +19,6 @@ BASE: dict[str, Any] = {
     "pad_token_id": 0,
 }
 THIRD: dict[str, Any] = {"architecture": "Gemma3ForCausalLM"}
-FIRST: dict[str, Any] = {"architecture": "GemmaForCausalLM"}
 CASES: dict[str, dict[str, Any]] = {
     "gemma2": {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
     "gemma2-untied-biases-uncapped": {
@@ -63,10 +62,6 @@ CASES: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
         },
     },
-    "gemma1": FIRST,
-    "gemma1-bias": FIRST | {"attention_bias": True, "tie_word_embeddings": False},
-    "gemma1-old-gelu": FIRST | {"hidden_act": "gelu", "num_key_value_heads": 1},
-    "gemma1-silu": FIRST | {"hidden_act": "silu"},
 }
 
 TABLE = Table("Gemma2ForCausalLM", BASE, CASES, norms_about=0.0)

@@ -1,11 +1,16 @@
 """Rollouts: their draws depend on weights and keys alone, and their log-probabilities are the
 model's."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from ziggurat.post.rl.rollouts import draw_seed
+from ziggurat.core.errors import ConfigError
+from ziggurat.models import LanguageModel
+from ziggurat.nn.rope import DynamicScaling, RopeConfig
+from ziggurat.post.rl.rollouts import Sampler, draw_seed
 
 PROMPTS = [list(b"1 + 2 ="), list(b"a longer prompt, that does not fit"), list(b"1 + 3 =")]
 GROUP, TOKENS = 4, 9
@@ -56,3 +61,14 @@ def test_a_prompt_without_room_is_refused_and_nothing_hangs(sampler, weights):
     with pytest.raises(ContextTooLong):
         drawn(sampler, weights[0], prompts=[list(b"x" * 47)])
     assert drawn(sampler, weights[0], prompts=[]) == []
+
+
+def test_a_model_that_rotates_otherwise_in_training_is_refused(model, weights, tokenizer):
+    def sampler_of(**scaling):
+        rope = RopeConfig(scaling=DynamicScaling(factor=2.0, original_length=16, **scaling))
+        other = LanguageModel.build(dataclasses.replace(model.config, rope=rope))
+        return Sampler(other, weights[0], tokenizer, longest=48, running=2)
+
+    with pytest.raises(ConfigError, match="context_length: found none"):
+        sampler_of()
+    sampler_of(context_length=48).close()

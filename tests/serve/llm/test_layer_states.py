@@ -11,6 +11,7 @@ from ziggurat import mesh
 from ziggurat.core.errors import ShardingError
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.nn import DecoderConfig
+from ziggurat.nn.rope import LongRopeScaling, RopeConfig
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.sampling import SamplingParams
 
@@ -148,3 +149,23 @@ def test_heads_that_do_not_divide_over_the_mesh_are_refused(dense, tokenizer):
     layout = mesh.build(mesh.MeshConfig(tensor=8), jax.devices())
     with pytest.raises(ShardingError, match="heads = 4; expected a multiple of 8"):
         Engine(*dense, tokenizer, SETTINGS, mesh=layout)
+
+
+@pytest.mark.parametrize("original", [CONTEXT // 2, CONTEXT])
+def test_the_engines_longest_sequence_chooses_rotary_factors(dense, tokenizer, original):
+    """Prompts in several chunks and of one token: all rotate by the engine's length."""
+    _, params = dense
+    scaling = LongRopeScaling(
+        short_factor=(1.0, 1.1, 1.3, 1.7), long_factor=(1.0, 2.0, 5.0, 9.0),
+        original_length=original,
+    )  # fmt: skip
+
+    def tokens(scaling):
+        config = dataclasses.replace(dense[0].config, rope=RopeConfig(scaling=scaling))
+        with Engine(LanguageModel.build(config), params, tokenizer, SETTINGS) as engine:
+            return together(engine, prompts(40, 3))
+
+    free = tokens(scaling)
+    assert free == tokens(dataclasses.replace(scaling, context_length=CONTEXT))
+    other = 1 if original < CONTEXT else CONTEXT + 1
+    assert free != tokens(dataclasses.replace(scaling, context_length=other))

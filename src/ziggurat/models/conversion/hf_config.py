@@ -51,8 +51,12 @@ REASONS = {
 """Why a key is refused where it has another value than its default, if there is more to say."""
 NULLABLE = {
     "attn_logit_softcapping",
+    "bias",
     "final_logit_softcapping",
+    "multi_query",
+    "new_decoder_architecture",
     "num_key_value_heads",
+    "parallel_attn",
     "q_lora_rank",
     "sliding_window",
 }

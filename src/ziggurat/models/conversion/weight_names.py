@@ -48,6 +48,11 @@ class AxisSlice:
         """The entries as NumPy indexes with them."""
         return self.entries if isinstance(self.entries, slice) else np.array(self.entries)
 
+    @property
+    def needed(self) -> int:
+        """Entries that the axis must have, where they are given one by one."""
+        return 0 if isinstance(self.entries, slice) else 1 + max(self.entries)
+
     def index(self, ndim: int) -> tuple[Any, ...]:
         """For a tensor of ``ndim`` dimensions."""
         axis = self.axis % ndim
@@ -131,6 +136,14 @@ class StoredWeight:
         name, expected = self.name, self.shape[self.name.stacked_axes :]
         tensor = self.tensors.read(theirs)
         if name.part is not None:
+            needed, there = name.part.needed, tensor.shape[name.part.axis % tensor.ndim]
+            if there < needed:
+                raise CheckpointError(
+                    f"tensor {theirs}, its part {name.ours}",
+                    found=f"{there} entries",
+                    expected=f"at least {needed}",
+                    fix="check config.json against the weights",
+                )
             tensor = tensor[name.part.index(tensor.ndim)]
         if name.transpose:
             expected = (*expected[:-2], expected[-1], expected[-2])

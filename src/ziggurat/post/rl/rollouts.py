@@ -13,10 +13,11 @@ import threading
 from collections.abc import Sequence
 
 from ziggurat.core import prng
-from ziggurat.core.errors import ShardingError
+from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Processes
 from ziggurat.models import LanguageModel, Params
+from ziggurat.nn.rope import depends_on_length
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.output_text import TokenEvent
 from ziggurat.serve.llm.request import Listener
@@ -51,7 +52,8 @@ class Sampler:
 
     Raises:
         ShardingError: there are several processes.
-        ConfigError: ``longest`` is more than the model's context.
+        ConfigError: ``longest`` is more than the model's context, or the model would rotate
+            otherwise in training than in the engine.
     """
 
     def __init__(
@@ -71,6 +73,16 @@ class Sampler:
                 fix="train on the devices of one process",
             )
         blocks = -(-longest // BLOCK)
+        ropes = {layer.rope for layer in model.decoder.layers if layer.rope is not None}
+        for rope in ropes:
+            if depends_on_length(rope, blocks * BLOCK):
+                raise ConfigError(
+                    "model.rope.scaling.context_length",
+                    found="none, so that training rotates by each document's length and the "
+                    "engine by the longest",
+                    expected=f"one length for both, such as {longest}",
+                    fix="set it in the model's description",
+                )
         settings = EngineConfig(
             max_sequence_length=longest,
             max_running=running,

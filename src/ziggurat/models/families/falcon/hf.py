@@ -24,7 +24,6 @@ DIMENSIONS = {
 SWITCHES = {
     "d_ff": "ffn_hidden_size",
     "max_sequence_length": "max_position_embeddings",
-    "bias": "bias",
     "tie_embeddings": "tie_word_embeddings",
     "norm_eps": "layer_norm_epsilon",
     "init_std": "initializer_range",
@@ -48,9 +47,11 @@ def from_hf(values: Mapping[str, Any]) -> FalconConfig:
     hf = HFConfig(values)
     hf.refuse_unless("alibi", (False,), "positions as biases on scores (ALiBi) are not implemented")
     hf.refuse_unless("apply_residual_connection_post_layernorm", (False,))
+    no_mask = "transformers 5.23 leaves the causal mask of this architecture out then"
+    hf.refuse_unless("output_attentions", (False,), no_mask)
     settings = {ours: hf.need(theirs) for ours, theirs in DIMENSIONS.items()}
     settings |= {ours: hf.get(theirs) for ours, theirs in SWITCHES.items()}
-    settings["activation"] = activation(hf, ACTIVATION)
+    settings |= {"activation": activation(hf, ACTIVATION), "bias": bool(hf.get("bias"))}
     settings |= read_rotary(hf, settings["max_sequence_length"])
     settings |= _decoder_kind(hf, settings["n_heads"])
     hf.finish()
@@ -93,6 +94,7 @@ def to_hf(config: FalconConfig) -> dict[str, Any]:
         "architectures": ["FalconForCausalLM"],
         "model_type": "falcon",
         **{theirs: getattr(config, ours) for ours, theirs in (DIMENSIONS | SWITCHES).items()},
+        "bias": config.bias,
         ACTIVATION: hf_activation(config.activation),
         "ffn_hidden_size": mlp.hidden,
         **hf_rope(config.rope),

@@ -32,7 +32,8 @@ def from_hf(values: Mapping[str, Any]) -> SmolLM3Config:
     settings |= {key: hf.get(key) for key in ("attention_bias", "mlp_bias")}
     rotary = _rotary_layers(hf)
     settings["rotary_layers"] = shortest_period(rotary)
-    window = hf.get("sliding_window") if hf.get("use_sliding_window") else None
+    window, slides = hf.get("sliding_window"), hf.get("use_sliding_window")
+    window = window if slides else None
     local = [window is not None and not turns for turns in rotary]
     types = ["sliding_attention" if here else "full_attention" for here in local]
     settings |= read_windows(hf, types, window)

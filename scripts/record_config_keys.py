@@ -24,12 +24,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 OUT = ROOT / "src" / "ziggurat" / "models" / "conversion" / "config_keys.json"
 LIBRARY = pathlib.Path(transformers.__file__).parent
 MODEL_TYPES = (
-    "arcee", "bert", "cohere", "cohere2", "deepseek_v3", "exaone4", "falcon", "gemma", "gemma2",
-    "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite", "helium",
-    "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "mixtral", "nemotron",
-    "olmo2", "olmo3", "phi3", "qwen2", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm",
-    "starcoder2",
+    "arcee", "bert", "camembert", "clip", "clip_text_model", "clip_vision_model", "cohere",
+    "cohere2", "deepseek_v3", "dinov2", "dinov2_with_registers", "distilbert", "exaone4", "falcon",
+    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite",
+    "helium", "hunyuan_v1_dense", "llama", "ministral", "ministral3", "mistral", "mixtral",
+    "modernbert", "mpnet", "nemotron", "nomic_bert", "olmo2", "olmo3", "phi3", "qwen2", "qwen3",
+    "qwen3_moe", "roberta", "seed_oss", "siglip", "siglip_text_model", "siglip_vision_model",
+    "smollm3", "stablelm", "starcoder2", "vit", "xlm-roberta",
 )  # fmt: skip
+TOWERS = ("clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model")
+"""Types that are read as parts of others only, so that none of their own classes is."""
 DIFFUSERS_CLASSES = (
     "AutoencoderKL", "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler",
     "DiTTransformer2DModel", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
@@ -39,6 +43,7 @@ SHARED = ("masking_utils.py", "cache_utils.py", "modeling_layers.py", "utils/out
 MIXINS = ("configuration_utils.py", "modeling_rope_utils.py")
 """Code of the classes from which every config inherits."""
 TASKS = {
+    "image": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "headless": "MODEL_MAPPING_NAMES",
     "masked": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
@@ -86,7 +91,7 @@ def model_type(name: str) -> dict[str, Any]:
     }
     keys = {k: plain(v) for k, v in keys.items() if not k.startswith("_") and k not in aliases}
     return {
-        "classes": dict(classes(name)),
+        "classes": {} if name in TOWERS else dict(classes(name)),
         "aliases": {alias: key for alias, key in aliases.items() if key in keys},
         "keys": dict(sorted(keys.items())),
     }

@@ -19,7 +19,7 @@ SUBCOMMANDS = {
     "data": ("prepare", "stats", "sample", "decode", "trace"),
     "kernels": ("list", "bench", "tune", "build"),
     "models": ("list", "show"),
-    "bundle": ("export", "images", "inspect", "verify"),
+    "bundle": ("encoder", "export", "images", "inspect", "verify"),
     "checkpoints": ("verify", "repair", "diff", "export"),
 }
 PAGES = [[name] for name in main.COMMANDS]

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from tests.oracle import families
 
-from ziggurat.models import EncoderModel, Family, LanguageModel, Params, family_for_architecture
+from ziggurat.models import (
+    EncoderModel,
+    Family,
+    LanguageModel,
+    Params,
+    TwoTowerModel,
+    family_for_config,
+)
 from ziggurat.models.conversion.weight_names import import_weights
 from ziggurat.nn import Causal
 
@@ -33,9 +40,10 @@ def ours(case: str) -> Ours:
     """Our model of a case, its config and weights read as from a published directory."""
     stored = families.load(case)
     theirs = families.weights(case, stored.shapes)
-    family = family_for_architecture(stored.config["architectures"][0])
-    config = family.from_hf(stored.config)
-    model = (EncoderModel if family.encoder else LanguageModel).build(config)
+    family = family_for_config(stored.config)
+    config = family.as_found(family.from_hf(stored.config), theirs)
+    towers = TwoTowerModel if len(family.inputs) > 1 else EncoderModel
+    model = (towers if family.encoder else LanguageModel).build(config)
     params = import_weights(
         family.hf_names(config),
         theirs,
@@ -85,18 +93,30 @@ def decoded_logits(case: str) -> tuple[np.ndarray, list[int]]:
 
 @functools.cache
 def encoded_states(case: str) -> np.ndarray:
-    """States and pooled vector of an encoder's case, as the oracle stores them."""
-    model = ours(case).model
+    """States and pooled vector of an encoder's case, its head's logits, or vectors and logits of
+    two towers, as the oracle stores them."""
+    model, inputs = ours(case).model, families.encoder_inputs(case)
+    mask, types = inputs.get("attention_mask"), inputs.get("token_type_ids")
+    details = {} if types is None else {"token_types": types}
+
+    def towers(params, tokens, mask, pixels):
+        vectors = model.text_vectors(params, tokens, mask), model.image_vectors(params, pixels)
+        return jnp.concatenate([*vectors, model.logits(params, tokens, mask, pixels)], axis=1)
+
+    if isinstance(model, TwoTowerModel):
+        given = inputs["input_ids"], mask, inputs["pixel_values"]
+        return np.asarray(jax.jit(towers)(ours(case).params, *given))
 
     @jax.jit
-    def run(params, input_ids, attention_mask, token_type_ids):
-        hidden = model.hidden(params, input_ids, attention_mask, token_type_ids)
-        pooled = model.pooled(params, hidden)[:, None]
-        return jnp.concatenate(
-            [hidden * attention_mask[..., None].astype(hidden.dtype), pooled], axis=1
-        )
+    def run(params, read, mask, details):
+        if model.encoder.head is not None:
+            return None, None, model.logits(params, read, mask, **details)
+        hidden = model.hidden(params, read, mask, **details)
+        pooler = model.encoder.pooler
+        return hidden, pooler and model.pooled(params, hidden, mask, read), None
 
-    return np.asarray(run(ours(case).params, **families.encoder_inputs(case)))
+    read = inputs.get("input_ids", inputs.get("pixel_values"))
+    return families.encoder_outputs(mask, *run(ours(case).params, read, mask, details))
 
 
 def row(case: str) -> str:

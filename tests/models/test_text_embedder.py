@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,14 @@ import pytest
 from tests.models.family_cases import ours
 from tests.oracle import families, minilm
 
+from ziggurat.checkpoint import Checkpoints
 from ziggurat.cli.main import main
 from ziggurat.core.errors import ModelError
 from ziggurat.formats import write_sharded
-from ziggurat.models import TextEmbedder
+from ziggurat.models import EncoderModel, TextEmbedder
 from ziggurat.models.conversion.sentence_layout import SentenceConfig
 from ziggurat.models.loading import pretrained, pretrained_encoder
-from ziggurat.models.text_embedder import bundle_parts, pool
+from ziggurat.models.text_embedder import bundle_parts, pooled
 
 CASE = "bert/plain"
 MODULES = "sentence_transformers.models."
@@ -93,11 +95,11 @@ def test_long_texts_lose_their_end_but_not_the_last_special_token(embedder):
         embedder.embed([[]])
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "mean_sqrt_len_tokens"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken"])
 def test_pooling_is_its_definition(pooling):
     states = np.random.default_rng(0).normal(size=(2, 5, 3)).astype(np.float32)
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
-    found = pool(
+    found = pooled(
         jnp.asarray(states), jnp.asarray(mask), SentenceConfig(pooling=pooling, max_length=9)
     )
     for row, count, vector in zip(states, (3, 5), found):
@@ -106,6 +108,7 @@ def test_pooling_is_its_definition(pooling):
             "cls": row[0],
             "max": row[:count].max(0),
             "mean_sqrt_len_tokens": row[:count].sum(0) / count**0.5,
+            "lasttoken": row[count - 1],
         }
         np.testing.assert_allclose(vector, expected[pooling], rtol=1e-6)
 
@@ -152,9 +155,11 @@ def test_an_encoder_without_pooler_or_modules(directory, tmp_path):
         (tmp_path / "bare" / name).unlink()
     encoder = pretrained_encoder.load(tmp_path / "bare")
     assert encoder.sentence == SentenceConfig(pooling="mean", normalize=False, max_length=40)
-    assert encoder.model.encoder.pooler is False
+    assert isinstance(encoder.model, EncoderModel)
+    assert encoder.model.encoder.pooler is None
     np.testing.assert_array_equal(
-        encoder.params["embedding"]["table"], ours(CASE).params["embedding"]["table"]
+        encoder.params["input"]["embedding"]["table"],
+        ours(CASE).params["input"]["embedding"]["table"],
     )
 
 
@@ -182,3 +187,24 @@ def test_what_is_not_implemented_is_refused(directory, tmp_path, file, change, p
         pretrained_encoder.load(tmp_path / "changed")
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_step_from_before_encoders_were_configured_loads(directory, embedder, tmp_path):
+    """Its input's parts lay beside the blocks, and the pooler's layer had no name of its own."""
+    path = pretrained_encoder.save(embedder.encoder, tmp_path / "made")
+    old = dict(embedder.encoder.params)
+    parts = old.pop("input")
+    old["pooler"] = old["pooler"]["dense"]
+    old |= {"embedding_norm": parts["norm"]}
+    old |= {name: parts[name] for name in ("embedding", "positions", "token_types")}
+    files: dict[str, bytes | Path] = {
+        str(file.relative_to(path)): file
+        for file in path.rglob("*")
+        if file.is_file() and file.parts[len(path.parts)] in ("tokenizer", "model.json")
+    }
+    files["sentence.json"] = b'{"pooling": "mean", "normalize": true, "max_length": 20}'
+    with Checkpoints(tmp_path / "old") as checkpoints:
+        checkpoints.save(0, {"params": old}, {}, files)
+    again = pretrained_encoder.load(tmp_path / "old")
+    assert again.sentence == embedder.encoder.sentence
+    jax.tree.map(np.testing.assert_array_equal, again.params, embedder.encoder.params)

@@ -20,7 +20,7 @@ import numpy as np
 from tests.oracle import families
 
 from ziggurat.core.errors import ZigguratError
-from ziggurat.models import EncoderModel, LanguageModel, family_for_config
+from ziggurat.models import EncoderModel, LanguageModel, TwoTowerModel, family_for_config
 from ziggurat.models.conversion.weight_names import import_weights
 
 TOKENS, STEPS, VOCABULARY = 24, 3, 48
@@ -33,6 +33,13 @@ TOLERANCE = 1e-4
 
 class Refused(str):
     """What our error says."""
+
+
+def pixels(config: Any) -> np.ndarray:
+    """Images of a config's size, ``[1, 3, h, w]``."""
+    size = getattr(config, "vision_config", config).image_size
+    shape = (size, size) if isinstance(size, int) else size
+    return np.random.default_rng(6).normal(size=(1, 3, *shape)).astype(np.float32)
 
 
 def tokens() -> np.ndarray:
@@ -54,13 +61,14 @@ class Theirs:
         config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(
             json.loads(json.dumps(dict(values)))  # as from a file, in which no two tables are one
         )
-        self.encoder = values["model_type"] == "bert"
+        family = family_for_config(values)
+        self.encoder, self.inputs = family.encoder, family.inputs
         auto = transformers.AutoModel if self.encoder else transformers.AutoModelForCausalLM
         self.model = auto.from_config(config, dtype=torch.float32).eval()
         about = 0.0 if values["model_type"].startswith("gemma") else 1.0
         with torch.no_grad():
             for name, tensor in [*self.model.named_parameters(), *self._buffers()]:
-                drawn = families.drawn("", name, tuple(tensor.shape), 0.3, about)
+                drawn = np.asarray(families.drawn("", name, tuple(tensor.shape), 0.3, about))
                 tensor.copy_(torch.from_numpy(drawn))
 
     def _buffers(self) -> Iterator[tuple[str, Any]]:
@@ -73,7 +81,13 @@ class Theirs:
         import torch
 
         with torch.no_grad():
-            if self.encoder:
+            if "image" in self.inputs:
+                given = {"pixel_values": torch.from_numpy(pixels(self.model.config))}
+                if "text" in self.inputs:
+                    given["input_ids"] = torch.from_numpy(tokens())
+                out = self.model(**given, return_dict=True)
+                found = out["logits_per_text" if "text" in self.inputs else "last_hidden_state"]
+            elif self.encoder:
                 found = self.model(torch.from_numpy(tokens()), return_dict=True).last_hidden_state
             else:
                 found = self.model(
@@ -123,7 +137,9 @@ def our_logits(values: Mapping[str, Any], theirs: Theirs) -> np.ndarray | Refuse
         return config
     family = family_for_config(values)
     try:
-        model = (EncoderModel if family.encoder else LanguageModel).build(config)
+        config = family.as_found(config, theirs.tensors()) if "image" in family.inputs else config
+        towers = TwoTowerModel if len(family.inputs) > 1 else EncoderModel
+        model = (towers if family.encoder else LanguageModel).build(config)
         with plain_operations():
             params = import_weights(
                 family.hf_names(config),
@@ -134,6 +150,11 @@ def our_logits(values: Mapping[str, Any], theirs: Theirs) -> np.ndarray | Refuse
                 place=lambda name, weight: jnp.asarray(weight.read()),
             )
             ids = jnp.asarray(tokens())
+            if "image" in family.inputs:
+                images = jnp.asarray(pixels(theirs.model.config))
+                if len(family.inputs) > 1:
+                    return np.asarray(model.logits(params, ids, None, images))[0]
+                return np.asarray(model.hidden(params, images))[0]
             if family.encoder:
                 return np.asarray(model.hidden(params, ids, jnp.ones_like(ids)))[0]
             if values["model_type"] not in MIXTURES:

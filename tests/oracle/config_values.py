@@ -64,6 +64,7 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "head_dim": (4, 16, None),
     "hidden_size": (32,),
     "id2label": ({"0": "no", "1": "yes"}, {"0": "only"}),
+    "image_size": (16, [8, 16], [12]),
     "intermediate_size": (16,),
     "kv_lora_rank": (8,),
     "label2id": ({"no": 0},),
@@ -92,6 +93,7 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "n_routed_experts": (8,),
     "n_shared_experts": (2,),
     "original_max_position_embeddings": (8,),
+    "patch_size": (3, 6, [4, 3]),
     "partial_rotary_factor": (0.5, 1.0),
     "per_layer_config": ({"0": {"sliding_window": 3}}, {}),
     "problem_type": ("regression",),
@@ -106,6 +108,8 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "sliding_window": (None, 1, 5, 100),
     "sliding_window_pattern": (1, 2, 3),
     "swiglu_limit": (0.5,),
+    "text_config": ({}, None, 3),
+    "vision_config": ({}, None, 3),
     "topk_group": (1, 2),
     "torch_dtype": ("bfloat16",),
     "v_head_dim": (4,),
@@ -133,6 +137,14 @@ LATENT = {
     "head_dim": 4,
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+BERT = {
+    "vocab_size": config_parity.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32,
+}  # fmt: skip
+IMAGE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 12,
+    "patch_size": 4,
+}  # fmt: skip
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 16, "sliding_window": 5}
 WINDOWS = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
 FULL = {"layer_types": ["full_attention"] * 2}
@@ -206,9 +218,23 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
         {"vocab_size": config_parity.VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4,
          "n_positions": 32},
     ),
-    "bert": (
-        {"vocab_size": config_parity.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "intermediate_size": 24, "max_position_embeddings": 32},
+    **dict.fromkeys(
+        ("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "nomic_bert"),
+        (BERT,),
+    ),
+    "distilbert": (
+        {"vocab_size": config_parity.VOCABULARY, "dim": 32, "n_layers": 2, "n_heads": 4,
+         "hidden_dim": 24, "max_position_embeddings": 32},
+    ),
+    "vit": (IMAGE | {"intermediate_size": 24},),
+    "dinov2": (IMAGE | {"mlp_ratio": 2},),
+    "dinov2_with_registers": (IMAGE | {"mlp_ratio": 2},),
+    "clip": ({"text_config": BERT | {"eos_token_id": 7}, "projection_dim": 16,
+              "vision_config": IMAGE | {"intermediate_size": 24}},),
+    "siglip": ({"text_config": BERT | {"max_position_embeddings": config_parity.TOKENS},
+                "vision_config": IMAGE | {"intermediate_size": 24}},),
+    "modernbert": (
+        BERT | {"num_hidden_layers": 4, "local_attention": 6, "pad_token_id": 0},
     ),
 }  # fmt: skip
 """For each type of model, configs in which its switches are on and off."""
@@ -258,7 +284,8 @@ class Trial:
 
 def architecture(model_type: str) -> str:
     """The class that is read of a type."""
-    task = "headless" if model_type == "bert" else "causal"
+    tasks = recorded(model_type).classes.values()
+    task = "headless" if "masked" in tasks or "causal" not in tasks else "causal"
     return next(name for name, t in recorded(model_type).classes.items() if t == task)
 
 

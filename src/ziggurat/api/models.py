@@ -11,9 +11,11 @@ from ziggurat.models.loading import (
     pretrained,
     pretrained_encoder,
     pretrained_pipeline,
+    pretrained_vision,
 )
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
+from ziggurat.models.loading.pretrained_vision import PretrainedVision
 from ziggurat.nn.precision import Precision
 
 FloatType = Literal["float32", "bfloat16", "float16"]
@@ -24,7 +26,7 @@ def load(
     *,
     compute: Literal["float32", "bfloat16"] = "float32",
     as_stored: bool = False,
-) -> Pretrained | PretrainedEncoder | ImagePipeline:
+) -> Pretrained | PretrainedEncoder | PretrainedVision | ImagePipeline:
     """Read a trained model: configuration, weights, and tokenizer or sampler.
 
     Args:
@@ -41,6 +43,8 @@ def load(
     precision = Precision(compute, compute, as_stored=as_stored)
     if path.is_dir() and pretrained_encoder.is_encoder(path):
         return pretrained_encoder.load(path, precision=precision)
+    if path.is_dir() and pretrained_vision.is_vision(path):
+        return pretrained_vision.load(path, precision=precision)
     if _draws(path):
         return pretrained_pipeline.load(path, precision=precision)
     return pretrained.load(path, precision=precision)
@@ -164,6 +168,9 @@ def write(
     if model.is_dir() and pretrained_encoder.is_encoder(model):
         encoder = pretrained_encoder.load(model, precision=precision)
         return encoder.source, pretrained_encoder.export_hf(encoder, output, max_shard_bytes=shard)
+    if model.is_dir() and pretrained_vision.is_vision(model):
+        vision = pretrained_vision.load(model, precision=precision)
+        return vision.source, pretrained_vision.export_hf(vision, output, max_shard_bytes=shard)
     loaded = pretrained.load(model, precision=precision)
     return loaded.source, pretrained.export_hf(loaded, output, max_shard_bytes=shard)
 

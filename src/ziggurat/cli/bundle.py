@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ziggurat.cli import console
+from ziggurat.cli.bundle_encoder import EXAMPLE as ENCODER_EXAMPLE
+from ziggurat.cli.bundle_encoder import encoder
 from ziggurat.cli.bundle_images import EXAMPLE as IMAGES_EXAMPLE
 from ziggurat.cli.bundle_images import images
 from ziggurat.cli.options import key_value
@@ -16,6 +18,7 @@ from ziggurat.core.errors import ConfigError, ModelError, ServeError, ZigguratEr
 EXAMPLES = {
     "export": "ziggurat bundle export scorer:score models/scorer/1 --params weights.safetensors "
     '\\\n    --signature "x:FP32[b,4] -> score"',
+    "encoder": ENCODER_EXAMPLE,
     "images": IMAGES_EXAMPLE,
     "inspect": "ziggurat bundle inspect models/scorer/1",
     "verify": "ziggurat bundle verify models/scorer/1 --replay",
@@ -144,6 +147,7 @@ def verify(path: Path, /, replay: bool = False) -> int:
 
 COMMANDS: dict[str, tuple[Callable[..., int], str]] = {
     "export": (export, "trace a function and write it with its weights"),
+    "encoder": (encoder, "write an encoder of texts or images: tokens or pixels to vectors"),
     "images": (images, "write a diffusion model with its sampler: class ids and seeds to images"),
     "inspect": (inspect, "show signature, weights, platforms and versions"),
     "verify": (verify, "check every byte, and with --replay the outputs"),

@@ -61,11 +61,13 @@ def import_(
             )
     if kind == "diffusers":
         return _import_diffusers(source, output, verify, precision)
-    from ziggurat.models.loading import pretrained, pretrained_encoder, proof
+    from ziggurat.models.loading import pretrained, pretrained_encoder, pretrained_vision, proof
     from ziggurat.models.quantized import formats_of
 
     if kind == "hf" and pretrained_encoder.is_encoder(source):
         return _import_encoder(source, output, verify, precision)
+    if kind == "hf" and pretrained_vision.is_vision(source):
+        return _import_vision(source, output, verify, precision)
     with console.progress("reading") as told:
         model = pretrained.load(source, precision=precision, told=told)
     _say_what(model.model.config.kind, model.model.parameter_count, model.params)
@@ -147,6 +149,24 @@ def _import_encoder(source: Path, output: Path, verify: str, precision: Any) -> 
     records: dict[str, Any] = {"source": hub.name_of(source)}
     records |= _proven(verify, source, "", compare)
     path = pretrained_encoder.save(encoder, output, records)
+    console.output().print(f"written: {path}")
+    return 0
+
+
+def _import_vision(source: Path, output: Path, verify: str, precision: Any) -> int:
+    from ziggurat.models.loading import pretrained_vision, proof
+
+    vision = pretrained_vision.load(source, precision=precision)
+    size = vision.processor.config.size
+    more = "; images of their own size" if size is None else f"; images of {size[0]} x {size[1]}"
+    _say_what(vision.model.config.kind, vision.model.parameter_count, vision.params, more)
+
+    def compare() -> Any:
+        return proof.vision_against_transformers(source, vision)
+
+    records: dict[str, Any] = {"source": hub.name_of(source)}
+    records |= _proven(verify, source, "", compare)
+    path = pretrained_vision.save(vision, output, records)
     console.output().print(f"written: {path}")
     return 0
 

@@ -31,21 +31,30 @@ def opened(path: str | None, name: str, alone: bool, precision: Any) -> Any:
         return None
     if not is_encoder(path):
         raise ConfigError(
-            "--embedder", found=path, expected="a directory of an encoder, such as BERT or MiniLM"
+            "--embedder", found=path, expected="a directory of an encoder of texts, such as BERT"
         )
     from ziggurat.models import TextEmbedder
+    from ziggurat.models.loading import pretrained_encoder
+    from ziggurat.models.text_scorer import CrossEncoder, VectorScorer
     from ziggurat.serve.composition import Embedder
 
-    embedder = TextEmbedder.load(path, precision=precision)
-    shown = (name if alone else "") or embedder.encoder.name
-    return Embedder(shown, embedder, embedder.tokenizer)
+    encoder = pretrained_encoder.load(path, precision=precision)
+    shown = (name if alone else "") or encoder.name
+    if encoder.model.labels == 1:
+        return Embedder(shown, None, encoder.tokenizer, CrossEncoder(encoder))
+    embedder = TextEmbedder(encoder)
+    return Embedder(shown, embedder, encoder.tokenizer, VectorScorer(embedder))
 
 
 def warm_up(encoder: Any, say: Callable[[str], None]) -> None:
     """Compile an encoder's programs, if there is one, and tell how long it took."""
     if encoder is None:
         return
-    embedder, begun = encoder.embedder, time.monotonic()
-    say(f"{encoder.name}: {embedder.dimension} numbers a text of {embedder.max_length} tokens")
-    embedder.warm_up()
+    embedder, scorer, begun = encoder.embedder, encoder.scorer, time.monotonic()
+    if embedder is None:
+        say(f"{encoder.name}: scores pairs of texts of {scorer.max_length} tokens together")
+        scorer.warm_up()
+    else:
+        say(f"{encoder.name}: {embedder.dimension} numbers a text of {embedder.max_length} tokens")
+        embedder.warm_up()
     say(f"compiled its programs in {time.monotonic() - begun:.1f} s")

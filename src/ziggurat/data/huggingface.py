@@ -123,6 +123,33 @@ class HuggingFaceTokenizer:
             raise DataError("text to encode", found=found, expected="valid Unicode") from None
         return [encoding.ids for encoding in encodings]
 
+    def encode_pair(
+        self, first: str, second: str, max_length: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids of two texts in one row with special tokens, and which text each is of.
+
+        Args:
+            first: text of type 0.
+            second: text of type 1, where the tokenizer tells them apart.
+            max_length: tokens of the row; the longer text is cut until both fit, as transformers'
+                ``longest_first`` does.
+
+        Raises:
+            DataError: a text is no Unicode.
+        """
+        try:
+            a, b = (self._backend.encode(t, add_special_tokens=False) for t in (first, second))
+        except (UnicodeEncodeError, TypeError):
+            found = "a lone surrogate in one of them"
+            raise DataError("pair of texts", found=found, expected="valid Unicode") from None
+        if max_length is not None:
+            room = max(max_length - self._backend.num_special_tokens_to_add(True), 0)
+            if len(a) + len(b) > room:
+                for encoding, kept in zip((a, b), _shares(len(a), len(b), room)):
+                    encoding.truncate(kept)
+        joined = self._backend.post_process(a, b)
+        return joined.ids, joined.type_ids
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ``ids``; bytes that are no UTF-8 come out as U+FFFD."""
         text = self._backend.decode(
@@ -330,3 +357,16 @@ def _read_templates(directory: Path, setting: Any) -> dict[str, str]:
     if isinstance(setting, str):
         return {"default": setting}
     return {entry["name"]: entry["template"] for entry in setting}
+
+
+def _shares(first: int, second: int, room: int) -> tuple[int, int]:
+    """Tokens that two texts keep when the longer one is cut first.
+
+    >>> _shares(3, 9, 8), _shares(9, 9, 7), _shares(9, 3, 8)
+    ((3, 5), (3, 4), (5, 3))
+    """
+    shorter = min(first, second)
+    longer = shorter if shorter > room else max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter, longer = room // 2, room // 2 + room % 2
+    return (shorter, longer) if first <= second else (longer, shorter)

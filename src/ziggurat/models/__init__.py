@@ -12,8 +12,11 @@ from ziggurat.models.encoder_model import EncoderModel
 from ziggurat.models.families.arcee import ArceeConfig
 from ziggurat.models.families.autoencoder_kl import AutoencoderKLConfig
 from ziggurat.models.families.bert import BertConfig
+from ziggurat.models.families.clip import ClipConfig, ClipImageConfig, ClipTextConfig
 from ziggurat.models.families.cohere import Cohere2Config, CohereConfig
 from ziggurat.models.families.deepseek import DeepseekV3Config
+from ziggurat.models.families.dinov2 import Dinov2Config
+from ziggurat.models.families.distilbert import DistilBertConfig
 from ziggurat.models.families.dit import DitConfig
 from ziggurat.models.families.exaone4 import Exaone4Config
 from ziggurat.models.families.falcon import FalconConfig
@@ -35,17 +38,26 @@ from ziggurat.models.families.hunyuan_dense import HunyuanDenseConfig
 from ziggurat.models.families.llama import LlamaConfig
 from ziggurat.models.families.ministral import Ministral3Config, MinistralConfig
 from ziggurat.models.families.mixtral import MixtralConfig
+from ziggurat.models.families.modernbert import ModernBertConfig
+from ziggurat.models.families.mpnet import MPNetConfig
 from ziggurat.models.families.nemotron import NemotronConfig
+from ziggurat.models.families.nomic import NomicConfig
 from ziggurat.models.families.olmo import Olmo2Config, Olmo3Config
 from ziggurat.models.families.phi3 import Phi3Config
 from ziggurat.models.families.qwen import Qwen2Config, Qwen3Config
 from ziggurat.models.families.qwen_moe import Qwen3MoeConfig
+from ziggurat.models.families.roberta import RobertaConfig
 from ziggurat.models.families.seed_oss import SeedOssConfig
+from ziggurat.models.families.siglip import SiglipConfig, SiglipImageConfig, SiglipTextConfig
 from ziggurat.models.families.smollm3 import SmolLM3Config
 from ziggurat.models.families.stablelm import StableLmConfig
 from ziggurat.models.families.starcoder2 import Starcoder2Config
+from ziggurat.models.families.vit import VitConfig
+from ziggurat.models.image_embedder import ImageEmbedder
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.text_embedder import TextEmbedder
+from ziggurat.models.text_scorer import CrossEncoder, VectorScorer
+from ziggurat.models.two_tower_model import TwoTowerModel
 
 __all__ = [
     "FAMILIES",
@@ -53,10 +65,16 @@ __all__ = [
     "AutoencoderKLConfig",
     "AutoencoderModel",
     "BertConfig",
+    "ClipConfig",
+    "ClipImageConfig",
+    "ClipTextConfig",
     "Cohere2Config",
     "CohereConfig",
+    "CrossEncoder",
     "DeepseekV3Config",
     "DiffusionModel",
+    "Dinov2Config",
+    "DistilBertConfig",
     "DitConfig",
     "EncoderModel",
     "Exaone4Config",
@@ -73,13 +91,17 @@ __all__ = [
     "GraniteConfig",
     "HeliumConfig",
     "HunyuanDenseConfig",
+    "ImageEmbedder",
     "LanguageModel",
     "LlamaConfig",
+    "MPNetConfig",
     "Ministral3Config",
     "MinistralConfig",
     "MixtralConfig",
     "ModelConfig",
+    "ModernBertConfig",
     "NemotronConfig",
+    "NomicConfig",
     "Olmo2Config",
     "Olmo3Config",
     "Params",
@@ -87,11 +109,18 @@ __all__ = [
     "Qwen2Config",
     "Qwen3Config",
     "Qwen3MoeConfig",
+    "RobertaConfig",
     "SeedOssConfig",
+    "SiglipConfig",
+    "SiglipImageConfig",
+    "SiglipTextConfig",
     "SmolLM3Config",
     "StableLmConfig",
     "Starcoder2Config",
     "TextEmbedder",
+    "TwoTowerModel",
+    "VectorScorer",
+    "VitConfig",
     "family_for_architecture",
     "family_for_config",
     "family_of",

@@ -16,8 +16,10 @@ from typing import Protocol, runtime_checkable
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from ziggurat.core.errors import ModelError
 from ziggurat.models.traced_model import Params, TracedModel
 from ziggurat.nn.encoder import Encoder, EncoderConfig
+from ziggurat.nn.encoder_inputs import TokenInputConfig
 from ziggurat.nn.precision import Precision
 
 
@@ -29,10 +31,7 @@ class EncoderFamilyConfig(Protocol):
     def kind(self) -> str: ...
 
     @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def max_sequence_length(self) -> int: ...
+    def n_layers(self) -> int: ...
 
     def encoder(self) -> EncoderConfig:
         """The encoder this config stands for."""
@@ -63,18 +62,98 @@ class EncoderModel(TracedModel):
 
     @property
     def heads(self) -> list[dict[str, int]]:
-        return [self.encoder.block.mixer.divided]
+        return [block.mixer.divided for block in self.encoder.stacks]
+
+    @property
+    def width(self) -> int:
+        """Length of a state."""
+        return self.encoder.d_model
+
+    @property
+    def n_layers(self) -> int:
+        return self.encoder.n_layers
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether its input is token ids."""
+        return isinstance(self.encoder.input, TokenInputConfig)
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this.
+
+        Raises:
+            ModelError: it is an encoder of something else than texts.
+        """
+        return self._text_input.vocab_size
+
+    @property
+    def token_types(self) -> int:
+        """Kinds of token, which tell a first text from a second; 0: it takes none.
+
+        Raises:
+            ModelError: it is an encoder of something else than texts.
+        """
+        return self._text_input.token_types
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest sequence in tokens that there are learned positions for; ``None``: any.
+
+        Raises:
+            ModelError: it is an encoder of something else than texts.
+        """
+        return self._text_input.max_length
+
+    @property
+    def labels(self) -> int:
+        """Labels that a head of whole texts or images scores; 0 where there is no such head."""
+        head = self.encoder.head
+        return head.outputs or 0 if head is not None and head.reads == "pooled" else 0
+
+    @property
+    def _text_input(self) -> TokenInputConfig:
+        found = self.encoder.input
+        if isinstance(found, TokenInputConfig):
+            return found
+        raise ModelError(
+            f"encoder ({self.config.kind})", found="images as its input", expected="token ids"
+        )
 
     def hidden(
         self,
         params: Params,
-        tokens: Int[Array, "b t"],
-        mask: Int[Array, "b t"],
-        token_types: Int[Array, "b t"] | None = None,
+        inputs: Array,
+        mask: Int[Array, "b t"] | None = None,
+        **details: Array | None,
     ) -> Float[Array, "b t d"]:
-        """Hidden states of the last block; ``mask`` is 0 at padding."""
-        return nnx.merge(self.graph, params)(tokens, mask, token_types)
+        """Final hidden states.
 
-    def pooled(self, params: Params, hidden: Float[Array, "b t d"]) -> Float[Array, "b d"]:
+        Args:
+            params: the parameters.
+            inputs: token ids ``[b, t]``, padded on the right, or images ``[b, c, h, w]``.
+            mask: 1 for a token, 0 for padding; ``None``: no padding.
+            details: ``token_types`` of tokens, or ``hidden_patches`` of images.
+        """
+        return nnx.merge(self.graph, params)(inputs, mask, **details)
+
+    def pooled(
+        self,
+        params: Params,
+        hidden: Float[Array, "b t d"],
+        mask: Int[Array, "b t"] | None,
+        inputs: Array,
+    ) -> Float[Array, "b e"]:
         """The pooler's vector of each row; for encoders that have one."""
-        return nnx.merge(self.graph, params).pool(hidden)
+        return nnx.merge(self.graph, params).pool(hidden, mask, inputs)
+
+    def logits(
+        self,
+        params: Params,
+        inputs: Array,
+        mask: Int[Array, "b t"] | None = None,
+        **details: Array | None,
+    ) -> Float[Array, "b ... n"]:
+        """The head's logits, of rows or of tokens, in float32; for encoders that have a head."""
+        encoder = nnx.merge(self.graph, params)
+        return encoder.logits(encoder(inputs, mask, **details), mask, inputs)

@@ -1,27 +1,23 @@
 """Texts to vectors by an encoder, in programs of a few shapes."""
 
-import collections
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ziggurat.core.errors import ModelError
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.data.vocabulary import check_ids
 from ziggurat.mesh import Layout
 from ziggurat.models.conversion.sentence_layout import SentenceConfig
-from ziggurat.models.language_model import Params
 from ziggurat.models.loading import pretrained_encoder
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
+from ziggurat.models.row_programs import RowPrograms
+from ziggurat.models.traced_model import Params
+from ziggurat.nn.pooling import pool
 from ziggurat.nn.precision import Precision
 
-SHORTEST = 16
-"""Tokens of the smallest program; the next ones double."""
 Embed = Callable[[Params, Int[Array, "b t"], Int[Array, "b t"]], Float[Array, "b d"]]
 """``params, tokens, mask`` to vectors."""
 
@@ -39,12 +35,16 @@ class TextEmbedder:
 
     def __init__(self, encoder: PretrainedEncoder, max_batch: int = 32):
         self.encoder, self.max_batch = encoder, max_batch
-        doubled = [SHORTEST * 2**i for i in range(32) if SHORTEST * 2**i < self.max_length]
-        self.lengths = (*doubled, self.max_length)
-        """Lengths in tokens that programs exist for."""
-        self.batches = (*(4**i for i in range(16) if 4**i < max_batch), max_batch)
-        """Numbers of texts that they exist for."""
-        self._run = jax.jit(embedding_function(encoder))
+        function = embedding_function(encoder)
+        self._programs = RowPrograms(
+            lambda params, tokens, mask, types: function(params, tokens, mask),
+            encoder.params,
+            max_length=self.max_length,
+            width=self.dimension,
+            vocab_size=self.vocab_size,
+            max_batch=max_batch,
+        )
+        self.lengths, self.batches = self._programs.lengths, self._programs.batches
 
     @classmethod
     def load(
@@ -66,12 +66,12 @@ class TextEmbedder:
     @property
     def vocab_size(self) -> int:
         """Number of ids that the encoder accepts; its tokenizer may have more."""
-        return self.encoder.model.config.vocab_size
+        return self.encoder.model.vocab_size
 
     @property
     def dimension(self) -> int:
         """Length of a vector."""
-        return self.encoder.model.encoder.d_model
+        return self.encoder.model.width
 
     @property
     def tokenizer(self) -> HuggingFaceTokenizer:
@@ -105,37 +105,11 @@ class TextEmbedder:
             ModelError: a text has no tokens, or more than :attr:`max_length`.
             DataError: it has an id beyond :attr:`vocab_size`.
         """
-        groups: dict[int, list[int]] = collections.defaultdict(list)
-        for text, row in enumerate(ids):
-            if not 1 <= len(row) <= self.max_length:
-                raise ModelError(
-                    f"text {text}",
-                    found=f"{len(row)} tokens",
-                    expected=f"1 to {self.max_length}",
-                    fix="cut it, or split it into several texts",
-                )
-            check_ids(row, self.vocab_size, f"text {text}")
-            groups[next(n for n in self.lengths if n >= len(row))].append(text)
-        out = np.empty((len(ids), self.dimension), np.float32)
-        for length, texts in groups.items():
-            for start in range(0, len(texts), self.max_batch):
-                chosen = texts[start : start + self.max_batch]
-                out[chosen] = self._batch([ids[text] for text in chosen], length)
-        return out
+        return self._programs(ids)
 
     def warm_up(self) -> None:
         """Compile every program."""
-        for length in self.lengths:
-            for size in self.batches:
-                self._batch([[0]] * size, length)
-
-    def _batch(self, rows: Sequence[Sequence[int]], length: int) -> Float[np.ndarray, "n d"]:
-        size = next(size for size in self.batches if size >= len(rows))
-        tokens, mask = np.zeros((2, size, length), np.int32)
-        for i, row in enumerate(rows):
-            tokens[i, : len(row)], mask[i, : len(row)] = row, 1
-        vectors = self._run(self.encoder.params, tokens, mask)
-        return np.asarray(vectors)[: len(rows)]
+        self._programs.warm_up()
 
 
 def embedding_function(encoder: PretrainedEncoder) -> Embed:
@@ -145,24 +119,16 @@ def embedding_function(encoder: PretrainedEncoder) -> Embed:
     def embed(
         params: Params, tokens: Int[Array, "b t"], mask: Int[Array, "b t"]
     ) -> Float[Array, "b d"]:
-        return pool(model.hidden(params, tokens, mask), mask, sentence)
+        return pooled(model.hidden(params, tokens, mask), mask, sentence)
 
     return embed
 
 
-def pool(
+def pooled(
     hidden: Float[Array, "b t d"], mask: Int[Array, "b t"], sentence: SentenceConfig
 ) -> Float[Array, "b d"]:
     """One vector of each row's states where ``mask`` is 1, in float32."""
-    states, seen = hidden.astype(jnp.float32), mask[..., None].astype(jnp.float32)
-    count = jnp.maximum(seen.sum(1), 1e-9)
-    if sentence.pooling == "cls":
-        vectors = states[:, 0]
-    elif sentence.pooling == "max":
-        vectors = jnp.where(seen > 0, states, -1e9).max(1)
-    else:
-        root = sentence.pooling == "mean_sqrt_len_tokens"
-        vectors = (states * seen).sum(1) / (jnp.sqrt(count) if root else count)
+    vectors = pool(hidden, mask, sentence.states)
     if sentence.normalize:
         length = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
         vectors = vectors / jnp.maximum(length, 1e-12)
@@ -174,7 +140,5 @@ def bundle_parts(encoder: PretrainedEncoder) -> tuple[Embed, Any, str]:
 
     The batch ``b`` and the length ``t`` are symbolic.
     """
-    signature = (
-        f"tokens:INT32[b,t] mask:INT32[b,t] -> embedding:FP32[b,{encoder.model.encoder.d_model}]"
-    )
+    signature = f"tokens:INT32[b,t] mask:INT32[b,t] -> embedding:FP32[b,{encoder.model.width}]"
     return embedding_function(encoder), encoder.params, signature

@@ -125,6 +125,7 @@ def attend_by_rule(
     mask: AttentionMask,
     rule: AttentionRule,
     sinks: Float[Array, "h"] | None,
+    bias: Float[Array, "h t s"] | None = None,
 ) -> Float[Array, "b t h z"]:
     """Call ``ziggurat.kernels.attention`` with a layer's rule."""
     return attention(
@@ -135,6 +136,7 @@ def attend_by_rule(
         scale=rule.scale,
         softcap=rule.softcap,
         sinks=sinks,
+        bias=bias,
         implementation=rule.implementation,
     )
 
@@ -214,6 +216,8 @@ class Bidirectional:
 
     mask: Int[Array, "b t"] | None = None
     """1 for a token, 0 for padding, which no token sees; ``None``: no padding."""
+    bias: Float[Array, "h t t"] | None = None
+    """Added to the scores of every layer: relative positions."""
 
     @property
     def state(self) -> State:
@@ -226,7 +230,7 @@ class Bidirectional:
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         segments = () if self.mask is None else (jnp.ones_like(self.mask), self.mask)
         mask = AttentionMask(positions, positions, *segments, causal=False, window=rule.window)
-        return attend_by_rule(query, key, value, mask, rule, sinks), state
+        return attend_by_rule(query, key, value, mask, rule, sinks, self.bias), state
 
     def recurrence(self, state: State, tokens: int) -> Recurrence:
         raise ShapeError(

@@ -86,6 +86,9 @@ class BlockConfig:
     norm: NormConfig
     norms: NormPlacement = "pre"
     """Where the norms stand."""
+    mixer_norm: bool = True
+    """Whether the mixer has its norm; ModernBERT's first layer reads embeddings that are normalised
+    already."""
     parallel: bool = False
     """Mixer and feed-forward part both read the block's input, and their results are added to it
     together (GPT-NeoX, Falcon, Command); with norms before them only."""
@@ -100,6 +103,7 @@ class BlockConfig:
     def __post_init__(self):
         assert self.norms == "pre" or not self.parallel, self.norms
         assert self.parallel or not self.shared_norm
+        assert self.mixer_norm or (self.norms == "pre" and not self.parallel)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,7 +141,8 @@ class Block(nnx.Module):
         setattr(self, name, c.mixer.build(width, std, precision, rngs))
         self.mlp = c.mlp.build(width, std, precision, rngs)
         for branch in (name, "mlp"):
-            norms = 1 + (c.norms == "sandwich") - (branch == "mlp" and c.shared_norm)
+            left_out = c.shared_norm if branch == "mlp" else not c.mixer_norm
+            norms = 1 + (c.norms == "sandwich") - left_out
             parts = [c.norm.build(width, precision) for _ in range(norms)] + [None, None]
             setattr(self, f"{branch}_norm", parts[0])
             setattr(self, f"{branch}_post_norm", parts[1])
@@ -168,8 +173,8 @@ class Block(nnx.Module):
 
     def _read(self, branch: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Input of a branch."""
-        before = self.config.norms in ("pre", "sandwich")
-        return getattr(self, f"{branch}_norm")(x) if before else x
+        before, norm = self.config.norms in ("pre", "sandwich"), getattr(self, f"{branch}_norm")
+        return norm(x) if before and norm is not None else x
 
     def _add(self, branch: str, x: jax.Array, y: jax.Array) -> Float[Array, "b t d"]:
         """The stream with a branch's result."""

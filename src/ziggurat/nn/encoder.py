@@ -1,107 +1,169 @@
-"""The encoder of the BERT kind: learned positions, token types, norms after each half of a block.
+"""The encoder that carries every family: tokens or image patches to states, a vector, logits.
 
-Its blocks are of the decoder's parts, stacked and scanned as the decoder's are; padding is told by
-a mask, which no token sees beyond.
+A family's config says what comes in, which blocks there are and where their norms stand, which
+tokens each layer sees, and what is made of the states. Blocks of equal parameters are stacked and
+scanned as the decoder's are; padding is told by a mask, which no token sees beyond.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ziggurat.core.errors import ShapeError
 from ziggurat.mesh import constrain
-from ziggurat.nn.attention_context import AttentionRule, Bidirectional
-from ziggurat.nn.block import Block, BlockConfig
-from ziggurat.nn.linear import Embedding, Linear
+from ziggurat.nn.attention_context import AttentionContext, Bidirectional, Causal
+from ziggurat.nn.block import Block, BlockConfig, LayerConfig
+from ziggurat.nn.decoder import stack_name
+from ziggurat.nn.encoder_heads import HeadConfig
+from ziggurat.nn.encoder_inputs import EncoderInputConfig, TokenInput, TokenInputConfig
+from ziggurat.nn.norm import NormConfig
+from ziggurat.nn.pooling import PoolerConfig
 from ziggurat.nn.precision import Precision
-from ziggurat.nn.stacking import stacked
+from ziggurat.nn.relative_positions import RelativePositions, RelativePositionsConfig
+from ziggurat.nn.rope import Rotation, rotation
+from ziggurat.nn.stacking import Run, StackPlace, places, runs, stacked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
     """Config of an encoder, as a family fixes it."""
 
-    vocab_size: int
     d_model: int
-    n_layers: int
-    block: BlockConfig
-    """Every layer's."""
-    rule: AttentionRule
-    positions: int
-    """Rows of the table of learned positions: the longest sequence."""
-    token_types: int
-    """Rows of the table of token types, which tell a first text from a second."""
-    pooler: bool
-    """Whether there is a layer over the first token's state (:meth:`Encoder.pool`)."""
+    """Width of the states."""
+    input: EncoderInputConfig
+    """What comes in: token ids or image patches."""
+    layers: tuple[LayerConfig, ...]
+    """Every layer, with the window and the rotary embedding of its attention."""
+    final_norm: NormConfig | None = None
+    """Norm behind the last block, where blocks have theirs before each part."""
+    causal: bool = False
+    """Tokens see earlier ones only (CLIP's texts), rather than both sides."""
+    relative_positions: RelativePositionsConfig | None = None
+    """A learned bias on the scores of every layer by distance (MPNet)."""
+    pooler: PoolerConfig | None = None
+    """How states become one vector; ``None``: whoever uses the encoder says."""
+    head: HeadConfig | None = None
+    """What gives logits."""
     init_std: float
+    """Standard deviation of initial weights."""
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def stacks(self) -> tuple[BlockConfig, ...]:
+        """Kinds of blocks by their parameters, in order of first appearance."""
+        return tuple(dict.fromkeys(layer.block for layer in self.layers))
+
+    @property
+    def places(self) -> tuple[StackPlace, ...]:
+        """Where each layer's parameters lie: which stack, and which index in it."""
+        return places(self.layers)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """How the layers are scanned."""
+        return runs(self.layers)
+
+    @property
+    def pooled_width(self) -> int:
+        """Length of the pooled vector; the states' where nothing is configured."""
+        return self.d_model if self.pooler is None else self.pooler.outputs(self.d_model)
 
 
 class Encoder(nnx.Module):
-    """Token ids to hidden states that know both directions.
-
-    Paper: Devlin et al. 2019 (BERT), https://arxiv.org/abs/1810.04805.
-    """
+    """Tokens or images to hidden states; :meth:`pool` and :meth:`logits` go on from these."""
 
     def __init__(self, c: EncoderConfig, *, precision: Precision, rngs: nnx.Rngs):
-        self.config = c
+        self.config, width, std = c, c.d_model, c.init_std
+        self.input = c.input.build(width, std, precision, rngs)
+        for number, block in enumerate(c.stacks):
+            count = sum(layer.block == block for layer in c.layers)
+            setattr(self, stack_name(number), self._stack(block, count, precision, rngs))
+        self.final_norm = c.final_norm and c.final_norm.build(width, precision)
+        relative = c.relative_positions
+        self.relative_positions = relative and RelativePositions(relative, std, precision, rngs)
+        self.pooler: Any = c.pooler and c.pooler.build(width, std, precision, rngs)
+        reads = c.pooled_width if c.head and c.head.reads == "pooled" else width
+        vocab = c.input.vocab_size if isinstance(c.input, TokenInputConfig) else 0
+        self.head = c.head and c.head.build(reads, vocab, std, precision, rngs)
 
-        def table(rows: int, axis: str | None) -> Embedding:
-            made = Embedding(rows, c.d_model, std=c.init_std, precision=precision, rngs=rngs)
-            made.table.set_metadata(axes=(axis, "embed"))
-            return made
-
+    def _stack(self, c: BlockConfig, count: int, precision: Precision, rngs: nnx.Rngs) -> Block:
         def make(rngs: nnx.Rngs) -> Block:
-            return Block(c.block, c.d_model, c.init_std, precision, rngs)
+            return Block(c, self.config.d_model, self.config.init_std, precision, rngs)
 
-        self.embedding = table(c.vocab_size, "vocab")
-        self.positions = table(c.positions, None)
-        self.token_types = table(c.token_types, None)
-        self.embedding_norm = c.block.norm.build(c.d_model, precision)
-        self.blocks = stacked(make, c.n_layers, rngs)
-        axes, width = ("embed", "mlp"), c.d_model
-        self.pooler = (
-            Linear(width, width, axes, bias=True, std=c.init_std, precision=precision, rngs=rngs)
-            if c.pooler
-            else None
-        )
+        return stacked(make, count, rngs)
 
     def __call__(
-        self,
-        tokens: Int[Array, "b t"],
-        mask: Int[Array, "b t"],
-        token_types: Int[Array, "b t"] | None = None,
+        self, inputs: Array, mask: Int[Array, "b t"] | None = None, **details: Array | None
     ) -> Float[Array, "b t d"]:
-        """Hidden states of the last block.
+        """Hidden states, normalised where the config has a final norm.
 
         Args:
-            tokens: token ids, padded on the right with anything.
-            mask: 1 for a token, 0 for padding; states there mean nothing.
-            token_types: which text each token is of; default the first.
+            inputs: token ids ``[b, t]``, padded on the right, or images ``[b, c, h, w]``.
+            mask: 1 for a token, 0 for padding, whose states mean nothing; ``None``: no padding.
+            details: what else the input takes: ``token_types`` of tokens, ``hidden_patches`` of
+                images; see :mod:`ziggurat.nn.encoder_inputs`.
 
         Raises:
-            ShapeError: more tokens than learned positions.
+            ShapeError: an input that the config has no place for, such as more tokens than learned
+                positions.
         """
-        rows = self.config.positions
-        if isinstance(tokens.shape[1], int) and tokens.shape[1] > rows:
-            raise ShapeError(
-                "encoder", found=f"{tokens.shape[1]} tokens", expected=f"at most {rows}"
-            )
-        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
-        token_types = jnp.zeros_like(tokens) if token_types is None else token_types
-        x = self.embedding(tokens) + self.token_types(token_types) + self.positions(positions)
-        x = constrain(self.embedding_norm(x), ("batch", "sequence", "embed"))
-        graph, params = nnx.split(self.blocks)
-        rule, context = self.config.rule, Bidirectional(mask)
+        with jax.named_scope("embedding"):
+            x = constrain(self.input(inputs, mask, **details), ("batch", "sequence", "embed"))
+        positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
+        x = self._run(x, positions, self._context(mask, positions))
+        return x if self.final_norm is None else self.final_norm(x)
 
-        def step(x: Array, params: nnx.State) -> tuple[Array, None]:
-            return nnx.merge(graph, params)(x, positions, None, rule, context, ())[0], None
-
-        return jax.lax.scan(step, x, params)[0]
-
-    def pool(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b d"]:
-        r""":math:`\tanh(h_0 W + b)` of the first token's state."""
+    def pool(
+        self, hidden: Float[Array, "b t d"], mask: Int[Array, "b t"] | None, inputs: Array
+    ) -> Float[Array, "b e"]:
+        """A vector of each row, by the config's pooler, from states and the inputs they are of."""
         assert self.pooler is not None
-        return jnp.tanh(self.pooler(hidden[:, 0]))
+        return self.pooler(hidden, mask, inputs)
+
+    def logits(
+        self, hidden: Float[Array, "b t d"], mask: Int[Array, "b t"] | None, inputs: Array
+    ) -> Float[Array, "b ... n"]:
+        """The head's logits in float32: ``[b, n]`` of rows, or ``[b, t, n]`` of states."""
+        assert self.head is not None
+        assert self.config.head is not None
+        table = self.input.embedding.table[...] if isinstance(self.input, TokenInput) else None
+        pooled = self.config.head.reads == "pooled"
+        return self.head(self.pool(hidden, mask, inputs) if pooled else hidden, table)
+
+    def _context(
+        self, mask: Int[Array, "b t"] | None, positions: Int[Array, "b t"]
+    ) -> AttentionContext:
+        if self.config.causal:
+            return Causal()  # padding on the right is after every token
+        relative = self.relative_positions
+        return Bidirectional(mask, None if relative is None else relative(positions[0]))
+
+    def _run(
+        self, x: Float[Array, "b t d"], positions: Int[Array, "b t"], context: AttentionContext
+    ) -> Float[Array, "b t d"]:
+        layers, count = self.config.layers, len(self.config.stacks)
+        stacks = [nnx.split(getattr(self, stack_name(number))) for number in range(count)]
+        graphs = dict(zip(self.config.stacks, (graph for graph, _ in stacks)))
+        angles: dict[Any, Rotation | None] = {}
+        for layer in layers:
+            rope, dim = layer.rope, layer.block.mixer.rope_dim
+            if (rope, dim) not in angles:
+                angles[rope, dim] = None if rope is None else rotation(positions, rope, dim)
+        for run in self.config.runs:
+
+            def body(x: Array, folded: Any, run: Run = run) -> tuple[Array, None]:
+                for i, params in enumerate(run.unfold(folded), run.start):
+                    layer = layers[i]
+                    turn = angles[layer.rope, layer.block.mixer.rope_dim]
+                    block = nnx.merge(graphs[layer.block], params)
+                    x, _, _ = block(x, positions, turn, layer.rule, context, ())
+                return x, None
+
+            x, _ = jax.lax.scan(body, x, run.fold([params for _, params in stacks]))
+        return x

@@ -12,6 +12,7 @@ from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.memory import RequestMemory
 from ziggurat.serve.openai.embeddings import EmbeddingService, TextEmbedder
+from ziggurat.serve.openai.scores import ScoreService, TextScorer
 from ziggurat.serve.openai.service import TextService
 from ziggurat.serve.openai.tokens import TokenService, Vocabulary
 
@@ -28,11 +29,15 @@ class Generator:
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
-    """An embedding model with its tokenizer and the name that requests use."""
+    """A model that embeds texts or scores pairs of them, with its tokenizer and its name in
+    requests."""
 
     name: str
-    embedder: TextEmbedder
+    embedder: TextEmbedder | None
+    """Gives vectors; ``None``: a cross-encoder, which only scores."""
     tokenizer: HuggingFaceTokenizer
+    scorer: TextScorer | None = None
+    """Scores pairs."""
 
 
 def openai_parts(
@@ -46,7 +51,7 @@ def openai_parts(
     Args:
         registry: gets the models' metrics.
         generator: answers ``/v1/completions`` and ``/v1/chat/completions``.
-        embedder: answers ``/v1/embeddings``.
+        embedder: answers ``/v1/embeddings``, ``/score`` and ``/rerank``, as far as it can.
         memory: budget of the bytes of all requests, if they share it with others; default one of
             their own, of 256 MiB.
     """
@@ -63,11 +68,14 @@ def openai_parts(
             engine.tokenizer, engine.vocab_size, engine.max_length, generator.policy
         )
     if embedder is not None:
-        made = EmbeddingService(
-            embedder.embedder, embedder.tokenizer, embedder.name, metrics, off_loop=off_loop
-        )
-        parts.append(made.part())
-        limits = embedder.embedder
+        name, vectors, scorer = embedder.name, embedder.embedder, embedder.scorer
+        own = {"off_loop": off_loop}
+        if vectors is not None:
+            parts.append(EmbeddingService(vectors, embedder.tokenizer, name, metrics, **own).part())
+        if scorer is not None:
+            parts.append(ScoreService(scorer, name, metrics, listed=vectors is None, **own).part())
+        limits = vectors or scorer
+        assert limits is not None
         vocabularies.setdefault(
             embedder.name, Vocabulary(embedder.tokenizer, limits.vocab_size, limits.max_length)
         )

@@ -97,28 +97,55 @@ def encoder_inputs(case: str) -> dict[str, np.ndarray]:
     draw = _generator(case, "tokens")
     shape = 2, TOKENS
     mask = np.arange(TOKENS)[None] < np.array([[TOKENS], [PADDED]])
-    return {
+    of = table(case.partition("/")[0])
+    inputs = {
         "input_ids": draw.integers(0, VOCABULARY, shape).astype(np.int32),
         "attention_mask": mask.astype(np.int32),
         "token_type_ids": draw.integers(0, 2, shape).astype(np.int32),
     }
+    if not of.token_types:
+        del inputs["token_type_ids"]
+    if not of.masked:
+        inputs["attention_mask"][:] = 1
+    if of.image is not None:
+        inputs = inputs if of.texts else {}
+        changed = of.cases[case.partition("/")[2]].get("image", of.image)
+        inputs["pixel_values"] = draw.normal(size=(2, 3, *changed)).astype(np.float32)
+    return inputs
+
+
+def encoder_outputs(
+    mask: Any, states: Any = None, pooled: Any = None, logits: Any = None
+) -> np.ndarray:
+    """What is stored of an encoder's outputs."""
+    if logits is not None:
+        found = np.asarray(logits)
+        mask = np.ones(found.shape[:2], np.float32) if mask is None else mask
+        return found * mask[..., None] if found.ndim == 3 else found
+    states = np.asarray(states)
+    parts = [states if mask is None else states * mask[..., None]]
+    if pooled is not None:
+        missing = states.shape[2] - pooled.shape[1]  # a pooler may be narrower than the states
+        parts.append(np.pad(np.asarray(pooled), ((0, 0), (0, missing)))[:, None])
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def weight(case: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """One tensor: matrices of the config's scale, norms about one, biases about zero."""
     cases = table(case.partition("/")[0])
-    return drawn(case, name, shape, cases.base["initializer_range"], cases.norms_about)
+    scale = cases.scale or cases.base["initializer_range"]
+    return drawn(case, name, shape, scale, cases.norms_about)
 
 
 def drawn(
     key: str, name: str, shape: tuple[int, ...], scale: float = 0.2, norms_about: float = 1.0
 ) -> np.ndarray:
     """One tensor of a model that is in no table."""
-    centred = (2 * _generator(key, name).random(shape) - 1).astype(np.float32)
+    centred = np.asarray(2 * _generator(key, name).random(shape) - 1, np.float32)
     if len(shape) > 1:
         return centred * np.float32(scale * 3**0.5)
     about = norms_about if name.endswith(".weight") else 0.0
-    return centred * np.float32(0.3) + np.float32(about)
+    return np.asarray(centred * np.float32(0.3) + np.float32(about))
 
 
 def weights(case: str, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
@@ -161,6 +188,7 @@ def torch_model(case: str, directory: Path | None = None) -> Any:
     family, _, name = case.partition("/")
     switches = dict(table(family).base) | dict(table(family).cases[name])
     architecture = switches.pop("architecture", table(family).architecture)
+    switches.pop("image", None)
     transformers.utils.logging.disable_progress_bar()
     cls = getattr(transformers, architecture)
     config = cls.config_class(**switches)
@@ -190,13 +218,34 @@ def recompute(case: str) -> Stored:
     with torch.no_grad():
         if table(case.partition("/")[0]).encoder:
             inputs = encoder_inputs(case)
-            found = model(**{key: torch.from_numpy(x).long() for key, x in inputs.items()})
-            states = found.last_hidden_state.numpy() * inputs["attention_mask"][..., None]
-            pooled = found.pooler_output.numpy()[:, None]
-            logits = np.concatenate([states, pooled], axis=1).astype(np.float32)
+            given = {key: torch.from_numpy(x) for key, x in inputs.items()}
+            given = {k: x if k == "pixel_values" else x.long() for k, x in given.items()}
+            sizes = getattr(model.config, "image_size", None)
+            sizes = [sizes] * 2 if isinstance(sizes, int) else sizes
+            if sizes is not None and list(sizes) != list(inputs["pixel_values"].shape[2:]):
+                given |= interpolated(model)
+            found = model(**given)
+            if "text_embeds" in found:
+                parts = (found.text_embeds, found.image_embeds, found.logits_per_text)
+                logits = np.concatenate([part.numpy() for part in parts], axis=1)
+            else:
+                logits = encoder_outputs(
+                    inputs.get("attention_mask"),
+                    found.get("last_hidden_state"),
+                    found.get("pooler_output"),
+                    found.get("logits"),
+                )
         else:
             logits = model(torch.from_numpy(tokens(case)).long()).logits.numpy()
     return Stored(config, shapes, logits, model.num_parameters())
+
+
+def interpolated(model: Any) -> dict[str, bool]:
+    """The switch by which a model of transformers takes images of another size, if it has one."""
+    import inspect
+
+    name = "interpolate_pos_encoding"
+    return {name: True} if name in inspect.signature(type(model).forward).parameters else {}
 
 
 def write(family: str) -> None:

@@ -16,6 +16,10 @@ BASE: dict[str, Any] = {
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "eps-tanh-types": {"layer_norm_eps": 1e-2, "hidden_act": "gelu_new", "type_vocab_size": 3},
+    "masked-lm": {"architecture": "BertForMaskedLM"},
+    "sequence": {"architecture": "BertForSequenceClassification", "num_labels": 3},
+    "cross-encoder": {"architecture": "BertForSequenceClassification", "num_labels": 1},
+    "token": {"architecture": "BertForTokenClassification", "id2label": {0: "O", 1: "B"}},
 }
 
 TABLE = Table("BertModel", BASE, CASES, encoder=True)

@@ -23,5 +23,16 @@ class Table:
     norms_about: float = 1.0
     """What the scales of norms (every ``weight`` of one dimension) are drawn around."""
     encoder: bool = False
-    """Two rows, the second padded, with two token types; what is stored are hidden states, zero at
-    padding, and after them the pooler's vector as one more."""
+    """Two rows, the second padded; what is stored are hidden states, zero at padding, and after
+    them the pooler's vector as one more if there is one; or a head's logits."""
+    token_types: bool = True
+    """Whether an encoder of texts has token types; its cases have two."""
+    texts: bool = True
+    """Whether an encoder reads texts."""
+    image: tuple[int, int] | None = None
+    """Height and width of the images that an encoder reads; with texts, what is stored are vectors
+    of both and logits."""
+    scale: float | None = None
+    """Scale of all matrices, where ``base`` has no ``initializer_range``."""
+    masked: bool = True
+    """Whether a row of texts is padded, and the padding not seen."""

@@ -33,6 +33,8 @@ IMPLEMENTATIONS.add("grouped", grouped_attention)
 IMPLEMENTATIONS.add("blocked", blocked_attention)
 IMPLEMENTATIONS.add("splash", splash_attention)
 IMPLEMENTATIONS.add("cpu", cpu_attention)
+BIASED = ("grouped", "reference")
+"""Implementations that add a bias to the scores."""
 
 
 def attention(
@@ -44,6 +46,7 @@ def attention(
     scale: float,
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
+    bias: Float[Array, "h t s"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "b t h z"]:
     r"""Grouped-query attention :math:`\mathrm{softmax}(s\,QK^T + M)V`, softmax in float32.
@@ -58,6 +61,8 @@ def attention(
         sinks: if given, a score per query head that joins the softmax with nothing to mix in, so
             that a head may attend to nothing (GPT-OSS; Xiao et al. 2023,
             https://arxiv.org/abs/2309.17453).
+        bias: if given, added to the scores (relative positions); ``reference`` and ``grouped`` take
+            it.
         implementation: ``"auto"`` or a name in :data:`IMPLEMENTATIONS`.
 
     Raises:
@@ -67,7 +72,15 @@ def attention(
     https://arxiv.org/abs/2305.13245.
     """
     if implementation == "auto":
-        implementation = _choose(query, key, value, mask)
+        plain = bias is not None
+        implementation = "grouped" if plain else _choose(query, key, value, mask)
+    if bias is not None and implementation not in BIASED:
+        raise ConfigError(
+            "attention implementation",
+            found=f"{implementation!r} with a bias on the scores",
+            expected="one of " + ", ".join(BIASED),
+            fix="use 'auto'",
+        )
     if implementation == "blocked" and not (mask.aligned and mask.causal):
         raise ConfigError(
             "attention implementation",
@@ -75,9 +88,10 @@ def attention(
             expected="an aligned causal mask",
             fix="use 'auto'",
         )
+    more = {} if bias is None else {"bias": bias}
     with jax.named_scope("attend"):  # scores and mixing, without the projections
         return IMPLEMENTATIONS[implementation](
-            query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks
+            query, key, value, mask, scale=scale, softcap=softcap, sinks=sinks, **more
         )
 
 

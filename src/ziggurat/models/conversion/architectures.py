@@ -2,7 +2,7 @@
 for, and which family is nearest to one that is not read."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ziggurat.core.errors import ModelError
@@ -39,7 +39,7 @@ RELATIVES: Mapping[str, tuple[str, str]] = {
     "deepseek": ("mixtral", "with shared experts"),
     "deepseekv2": ("deepseek_v3", "with routing by softmax"),
     "deepseekv32": ("deepseek_v3", "with sparse attention"),
-    "distilbert": ("bert", "without token types, under other names"),
+    "electra": ("bert", "with embeddings of another width"),
     "exaone": ("llama", "with other names of weights"),
     "gemma3": ("gemma3", "with a vision tower; its text part is Gemma3ForCausalLM"),
     "gemma3n": ("gemma3", "with embeddings of each layer"),
@@ -55,9 +55,6 @@ RELATIVES: Mapping[str, tuple[str, str]] = {
     "minicpm": ("llama", "with multipliers on embeddings, residuals and logits"),
     "mistral3": ("llama", "with a vision tower"),
     "mllama": ("llama", "with a vision tower"),
-    "modernbert": ("bert", "with rotary positions and windows"),
-    "mpnet": ("bert", "with relative positions"),
-    "nomicbert": ("bert", "with rotary positions and a gate"),
     "olmo": ("llama", "with LayerNorm without weights"),
     "olmoe": ("qwen3_moe", "with norms over all heads at once"),
     "opt": ("gpt2", "under other names, with ReLU"),
@@ -69,15 +66,10 @@ RELATIVES: Mapping[str, tuple[str, str]] = {
     "qwen2vl": ("qwen2", "with a vision tower"),
     "qwen3next": ("qwen3_moe", "with linear attention"),
     "qwen3vl": ("qwen3", "with a vision tower"),
-    "roberta": ("bert", "with positions that begin behind padding's"),
-    "xlmroberta": ("bert", "with positions that begin behind padding's"),
     "yi": ("llama", "under an older name; newer files say LlamaForCausalLM"),
 }
 """The nearest family by what is computed, and the difference, by model type without underscores."""
 _HEAD = re.compile(r"(For[A-Z]|LMHead|DoubleHeads|With[A-Z]|TextModel$|Model$).*")
-_LANGUAGE_MODELS = ("causal",)
-_ENCODERS = ("headless", "masked")
-"""Tasks of classes whose encoder is read; a head that fills in masked tokens is left out."""
 
 
 def model_type_of(values: Mapping[str, Any]) -> str:
@@ -116,28 +108,32 @@ def architecture_of(values: Mapping[str, Any]) -> str:
     return str(names[0]) if names else ""
 
 
-def check_head(values: Mapping[str, Any], model_type: str, encoder: bool) -> None:
-    """Refuse an architecture whose head is not that of what is read: a language model, or for
-    ``encoder`` an encoder.
+def task_of(values: Mapping[str, Any], model_type: str) -> str:
+    """Task of the class that a ``config.json`` names, ``causal`` or ``sequence``, by transformers'
+    tables; empty where it names none, or one of another type."""
+    tasks = {name.lower(): task for name, task in recorded(model_type).classes.items()}
+    return tasks.get(architecture_of(values).lower(), "")
+
+
+def check_head(values: Mapping[str, Any], model_type: str, tasks: Sequence[str]) -> None:
+    """Refuse an architecture whose head is not that of what is read.
 
     A decoder without a head is read where its head is its embedding (``tie_word_embeddings``).
+
+    Args:
+        values: the ``config.json``.
+        model_type: its type of model.
+        tasks: tasks of the classes that the family reads.
 
     Raises:
         ModelError: the architecture is something else; the text says what.
     """
-    architecture = architecture_of(values)
+    architecture, task = architecture_of(values), task_of(values, model_type)
     record = recorded(model_type)
-    tasks = {name.lower(): task for name, task in record.classes.items()}
-    task = tasks.get(architecture.lower())
     tied = values.get("tie_word_embeddings", record.defaults.get("tie_word_embeddings"))
-    if not architecture or task in (_ENCODERS if encoder else _LANGUAGE_MODELS):
+    if not architecture or task in tasks or (task == "headless" and tied):
         return
-    if task == "headless" and tied:
-        return
-    wanted = next(
-        name for name, task in record.classes.items()
-        if task in (_ENCODERS if encoder else _LANGUAGE_MODELS)
-    )  # fmt: skip
+    wanted = next(name for name, task in record.classes.items() if task in tasks)
     fix = f"if the files hold lm_head.weight, write {wanted} there" if task == "headless" else ""
     raise ModelError(
         "model architecture",
@@ -153,8 +149,14 @@ def read_architectures() -> list[str]:
         name
         for kind in set(recorded_classes().values())
         for name, task in recorded(kind).classes.items()
-        if (task == "headless" if kind == "bert" else task in _LANGUAGE_MODELS)
+        if task == ("headless" if _is_encoder(kind) else "causal")
     )
+
+
+def _is_encoder(model_type: str) -> bool:
+    """Whether a type's models are encoders: they fill in masked tokens, or write none."""
+    tasks = recorded(model_type).classes.values()
+    return "masked" in tasks or "causal" not in tasks
 
 
 def _types() -> Mapping[str, str]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from ziggurat.models.conversion.weight_names import AxisSlice, WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.decoder import DecoderConfig, stack_name
+from ziggurat.nn.encoder import EncoderConfig
 from ziggurat.nn.mlp import GatedMlpConfig, PlainMlpConfig
 from ziggurat.nn.norm import NormConfig
 
@@ -24,7 +25,7 @@ PLAIN_MLP = {"up": "up_proj", "down": "down_proj"}
 Layers = tuple[int, ...]
 
 
-def stacked_layers(d: DecoderConfig) -> dict[str, Layers]:
+def stacked_layers(d: DecoderConfig | EncoderConfig) -> dict[str, Layers]:
     """The numbers of the layers in each stack, by the stack's name."""
     return {
         stack_name(number): tuple(i for i, place in enumerate(d.places) if place.stack == number)

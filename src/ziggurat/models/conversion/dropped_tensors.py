@@ -115,6 +115,35 @@ def check_dropped(
             )
 
 
+def check_copies(
+    copies: Mapping[str, str], names: Iterable[WeightName], tensors: TensorSource
+) -> frozenset[str]:
+    """Tensors that repeat another that is read, by :attr:`Family.copies`.
+
+    Args:
+        copies: by the end of a tensor's name, the end of the name of the one that it repeats.
+        names: the table of the weights that are read.
+        tensors: the checkpoint.
+
+    Raises:
+        CheckpointError: one differs from the tensor that is read in its place.
+    """
+    read, found = [name.theirs for name in names], set[str]()
+    for name in tensors:
+        end = next((end for end in copies if name.endswith(end)), None)
+        original = next((theirs for theirs in read if end and theirs.endswith(copies[end])), None)
+        if original is None or name in read:
+            continue
+        if not _same(tensors.read(name), tensors.read(original)):
+            raise CheckpointError(
+                f"tensor {name}",
+                found=f"other values than in {original}",
+                expected="the same: the head's matrix is the embedding",
+            )
+        found.add(name)
+    return frozenset(found)
+
+
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether two matrices hold equal values; in pieces, as each may fill much of the memory."""
     if a.shape != b.shape:

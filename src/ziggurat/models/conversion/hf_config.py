@@ -39,8 +39,8 @@ ACTIVATIONS: dict[str, Activation] = {
 REASONS = {
     "attention_chunk_size": "attention in chunks is not implemented",
     "head_dim": "heads here have hidden_size / num_attention_heads channels",
-    "is_causal": "attention here is causal; models that embed texts see both directions, and only "
-    "encoders of the BERT kind are read",
+    "is_causal": "attention here is causal; a decoder that embeds texts in both directions is read "
+    "beside sentence-transformers' modules.json",
     "original_max_position_embeddings": "only rotary scalings of a kind that needs it have it",
     "partial_rotary_factor": "all channels of a head rotate here",
     "per_layer_config": "layers that differ in other keys are not implemented",

@@ -2,19 +2,32 @@
 ``modules.json``, the pooling module's config, and the longest text."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ziggurat.core import config
 from ziggurat.core.errors import ModelError
+from ziggurat.nn.pooling import Pooling as StatePooling
 
-Pooling = Literal["mean", "cls", "max", "mean_sqrt_len_tokens"]
+Pooling = Literal["mean", "cls", "max", "mean_sqrt_len_tokens", "lasttoken"]
+"""Ways of pooling by sentence-transformers' names."""
 _MODES: dict[str, Pooling] = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_lasttoken": "lasttoken",
 }
+_STATES: dict[Pooling, StatePooling] = {
+    "mean": "mean",
+    "cls": "first",
+    "max": "max",
+    "mean_sqrt_len_tokens": "mean_sqrt_length",
+    "lasttoken": "last",
+}
+MODULES = "modules.json"
+"""The file by which a directory is known to be of sentence-transformers."""
 _PACKAGE = "sentence_transformers.models."
 
 
@@ -23,15 +36,51 @@ class SentenceConfig:
     """From the states of a text's tokens to its vector."""
 
     pooling: Pooling = "mean"
-    """The states' mean, the first token's (cls), their largest by channel, or their sum over the
-    root of their number."""
+    """The states' mean, the first token's (cls), their largest by channel, their sum over the root
+    of their number, or the last token's."""
     normalize: bool = False
     """Divide the vector by its length."""
+    bidirectional: bool = False
+    """Of a decoder that embeds: tokens see those after them too."""
+    score: Literal["sigmoid", "none"] = "sigmoid"
+    """Function of the logit by which a cross-encoder scores a pair of texts."""
     max_length: int
     """Longest text in tokens; longer ones are cut."""
 
     def __post_init__(self):
         config.require(self.max_length >= 1, "max_length", self.max_length, "a number >= 1")
+
+    @property
+    def states(self) -> StatePooling:
+        """The way of pooling by our name."""
+        return _STATES[self.pooling]
+
+
+def read_score(values: Mapping[str, Any]) -> Literal["sigmoid", "none"]:
+    """Function of a cross-encoder's logit from ``config.json``; the sigmoid where it says nothing,
+    as sentence-transformers takes it for one label.
+
+    Raises:
+        ModelError: another function than these.
+    """
+    nested = values.get("sentence_transformers")
+    nested = nested.get("activation_fn") if isinstance(nested, Mapping) else None
+    name = nested or values.get("sbert_ce_default_activation_function")
+    if name is None or str(name).endswith("Sigmoid"):
+        return "sigmoid"
+    if str(name).endswith("Identity"):
+        return "none"
+    raise ModelError(
+        "config.json: activation_fn of sentence_transformers",
+        found=repr(name),
+        expected="torch.nn.modules.activation.Sigmoid or torch.nn.modules.linear.Identity",
+    )
+
+
+def hf_score(sentence: SentenceConfig) -> dict[str, Any]:
+    """The reverse of :func:`read_score`."""
+    kind = "activation.Sigmoid" if sentence.score == "sigmoid" else "linear.Identity"
+    return {"sentence_transformers": {"activation_fn": f"torch.nn.modules.{kind}"}}
 
 
 def read_layout(path: Path, width: int, longest: int) -> SentenceConfig:
@@ -62,7 +111,7 @@ def read_layout(path: Path, width: int, longest: int) -> SentenceConfig:
             expected="null",
             fix="put the prompt before the text yourself",
         )
-    modules = _json(path / "modules.json", None)
+    modules = _json(path / MODULES, None)
     if modules is None:
         return SentenceConfig(max_length=length)
     modules = sorted(modules, key=lambda module: module.get("idx", 0))
@@ -79,8 +128,8 @@ def read_layout(path: Path, width: int, longest: int) -> SentenceConfig:
             found=repr(modules[0]["path"]),
             expected="the directory itself",
         )
-    pooling = _pooling(_json(path / modules[1].get("path", "") / "config.json", {}), width)
-    return SentenceConfig(pooling=pooling, normalize=len(kinds) == 3, max_length=length)
+    mode = _pooling(_json(path / modules[1].get("path", "") / "config.json", {}), width)
+    return SentenceConfig(pooling=mode, normalize=len(kinds) == 3, max_length=length)
 
 
 def _pooling(values: dict[str, Any], width: int) -> Pooling:

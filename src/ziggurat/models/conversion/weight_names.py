@@ -79,6 +79,9 @@ class WeightName:
     """Experts, where their name counts them."""
     part: AxisSlice | None = None
     """Slice of the tensor that the parameter is; default all of it."""
+    stored_shape: tuple[int, ...] | None = None
+    """Shape there, where it has other axes of the same entries in the same order (convolutions over
+    patches, vectors with leading axes of one)."""
 
     def all_theirs(self, layers: int) -> list[str]:
         """Every name there that belongs to this parameter, by layer, then expert."""
@@ -147,13 +150,15 @@ class StoredWeight:
             tensor = tensor[name.part.index(tensor.ndim)]
         if name.transpose:
             expected = (*expected[:-2], expected[-1], expected[-2])
-        if tensor.shape != expected:
+        stored = expected if name.stored_shape is None else name.stored_shape
+        if tensor.shape != stored:
             raise CheckpointError(
                 f"tensor {theirs}" + ("" if name.part is None else f", its part {name.ours}"),
                 found=f"shape {list(tensor.shape)}",
-                expected=f"shape {list(expected)}",
+                expected=f"shape {list(stored)}",
                 fix="check config.json against the weights",
             )
+        tensor = tensor.reshape(expected)
         tensor = name.reorder(tensor) if name.reorder else tensor
         return tensor.swapaxes(-1, -2) if name.transpose else tensor
 
@@ -270,7 +275,8 @@ def _unstack(name: WeightName, leaf: Any) -> np.ndarray:
 
 def _there(name: WeightName, array: np.ndarray) -> np.ndarray:
     array = array.swapaxes(-1, -2) if name.transpose else array
-    return name.restore(array) if name.restore else array
+    array = name.restore(array) if name.restore else array
+    return array if name.stored_shape is None else array.reshape(name.stored_shape)
 
 
 def _joined(members: list[WeightName], parts: list[np.ndarray]) -> np.ndarray:

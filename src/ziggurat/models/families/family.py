@@ -13,6 +13,7 @@ from ziggurat.models.conversion.config_keys import recorded_classes
 from ziggurat.models.conversion.weight_names import TensorSource, WeightName
 from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.language_model import ModelConfig
+from ziggurat.models.two_tower_model import TwoTowerFamilyConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,24 +34,39 @@ class Family:
     """Prefix of the names of all weights but the head's; files of a bare model may lack it."""
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """How names of tensors end that older files hold and that say nothing."""
-    encoder: bool = False
-    """Whether the family's models are encoders (``EncoderModel``) rather than language models."""
+    tasks: tuple[str, ...] = ("causal",)
+    """What those classes of transformers are for that the family reads, see
+    :func:`~ziggurat.models.conversion.architectures.task_of`."""
+    inputs: tuple[str, ...] = ("text",)
+    """What the family's models read: ``text``, ``image``, or both in towers of their own."""
+    as_found: Callable[[Any, Iterable[str]], Any] = lambda config, names: config
+    """The config as a checkpoint's tensors have it, where ``config.json`` does not say whether some
+    are there (poolers of encoders)."""
     from_gguf: Callable[[Mapping[str, Any], np.ndarray | None], ModelConfig] | None = None
     """GGUF metadata and the tensor of rotary divisors to config, if published so."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
     """Weight names in GGUF files."""
     ignored: Callable[[Any, str], bool] = lambda config, name: False
     """Whether a config's checkpoints may hold a tensor that is not read."""
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By the ends of names of tensors that repeat another, the end of that one's name: a head's
+    matrix that is the embedding."""
     view: Callable[[TensorSource], TensorSource] = lambda tensors: tensors
     """Published tensors as ``hf_names`` has them, where they are stored in another form."""
     gguf_architectures: tuple[str, ...] = ()
     """Values of ``general.architecture`` that this family reads."""
 
+    @property
+    def encoder(self) -> bool:
+        """Whether the family's models are encoders (``EncoderModel``) rather than language
+        models."""
+        return "causal" not in self.tasks
+
 
 FAMILIES: Registry[Family] = Registry("model family", ModelError)
 
 
-def family_of(config: ModelConfig | EncoderFamilyConfig) -> Family:
+def family_of(config: ModelConfig | EncoderFamilyConfig | TwoTowerFamilyConfig) -> Family:
     """The family of a config node."""
     return FAMILIES[config.kind]
 
@@ -65,7 +81,7 @@ def family_for_config(values: Mapping[str, Any]) -> Family:
     kind, types = model_type_of(values), recorded_classes()
     families = (FAMILIES[name] for name in FAMILIES)
     family = next(f for f in families if kind in {types.get(one) for one in f.architectures})
-    check_head(values, kind, family.encoder)
+    check_head(values, kind, family.tasks)
     return family
 
 

@@ -24,9 +24,9 @@ from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.families.autoencoder_kl import diffusers as autoencoder_files
 from ziggurat.models.families.dit import diffusers as dit_files
 from ziggurat.models.image_pipeline import AUTOENCODER, ImagePipeline, PipelineComponents
-from ziggurat.models.language_model import Params
 from ziggurat.models.loading.placing import placement
 from ziggurat.models.loading.pretrained import PARAMS
+from ziggurat.models.traced_model import Params
 from ziggurat.nn.precision import Precision
 
 STEM = "diffusion_pytorch_model"

@@ -31,7 +31,6 @@ from ziggurat.models.conversion.weight_names import (
     import_weights,
     named_as_found,
 )
-from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.families.family import (
     FAMILIES,
     Family,
@@ -39,7 +38,7 @@ from ziggurat.models.families.family import (
     family_for_config,
     family_of,
 )
-from ziggurat.models.language_model import PARAMS, LanguageModel, ModelConfig, Params
+from ziggurat.models.language_model import PARAMS, LanguageModel, Params
 from ziggurat.models.loading import peft
 from ziggurat.models.loading.placing import float_type, place_arrays, placement
 from ziggurat.models.quantized import (
@@ -168,16 +167,19 @@ def _check_gguf(path: Path) -> None:
     )
 
 
-def files_of(
-    model: ModelConfig | EncoderFamilyConfig, tokenizer: HuggingFaceTokenizer
-) -> dict[str, bytes | Path]:
-    """Files of a checkpoint step besides arrays, with which :func:`load` can read it alone."""
-    with tempfile.TemporaryDirectory() as directory:
-        tokenizer.save(Path(directory))
-        files: dict[str, bytes | Path] = {
-            f"{TOKENIZER}/{file.name}": file.read_bytes()
-            for file in sorted(Path(directory).iterdir())
-        }
+def files_of(model: Any, tokenizer: HuggingFaceTokenizer | None) -> dict[str, bytes | Path]:
+    """Files of a checkpoint step besides arrays, with which :func:`load` can read it alone.
+
+    Args:
+        model: the family's config.
+        tokenizer: the tokenizer; ``None``: the model reads no texts.
+    """
+    files: dict[str, bytes | Path] = {}
+    if tokenizer is not None:
+        with tempfile.TemporaryDirectory() as directory:
+            tokenizer.save(Path(directory))
+            for file in sorted(Path(directory).iterdir()):
+                files[f"{TOKENIZER}/{file.name}"] = file.read_bytes()
     text = json.dumps(config.to_plain(model), indent=2)
     return files | {MODEL_FILE: text.encode()}
 
@@ -349,7 +351,9 @@ def _refuse_encoder(family: Family, path: Path) -> None:
             f"model {path}",
             found=f"an encoder ({family.name})",
             expected="a language model",
-            fix="it embeds texts: ziggurat.models.TextEmbedder",
+            fix="it embeds texts: ziggurat.models.TextEmbedder"
+            if family.inputs == ("text",)
+            else "it embeds images: ziggurat.models.ImageEmbedder",
         )
 
 
@@ -368,13 +372,23 @@ def hf_config(file: Path) -> tuple[Family, dict[str, Any]]:
     Raises:
         ModelError: it is no JSON object, or the architecture is unknown.
     """
+    values = hf_values(file)
+    return family_for_config(values), values
+
+
+def hf_values(file: Path) -> dict[str, Any]:
+    """The content of a ``config.json``.
+
+    Raises:
+        ModelError: it is no JSON object.
+    """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ModelError(str(file), found=error, expected="valid JSON") from None
     if not isinstance(values, dict):
         raise ModelError(str(file), found=type(values).__name__, expected="a JSON object")
-    return family_for_config(values), values
+    return values
 
 
 def _load_hf(

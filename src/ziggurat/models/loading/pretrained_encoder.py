@@ -15,25 +15,41 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.formats import SafetensorsDirectory, write_sharded
 from ziggurat.mesh import Layout
 from ziggurat.models.conversion import token_ids
-from ziggurat.models.conversion.dropped_tensors import check_dropped
-from ziggurat.models.conversion.sentence_layout import SentenceConfig, read_layout, write_layout
-from ziggurat.models.conversion.weight_names import export_weights, import_weights, named_as_found
+from ziggurat.models.conversion.dropped_tensors import check_copies, check_dropped
+from ziggurat.models.conversion.sentence_layout import (
+    MODULES,
+    SentenceConfig,
+    hf_score,
+    read_layout,
+    read_score,
+    write_layout,
+)
+from ziggurat.models.conversion.weight_names import (
+    TensorSource,
+    export_weights,
+    import_weights,
+    named_as_found,
+)
+from ziggurat.models.decoder_encoder import DecoderEncoder
 from ziggurat.models.encoder_model import EncoderModel
-from ziggurat.models.families.family import FAMILIES, family_of
-from ziggurat.models.language_model import Params
+from ziggurat.models.families.family import FAMILIES, Family, family_for_config, family_of
+from ziggurat.models.language_model import LanguageModel, Params
 from ziggurat.models.loading import pretrained
 from ziggurat.models.loading.placing import float_type, place_arrays, placement
+from ziggurat.models.two_tower_model import TwoTowerModel
 from ziggurat.nn.precision import Precision
 
 SENTENCE_FILE = "sentence.json"
 """How texts become vectors, inside a checkpoint step."""
+OUTPUT_MATRIX = "lm_head.weight"
+"""Tensor of a decoder that is of no use where it embeds texts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedEncoder:
     """An encoder with its weights, tokenizer, and the way from states to a vector."""
 
-    model: EncoderModel
+    model: EncoderModel | DecoderEncoder
     params: Params
     tokenizer: HuggingFaceTokenizer
     sentence: SentenceConfig
@@ -44,12 +60,17 @@ class PretrainedEncoder:
 
 
 def is_encoder(path: Path) -> bool:
-    """Whether a directory holds an encoder; what it holds is looked at no further."""
+    """Whether a directory holds an encoder of texts; what it holds is looked at no further."""
     step = pretrained.step_directory(path)
     if step is not None:
-        kind = str(json.loads((step / pretrained.MODEL_FILE).read_text()).get("kind"))
-        return kind in FAMILIES and FAMILIES[kind].encoder
-    return (path / "config.json").is_file() and pretrained.hf_family(path)[0].encoder
+        return (step / SENTENCE_FILE).is_file()
+    if not (path / "config.json").is_file():
+        return False
+    return (path / MODULES).is_file() or _reads_texts(pretrained.hf_family(path)[0])
+
+
+def _reads_texts(family: Family) -> bool:
+    return family.encoder and family.inputs == ("text",)
 
 
 def load(
@@ -59,7 +80,8 @@ def load(
 
     Args:
         path: a Hugging Face directory (``config.json`` and safetensors; what sentence-transformers
-            keeps beside them is honoured), or a checkpoint that ``ziggurat import hf`` made of one.
+            keeps beside them is honoured; with it a decoder is read as an encoder too), or a
+            checkpoint that ``ziggurat import hf`` made of one.
         precision: parameter and compute types; default float32.
         layout: where parameters go; default the first device.
 
@@ -116,56 +138,119 @@ def export_hf(
     values = family.to_hf(model.config) | {"dtype": dtype, "torch_dtype": dtype}
     if encoder.tokenizer.pad_id is not None:
         values["pad_token_id"] = encoder.tokenizer.pad_id
+    if model.labels == 1:
+        values |= hf_score(encoder.sentence)
+    if encoder.sentence.bidirectional:
+        values["is_causal"] = False
     names = family.hf_names(model.config)
     with atomic.new_directory(directory) as target:
         encoder.tokenizer.save(target)
-        tensors = export_weights(names, encoder.params, layers=model.encoder.n_layers)
+        tensors = export_weights(names, encoder.params, layers=model.n_layers)
         write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
         (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        write_layout(encoder.sentence, target, model.encoder.d_model)
+        write_layout(encoder.sentence, target, model.width)
     return directory
 
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> PretrainedEncoder:
-    from ziggurat.models.families.bert.hf import POOLER
+    values, listed = pretrained.hf_values(path / "config.json"), (path / MODULES).is_file()
+    # of a decoder that embeds texts no output matrix is read, so that it need not have one
+    family = family_for_config(values | ({"tie_word_embeddings": True} if listed else {}))
+    decoder, causal = listed and not family.encoder, True
+    if decoder:
+        causal = values.pop("is_causal", True)
+        values["tie_word_embeddings"] = True
+    if not (_reads_texts(family) or decoder):
+        raise ModelError(
+            f"encoder {path}",
+            found=f"a {family.name} model without {MODULES}",
+            expected="an encoder of texts, or a decoder that embeds them",
+        )
+    tensors = family.view(SafetensorsDirectory(path))
+    settings = family.as_found(family.from_hf(values), tensors)
+    model = _model(settings, precision, bidirectional=decoder and causal is False)
+    params = hf_weights(family, model, tensors, layout)
+    sentence = read_layout(path, model.width, settings.max_sequence_length)
+    if model.labels == 1:
+        sentence = dataclasses.replace(sentence, score=read_score(values))
+    if isinstance(model, DecoderEncoder):
+        sentence = dataclasses.replace(sentence, bidirectional=model.bidirectional)
+    tokenizer = HuggingFaceTokenizer.load(path)
+    token_ids.warn_of_larger(tokenizer, model.vocab_size, path)
+    return PretrainedEncoder(model, params, tokenizer, sentence, hub.name_of(path), str(path))
 
-    family, values = pretrained.hf_family(path)
-    if not family.encoder:
-        raise ModelError(f"encoder {path}", found=f"a {family.name} model", expected="an encoder")
-    settings = family.from_hf(values)
-    tensors = SafetensorsDirectory(path)
-    has_pooler = any(name.endswith(POOLER) for name in tensors)
-    settings = dataclasses.replace(settings, pooler=has_pooler)
-    model = EncoderModel.build(settings, precision)
+
+def _model(
+    settings: Any, precision: Precision | None, *, bidirectional: bool
+) -> EncoderModel | DecoderEncoder:
+    if FAMILIES[settings.kind].encoder:
+        return EncoderModel.build(settings, precision)
+    return DecoderEncoder(LanguageModel.build(settings, precision), bidirectional)
+
+
+def hf_weights(
+    family: Family,
+    model: EncoderModel | DecoderEncoder | TwoTowerModel,
+    tensors: TensorSource,
+    layout: Layout | None,
+) -> Params:
+    """The parameters, from tensors of a Hugging Face directory.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, of another shape, or contradicts another.
+    """
+    names = named_as_found(family.hf_names(model.config), tensors, family.base)
+    head = model.encoder.head if isinstance(model, EncoderModel) else None
+    fills = head is not None and head.outputs is None
+    copies = check_copies(family.copies, names, tensors) if fills else frozenset()
+    unread = {OUTPUT_MATRIX} if isinstance(model, DecoderEncoder) else copies
+    dropped: list[str] = []
+
+    def ignored(name: str) -> bool:
+        if name.endswith(family.buffers):
+            dropped.append(name)
+            return True
+        return name in unread or family.ignored(model.config, name)
+
     params = import_weights(
-        named_as_found(family.hf_names(settings), tensors, family.base),
+        names,
         tensors,
         model.abstract,
-        layers=model.encoder.n_layers,
-        ignored=lambda name: name.endswith(family.buffers) or family.ignored(model.config, name),
+        layers=model.n_layers,
+        ignored=ignored,
         place=placement(model.shardings(layout) if layout is not None else {}),
         as_stored=model.precision.as_stored,
     )
-    check_dropped([name for name in tensors if name.endswith(family.buffers)], tensors, None)
-    sentence = read_layout(path, model.encoder.d_model, settings.max_sequence_length)
-    tokenizer = HuggingFaceTokenizer.load(path)
-    token_ids.warn_of_larger(tokenizer, settings.vocab_size, path)
-    return PretrainedEncoder(model, params, tokenizer, sentence, hub.name_of(path), str(path))
+    decoder = model.language.decoder if isinstance(model, DecoderEncoder) else None
+    check_dropped(dropped, tensors, decoder)
+    return params
+
+
+def with_present_names(arrays: Any) -> Any:
+    """Arrays of a step of BERT under today's names; steps from before encoders were configured have
+    its input's parts at the top, and the pooler's layer without a name of its own."""
+    if "input" in arrays or "embedding_norm" not in arrays:
+        return arrays
+    parts = {"embedding": "embedding", "positions": "positions", "token_types": "token_types"}
+    parts["embedding_norm"] = "norm"
+    rest = {name: array for name, array in arrays.items() if name not in parts}
+    if "pooler" in rest:
+        rest["pooler"] = {"dense": rest["pooler"]}
+    return rest | {"input": {ours: arrays[name] for name, ours in parts.items()}}
 
 
 def _load_step(
     step: Path, name: str, precision: Precision | None, layout: Layout | None
 ) -> PretrainedEncoder:
-    values = json.loads((step / pretrained.MODEL_FILE).read_text())
+    values, file = json.loads((step / pretrained.MODEL_FILE).read_text()), step / SENTENCE_FILE
     settings = pretrained.model_config(values, str(step / pretrained.MODEL_FILE))
-    if not FAMILIES[settings.kind].encoder:
+    if not file.is_file():
         raise ModelError(f"encoder {step}", found=f"a {settings.kind} model", expected="an encoder")
-    model = EncoderModel.build(settings, precision)
-    shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    arrays = read_arrays(step, "params")
-    params = place_arrays(step, arrays, model.abstract, shardings, precision)
-    file = step / SENTENCE_FILE
     sentence = config.from_plain(SentenceConfig, json.loads(file.read_text()), str(file))
+    model = _model(settings, precision, bidirectional=sentence.bidirectional)
+    shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
+    arrays = with_present_names(read_arrays(step, "params"))
+    params = place_arrays(step, arrays, model.abstract, shardings, precision)
     tokenizer = HuggingFaceTokenizer.load(step / pretrained.TOKENIZER)
-    token_ids.warn_of_larger(tokenizer, settings.vocab_size, step)
+    token_ids.warn_of_larger(tokenizer, model.vocab_size, step)
     return PretrainedEncoder(model, params, tokenizer, sentence, name, str(step))

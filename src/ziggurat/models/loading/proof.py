@@ -19,7 +19,10 @@ from ziggurat.core.errors import EnvironmentError, ModelError
 from ziggurat.models.language_model import LanguageModel
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
+from ziggurat.models.loading.pretrained_vision import PretrainedVision
 from ziggurat.models.quantized import formats_of
+from ziggurat.models.two_tower_model import TwoTowerModel
+from ziggurat.nn.encoder_inputs import PatchInputConfig
 from ziggurat.nn.precision import Precision
 
 FLOAT32_TOLERANCE = 1e-4
@@ -147,8 +150,8 @@ def encoder_against_transformers(
         UnreadableError: transformers cannot read the source.
     """
     torch, transformers = _oracle()
-    tokens = min(tokens, ours.model.config.max_sequence_length)
-    ids = prng.host_stream(0, "proof").integers(0, ours.model.config.vocab_size, (2, tokens))
+    tokens = min(tokens, ours.sentence.max_length)
+    ids = prng.host_stream(0, "proof").integers(0, ours.model.vocab_size, (2, tokens))
     mask = np.arange(tokens)[None] < np.array([[tokens], [max(1, tokens // 2)]])
     theirs = _theirs(transformers.AutoModel, torch, source, ours.model.precision, {})
     with torch.no_grad():
@@ -159,6 +162,47 @@ def encoder_against_transformers(
         max_state_difference=_difference(np.asarray(hidden)[mask], expected[mask]),
         tolerance=FLOAT32_TOLERANCE * _scale(expected[mask]),
         tokens=int(mask.sum()),
+        transformers=transformers.__version__,
+    )
+
+
+def vision_against_transformers(source: Path, ours: PretrainedVision) -> EncoderProof:
+    """Run both encoders of images over the same random pixels; of two towers both, over random
+    tokens too.
+
+    Args:
+        source: the Hugging Face directory that ``ours`` was read from.
+        ours: the converted encoder, computing in float32.
+
+    Raises:
+        EnvironmentError: transformers or torch is missing.
+        UnreadableError: transformers cannot read the source.
+    """
+    torch, transformers = _oracle()
+    model, draw = ours.model, prng.host_stream(0, "proof")
+    tower = model.image if isinstance(model, TwoTowerModel) else model
+    image = tower.encoder.input
+    assert isinstance(image, PatchInputConfig)
+    pixels = draw.normal(size=(2, image.channels, *image.image)).astype(np.float32)
+    theirs = _theirs(transformers.AutoModel, torch, source, model.precision, {})
+    given = {"pixel_values": torch.tensor(pixels)}
+    if isinstance(model, TwoTowerModel):
+        shape = 2, model.text.max_length
+        ids = draw.integers(0, model.text.vocab_size, shape)
+        with torch.no_grad():
+            out = theirs(input_ids=torch.tensor(ids), **given)
+        expected = np.concatenate([out.text_embeds.numpy(), out.image_embeds.numpy()])
+        texts = jax.jit(model.text_vectors)(ours.params, jnp.asarray(ids))
+        images = jax.jit(model.image_vectors)(ours.params, jnp.asarray(pixels))
+        found = np.concatenate([np.asarray(texts), np.asarray(images)])
+    else:
+        with torch.no_grad():
+            expected = theirs(**given).last_hidden_state.numpy()
+        found = np.asarray(jax.jit(model.hidden)(ours.params, jnp.asarray(pixels)))
+    return EncoderProof(
+        max_state_difference=_difference(found, expected),
+        tolerance=FLOAT32_TOLERANCE * _scale(expected),
+        tokens=int(np.prod(found.shape[:-1])),
         transformers=transformers.__version__,
     )
 

@@ -1,70 +1,98 @@
 """BERT in Hugging Face's ``config.json`` and safetensors."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ziggurat.models.conversion.hf_config import HFConfig, activation, checked, hf_activation
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.bert.config import BertConfig
-
-WITHOUT_EFFECT = ("tie_word_embeddings", "is_causal")
-"""An encoder has no head to tie, and sees both directions whatever the second says."""
-HEAD = tuple(
-    f"cls.{layer}.{part}"
-    for layer in (
-        "predictions",
-        "predictions.decoder",
-        "predictions.transform.dense",
-        "predictions.transform.LayerNorm",
-        "seq_relationship",
-    )
-    for part in ("weight", "bias")
+from ziggurat.models.families.encoder_fields import (
+    EncoderHead,
+    hf_head,
+    left_out,
+    linears,
+    norms,
+    read_head,
+    without,
 )
-"""Tensors of the heads of pretraining, which the encoder's states do not go through."""
+
+WITHOUT_EFFECT = ("is_causal",)
+"""An encoder sees both directions whatever this says."""
+UNREAD = tuple(f"cls.seq_relationship.{part}" for part in ("weight", "bias"))
+"""Tensors of the head that tells whether one text follows another, of pretraining."""
 POOLER = "pooler.dense.weight"
 """A tensor that encoders with a pooler have; ``config.json`` does not say."""
+TRANSFORM = "cls.predictions.transform"
+CLASSES: Mapping[EncoderHead, str] = {
+    "none": "BertModel",
+    "masked_lm": "BertForMaskedLM",
+    "sequence": "BertForSequenceClassification",
+    "token": "BertForTokenClassification",
+}
+
+COPIES: Mapping[str, str] = {
+    "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+"""Tensors that files may hold of a head of token ids, each of which repeats another."""
 
 
 def from_hf(values: Mapping[str, Any]) -> BertConfig:
-    """``config.json`` of ``BertModel`` to config.
+    """``config.json`` of ``BertModel``, or of one of its heads, to config.
 
     Raises:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
+    settings = common_settings(hf, values) | {
+        "max_sequence_length": hf.get("max_position_embeddings")
+    }
+    hf.finish()
+    return checked(BertConfig, settings, "config.json")
+
+
+def common_settings(hf: HFConfig, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings that BERT and RoBERTa have in common."""
     for key in WITHOUT_EFFECT:
         hf.given(key)
     hf.refuse_unless("is_decoder", (False,), "attention here is in both directions")
     hf.refuse_unless("add_cross_attention", (False,))
     hf.refuse_unless("position_embedding_type", ("absolute",))
-    settings = {
+    settings = read_head(hf, values)
+    if settings["head"] == "masked_lm":
+        hf.refuse_unless("tie_word_embeddings", (True,), "the head's matrix is the embedding here")
+    else:
+        hf.given("tie_word_embeddings")
+    return settings | {
         "vocab_size": hf.need("vocab_size"),
         "d_model": hf.need("hidden_size"),
         "n_layers": hf.need("num_hidden_layers"),
         "n_heads": hf.need("num_attention_heads"),
         "d_ff": hf.need("intermediate_size"),
         "activation": activation(hf),
-        "max_sequence_length": hf.get("max_position_embeddings"),
         "token_types": hf.get("type_vocab_size"),
         "norm_eps": hf.get("layer_norm_eps"),
         "init_std": hf.get("initializer_range"),
     }
-    hf.finish()
-    return checked(BertConfig, settings, "config.json")
 
 
 def to_hf(config: BertConfig) -> dict[str, Any]:
     """Config to ``config.json``."""
-    return {
-        "architectures": ["BertModel"],
+    return common_values(config, CLASSES) | {
         "model_type": "bert",
+        "max_position_embeddings": config.max_sequence_length,
+    }
+
+
+def common_values(config: Any, classes: Mapping[EncoderHead, str]) -> dict[str, Any]:
+    """Keys that BERT and RoBERTa have in common."""
+    return hf_head(config, classes) | {
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
         "num_attention_heads": config.n_heads,
-        "intermediate_size": config.d_ff or 4 * config.d_model,
+        "intermediate_size": config.feed_forward,
         "hidden_act": hf_activation(config.activation),
-        "max_position_embeddings": config.max_sequence_length,
         "type_vocab_size": config.token_types,
         "layer_norm_eps": config.norm_eps,
         "initializer_range": config.init_std,
@@ -73,30 +101,52 @@ def to_hf(config: BertConfig) -> dict[str, Any]:
     }
 
 
+def as_found(config: BertConfig, present: Iterable[str]) -> BertConfig:
+    """The config with the pooler and the head of token ids that a checkpoint holds."""
+    return without(config, present, pooler=POOLER, masked_lm=f"{TRANSFORM}.dense.weight")
+
+
+def ignored(config: BertConfig, name: str) -> bool:
+    """Whether a tensor is of a head of pretraining that the config does not have."""
+    return name.endswith(UNREAD) or left_out(config, name, "cls.predictions.", pooler=None)
+
+
 def hf_names(config: BertConfig) -> list[WeightName]:
     """Weight names in safetensors files."""
-    layer = "encoder.layer.{layer}."
-    names = [
-        WeightName("embedding.table", "embeddings.word_embeddings.weight"),
-        WeightName("positions.table", "embeddings.position_embeddings.weight"),
-        WeightName("token_types.table", "embeddings.token_type_embeddings.weight"),
-    ]
-    for ours, theirs in {
-        "embedding_norm": "embeddings.LayerNorm",
-        "blocks.attention_norm": layer + "attention.output.LayerNorm",
-        "blocks.mlp_norm": layer + "output.LayerNorm",
-    }.items():
-        names.append(WeightName(f"{ours}.scale", f"{theirs}.weight"))
-        names.append(WeightName(f"{ours}.bias", f"{theirs}.bias"))
-    matrices = {
-        "blocks.attention.query": layer + "attention.self.query",
-        "blocks.attention.key": layer + "attention.self.key",
-        "blocks.attention.value": layer + "attention.self.value",
-        "blocks.attention.out": layer + "attention.output.dense",
-        "blocks.mlp.up": layer + "intermediate.dense",
-        "blocks.mlp.down": layer + "output.dense",
-    } | ({"pooler": "pooler.dense"} if config.pooler else {})
-    for ours, theirs in matrices.items():
-        names.append(WeightName(f"{ours}.kernel", f"{theirs}.weight", transpose=True))
-        names.append(WeightName(f"{ours}.bias", f"{theirs}.bias"))
+    base = "" if config.head == "none" else "bert."
+    names = encoder_names(base)
+    names += linears({"pooler.dense": f"{base}pooler.dense"}) if config.pooler else []
+    if config.head == "masked_lm":
+        names += linears({"head.transform.dense": f"{TRANSFORM}.dense"})
+        names += norms({"head.transform.norm": f"{TRANSFORM}.LayerNorm"})
+        names.append(WeightName("head.bias", "cls.predictions.bias"))
+    elif config.head != "none":
+        names += linears({"head.out": "classifier"})
     return names
+
+
+def encoder_names(base: str) -> list[WeightName]:
+    """Names of the embeddings and blocks under ``base``."""
+    layer, embeddings = base + "encoder.layer.{layer}.", base + "embeddings."
+    names = [
+        WeightName("input.embedding.table", embeddings + "word_embeddings.weight"),
+        WeightName("input.positions.table", embeddings + "position_embeddings.weight"),
+        WeightName("input.token_types.table", embeddings + "token_type_embeddings.weight"),
+    ]
+    names += norms(
+        {
+            "input.norm": embeddings + "LayerNorm",
+            "blocks.attention_norm": layer + "attention.output.LayerNorm",
+            "blocks.mlp_norm": layer + "output.LayerNorm",
+        }
+    )
+    return names + linears(
+        {
+            "blocks.attention.query": layer + "attention.self.query",
+            "blocks.attention.key": layer + "attention.self.key",
+            "blocks.attention.value": layer + "attention.self.value",
+            "blocks.attention.out": layer + "attention.output.dense",
+            "blocks.mlp.up": layer + "intermediate.dense",
+            "blocks.mlp.down": layer + "output.dense",
+        }
+    )

@@ -34,7 +34,7 @@ class EncoderConfig:
     d_model: int
     """Width of the states."""
     input: EncoderInputConfig
-    """What comes in: token ids or image patches."""
+    """Input: token ids or image patches."""
     layers: tuple[LayerConfig, ...]
     """Every layer, with the window and the rotary embedding of its attention."""
     final_norm: NormConfig | None = None
@@ -46,7 +46,7 @@ class EncoderConfig:
     pooler: PoolerConfig | None = None
     """How states become one vector; ``None``: whoever uses the encoder says."""
     head: HeadConfig | None = None
-    """What gives logits."""
+    """Head over the vector or the states, which gives logits."""
     init_std: float
     """Standard deviation of initial weights."""
 
@@ -76,7 +76,7 @@ class EncoderConfig:
 
 
 class Encoder(nnx.Module):
-    """Tokens or images to hidden states; :meth:`pool` and :meth:`logits` go on from these."""
+    """Tokens or images to hidden states, and those to vectors (:meth:`pool`) and logits."""
 
     def __init__(self, c: EncoderConfig, *, precision: Precision, rngs: nnx.Rngs):
         self.config, width, std = c, c.d_model, c.init_std

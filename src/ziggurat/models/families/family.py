@@ -35,10 +35,10 @@ class Family:
     buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     """How names of tensors end that older files hold and that say nothing."""
     tasks: tuple[str, ...] = ("causal",)
-    """What those classes of transformers are for that the family reads, see
+    """Tasks of the classes of transformers that the family reads, see
     :func:`~ziggurat.models.conversion.architectures.task_of`."""
     inputs: tuple[str, ...] = ("text",)
-    """What the family's models read: ``text``, ``image``, or both in towers of their own."""
+    """Inputs of the family's models: ``text``, ``image``, or both in towers of their own."""
     as_found: Callable[[Any, Iterable[str]], Any] = lambda config, names: config
     """The config as a checkpoint's tensors have it, where ``config.json`` does not say whether some
     are there (poolers of encoders)."""

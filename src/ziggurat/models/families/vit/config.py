@@ -23,9 +23,9 @@ class VitConfig(ImageEncoderFields):
     pooler: bool = True
     """A layer over the class token's state; a head does not read it."""
     pooler_width: int | None = None
-    """Its width; default ``d_model``."""
+    """Width of that layer; default ``d_model``."""
     pooler_activation: Activation = "tanh"
-    """Function behind it."""
+    """Function behind that layer."""
 
     def __post_init__(self):
         ImageEncoderFields.__post_init__(self)

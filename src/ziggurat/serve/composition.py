@@ -69,11 +69,15 @@ def openai_parts(
         )
     if embedder is not None:
         name, vectors, scorer = embedder.name, embedder.embedder, embedder.scorer
-        own = {"off_loop": off_loop}
         if vectors is not None:
-            parts.append(EmbeddingService(vectors, embedder.tokenizer, name, metrics, **own).part())
+            tokenizer = embedder.tokenizer
+            made = EmbeddingService(vectors, tokenizer, name, metrics, off_loop=off_loop)
+            parts.append(made.part())
         if scorer is not None:
-            parts.append(ScoreService(scorer, name, metrics, listed=vectors is None, **own).part())
+            listed = vectors is None
+            parts.append(
+                ScoreService(scorer, name, metrics, listed=listed, off_loop=off_loop).part()
+            )
         limits = vectors or scorer
         assert limits is not None
         vocabularies.setdefault(

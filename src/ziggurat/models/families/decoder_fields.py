@@ -113,8 +113,8 @@ class DecoderFields:
     ) -> list[LayerConfig]:
         """Layers that are all alike; scores are multiplied by ``scale``, by default one through the
         root of a head's channels."""
-        scale = self.channels_per_head**-0.5 if scale is None else scale
-        layer = LayerConfig(block=block, rule=AttentionRule(scale, window), rope=self.rope)
+        rule = AttentionRule(self.channels_per_head**-0.5 if scale is None else scale, window)
+        layer = LayerConfig(block=block, rule=rule, rope=self.rope)
         return [layer] * self.n_layers
 
 
@@ -154,10 +154,10 @@ class WindowedFields(DecoderFields):
             rope: from a layer's number and reach to its rotary embedding; default ``self.rope``.
             scale: multiplies scores, by default one through the root of a head's channels.
         """
-        scale = self.channels_per_head**-0.5 if scale is None else scale
+        factor = self.channels_per_head**-0.5 if scale is None else scale
 
         def layer(number: int, reach: Reach) -> LayerConfig:
-            rule = AttentionRule(scale, window=self.window if reach == "local" else None)
+            rule = AttentionRule(factor, window=self.window if reach == "local" else None)
             turned = self.rope if rope is None else rope(number, reach)
             return LayerConfig(block=block, rule=rule, rope=turned)
 
@@ -300,16 +300,16 @@ def write_fields(
     mlp: PlainMlpConfig | None = None,
 ) -> dict[str, Any]:
     """The reverse of :func:`read_fields`, with the MLP where it has no gate."""
-    attention, mlp = settings.attention(), mlp or settings.mlp()
+    attention, feed_forward = settings.attention(), mlp or settings.mlp()
     return {
         "vocab_size": settings.vocab_size,
         "hidden_size": settings.d_model,
-        "intermediate_size": mlp.hidden,
+        "intermediate_size": feed_forward.hidden,
         "num_hidden_layers": settings.n_layers,
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
-        act: hf_activation(mlp.activation),
+        act: hf_activation(feed_forward.activation),
         "max_position_embeddings": settings.max_sequence_length,
         "initializer_range": settings.init_std,
         eps: settings.norm_eps,

@@ -187,8 +187,9 @@ def vision_against_transformers(source: Path, ours: PretrainedVision) -> Encoder
     theirs = _theirs(transformers.AutoModel, torch, source, model.precision, {})
     given = {"pixel_values": torch.tensor(pixels)}
     if isinstance(model, TwoTowerModel):
-        shape = 2, model.text.max_length
-        ids = draw.integers(0, model.text.vocab_size, shape)
+        longest = model.text.max_length
+        assert longest is not None  # texts have learned positions
+        ids = draw.integers(0, model.text.vocab_size, (2, longest))
         with torch.no_grad():
             out = theirs(input_ids=torch.tensor(ids), **given)
         expected = np.concatenate([out.text_embeds.numpy(), out.image_embeds.numpy()])

@@ -70,7 +70,7 @@ def line(error: pytest.ExceptionInfo) -> str:
             ["config.json: quantization_config", "quant_method", "compressed-tensors"],
         ),
         ({"rope_parameters": {"rope_type": "spiral"}}, ["rope_type", "'spiral'", "llama3"]),
-        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, ["rope_type", "'dynamic'"]),
+        ({"rope_parameters": {"rope_type": "axial", "factor": 2.0}}, ["rope_type", "'axial'"]),
         ({"rope_parameters": {"rope_type": "linear"}}, ["rope settings of type linear", "factor"]),
         ({"rope_parameters": {"rope_type": "llama3"}}, ["rope settings of type llama3", "factor"]),
         (

@@ -124,7 +124,7 @@ def test_a_cache_fed_in_chunks_gives_the_pass_of_its_length(name):
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, 32, (1, 12)))
     cache, parts = model.cache(1, 16), []
     for part in jnp.split(tokens, [5, 9, 10, 11], axis=1):
-        positions = cache.lengths[:, None] + jnp.arange(part.shape[1])
+        positions = cache.lengths[:, None] + jnp.arange(part.shape[1])[None]
         hidden, cache = model.hidden(params, part, positions, cache)
         parts.append(model.project(params, hidden))
     found = jnp.concatenate(parts, axis=1)

@@ -206,7 +206,7 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
         COMMON | {"original_max_position_embeddings": 8, "rope_parameters": LONG},
     ),
     "seed_oss": (COMMON,),
-    "stablelm": (NEOX, NEOX | {"qk_layernorm": True, "use_parallel_residual": True}),
+    "stablelm": (LAYER_NORM, LAYER_NORM | {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": (LAYER_NORM | {"sliding_window": 5},),
     "smollm3": (
         COMMON | {"no_rope_layer_interval": 2},

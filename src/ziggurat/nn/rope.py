@@ -190,7 +190,7 @@ def frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
         return _yarn(omega, scaling, rope.theta, dim), _yarn_attention_factor(scaling)
     if isinstance(scaling, LongRopeScaling):
         _check_factors(scaling, dim)
-        return omega / np.array(scaling.short_factor, np.float32), scaling.attention_factor
+        return omega / np.asarray(scaling.short_factor, np.float32), scaling.attention_factor
     return omega, 1.0
 
 
@@ -204,15 +204,15 @@ def frequencies_of_length(
         return jnp.asarray(omega)[None, None]
     length = jnp.asarray(length if s.context_length is None else s.context_length)
     length = length.reshape(length.shape or (1, 1))[..., None]
-    exponent = jnp.arange(0, dim, 2, dtype=jnp.float32) / dim
+    short = jnp.asarray(omega)[None, None]
     if isinstance(s, LongRopeScaling):
         unscaled = frequencies(RopeConfig(theta=rope.theta), dim)[0]
-        long = jnp.asarray(unscaled / np.array(s.long_factor, np.float32))[None, None]
-        return jnp.where(length > s.original_length, long, jnp.asarray(omega)[None, None])
+        long = jnp.asarray(unscaled / np.asarray(s.long_factor, np.float32))[None, None]
+        return jnp.where(length > s.original_length, long, short)
     beyond = jnp.maximum(length, s.original_length).astype(jnp.float32)
     grown = s.factor * beyond / s.original_length - (s.factor - 1)
-    # not one power of the whole base: theta times a growth of 100 times leaves float32's best range
-    return jnp.asarray(omega)[None, None] * grown ** (-_ntk_exponent(dim) * exponent)[None, None]
+    exponent = jnp.arange(0, dim, 2, dtype=jnp.float32)[None, None] / dim
+    return short * grown ** (-_ntk_exponent(dim) * exponent)
 
 
 def depends_on_length(rope: RopeConfig, longest: int | None = None) -> bool:

@@ -59,6 +59,7 @@ NULLABLE = {
     "parallel_attn",
     "q_lora_rank",
     "sliding_window",
+    "use_qk_norm",
 }
 """Keys that have a default and another meaning where they are null."""
 NULL_IS_ABSENT = {"rope_parameters"}

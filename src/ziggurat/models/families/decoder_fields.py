@@ -113,7 +113,8 @@ class DecoderFields:
     ) -> list[LayerConfig]:
         """Layers that are all alike; scores are multiplied by ``scale``, by default one through the
         root of a head's channels."""
-        rule = AttentionRule(self.channels_per_head**-0.5 if scale is None else scale, window)
+        usual = self.channels_per_head**-0.5
+        rule = AttentionRule(usual if scale is None else scale, window)
         layer = LayerConfig(block=block, rule=rule, rope=self.rope)
         return [layer] * self.n_layers
 
@@ -300,16 +301,16 @@ def write_fields(
     mlp: PlainMlpConfig | None = None,
 ) -> dict[str, Any]:
     """The reverse of :func:`read_fields`, with the MLP where it has no gate."""
-    attention, feed_forward = settings.attention(), mlp or settings.mlp()
+    attention, own = settings.attention(), mlp or settings.mlp()
     return {
         "vocab_size": settings.vocab_size,
         "hidden_size": settings.d_model,
-        "intermediate_size": feed_forward.hidden,
+        "intermediate_size": own.hidden,
         "num_hidden_layers": settings.n_layers,
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
-        act: hf_activation(feed_forward.activation),
+        act: hf_activation(own.activation),
         "max_position_embeddings": settings.max_sequence_length,
         "initializer_range": settings.init_std,
         eps: settings.norm_eps,

@@ -49,7 +49,7 @@ def from_hf(values: Mapping[str, Any]) -> CohereConfig | Cohere2Config:
     settings |= read_rotary(hf, settings["max_sequence_length"])
     settings |= {key: hf.get(key) for key in ("attention_bias", "logit_scale")}
     if hf.model_type == "cohere":
-        settings["head_norm"] = hf.get("use_qk_norm")
+        settings["head_norm"] = bool(hf.get("use_qk_norm"))
         hf.finish()
         return checked(CohereConfig, settings, "config.json")
     for key, said in OF_PUBLISHED.items():

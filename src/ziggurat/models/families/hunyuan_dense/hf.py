@@ -46,6 +46,7 @@ def from_hf(values: Mapping[str, Any]) -> HunyuanDenseConfig:
         theta = settings["rope"].theta
         settings["rope"] = RopeConfig(theta=theta, scaling=NtkScaling(alpha=alpha))
     settings["attention_bias"] = hf.get("attention_bias")
+    hf.given("eod_token_id")  # the tokenizer's
     hf.finish()
     return checked(HunyuanDenseConfig, settings, "config.json")
 
@@ -53,17 +54,15 @@ def from_hf(values: Mapping[str, Any]) -> HunyuanDenseConfig:
 def _alpha(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """``alpha`` of rotary settings of type dynamic, by which they are NTK-aware scaling, and the
     config without that scaling."""
-    found, rest = None, dict(values)
-    for key in ("rope_scaling", "rope_parameters"):
-        form = values.get(key)
-        if not isinstance(form, Mapping) or "alpha" not in form:
-            continue
-        rest[key] = {name: value for name, value in form.items() if name != "alpha"}
-        dynamic = form.get("rope_type", form.get("type")) == "dynamic"
-        if dynamic and form["alpha"]:
-            found = form["alpha"]
-            rest[key] = {name: form[name] for name in ("rope_theta",) if name in form}
-            rest[key]["rope_type"] = "default"
+    forms = ("rope_scaling", "rope_parameters")  # the former goes before the latter
+    form = next((values[key] for key in forms if values.get(key)), None)
+    if not isinstance(form, Mapping) or "alpha" not in form:
+        return None, dict(values)
+    rest = {key: value for key, value in values.items() if key not in forms}
+    dynamic = form.get("rope_type", form.get("type")) == "dynamic"
+    found = form["alpha"] if dynamic and form["alpha"] else None
+    kept = ("rope_theta",) if found is not None else tuple(form.keys() - {"alpha"})
+    rest["rope_parameters"] = {key: form[key] for key in kept if key in form}
     return found, rest
 
 

@@ -61,8 +61,9 @@ def _ministral3(values: Mapping[str, Any]) -> Ministral3Config:
     settings = read_fields(hf)
     settings |= read_rotary(hf, settings["max_sequence_length"])
     original = form.get("original_max_position_embeddings")
-    if original is None and form.get("rope_type", form.get("type")) in ("yarn", "llama3"):
-        original = settings["max_sequence_length"]
+    if form.get("rope_type", form.get("type")) in ("yarn", "llama3", "longrope"):
+        beside = hf.get("original_max_position_embeddings")
+        original = beside or original or settings["max_sequence_length"]
     settings |= {"query_growth": form[GROWTH], "query_growth_length": original or 0}
     window = hf.get("sliding_window")
     same_reach(hf, window)

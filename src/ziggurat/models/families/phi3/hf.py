@@ -18,7 +18,7 @@ from ziggurat.models.families.phi3.config import Phi3Config
 from ziggurat.nn.rope import LongRopeScaling
 
 OLDER_TYPES = ("su", "yarn")
-"""What files of early 2024 call LongRoPE."""
+"""Names of LongRoPE in files of early 2024."""
 
 
 def from_hf(values: Mapping[str, Any]) -> Phi3Config:

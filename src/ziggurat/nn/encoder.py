@@ -17,7 +17,7 @@ from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, Bidirectional, Causal
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.decoder import stack_name
-from ziggurat.nn.encoder_heads import HeadConfig
+from ziggurat.nn.encoder_heads import LogitHeadConfig
 from ziggurat.nn.encoder_inputs import EncoderInputConfig, TokenInput, TokenInputConfig
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.pooling import PoolerConfig
@@ -45,7 +45,7 @@ class EncoderConfig:
     """A learned bias on the scores of every layer by distance (MPNet)."""
     pooler: PoolerConfig | None = None
     """How states become one vector; ``None``: whoever uses the encoder says."""
-    head: HeadConfig | None = None
+    head: LogitHeadConfig | None = None
     """Head over the vector or the states, which gives logits."""
     init_std: float
     """Standard deviation of initial weights."""

@@ -47,8 +47,8 @@ class Transform(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """Config of a :class:`Head`."""
+class LogitHeadConfig:
+    """Config of a :class:`LogitHead`."""
 
     reads: Literal["pooled", "states"]
     """A row's pooled vector (a classifier of texts or images), or every state (of tokens)."""
@@ -62,17 +62,17 @@ class HeadConfig:
 
     def build(
         self, width: int, vocab: int, std: float, precision: Precision, rngs: nnx.Rngs
-    ) -> "Head":
+    ) -> "LogitHead":
         """The head over vectors of ``width``, of an encoder of ``vocab`` token ids."""
-        return Head(self, width, vocab, std, precision, rngs)
+        return LogitHead(self, width, vocab, std, precision, rngs)
 
 
-class Head(nnx.Module):
+class LogitHead(nnx.Module):
     r"""Logits :math:`T(x) W + b` in float32, where ``T`` is a :class:`Transform` or nothing."""
 
     def __init__(
         self,
-        c: HeadConfig,
+        c: LogitHeadConfig,
         width: int,
         vocab: int,
         std: float,

@@ -12,7 +12,7 @@ from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.attention_context import AttentionRule
 from ziggurat.nn.block import BlockConfig, LayerConfig
-from ziggurat.nn.encoder_heads import HeadConfig, TransformConfig
+from ziggurat.nn.encoder_heads import LogitHeadConfig, TransformConfig
 from ziggurat.nn.mlp import Activation, PlainMlpConfig
 from ziggurat.nn.norm import NormConfig
 
@@ -101,7 +101,7 @@ class EncoderFields:
         token: TransformConfig | None = None,
         masked: TransformConfig | None = None,
         bias: bool = True,
-    ) -> HeadConfig | None:
+    ) -> LogitHeadConfig | None:
         """The head.
 
         Args:
@@ -113,10 +113,10 @@ class EncoderFields:
         if self.head == "none":
             return None
         if self.head == "masked_lm":
-            return HeadConfig(reads="states", outputs=None, transform=masked, bias=bias)
+            return LogitHeadConfig(reads="states", outputs=None, transform=masked, bias=bias)
         if self.head == "token":
-            return HeadConfig(reads="states", outputs=len(self.labels), transform=token)
-        return HeadConfig(reads="pooled", outputs=len(self.labels), transform=sequence)
+            return LogitHeadConfig(reads="states", outputs=len(self.labels), transform=token)
+        return LogitHeadConfig(reads="pooled", outputs=len(self.labels), transform=sequence)
 
 
 @config.node

@@ -1,0 +1,152 @@
+"""The encoder's parts by themselves: biased attention, inputs, pooling, relative positions."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ziggurat.core.errors import ConfigError, ShapeError
+from ziggurat.kernels.attention import IMPLEMENTATIONS, AttentionMask, attention
+from ziggurat.models import BertConfig, Dinov2Config, EncoderModel, ModernBertConfig
+from ziggurat.nn.encoder_inputs import TokenInputConfig, cubic_weights, resized_positions
+from ziggurat.nn.pooling import pool
+from ziggurat.nn.precision import Precision
+from ziggurat.nn.relative_positions import RelativePositions, RelativePositionsConfig
+
+BERT = BertConfig(vocab_size=32, d_model=16, n_layers=2, n_heads=2, max_sequence_length=8)
+
+
+def draw(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def test_a_bias_joins_the_scores_in_both_plain_forms():
+    """Against the softmax written out; two query heads share a key head."""
+    query, key, value = draw(2, 5, 4, 8), draw(2, 5, 2, 8, seed=1), draw(2, 5, 2, 8, seed=2)
+    bias, places = draw(4, 5, 5, seed=3), jnp.broadcast_to(jnp.arange(5)[None], (2, 5))
+    seen = jnp.asarray([[1] * 5, [1] * 3 + [0] * 2])
+    mask = AttentionMask(places, places, jnp.ones_like(seen), seen, causal=False)
+    wide = [jnp.repeat(x, 2, axis=2) for x in (key, value)]
+    scores = jnp.einsum("bthc,bshc->bhts", query, wide[0]) * 0.5 + bias[None]
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None] > 0, scores, -1e30), axis=-1)
+    expected = jnp.einsum("bhts,bshc->bthc", weights, wide[1])
+    for name in ("auto", "grouped", "reference"):
+        found = attention(query, key, value, mask, scale=0.5, bias=bias, implementation=name)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    for name in set(IMPLEMENTATIONS) - {"grouped", "reference"}:
+        with pytest.raises(ConfigError):
+            attention(query, key, value, mask, scale=0.5, bias=bias, implementation=name)
+
+
+def test_padding_changes_no_state():
+    for config in (
+        BERT,
+        ModernBertConfig(
+            vocab_size=32, d_model=16, n_layers=4, n_heads=2, window=2, max_sequence_length=8
+        ),
+    ):
+        model = EncoderModel.build(config)
+        params = model.init(jax.random.key(1))
+        short = model.hidden(params, jnp.array([[3, 4, 5]]))
+        padded = model.hidden(
+            params, jnp.array([[3, 4, 5, 9, 9, 0]]), jnp.array([[1, 1, 1, 0, 0, 0]])
+        )
+        np.testing.assert_allclose(padded[:, :3], short, atol=1e-5)
+
+
+def test_windows_hide_what_is_farther_to_either_side():
+    config = ModernBertConfig(
+        vocab_size=32, d_model=16, n_layers=1, n_heads=2, window=2, pattern=("local",)
+    )
+    model = EncoderModel.build(config)
+    params = model.init(jax.random.key(0))
+    first = model.hidden(params, jnp.array([[3, 4, 5, 6, 7, 8, 9]]))
+    other = model.hidden(params, jnp.array([[3, 4, 5, 6, 7, 8, 20]]))
+    moved = np.abs(np.asarray(first - other)).max(-1)[0] > 1e-7
+    assert moved.tolist() == [False] * 4 + [True] * 3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "details", "part"),
+    [
+        (jnp.ones((1, 9), jnp.int32), {}, "found 9 tokens; expected at most 8"),
+        (jnp.ones((1, 3, 8, 8)), {}, None),
+    ],
+    ids=["too-long", "images"],
+)
+def test_other_inputs_are_refused(tokens, details, part):
+    model = EncoderModel.build(BERT)
+    params = model.init(jax.random.key(0))
+    with pytest.raises(ShapeError if part else Exception, match=part):
+        model.hidden(params, tokens, **details)
+
+
+def test_token_types_need_their_table():
+    module = TokenInputConfig(vocab_size=8).build(4, 0.1, Precision(), nnx.Rngs(0))
+    ids = jnp.array([[1, 2]])
+    assert module(ids).shape == (1, 2, 4)
+    with pytest.raises(ShapeError, match="no table"):
+        module(ids, token_types=ids)
+
+
+def test_positions_behind_padding():
+    """As RoBERTa: padding has its own row, and the first token the one behind it."""
+    config = TokenInputConfig(vocab_size=8, positions=10, padding_id=3)
+    assert config.max_length == 6
+    module = config.build(4, 0.1, Precision(), nnx.Rngs(0))
+    rows = module._rows(jnp.array([[5, 3, 6, 7]]), jnp.array([[1, 1, 1, 0]]))
+    assert rows.tolist() == [[4, 3, 5, 3]]
+
+
+def test_hidden_patches_are_the_mask_token():
+    config = Dinov2Config(
+        d_model=16, n_layers=1, n_heads=2, image_size=(8, 8), patch_size=(4, 4), registers=2
+    )
+    model = EncoderModel.build(config)
+    params = model.init(jax.random.key(0))
+    first, second = draw(1, 3, 8, 8), draw(1, 3, 8, 8, seed=1)
+    all_hidden = jnp.ones((1, 4), bool)
+    hidden = [model.hidden(params, x, hidden_patches=all_hidden) for x in (first, second)]
+    np.testing.assert_array_equal(*hidden)
+    assert hidden[0].shape == (1, 1 + 2 + 4, 16)
+    bare = EncoderModel.build(dataclasses.replace(config, mask_token=False))
+    with pytest.raises(ShapeError, match="no mask token"):
+        bare.hidden(bare.init(jax.random.key(0)), first, hidden_patches=all_hidden)
+    for wrong in (draw(1, 1, 8, 8), draw(1, 3, 3, 8)):
+        with pytest.raises(ShapeError, match="expected 3 channels of at least 4 x 4"):
+            model.hidden(params, wrong)
+
+
+def test_resized_positions_keep_a_plane():
+    """Cubic convolution reproduces what is linear, away from the border."""
+    plane = jnp.asarray([[r + 2.0 * c] for r in range(8) for c in range(8)])
+    found = np.asarray(resized_positions(plane, (8, 8), (16, 16))).reshape(16, 16)
+    r, c = (np.arange(16) + 0.5) / 2 - 0.5, (np.arange(16) + 0.5) / 2 - 0.5
+    expected = r[:, None] + 2 * c[None]
+    np.testing.assert_allclose(found[4:-4, 4:-4], expected[4:-4, 4:-4], atol=1e-5)
+    for antialias in (False, True):
+        for new in (3, 5, 8, 20):
+            np.testing.assert_allclose(cubic_weights(8, new, antialias).sum(1), 1, atol=1e-6)
+    np.testing.assert_array_equal(resized_positions(plane, (8, 8), (8, 8)), plane)
+
+
+def test_relative_positions_are_classes_of_distances():
+    c = RelativePositionsConfig(heads=2, rows=32)
+    module = RelativePositions(c, 0.1, Precision(), nnx.Rngs(0))
+    bias = np.asarray(module(jnp.arange(300)))
+    table = np.asarray(module.table[...])
+    assert bias.shape == (2, 300, 300)
+    for query, key, row in ((0, 0, 0), (7, 0, 7), (0, 7, 16 + 7), (299, 0, 15), (0, 299, 31)):
+        np.testing.assert_array_equal(bias[:, query, key], table[row])
+
+
+def test_pooling_of_the_first_and_the_mean_of_the_rest():
+    states = draw(2, 6, 3)
+    found = pool(states, None, "first_and_mean", 3)
+    np.testing.assert_allclose(found[:, :3], states[:, 0])
+    np.testing.assert_allclose(found[:, 3:], states[:, 3:].mean(1), atol=1e-6)
+    gaps = jnp.asarray([[1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0]])
+    np.testing.assert_array_equal(pool(states, gaps, "last"), states[jnp.arange(2), [1, 4]])

@@ -262,7 +262,9 @@ def export_weights(
     for members in sharers.values():
         tensors = [_unstack(name, leaves[name.ours]) for name in members]
         for index, theirs in enumerate(members[0].all_theirs(layers)):
-            parts = [_there(name, array[index]) for name, array in zip(members, tensors)]
+            # as arrays: an entry of a vector (a tensor of no dimensions) would be a bare number
+            entries = (np.asarray(array[index]) for array in tensors)
+            parts = [_there(name, entry) for name, entry in zip(members, entries)]
             yield theirs, _joined(members, parts)
 
 

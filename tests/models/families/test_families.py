@@ -24,7 +24,8 @@ def test_every_case_is_stored(family):
         shape = (1, families.TOKENS, families.VOCABULARY)
         assert len(entry.logits) == 2 if encoder else entry.logits.shape == shape, case
         size = np.abs(entry.logits).max() if encoder else entry.logits.std()
-        assert size > 0.5, "logits too small for a tolerance to mean anything"
+        least = 0.3 if encoder else 0.5  # vectors of two towers are of length one
+        assert size > least, "logits too small for a tolerance to mean anything"
     assert len({entry.logits.tobytes() for entry in stored.values()}) == len(stored)
 
 

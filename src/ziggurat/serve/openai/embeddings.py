@@ -3,7 +3,6 @@
 What embeds is whatever implements :class:`TextEmbedder`; an encoder with its pooling, usually.
 """
 
-import asyncio
 import base64
 import time
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,11 +17,12 @@ from starlette.routing import Route
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import MAX_TEXTS, Body, read
-from ziggurat.serve.errors import ContextTooLong, QueueFull, RequestError, UnknownModel
+from ziggurat.serve.errors import ContextTooLong, RequestError, UnknownModel
 from ziggurat.serve.http import guarded, json_response, unless_gone
 from ziggurat.serve.llm import texts
 from ziggurat.serve.llm.metrics import Metrics, ModelMetrics
 from ziggurat.serve.llm.off_loop import OffLoop
+from ziggurat.serve.openai.call_queue import CallQueue
 
 
 @runtime_checkable
@@ -88,7 +87,7 @@ class EmbeddingService:
     ):
         self._embedder, self._tokenizer, self._name = embedder, tokenizer, name
         self._metrics = ModelMetrics(metrics, name)
-        self._turn, self._waiting, self._max_queue = asyncio.Lock(), 0, max_queue
+        self._queue = CallQueue(max_queue)
         self._off_loop = off_loop or OffLoop()
         self._created = int(time.time())
 
@@ -110,7 +109,7 @@ class EmbeddingService:
         begun = time.monotonic()
         async with self._off_loop.read(request) as body:
             ids, base64_encoded = await body.run(self._ids, body.take())
-        vectors = await unless_gone(request.receive, self._embed(ids))
+        vectors = await unless_gone(request.receive, self._queue.run(self._embedder.embed, ids))
         tokens = sum(map(len, ids))
         self._metrics.embedded(tokens, time.monotonic() - begun)
         data = [
@@ -119,23 +118,6 @@ class EmbeddingService:
         ]
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return json_response({"object": "list", "data": data, "model": self._name, "usage": usage})
-
-    async def _embed(self, ids: list[Sequence[int]]) -> np.ndarray:
-        if self._waiting >= self._max_queue:
-            raise QueueFull.of(self._waiting, self._max_queue)
-        self._waiting += 1
-        try:
-            await self._turn.acquire()
-        finally:
-            self._waiting -= 1
-        # Shielded: a thread cannot be given up, and the next one waits until it is done.
-        return await asyncio.shield(asyncio.ensure_future(self._in_turn(ids)))
-
-    async def _in_turn(self, ids: list[Sequence[int]]) -> np.ndarray:
-        try:
-            return await run_in_threadpool(self._embedder.embed, ids)
-        finally:
-            self._turn.release()
 
     def _ids(self, body: bytes) -> tuple[list[Sequence[int]], bool]:
         """Token ids of each text of a body, and whether vectors are asked for in base64."""

@@ -75,9 +75,8 @@ def openai_parts(
             parts.append(made.part())
         if scorer is not None:
             listed = vectors is None
-            parts.append(
-                ScoreService(scorer, name, metrics, listed=listed, off_loop=off_loop).part()
-            )
+            scores = ScoreService(scorer, name, metrics, listed=listed, off_loop=off_loop)
+            parts.append(scores.part())
         limits = vectors or scorer
         assert limits is not None
         vocabularies.setdefault(

@@ -284,7 +284,8 @@ def _there(name: WeightName, array: np.ndarray) -> np.ndarray:
 def _joined(members: list[WeightName], parts: list[np.ndarray]) -> np.ndarray:
     part = members[0].part
     if part is None:
-        return np.ascontiguousarray(parts[0])
+        # NumPy gives a contiguous array one dimension at least
+        return np.ascontiguousarray(parts[0]).reshape(parts[0].shape)
     axis = part.axis % parts[0].ndim
     shape = list(parts[0].shape)
     shape[axis] = sum(array.shape[axis] for array in parts)

@@ -22,7 +22,6 @@ from ziggurat.nn import (
     GroupedAttentionConfig,
     LayerConfig,
     NormConfig,
-    Packed,
     Precision,
     RopeConfig,
 )
@@ -51,9 +50,6 @@ MIXED = DecoderConfig(
     init_std=0.3,
 )
 GRAPH, STATE = nnx.split(Decoder(MIXED, precision=Precision(), rngs=nnx.Rngs(params=0)))
-CLOSE = 1e-3
-"""Vectors scaled to length one after small random weights magnify rounding: changing weights by one
-part in a million moves a hidden state of size one by as much."""
 TOKENS = jax.random.randint(jax.random.key(1), (2, 12), 0, 40)
 
 
@@ -78,35 +74,6 @@ def test_layers_of_two_kinds_are_two_stacks_with_states_of_their_own():
     assert "delta_net_norm" in STATE["blocks"]
     assert "attention_norm" in STATE["blocks_1"]
     assert float(jnp.std(FULL)) > 0.1
-
-
-def test_packed_documents_are_as_if_alone():
-    segments = jnp.array([[1] * 5 + [2] * 7, [1] * 1 + [2] * 8 + [0] * 3])
-    positions = jnp.array([[*range(5), *range(7)], [0, *range(8), 0, 0, 0]])
-    packed, _ = run(TOKENS, positions, Packed(segments))
-    for row, start, end in ((0, 0, 5), (0, 5, 12), (1, 0, 1), (1, 1, 9)):
-        tokens = TOKENS[row : row + 1, start:end]
-        alone, _ = run(tokens, positions_of(tokens), Causal())
-        np.testing.assert_allclose(packed[row, start:end], alone[0], atol=CLOSE)
-
-
-@pytest.mark.parametrize("storage", ["compute", "int8"])
-def test_rows_of_different_length_share_a_cache(storage):
-    """Padded prompts, then token by token; int8 keys and values are near, not equal."""
-    states = [(stored_as(spec, storage), count) for spec, count in MIXED.states]
-    lengths, close = jnp.array([7, 4]), CLOSE if storage == "compute" else 0.1
-    prompt = jnp.where(jnp.arange(7)[None] < lengths[:, None], TOKENS[:, :7], 39)
-    cache = dataclasses.replace(Cached.empty(states, 2, 12, jnp.float32), counts=lengths)
-    out, cache = run(prompt, positions_of(prompt), cache)
-    assert cache.lengths.tolist() == [7, 4]
-    for row, length in enumerate(lengths.tolist()):
-        np.testing.assert_allclose(out[row, :length], FULL[row, :length], atol=close)
-    rows = jnp.arange(2)
-    for _ in range(5):
-        at = cache.lengths
-        out, cache = run(TOKENS[rows, at][:, None], at[:, None], cache)
-        np.testing.assert_allclose(out[:, 0], FULL[rows, at], atol=close)
-    assert cache.states[1].keys.dtype == (jnp.int8 if storage == "int8" else jnp.float32)
 
 
 def test_flops_of_recurrent_layers_are_counted():

@@ -25,7 +25,14 @@ from ziggurat.models.conversion.weight_names import import_weights
 
 TOKENS, STEPS, VOCABULARY = 24, 3, 48
 """Tokens of an input, how many of them are decoded one by one, and how many there are."""
-MIXTURES = {"deepseek_v3", "gpt_oss", "mixtral", "qwen3_moe"}
+MIXTURES = {
+    "deepseek_v3",
+    "gpt_oss",
+    "granitemoehybrid",
+    "lfm2_moe",
+    "mixtral",
+    "qwen3_moe",
+}
 """Types whose products of experts are loops that have to be compiled."""
 TOLERANCE = 1e-4
 """Largest difference of logits from transformers', for logits of order one."""

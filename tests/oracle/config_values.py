@@ -68,7 +68,10 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "intermediate_size": (16,),
     "kv_lora_rank": (8,),
     "label2id": ({"no": 0},),
+    "full_attn_idxs": ([], [1], [0, 1], [7]),
     "layer_types": (
+        ["conv", "full_attention"],
+        ["conv"] * 2,
         ["full_attention"] * 2,
         ["sliding_attention"] * 2,
         ["sliding_attention", "full_attention"],
@@ -111,6 +114,7 @@ VALUES: Mapping[str, tuple[Any, ...]] = {
     "text_config": (3, []),
     "vision_config": (3, []),
     "topk_group": (1, 2),
+    "time_step_limit": ([0.0, 0.5], [0.5, {"__float__": "Infinity"}], [0.1], None),
     "torch_dtype": ("bfloat16",),
     "v_head_dim": (4,),
     "vocab_size": (64,),
@@ -128,6 +132,9 @@ COMMON: dict[str, Any] = {
     "tie_word_embeddings": False,
     "rms_norm_eps": 1e-5,
     "pad_token_id": 0,
+}
+CONVOLUTIONS = {key: value for key, value in COMMON.items() if key != "rms_norm_eps"} | {
+    "layer_types": ["conv", "full_attention"],
 }
 MOE = {"num_experts_per_tok": 2}
 LATENT = {
@@ -159,7 +166,24 @@ LONG = {
     "long_factor": [1.0, 2.0, 5.0, 9.0],
 }
 BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "granitemoehybrid": (
+        COMMON | MOE | {"layer_types": ["linear_attention", "full_attention"], "mamba_n_heads": 8,
+                        "mamba_d_state": 6, "num_local_experts": 4, "hidden_act": "silu",
+                        "position_embedding_type": "rope", "shared_intermediate_size": 20},
+    ),
+    "lfm2": (
+        CONVOLUTIONS | {"block_multiple_of": 8},
+        CONVOLUTIONS | {"conv_bias": True, "block_auto_adjust_ff_dim": False},
+    ),
+    "lfm2_moe": (
+        CONVOLUTIONS | MOE | {"num_experts": 4, "num_dense_layers": 1, "moe_intermediate_size": 16},
+    ),
     "llama": (COMMON, COMMON | {"tie_word_embeddings": True, "rope_parameters": YARN}),
+    "mamba2": (
+        {"vocab_size": config_parity.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
+         "num_heads": 8, "head_dim": 8, "n_groups": 2, "state_size": 6,
+         "time_step_limit": [0.2, 3.0]},
+    ),
     "mistral": (COMMON, COMMON | {"sliding_window": 5}),
     "mixtral": (COMMON | MOE | {"num_local_experts": 4, "sliding_window": 6},),
     "qwen2": (

@@ -33,9 +33,12 @@ from ziggurat.models.families.gpt2 import Gpt2Config
 from ziggurat.models.families.gpt_neox import GPTNeoXConfig
 from ziggurat.models.families.gpt_oss import GptOssConfig
 from ziggurat.models.families.granite import GraniteConfig
+from ziggurat.models.families.granite_hybrid import GraniteHybridConfig
 from ziggurat.models.families.helium import HeliumConfig
 from ziggurat.models.families.hunyuan_dense import HunyuanDenseConfig
+from ziggurat.models.families.lfm2 import Lfm2Config, Lfm2MoeConfig
 from ziggurat.models.families.llama import LlamaConfig
+from ziggurat.models.families.mamba2 import Mamba2ModelConfig
 from ziggurat.models.families.ministral import Ministral3Config, MinistralConfig
 from ziggurat.models.families.mixtral import MixtralConfig
 from ziggurat.models.families.modernbert import ModernBertConfig
@@ -89,12 +92,16 @@ __all__ = [
     "Gpt2Config",
     "GptOssConfig",
     "GraniteConfig",
+    "GraniteHybridConfig",
     "HeliumConfig",
     "HunyuanDenseConfig",
     "ImageEmbedder",
     "LanguageModel",
+    "Lfm2Config",
+    "Lfm2MoeConfig",
     "LlamaConfig",
     "MPNetConfig",
+    "Mamba2ModelConfig",
     "Ministral3Config",
     "MinistralConfig",
     "MixtralConfig",

@@ -24,6 +24,7 @@ from ziggurat.nn.image_autoencoder import ImageAutoencoder, ImageAutoencoderConf
 from ziggurat.nn.latent_attention import LatentAttention, LatentAttentionConfig
 from ziggurat.nn.layer_state import KeyValueSpec, RecurrentSpec, StateSpec
 from ziggurat.nn.linear import Embedding, Linear
+from ziggurat.nn.mamba2 import Mamba2, Mamba2Config
 from ziggurat.nn.mlp import GatedMLP, GatedMlpConfig, PlainMLP, PlainMlpConfig
 from ziggurat.nn.moe import MixtureOfExperts, MixtureOfExpertsConfig
 from ziggurat.nn.multimodal import MultimodalInputs
@@ -31,6 +32,7 @@ from ziggurat.nn.norm import LayerNorm, NormConfig, RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig
 from ziggurat.nn.router import RouterConfig, Routing
+from ziggurat.nn.short_convolution import ShortConvolution, ShortConvolutionConfig
 
 __all__ = [
     "Attention",
@@ -63,6 +65,8 @@ __all__ = [
     "LayerConfig",
     "LayerNorm",
     "Linear",
+    "Mamba2",
+    "Mamba2Config",
     "MixtureOfExperts",
     "MixtureOfExpertsConfig",
     "MultimodalInputs",
@@ -77,5 +81,7 @@ __all__ = [
     "RopeConfig",
     "RouterConfig",
     "Routing",
+    "ShortConvolution",
+    "ShortConvolutionConfig",
     "StateSpec",
 ]

@@ -82,7 +82,8 @@ class BlockConfig:
 
     mixer: MixerConfig
     """Mixer of positions: attention, or a recurrent layer."""
-    mlp: MlpConfig
+    mlp: MlpConfig | None
+    """Feed-forward part; ``None``: the mixer is all of the block (Mamba)."""
     norm: NormConfig
     norms: NormPlacement = "pre"
     """Where the norms stand."""
@@ -104,6 +105,12 @@ class BlockConfig:
         assert self.norms == "pre" or not self.parallel, self.norms
         assert self.parallel or not self.shared_norm
         assert self.mixer_norm or (self.norms == "pre" and not self.parallel)
+        assert self.mlp is not None or not self.parallel
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Names of what adds to the stream, in order: the mixer's, and ``mlp``."""
+        return (self.mixer.name,) if self.mlp is None else (self.mixer.name, "mlp")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -139,8 +146,8 @@ class Block(nnx.Module):
     ):
         self.config, name = c, c.mixer.name
         setattr(self, name, c.mixer.build(width, std, precision, rngs))
-        self.mlp = c.mlp.build(width, std, precision, rngs)
-        for branch in (name, "mlp"):
+        self.mlp = None if c.mlp is None else c.mlp.build(width, std, precision, rngs)
+        for branch in c.branches:
             left_out = c.shared_norm if branch == "mlp" else not c.mixer_norm
             norms = 1 + (c.norms == "sandwich") - left_out
             parts = [c.norm.build(width, precision) for _ in range(norms)] + [None, None]
@@ -165,6 +172,8 @@ class Block(nnx.Module):
             read = self._read(name, x)
             mixed, state = getattr(self, name)(read, positions, rotation, rule, context, state)
             after = self._add(name, x, mixed)
+        if self.mlp is None:
+            return after, state, None
         with jax.named_scope("mlp"):
             if not c.shared_norm:
                 read = self._read("mlp", x if c.parallel else after)

@@ -4,34 +4,37 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ziggurat.nn.linear import parameter
+from ziggurat.nn.linear import constant, parameter
 from ziggurat.nn.precision import Precision
 
 
 class CausalConvolution(nnx.Module):
-    r"""Depthwise convolution :math:`y_t = \sum_{j=0}^{m-1} w_j x_{t-m+1+j}` over ``m`` taps.
+    r"""Depthwise convolution :math:`y_t = \sum_{j=0}^{m-1} w_j x_{t-m+1+j} + b` over ``m`` taps.
 
     Inputs before a document's first token count as zero.
 
     Args:
         channels: width.
         taps: how many inputs each output sees, its own included.
-        axis: logical name of the channels.
+        axis: logical name of the channels; ``None``: the same on all devices.
         std: standard deviation of the initial weights.
+        bias: whether ``b`` exists.
     """
 
     def __init__(
         self,
         channels: int,
         taps: int,
-        axis: str,
+        axis: str | None,
         *,
         std: float,
+        bias: bool = False,
         precision: Precision,
         rngs: nnx.Rngs,
     ):
         self.taps = taps
         self.weight = parameter(rngs, (taps, channels), (None, axis), std, precision)
+        self.bias = constant(0.0, (channels,), (axis,), precision) if bias else None
 
     def __call__(
         self,
@@ -61,6 +64,8 @@ class CausalConvolution(nnx.Module):
             if document is not None and known is not None:
                 part = jnp.where((known[:, tap : tap + t] == document)[..., None], part, 0)
             out += part * weight[tap][None, None]
+        if self.bias is not None:
+            out += self.bias[...].astype(jnp.float32)[None, None]
         return out.astype(x.dtype), inputs
 
 

@@ -40,6 +40,7 @@ TINY: dict[str, Any] = {
     "max_window_layers": 1,
     "query_pre_attn_scalar": 16,
     "pad_token_id": 0,
+    "state_size": 6,
 }
 """Dimensions of the tiny models, for keys that have a value."""
 LAYERS = 2
@@ -56,6 +57,10 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
     """The same switches in a tiny model: as many layers as show every kind, heads in about the same
     groups, and the length before rotary scaling so short that the input is longer."""
     small = {k: TINY[k] if k in TINY and value else value for k, value in values.items()}
+    if values["model_type"] == "mamba2":
+        groups = min(values["n_groups"], 2)
+        sizes = {"hidden_size": 16, "num_heads": 4, "n_groups": groups, "num_hidden_layers": LAYERS}
+        return small | sizes
     groups = values.get("n_head") or values["num_attention_heads"]
     groups //= values.get("num_key_value_heads") or groups
     kv_heads = 1 if values.get("num_key_value_heads") == 1 else 2

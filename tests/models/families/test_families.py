@@ -70,7 +70,8 @@ def test_config_survives_export(case):
 def test_parameter_counts(case):
     a = ours(case)
     built = sum(leaf.size for leaf in jax.tree.leaves(a.params))
-    buffers = sum(t.size for n, t in a.theirs.items() if n.endswith("e_score_correction_bias"))
+    biases = ("e_score_correction_bias", "expert_bias")
+    buffers = sum(t.size for n, t in a.theirs.items() if n.endswith(biases))
     assert a.model.parameter_count == built == families.load(case).parameters + buffers
 
 

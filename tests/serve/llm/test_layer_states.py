@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tests.nn.test_gated_delta_net import MIXED
+from tests.nn.test_recurrent_stacks import STACKS
 
 from ziggurat import mesh
 from ziggurat.core.errors import ShardingError
 from ziggurat.models import LanguageModel, LlamaConfig
-from ziggurat.nn import DecoderConfig
+from ziggurat.nn import DecoderConfig, RecurrentSpec
 from ziggurat.nn.rope import LongRopeScaling, RopeConfig
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.sampling import SamplingParams
@@ -22,14 +22,15 @@ TENSOR = mesh.build(mesh.MeshConfig(tensor=2), jax.devices()[:2])
 
 @dataclasses.dataclass(frozen=True)
 class MixedConfig:
-    """A family of one: gated delta nets and attention in turn."""
+    """A family of one: recurrent layers and attention in turn."""
 
     kind: str = "mixed"
+    stack: str = "delta_net"
     vocab_size: int = 258  # even, for a mesh of two
     max_sequence_length: int = CONTEXT
 
     def decoder(self) -> DecoderConfig:
-        return dataclasses.replace(MIXED, vocab_size=258, tie_embeddings=False)
+        return dataclasses.replace(STACKS[self.stack], vocab_size=258, tie_embeddings=False)
 
 
 def prompts(*sizes):
@@ -56,9 +57,9 @@ def dense():
     return model, model.init(jax.random.key(0))
 
 
-@pytest.fixture(scope="module")
-def mixed():
-    model = LanguageModel.build(MixedConfig())
+@pytest.fixture(scope="module", params=STACKS)
+def mixed(request):
+    model = LanguageModel.build(MixedConfig(stack=request.param))
     return model, model.init(jax.random.key(3))
 
 
@@ -142,7 +143,12 @@ def test_a_mesh_of_two_gives_the_tokens_of_one_device(dense, tokenizer, storage,
 def test_recurrent_states_are_sharded_too(mixed, by_hand, tokenizer):
     with Engine(*mixed, tokenizer, SETTINGS, mesh=TENSOR) as engine:
         assert together(engine, prompts(5, 30)) == [by_hand(p) for p in prompts(5, 30)]
-        assert all(on_both(engine._runner._cache))
+        cache = engine._runner._cache
+    named = []
+    for spec in dict.fromkeys(spec.layout for spec in cache.specs):
+        recurrent = isinstance(spec, RecurrentSpec)
+        named += [any(array.axes) for array in spec.arrays] if recurrent else [True, True]
+    assert on_both(cache) == named, "every state with a logical axis is shared out"
 
 
 def test_heads_that_do_not_divide_over_the_mesh_are_refused(dense, tokenizer):

@@ -33,12 +33,20 @@ def stacked_layers(d: DecoderConfig | EncoderConfig) -> dict[str, Layers]:
     }
 
 
-def ends(d: DecoderConfig) -> list[WeightName]:
+def ends(
+    d: DecoderConfig, *, embedding: str = "embed_tokens", norm: str = "norm"
+) -> list[WeightName]:
     """All that is not a block: embeddings, the last norm, and the output matrix where there is one
-    of its own."""
+    of its own.
+
+    Args:
+        d: the decoder.
+        embedding: the name of the embeddings there.
+        norm: the name of the last norm there.
+    """
     names = [
-        WeightName("embedding.table", "model.embed_tokens.weight"),
-        WeightName("final_norm.scale", "model.norm.weight"),
+        WeightName("embedding.table", f"model.{embedding}.weight"),
+        WeightName("final_norm.scale", f"model.{norm}.weight"),
     ]
     if d.norm.has_bias:
         names.append(WeightName("final_norm.bias", "model.norm.bias"))

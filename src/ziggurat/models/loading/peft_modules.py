@@ -99,8 +99,10 @@ def adaptable_modules(model: LanguageModel) -> list[AdaptedModule]:
     kernels = {name for name, axis in summed_axes(model).items() if axis == -2}
     found: dict[tuple, list[tuple[WeightName, tuple[int, ...]]]] = collections.defaultdict(list)
     for name in family_of(model.config).hf_names(model.config):
-        if name.ours in kernels and _is_module(name):
-            found[name.theirs, name.layers].append((name, weights[name.ours].shape))
+        shape = weights[name.ours].shape
+        matrix = len(shape) == name.stacked_axes + 2  # experts that are one tensor are no module
+        if name.ours in kernels and matrix and _is_module(name):
+            found[name.theirs, name.layers].append((name, shape))
     return [AdaptedModule(tuple(parts)) for parts in found.values()]
 
 

@@ -36,6 +36,21 @@ def test_every_family_is_counted_to_the_unit(case):
     assert found.decode.memory_bytes == held
 
 
+@pytest.mark.parametrize(
+    ("case", "layers"),
+    [
+        ("mamba2/plain", [(3, "mamba (8 heads)")]),
+        ("lfm2/lfm2_moe", ["convolution, gated mlp (120)", "convolution, 2 of 6 experts of 16"]),
+    ],
+)
+def test_recurrent_layers_in_words(case, layers):
+    config = family_for_architecture(families.load(case).config["architectures"][0]).from_hf(
+        families.load(case).config
+    )
+    found = summarise(LanguageModel.build(config), context=24, sequences=1).layers
+    assert list(found[: len(layers)]) == [x if isinstance(x, tuple) else (1, x) for x in layers]
+
+
 def test_flops_are_those_of_the_traced_program():
     """Without a mask all pairs are computed, so the context here stands for the mean of keys."""
     config = LlamaConfig(vocab_size=32, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=32)

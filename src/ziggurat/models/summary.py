@@ -130,7 +130,9 @@ def _form(layer: LayerConfig) -> str:
     mixer, mlp, rule = layer.block.mixer, layer.block.mlp, layer.rule
     heads = [f"{count} {axis.replace('_', ' ')}" for axis, count in mixer.divided.items()]
     window = [f"window {rule.window}"] if rule.window else []
-    return f"{mixer.name.replace('_', ' ')} ({', '.join(heads + window)}), {_feed_forward(mlp)}"
+    details = ", ".join(heads + window)
+    text = mixer.name.replace("_", " ") + (f" ({details})" if details else "")
+    return text if mlp is None else f"{text}, {_feed_forward(mlp)}"
 
 
 def _feed_forward(mlp: Any) -> str:

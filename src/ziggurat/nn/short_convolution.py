@@ -41,7 +41,7 @@ class ShortConvolutionConfig:
 
     @property
     def divided(self) -> dict[str, int]:
-        return {"mlp": self.channels}
+        return {}
 
     def build(
         self, width: int, std: float, precision: Precision, rngs: nnx.Rngs

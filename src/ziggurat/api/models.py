@@ -136,7 +136,8 @@ def export(
     Args:
         model: a path as for :func:`load`.
         output: new directory.
-        dtype: type of the stored weights; default each weight's own.
+        dtype: type of the stored weights; default each weight's own, of quantised ones float32,
+            which holds their values.
         max_shard_gb: largest safetensors file, in GB.
 
     Returns:
@@ -171,7 +172,7 @@ def write(
     if model.is_dir() and pretrained_vision.is_vision(model):
         vision = pretrained_vision.load(model, precision=precision)
         return vision.source, pretrained_vision.export_hf(vision, output, max_shard_bytes=shard)
-    loaded = pretrained.load(model, precision=precision)
+    loaded = pretrained.load(model, precision=precision, expand=dtype is not None)
     return loaded.source, pretrained.export_hf(loaded, output, max_shard_bytes=shard)
 
 

@@ -62,7 +62,8 @@ def quantize(
             f"output {output}", found="it is not empty", expected="a new or empty directory"
         )
     shown = progress or (lambda _: contextlib.nullcontext(lambda done, of: None))
-    loaded = pretrained.load(model, precision=Precision(as_stored=True))
+    # other programs' quantised files are at times all that is published of a model
+    loaded = pretrained.load(model, precision=Precision(as_stored=True), expand=True)
     wide = _map_floats(lambda leaf: leaf.astype("float32"), loaded.params)
     with shown("quantising") as told:
         done = quantize_weights(

@@ -30,15 +30,15 @@ def import_(
     another program's checkpoint into a checkpoint that every command takes. No pickle is executed.
 
     Args:
-        kind: hf (config.json and safetensors), gguf (one file, dequantised), diffusers
+        kind: hf (config.json and safetensors), gguf (one file), diffusers
             (model_index.json, or a DiT's config.json) or weights (a .pt file, a DCP or Orbax
             directory, safetensors, of Hugging Face, TorchTitan, MaxText, Megatron-core or
             nanoGPT).
         source: the directory or file, or a repository of the Hugging Face hub: owner/name,
             owner/name@revision, owner/name/FILE.gguf.
         output: new directory for the checkpoint.
-        dtype: type of the stored weights; default each weight's own (GGUF's quantised weights:
-            float32).
+        dtype: type of the stored weights, of quantised ones too; default each weight's own, and
+            quantised weights stay so.
         verify: hf and gguf: compare logits with transformers, refuse the model if they differ, and
             keep the result beside the weights; auto: if transformers is installed and the weights
             are floats.
@@ -69,7 +69,8 @@ def import_(
     if kind == "hf" and pretrained_vision.is_vision(source):
         return _import_vision(source, output, verify, precision)
     with console.progress("reading") as told:
-        model = pretrained.load(source, precision=precision, told=told)
+        expand = dtype is not None
+        model = pretrained.load(source, precision=precision, told=told, expand=expand)
     _say_what(model.model.config.kind, model.model.parameter_count, model.params)
     records: dict[str, Any] = {"source": hub.name_of(source)}
     quantised = formats_of(model.params)

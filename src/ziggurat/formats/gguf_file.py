@@ -1,4 +1,5 @@
-"""GGUF files (llama.cpp): metadata, tensors dequantised to float32, and the tokenizer's pieces.
+"""GGUF files (llama.cpp): metadata, tensors as float32 or in their blocks, and the tokenizer's
+pieces.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -10,13 +11,15 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 
 from ziggurat.core.errors import CheckpointError, did_you_mean
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """Token types of ``tokenizer.ggml.token_type``."""
 
+_ROWS = 4096
+"""Rows of matrices that are compared at once."""
 _FLOATS = {"F16": np.float16, "BF16": ml_dtypes.bfloat16}
 
 
@@ -122,22 +125,20 @@ class GgufFile:
         Raises:
             CheckpointError: no tensor of this name, or a storage type that cannot be dequantised.
         """
-        from gguf import dequantize
-
-        if name not in self._tensors:
-            raise CheckpointError(
-                f"GGUF file {self.path}: tensor {name}",
-                found="no such tensor",
-                expected=f"one of {len(self.tensors)} tensors",
-                fix=did_you_mean(name, self.tensors),
-            )
-        tensor, info = self._tensors[name], self.tensors[name]
+        tensor, info = self._known(name), self.tensors[name]
         if tensor.data.dtype.kind == "i":
             return np.array(tensor.data).reshape(info.shape)
+        return self._floats(name, tensor.data).reshape(info.shape)
+
+    def _floats(self, name: str, data: np.ndarray) -> np.ndarray:
+        """Some rows of a tensor as float32."""
+        from gguf import dequantize
+
+        tensor, info = self._known(name), self.tensors[name]
         if info.quantization == "F64":
-            return tensor.data.astype(np.float32).reshape(info.shape)
+            return data.astype(np.float32)
         try:
-            values = dequantize(tensor.data, tensor.tensor_type)
+            return np.array(dequantize(data, tensor.tensor_type), np.float32)
         except NotImplementedError:
             raise CheckpointError(
                 f"GGUF file {self.path}: tensor {name}",
@@ -145,7 +146,43 @@ class GgufFile:
                 expected="a type the gguf package can dequantise",
                 fix="use a file of another quantisation, such as Q8_0 or F16",
             ) from None
-        return np.array(values, np.float32).reshape(info.shape)
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two tensors hold equal values. Of blocks of one type the bytes are compared, of
+        others a few rows at a time."""
+        first, second = self._known(one), self._known(other)
+        if self.tensors[one].shape != self.tensors[other].shape:
+            return False
+        if first.tensor_type == second.tensor_type:
+            return np.array_equal(first.data, second.data)
+        for start in range(0, first.data.shape[0], _ROWS):
+            rows = slice(start, start + _ROWS)
+            some = self._floats(one, first.data[rows]), self._floats(other, second.data[rows])
+            if not np.array_equal(*some):
+                return False
+        return True
+
+    def blocks(self, name: str) -> UInt8[np.ndarray, "*rows blocks bytes"]:
+        """The blocks of a quantised tensor as they are stored, by rows.
+
+        Raises:
+            CheckpointError: no tensor of this name.
+        """
+        from gguf import GGML_QUANT_SIZES
+
+        tensor, info = self._known(name), self.tensors[name]
+        values, size = GGML_QUANT_SIZES[tensor.tensor_type]
+        return tensor.data.reshape(*info.shape[:-1], info.shape[-1] // values, size)
+
+    def _known(self, name: str) -> Any:
+        if name not in self._tensors:
+            raise CheckpointError(
+                f"GGUF file {self.path}: tensor {name}",
+                found="no such tensor",
+                expected=f"one of {len(self.tensors)} tensors",
+                fix=did_you_mean(name, self.tensors),
+            )
+        return self._tensors[name]
 
     def tokenizer(self) -> GgufTokenizer:
         """The tokenizer's pieces.

@@ -22,6 +22,8 @@ from ziggurat.models.language_model import LanguageModel, Params
 FORMATS_FILE = "quantization.json"
 """Formats of the quantised weights inside a checkpoint step."""
 _STACKED = ("layers", "experts")
+SCALE_PARTS = ("scale", "zero_point", "super_scale", "offset", "super_offset")
+"""Parts of a quantised weight that tiles of inputs share."""
 
 
 def summed_axes(model: LanguageModel) -> dict[str, int]:
@@ -67,9 +69,11 @@ def quantized(model: LanguageModel, formats: Mapping[str, WeightFormat]) -> Lang
         # scales lie on every device along the summed axis: tiles need not divide over a mesh
         scale: list[str | None] = [*names]
         scale[axis[name]] = None
+        by_part = dict.fromkeys(SCALE_PARTS, tuple(scale))
+        by_part |= {"qvalue": tuple(names), "high": tuple(names), "order": (*names[:-2], None)}
         whole = shapes(name, leaf)
-        parts = dataclasses.replace(whole, qvalue=tuple(names), scale=tuple(scale))
-        return dataclasses.replace(parts, zero_point=whole.zero_point and tuple(scale))
+        there = {part: a for part, a in by_part.items() if getattr(whole, part) is not None}
+        return dataclasses.replace(whole, **there)
 
     return dataclasses.replace(
         model,
@@ -84,9 +88,21 @@ def formats_of(params: Params) -> dict[str, WeightFormat]:
     return {n: leaf.format for n, leaf in leaves.items() if isinstance(leaf, QuantizedWeight)}
 
 
-def dequantized(params: Params) -> Params:
-    """Parameters with every quantised weight as an array again."""
-    return jax.tree.map(dense, params, is_leaf=is_quantized)
+def dequantized(params: Params, dtype: Any = None) -> Params:
+    """Parameters with every quantised weight as an array again.
+
+    Args:
+        params: the parameters.
+        dtype: of those arrays; default each weight's own. A value times its scale need not be a
+            number of the type of the scale; float32 holds it to its last bit.
+    """
+
+    def one(weight: Any) -> Any:
+        if is_quantized(weight) and dtype is not None:
+            return dense(weight.astype("float32")).astype(dtype)
+        return dense(weight)
+
+    return jax.tree.map(one, params, is_leaf=is_quantized)
 
 
 def formats_text(formats: Mapping[str, WeightFormat]) -> str:

@@ -237,7 +237,7 @@ def begin(
 
 
 def _reference(path: Path, model: LanguageModel, layout: Layout) -> Params:
-    found = pretrained.load(path)
+    found = pretrained.load(path, expand=not formats_of(model.abstract))
     if found.model.config != model.config or formats_of(found.params) != formats_of(model.abstract):
         raise ConfigError(
             "objective.reference",

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.pytrees import map_named, named_leaves
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, is_quantized
-from ziggurat.kernels.linear.quantized import FOUR_BIT, QTYPES
+from ziggurat.kernels.linear.quantized import QTYPES
+from ziggurat.kernels.linear.weight_types import FOUR_BIT
 from ziggurat.quantize.recipe import Recipe, Rule, assign, module_of
 
 Progress = Callable[[str, int, int], None]

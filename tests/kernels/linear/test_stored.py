@@ -19,7 +19,7 @@ from ziggurat.kernels.linear import (
     stored,
     take_rows,
 )
-from ziggurat.kernels.linear.quantized import FOUR_BIT
+from ziggurat.kernels.linear.weight_types import FOUR_BIT
 
 RNG = np.random.default_rng(0)
 

@@ -8,7 +8,6 @@ point for kernels over stacks of expert weights.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +15,15 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
 from ziggurat.core.registry import Registry
-from ziggurat.kernels.grouped_matmul.blocked import blocked_matmul
+from ziggurat.kernels.grouped_matmul.blocked import blocked_matmul, blocked_quantized_matmul
 from ziggurat.kernels.grouped_matmul.reference import reference_matmul, row_groups
-from ziggurat.kernels.linear import LoraWeight, QuantizedWeight, dense, rounded_activations
+from ziggurat.kernels.linear import (
+    LoraWeight,
+    QuantizedWeight,
+    dense,
+    is_quantized,
+    rounded_activations,
+)
 from ziggurat.kernels.placement import PORTABLE, platform
 
 __all__ = ["IMPLEMENTATIONS", "PREFERRED", "grouped_matmul", "row_groups"]
@@ -62,8 +67,11 @@ def grouped_matmul(
     Args:
         x: rows sorted by group: the first ``sizes[0]`` belong to group 0, and so on. Rows beyond
             the sum of ``sizes`` belong to none; their result and gradient are 0.
-        kernel: a matrix per group; a quantised or adapted one is made an array first. Where its
-            format has a type of activations, rows are rounded to it, each with scales of its own.
+        kernel: a matrix per group. Of a quantised one, matrices that have rows are dequantised,
+            one at a time, by ``auto`` and ``blocked``; other implementations make it an array
+            first. Where its format has a type of activations, rows are rounded to it, each with
+            scales of its own. An adapted one is taken part by part if its base is quantised, else
+            made an array.
         sizes: rows of each group, 0 allowed; their sum is at most ``n``.
         implementation: ``auto``, or a name of :data:`IMPLEMENTATIONS`.
 
@@ -89,19 +97,19 @@ def grouped_matmul(
             found=f"rows of {x.shape[1]} channels",
             expected=f"{kernel.shape[1]} as the kernel has",
         )
-    if isinstance(kernel, LoraWeight) and _rounds(kernel.base):
+    if isinstance(kernel, LoraWeight) and is_quantized(kernel.base):
         base, thin = (
             grouped_matmul(x, part, sizes, implementation=implementation)
             for part in (kernel.base, kernel.a)
-        )  # part by part: the adapter multiplies what is not rounded
+        )  # the adapter multiplies what is not rounded
         added = grouped_matmul(thin, kernel.b, sizes, implementation=implementation)
         return base + kernel.scale * added
+    if isinstance(kernel, QuantizedWeight):
+        x = rounded_activations(x, kernel)
+        if implementation in ("auto", "blocked"):
+            return blocked_quantized_matmul(x, kernel, sizes)
     if isinstance(kernel, (QuantizedWeight, LoraWeight)):
-        x, kernel = rounded_activations(x, kernel), dense(kernel).astype(x.dtype)
+        kernel = dense(kernel).astype(x.dtype)
     if implementation == "auto":
         implementation = PREFERRED.get(platform(), "ragged")
     return IMPLEMENTATIONS[implementation](x, kernel, sizes)
-
-
-def _rounds(kernel: Any) -> bool:
-    return isinstance(kernel, QuantizedWeight) and kernel.format.activation is not None

@@ -5,9 +5,13 @@ A block starts at a group's row and may reach into the next group. Blocks are wr
 those rows are overwritten by their own group's block, and no row is moved or padded.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from ziggurat.kernels.linear import QuantizedWeight, dense, is_quantized
 
 MOST_ROWS = 128
 """Largest block: its matmul is large enough to hide the loop."""
@@ -30,7 +34,26 @@ def blocked_matmul(
     return _product(x, kernel, sizes, transposed=False)
 
 
-def _product(x: Array, kernel: Array, sizes: Array, *, transposed: bool) -> Array:
+@jax.custom_vjp
+def blocked_quantized_matmul(
+    x: Float[Array, "n d"], kernel: QuantizedWeight, sizes: Int[Array, " e"]
+) -> Float[Array, "n f"]:
+    """:func:`blocked_matmul` by quantised matrices: only those that have rows are dequantised, and
+    one at a time. Differentiable in ``x``."""
+    return _product(x, kernel, sizes, transposed=False)
+
+
+def _matrix(kernel: Any, group: Array, dtype: Any) -> Array:
+    """A group's matrix as an array."""
+
+    def taken(part: Array) -> Array:
+        return jax.lax.dynamic_index_in_dim(part, group, keepdims=False)
+
+    one = jax.tree.map(taken, kernel)
+    return dense(one).astype(dtype) if is_quantized(kernel) else one
+
+
+def _product(x: Array, kernel: Any, sizes: Array, *, transposed: bool) -> Array:
     n, size = x.shape[0], block_rows(x.shape[0], kernel.shape[0])
     width = kernel.shape[1] if transposed else kernel.shape[2]
     contract = (((1,), (1 if transposed else 0,)), ((), ()))
@@ -39,7 +62,7 @@ def _product(x: Array, kernel: Array, sizes: Array, *, transposed: bool) -> Arra
     def block(index: Array, out: Array) -> Array:
         group, at, _ = _place(index, sizes, size)
         rows = jax.lax.dynamic_slice_in_dim(padded, at, size)
-        matrix = jax.lax.dynamic_index_in_dim(kernel, group, keepdims=False)
+        matrix = _matrix(kernel, group, x.dtype)
         some = jax.lax.dot_general(rows, matrix, contract, preferred_element_type=jnp.float32)
         return jax.lax.dynamic_update_slice_in_dim(out, some.astype(out.dtype), at, 0)
 
@@ -99,4 +122,13 @@ def _backward(kept: tuple[Array, Array, Array], dy: Array):
     return _product(dy, kernel, sizes, transposed=True), _outer(x, dy, kernel, sizes), None
 
 
+def _quantized_forward(x: Array, kernel: QuantizedWeight, sizes: Array):
+    return blocked_quantized_matmul(x, kernel, sizes), (kernel, sizes)
+
+
+def _quantized_backward(kept: tuple[QuantizedWeight, Array], dy: Array):
+    return _product(dy, *kept, transposed=True), None, None
+
+
 blocked_matmul.defvjp(_forward, _backward)
+blocked_quantized_matmul.defvjp(_quantized_forward, _quantized_backward)

@@ -23,10 +23,11 @@ from ziggurat.kernels.linear.quantized import (
     QuantizedWeight,
     Weight,
     WeightFormat,
-    WeightType,
+    in_stored_order,
     is_quantized,
     rounded_activations,
 )
+from ziggurat.kernels.linear.weight_types import WeightType
 from ziggurat.mesh import active_ways
 
 __all__ = [
@@ -105,6 +106,7 @@ def project(
     if isinstance(kernel, LoraWeight):
         thin = project(project(x, kernel.a, implementation=implementation), kernel.b)
         return project(x, kernel.base, implementation=implementation) + kernel.scale * thin
+    x, kernel = in_stored_order(x, kernel)
     if implementation == "auto":
         implementation = _choose(x, kernel)
     if implementation != "stored":
@@ -147,6 +149,7 @@ def project_rows(x: Float[Array, "... d"], table: Weight | PackedWeight) -> Floa
     >>> project_rows(jnp.ones((2, 3)), jnp.ones((5, 3))).shape
     (2, 5)
     """
+    x, table = in_stored_order(x, table)
     if stored.serves(x, [table], -1):
         return stored.products(x, [table], -1)[0]
     table = table.unpacked() if isinstance(table, PackedWeight) else table
@@ -168,6 +171,8 @@ def take_rows(
         return table.rows(ids)
     if isinstance(table, jax.Array) and table.dtype in (jnp.bfloat16, jnp.float16):
         return _narrow_rows(table, ids)
+    if isinstance(table, QuantizedWeight):
+        return table.rows(ids)
     return dense(jax.tree.map(lambda part: jnp.take(part, ids, axis=0), table))
 
 

@@ -15,13 +15,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.cpu.library import available
-from ziggurat.kernels.linear.quantized import (
-    FOUR_BIT,
-    QuantizedWeight,
-    Weight,
-    WeightFormat,
-    WeightType,
-)
+from ziggurat.kernels.linear.quantized import QuantizedWeight, Weight, WeightFormat
+from ziggurat.kernels.linear.weight_types import FOUR_BIT, WeightType
 from ziggurat.kernels.placement import one_device, platform
 
 PANEL = 64
@@ -159,7 +154,8 @@ def packs(weight: Any, axis: int) -> bool:
 def knows(format: WeightFormat) -> bool:
     """Whether the C++ matmul supports a format of quantised weights."""
     tiled = format.tile_size is None or format.tile_size % BLOCK == 0
-    return format.weight in INTEGERS and format.activation is None and tiled
+    plain = format.in_qwix and not format.ordered
+    return plain and format.weight in INTEGERS and format.activation is None and tiled
 
 
 def _panels(part: np.ndarray, axis: int) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 A :class:`QuantizedWeight` stands in a parameter tree where a kernel or a table stood. It is a
 pytree node, so stacking, scanning, sharding and checkpoints treat its parts as they treat arrays;
-operations see its type and take the quantised path. Numbers are Qwix's (https://github.com/google/qwix):
-the same quantisation, the same matmuls. Four-bit values are kept two in a byte, since XLA on CPUs
-and the array store give an ``int4`` a whole byte.
+operations see its type and take the quantised path. Numbers of the types that Qwix
+(https://github.com/google/qwix) knows are Qwix's: the same quantisation, the same matmuls. Other
+programs' block formats (scales of scales, offsets, permuted inputs) are dequantised here.
 """
 
 import dataclasses
@@ -14,14 +14,23 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Integer, UInt8
+from jaxtyping import Array, Float, Int
 
 from ziggurat.core.registry import Registry
+from ziggurat.kernels.linear.weight_types import (
+    FOUR_BIT,
+    TYPES,
+    WeightType,
+    decoded,
+    pack,
+    unpack,
+)
 
-WeightType = Literal["int8", "int4", "nf4", "fp8_e4m3", "fp8_e5m2"]
-"""Types of weights: integers, the 4-bit normal float of QLoRA, 8-bit floats."""
 ActivationType = Literal["int8", "fp8_e4m3"]
 """Types to which activations may be quantised as they come, one scale per token."""
+ScaleType = Literal["float16", "float8_e4m3fn", "e8m0", "int8", "uint8"]
+"""Types of scales other than the weight's own; ``e8m0`` is a power of two, a byte of its exponent
+with bias 127."""
 
 QTYPES: dict[str, Any] = {
     "int8": "int8",
@@ -30,8 +39,7 @@ QTYPES: dict[str, Any] = {
     "fp8_e4m3": "float8_e4m3fn",
     "fp8_e5m2": "float8_e5m2",
 }
-"""Qwix's names."""
-FOUR_BIT = frozenset({"int4", "nf4"})
+"""Qwix's names of the types that it knows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,34 +56,85 @@ class WeightFormat:
     activation_tile_size: int | None = None
     """Inputs of one token that share a scale; ``None``: all of them. Qwix's rules tile activations
     as weights; compressed-tensors has one scale a token."""
+    scale: ScaleType | None = None
+    """Type of the scales; ``None``: that of the dequantised weight."""
+    offset: bool = False
+    """Whether an offset of the scales' type is added for each tile."""
+    super_tile: int | None = None
+    """Inputs that share a scale of scales, and one of offsets; 0: all inputs of an output channel;
+    ``None``: scales are final."""
+    ordered: bool = False
+    """Whether inputs are stored in another order (GPTQ's activation order)."""
 
     @property
     def stored_dtype(self) -> jnp.dtype:
         """Type of the stored array."""
-        return jnp.dtype("uint8" if self.weight in FOUR_BIT else QTYPES[self.weight])
+        return jnp.dtype(TYPES[self.weight].dtype)
+
+    @property
+    def scale_dtype(self) -> jnp.dtype | None:
+        """Type of the array of scales; ``None``: that of the dequantised weight."""
+        if self.scale is None:
+            return None
+        return jnp.dtype("uint8" if self.scale == "e8m0" else self.scale)
+
+    @property
+    def super_dtype(self) -> jnp.dtype:
+        """Type of the scales of scales: llama.cpp's are float16, NVFP4's float32."""
+        return jnp.dtype("float16" if self.super_tile else "float32")
+
+    @property
+    def in_qwix(self) -> bool:
+        """Whether Qwix knows the format."""
+        own = self.scale is not None or self.offset or self.super_tile is not None
+        return self.weight in QTYPES and not own
+
+    def tiles(self, inputs: int) -> int:
+        """Scales of one output channel."""
+        return 1 if self.tile_size is None else inputs // self.tile_size
 
     def abstract(self, shape: tuple[int, ...], dtype: Any, axis: int) -> "QuantizedWeight":
         """Shapes and types of a weight ``shape`` in this format.
 
         Args:
             shape: of the float weight.
-            dtype: of its scales.
+            dtype: of the dequantised weight.
             axis: over which matmuls sum, -1 or -2.
         """
-        stored, scales = list(shape), list(shape)
-        stored[axis] //= 2 if self.weight in FOUR_BIT else 1
-        scales[axis] = 1 if self.tile_size is None else shape[axis] // self.tile_size
-        scale = jax.ShapeDtypeStruct(tuple(scales), dtype)
-        zero_point = None if self.symmetric else jax.ShapeDtypeStruct(scale.shape, jnp.int8)
-        qvalue = jax.ShapeDtypeStruct(tuple(stored), self.stored_dtype)
-        return QuantizedWeight(qvalue, scale, zero_point, self, axis)
+        kind, inputs = TYPES[self.weight], shape[axis]
+
+        def part(size: int, dtype: Any) -> jax.ShapeDtypeStruct:
+            sizes = list(shape)
+            sizes[axis] = size
+            return jax.ShapeDtypeStruct(tuple(sizes), jnp.dtype(dtype))
+
+        scale = part(self.tiles(inputs), self.scale_dtype or dtype)
+        outer = None
+        if self.super_tile is not None:
+            outer = part(inputs // self.super_tile if self.super_tile else 1, self.super_dtype)
+        order = jax.ShapeDtypeStruct((*shape[:-2], inputs), jnp.dtype("int32"))
+        return QuantizedWeight(
+            qvalue=part(inputs * kind.low // 8, kind.dtype),
+            scale=scale,
+            zero_point=None if self.symmetric else part(self.tiles(inputs), jnp.int8),
+            format=self,
+            axis=axis,
+            high=part(inputs * kind.high // 8, jnp.uint8) if kind.high else None,
+            super_scale=outer,
+            offset=scale if self.offset else None,
+            super_offset=outer if self.offset else None,
+            order=order if self.ordered else None,
+            float_type=None if self.scale is None else str(jnp.dtype(dtype)),
+        )
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuantizedWeight:
-    r"""A weight as :math:`W \approx (q - z) \cdot s`, with one scale ``s`` for each output channel
-    and tile of inputs. Its parts may be arrays, shapes, shardings or axis names, as in any pytree.
+    r"""A weight as :math:`W \approx (q - z) \cdot s + o`, with one scale ``s``, zero point ``z``
+    and offset ``o`` for each output channel and tile of inputs. Scales and offsets may be quantised
+    themselves, with a float for each super-tile. Its parts may be arrays, shapes, shardings or axis
+    names, as in any pytree.
 
     >>> x = pack(jnp.array([[1, -2], [3, 7]], jnp.int4), axis=0)
     >>> w = QuantizedWeight(x, jnp.full((1, 2), 0.5), None, WeightFormat("int4"), -2)
@@ -84,8 +143,8 @@ class QuantizedWeight:
     """
 
     qvalue: Any
-    """``[..., d, f]`` (tables: ``[v, d]``); four-bit types have two values of the summed axis in
-    each byte, the first in the low half."""
+    """``[..., d, f]`` (tables: ``[v, d]``); types of fewer than eight bits have several values of
+    the summed axis in each byte, see :mod:`ziggurat.kernels.linear.weight_types`."""
     scale: Any
     """As ``qvalue``, with as many entries along the summed axis as there are tiles."""
     zero_point: Any
@@ -93,12 +152,24 @@ class QuantizedWeight:
     format: WeightFormat = dataclasses.field(metadata={"static": True})
     axis: int = dataclasses.field(metadata={"static": True})
     """The axis over which matmuls sum: -2 of a kernel, -1 of a table."""
+    high: Any = None
+    """The upper bits of values of 3, 5 or 6 bits; ``None`` for other types."""
+    super_scale: Any = None
+    """Floats that multiply the scales, one for each super-tile; or ``None``."""
+    offset: Any = None
+    """Added to each tile, as ``scale``; or ``None``."""
+    super_offset: Any = None
+    """Floats that multiply the offsets, as ``super_scale``."""
+    order: Int[Array, "... d"] | Any = None
+    """Number of the input that each stored input is; ``None``: they lie in order."""
+    float_type: str | None = dataclasses.field(default=None, metadata={"static": True})
+    """Type of the dequantised weight, where it is not that of the scales."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the float weight."""
         shape = list(self.qvalue.shape)
-        shape[self.axis] *= 2 if self.format.weight in FOUR_BIT else 1
+        shape[self.axis] = shape[self.axis] * 8 // TYPES[self.format.weight].low
         return tuple(shape)
 
     @property
@@ -113,7 +184,7 @@ class QuantizedWeight:
     @property
     def dtype(self) -> Any:
         """Type of the dequantised weight."""
-        return self.scale.dtype
+        return self.scale.dtype if self.float_type is None else jnp.dtype(self.float_type)
 
     @property
     def nbytes(self) -> int:
@@ -121,8 +192,13 @@ class QuantizedWeight:
         return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(self))
 
     def astype(self, dtype: Any) -> "QuantizedWeight":
-        """The weight with results of type ``dtype``."""
-        return dataclasses.replace(self, scale=self.scale.astype(dtype))
+        """The weight with results of type ``dtype``; scales of a type of their own stay as they are."""
+        if self.float_type is not None:
+            return dataclasses.replace(self, float_type=str(jnp.dtype(dtype)))
+        parts = {"scale": self.scale.astype(dtype)}
+        if self.offset is not None:
+            parts["offset"] = self.offset.astype(dtype)
+        return dataclasses.replace(self, **parts)
 
     def __getitem__(self, index: Any) -> "QuantizedWeight":
         """All of it for ``[...]``, as NNX reads a parameter; a layer or an expert for an index."""
@@ -130,8 +206,15 @@ class QuantizedWeight:
             return self
         return jax.tree.map(lambda part: part[index], self)
 
+    def rows(self, ids: Int[Array, "*n"]) -> Float[Array, "*n d"]:
+        """Rows of a table, the only ones that are dequantised."""
+        table = dataclasses.replace(self, order=None)
+        some = jax.tree.map(lambda part: jnp.take(part, ids, axis=0), table)
+        return dataclasses.replace(some, order=self.order).dequantized()
+
     def qarray(self) -> Any:
-        """Qwix's ``QArray`` of this weight."""
+        """Qwix's ``QArray`` of this weight, inputs in the order in which they are stored; for
+        formats that it knows."""
         from qwix import QArray
 
         qvalue = self.qvalue
@@ -140,10 +223,46 @@ class QuantizedWeight:
         return QArray(qvalue, self.scale, self.zero_point, QTYPES[self.format.weight])
 
     def dequantized(self) -> Float[Array, "..."]:
-        """The float weight, of the scales' type."""
-        import qwix
+        """The float weight, of :attr:`dtype`."""
+        if self.format.in_qwix:
+            import qwix
 
-        return qwix.dequantize(self.qarray())
+            return self._in_order(qwix.dequantize(self.qarray()))
+        values = decoded(self.qvalue, self.high, self.axis, TYPES[self.format.weight])
+        inputs = values.shape[self.axis]
+
+        def spread(part: Any) -> Any:
+            return jnp.repeat(part, inputs // part.shape[self.axis], axis=self.axis)
+
+        if self.zero_point is not None:
+            values = values - spread(self.zero_point).astype(jnp.float32)
+        values = values * spread(self._final(self.scale, self.super_scale))
+        if self.offset is not None:
+            values = values + spread(self._final(self.offset, self.super_offset))
+        return self._in_order(values.astype(self.dtype))
+
+    def _final(self, part: Any, outer: Any) -> Float[Array, "..."]:
+        """Scales or offsets in float32."""
+        if self.format.scale == "e8m0":
+            # 0 stands for 2**-127, which XLA flushes to zero as all below the least normal number
+            power = jax.lax.bitcast_convert_type(part.astype(jnp.uint32) << 23, jnp.float32)
+            floats = jnp.where(part == 255, jnp.float32("nan"), power)
+        else:
+            floats = part.astype(jnp.float32)
+        if outer is None:
+            return floats
+        each = floats.shape[self.axis] // outer.shape[self.axis]
+        return floats * jnp.repeat(outer.astype(jnp.float32), each, axis=self.axis)
+
+    def _in_order(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
+        if self.order is None:
+            return values
+        back = jnp.argsort(self.order, axis=-1)
+        lead = back.shape[:-1]
+        shape = (*lead, -1, 1) if self.axis % self.ndim == self.ndim - 2 else (*lead, 1, -1)
+        if not lead:  # rows of a table may have any number of leading axes
+            return jnp.take(values, back, axis=self.axis)
+        return jnp.take_along_axis(values, back.reshape(shape), axis=self.axis)
 
     @classmethod
     def of(cls, array: Any, format: WeightFormat, axis: int) -> "QuantizedWeight":
@@ -170,24 +289,13 @@ def dense(weight: Weight) -> Float[Array, "..."]:
     return weight.dequantized() if isinstance(weight, QuantizedWeight) else weight
 
 
-def pack(values: Any, axis: int) -> UInt8[Array, "..."]:
-    """Four-bit integers, two in a byte along ``axis``, the first in the low half."""
-    halves = jnp.moveaxis(values, axis, -1).astype(jnp.int8).astype(jnp.uint8) & 0xF
-    packed = halves[..., 0::2] | (halves[..., 1::2] << 4)
-    return jnp.moveaxis(packed, -1, axis)
-
-
-def unpack(packed: UInt8[Array, "..."], axis: int, *, signed: bool) -> Integer[Array, "..."]:
-    """The reverse of :func:`pack`; int8 if signed, else uint8.
-
-    >>> unpack(pack(jnp.array([[-8, 7, 3, -1]], jnp.int4), -1), -1, signed=True).tolist()
-    [[-8, 7, 3, -1]]
-    """
-    axis %= packed.ndim
-    pairs = jnp.stack([packed & 0xF, packed >> 4], axis=axis + 1)
-    shape = (*packed.shape[:axis], 2 * packed.shape[axis], *packed.shape[axis + 1 :])
-    values = pairs.reshape(shape)
-    return (values ^ 8).astype(jnp.int8) - 8 if signed else values
+def in_stored_order(x: Float[Array, "... d"], weight: Any) -> tuple[Float[Array, "... d"], Any]:
+    """Activations and a weight for the same matmul without a permutation: the activations are
+    permuted instead, which are fewer."""
+    if not isinstance(weight, QuantizedWeight) or weight.order is None:
+        return x, weight
+    format = dataclasses.replace(weight.format, ordered=False)
+    return x[..., weight.order], dataclasses.replace(weight, order=None, format=format)
 
 
 def _quantized_activations(x: Float[Array, "... d"], format: WeightFormat) -> Any:
@@ -227,10 +335,14 @@ def qwix_product(
     x: Float[Array, "... d"], weight: QuantizedWeight, preferred: Any
 ) -> Float[Array, "... f"]:
     """The definition of :func:`product`."""
-    import qwix
-
+    x, weight = in_stored_order(x, weight)
     format, axis = weight.format, x.ndim - 1
     numbers = (((axis,), (weight.axis % weight.ndim,)), ((), ()))
+    if not format.in_qwix:
+        x, right = rounded_activations(x, weight), weight.dequantized().astype(x.dtype)
+        return jax.lax.dot_general(x, right, numbers, preferred_element_type=preferred)
+    import qwix
+
     left: Any = x if format.activation is None else _quantized_activations(x, format)
     with jax.numpy_dtype_promotion("standard"):  # Qwix (0.1.8) multiplies int32 sums by scales
         return qwix.dot_general(left, weight.qarray(), numbers, preferred_element_type=preferred)

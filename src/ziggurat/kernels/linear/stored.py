@@ -19,13 +19,12 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.cpu.operation import operation, usable
 from ziggurat.kernels.linear.packed import INTEGERS, PANEL, PackedWeight, knows
 from ziggurat.kernels.linear.quantized import (
-    FOUR_BIT,
     QuantizedWeight,
     Weight,
     WeightFormat,
-    WeightType,
     qwix_product,
 )
+from ziggurat.kernels.linear.weight_types import FOUR_BIT, WeightType
 from ziggurat.kernels.placement import one_device
 
 MOST_TOGETHER = 8

@@ -10,7 +10,7 @@ from ziggurat.core.errors import ModelError, did_you_mean
 from ziggurat.core.registry import Registry
 from ziggurat.models.conversion.architectures import check_head, model_type_of
 from ziggurat.models.conversion.config_keys import recorded_classes
-from ziggurat.models.conversion.weight_names import TensorSource, WeightName
+from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.language_model import ModelConfig
 from ziggurat.models.two_tower_model import TwoTowerFamilyConfig
@@ -51,8 +51,6 @@ class Family:
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """By the ends of names of tensors that repeat another, the end of that one's name: a head's
     matrix that is the embedding."""
-    view: Callable[[TensorSource], TensorSource] = lambda tensors: tensors
-    """Published tensors as ``hf_names`` has them, where they are stored in another form."""
     gguf_architectures: tuple[str, ...] = ()
     """Values of ``general.architecture`` that this family reads."""
 

@@ -20,9 +20,12 @@ from ziggurat.formats import GgufFile, SafetensorsDirectory, write_sharded
 from ziggurat.mesh import Layout
 from ziggurat.models import adapters
 from ziggurat.models.conversion import token_ids
-from ziggurat.models.conversion.compressed_tensors import compressed, groups
 from ziggurat.models.conversion.dropped_tensors import Head, check_dropped, stored_head
 from ziggurat.models.conversion.gguf import tokenizer_of
+from ziggurat.models.conversion.quantization.checkpoint import present_names, quantized_table
+from ziggurat.models.conversion.quantization.gguf_blocks import GgufReader
+from ziggurat.models.conversion.quantization.methods import method_reader
+from ziggurat.models.conversion.quantization.module import MethodReader
 from ziggurat.models.conversion.weight_names import (
     StoredWeight,
     TensorSource,
@@ -97,8 +100,9 @@ def load(
     precision: Precision | None = None,
     layout: Layout | None = None,
     told: Told | None = None,
+    expand: bool = False,
 ) -> Pretrained:
-    """Read a trained model.
+    """Read a trained model. Quantised weights of other programs stay quantised.
 
     Args:
         path: a run directory (its newest intact step), a step directory, a Hugging Face directory
@@ -110,6 +114,7 @@ def load(
             keep the types of the files.
         layout: where parameters go; default the first device.
         told: told of the weights of a Hugging Face directory or a GGUF file, one by one.
+        expand: make floats of the quantised weights of a Hugging Face directory or a GGUF file.
 
     Raises:
         ModelError: nothing of the kind is there, or the architecture or a switch is unknown.
@@ -125,15 +130,15 @@ def load(
         )
     if path.is_file():
         _check_gguf(path)
-        return _load_gguf(path, precision, layout, told)
+        return _load_gguf(path, precision, layout, told, expand)
     step = step_directory(path)
     if step is not None:
         return _load_step(step, hub.name_of(path), precision, layout)
     if peft.is_peft(path):
-        base = load(peft.base_of(path), precision=precision, layout=layout)
+        base = load(peft.base_of(path), precision=precision, layout=layout, expand=expand)
         return _with_adapters(base, path, *peft.read_peft(path, base.model))
     if (path / "config.json").is_file():
-        return _load_hf(path, precision, layout, told)
+        return _load_hf(path, precision, layout, told, expand)
     raise ModelError(
         f"model {path}",
         found="neither checkpoints nor config.json",
@@ -207,7 +212,7 @@ def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | N
 
 def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int = 5 * 10**9) -> Path:
     """Write ``config.json``, safetensors and tokenizer as transformers reads them; quantised
-    weights as floats again.
+    weights as float32, which loses nothing, or as the type they were read with.
 
     Raises:
         CheckpointError: the directory is there already.
@@ -217,15 +222,18 @@ def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int =
         raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
     family = family_of(pretrained.model.config)
     values = family.to_hf(pretrained.model.config)
-    dtype = float_type(pretrained.params)
+    params = pretrained.params
+    quantised = formats_of(params)
+    if quantised:
+        precision = pretrained.model.precision
+        params = dequantized(params, "float32" if precision.as_stored else precision.param)
+    dtype = float_type(params)
+    if quantised:
+        _log.warning("%d quantised weights are written as %s", len(quantised), dtype)
     ids = token_ids.special(pretrained.tokenizer, pretrained.token_ids)
     values |= {"dtype": dtype, "torch_dtype": dtype, **ids}
     layers = pretrained.model.decoder.n_layers
     names = family.hf_names(pretrained.model.config)
-    params = pretrained.params
-    if formats := formats_of(params):
-        _log.warning("%d quantised weights are written as %s", len(formats), dtype)
-        params = dequantized(params)
     with atomic.new_directory(directory) as target:
         pretrained.tokenizer.save(target)
         tensors = export_weights(names, params, layers=layers)
@@ -337,11 +345,11 @@ def _hf_model(
     """Model config and, if the weights are quantised, the config of that."""
     family, values = hf_family(path)
     _refuse_encoder(family, path)
-    settings = values.get("quantization_config")
-    if isinstance(settings, dict) and settings.get("quant_method") == "mxfp4":
-        settings = None  # the family's own: its view of the tensors dequantises them
-    else:
-        values.pop("quantization_config", None)
+    settings = values.pop("quantization_config", None)
+    beside = path / "hf_quant_config.json"  # ModelOpt's own file
+    if settings is None and beside.is_file():
+        found = hf_values(beside)
+        settings = {"quant_method": "modelopt"} | dict(found.get("quantization") or {})
     return family, LanguageModel.build(family.from_hf(values), precision), settings
 
 
@@ -392,33 +400,38 @@ def hf_values(file: Path) -> dict[str, Any]:
 
 
 def _load_hf(
-    path: Path, precision: Precision | None, layout: Layout | None, told: Told | None
+    path: Path,
+    precision: Precision | None,
+    layout: Layout | None,
+    told: Told | None,
+    expand: bool,
 ) -> Pretrained:
     family, described, settings = _hf_model(path, precision)
-    if settings is not None:
-        groups(settings)  # what it refuses is told before any file is missed
-    tensors: TensorSource = family.view(SafetensorsDirectory(path))
+    # what a method refuses is told before any file is missed
+    reader = None if settings is None else method_reader(settings)
+    tensors: TensorSource = SafetensorsDirectory(path)
+    present = tensors if reader is None else present_names(reader, tensors)
 
     def names_of(config: Any) -> list[WeightName]:
-        return named_as_found(family.hf_names(config), tensors, family.base)
+        return named_as_found(family.hf_names(config), present, family.base)
 
     head = stored_head(described.config, names_of, tensors)
     model = described
     if head.config != model.config:
         model = LanguageModel.build(head.config, precision)
-    if settings is not None:
-        formats, names, tensors = compressed(settings, head.names, tensors, model)
-        head = dataclasses.replace(head, names=names)
-        model = quantized(model, formats)
-    params = read_weights(family, model, head, tensors, layout, told)
+    model, params = _read(family, model, head, tensors, reader, layout, told, expand)
     tokenizer = HuggingFaceTokenizer.load(path)
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
     ids = token_ids.stated(hf_family(path)[1])
-    return Pretrained(model.typed_as(params), params, tokenizer, hub.name_of(path), str(path), ids)
+    return Pretrained(model, params, tokenizer, hub.name_of(path), str(path), ids)
 
 
 def _load_gguf(
-    path: Path, precision: Precision | None, layout: Layout | None, told: Told | None
+    path: Path,
+    precision: Precision | None,
+    layout: Layout | None,
+    told: Told | None,
+    expand: bool,
 ) -> Pretrained:
     file = GgufFile(path)
     family = family_for_architecture(str(file.metadata.get("general.architecture")), gguf=True)
@@ -429,10 +442,32 @@ def _load_gguf(
     head = stored_head(settings, family.gguf_names, file)
     model = LanguageModel.build(head.config, precision)
     head = dataclasses.replace(head, copies=head.copies | {ROPE_DIVISORS})
-    params = read_weights(family, model, head, file, layout, told)
+    reader = GgufReader(file)
+    model, params = _read(family, model, head, file, reader, layout, told, expand)
     tokenizer = tokenizer_of(file)
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
-    return Pretrained(model.typed_as(params), params, tokenizer, path.stem, str(path))
+    return Pretrained(model, params, tokenizer, path.stem, str(path))
+
+
+def _read(
+    family: Family,
+    model: LanguageModel,
+    head: Head,
+    tensors: TensorSource,
+    reader: MethodReader | None,
+    layout: Layout | None,
+    told: Told | None,
+    expand: bool,
+) -> tuple[LanguageModel, Params]:
+    """The model with its weights' types, and its parameters."""
+    if reader is not None:
+        table = quantized_table(reader, head.names, tensors, model, expand=expand)
+        if table.expanded and expand:
+            _log.warning("%d quantised tensors become floats", table.expanded)
+        head, tensors = dataclasses.replace(head, names=table.names), table.tensors
+        model = quantized(model, table.formats)
+    params = read_weights(family, model, head, tensors, layout, told)
+    return model.typed_as(params), params
 
 
 def read_weights(

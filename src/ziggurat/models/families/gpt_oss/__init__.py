@@ -3,7 +3,6 @@
 from ziggurat.models.families.family import FAMILIES, Family
 from ziggurat.models.families.gpt_oss import hf
 from ziggurat.models.families.gpt_oss.config import GptOssConfig
-from ziggurat.models.families.gpt_oss.mxfp4 import DequantizedExperts
 
 FAMILIES.add(
     "gpt_oss",
@@ -14,7 +13,6 @@ FAMILIES.add(
         from_hf=hf.from_hf,
         to_hf=hf.to_hf,
         hf_names=hf.hf_names,
-        view=DequantizedExperts,
     ),
 )
 

@@ -42,18 +42,8 @@ def from_hf(values: Mapping[str, Any]) -> GptOssConfig:
     if "local" in settings["pattern"] and hf.get("sliding_window") is None:
         raise ModelError("config.json: sliding_window", found="null", expected="a number of tokens")
     hf.refuse_unless("experts_per_token", (chosen,), "it says the same as num_experts_per_tok")
-    _check_quantization(hf.get("quantization_config", {}))
     hf.finish()
     return checked(GptOssConfig, settings, "config.json")
-
-
-def _check_quantization(values: Mapping[str, Any]) -> None:
-    """MXFP4 is dequantised as it is read; anything else is refused."""
-    method = values.get("quant_method", "mxfp4") if isinstance(values, Mapping) else values
-    if method != "mxfp4":
-        raise ModelError(
-            "config.json: quantization_config", found=repr(method), expected="'mxfp4' or none"
-        )
 
 
 def to_hf(config: GptOssConfig) -> dict[str, Any]:

@@ -105,13 +105,13 @@ def settings(**changes):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (settings(quant_method="gptq"), "quant_method: found 'gptq'"),
-        (settings(format="nvfp4-pack-quantized"), "format: found nvfp4-pack-quantized"),
-        (settings(kv_cache_scheme={"num_bits": 8}), "kv_cache_scheme"),
+        (settings(quant_method="hqq"), "quant_method: found 'hqq'"),
+        (settings(format="marlin-24"), "format: found marlin-24"),
+        (settings(sparsity_config={"format": "sparse-24-bitmask"}), "sparsity_config"),
         (settings(config_groups={}), "config_groups"),
         (weights(num_bits=3), "found 3-bit int"),
         (weights(strategy="block"), "strategy: found block"),
-        (weights(actorder="group"), "actorder: found group"),
+        (weights(actorder="dynamic-group"), "actorder: found dynamic-group"),
         (weights(strategy="tensor", symmetric=False), "symmetric: found False"),
     ],
 )
@@ -137,15 +137,19 @@ def test_static_and_other_activations_are_refused(inputs, says, write):
         pretrained.load(write("int8-activations", change))
 
 
-def test_layers_of_one_weight_must_be_alike(write):
+def test_layers_of_one_weight_that_are_not_alike_become_floats(write, caplog):
     def change(settings, tensors):
         module = "model.layers.1.mlp.up_proj"
         for part in ("packed", "scale", "shape"):
             del tensors[f"{module}.weight_{part}"]
         tensors[f"{module}.weight"] = np.zeros((48, 32), np.float32)
 
-    with pytest.raises(CheckpointError, match=r"layers\.1\.mlp\.up_proj: found float weights"):
-        pretrained.load(write("mixed", change))
+    loaded = pretrained.load(write("mixed", change))
+    up = loaded.params["blocks"]["mlp"]["up"]["kernel"]
+    assert up.dtype == jnp.float32
+    assert np.asarray(up[0]).any()
+    assert not np.asarray(up[1]).any()
+    assert "float (model.layers.1.mlp.up_proj.weight)" in caplog.text
 
 
 def test_words_that_do_not_fit_are_named(write):

@@ -2,8 +2,8 @@
 
 MXFP4 (Open Compute Project, Microscaling Formats 1.0): blocks of 32 share a power of two. GPT-OSS
 has them as ``X_blocks [e, f, d / 32, 16]`` with ``X_scales [e, f, d / 32]``. NVFP4 (NVIDIA): blocks
-of 16 share a float8, and these a float32: ModelOpt's ``weight_scale_2``, which multiplies them, or the
-``weight_global_scale`` of compressed-tensors, which divides them. Two values are in a byte, the
+of 16 share a float8, and these a float32: ModelOpt's ``weight_scale_2``, which multiplies them, or
+the ``weight_global_scale`` of compressed-tensors, which divides them. Two values are in a byte, the
 first in the low half.
 """
 

@@ -204,21 +204,23 @@ def _mix_on_mesh(
     tokens = layout.sharding(("batch", "sequence", None), x.shape, "an activation").spec
     over_experts, over_width = layout.spec(("experts", "mlp"))
     split = _names(over_experts) + _names(over_width)
-    specs = {
-        name: {"kernel": PartitionSpec(over_experts, *axes)}
-        | ({"bias": PartitionSpec(over_experts, axes[1])} if "bias" in parameters[name] else {})
-        for name, axes in (
-            ("gate", (None, over_width)),
-            ("up", (None, over_width)),
-            ("down", (over_width, None)),
-        )
-    }
+    ways = math.prod(layout.sizes[axis] for axis in _names(over_width))
+    _refuse_rounding(parameters)
+    specs = {}
+    for name, axes in (
+        ("gate", (None, over_width)),
+        ("up", (None, over_width)),
+        ("down", (over_width, None)),
+    ):
+        whole = PartitionSpec(over_experts, *axes)
+        kernel, spec = _sharded(parameters[name]["kernel"], whole, ways)
+        parameters[name] |= {"kernel": kernel}
+        specs[name] = {"kernel": spec}
+        if "bias" in parameters[name]:
+            specs[name] |= {"bias": PartitionSpec(over_experts, axes[1])}
     # each axis that splits the experts or their width is an axis of the tokens too, or of neither
     along = {axis: d for d in (0, 1) for axis in _names(tokens[d]) if axis in split}
     alike = tuple(axis for axis in split if axis not in along)
-    _refuse_rounding(parameters)
-    parameters = jax.tree.map(dense, parameters, is_leaf=is_weight_node)
-    ways = math.prod(layout.sizes[axis] for axis in _names(over_width))
     parts = math.prod(layout.sizes[axis] for axis in _names(over_experts))
 
     def gathered(array: Array) -> Array:
@@ -246,6 +248,26 @@ def _mix_on_mesh(
         out_specs=tokens,
         check_vma=False,  # the grouped matmul's loops start from zeros that are alike everywhere
     )(x, chosen, weights, parameters)
+
+
+def _sharded(kernel: Any, spec: PartitionSpec, ways: int) -> tuple[Any, Any]:
+    """A stack of kernels as devices take their share of it, and the specs of its parts.
+
+    A quantised one stays so, unless devices share its inputs and a part does not divide by tiles.
+    """
+    experts, inputs, outputs = spec
+    if not isinstance(kernel, QuantizedWeight) or (inputs and kernel.order is not None):
+        return dense(kernel) if is_weight_node(kernel) else kernel, spec
+    order = None if kernel.order is None else PartitionSpec(experts, None)
+    parts = dataclasses.replace(kernel, order=None)
+    sizes = [part.shape[-2] for part in jax.tree.leaves(parts)]
+    if inputs and any(size > 1 and size % ways for size in sizes):
+        return dense(kernel), spec
+
+    def one(part: Array) -> PartitionSpec:
+        return PartitionSpec(experts, inputs if part.shape[-2] > 1 else None, outputs)
+
+    return kernel, dataclasses.replace(jax.tree.map(one, parts), order=order)
 
 
 def _refuse_rounding(parameters: dict[str, dict[str, Any]]) -> None:

@@ -99,6 +99,56 @@ def test_products_are_those_of_the_dequantised_weight(kind, tile, symmetric):
         close(project(x, made).astype(jnp.float32), x, floats(made))
 
 
+BLOCKS = [
+    WeightFormat("uint4", tile_size=32, scale="float16", offset=True),
+    WeightFormat("iq4", tile_size=32, scale="float16"),
+    WeightFormat("fp4_e2m1", tile_size=32, scale="e8m0"),
+    WeightFormat("fp4_bitsandbytes", tile_size=64),
+]
+"""Other programs' blocks of four bits that panels hold."""
+
+
+def block_weight(format, k, n, axis):
+    """A random matrix in one of these formats, as numpy arrays."""
+    like = format.abstract((k, n) if axis == -2 else (n, k), jnp.float32, axis)
+
+    def drawn(part):
+        if part.dtype == jnp.uint8:
+            low, high = (0, 256) if part is like.qvalue else (122, 127)
+            return RNG.integers(low, high, part.shape).astype(np.uint8)
+        return RNG.uniform(0.1, 1.0, part.shape).astype(part.dtype)
+
+    return jax.tree.map(drawn, like)
+
+
+@pytest.mark.parametrize("axis", [-2, -1])
+@pytest.mark.parametrize("format", BLOCKS, ids=lambda format: format.weight)
+def test_blocks_of_other_programs_in_panels(format, axis):
+    """Few rows and many; the matrix in panels is the matrix, and takes the room it may take."""
+    for rows, k, n in ((1, 64, 96), (3, 192, 37), (7, 64, 130)):
+        made = block_weight(format, k, n, axis)
+        panels = packed(made, axis)
+        matrix = np.asarray(dense(made), np.float64)
+        x = jnp.asarray(RNG.normal(size=(rows, k)), jnp.float32)
+        assert stored.serves(x, [panels], axis)
+        found = (project if axis == -2 else project_rows)(x, panels)
+        close(found, x, matrix if axis == -2 else matrix.T)
+        np.testing.assert_array_equal(panels.dense(), dense(made))
+        if axis == -1:
+            found = take_rows(panels, jnp.array([n - 1, 0]))
+            np.testing.assert_array_equal(found, matrix[[n - 1, 0]])
+
+
+def test_blocks_that_would_grow_too_much_are_not_packed():
+    """K-quants' scales of six bits and NVFP4's of eight would be float32 in panels."""
+    for format in (
+        WeightFormat("uint4", tile_size=32, scale="int8", offset=True, super_tile=256),
+        WeightFormat("fp4_e2m1", tile_size=16, scale="float8_e4m3fn", super_tile=0),
+    ):
+        like = format.abstract((256, 64), jnp.float32, -2)
+        assert not packs(jax.tree.map(lambda part: np.zeros(part.shape, part.dtype), like), -2)
+
+
 @pytest.mark.parametrize("axis", [-2, -1])
 @pytest.mark.parametrize(("kind", "tile", "symmetric"), FORMS)
 def test_products_with_panels_too(kind, tile, symmetric, axis):

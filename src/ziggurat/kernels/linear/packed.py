@@ -24,7 +24,18 @@ PANEL = 64
 BLOCK = 32
 """Tiles of scales are multiples of it."""
 FLOATS = ("float32", "bfloat16")
-INTEGERS: tuple[WeightType, ...] = ("int8", "int4", "nf4")
+INTEGERS: tuple[WeightType, ...] = (
+    "int8",
+    "int4",
+    "nf4",
+    "uint4",
+    "iq4",
+    "fp4_e2m1",
+    "fp4_bitsandbytes",
+)
+"""Quantised types that the C++ code reads."""
+GROWTH = 1.2
+"""Bound of the size in panels, whose scales are float32, relative to the size as stored."""
 
 
 @jax.tree_util.register_dataclass
@@ -53,6 +64,8 @@ class PackedWeight:
     """The axis over which matmuls sum: -2 of a kernel, -1 of a table."""
     outputs: int = dataclasses.field(metadata={"static": True})
     """Columns; the last panel may hold fewer than 64."""
+    offset: Any = None
+    """As ``scale``."""
 
     @classmethod
     def of(cls, weight: Any, axis: int) -> "PackedWeight":
@@ -65,9 +78,14 @@ class PackedWeight:
         outputs = weight.shape[-1 if axis == -2 else -2]
         if not isinstance(weight, QuantizedWeight):
             return cls(_panels(weight, axis), None, None, None, None, axis, outputs)
-        zero = None if weight.zero_point is None else _panels(weight.zero_point, axis)
+        if not weight.format.in_qwix:
+            weight = jax.tree.map(np.asarray, weight.plain())
+        zero, offset = (
+            None if part is None else _panels(part, axis)
+            for part in (weight.zero_point, weight.offset)
+        )
         values, scale = _panels(weight.qvalue, axis), _panels(weight.scale, axis)
-        return cls(values, scale, zero, None, weight.format, axis, outputs)
+        return cls(values, scale, zero, None, weight.format, axis, outputs, offset)
 
     def layer(self, index: Int[Array, ""]) -> "PackedWeight":
         """One layer of a stack, without a copy."""
@@ -115,10 +133,11 @@ class PackedWeight:
             part = part.reshape(wide)
             return part[:, : self.outputs] if self.axis == -2 else part[: self.outputs]
 
-        values, scale, zero = map(flat, (self.values, self.scale, self.zero_point))
+        parts = (self.values, self.scale, self.zero_point, self.offset)
+        values, scale, zero, offset = map(flat, parts)
         if self.format is None:
             return values
-        return QuantizedWeight(values, scale, zero, self.format, self.axis)
+        return QuantizedWeight(values, scale, zero, self.format, self.axis, offset=offset)
 
     def dense(self) -> Float[Array, "..."]:
         """The matrix as an array."""
@@ -131,10 +150,12 @@ class PackedWeight:
         def taken(part: Any) -> Any:
             return None if part is None else part[ids // PANEL, :, ids % PANEL]
 
-        values, scale, zero = map(taken, (self.values, self.scale, self.zero_point))
+        parts = (self.values, self.scale, self.zero_point, self.offset)
+        values, scale, zero, offset = map(taken, parts)
         if self.format is None:
             return values
-        return QuantizedWeight(values, scale, zero, self.format, -1).dequantized()
+        whole = QuantizedWeight(values, scale, zero, self.format, -1, offset=offset)
+        return whole.dequantized()
 
 
 def packs(weight: Any, axis: int) -> bool:
@@ -148,14 +169,20 @@ def packs(weight: Any, axis: int) -> bool:
     if not isinstance(weight, QuantizedWeight):
         return False  # an adapted one
     summed = weight.axis % weight.ndim == axis % weight.ndim
-    return knows(weight.format) and summed and weight.dtype == jnp.float32 and inputs % BLOCK == 0
+    known = knows(weight.format) and summed and weight.dtype == jnp.float32 and inputs % BLOCK == 0
+    return known and (weight.format.in_qwix or _plain_bytes(weight) <= GROWTH * weight.nbytes)
 
 
 def knows(format: WeightFormat) -> bool:
-    """Whether the C++ matmul supports a format of quantised weights."""
+    """Whether the C++ matmul supports a format of quantised weights, its scales made plain."""
     tiled = format.tile_size is None or format.tile_size % BLOCK == 0
-    plain = format.in_qwix and not format.ordered
-    return plain and format.weight in INTEGERS and format.activation is None and tiled
+    read = format.weight in INTEGERS and not format.ordered
+    return read and format.activation is None and tiled
+
+
+def _plain_bytes(weight: QuantizedWeight) -> int:
+    scales = math.prod(weight.scale.shape) * 4 * (1 if weight.offset is None else 2)
+    return math.prod(weight.qvalue.shape) + scales
 
 
 def _panels(part: np.ndarray, axis: int) -> np.ndarray:

@@ -192,7 +192,7 @@ class QuantizedWeight:
         return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(self))
 
     def astype(self, dtype: Any) -> "QuantizedWeight":
-        """The weight with results of type ``dtype``; scales of a type of their own stay as they are."""
+        """The weight with results of type ``dtype``; scales of a type of their own stay so."""
         if self.float_type is not None:
             return dataclasses.replace(self, float_type=str(jnp.dtype(dtype)))
         parts = {"scale": self.scale.astype(dtype)}
@@ -222,13 +222,28 @@ class QuantizedWeight:
             qvalue = unpack(qvalue, self.axis, signed=self.format.weight == "int4")
         return QArray(qvalue, self.scale, self.zero_point, QTYPES[self.format.weight])
 
+    def plain(self) -> "QuantizedWeight":
+        """The weight with scales and offsets in float32, one for each tile, as they are used."""
+        scale = self._final(self.scale, self.super_scale)
+        offset = None if self.offset is None else self._final(self.offset, self.super_offset)
+        format = dataclasses.replace(self.format, scale=None, super_tile=None)
+        return dataclasses.replace(
+            self,
+            scale=scale,
+            offset=offset,
+            super_scale=None,
+            super_offset=None,
+            format=format,
+            float_type=None,
+        )
+
     def dequantized(self) -> Float[Array, "..."]:
         """The float weight, of :attr:`dtype`."""
         if self.format.in_qwix:
             import qwix
 
             return self._in_order(qwix.dequantize(self.qarray()))
-        values = decoded(self.qvalue, self.high, self.axis, TYPES[self.format.weight])
+        values = decoded(jnp.asarray(self.qvalue), self.high, self.axis, TYPES[self.format.weight])
         inputs = values.shape[self.axis]
 
         def spread(part: Any) -> Any:
@@ -248,7 +263,7 @@ class QuantizedWeight:
             power = jax.lax.bitcast_convert_type(part.astype(jnp.uint32) << 23, jnp.float32)
             floats = jnp.where(part == 255, jnp.float32("nan"), power)
         else:
-            floats = part.astype(jnp.float32)
+            floats = jnp.asarray(part).astype(jnp.float32)
         if outer is None:
             return floats
         each = floats.shape[self.axis] // outer.shape[self.axis]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.cpu.operation import operation, usable
-from ziggurat.kernels.linear.packed import INTEGERS, PANEL, PackedWeight, knows
+from ziggurat.kernels.linear.packed import FLOATS, INTEGERS, PANEL, PackedWeight, knows
 from ziggurat.kernels.linear.quantized import (
     QuantizedWeight,
     Weight,
@@ -29,7 +29,7 @@ from ziggurat.kernels.placement import one_device
 
 MOST_TOGETHER = 8
 """Weights in one call."""
-_STORED = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3, "nf4": 4}
+_STORED = {name: number for number, name in enumerate((*FLOATS, *INTEGERS))}
 """Numbers of the types in the C++ code."""
 
 
@@ -63,7 +63,8 @@ def _reads(kernel: Any, first: Any) -> bool:
     if not isinstance(kernel, QuantizedWeight) or kernel.format != first.format:
         return False
     whole = kernel.format.weight not in FOUR_BIT or kernel.shape[-2] % 2 == 0
-    return knows(kernel.format) and whole and kernel.axis in (-2, 0)
+    plain = knows(kernel.format) and kernel.format.in_qwix
+    return plain and whole and kernel.axis in (-2, 0)
 
 
 def stored_project(
@@ -98,10 +99,11 @@ def products(
         "packed": packed,
         "scaled": format is not None,
         "shifted": format is not None and not format.symmetric,
+        "offset": format is not None and format.offset,
         "layered": packed and first.index is not None,
     }
     if packed:
-        parts = [part for w in each for part in (w.values, w.scale, w.zero_point)]
+        parts = [part for w in each for part in (w.values, w.scale, w.zero_point, w.offset)]
         parts = [part for part in (*parts, first.index) if part is not None]
         made = [y[:, : w.outputs] for y, w in zip(_project(rows, *parts, **given), each)]
     else:
@@ -110,7 +112,7 @@ def products(
 
 
 def _shapes(x: Any, *parts: Any, **given: Any) -> list[jax.ShapeDtypeStruct]:
-    size = 1 + given["scaled"] + given["shifted"]
+    size = 1 + given["scaled"] + given["shifted"] + given["offset"]
     values = parts[: len(parts) - given["layered"] : size]
     columns = [part.shape[-3] * PANEL if given["packed"] else part.shape[-1] for part in values]
     return [jax.ShapeDtypeStruct((x.shape[0], n), jnp.float32) for n in columns]
@@ -124,6 +126,7 @@ def _plain(
     packed: bool,
     scaled: bool,
     shifted: bool,
+    offset: bool,
     layered: bool,
 ) -> list[Array]:
     if layered:
@@ -131,16 +134,24 @@ def _plain(
         parts = tuple(stack[index] for stack in stacks)
     if packed:
         parts = tuple(part.transpose(1, 0, 2).reshape(part.shape[1], -1) for part in parts)
-    size = 1 + scaled + shifted
+    size = 1 + scaled + shifted + offset
     each = [parts[i : i + size] for i in range(0, len(parts), size)]
     if not scaled:
         return [x @ kernel.astype(x.dtype) for (kernel,) in each]
     tile_size = None if tile == x.shape[1] else tile
     names: dict[int, WeightType] = {_STORED[name]: name for name in INTEGERS}
-    format = WeightFormat(names[stored], tile_size=tile_size, symmetric=not shifted)
+    kind = names[stored]
+    format = WeightFormat(kind, tile_size=tile_size, symmetric=not shifted, offset=offset)
     kernels = [
-        QuantizedWeight(values, scale, zeros[0] if zeros else None, format, -2)
-        for values, scale, *zeros in each
+        QuantizedWeight(
+            values,
+            scale,
+            third[0] if shifted else None,
+            format,
+            -2,
+            offset=third[0] if offset else None,
+        )
+        for values, scale, *third in each
     ]
     return [qwix_product(x, kernel, jnp.float32) for kernel in kernels]
 

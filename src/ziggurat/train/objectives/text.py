@@ -88,8 +88,8 @@ def abstract_model(run: RunConfig, layout: Layout) -> LanguageModel:
 
 
 def load_start(run: RunConfig) -> "pretrained.Pretrained | None":
-    """Load the weights that a run starts from, if it names any. Other programs' quantised weights become
-    floats, which gradients need, unless adapters are trained beside them."""
+    """Load the weights that a run starts from, if it names any. Other programs' quantised weights
+    become floats, which gradients need, unless adapters are trained beside them."""
     if isinstance(run.model, PretrainedModel):
         return pretrained.load(run.model.path, expand=run.adapter is None)
     return None

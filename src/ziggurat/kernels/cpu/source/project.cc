@@ -27,7 +27,7 @@ int64_t unit_of(const Weight& w) { return w.packed ? panel_width : 16; }
 
 // Activations whose sum is taken, where there are zero points; 0: none.
 int64_t summed_together(const Activations& x, const Weight& w) {
-  if (!w.zeros || (w.packed && x.count > few)) return 0;
+  if (!(w.zeros || w.offsets) || (w.packed && x.count > few)) return 0;
   return w.packed ? w.tile : block;
 }
 
@@ -38,6 +38,18 @@ struct Job {
   int64_t units[most + 1];  // where each weight's units of columns begin
   int64_t count;
 };
+
+// Values of a four-bit type's codes.
+const float* values_of(Stored stored) {
+  switch (stored) {
+    case Stored::nf4: return nf4_values;
+    case Stored::uint4: return uint4_values;
+    case Stored::iq4: return iq4_values;
+    case Stored::fp4_e2m1: return fp4_e2m1_values;
+    case Stored::fp4_bitsandbytes: return fp4_bitsandbytes_values;
+    default: return int4_values;
+  }
+}
 
 // `call` with what reads the weight.
 template <class F>
@@ -50,9 +62,8 @@ void with_source(const Weight& w, const F& call) {
       return call(Bfloat16{(const uint16_t*)w.values, stride});
     case Stored::int8:
       return call(Int8{(const int8_t*)w.values, stride});
-    case Stored::int4:
-    case Stored::nf4: {
-      const float* values = w.stored == Stored::int4 ? int4_values : nf4_values;
+    default: {
+      const float* values = values_of(w.stored);
       return call(Halves{(const uint8_t*)w.values, stride, L::codes(values), values});
     }
   }
@@ -98,7 +109,9 @@ int64_t bytes_of(Stored stored) {
   return stored == Stored::float32 ? 4 : stored == Stored::bfloat16 ? 2 : 1;
 }
 
-bool four_bit(Stored stored) { return stored == Stored::int4 || stored == Stored::nf4; }
+bool four_bit(Stored stored) {
+  return stored >= Stored::int4;
+}
 
 void run(Job& job) {
   const Weight& w = job.weights[0];
@@ -121,17 +134,15 @@ bool stored_as(ffi::DataType type, Stored stored) {
     case Stored::float32: return type == ffi::F32;
     case Stored::bfloat16: return type == ffi::BF16;
     case Stored::int8: return type == ffi::S8;
-    case Stored::int4:
-    case Stored::nf4: return type == ffi::U8;
+    default: return type == ffi::U8;
   }
-  return false;
 }
 
 ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
                    ffi::RemainingRets results, int64_t stored, int64_t tile,
-                   bool packed, bool scaled, bool shifted, bool layered) {
+                   bool packed, bool scaled, bool shifted, bool offset, bool layered) {
   Job job = {};
-  const int64_t parts = 1 + scaled + shifted;
+  const int64_t parts = 1 + scaled + (shifted || offset);
   job.count = static_cast<int64_t>(results.size());
   const int64_t given = static_cast<int64_t>(arguments.size()) - layered;
   if (job.count < 1 || job.count > most || given != job.count * parts ||
@@ -148,7 +159,7 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
   for (int64_t i = 0; i < job.count; i++) {
     const auto values = arguments.get<ffi::AnyBuffer>(i * parts);
     const auto scales = arguments.get<ffi::AnyBuffer>(i * parts + (scaled ? 1 : 0));
-    const auto zeros = arguments.get<ffi::AnyBuffer>(i * parts + (shifted ? 2 : 0));
+    const auto zeros = arguments.get<ffi::AnyBuffer>(i * parts + (shifted || offset ? 2 : 0));
     auto y = results.get<ffi::AnyBuffer>(i);
     if (!values || !scales || !zeros || !y) return ffi::Error::InvalidArgument("project: buffers");
     const auto kind = static_cast<Stored>(stored);
@@ -166,6 +177,7 @@ ffi::Error project(ffi::Buffer<ffi::F32> x, ffi::RemainingArgs arguments,
                           layer * size * bytes_of(kind),
                       scaled ? scales->reinterpret_data<float>() + before : nullptr,
                       shifted ? zeros->reinterpret_data<int8_t>() + before : nullptr,
+                      offset ? zeros->reinterpret_data<float>() + before : nullptr,
                       tile,
                       k,
                       n};
@@ -191,6 +203,7 @@ ZIGGURAT_HANDLER(project, project,
                      .Attr<bool>("packed")
                      .Attr<bool>("scaled")
                      .Attr<bool>("shifted")
+                     .Attr<bool>("offset")
                      .Attr<bool>("layered"));
 
 }  // namespace ziggurat::projection

@@ -12,6 +12,10 @@ enum class Stored : int64_t {
   int8 = 2,
   int4 = 3,  // two values in a byte, along the summed axis, the first in the low half
   nf4 = 4,   // likewise
+  uint4 = 5,
+  iq4 = 6,
+  fp4_e2m1 = 7,
+  fp4_bitsandbytes = 8,
 };
 
 // One matrix: [k, n], or packed [n / panel_width, k, panel_width].
@@ -21,6 +25,7 @@ struct Weight {
   const void* values;
   const float* scales;  // laid out alike, with k / tile in the place of k; null: none
   const int8_t* zeros;  // like scales; null: none
+  const float* offsets;  // like scales, added after them; null: none
   int64_t tile;         // summed values that share a scale; k where there is one
   int64_t k, n;
 };
@@ -28,7 +33,7 @@ struct Weight {
 // Activations [rows, k].
 struct Activations {
   const float* rows;
-  const float* sums;  // where there are zeros: [rows, k / size], see `summed_together`
+  const float* sums;  // where there are zeros or offsets: [rows, k / size], see `summed_together`
   int64_t count, k;
 };
 

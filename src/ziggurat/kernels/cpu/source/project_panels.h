@@ -18,6 +18,7 @@ struct Panel {
   Source source;
   const float* scales;  // [k / tile, panel_width], or null
   const int8_t* zeros;  // likewise
+  const float* offsets;  // likewise
   float* y;
 };
 
@@ -68,6 +69,9 @@ ZIGGURAT_INLINE void few_columns(const Panel<Source>& panel, const Activations& 
         total[m][v] = panel.scales
                           ? L::fma(sum[m][v], L::load(panel.scales + at + v * W), total[m][v])
                           : L::add(sum[m][v], total[m][v]);
+        if (panel.offsets)
+          total[m][v] = L::fma(L::load(panel.offsets + at + v * W), L::all(x.sums[m * tiles + t]),
+                               total[m][v]);
       }
     }
   }
@@ -101,7 +105,10 @@ void convert_panel(const Panel<Source>& panel, const Weight& w, int64_t k0, int6
         Floats value = L::load(row + j);
         if (panel.zeros)
           value = L::sub(value, L::from_int8(panel.zeros + t * panel_width + j));
-        L::store(row + j, L::mul(value, L::load(panel.scales + t * panel_width + j)));
+        value = L::mul(value, L::load(panel.scales + t * panel_width + j));
+        if (panel.offsets)
+          value = L::add(value, L::load(panel.offsets + t * panel_width + j));
+        L::store(row + j, value);
       }
     }
   }
@@ -118,7 +125,7 @@ void many_rows(const Panel<Source>& panel, const Activations& x, const Weight& w
       plain = {panel.source.values + k * panel_width, panel_width};
     else
       convert_panel(panel, w, k, end, buffer);
-    const Output output{panel.y, w.n, nullptr, nullptr, nullptr, 0, k == 0};
+    const Output output{panel.y, w.n, nullptr, nullptr, nullptr, nullptr, 0, k == 0};
     rows(plain, x.rows + k, x.k, x.count, 0, end - k, 0, panel_width, 0, output);
   }
 }
@@ -144,6 +151,7 @@ void panels(const Source& source, const Activations& x, const Weight& w, int64_t
     own.values += p * (w.k / Source::step) * panel_width;
     columns_of_panel(Panel<Source>{own, w.scales ? w.scales + p * scales : nullptr,
                                    w.zeros ? w.zeros + p * scales : nullptr,
+                                   w.offsets ? w.offsets + p * scales : nullptr,
                                    y + p * panel_width},
                      x, w);
   }

@@ -10,9 +10,18 @@ namespace ziggurat::projection {
 
 constexpr int64_t ahead = 4096;  // bytes between what is read and what is asked for
 
-// Values of four-bit codes: integers in two's complement, and the quantiles of a normal
-// distribution that QLoRA uses (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314).
+// Values of four-bit codes: integers in two's complement, the quantiles of a normal distribution
+// that QLoRA uses (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314), and the tables of
+// ziggurat/kernels/linear/weight_types.py.
 constexpr float int4_values[16] = {0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1};
+constexpr float uint4_values[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+constexpr float iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                  1,    13,   25,  38,  53,  69,  89,  113};
+constexpr float fp4_e2m1_values[16] = {0,  0.5f,  1,  1.5f,  2,  3,  4,  6,
+                                       -0.0f, -0.5f, -1, -1.5f, -2, -3, -4, -6};
+constexpr float fp4_bitsandbytes_values[16] = {
+    0.0f / 12,  0.0625f / 12,  8.0f / 12,  12.0f / 12,  4.0f / 12,  6.0f / 12,  2.0f / 12,  3.0f / 12,
+    -0.0f / 12, -0.0625f / 12, -8.0f / 12, -12.0f / 12, -4.0f / 12, -6.0f / 12, -2.0f / 12, -3.0f / 12};
 constexpr float nf4_values[16] = {
     -1.0f,
     -0.6961928009986877f,
@@ -100,6 +109,7 @@ struct Output {
   int64_t n;
   const float* scales;  // of this tile, by column; or null
   const int8_t* zeros;  // likewise
+  const float* offsets;  // likewise
   const float* sums;    // of the activations over [k0, k1), one a row, `stride` apart
   int64_t stride;
   bool first;  // y has nothing yet
@@ -110,12 +120,14 @@ struct Output {
       sum = L::sub(sum, L::mul(zero, L::all(sums[row * stride])));
     }
     if (scales) sum = L::mul(sum, L::load(scales + j));
+    if (offsets) sum = L::fma(L::load(offsets + j), L::all(sums[row * stride]), sum);
     float* to = y + row * n + j;
     L::store(to, first ? sum : L::add(L::load(to), sum));
   }
   ZIGGURAT_INLINE void add(int64_t row, int64_t j, float sum) const {
     if (zeros) sum -= zeros[j] * sums[row * stride];
     if (scales) sum *= scales[j];
+    if (offsets) sum += offsets[j] * sums[row * stride];
     float* to = y + row * n + j;
     *to = first ? sum : *to + sum;
   }
@@ -129,6 +141,7 @@ ZIGGURAT_INLINE Output output(const Activations& x, const Weight& w, int64_t k, 
           w.n,
           w.scales ? w.scales + tile * w.n : nullptr,
           w.zeros ? w.zeros + tile * w.n : nullptr,
+          w.offsets ? w.offsets + tile * w.n : nullptr,
           x.sums ? x.sums + k / block : nullptr,
           blocks(w.k),
           k == 0};

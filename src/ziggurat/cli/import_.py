@@ -41,7 +41,7 @@ def import_(
             quantised weights stay so.
         verify: hf and gguf: compare logits with transformers, refuse the model if they differ, and
             keep the result beside the weights; auto: if transformers is installed and the weights
-            are floats.
+            are floats, or a GGUF file's.
         config: weights: the directory of config.json and tokenizer.json, or that config.json.
         prefix_strip: weights: what stands before each tensor's name; default: found out.
         item: weights: which tree of an Orbax checkpoint or of a step, such as params.
@@ -76,7 +76,8 @@ def import_(
     quantised = formats_of(model.params)
     if quantised:
         console.output().print(f"{len(quantised)} quantised weights, kept so")
-    why = "its weights are quantised; --verify always compares" if quantised else ""
+    rounded = quantised and kind == "hf"  # a GGUF file's are dequantised in float32 on both sides
+    why = "its weights are quantised; --verify always compares" if rounded else ""
     records |= _proven(verify, source, why, lambda: proof.against_transformers(source, model))
     path = pretrained.save(model, output, records)
     console.output().print(f"written: {path}")

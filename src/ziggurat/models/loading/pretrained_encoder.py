@@ -166,7 +166,7 @@ def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> 
             found=f"a {family.name} model without {MODULES}",
             expected="an encoder of texts, or a decoder that embeds them",
         )
-    tensors = family.view(SafetensorsDirectory(path))
+    tensors = SafetensorsDirectory(path)
     settings = family.as_found(family.from_hf(values), tensors)
     model = _model(settings, precision, bidirectional=decoder and causal is False)
     params = hf_weights(family, model, tensors, layout)

@@ -83,7 +83,7 @@ def load(
             f"encoder {path}", found=f"a {family.name} model", expected="an encoder of images"
         )
     processor = image_processor.read_processor(path)
-    tensors = family.view(SafetensorsDirectory(path))
+    tensors = SafetensorsDirectory(path)
     model = _model(family.as_found(family.from_hf(values), tensors), precision)
     params = hf_weights(family, model, tensors, layout)
     tokenizer = HuggingFaceTokenizer.load(path) if "text" in family.inputs else None

@@ -25,13 +25,15 @@ OUT = ROOT / "src" / "ziggurat" / "models" / "conversion" / "config_keys.json"
 LIBRARY = pathlib.Path(transformers.__file__).parent
 MODEL_TYPES = (
     "arcee", "bert", "camembert", "clip", "clip_text_model", "clip_vision_model", "cohere",
-    "cohere2", "deepseek_v3", "dinov2", "dinov2_with_registers", "distilbert", "exaone4", "falcon",
-    "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_neox", "gpt_oss", "granite",
-    "granitemoehybrid", "helium", "hunyuan_v1_dense", "lfm2", "lfm2_moe", "llama", "mamba2",
-    "ministral", "ministral3", "mistral", "mixtral",
-    "modernbert", "mpnet", "nemotron", "nomic_bert", "olmo2", "olmo3", "phi3", "qwen2", "qwen3",
-    "qwen3_moe", "roberta", "seed_oss", "siglip", "siglip_text_model", "siglip_vision_model",
-    "smollm3", "stablelm", "starcoder2", "vit", "xlm-roberta",
+    "cohere2", "deepseek_v2", "deepseek_v3", "dinov2", "dinov2_with_registers", "distilbert",
+    "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text",
+    "glm", "glm4", "glm4_moe", "gpt2", "gpt_neox", "gpt_oss", "granite", "granitemoe",
+    "granitemoehybrid", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama",
+    "mamba2", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "modernbert", "mpnet",
+    "nemotron", "nomic_bert", "olmo2", "olmo3", "olmoe", "phi3", "qwen2", "qwen2_moe", "qwen3",
+    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "roberta", "seed_oss", "siglip",
+    "siglip_text_model", "siglip_vision_model", "smollm3", "solar_open", "stablelm", "starcoder2",
+    "vit", "xlm-roberta",
 )  # fmt: skip
 TOWERS = ("clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model")
 """Types that are read as parts of others only, so that none of their own classes is."""

@@ -19,6 +19,10 @@ TOPOLOGY = Topology.parse("v5e:2x2")
 DEVICES = TOPOLOGY.devices()
 SIZES = "vocab_size = 512, d_model = 128, n_layers = 2, n_heads = 4"
 GATED = f"{SIZES}, n_kv_heads = 4, head_dim = 32, d_ff = 256"
+HYBRID = (
+    f"{GATED}, rotary_dim = 16, delta_key_heads = 4, delta_value_heads = 4, delta_key_dim = 16,"
+    ' delta_value_dim = 16, pattern = ["linear", "full"]'
+)
 FAMILIES = {
     "llama": GATED,
     "qwen2": GATED,
@@ -51,6 +55,10 @@ FAMILIES = {
     "mixtral": f"{GATED}, n_experts = 4",
     "qwen3_moe": f"{SIZES}, n_kv_heads = 4, head_dim = 32, d_ff = 256, n_experts = 4,"
     " experts_per_token = 2",
+    "qwen2_moe": f"{GATED}, n_experts = 4, experts_per_token = 2, d_ff_shared = 128",
+    "qwen3_next": f"{HYBRID}, n_experts = 4, experts_per_token = 2, d_ff_shared = 128",
+    "qwen3_5": HYBRID,
+    "glm4_moe": f"{GATED}, n_experts = 4, experts_per_token = 2",
     "gpt_oss": f"{GATED}, n_experts = 4, experts_per_token = 2",
     "deepseek_v3": f"{SIZES}, latent = 32, plain_dim = 16, rotary_dim = 16, value_dim = 32,"
     " d_ff = 256, d_ff_expert = 128, n_experts = 4, experts_per_token = 2",

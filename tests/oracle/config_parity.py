@@ -26,13 +26,10 @@ from ziggurat.models.conversion.weight_names import import_weights
 TOKENS, STEPS, VOCABULARY = 24, 3, 48
 """Tokens of an input, how many of them are decoded one by one, and how many there are."""
 MIXTURES = {
-    "deepseek_v3",
-    "gpt_oss",
-    "granitemoehybrid",
-    "lfm2_moe",
-    "mixtral",
-    "qwen3_moe",
-}
+    "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe",
+    "granitemoehybrid", "hunyuan_v1_moe", "lfm2_moe", "minimax_m2", "mixtral", "olmoe",
+    "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "solar_open",
+}  # fmt: skip
 """Types whose products of experts are loops that have to be compiled."""
 TOLERANCE = 1e-4
 """Largest difference of logits from transformers', for logits of order one."""
@@ -72,7 +69,8 @@ class Theirs:
         self.encoder, self.inputs = family.encoder, family.inputs
         auto = transformers.AutoModel if self.encoder else transformers.AutoModelForCausalLM
         self.model = auto.from_config(config, dtype=torch.float32).eval()
-        about = 0.0 if values["model_type"].startswith("gemma") else 1.0
+        centred = ("gemma", "qwen3_next", "qwen3_5")
+        about = 0.0 if values["model_type"].startswith(centred) else 1.0
         with torch.no_grad():
             for name, tensor in [*self.model.named_parameters(), *self._buffers()]:
                 drawn = np.asarray(families.drawn("", name, tuple(tensor.shape), 0.3, about))

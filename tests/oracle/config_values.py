@@ -143,6 +143,16 @@ LATENT = {
     "qk_nope_head_dim": 6, "v_head_dim": 6, "first_k_dense_replace": 1, "num_key_value_heads": 4,
     "head_dim": 4,
 }  # fmt: skip
+SHARED = {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 20, "num_experts": 4}
+DELTA = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 6,
+    "linear_value_head_dim": 10, "layer_types": ["linear_attention", "full_attention"],
+}  # fmt: skip
+GROUPED = {
+    "n_routed_experts": 4, "n_shared_experts": 1, "moe_intermediate_size": 16, "n_group": 2,
+    "topk_group": 1,
+}  # fmt: skip
+SPARSE = {key: value for key, value in COMMON.items() if key != "intermediate_size"}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
 BERT = {
     "vocab_size": config_parity.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
@@ -238,6 +248,28 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
     ),
     "olmo2": (COMMON, COMMON | {"rope_parameters": YARN}),
     "olmo3": (COMMON | WINDOWS,),
+    "deepseek_v2": (
+        COMMON | MOE | LATENT | {"topk_method": "group_limited_greedy"},
+        COMMON | MOE | LATENT | {"topk_method": "greedy", "rope_parameters": YARN},
+    ),
+    "dots1": (COMMON | MOE | GROUPED | {"sliding_window": 5, "max_window_layers": 1},),
+    "ernie4_5": (COMMON,),
+    "ernie4_5_moe": (
+        COMMON | {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 16},
+    ),
+    "glm4_moe": (COMMON | MOE | GROUPED, COMMON | MOE | GROUPED | {"rope_parameters": YARN}),
+    "granitemoe": (COMMON | MOE | {"num_local_experts": 4, "attention_multiplier": 0.35},),
+    "hunyuan_v1_moe": (COMMON | {"num_experts": 4, "moe_topk": 2},),
+    "minimax_m2": (COMMON | MOE | {"num_local_experts": 4, "rotary_dim": 4},),
+    "olmoe": ({k: v for k, v in COMMON.items() if k != "head_dim"} | MOE | {"num_experts": 4},),
+    "qwen2_moe": (
+        COMMON | MOE | SHARED,
+        COMMON | MOE | SHARED | {"use_sliding_window": True, "sliding_window": 5},
+    ),
+    "qwen3_5_moe_text": (SPARSE | MOE | SHARED | DELTA,),
+    "qwen3_5_text": (COMMON | DELTA,),
+    "qwen3_next": (COMMON | MOE | SHARED | DELTA,),
+    "solar_open": (SPARSE | MOE | GROUPED,),
     "gpt2": (
         {"vocab_size": config_parity.VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4,
          "n_positions": 32},

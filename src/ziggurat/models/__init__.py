@@ -14,10 +14,11 @@ from ziggurat.models.families.autoencoder_kl import AutoencoderKLConfig
 from ziggurat.models.families.bert import BertConfig
 from ziggurat.models.families.clip import ClipConfig, ClipImageConfig, ClipTextConfig
 from ziggurat.models.families.cohere import Cohere2Config, CohereConfig
-from ziggurat.models.families.deepseek import DeepseekV3Config
+from ziggurat.models.families.deepseek import DeepseekV2Config, DeepseekV3Config
 from ziggurat.models.families.dinov2 import Dinov2Config
 from ziggurat.models.families.distilbert import DistilBertConfig
 from ziggurat.models.families.dit import DitConfig
+from ziggurat.models.families.ernie import Ernie45Config, Ernie45MoeConfig
 from ziggurat.models.families.exaone4 import Exaone4Config
 from ziggurat.models.families.falcon import FalconConfig
 from ziggurat.models.families.family import (
@@ -29,16 +30,20 @@ from ziggurat.models.families.family import (
 )
 from ziggurat.models.families.gemma import Gemma2Config, Gemma3Config, GemmaConfig
 from ziggurat.models.families.glm import Glm4Config, GlmConfig
+from ziggurat.models.families.glm_moe import Dots1Config, Glm4MoeConfig, SolarOpenConfig
 from ziggurat.models.families.gpt2 import Gpt2Config
 from ziggurat.models.families.gpt_neox import GPTNeoXConfig
 from ziggurat.models.families.gpt_oss import GptOssConfig
 from ziggurat.models.families.granite import GraniteConfig
 from ziggurat.models.families.granite_hybrid import GraniteHybridConfig
+from ziggurat.models.families.granite_moe import GraniteMoeConfig
 from ziggurat.models.families.helium import HeliumConfig
 from ziggurat.models.families.hunyuan_dense import HunyuanDenseConfig
+from ziggurat.models.families.hunyuan_moe import HunyuanMoeConfig
 from ziggurat.models.families.lfm2 import Lfm2Config, Lfm2MoeConfig
 from ziggurat.models.families.llama import LlamaConfig
 from ziggurat.models.families.mamba2 import Mamba2ModelConfig
+from ziggurat.models.families.minimax import MiniMaxM2Config
 from ziggurat.models.families.ministral import Ministral3Config, MinistralConfig
 from ziggurat.models.families.mixtral import MixtralConfig
 from ziggurat.models.families.modernbert import ModernBertConfig
@@ -46,9 +51,15 @@ from ziggurat.models.families.mpnet import MPNetConfig
 from ziggurat.models.families.nemotron import NemotronConfig
 from ziggurat.models.families.nomic import NomicConfig
 from ziggurat.models.families.olmo import Olmo2Config, Olmo3Config
+from ziggurat.models.families.olmoe import OlmoeConfig
 from ziggurat.models.families.phi3 import Phi3Config
 from ziggurat.models.families.qwen import Qwen2Config, Qwen3Config
-from ziggurat.models.families.qwen_moe import Qwen3MoeConfig
+from ziggurat.models.families.qwen_hybrid import (
+    Qwen3NextConfig,
+    Qwen35Config,
+    Qwen35MoeConfig,
+)
+from ziggurat.models.families.qwen_moe import Qwen2MoeConfig, Qwen3MoeConfig
 from ziggurat.models.families.roberta import RobertaConfig
 from ziggurat.models.families.seed_oss import SeedOssConfig
 from ziggurat.models.families.siglip import SiglipConfig, SiglipImageConfig, SiglipTextConfig
@@ -74,12 +85,16 @@ __all__ = [
     "Cohere2Config",
     "CohereConfig",
     "CrossEncoder",
+    "DeepseekV2Config",
     "DeepseekV3Config",
     "DiffusionModel",
     "Dinov2Config",
     "DistilBertConfig",
     "DitConfig",
+    "Dots1Config",
     "EncoderModel",
+    "Ernie45Config",
+    "Ernie45MoeConfig",
     "Exaone4Config",
     "FalconConfig",
     "Family",
@@ -88,13 +103,16 @@ __all__ = [
     "Gemma3Config",
     "GemmaConfig",
     "Glm4Config",
+    "Glm4MoeConfig",
     "GlmConfig",
     "Gpt2Config",
     "GptOssConfig",
     "GraniteConfig",
     "GraniteHybridConfig",
+    "GraniteMoeConfig",
     "HeliumConfig",
     "HunyuanDenseConfig",
+    "HunyuanMoeConfig",
     "ImageEmbedder",
     "LanguageModel",
     "Lfm2Config",
@@ -102,6 +120,7 @@ __all__ = [
     "LlamaConfig",
     "MPNetConfig",
     "Mamba2ModelConfig",
+    "MiniMaxM2Config",
     "Ministral3Config",
     "MinistralConfig",
     "MixtralConfig",
@@ -111,17 +130,23 @@ __all__ = [
     "NomicConfig",
     "Olmo2Config",
     "Olmo3Config",
+    "OlmoeConfig",
     "Params",
     "Phi3Config",
     "Qwen2Config",
+    "Qwen2MoeConfig",
     "Qwen3Config",
     "Qwen3MoeConfig",
+    "Qwen3NextConfig",
+    "Qwen35Config",
+    "Qwen35MoeConfig",
     "RobertaConfig",
     "SeedOssConfig",
     "SiglipConfig",
     "SiglipImageConfig",
     "SiglipTextConfig",
     "SmolLM3Config",
+    "SolarOpenConfig",
     "StableLmConfig",
     "Starcoder2Config",
     "TextEmbedder",

@@ -14,6 +14,7 @@ from ziggurat.nn.attention_context import AttentionContext, AttentionRule
 from ziggurat.nn.causal_convolution import CausalConvolution, newest
 from ziggurat.nn.layer_state import ArraySpec, MixerCost, RecurrentSpec
 from ziggurat.nn.linear import Linear, apply_each, constant
+from ziggurat.nn.mlp import ACTIVATIONS, Activation
 from ziggurat.nn.norm import RMSNorm
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import Rotation
@@ -35,6 +36,8 @@ class GatedDeltaNetConfig:
     """Tokens that the convolutions before queries, keys and values see."""
     norm_eps: float
     """Of the norm over each head's output."""
+    activation: Activation = "silu"
+    """Function behind the convolutions."""
 
     name = "delta_net"
 
@@ -128,7 +131,7 @@ class GatedDeltaNet(nnx.Module):
         outputs, histories = [], []
         for convolution, y, past in zip(convolutions, mixed, before):
             y, inputs = convolution(y, past, recurrence.starts)
-            outputs.append(jax.nn.silu(y))
+            outputs.append(ACTIVATIONS[c.activation](y))
             histories.append(newest(inputs, c.taps, recurrence.counts))
         query, key = (_unit(y.reshape(b, t, c.key_heads, c.key_dim)) for y in outputs[:2])
         value = outputs[2].reshape(b, t, c.value_heads, c.value_dim)

@@ -19,7 +19,7 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.grouped_matmul import grouped_matmul, row_groups
 from ziggurat.kernels.linear import QuantizedWeight, dense, is_weight_node, take_rows
 from ziggurat.mesh import Layout, active_layout
-from ziggurat.nn.linear import constant, parameter
+from ziggurat.nn.linear import Linear, constant, parameter
 from ziggurat.nn.mlp import ACTIVATIONS, Activation, GatedMLP, GatedMlpConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.router import Router, RouterConfig, Routing
@@ -53,6 +53,12 @@ class MixtureOfExpertsConfig:
     """Biases on the experts' projections."""
     shared: GatedMlpConfig | None = None
     """A feed-forward block that every token goes through besides (DeepSeek)."""
+    shared_gate: bool = False
+    """The shared block's result is multiplied by the sigmoid of a projection of the input to one number
+    (Qwen2-MoE)."""
+
+    def __post_init__(self):
+        assert self.shared is not None or not self.shared_gate
 
     @property
     def active_share(self) -> float:
@@ -127,6 +133,8 @@ class MixtureOfExperts(nnx.Module):
         self.router = Router(c.router, width, **rest)
         self.experts = Experts(width, c, **rest)
         self.shared = None if c.shared is None else GatedMLP(width, c.shared, **rest)
+        gate = ("embed", None)
+        self.shared_gate = Linear(width, 1, gate, bias=False, **rest) if c.shared_gate else None
         self.activation: Activation | ClampedSwiglu = c.activation
 
     def __call__(
@@ -149,7 +157,13 @@ class MixtureOfExperts(nnx.Module):
                 y = _mix(x, chosen, weights, parameters, self.activation)
             else:
                 y = _mix_on_mesh(layout, x, chosen, weights, parameters, self.activation)
-        return y if self.shared is None else y + self.shared(x)[0], routing
+        return y if self.shared is None else y + self._shared(x), routing
+
+    def _shared(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Result of the shared block."""
+        assert self.shared is not None
+        y, _ = self.shared(x)
+        return y if self.shared_gate is None else y * jax.nn.sigmoid(self.shared_gate(x))
 
 
 def _mix(

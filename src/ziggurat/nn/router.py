@@ -36,7 +36,12 @@ class RouterConfig:
     groups: int = 1
     """Equal groups of experts; only experts of the best are chosen from."""
     chosen_groups: int = 1
-    """Groups left; a group is as good as its two best experts together."""
+    """Groups left."""
+    group_score: Literal["two_best", "best"] = "two_best"
+    """A group is as good as its two best experts together (DeepSeek-V3), or as its best
+    (DeepSeek-V2)."""
+    least_sum: float = 0.0
+    """Scores are divided by no less than this (Ernie 4.5)."""
 
 
 class Routing(NamedTuple):
@@ -81,7 +86,8 @@ class Router(nnx.Module):
         chosen = self._choose(jax.lax.stop_gradient(scores))
         weights = jnp.take_along_axis(scores, chosen, axis=-1)
         if self.config.normalise:
-            weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
+            whole = weights.sum(-1, keepdims=True) + 1e-20
+            weights = weights / jnp.maximum(whole, self.config.least_sum)
         shares = scores if softmax else scores / (scores.sum(-1, keepdims=True) + 1e-20)
         return chosen, weights * self.config.scale, _report(logits, shares, chosen, counted)
 
@@ -92,7 +98,8 @@ class Router(nnx.Module):
             scores = scores + correction[None, None]
         if c.groups > 1:
             grouped = scores.reshape(*scores.shape[:-1], c.groups, -1)
-            values = jax.lax.top_k(grouped, 2)[0].sum(-1)
+            best_of_group = 2 if c.group_score == "two_best" else 1
+            values = jax.lax.top_k(grouped, best_of_group)[0].sum(-1)
             best = jax.lax.top_k(values, c.chosen_groups)[1]
             allowed = jax.nn.one_hot(best, c.groups, dtype=bool).any(-2)
             scores = jnp.where(allowed[..., None], grouped, -jnp.inf).reshape(scores.shape)

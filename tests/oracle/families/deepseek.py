@@ -1,4 +1,4 @@
-"""Cases of DeepSeek-V3."""
+"""Cases of DeepSeek-V2 and V3."""
 
 from tests.oracle.families.table import VOCABULARY, Table
 
@@ -52,6 +52,22 @@ TABLE = Table(
             "tie_word_embeddings": True,
             "hidden_act": "gelu",
             "rms_norm_eps": 1e-2,
+        },
+        "v2": {
+            "architecture": "DeepseekV2ForCausalLM",
+            "topk_method": "group_limited_greedy",
+            "routed_scaling_factor": 1.5,
+        },
+        "v2-greedy": {
+            "architecture": "DeepseekV2ForCausalLM",
+            "q_lora_rank": None,
+            "n_group": None,
+            "topk_group": None,
+            "first_k_dense_replace": 1,
+            "n_shared_experts": 1,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 0.7},
         },
     },
 )

@@ -1,7 +1,12 @@
-"""Cases of Qwen 3 with mixtures of experts."""
+"""Cases of Qwen 2 and 3 with mixtures of experts."""
 
 from tests.oracle.families.table import VOCABULARY, Table
 
+QWEN_2 = {
+    "architecture": "Qwen2MoeForCausalLM",
+    "shared_expert_intermediate_size": 20,
+    "norm_topk_prob": False,
+}
 TABLE = Table(
     architecture="Qwen3MoeForCausalLM",
     base={
@@ -32,6 +37,20 @@ TABLE = Table(
             "use_sliding_window": True,
             "sliding_window": 5,
             "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+        },
+        "qwen2": QWEN_2,
+        "qwen2-many-switches": QWEN_2
+        | {
+            "num_hidden_layers": 5,
+            "decoder_sparse_step": 2,
+            "mlp_only_layers": [3],
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+            "tie_word_embeddings": True,
+            "hidden_act": "gelu",
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 3,
         },
     },
 )

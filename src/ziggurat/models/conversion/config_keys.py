@@ -165,8 +165,9 @@ HARMLESS: Mapping[str, str] = {
 value, and why."""
 HARMLESS_BEGINNINGS = ("_", "unsloth_")
 """Beginnings of such keys: private ones, and notes of the tools that a model went through."""
-HARMLESS_OF_ROPE = frozenset({"finetuned"})
-"""Harmless keys inside rotary settings: notes on how a model was made."""
+HARMLESS_OF_ROPE = frozenset({"finetuned", "mrope_interleaved"})
+"""Harmless keys inside rotary settings: notes on how a model was made, and the order of axes of
+positions, which the architecture fixes."""
 
 
 def is_harmless(key: str) -> bool:

@@ -86,6 +86,23 @@ def partial_rotary_factor(
     return shares.pop()
 
 
+def read_rotary_dim(hf: HFConfig, head_dim: int, default: float = 1.0) -> int:
+    """Channels of a head that rotate, by :func:`partial_rotary_factor`.
+
+    Raises:
+        ModelError: the share is no number above 0 and at most 1.
+    """
+    share = partial_rotary_factor(hf, default)
+    number = isinstance(share, int | float) and not isinstance(share, bool)
+    if not number or not 0 < share <= 1:
+        raise ModelError(
+            "config.json: partial_rotary_factor",
+            found=repr(share),
+            expected="a number above 0 and at most 1",
+        )
+    return int(head_dim * share)
+
+
 def _forms(hf: HFConfig, default: Any = None) -> list[Any]:
     """The tables of rotary settings that a config holds, or what stands for an absent one."""
     forms = [form for key in ("rope_scaling", "rope_parameters") if (form := hf.given(key))]
@@ -124,6 +141,14 @@ def read_ropes_by_reach(
         rope_of(whole | rounded, hf.get("rope_theta"), length),
         rope_of(nested["sliding_attention"] | rounded, local_theta, length),
     )
+
+
+def read_sections(hf: HFConfig) -> tuple[int, ...] | None:
+    """``mrope_section`` of the rotary settings: frequencies by axis of the position, if given."""
+    for form in _forms(hf, {}):
+        if form.get("mrope_section") is not None:
+            return tuple(form["mrope_section"])
+    return None
 
 
 def rope_of(
@@ -229,10 +254,19 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def hf_rope(rope: RopeConfig) -> dict[str, Any]:
+def hf_rope(rope: RopeConfig, part: float | None = None) -> dict[str, Any]:
     """``rope_theta`` and ``rope_scaling`` as transformers 4 and 5 both read them; with dynamic
-    scaling the length from which it counts too."""
-    values = {"rope_theta": rope.theta, "rope_scaling": _hf_scaling(rope)}
+    scaling the length from which it counts too.
+
+    Args:
+        rope: the settings.
+        part: ``partial_rotary_factor``, of architectures that have it.
+    """
+    values: dict[str, Any] = {} if part is None else {"partial_rotary_factor": part}
+    if rope.sections:  # architectures that only transformers 5 knows
+        values = {"rope_parameters": hf_rope_parameters(rope) | values}
+    else:
+        values |= {"rope_theta": rope.theta, "rope_scaling": _hf_scaling(rope)}
     if isinstance(rope.scaling, DynamicScaling):
         values["max_position_embeddings"] = rope.scaling.original_length
     return values
@@ -240,7 +274,11 @@ def hf_rope(rope: RopeConfig) -> dict[str, Any]:
 
 def hf_rope_parameters(rope: RopeConfig) -> dict[str, Any]:
     """An entry of ``rope_parameters`` as transformers 5 has it."""
-    return {"rope_type": "default", "rope_theta": rope.theta} | (_hf_scaling(rope) or {})
+    values = {"rope_type": "default", "rope_theta": rope.theta} | (_hf_scaling(rope) or {})
+    if rope.sections:
+        sections = {"mrope_section": list(rope.sections), "mrope_interleaved": rope.interleaved}
+        values |= sections
+    return values
 
 
 def hf_ropes_by_reach(whole: RopeConfig, local: RopeConfig) -> dict[str, Any]:

@@ -42,21 +42,31 @@ class AxisSlice:
     axis: int
     entries: slice | tuple[int, ...]
     """A range, or the entries one by one."""
-
-    @property
-    def selected(self) -> Any:
-        """The entries as NumPy indexes with them."""
-        return self.entries if isinstance(self.entries, slice) else np.array(self.entries)
+    groups: int = 1
+    """Equal consecutive groups of the axis; a range is of each (heads that hold query and gate)."""
 
     @property
     def needed(self) -> int:
         """Entries that the axis must have, where they are given one by one."""
         return 0 if isinstance(self.entries, slice) else 1 + max(self.entries)
 
-    def index(self, ndim: int) -> tuple[Any, ...]:
-        """For a tensor of ``ndim`` dimensions."""
-        axis = self.axis % ndim
-        return tuple(self.selected if i == axis else slice(None) for i in range(ndim))
+    def index(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """For a tensor of this shape."""
+        axis = self.axis % len(shape)
+        return tuple(self.of(n) if i == axis else slice(None) for i, n in enumerate(shape))
+
+    def of(self, size: int) -> Any:
+        """Index into an axis of ``size`` entries; what no group has is left out.
+
+        >>> AxisSlice(0, slice(0, 1), groups=3).of(6)
+        array([0, 2, 4])
+        """
+        if not isinstance(self.entries, slice):
+            return np.array(self.entries)
+        if self.groups == 1:
+            return self.entries
+        whole = np.arange(size - size % self.groups).reshape(self.groups, -1)
+        return whole[:, self.entries].reshape(-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +157,7 @@ class StoredWeight:
                     expected=f"at least {needed}",
                     fix="check config.json against the weights",
                 )
-            tensor = tensor[name.part.index(tensor.ndim)]
+            tensor = tensor[name.part.index(tensor.shape)]
         if name.transpose:
             expected = (*expected[:-2], expected[-1], expected[-2])
         stored = expected if name.stored_shape is None else name.stored_shape
@@ -292,5 +302,5 @@ def _joined(members: list[WeightName], parts: list[np.ndarray]) -> np.ndarray:
     whole = np.empty(shape, parts[0].dtype)
     for name, array in zip(members, parts):
         assert name.part is not None
-        whole[name.part.index(whole.ndim)] = array
+        whole[name.part.index(whole.shape)] = array
     return whole

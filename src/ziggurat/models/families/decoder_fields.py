@@ -244,8 +244,11 @@ def write_pattern(pattern: Sequence[Reach], n_layers: int) -> list[str]:
     return [names[reach] for reach in reach_of_layers(pattern, n_layers)]
 
 
-def read_fields(hf: HFConfig, act: str = "hidden_act", eps: str = "rms_norm_eps") -> dict:
-    """The shared fields but ``rope``, with two keys under the family's own names.
+def read_fields(
+    hf: HFConfig, act: str = "hidden_act", eps: str = "rms_norm_eps", *, dense: bool = True
+) -> dict:
+    """The shared fields but ``rope``, with two keys under the family's own names; ``d_ff`` only where
+    layers may be ``dense``.
 
     Raises:
         ModelError: a dimension is missing, or an unknown activation is set.
@@ -257,7 +260,7 @@ def read_fields(hf: HFConfig, act: str = "hidden_act", eps: str = "rms_norm_eps"
         "n_heads": hf.need("num_attention_heads"),
         "n_kv_heads": hf.get("num_key_value_heads"),
         "head_dim": hf.get("head_dim"),
-        "d_ff": hf.need("intermediate_size"),
+        **({"d_ff": hf.need("intermediate_size")} if dense else {}),
         "activation": activation(hf, act),
         "max_sequence_length": hf.get("max_position_embeddings"),
         "tie_embeddings": hf.get("tie_word_embeddings"),
@@ -299,13 +302,15 @@ def write_fields(
     act: str = "hidden_act",
     eps: str = "rms_norm_eps",
     mlp: PlainMlpConfig | None = None,
+    *,
+    dense: bool = True,
 ) -> dict[str, Any]:
     """The reverse of :func:`read_fields`, with the MLP where it has no gate."""
     attention, own = settings.attention(), mlp or settings.mlp()
     return {
         "vocab_size": settings.vocab_size,
         "hidden_size": settings.d_model,
-        "intermediate_size": own.hidden,
+        **({"intermediate_size": own.hidden} if dense else {}),
         "num_hidden_layers": settings.n_layers,
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,

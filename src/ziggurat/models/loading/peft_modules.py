@@ -78,7 +78,7 @@ class AdaptedModule:
                 tensor = name.restore(tensor)
             if name.part is not None:
                 whole = np.zeros((rows, tensor.shape[1]), tensor.dtype)
-                whole[name.part.selected] = tensor
+                whole[name.part.of(rows)] = tensor
                 tensor = whole
             down.append(a.reshape(-1, *a.shape[-2:])[index].T)
             up.append(tensor)
@@ -89,7 +89,7 @@ class AdaptedModule:
     ) -> Float[np.ndarray, "r f"]:
         """A kernel's ``b`` of a module's second matrix."""
         if name.part is not None:
-            up = up[name.part.selected]
+            up = up[name.part.of(len(up))]
         return (up if name.reorder is None else name.reorder(up)).T
 
 

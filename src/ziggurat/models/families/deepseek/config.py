@@ -1,10 +1,11 @@
-"""DeepSeek-V3 and R1."""
+"""DeepSeek-V2, V3 and R1."""
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from ziggurat.core import config
+from ziggurat.models.families.mixture_fields import check_groups
 from ziggurat.nn.attention_context import AttentionRule
 from ziggurat.nn.block import BlockConfig, LayerConfig, MlpConfig
 from ziggurat.nn.decoder import DecoderConfig
@@ -20,14 +21,12 @@ LATENT_NORM_EPS = 1e-6
 
 
 @config.node
-class DeepseekV3Config:
-    """Multi-head latent attention, and after some dense layers mixtures of many small experts with
-    a shared one.
+class DeepseekFields:
+    """Config fields that DeepSeek-V2 and V3 share."""
 
-    Paper: DeepSeek-AI 2024, https://arxiv.org/abs/2412.19437.
-    """
+    least_group: ClassVar[int] = 2
+    """Experts that a group must have, as its two best say how good it is."""
 
-    kind: Literal["deepseek_v3"] = "deepseek_v3"
     vocab_size: int
     """Vocabulary entries."""
     d_model: int
@@ -62,8 +61,6 @@ class DeepseekV3Config:
     """Equal groups of experts."""
     groups_per_token: int = 1
     """Groups whose experts a token may be sent to."""
-    normalise_weights: bool = True
-    """The weights of the chosen experts sum to one before they are scaled."""
     routed_scale: float = 1.0
     """Multiplies the weights of the chosen experts."""
     activation: Activation = "silu"
@@ -72,8 +69,6 @@ class DeepseekV3Config:
     """Longest sequence in tokens that serving allows."""
     rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
     """Rotary position embedding."""
-    interleaved_rope: bool = True
-    """Published weights hold rotary channels in pairs; here they are in halves."""
     attention_bias: bool = False
     """Biases on the projections into compressed vectors and on the output."""
     tie_embeddings: bool = False
@@ -90,17 +85,13 @@ class DeepseekV3Config:
             if isinstance(value, int) and not isinstance(value, bool):
                 config.require(value >= least, field.name, value, f"a number >= {least}")
         config.require(self.rotary_dim % 2 == 0, "rotary_dim", self.rotary_dim, "an even number")
-        size = self.n_experts // self.n_groups
-        divides = self.n_experts % self.n_groups == 0 and (self.n_groups == 1 or size >= 2)
-        expected = f"a divisor of n_experts = {self.n_experts}, leaving 2 or more in a group"
-        config.require(divides, "n_groups", self.n_groups, expected)
-        fits = self.groups_per_token <= self.n_groups
-        expected = f"at most n_groups = {self.n_groups}"
-        config.require(fits, "groups_per_token", self.groups_per_token, expected)
-        most = size * self.groups_per_token
-        expected = f"at most {most}, the experts of {self.groups_per_token} groups"
-        fits = self.experts_per_token <= most
-        config.require(fits, "experts_per_token", self.experts_per_token, expected)
+        check_groups(
+            self.n_experts,
+            self.n_groups,
+            self.groups_per_token,
+            self.experts_per_token,
+            self.least_group,
+        )
 
     @property
     def attention_scale(self) -> float:
@@ -110,9 +101,9 @@ class DeepseekV3Config:
             scale *= (0.1 * scaling.mscale_all_dim * math.log(scaling.factor) + 1.0) ** 2
         return scale
 
-    def decoder(self) -> DecoderConfig:
-        """The decoder this config stands for."""
+    def _decoder(self, **router: Any) -> DecoderConfig:
         norm = NormConfig(eps=self.norm_eps)
+        mixture = self._mixture(**router)
         attention = LatentAttentionConfig(
             heads=self.n_heads,
             query_latent=self.query_latent,
@@ -134,7 +125,7 @@ class DeepseekV3Config:
             vocab_size=self.vocab_size,
             d_model=self.d_model,
             layers=(layer(self._gated(self.d_ff)),) * dense
-            + (layer(self._mixture()),) * (self.n_layers - dense),
+            + (layer(mixture),) * (self.n_layers - dense),
             norm=norm,
             tie_embeddings=self.tie_embeddings,
             init_std=self.init_std,
@@ -143,19 +134,55 @@ class DeepseekV3Config:
     def _gated(self, hidden: int) -> GatedMlpConfig:
         return GatedMlpConfig(hidden=hidden, activation=self.activation)
 
-    def _mixture(self) -> MixtureOfExpertsConfig:
+    def _mixture(self, **router: Any) -> MixtureOfExpertsConfig:
         return MixtureOfExpertsConfig(
             router=RouterConfig(
                 experts=self.n_experts,
                 chosen=self.experts_per_token,
-                scores="sigmoid",
-                normalise=self.normalise_weights,
                 scale=self.routed_scale,
-                correction=True,
                 groups=self.n_groups,
                 chosen_groups=self.groups_per_token,
+                **router,
             ),
             hidden=self.d_ff_expert,
             activation=self.activation,
             shared=self._gated(self.d_ff_expert * self.n_shared_experts),
         )
+
+
+@config.node
+class DeepseekV2Config(DeepseekFields):
+    """Multi-head latent attention, and after some dense layers mixtures of many small experts with
+    shared ones, behind a softmax router.
+
+    Paper: DeepSeek-AI 2024, https://arxiv.org/abs/2405.04434.
+    """
+
+    kind: Literal["deepseek_v2"] = "deepseek_v2"
+    least_group: ClassVar[int] = 1
+    """Experts that a group must have, as its best says how good it is."""
+    interleaved_rope: ClassVar[bool] = True
+    """Published weights hold rotary channels in pairs; here they are in halves."""
+
+    def decoder(self) -> DecoderConfig:
+        """The decoder this config stands for."""
+        return self._decoder(normalise=False, group_score="best")
+
+
+@config.node
+class DeepseekV3Config(DeepseekFields):
+    """Multi-head latent attention, and after some dense layers mixtures of many small experts with
+    a shared one, behind a sigmoid router whose correction balances the experts.
+
+    Paper: DeepSeek-AI 2024, https://arxiv.org/abs/2412.19437.
+    """
+
+    kind: Literal["deepseek_v3"] = "deepseek_v3"
+    normalise_weights: bool = True
+    """The weights of the chosen experts sum to one before they are scaled."""
+    interleaved_rope: bool = True
+    """Published weights hold rotary channels in pairs; here they are in halves."""
+
+    def decoder(self) -> DecoderConfig:
+        """The decoder this config stands for."""
+        return self._decoder(scores="sigmoid", normalise=self.normalise_weights, correction=True)

@@ -35,7 +35,7 @@ def from_hf(values: Mapping[str, Any]) -> HunyuanDenseConfig:
     Raises:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
-    alpha, rest = _alpha(values)
+    alpha, rest = split_alpha(values)
     hf = HFConfig(rest)
     for key, said in OF_PUBLISHED.items():
         hf.refuse_unless(key, said)
@@ -51,7 +51,7 @@ def from_hf(values: Mapping[str, Any]) -> HunyuanDenseConfig:
     return checked(HunyuanDenseConfig, settings, "config.json")
 
 
-def _alpha(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def split_alpha(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """``alpha`` of rotary settings of type dynamic, by which they are NTK-aware scaling, and the
     config without that scaling."""
     forms = ("rope_scaling", "rope_parameters")  # the former goes before the latter

@@ -54,8 +54,8 @@ class MixtureOfExpertsConfig:
     shared: GatedMlpConfig | None = None
     """A feed-forward block that every token goes through besides (DeepSeek)."""
     shared_gate: bool = False
-    """The shared block's result is multiplied by the sigmoid of a projection of the input to one number
-    (Qwen2-MoE)."""
+    """The shared block's result is multiplied by the sigmoid of a projection of the input to one
+    number (Qwen2-MoE)."""
 
     def __post_init__(self):
         assert self.shared is not None or not self.shared_gate

@@ -85,7 +85,7 @@ def test_what_transformers_saves_loads_here(case, tmp_path, tokenizer):
 def test_what_we_export_loads_in_transformers(case, tmp_path, tokenizer):
     a = ours(case)
     mine = pretrained.Pretrained(a.model, a.params, tokenizer, case, "test")
-    pretrained.export_hf(mine, tmp_path / "out", max_shard_bytes=100_000)
+    pretrained.export_hf(mine, tmp_path / "out", max_shard_bytes=50_000)
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 1
     model, report = transformers.AutoModelForCausalLM.from_pretrained(

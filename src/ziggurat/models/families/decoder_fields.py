@@ -247,7 +247,7 @@ def write_pattern(pattern: Sequence[Reach], n_layers: int) -> list[str]:
 def read_fields(
     hf: HFConfig, act: str = "hidden_act", eps: str = "rms_norm_eps", *, dense: bool = True
 ) -> dict:
-    """The shared fields but ``rope``, with two keys under the family's own names; ``d_ff`` only where
+    """The shared fields but ``rope``, two keys under the family's own names; ``d_ff`` only where
     layers may be ``dense``.
 
     Raises:

@@ -24,6 +24,9 @@ def from_hf(values: Mapping[str, Any]) -> SeedOssConfig:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
+    if "head_dim" in values and values["head_dim"] is None:  # null is not the default of 128
+        own = hf.whole("hidden_size") // max(hf.whole("num_attention_heads"), 1)
+        hf = HFConfig({**values, "head_dim": own})
     settings = read_fields(hf)
     settings |= read_rotary(hf, settings["max_sequence_length"])
     settings |= {key: hf.get(key) for key in BIASES}

@@ -26,8 +26,10 @@ from ziggurat.models.loading.peft_modules import without_module
 CASES = [
     "gemma/gemma3",
     "gpt2/plain",
+    "gpt_neox/plain",
     "llama/gqa-2",
     "mixtral/plain",
+    "phi3/plain",
     "qwen/qwen3",
     "qwen_moe/plain",
 ]

@@ -149,6 +149,12 @@ def torch_gradients(model, directory) -> dict[str, np.ndarray]:
         "mixtral/many-switches",
         "deepseek/yarn",
         "gpt_oss/gate-clamped",
+        "cohere/cohere-head-norm",
+        "falcon/newer",
+        "granite/many-switches",
+        "nemotron/biases",
+        "olmo/olmo3-yarn-of-global",
+        "stablelm/head-norm",
         "mamba2/biases-limits",
     ],
 )

@@ -156,7 +156,7 @@ def mamba_names(stack: str, c: Mamba2Config, layers: Layers, theirs: str) -> lis
     tensor each there."""
     here, there = f"{stack}.mamba.", f"{LAYER}{theirs}."
     keys = c.groups * c.state_dim
-    sizes = dict(zip(PROJECTIONS, (c.width, c.width, keys, keys, c.heads)))
+    sizes: dict[str, int] = dict(zip(PROJECTIONS, (c.width, c.width, keys, keys, c.heads)))
 
     def parts(names: tuple[str, ...]) -> dict[str, AxisSlice]:
         found, start = {}, 0

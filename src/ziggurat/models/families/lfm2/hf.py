@@ -36,7 +36,7 @@ EXPERTS = {
     "routed_scale": "routed_scaling_factor",
     "correction": "use_expert_bias",
 }
-"""Those of mixtures of experts."""
+"""Keys of mixtures of experts, by our field."""
 NORMS = {"mlp_norm": "ffn_norm"}
 MLP = {"gate": "w1", "up": "w3", "down": "w2"}
 SAME = {
@@ -177,7 +177,8 @@ def _convolution(
 ) -> list[WeightName]:
     """One tensor there holds the three projections of the input."""
     here, there = f"{stack}.convolution.", f"{block_names.LAYER}conv."
-    names, more = [], {"layers": layers}
+    more: dict[str, Any] = {"layers": layers}
+    names: list[WeightName] = []
     for place, ours in enumerate(("gate_in", "gate_out", "value")):
         part = AxisSlice(0, slice(place * c.channels, (place + 1) * c.channels))
         name = f"{there}in_proj."

@@ -166,12 +166,12 @@ class Mamba2(nnx.Module):
     ) -> tuple[Float[Array, "b t h"], Float[Array, "b t h"]]:
         """Step sizes and log decays in float32; padding takes no step, so that it neither decays
         the state nor writes to it."""
-        wide = step.astype(jnp.float32) + self.step_bias[...].astype(jnp.float32)
+        wide = step.astype(jnp.float32) + self.step_bias[...].astype(jnp.float32)[None, None]
         size = jnp.clip(jax.nn.softplus(wide), *self.config.step_limits)
         if counts is not None:
             real = jnp.arange(step.shape[1])[None] < counts[:, None]
             size = jnp.where(real[..., None], size, 0)
-        return size, -jnp.exp(self.log_rate[...].astype(jnp.float32)) * size
+        return size, -jnp.exp(self.log_rate[...].astype(jnp.float32))[None, None] * size
 
     def _gated(self, out: Float[Array, "b t f"], gate: Float[Array, "b t f"]):
         """Output in float32, gated and normalised over the channels of each group."""
@@ -183,7 +183,7 @@ class Mamba2(nnx.Module):
         grouped = out.reshape(*out.shape[:-1], c.groups, -1)
         square = jnp.mean(grouped * grouped, axis=-1, keepdims=True)
         normed = (grouped * jax.lax.rsqrt(square + c.norm_eps)).reshape(out.shape)
-        normed = normed * self.norm_scale[...].astype(jnp.float32)
+        normed = normed * self.norm_scale[...].astype(jnp.float32)[None, None]
         return normed if c.gate_first else normed * open_
 
 

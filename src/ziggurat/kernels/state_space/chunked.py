@@ -67,7 +67,8 @@ def _chunk(
     document = jnp.cumsum(starts, axis=-1)[:, None, None]
     first, last = document == 0, document == document[..., -1:]
     # Decays are never above one: what is masked is masked before the exponential.
-    same = (document[..., :, None] == document[..., None, :]) & jnp.tri(n, dtype=bool)
+    earlier = jnp.tri(n, dtype=bool)[None, None, None]
+    same = (document[..., :, None] == document[..., None, :]) & earlier
     between = jnp.where(same, total[..., :, None] - total[..., None, :], 0)
     decay = jnp.where(same, jnp.exp(between), 0)
     since = jnp.where(first, jnp.exp(jnp.where(first, total, 0)), 0)

@@ -36,7 +36,7 @@ EXPERTS = {
     "routed_scale": "routed_scaling_factor",
     "correction": "use_expert_bias",
 }
-"""Keys of mixtures of experts, by our field."""
+"""Config fields of mixtures of experts and keys of one value."""
 NORMS = {"mlp_norm": "ffn_norm"}
 MLP = {"gate": "w1", "up": "w3", "down": "w2"}
 SAME = {

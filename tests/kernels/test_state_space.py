@@ -89,6 +89,6 @@ def test_equals_transformers(t):
     rates = -jnp.arange(1.0, 5.0)
     x, dt, a, b, c = (torch.from_numpy(np.array(y)) for y in (v, step, rates, k, q))
     expected, last = oracle.mamba2_chunk_scan(x, dt, a, b, c, 32, return_final_states=True)
-    out, state = state_space(q, k, v * step[..., None], step * rates)
+    out, state = state_space(q, k, v * step[..., None], step * rates[None, None])
     np.testing.assert_allclose(out, expected.numpy(), atol=CLOSE)
     np.testing.assert_allclose(state.swapaxes(2, 3), last.numpy(), atol=CLOSE)

@@ -177,8 +177,8 @@ def _convolution(
 ) -> list[WeightName]:
     """One tensor there holds the three projections of the input."""
     here, there = f"{stack}.convolution.", f"{block_names.LAYER}conv."
-    more: dict[str, Any] = {"layers": layers}
     names: list[WeightName] = []
+    more: dict[str, Any] = {"layers": layers}
     for place, ours in enumerate(("gate_in", "gate_out", "value")):
         part = AxisSlice(0, slice(place * c.channels, (place + 1) * c.channels))
         name = f"{there}in_proj."

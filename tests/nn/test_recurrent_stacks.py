@@ -103,7 +103,8 @@ def test_gradients_reach_every_parameter(name):
 
     def loss(state):
         hidden, _ = nnx.merge(graph, state)(TOKENS, positions_of(TOKENS), Causal())
-        return (hidden * jnp.arange(hidden.shape[-1])).sum()
+        weights = jnp.arange(hidden.shape[-1], dtype=jnp.float32)[None, None]
+        return (hidden * weights).sum()
 
     for path, gradient in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(state)):
         assert np.isfinite(gradient).all(), path

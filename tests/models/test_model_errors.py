@@ -61,7 +61,7 @@ def line(error: pytest.ExceptionInfo) -> str:
         ({"num_key_value_heads": 4}, ["config.json", "n_heads", "6", "4 kv heads"]),
         ({"num_hidden_layers": 1.5}, ["config.json", "n_layers", "1.5"]),
         ({"rms_norm_eps": "small"}, ["config.json", "norm_eps", "'small'"]),
-        ({"is_causal": False}, ["config.json: is_causal", "found False", "causal", "encoders"]),
+        ({"is_causal": False}, ["config.json: is_causal", "found False", "causal", "modules.json"]),
         ({"hidden_act": "mish"}, ["config.json: hidden_act", "'mish'", "silu"]),
         ({"sliding_window": 8}, ["config.json: sliding_window", "8", "null"]),
         ({"no_such_switch": 3}, ["config.json: no_such_switch", "3"]),

@@ -21,7 +21,8 @@ from tests.oracle import families
 
 from ziggurat.core.errors import ZigguratError
 from ziggurat.models import EncoderModel, LanguageModel, TwoTowerModel, family_for_config
-from ziggurat.models.conversion.weight_names import import_weights
+from ziggurat.models.conversion.architectures import model_type_of
+from ziggurat.models.conversion.weight_names import import_weights, named_as_found
 
 TOKENS, STEPS, VOCABULARY = 24, 3, 48
 """Tokens of an input, how many of them are decoded one by one, and how many there are."""
@@ -62,13 +63,19 @@ class Theirs:
         import torch
         import transformers
 
-        config = transformers.CONFIG_MAPPING[values["model_type"]].from_dict(
-            json.loads(json.dumps(dict(values)))  # as from a file, in which no two tables are one
+        kind = model_type_of(values)
+        config = transformers.CONFIG_MAPPING[kind].from_dict(
+            # as from a file, in which no two tables are one
+            json.loads(json.dumps({**values, "model_type": kind}))
         )
         family = family_for_config(values)
         self.encoder, self.inputs = family.encoder, family.inputs
         auto = transformers.AutoModel if self.encoder else transformers.AutoModelForCausalLM
-        self.model = auto.from_config(config, dtype=torch.float32).eval()
+        architecture = (values.get("architectures") or [""])[0]
+        if "ForSequenceClassification" in architecture:  # with its head, under that one's names
+            self.model = getattr(transformers, architecture)(config).float().eval()
+        else:
+            self.model = auto.from_config(config, dtype=torch.float32).eval()
         centred = ("gemma", "qwen3_next", "qwen3_5")
         about = 0.0 if values["model_type"].startswith(centred) else 1.0
         with torch.no_grad():
@@ -93,7 +100,8 @@ class Theirs:
                 out = self.model(**given, return_dict=True)
                 found = out["logits_per_text" if "text" in self.inputs else "last_hidden_state"]
             elif self.encoder:
-                found = self.model(torch.from_numpy(tokens()), return_dict=True).last_hidden_state
+                bare = self.model.base_model
+                found = bare(torch.from_numpy(tokens()), return_dict=True).last_hidden_state
             else:
                 found = self.model(
                     torch.from_numpy(tokens()), use_cache=False, return_dict=True
@@ -142,12 +150,12 @@ def our_logits(values: Mapping[str, Any], theirs: Theirs) -> np.ndarray | Refuse
         return config
     family = family_for_config(values)
     try:
-        config = family.as_found(config, theirs.tensors()) if "image" in family.inputs else config
+        config = family.as_found(config, theirs.tensors()) if family.encoder else config
         towers = TwoTowerModel if len(family.inputs) > 1 else EncoderModel
         model = (towers if family.encoder else LanguageModel).build(config)
         with plain_operations():
             params = import_weights(
-                family.hf_names(config),
+                named_as_found(family.hf_names(config), theirs.tensors(), family.base),
                 theirs.tensors(),
                 model.abstract,
                 layers=config.n_layers,

@@ -59,7 +59,7 @@ def _product(x: Array, kernel: Any, sizes: Array, *, transposed: bool) -> Array:
     contract = (((1,), (1 if transposed else 0,)), ((), ()))
     padded = jnp.pad(x, ((0, size), (0, 0)))
 
-    def block(index: Array, out: Array) -> Array:
+    def block(index: Int[Array, ""] | int, out: Array) -> Array:
         group, at, _ = _place(index, sizes, size)
         rows = jax.lax.dynamic_slice_in_dim(padded, at, size)
         matrix = _matrix(kernel, group, x.dtype)
@@ -77,7 +77,7 @@ def _outer(x: Array, dy: Array, kernel: Array, sizes: Array) -> Array:
     size = block_rows(x.shape[0], kernel.shape[0])
     x, dy = (jnp.pad(array, ((0, size), (0, 0))) for array in (x, dy))
 
-    def block(index: Array, total: Array) -> Array:
+    def block(index: Int[Array, ""] | int, total: Array) -> Array:
         group, at, end = _place(index, sizes, size)
         rows, back = (jax.lax.dynamic_slice_in_dim(array, at, size) for array in (x, dy))
         rows = jnp.where(at + jnp.arange(size)[:, None] < end, rows, 0)
@@ -104,7 +104,7 @@ def _blocks(sizes: Array, size: int) -> Array:
     return -(-sizes // size)
 
 
-def _place(index: Array, sizes: Array, size: int) -> tuple[Array, Array, Array]:
+def _place(index: Int[Array, ""] | int, sizes: Array, size: int) -> tuple[Array, Array, Array]:
     """A block's group, its first row, and the end of its group."""
     blocks = _blocks(sizes, size)
     last = jnp.cumsum(blocks)

@@ -195,6 +195,8 @@ CHECKS: Mapping[str, tuple[str, Callable[[np.ndarray, str, Any], bool]]] = {
     "freqs_cis": ("the angles of config.json's rope settings", _is_table_of_angles),
     ".attn.bias": ("a causal mask", _is_causal_mask),
     ".attn.masked_bias": ("-10000 or less", _is_minus_infinity),
+    ".attention.bias": ("a causal mask", _is_causal_mask),
+    ".attention.masked_bias": ("-10000 or less", _is_minus_infinity),
     "embeddings.position_ids": ("0, 1, 2, ...", _counts),
 }
 """By the end of a buffer's name: what it must hold, and the test of it."""

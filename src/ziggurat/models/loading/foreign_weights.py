@@ -15,7 +15,7 @@ A training checkpoint holds a model's tensors under a prefix (``model.``, ``modu
 
 import collections
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import numpy as np
 
 from ziggurat.core.errors import CheckpointError, ModelError, did_you_mean
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.formats.tensors import Tensors
 from ziggurat.mesh import Layout
 from ziggurat.models.conversion import token_ids
 from ziggurat.models.conversion.dropped_tensors import check_dropped, stored_head
@@ -103,7 +104,7 @@ def load(
     bare = _unwrapped(tensors)
     layers = model.decoder.n_layers
     framework = None
-    if isinstance(tensors, Mapping):
+    if isinstance(tensors, Tensors):
         lazy = {name: tensors[home] for name, home in bare.items()}
         framework = published_view(lazy, family, model, prefix)
     if framework is not None:

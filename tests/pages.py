@@ -24,6 +24,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+
 from tests.free_port import free_port
 from ziggurat.cli.main import main
 
@@ -39,6 +41,9 @@ def run_page(text: str) -> int:
     names: dict[str, object] = {"__name__": "notebook"}
     compared, printed = 0, None
     with contextlib.ExitStack() as servers:
+        # a reader's own code runs under JAX's own promotion
+        servers.enter_context(jax.numpy_dtype_promotion("standard"))
+        servers.enter_context(jax.numpy_rank_promotion("allow"))
         for kind, block in BLOCK.findall(text):
             if kind == "text" and printed is not None:
                 _compare("cell", block, printed)

@@ -1,5 +1,6 @@
 """Every example runs from start to end and says what it should."""
 
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,11 @@ SAID = {
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example(path, tmp_path):
     command = [sys.executable, str(path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    # users run them under JAX's own promotion
+    env = os.environ | {"JAX_NUMPY_RANK_PROMOTION": "allow"}
+    env |= {"JAX_NUMPY_DTYPE_PROMOTION": "standard"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert re.search(SAID[path.name], done.stdout), done.stdout

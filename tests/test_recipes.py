@@ -32,7 +32,7 @@ def test_the_readme_shows_the_recipe_as_it_is():
     ).read_text()
 
 
-def test_a_run_has_fewer_than_200_keys():
+def test_a_run_has_fewer_than_250_keys():
     """The design's bound on how much there is to know (MaxText has 696 keys), for every objective
     with its kind of data and the largest variant of every other choice."""
 
@@ -50,4 +50,4 @@ def test_a_run_has_fewer_than_200_keys():
     }
     for node in config.variants(fields["objective"].type):
         count = common + 2 + keys(node) + data[of_kind.get(config.tag(node), "text")]
-        assert 50 < count < 200, (config.tag(node), count)
+        assert 50 < count < 250, (config.tag(node), count)

@@ -25,7 +25,7 @@ step = checkpoints.restore(None, like).step if latest else 0
 print("start", step, flush=True)
 while True:
     step += 1
-    params = {"w": jnp.full((512, 256), step, jnp.float32) + jnp.arange(256) / 256}
+    params = {"w": jnp.full((512, 256), step, jnp.float32) + jnp.arange(256.0)[None] / 256}
     files = {"run.toml": f"step = {step}".encode()}
     checkpoints.save(step, {"params": params}, {"step": step}, files)
     print("saved", step, flush=True)

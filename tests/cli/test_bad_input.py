@@ -150,7 +150,10 @@ def hf_directory(path, **changes):
         ),
         (dict(hidden_act="mish"), ["hidden_act: found 'mish'", "silu"]),
         (dict(is_causal=False), ["is_causal: found False"]),
-        (dict(rope_scaling={"rope_type": "longrope"}), ["rope_type: found 'longrope'"]),
+        (
+            dict(rope_scaling={"rope_type": "longrope"}),
+            ["rope settings of type longrope", "short_factor"],
+        ),
         (dict(use_mup=True), ["config.json: use_mup: found True"]),
     ],
 )

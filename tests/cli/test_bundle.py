@@ -85,7 +85,7 @@ def test_other_sources_of_weights_and_sizes(folder, capsys):
     [
         (
             ["bundle", "exprt"],
-            "found 'exprt'; expected one of export, images, inspect, verify; did you",
+            "found 'exprt'; expected one of export, encoder, images, inspect, verify; did you",
         ),
         (["export", "scorer", "p", *SCORE], "target: found 'scorer'; expected MODULE:NAME"),
         (["export", "scorer:none", "p", *SCORE], "AttributeError: module 'scorer' has no attr"),

@@ -253,4 +253,5 @@ def test_only_writers_open_a_directory_to_write():
         "models/loading/pretrained.py",
         "models/loading/pretrained_encoder.py",
         "models/loading/pretrained_pipeline.py",
+        "models/loading/pretrained_vision.py",
     }

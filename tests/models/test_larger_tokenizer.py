@@ -114,11 +114,11 @@ def test_a_server_of_embeddings_answers_400(encoder):
     from prometheus_client import CollectorRegistry
 
     from ziggurat.serve.llm.metrics import Metrics
-    from ziggurat.serve.openai.embeddings import EmbeddingRequest, EmbeddingService
+    from ziggurat.serve.openai.embeddings import EmbeddingService
 
     embedder = TextEmbedder.load(encoder)
     service = EmbeddingService(embedder, embedder.tokenizer, "e", Metrics(CollectorRegistry()))
-    asked = EmbeddingRequest(model="e", input=f"a{BEYOND}b")
+    asked = json.dumps({"model": "e", "input": f"a{BEYOND}b"}).encode()
     with pytest.raises(ZigguratError, match="257"):
         service._ids(asked)
 

@@ -55,7 +55,8 @@ def spread(params):
     keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
     leaves, tree = jax.tree.flatten(params)
     moved = [
-        (x + 0.1 * jax.random.normal(k, x.shape)).astype(x.dtype) for x, k in zip(leaves, keys)
+        (x.astype(jnp.float32) + 0.1 * jax.random.normal(k, x.shape)).astype(x.dtype)
+        for x, k in zip(leaves, keys)
     ]
     return jax.tree.unflatten(tree, moved)
 
@@ -114,7 +115,9 @@ def test_sums_over_tokens_are_float32(rows):
         graph, state = nnx.split(layer)
 
         def total(state):
-            return jnp.sum(nnx.merge(graph, state)(x).astype(jnp.float32) * back)
+            return jnp.sum(
+                nnx.merge(graph, state)(x).astype(jnp.float32) * back.astype(jnp.float32)
+            )
 
         grads = nnx.to_pure_dict(jax.jit(jax.grad(total))(state))
         return np.asarray(grads[leaf], np.float64)

@@ -1,6 +1,7 @@
 """A diffusion model, and the autoencoder of its latents, as pure functions over nested dicts of
 parameters.
 
+>>> import jax, jax.numpy as jnp
 >>> from ziggurat.models import DitConfig
 >>> config = DitConfig(image_size=8, channels=1, classes=10, d_model=16, n_layers=2, n_heads=2)
 >>> model = DiffusionModel.build(config)

@@ -140,7 +140,9 @@ class GatedDeltaNet(nnx.Module):
         value = constrain(value, ("batch", "sequence", "heads", None))
         log_decay, rate = self._gates(decay, rate, recurrence.counts)
         out, memory = delta_rule(query, key, value, log_decay, rate, memory, recurrence.starts)
-        out = self.out_norm(out) * jax.nn.silu(gate.reshape(out.shape).astype(jnp.float32))
+        out = self.out_norm(out).astype(jnp.float32) * jax.nn.silu(
+            gate.reshape(out.shape).astype(jnp.float32)
+        )
         after = recurrence.store((*histories, memory))
         return self.out(out.astype(x.dtype).reshape(b, t, -1)), after
 

@@ -92,7 +92,7 @@ class YarnScaling:
 
 @config.node
 class NtkScaling:
-    r"""Base multiplied by :math:`\alpha^{d/(d-2)}` for ``d`` channels that rotate (NTK-aware,
+    """Base multiplied by ``alpha ** (d / (d - 2))`` for ``d`` channels that rotate (NTK-aware,
     https://arxiv.org/abs/2309.00071, section 3.1; Hunyuan)."""
 
     kind: Literal["ntk"] = "ntk"
@@ -102,7 +102,7 @@ class NtkScaling:
 
 @config.node
 class DynamicScaling:
-    r"""Base multiplied by :math:`(s n / L - s + 1)^{d/(d-2)}` for sequences of ``n`` tokens beyond
+    """Base multiplied by ``(s n / L - s + 1) ** (d / (d - 2))`` for sequences of ``n`` tokens beyond
     the original ``L`` (dynamic NTK, https://arxiv.org/abs/2309.00071, section 3.3)."""
 
     kind: Literal["dynamic"] = "dynamic"

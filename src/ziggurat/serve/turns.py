@@ -11,7 +11,6 @@ import contextlib
 import ctypes
 import gc
 import os
-import platform
 import struct
 import sys
 import threading
@@ -74,7 +73,7 @@ def set_slice(nanoseconds: int) -> bool:
     Returns:
         Whether the system took it; older ones ignore it.
     """
-    number = _SET_ATTRIBUTES.get(platform.machine())
+    number = _SET_ATTRIBUTES.get(os.uname().machine)
     if sys.platform != "linux" or number is None:
         return False
     if os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK != os.SCHED_OTHER:

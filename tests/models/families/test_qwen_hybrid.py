@@ -100,7 +100,7 @@ def test_a_config_that_cannot_be(change, part):
         ({"layer_types": ["mamba"] * 4}, "layer_types"),
         ({"full_attention_interval": 0}, "full_attention_interval"),
         ({"partial_rotary_factor": "half"}, "partial_rotary_factor"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_type"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "type longrope"),
     ],
 )
 def test_a_published_config_that_is_not_read(change, part):

@@ -76,6 +76,7 @@ class Admission:
     def check_room(self, client: str, sizes: Sequence[int]) -> None:
         """Refuse what :meth:`enter` would refuse now; arguments and errors as there."""
         request = QueuedRequest(client, 1, len(sizes), sum(sizes))
+        self.check(request)
         with self._lock:
             self._check_beside(self._clients.get(client) or QueuedRequest(client), request)
 

@@ -58,6 +58,8 @@ def to_hf(config: Olmo2Config | Olmo3Config) -> dict[str, Any]:
         "model_type": "olmo3",
         **values,
         **write_windows(config),
+        # transformers makes a cache only where there is a number, though no layer has a window
+        "sliding_window": config.window or 4096,
         **hf_ropes_by_reach(config.rope, config.local_rope),
     }
 

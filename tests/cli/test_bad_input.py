@@ -152,7 +152,7 @@ def hf_directory(path, **changes):
         (dict(is_causal=False), ["is_causal: found False"]),
         (
             dict(rope_scaling={"rope_type": "longrope"}),
-            ["rope settings of type longrope", "short_factor"],
+            ["of type longrope", "short_factor"],
         ),
         (dict(use_mup=True), ["config.json: use_mup: found True"]),
     ],

@@ -247,7 +247,7 @@ def test_only_writers_open_a_directory_to_write():
         for file in package.rglob("*.py")
         if re.search(r"(?<!class )\bCheckpoints\(", file.read_text(encoding="utf-8"))
     }
-    writers = {"tiers", "manager", "step_reader"}  # the last in its example
+    writers = {"disk_tier", "manager", "step_reader"}  # the last in its example
     writers = {f"checkpoint/{name}.py" for name in writers}
     assert found - writers == {
         "models/loading/pretrained.py",

@@ -148,6 +148,7 @@ class DiffusionModel(TracedModel):
 class AutoencoderModel(TracedModel):
     """An autoencoder's config with its traced module; holds no arrays.
 
+    >>> import jax, jax.numpy as jnp
     >>> config = AutoencoderKLConfig(level_channels=(8, 16), groups=4)
     >>> model = AutoencoderModel.build(config)
     >>> latents, _ = jax.eval_shape(model.encode, model.abstract, jnp.zeros((1, 8, 8, 3)))

@@ -102,8 +102,8 @@ class NtkScaling:
 
 @config.node
 class DynamicScaling:
-    """Base multiplied by ``(s n / L - s + 1) ** (d / (d - 2))`` for sequences of ``n`` tokens beyond
-    the original ``L`` (dynamic NTK, https://arxiv.org/abs/2309.00071, section 3.3)."""
+    """Base multiplied by ``(s n / L - s + 1) ** (d / (d - 2))`` for sequences of ``n`` tokens
+    beyond the original ``L`` (dynamic NTK, https://arxiv.org/abs/2309.00071, section 3.3)."""
 
     kind: Literal["dynamic"] = "dynamic"
     factor: float

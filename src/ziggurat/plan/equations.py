@@ -55,7 +55,7 @@ def flatten(
                 inside[own] = outer_number
         yield from flatten(inner, inside, sizes, where)
         for own, outer in zip(inner.outvars, equation.outvars):
-            if own in inside:
+            if not hasattr(own, "val") and own in inside:
                 numbers[outer] = inside[own]
 
 

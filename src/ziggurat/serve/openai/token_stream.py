@@ -29,6 +29,7 @@ class TokenStream:
         self._queue: asyncio.Queue[tuple[int, TokenEvent | Exception | None]] = asyncio.Queue()
         self._loop, self._n = asyncio.get_running_loop(), n
         self._requests: list[Request] = []
+        self._submitted = 0
         self._given_up = False
 
     def submit(
@@ -46,6 +47,7 @@ class TokenStream:
         """
         together = [(prompt, params) for prompt in prompts]
         self._requests = engine.submit_together(together, self._listener, client=client, salt=salt)
+        self._submitted = len(self._requests)
 
     def cancel(self) -> None:
         """Cancel all prompts, and let go of them: they hold this stream."""
@@ -55,7 +57,7 @@ class TokenStream:
 
     async def read(self) -> AsyncGenerator[tuple[int, TokenEvent]]:
         """Pairs of a choice's number and its next event; leaving the loop cancels the rest."""
-        open_prompts = len(self._requests)
+        open_prompts = self._submitted  # a cancelled stream still tells why
         try:
             while open_prompts:
                 number, event = await self._queue.get()

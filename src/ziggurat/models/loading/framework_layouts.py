@@ -10,6 +10,7 @@ Sources of the layouts: MaxText's ``llama_or_mistral_ckpt.py`` (query kernels ca
 ``linear_qkv`` are grouped by key head) and nanoGPT's ``model.py``.
 """
 
+import abc
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -155,7 +156,7 @@ def _is(framework: str, prefix: str, tensors: Mapping[str, LazyTensor]) -> bool:
     return first is not None and first.shape[0] == 3 * first.shape[1]
 
 
-class _Layout:
+class _Layout(abc.ABC):
     """Places of tensors by published name.
 
     Args:
@@ -181,13 +182,13 @@ class _Layout:
             return None
         return Place(self._home(home), arrange)
 
+    @abc.abstractmethod
     def ends(self) -> dict[str, tuple[str, Arrange]]:
         """Names and arrangements of all that is not in a layer."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def of_layer(self, layer: int, name: str) -> Place | np.ndarray | None:
         """Place of a layer's tensor."""
-        raise NotImplementedError
 
     def _home(self, *names: str) -> str:
         """The first of these names that the checkpoint has."""

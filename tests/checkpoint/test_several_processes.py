@@ -18,6 +18,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 directory, port, rank = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 from ziggurat.checkpoint import CheckpointConfig, Checkpoints
+from ziggurat.checkpoint.tiers import Tiers
 
 with Checkpoints(directory, CheckpointConfig(keep_last=2)) as checkpoints:
     jax.distributed.initialize(f"localhost:{port}", 2, rank)
@@ -42,6 +43,12 @@ with Checkpoints(directory, CheckpointConfig(keep_last=2)) as checkpoints:
         assert leaf.sharding == like[name].sharding
         for shard in leaf.addressable_shards:
             np.testing.assert_array_equal(shard.data, (values * 3)[shard.index])
+
+# The disk alone: what one of them found is what all restore, or one would begin anew.
+tiers = Tiers(directory, CheckpointConfig(keep_last=2))
+assert tiers.latest() == (3, "disk"), tiers.latest()
+assert tiers.restore(None, {"params": like}).step == 3
+tiers.close()
 print("done", flush=True)
 """
 

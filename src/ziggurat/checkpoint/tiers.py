@@ -285,9 +285,8 @@ class Tiers:
 
     def _candidates(self) -> list[Newest]:
         """Steps of all tiers, newest first and of the same step the nearest first."""
-        found, silent = self._found()
-        if len(self.tiers) > 1:
-            found, silent = self.processes.agree("steps", [found, silent])
+        # A tier may answer on the first process alone, the disk does.
+        found, silent = self.processes.agree("steps", self._found())
         if silent and not any(found.values()):  # nobody knows whether there is a step
             raise StoreError(silent)
         every = [Newest(step, tier.name) for tier in self.tiers for step in found[tier.name]]

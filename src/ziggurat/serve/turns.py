@@ -5,6 +5,10 @@ three things: the garbage collector, which stops all threads; the interpreter's 
 up and wants back at every system call, about ten times for each request; and a core. While two
 threads compute, Python's and Linux's defaults make each of these waits 3 to 300 ms long, and the
 last of 300 new connections is answered after seconds.
+
+On Linux a niceness belongs to a thread, and any thread may take a higher one. Threads that compute
+take one, so that the loop need not share its core equally with them; between processes of different
+sessions or containers it makes no difference.
 """
 
 import contextlib
@@ -25,18 +29,25 @@ made than freed. With Python's own a burst of 2,048 prompts brings about ten ful
 SLICE_NS = 100_000
 """The loop's time slice. A thread of a shorter slice need not wait for the end of another's, which
 is 3 ms: Linux 6.12, EEVDF."""
+PYTHON_NICE, NATIVE_NICE = 5, 10
+"""Niceness of the process's other threads: of Python's, a third of the loop's share of a core; of
+those that no Python code has started, which are XLA's and compute alone, a tenth."""
+_SWEEP_SECONDS = 0.5
 _SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}
 """Numbers of the system call sched_setattr, for which the C library has no function."""
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
 """Size, policy, flags, nice, priority, slice, deadline and period (linux/sched/types.h)."""
 _RESET_ON_FORK = 1
+_prompt = set[int]()
+"""Threads with a short slice, by the system's number: they keep their priority."""
 
 
 @contextlib.contextmanager
 def quick() -> Iterator[None]:
     """Within it this thread, the process's main one, has its turn quickly.
 
-    In any other thread the process is not the server's own, and nothing is done.
+    In any other thread the process is not the server's own, and nothing is done. The niceness of
+    the other threads stays after it: the system lets nobody lower one again.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,14 +58,40 @@ def quick() -> Iterator[None]:
     gc.set_threshold(*THRESHOLDS)
     sys.setswitchinterval(min(interval, SWITCH_SECONDS))
     sliced = set_slice(SLICE_NS)
+    ended = threading.Event()
+    threading.Thread(target=_yield_cores, args=(ended,), daemon=True).start()
     try:
         yield
     finally:
+        ended.set()
         if sliced:
             set_slice(0)
         sys.setswitchinterval(interval)
         gc.set_threshold(*thresholds)
         gc.unfreeze()
+
+
+def _yield_cores(ended: threading.Event) -> None:
+    """Give new threads their niceness until ``ended``."""
+    while sys.platform == "linux":
+        lower_others()
+        if ended.wait(_SWEEP_SECONDS):
+            return
+
+
+def lower_others() -> None:
+    """Raise the niceness of this process's threads that compute, to :data:`PYTHON_NICE` and
+    :data:`NATIVE_NICE`; the main thread and those with a short slice keep theirs."""
+    threads = [int(name) for name in os.listdir("/proc/self/task")]
+    pythons = {thread.native_id for thread in threading.enumerate()}
+    if None in pythons:  # one has not yet said its number, and would be taken for a native one
+        return
+    kept = {os.getpid(), *_prompt}  # the main thread has the process's number
+    for thread in threads:
+        nice = PYTHON_NICE if thread in pythons else NATIVE_NICE
+        with contextlib.suppress(OSError):  # it has ended
+            if thread not in kept and os.getpriority(os.PRIO_PROCESS, thread) < nice:
+                os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 def freeze() -> None:
@@ -82,5 +119,8 @@ def set_slice(nanoseconds: int) -> bool:
     size = _ATTRIBUTES.size
     data = _ATTRIBUTES.pack(size, os.SCHED_OTHER, _RESET_ON_FORK, nice, 0, nanoseconds, 0, 0)
     with contextlib.suppress(OSError, AttributeError):
-        return ctypes.CDLL(None).syscall(number, 0, data, 0) == 0
+        if ctypes.CDLL(None).syscall(number, 0, data, 0) == 0:
+            change = _prompt.add if nanoseconds else _prompt.discard
+            change(threading.get_native_id())
+            return True
     return False

@@ -24,19 +24,26 @@ ROOT = pathlib.Path(__file__).parents[1]
 OUT = ROOT / "src" / "ziggurat" / "models" / "conversion" / "config_keys.json"
 LIBRARY = pathlib.Path(transformers.__file__).parent
 MODEL_TYPES = (
-    "arcee", "bert", "camembert", "clip", "clip_text_model", "clip_vision_model", "cohere",
-    "cohere2", "deepseek_v2", "deepseek_v3", "dinov2", "dinov2_with_registers", "distilbert",
-    "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "falcon", "gemma", "gemma2", "gemma3_text",
-    "glm", "glm4", "glm4_moe", "gpt2", "gpt_neox", "gpt_oss", "granite", "granitemoe",
-    "granitemoehybrid", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama",
-    "mamba2", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "modernbert", "mpnet",
-    "nemotron", "nomic_bert", "olmo2", "olmo3", "olmoe", "phi3", "qwen2", "qwen2_moe", "qwen3",
-    "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "roberta", "seed_oss", "siglip",
-    "siglip_text_model", "siglip_vision_model", "smollm3", "solar_open", "stablelm", "starcoder2",
-    "vit", "xlm-roberta",
+    "arcee", "bert", "camembert", "clip", "cohere", "cohere2", "deepseek_v2", "deepseek_v3",
+    "dinov2", "dinov2_with_registers", "distilbert", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_neox",
+    "gpt_oss", "granite", "granitemoe", "granitemoehybrid", "helium", "hunyuan_v1_dense",
+    "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "mamba2", "minimax_m2", "ministral",
+    "ministral3", "mistral", "mixtral", "modernbert", "mpnet", "nemotron", "nomic_bert", "olmo2",
+    "olmo3", "olmoe", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text",
+    "qwen3_moe", "qwen3_next", "roberta", "seed_oss", "siglip", "smollm3", "solar_open", "stablelm",
+    "starcoder2", "vit", "xlm-roberta",
 )  # fmt: skip
-TOWERS = ("clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model")
+PARTS = (
+    "clip_text_model", "clip_vision_model", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text",
+    "siglip_text_model", "siglip_vision_model",
+)  # fmt: skip
 """Types that are read as parts of others only, so that none of their own classes is."""
+MULTIMODAL = (
+    "gemma3", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl",
+)  # fmt: skip
+"""Types of models of images and text, whose classes :mod:`ziggurat.models.conversion.text_part`
+names."""
 DIFFUSERS_CLASSES = (
     "AutoencoderKL", "DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler",
     "DiTTransformer2DModel", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler",
@@ -66,7 +73,7 @@ def record() -> dict[str, Any]:
         "versions": {m.__name__: m.__version__ for m in (transformers, diffusers)},
         "generation": sorted(generation),
         "rope": sorted(transformers.modeling_rope_utils.RopeParameters.__annotations__),
-        "types": {name: model_type(name) for name in MODEL_TYPES}
+        "types": {name: model_type(name) for name in sorted((*MODEL_TYPES, *PARTS, *MULTIMODAL))}
         | {name: of_diffusers(name) for name in DIFFUSERS_CLASSES},
     }
 
@@ -94,7 +101,7 @@ def model_type(name: str) -> dict[str, Any]:
     }
     keys = {k: plain(v) for k, v in keys.items() if not k.startswith("_") and k not in aliases}
     return {
-        "classes": {} if name in TOWERS else dict(classes(name)),
+        "classes": {} if name in PARTS + MULTIMODAL else dict(classes(name)),
         "aliases": {alias: key for alias, key in aliases.items() if key in keys},
         "keys": dict(sorted(keys.items())),
     }
@@ -148,7 +155,7 @@ def evaluated(default: list[ast.expr], cls: type) -> Any:
     known = {"self": types.SimpleNamespace(default_theta=cls.default_theta)}
     try:
         value = eval(ast.unparse(default[0]), known) if default else None
-    except (AttributeError, NameError):
+    except (AttributeError, NameError, TypeError):
         return None
     return value if isinstance(value, bool | int | float | str) else None
 

@@ -175,7 +175,7 @@ def test_encoder_of_a_masked_language_model():
         ("PhimoeForCausalLM", "nearest is mixtral"),
         ("DeepseekV32ForCausalLM", "nearest is deepseek_v3, but with sparse attention"),
         ("DeepseekV4ForCausalLM", "nearest is deepseek_v3, but with compressed"),
-        ("Qwen3_5ForConditionalGeneration", "its text part is Qwen3_5ForCausalLM"),
+        ("Qwen3VLMoeForConditionalGeneration", "nearest is qwen3_moe, but with a vision tower"),
         ("BaichuanForCausalLM", "nearest is llama"),
         ("PhiForCausalLM", "nearest is gpt_neox"),
         ("ElectraModel", "nearest is bert"),

@@ -26,6 +26,12 @@ from ziggurat.models.conversion.quantization.checkpoint import present_names, qu
 from ziggurat.models.conversion.quantization.gguf_blocks import GgufReader
 from ziggurat.models.conversion.quantization.methods import method_reader
 from ziggurat.models.conversion.quantization.module import MethodReader
+from ziggurat.models.conversion.text_part import (
+    PartTensors,
+    language_values,
+    tell_left_out,
+    text_part,
+)
 from ziggurat.models.conversion.weight_names import (
     StoredWeight,
     TensorSource,
@@ -375,12 +381,13 @@ def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
 
 
 def hf_config(file: Path) -> tuple[Family, dict[str, Any]]:
-    """The family that reads a ``config.json``, and the file's content.
+    """The family that reads a ``config.json``, and the file's content; of a model of images and
+    text those of its language model.
 
     Raises:
         ModelError: it is no JSON object, or the architecture is unknown.
     """
-    values = hf_values(file)
+    values = language_values(hf_values(file))
     return family_for_config(values), values
 
 
@@ -409,7 +416,7 @@ def _load_hf(
     family, described, settings = _hf_model(path, precision)
     # what a method refuses is told before any file is missed
     reader = None if settings is None else method_reader(settings)
-    tensors: TensorSource = SafetensorsDirectory(path)
+    tensors = _text_tensors(path)
     present = tensors if reader is None else present_names(reader, tensors)
 
     def names_of(config: Any) -> list[WeightName]:
@@ -424,6 +431,16 @@ def _load_hf(
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
     ids = token_ids.stated(hf_family(path)[1])
     return Pretrained(model, params, tokenizer, hub.name_of(path), str(path), ids)
+
+
+def _text_tensors(path: Path) -> TensorSource:
+    """Tensors of a language model's directory, those of images left out with a warning."""
+    tensors, part = SafetensorsDirectory(path), text_part(hf_values(path / "config.json"))
+    if part is None:
+        return tensors
+    text = PartTensors(tensors, "text")
+    tell_left_out(part.architecture, text.left_out)
+    return text
 
 
 def _load_gguf(

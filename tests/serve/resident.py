@@ -27,6 +27,7 @@ class Memory:
         """Of the process without its descendants and without files."""
         self.parts: collections.Counter[str] = collections.Counter()
         """Of each kind of process, and of the files; not at the same moment."""
+        self._looks, self._children = 0, list[int]()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -35,17 +36,25 @@ class Memory:
         found: collections.Counter[str] = collections.Counter()
         files: dict[int, int] = {}
         command = self._process.cmdline()
-        for process in [self._process, *self._process.children(recursive=True)]:
+        for pid in [self._process.pid, *self._descendants()]:
             with contextlib.suppress(psutil.Error, OSError):
-                own = process.pid == self._process.pid
-                if not own and process.cmdline() == command:
+                own, said = pid == self._process.pid, psutil.Process(pid).cmdline()
+                if not own and said == command:
                     continue
-                found["server" if own else _kind(process)] += _resident(process.pid)
-                files |= _files(process.pid)
+                found["server" if own else _kind(said)] += _resident(pid)
+                files |= _files(pid)
         found["files"] = sum(files.values())
         self.alone = max(self.alone, found["server"])
         self.most = max(self.most, found.total())
         self.parts |= found
+
+    def _descendants(self) -> list[int]:
+        """Processes below this one, looked for at every fifth look: the walk over all that there
+        are takes the server's core and the interpreter's lock of the probes."""
+        if self._looks % 5 == 0:
+            self._children = [child.pid for child in self._process.children(recursive=True)]
+        self._looks += 1
+        return self._children
 
     def _run(self) -> None:
         while not self._stop.wait(0.05):
@@ -61,8 +70,7 @@ class Memory:
         self._thread.join(10)
 
 
-def _kind(process: psutil.Process) -> str:
-    command = process.cmdline()
+def _kind(command: list[str]) -> str:
     return command[2].rpartition(".")[2] if command[1:2] == ["-m"] else "other"
 
 

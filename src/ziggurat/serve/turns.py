@@ -88,10 +88,18 @@ def lower_others() -> None:
         return
     kept = {os.getpid(), *_prompt}  # the main thread has the process's number
     for thread in threads:
-        nice = PYTHON_NICE if thread in pythons else NATIVE_NICE
-        with contextlib.suppress(OSError):  # it has ended
-            if thread not in kept and os.getpriority(os.PRIO_PROCESS, thread) < nice:
-                os.setpriority(os.PRIO_PROCESS, thread, nice)
+        if thread not in kept:
+            raise_nice(thread, PYTHON_NICE if thread in pythons else NATIVE_NICE)
+
+
+def raise_nice(process: int, nice: int) -> None:
+    """Give a process or thread this niceness, unless it has ended or has a higher one.
+
+    A child gets it from its parent, at once: its own code comes after a second of imports.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # a system without them
+        if os.getpriority(os.PRIO_PROCESS, process) < nice:
+            os.setpriority(os.PRIO_PROCESS, process, nice)
 
 
 def freeze() -> None:

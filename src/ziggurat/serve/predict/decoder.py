@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import msgspec
 import numpy as np
 
+from ziggurat.serve import turns
 from ziggurat.serve.errors import RequestError, TooLarge
 from ziggurat.serve.memory import Reservation
 from ziggurat.serve.predict import body as http_body
@@ -172,6 +173,7 @@ class DecoderPool:
                 env=environment,
                 process_group=0,  # Ctrl-C at the server is not for it; see _NICE
             )
+        turns.raise_nice(process.pid, _NICE)
         return _Child(process, here)
 
 
@@ -304,7 +306,6 @@ def main(limit: int, end: socket.socket) -> None:
         with open("/proc/self/statm") as sizes:
             limit += int(sizes.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        os.nice(_NICE)
     while True:
         try:
             text, _, body = _receive(end)

@@ -53,8 +53,6 @@ CONTROL = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 """Calls for an administrator's key, if there is one."""
 _ERROR, _RESPONSE = 1, 2
 """Fields of ``ModelStreamInferResponse``."""
-_NICE = 5
-"""Below the server, which answers liveness."""
 
 CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -299,6 +297,4 @@ async def serve(end: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(OSError):
-        os.nice(_NICE)
     asyncio.run(serve(socket.socket(fileno=int(sys.argv[1]))))

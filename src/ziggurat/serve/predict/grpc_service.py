@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ziggurat.core.errors import ServeError
+from ziggurat.serve import turns
 from ziggurat.serve.predict import grpc_protocol as protocol
 from ziggurat.serve.predict.grpc_calls import Calls
 from ziggurat.serve.predict.link import Link, Message, pair
@@ -35,6 +36,8 @@ _STREAMS = 256
 """Streams open at once; more are refused."""
 _MOST_SLOW = 64
 """Messages that come slowly and are read at once, whatever the memory."""
+_NICE = 5
+"""Of the front, below the server, which answers liveness."""
 _START_SECONDS = 60.0
 """How long the front may take to start."""
 _ENDS, _ENDS_SECONDS = 5, 300.0
@@ -109,6 +112,7 @@ class GrpcServer:
                 raise ServeError(
                     "gRPC front", found=f"no process: {error.strerror}", expected="one"
                 ) from None
+            turns.raise_nice(self._process.pid, _NICE)
             self._gone.clear()
             self._link = Link(here, self._arrived, self._ended)
         try:

@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ziggurat.serve import turns
 from ziggurat.serve.predict.manifest import BundleError, BundleManifest
 
 SECONDS = 600
@@ -22,7 +23,7 @@ REFUSED = 2
 """Exit code of a child that refused the bundle; the last line of its stderr says why."""
 _turn = threading.Lock()
 """One child at a time: each takes a core, and the memory of a runtime and of the bundle."""
-NICE = 10
+_NICE = 10
 """Of the child, below the server and the gRPC front."""
 CHILD = "ziggurat.serve.predict.trial_child"
 """The child's program. It loads bundles, so it stands above the module that calls this one."""
@@ -43,9 +44,7 @@ def load(
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     try:
         with _turn:
-            done = subprocess.run(
-                command, capture_output=True, env=environment, timeout=SECONDS, check=False
-            )
+            code, said = _run(command, environment)
     except subprocess.TimeoutExpired:
         raise BundleError(
             f"bundle {path}", found=f"no end of loading in {SECONDS} s", expected="a smaller one"
@@ -57,18 +56,29 @@ def load(
             expected="one",
             fix="try again later",
         ) from None
-    if done.returncode == 0:
+    if code == 0:
         return
-    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    lines = said.decode("utf-8", "replace").strip().splitlines()
     last = lines[-1][:500] if lines else ""
-    if done.returncode == REFUSED:
+    if code == REFUSED:
         raise BundleError(last)
-    ended = f"exit code {done.returncode}"
-    if done.returncode < 0:
-        ended = signal.Signals(-done.returncode).name
+    ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     raise BundleError(
         f"bundle {path}",
         found=f"the process that tried it ended with {ended}",
         expected="a bundle that loads",
         fix="do not serve it",
     )
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, bytes]:
+    """Exit code of a child and what it wrote to stderr."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment) as child:
+        turns.raise_nice(child.pid, _NICE)
+        try:
+            _, said = child.communicate(timeout=SECONDS)
+        except BaseException:
+            child.kill()
+            raise
+    return child.returncode, said

@@ -1,6 +1,5 @@
 """The child process of :mod:`.trial`: load one bundle on the CPU and end."""
 
-import contextlib
 import json
 import os
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from ziggurat.core.errors import ZigguratError
 from ziggurat.serve.predict.bundle import LoadedBundle
-from ziggurat.serve.predict.trial import NICE, REFUSED
+from ziggurat.serve.predict.trial import REFUSED
 
 
 def main(asked: str) -> int:
@@ -23,8 +22,6 @@ def main(asked: str) -> int:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(OSError):
-        os.nice(NICE)
     code = main(sys.argv[1])
     sys.stderr.flush()
     os._exit(code)  # nothing to tidy up; an interpreter's end might crash in what the bundle did

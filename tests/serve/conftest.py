@@ -97,9 +97,11 @@ def serving(parts, registry, **options):
         assert thread.is_alive(), "the server ended before it had started"
         assert time.monotonic() < end, "the server did not start within a minute"
         time.sleep(0.01)
-    yield made
-    made.stop()
-    thread.join(30)
+    try:
+        yield made
+    finally:  # the thread would keep the whole run of the tests from ending
+        made.stop()
+        thread.join(30)
     assert not thread.is_alive()
 
 

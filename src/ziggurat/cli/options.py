@@ -8,6 +8,7 @@ switch that is on by default is described by what turning it off does.
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
 import re
 import shutil
@@ -19,11 +20,54 @@ from typing import Annotated, Any, Literal
 
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, did_you_mean
+from ziggurat.core.registry import Registry
 
 _SHOWN = {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}
 _NUMBER = re.compile(r"-\.?\d")
 _WIDEST = 100
 _SOURCE = "command line"
+
+
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """Mark of a text option whose values are the names of a registry, and some more.
+
+    >>> Names("ziggurat.optim.config:OPTIMIZERS", "none").known()[:3]
+    ['none', 'adafactor', 'adamw']
+
+    Args:
+        registry: its home, as ``module:NAME``; imported when help is shown or a value is given.
+        others: values besides its names.
+    """
+
+    registry: str
+    others: tuple[str, ...]
+
+    def __init__(self, registry: str, *others: str):
+        object.__setattr__(self, "registry", registry)
+        object.__setattr__(self, "others", others)
+
+    def table(self) -> Registry[Any]:
+        """The registry."""
+        module, _, name = self.registry.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def known(self) -> list[str]:
+        """All values, the registry's in alphabetic order."""
+        return [*self.others, *self.table()]
+
+
+def check_name(options: Any, name: str) -> None:
+    """Refuse an option that is no name of the registry in its :class:`Names`.
+
+    Raises:
+        ConfigError: with the names that there are; another error if the registry has its own.
+    """
+    hint = typing.get_type_hints(type(options), include_extras=True)[name]
+    (mark,) = (one for one in hint.__metadata__ if isinstance(one, Names))
+    value = getattr(options, name)
+    if value not in mark.others:
+        mark.table()[value]
 
 
 def presented(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,7 +257,9 @@ def is_number(arg: str) -> bool:
 def _shown(hint: Any) -> str:
     """How a value is written; empty where the parser's own form is right."""
     if typing.get_origin(hint) is Annotated:
-        hint = typing.get_args(hint)[0]
+        hint, *marks = typing.get_args(hint)
+        for names in (mark for mark in marks if isinstance(mark, Names)):
+            return "{" + ",".join(names.known()) + "}"
     several = typing.get_args(hint)[-1:] == (...,)
     if several:
         one = _shown(typing.get_args(hint)[0])

@@ -156,6 +156,7 @@ def _load(
         content_format=text.chat_template_content_format,
         special_tokens=text.special_tokens,
         extra_fields=text.extra_fields,
+        tool_call_parser=text.tool_call_parser,
         sampling=llm.sampling_defaults if text.generation_config == "model" else {},
     )
     if policy.sampling:

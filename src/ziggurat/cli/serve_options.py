@@ -7,8 +7,9 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+from ziggurat.cli import options
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ziggurat.serve.tls import Tls
 
 MIB = 2**20
+_TOOL_CALL_PARSERS = "ziggurat.serve.llm.tool_parsers:TOOL_CALL_PARSERS"
 KEY_VARIABLE = "ZIGGURAT_API_KEY"
 ADMIN_KEY_VARIABLE = "ZIGGURAT_ADMIN_KEY"
 
@@ -64,7 +66,7 @@ class ModelOptions:
     embedder: str | None = None
     """Serve this encoder of texts beside the model, by the name of its directory."""
     generation_config: Literal["model", "none"] = "model"
-    """Take temperature, top_p, top_k, min_p and repetition_penalty from the model's
+    """Take sampling parameters such as temperature and top_p from the model's
     generation_config.json where a request gives none."""
     chat_template_content_format: Literal["auto", "string", "openai"] = "auto"
     """Form of a message's content in chat templates: text (string), a list of parts (openai), or
@@ -73,8 +75,14 @@ class ModelOptions:
     """Where text such as <|im_end|> becomes a special token: in what the chat template adds and in
     prompts of /v1/completions (template), in the former only (none), or also in what messages say
     (all)."""
+    tool_call_parser: Annotated[str, options.Names(_TOOL_CALL_PARSERS, "auto")] = "auto"
+    """Form in which the model writes tool calls; auto takes the one that its chat template
+    shows."""
     extra_fields: Literal["refuse", "ignore"] = "refuse"
     """Treatment of request fields that are unknown or not applied."""
+
+    def __post_init__(self):
+        options.check_name(self, "tool_call_parser")
 
 
 @config.node

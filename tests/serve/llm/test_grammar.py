@@ -11,10 +11,11 @@ from tests.serve.conftest import allowed_ids
 
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.llm import grammar, hermes
+from ziggurat.serve.llm import grammar
 from ziggurat.serve.llm.constraint import Constraint
 from ziggurat.serve.llm.grammar import Grammars
 from ziggurat.serve.llm.structured import Form
+from ziggurat.serve.llm.tool_parsers import CallDelta, TextDelta, hermes
 from ziggurat.serve.llm.tools import Function, Tool, ToolUse
 
 pytest.importorskip("llguidance")
@@ -177,10 +178,10 @@ TOOLS = (
 def parse(text):
     parser = hermes.CallParser()
     deltas = parser.push(text) + parser.finish()
-    said = "".join(d.text for d in deltas if isinstance(d, hermes.TextDelta))
+    said = "".join(d.text for d in deltas if isinstance(d, TextDelta))
     calls = []
     for delta in deltas:
-        if isinstance(delta, hermes.CallDelta):
+        if isinstance(delta, CallDelta):
             if delta.name is not None:
                 calls.append([delta.name, ""])
             calls[-1][1] += delta.arguments

@@ -139,8 +139,8 @@ class LLM:
             messages: a conversation or several, as the chat template reads them; what they say is
                 text, also where it looks like a special token.
             params: for all conversations, or one for each; default those that the model recommends.
-            tools: what the model may call, as in OpenAI's ``tools``; its calls stand in the text,
-                from which :class:`ziggurat.serve.llm.hermes.CallParser` takes them.
+            tools: what the model may call, as in OpenAI's ``tools``; its calls stand in the text;
+                :func:`ziggurat.serve.llm.tool_parsers.parser_for` finds the parser.
 
         Raises:
             RequestError: the model has no chat template, or it rejects the messages.

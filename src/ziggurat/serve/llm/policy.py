@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from ziggurat.serve.llm.render import ContentFormat
+from ziggurat.serve.llm.tool_parsers import AUTO, TOOL_CALL_PARSERS
 
 SpecialTokens = Literal["template", "none", "all"]
 ExtraFields = Literal["refuse", "ignore"]
@@ -23,9 +24,17 @@ class RequestPolicy:
     in prompts either; ``all``: in the texts of messages too, as in vLLM."""
     extra_fields: ExtraFields = "refuse"
     """Treatment of fields that are unknown or not applied: answer 400, or ignore them."""
+    tool_call_parser: str = AUTO
+    """Form of tool calls, by its name in
+    :data:`~ziggurat.serve.llm.tool_parsers.TOOL_CALL_PARSERS`; ``auto``: the one that the chat
+    template shows."""
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Sampling parameters where a request gives none, such as those of the model's
     ``generation_config.json``."""
+
+    def __post_init__(self):
+        if self.tool_call_parser != AUTO:
+            TOOL_CALL_PARSERS[self.tool_call_parser]  # raises a ConfigError for an unknown name
 
     @property
     def control_in_messages(self) -> bool:

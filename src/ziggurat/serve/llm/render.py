@@ -7,7 +7,15 @@ from typing import Any, Literal
 from ziggurat.core.errors import DataError
 from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.llm import hermes, special_text, texts
+from ziggurat.serve.llm import special_text, texts
+from ziggurat.serve.llm.tool_parsers import (
+    AUTO,
+    TOOL_CALL_PARSERS,
+    ToolCallParser,
+    knows_tools,
+    parser_for,
+    tool_template,
+)
 
 RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "documents"})
 """Variables of a template that a request gives by fields of their own, or not at all."""
@@ -28,11 +36,12 @@ def render_chat(
     content_format: ContentFormat = "auto",
     special_tokens: bool = False,
     max_length: int | None = None,
+    tool_call_parser: str = AUTO,
 ) -> list[int]:
     """Token ids of a conversation, ending where the assistant's answer begins.
 
     A template that has no place for tools gets them as text, see
-    :func:`ziggurat.serve.llm.hermes.explain`.
+    :meth:`ziggurat.serve.llm.tool_parsers.ToolCallParser.explain`.
 
     Args:
         tokenizer: with a chat template.
@@ -45,10 +54,11 @@ def render_chat(
         special_tokens: let the text of a special token in messages, tools and variables become that
             token; else only the template makes such tokens.
         max_length: most tokens; a text that must have more is refused before it is encoded.
+        tool_call_parser: name of the form of tool calls; ``auto``: the one that the template shows.
 
     Raises:
         RequestError: there is no chat template, it rejects the messages, it presents tools in a
-            form other than the Hermes one, or a variable is not its own.
+            form that no parser reads, or a variable is not its own.
         ContextTooLong: the text cannot be of ``max_length`` tokens or fewer.
     """
     given = dict(variables or {})
@@ -61,6 +71,8 @@ def render_chat(
         sign = "" if special_tokens else special_text.new_mark()
         said: Any = [messages, tools, given]
         messages, tools, given = special_text.mark(said, tokenizer, sign) if sign else said
+        parser = parser_for(tokenizer, tool_call_parser)
+        messages, tools = _for_template(tokenizer, list(map(_as_text, messages)), tools, parser)
         text = _render(tokenizer, messages, tools, given, add_generation_prompt, content_format)
         texts.check_length(tokenizer, text.replace(sign, ""), max_length, "messages")
         if sign and sign in text:
@@ -83,7 +95,6 @@ def _render(
     add_generation_prompt: bool,
     content_format: ContentFormat,
 ) -> str:
-    messages, tools = _for_template(tokenizer, [_as_text(m) for m in messages], tools)
     form = content_format
     if form == "auto" and tokenizer.chat_template is not None:
         name = "tool_use" if tools and "tool_use" in tokenizer.chat_templates else "default"
@@ -142,36 +153,38 @@ def _is_text(part: Any) -> bool:
 
 def _for_template(
     tokenizer: HuggingFaceTokenizer,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Messages,
     tools: Sequence[Mapping[str, Any]] | None,
-) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None]:
+    parser: ToolCallParser | None,
+) -> tuple[Messages, Sequence[Mapping[str, Any]] | None]:
     """Messages and tools, the latter as text where the template would drop them."""
-    template = tokenizer.chat_template
+    template = tool_template(tokenizer) if tools else tokenizer.chat_template
     if template is None:
         return messages, tools
-    template = tokenizer.chat_templates.get("tool_use", template) if tools else template
-    if tools and "tools" in chat.variables(template):
-        if hermes.OPEN not in template:
-            raise RequestError(
-                "tools",
-                found="a chat template that asks for calls in a form of its own",
-                expected=f"the Hermes form, with {hermes.OPEN}",
-                fix="this server reads calls in that form only",
-                param="tools",
-            )
-        _check_readable(tokenizer)
-        return messages, tools
-    called = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
     if tools:
-        _check_readable(tokenizer)
+        _check_readable(tokenizer, parser)
+        if knows_tools(template):
+            return messages, tools
+    called = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
     if tools or (called and "tool_calls" not in template):
-        return hermes.explain(messages, tools or ()), None
+        assert parser is not None  # there is one for templates without a place for tools
+        return parser.explain(messages, tools or ()), None
     return messages, tools
 
 
-def _check_readable(tokenizer: HuggingFaceTokenizer) -> None:
-    """Generated text does not show special tokens: a tag that is one would be missed."""
-    for tag in (hermes.OPEN, hermes.CLOSE):
+def _check_readable(tokenizer: HuggingFaceTokenizer, parser: ToolCallParser | None) -> None:
+    """Refuse calls that nothing reads. Generated text does not show special tokens: a tag that is
+    one would be missed."""
+    if parser is None:
+        known = (f"{name} ({TOOL_CALL_PARSERS[name].tags[0]})" for name in TOOL_CALL_PARSERS)
+        raise RequestError(
+            "tools",
+            found="a chat template that asks for calls in a form of its own",
+            expected=f"the form of a tool-call parser: {', '.join(known)}",
+            fix="name the parser with --tool-call-parser if the model writes one of these",
+            param="tools",
+        )
+    for tag in parser.tags:
         if tokenizer.backend.token_to_id(tag) in tokenizer.special_ids:
             raise RequestError(
                 "tools",

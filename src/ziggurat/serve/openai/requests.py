@@ -15,10 +15,10 @@ import msgspec
 from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.bodies import MAX_TEXTS, Body
 from ziggurat.serve.errors import RequestError, short
-from ziggurat.serve.llm import hermes
 from ziggurat.serve.llm.sampling import MAX_LOGPROBS, SamplingParams
 from ziggurat.serve.llm.structured import Form, ResponseFormat, StructuredOutputs
 from ziggurat.serve.llm.texts import Texts, listed
+from ziggurat.serve.llm.tool_parsers import ToolCallParser
 from ziggurat.serve.llm.tools import Tool, ToolUse, tool_use
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -130,8 +130,14 @@ class GenerationRequest(Body, kw_only=True):
         """Whether a field that is not applied asks for nothing."""
         return value is None or value in NEUTRAL[name]
 
-    def form(self, tokenizer: HuggingFaceTokenizer) -> Form | None:
+    def form(
+        self, tokenizer: HuggingFaceTokenizer, parser: ToolCallParser | None = None
+    ) -> Form | None:
         """Form that the answer must have, if any.
+
+        Args:
+            tokenizer: of the model.
+            parser: of the model's tool calls.
 
         Raises:
             RequestError: two are asked for, or one is not well told.
@@ -262,14 +268,20 @@ class ChatRequest(GenerationRequest, kw_only=True):
         """
         return tool_use(self.tools, self.tool_choice, self.parallel_tool_calls)
 
-    def form(self, tokenizer: HuggingFaceTokenizer) -> Form | None:
+    def form(
+        self, tokenizer: HuggingFaceTokenizer, parser: ToolCallParser | None = None
+    ) -> Form | None:
         """Form that the answer must have, by ``response_format`` and by its tools.
+
+        Args:
+            tokenizer: of the model.
+            parser: of the model's tool calls.
 
         Raises:
             RequestError: these cannot be had together.
         """
         form, use = super().form(tokenizer), self.tool_use()
-        if use is None or (form is None and not use.constrained):
+        if use is None or parser is None or (form is None and not use.constrained):
             return form
         if form is not None and (use.forced or form.kind != "json"):
             raise RequestError(
@@ -279,7 +291,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
                 param=form.field,
             )
         try:
-            return hermes.grammar(use, tokenizer, form)
+            return parser.grammar(use, tokenizer, form)
         except (ValueError, RecursionError) as error:
             expected = "JSON schemas that can be enforced"
             raise RequestError("tools", found=error, expected=expected, param="tools") from None

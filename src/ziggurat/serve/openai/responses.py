@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ziggurat.serve.llm import hermes
 from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.output_text import TokenEvent, TokenLogprob
+from ziggurat.serve.llm.tool_parsers import CallStream, Delta, TextDelta, ToolCallParser
 from ziggurat.serve.llm.tools import ToolUse
 
 Body = dict[str, Any]
@@ -35,11 +35,19 @@ class ChatFormat:
         model: name of the model.
         logprobs: whether log-probabilities are shown.
         tools: the tools whose calls are taken out of the text, if there are any.
+        parser: reads these calls.
     """
 
-    def __init__(self, model: str, *, logprobs: bool, tools: ToolUse | None = None):
-        self._logprobs, self._tools = logprobs, tools
-        self._parsers: dict[int, hermes.CallParser] = {}
+    def __init__(
+        self,
+        model: str,
+        *,
+        logprobs: bool,
+        tools: ToolUse | None = None,
+        parser: ToolCallParser | None = None,
+    ):
+        self._logprobs, self._tools, self._parser = logprobs, tools, parser
+        self._streams: dict[int, CallStream] = {}
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -81,15 +89,15 @@ class ChatFormat:
             yield self._chunk(index, {}, self._reason(index, event.finish_reason))
 
     def _deltas(self, index: int, text: str, finish_reason: str | None) -> list[Body]:
-        if self._tools is None:
+        if self._tools is None or self._parser is None:
             return [{"content": text}] if text else []
-        parser = self._parsers.setdefault(index, hermes.CallParser())
-        deltas = parser.push(text) + (parser.finish() if finish_reason is not None else [])
+        stream = self._streams.setdefault(index, self._parser.stream())
+        deltas = stream.push(text) + (stream.finish() if finish_reason is not None else [])
         return [_delta_body(delta) for delta in deltas]
 
     def _reason(self, index: int, reason: str) -> str:
         """As OpenAI: calls end with ``tool_calls``, except one that the request named itself."""
-        called = index in self._parsers and self._parsers[index].calls > 0
+        called = index in self._streams and self._streams[index].calls > 0
         named = self._tools is not None and self._tools.named
         return "tool_calls" if reason == "stop" and called and not named else reason
 
@@ -120,9 +128,9 @@ class ChatFormat:
         return {**self._head, "object": kind, "choices": choices}
 
 
-def _delta_body(delta: hermes.Delta) -> Body:
+def _delta_body(delta: Delta) -> Body:
     """A delta of a chat chunk."""
-    if isinstance(delta, hermes.TextDelta):
+    if isinstance(delta, TextDelta):
         return {"content": delta.text}
     call: Body = {"index": delta.index}
     if delta.name is not None:

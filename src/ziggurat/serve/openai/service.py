@@ -27,6 +27,7 @@ from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.structured import Form
 from ziggurat.serve.llm.texts import encode
+from ziggurat.serve.llm.tool_parsers import parser_for
 from ziggurat.serve.openai.messages import conversation
 from ziggurat.serve.openai.requests import ChatRequest, CompletionRequest
 from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
@@ -152,9 +153,12 @@ class TextService:
             content_format=policy.content_format,
             special_tokens=policy.control_in_messages,
             max_length=self._engine.max_length,
+            tool_call_parser=policy.tool_call_parser,
         )
-        shown = ChatFormat(self._name, logprobs=params.logprobs is not None, tools=use)
-        return ParsedRequest.of(chat, [ids], params, chat.form(tokenizer), shown)
+        parser = parser_for(tokenizer, policy.tool_call_parser) if use else None
+        logprobs = params.logprobs is not None
+        shown = ChatFormat(self._name, logprobs=logprobs, tools=use, parser=parser)
+        return ParsedRequest.of(chat, [ids], params, chat.form(tokenizer, parser), shown)
 
     def _read(self, body: bytes, kind: type[Any]) -> Any:
         request = read(kind, body, ignore=self._ignore, most_ids=self._engine.max_length)

@@ -158,4 +158,5 @@ def _ids(known: Vocabulary, parsed: TokenizeRequest) -> Sequence[int]:
         content_format=policy.content_format,
         special_tokens=policy.control_in_messages,
         max_length=most,
+        tool_call_parser=policy.tool_call_parser,
     )

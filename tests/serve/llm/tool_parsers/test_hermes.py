@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.llm.hermes import CallDelta, CallParser, TextDelta
 from ziggurat.serve.llm.render import render_chat
+from ziggurat.serve.llm.tool_parsers import CallDelta, TextDelta
+from ziggurat.serve.llm.tool_parsers.hermes import CallParser
 
 CALL = (
     '<tool_call>\n{"name": "f", "arguments": {"x": {"y": [1, "}</tool_call>\\""]}}}\n</tool_call>'

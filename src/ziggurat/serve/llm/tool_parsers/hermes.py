@@ -16,7 +16,6 @@ A call is a JSON object between tags, and several may follow each other:
 [CallDelta(index=0, name=None, arguments='1}')]
 """
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,13 @@ from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.llm.grammar import schema_text
 from ziggurat.serve.llm.stop import overlap
 from ziggurat.serve.llm.structured import Form
+from ziggurat.serve.llm.tool_parsers import (
+    CallDelta,
+    CallStream,
+    Delta,
+    TextDelta,
+    ToolCallParser,
+)
 from ziggurat.serve.llm.tools import ToolUse, closed, schema_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
@@ -33,26 +39,7 @@ _SPACE = " \t\r\n"
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 
 
-@dataclasses.dataclass(frozen=True)
-class TextDelta:
-    """New text of the answer, outside tool calls."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class CallDelta:
-    """New part of a tool call: first its name, then its arguments as pieces of JSON text."""
-
-    index: int
-    name: str | None
-    arguments: str
-
-
-Delta = TextDelta | CallDelta
-
-
-class CallParser:
+class CallParser(CallStream):
     """Incremental parser of tool calls in generated text.
 
     A call is let out as soon as its name is known, its arguments as they come. White space around
@@ -65,7 +52,6 @@ class CallParser:
         self._object = _ObjectEnd()
         self._after_call = False
         self.calls = 0
-        """Calls so far."""
 
     def push(self, text: str) -> list[Delta]:
         """Add text; returns the deltas that are decided."""
@@ -287,3 +273,28 @@ def _call_text(call: Mapping[str, Any]) -> str:
     function = call["function"]
     body = {"name": function["name"], "arguments": function["arguments"]}
     return f"{OPEN}\n{json.dumps(body, ensure_ascii=False)}\n{CLOSE}"
+
+
+class HermesParser(ToolCallParser):
+    """The Hermes form: a JSON object with name and arguments between ``<tool_call>`` tags."""
+
+    tags = OPEN, CLOSE
+
+    def stream(self) -> CallParser:
+        """A new reader, for one answer."""
+        return CallParser()
+
+    def grammar(
+        self, use: ToolUse, tokenizer: HuggingFaceTokenizer, answer: Form | None = None
+    ) -> Form:
+        """Grammar of an answer with these tools, see :func:`grammar`."""
+        return grammar(use, tokenizer, answer)
+
+    def explain(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Rewrite tools, calls and their results as text, see :func:`explain`."""
+        return explain(messages, tools)
+
+
+PARSER = HermesParser()

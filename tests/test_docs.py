@@ -38,8 +38,9 @@ def blocks(path: Path, kind: str) -> list[str]:
     [
         ("write_run_file_reference.py", DOCS / "reference/run-file.md"),
         ("write_benchmarks.py", DOCS / "reference/benchmarks.md"),
+        ("write_sampling_parameters.py", DOCS / "reference/sampling-parameters.md"),
     ],
-    ids=["run file", "benchmarks"],
+    ids=["run file", "benchmarks", "sampling parameters"],
 )
 def test_page_is_what_its_script_writes(script, page):
     written = runpy.run_path(str(ROOT / "scripts" / script), run_name="script")["render"]()

@@ -35,13 +35,13 @@ def test_named_recipes_cover_every_family(name):
         ('module_path = "x", tile_size = 32', "as other keys of this rule are set"),
         (
             'module_path = "x", weight = "nf4", activation = "int8"',
-            "int8 or int4 weights with it, or nf4 without activation",
+            "int4 or int8 weights with it, or nf4 without activation",
         ),
         (
             'module_path = "x", weight = "int8", activation = "fp8_e4m3"',
             "for fp8_e4m3 activations: fp8_e4m3",
         ),
-        ('module_path = "x", weight = "nf4", symmetric = false', "true, or an int8 or int4 weight"),
+        ('module_path = "x", weight = "nf4", symmetric = false', "true, or an int4 or int8 weight"),
         (
             'module_path = "x", weight = "int8", activation = "int8", symmetric = false',
             "true where activations are quantised",

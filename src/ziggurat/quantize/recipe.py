@@ -16,16 +16,19 @@ match the whole path (``blocks/attention/query``), and the first rule that match
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, did_you_mean
+from ziggurat.kernels.weight_types import WEIGHT_TYPES, ValueType
 
-INTEGERS = ("int8", "int4")
-_ACTIVATIONS = {"int8": INTEGERS, "fp8_e4m3": ("fp8_e4m3",)}
-"""Which weights a type of activations is multiplied with."""
+
+def _types(allows: Callable[[ValueType], bool] = lambda kind: True) -> list[str]:
+    """Weight types that recipes may use, and that allow something."""
+    kinds = {name: WEIGHT_TYPES[name] for name in WEIGHT_TYPES}
+    return [name for name, kind in kinds.items() if kind.recipe and allows(kind)]
 
 
 @config.node
@@ -34,8 +37,9 @@ class Rule:
 
     module_path: str
     """Regular expression for the whole path of a module, such as ``blocks/(attention|mlp)/.*``."""
-    weight: Literal["int8", "int4", "nf4", "fp8_e4m3", "fp8_e5m2"] | None = None
-    """Type of the weights; without it they stay as they are."""
+    weight: str | None = None
+    """Type of the weights: int8, int4, nf4, fp8_e4m3, fp8_e5m2, or one that a plugin registers;
+    without it they stay as they are."""
     activation: Literal["int8", "fp8_e4m3"] | None = None
     """Type to which activations are quantised as they come, a scale per token; default: floats."""
     tile_size: int | None = None
@@ -52,6 +56,9 @@ class Rule:
             config.require(
                 False, "module_path", self.module_path, f"a regular expression ({error})"
             )
+        known = _types()
+        listed = f"one of {', '.join(known)}"
+        config.require(self.weight in (None, *known), "weight", self.weight, listed)
         size = self.tile_size
         config.require(size is None or size >= 2, "tile_size", size, "a number >= 2")
         config.require(0 < self.clip <= 1, "clip", self.clip, "a share in (0, 1]")
@@ -63,14 +70,17 @@ class Rule:
 
     def _check_combination(self):
         weight, activation = self.weight, self.activation
-        if activation is not None and weight not in _ACTIVATIONS[activation]:
-            nearest = " or ".join(_ACTIVATIONS[activation])
-            if weight in ("nf4", "fp8_e5m2"):
+        if activation is not None and weight not in (
+            fitting := _types(lambda kind: activation in kind.activations)
+        ):
+            nearest = " or ".join(fitting)
+            if weight is not None and not WEIGHT_TYPES[weight].activations:
                 nearest += f" weights with it, or {weight} without activation"
             config.require(False, "weight", weight, f"for {activation} activations: {nearest}")
         if not self.symmetric:
-            integers = "true, or an int8 or int4 weight"
-            config.require(weight in INTEGERS, "symmetric", False, integers)
+            shifted = _types(lambda kind: kind.zero_point)
+            integers = f"true, or an {' or '.join(shifted)} weight"
+            config.require(weight in shifted, "symmetric", False, integers)
             floats = "true where activations are quantised"
             config.require(activation is None, "symmetric", False, floats)
 

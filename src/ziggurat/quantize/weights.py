@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.pytrees import map_named, named_leaves
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, is_quantized
-from ziggurat.kernels.linear.quantized import QTYPES
-from ziggurat.kernels.linear.weight_types import FOUR_BIT
+from ziggurat.kernels.linear.quantized import qtype
+from ziggurat.kernels.linear.weight_types import TYPES, nearest
 from ziggurat.quantize.recipe import Recipe, Rule, assign, module_of
 
 Progress = Callable[[str, int, int], None]
@@ -52,7 +52,8 @@ def format_of(rule: Rule) -> WeightFormat:
 def quantize_array(
     weight: Float[Array, "..."], format: WeightFormat, axis: int, clip: float = 1.0
 ) -> QuantizedWeight:
-    """Quantise one matrix, or a stack of them, with Qwix.
+    """Quantise one matrix, or a stack of them: with Qwix where it knows the type, else to the
+    nearest level.
 
     Args:
         weight: ``[..., d, f]`` for ``axis`` -2, ``[v, d]`` for -1.
@@ -60,14 +61,17 @@ def quantize_array(
         axis: over which matmuls sum.
         clip: share of the largest magnitude that is kept.
     """
+    axis %= weight.ndim
+    if qtype(format.weight) is None:
+        low, high, scale = nearest(weight, TYPES[format.weight], axis, format.tile_size, clip)
+        return QuantizedWeight(low, scale, None, format, axis - weight.ndim, high=high)
     import qwix
 
-    axis %= weight.ndim
     tiles = {} if format.tile_size is None else {axis: format.tile_size}
     method = "absmax" if format.symmetric else "minmax"
     array = qwix.quantize(
         weight,
-        QTYPES[format.weight],
+        qtype(format.weight),
         channelwise_axes=[other for other in range(weight.ndim) if other != axis],
         tiled_axes=tiles,
         calibration_method=method if clip == 1.0 else f"{method},{clip}",
@@ -162,7 +166,9 @@ def _check_tiles(name: str, shape: tuple[int, ...], rule: Rule, axis: int) -> No
             expected="a divisor",
             fix=f"use tile_size = {nearest}",
         )
-    if rule.weight in FOUR_BIT and inputs % 2:
+    each = 1 if rule.weight is None else TYPES[rule.weight].per_byte
+    if inputs % each:
+        number = "an even number" if each == 2 else f"a multiple of {each}"
         raise ConfigError(
-            where, found=f"{rule.weight}", expected="an even number of inputs", fix="use int8"
+            where, found=f"{rule.weight}", expected=f"{number} of inputs", fix="use int8"
         )

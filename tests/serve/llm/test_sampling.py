@@ -38,7 +38,7 @@ CASES = [
 def rows(params, count, **changes):
     sampling = SamplingArrays.of(params)
     joined = jax.tree.map(lambda x: jnp.repeat(x, count), sampling)
-    return joined._replace(**changes)
+    return joined._replace(numbers={**joined.numbers, **changes})
 
 
 def kept_by_definition(logits, p):
@@ -59,7 +59,7 @@ def kept_by_definition(logits, p):
 def kept_by_us(logits, p):
     sampling = SamplingArrays.of(p)
     scaled = jnp.asarray(logits)[None] / p.temperature
-    mask = kept_tokens(scaled, sampling.top_k, sampling.top_p, sampling.min_p)
+    mask = kept_tokens(scaled, *(sampling.numbers[name] for name in ("top_k", "top_p", "min_p")))
     return set(np.flatnonzero(np.asarray(mask)[0]).tolist())
 
 

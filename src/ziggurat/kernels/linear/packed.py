@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.cpu.library import available
 from ziggurat.kernels.linear.quantized import QuantizedWeight, Weight, WeightFormat
-from ziggurat.kernels.linear.weight_types import FOUR_BIT, WeightType
+from ziggurat.kernels.linear.weight_types import FOUR_BIT, TYPES, WeightType
 from ziggurat.kernels.placement import one_device, platform
 
 PANEL = 64
@@ -24,16 +24,9 @@ PANEL = 64
 BLOCK = 32
 """Tiles of scales are multiples of it."""
 FLOATS = ("float32", "bfloat16")
-INTEGERS: tuple[WeightType, ...] = (
-    "int8",
-    "int4",
-    "nf4",
-    "uint4",
-    "iq4",
-    "fp4_e2m1",
-    "fp4_bitsandbytes",
-)
-"""Quantised types that the C++ code reads."""
+_NUMBERS = {name: number for name in TYPES if (number := TYPES[name].cpp) is not None}
+INTEGERS: tuple[WeightType, ...] = tuple(sorted(_NUMBERS, key=_NUMBERS.__getitem__))
+"""Quantised types that the C++ code reads, by their numbers there, which follow the floats'."""
 GROWTH = 1.2
 """Bound of the size in panels, whose scales are float32, relative to the size as stored."""
 

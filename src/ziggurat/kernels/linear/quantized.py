@@ -32,14 +32,10 @@ ScaleType = Literal["float16", "float8_e4m3fn", "e8m0", "int8", "uint8"]
 """Types of scales other than the weight's own; ``e8m0`` is a power of two, a byte of its exponent
 with bias 127."""
 
-QTYPES: dict[str, Any] = {
-    "int8": "int8",
-    "int4": "int4",
-    "nf4": "nf4",
-    "fp8_e4m3": "float8_e4m3fn",
-    "fp8_e5m2": "float8_e5m2",
-}
-"""Qwix's names of the types that it knows."""
+
+def qtype(weight: WeightType) -> Any:
+    """Qwix's name of a type; ``None``: it does not know the type."""
+    return TYPES[weight].qwix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +62,10 @@ class WeightFormat:
     ordered: bool = False
     """Whether inputs are stored in another order (GPTQ's activation order)."""
 
+    def __post_init__(self):
+        if self.weight not in TYPES:
+            raise ValueError(f"weight type {self.weight!r}: expected one of {', '.join(TYPES)}")
+
     @property
     def stored_dtype(self) -> jnp.dtype:
         """Type of the stored array."""
@@ -87,7 +87,7 @@ class WeightFormat:
     def in_qwix(self) -> bool:
         """Whether Qwix knows the format."""
         own = self.scale is not None or self.offset or self.super_tile is not None
-        return self.weight in QTYPES and not own
+        return qtype(self.weight) is not None and not own
 
     def tiles(self, inputs: int) -> int:
         """Scales of one output channel."""
@@ -220,7 +220,7 @@ class QuantizedWeight:
         qvalue = self.qvalue
         if self.format.weight in FOUR_BIT:
             qvalue = unpack(qvalue, self.axis, signed=self.format.weight == "int4")
-        return QArray(qvalue, self.scale, self.zero_point, QTYPES[self.format.weight])
+        return QArray(qvalue, self.scale, self.zero_point, qtype(self.format.weight))
 
     def plain(self) -> "QuantizedWeight":
         """The weight with scales and offsets in float32, one for each tile, as they are used."""
@@ -321,7 +321,7 @@ def _quantized_activations(x: Float[Array, "... d"], format: WeightFormat) -> An
     assert format.activation is not None
     return qwix.quantize(
         x,
-        QTYPES[format.activation],
+        qtype(format.activation),
         channelwise_axes=range(axis),
         tiled_axes={} if size is None else {axis: size},
     )

@@ -1,117 +1,27 @@
-"""Types of quantised values: their bits, how these lie in bytes, and what a code stands for.
+"""Packing of quantised values: several of fewer than eight bits in a byte.
 
-Values of fewer than eight bits lie in planes of 4, 2 or 1 bits, each a power of two that fills
-bytes: five bits are a plane of four and one of one. In every plane the first value of the summed
-axis is in the low bits.
+Such values lie in planes of 4, 2 or 1 bits, each a power of two that fills bytes: five bits are a
+plane of four and one of one. In every plane the first value of the summed axis is in the low bits.
+The types themselves are records of :mod:`ziggurat.kernels.weight_types`.
 """
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, UInt8
 
-WeightType = Literal[
-    "int8",
-    "int4",
-    "nf4",
-    "fp8_e4m3",
-    "fp8_e5m2",
-    "int2",
-    "int3",
-    "int5",
-    "int6",
-    "uint2",
-    "uint3",
-    "uint4",
-    "uint5",
-    "uint6",
-    "uint8",
-    "fp4_e2m1",
-    "fp4_bitsandbytes",
-    "iq4",
-]
-"""Types of weights: integers with and without sign, 8-bit floats, and 4-bit codes of a table: the
-normal float of QLoRA, the 4-bit float of MXFP4 and NVFP4, that of bitsandbytes, and llama.cpp's."""
+from ziggurat.kernels.weight_types import WEIGHT_TYPES, ValueType
 
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Magnitudes of the 4-bit float with two bits of exponent (Open Compute Project, Microscaling
-Formats 1.0)."""
-NF4 = (
-    -1.0,
-    -0.6961928009986877,
-    -0.5250730514526367,
-    -0.39491748809814453,
-    -0.28444138169288635,
-    -0.18477343022823334,
-    -0.09105003625154495,
-    0.0,
-    0.07958029955625534,
-    0.16093020141124725,
-    0.24611230194568634,
-    0.33791524171829224,
-    0.44070982933044434,
-    0.5626170039176941,
-    0.7229568362236023,
-    1.0,
-)
-"""Quantiles of a normal distribution (Dettmers et al. 2023, https://arxiv.org/abs/2305.14314)."""
-_FP4 = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
-"""Twelve times the magnitudes of bitsandbytes' 4-bit float, in the order of its codes."""
-_IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-
+WeightType = str
+"""A name in :data:`~ziggurat.kernels.weight_types.WEIGHT_TYPES`."""
+TYPES = WEIGHT_TYPES
 
 Codes = UInt8[Array, "..."] | UInt8[np.ndarray, "..."]
 """Unsigned codes, or bytes of them."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ValueType:
-    """How values of one type are stored."""
-
-    low: int = 8
-    """Bits in the first plane; 8: a whole byte each, of ``dtype``."""
-    high: int = 0
-    """Bits in the second plane, above those of the first."""
-    bias: int = 0
-    """Subtracted from a code."""
-    twos_complement: bool = False
-    """Whether a code of four bits is a signed integer."""
-    table: tuple[float, ...] | None = None
-    """Values of the codes, in order."""
-    dtype: str = "uint8"
-    """Of the stored array."""
-
-    @property
-    def bits(self) -> int:
-        """Bits of a value."""
-        return self.low + self.high
-
-
-TYPES: dict[str, ValueType] = {
-    "int8": ValueType(dtype="int8"),
-    "int4": ValueType(4, twos_complement=True),
-    "nf4": ValueType(4, table=NF4),
-    "fp8_e4m3": ValueType(dtype="float8_e4m3fn"),
-    "fp8_e5m2": ValueType(dtype="float8_e5m2"),
-    "int2": ValueType(2, bias=2),
-    "int3": ValueType(2, 1, bias=4),
-    "int5": ValueType(4, 1, bias=16),
-    "int6": ValueType(4, 2, bias=32),
-    "uint2": ValueType(2),
-    "uint3": ValueType(2, 1),
-    "uint4": ValueType(4),
-    "uint5": ValueType(4, 1),
-    "uint6": ValueType(4, 2),
-    "uint8": ValueType(),
-    "fp4_e2m1": ValueType(4, table=(*E2M1, *(-x for x in E2M1))),
-    "fp4_bitsandbytes": ValueType(4, table=tuple(s * x / 12 for s in (1, -1) for x in _FP4)),
-    "iq4": ValueType(4, table=tuple(float(x) for x in _IQ4)),
-}
-"""Each type of :data:`WeightType`. The table of ``iq4`` is ggml's ``kvalues_iq4nl``
-(https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h)."""
-FOUR_BIT = frozenset(name for name, kind in TYPES.items() if kind.bits == 4)
+FOUR_BIT = frozenset(name for name in TYPES if TYPES[name].bits == 4)
 
 
 def pack_bits(codes: Any, axis: int, bits: int) -> Codes:
@@ -180,6 +90,40 @@ def decoded(low: Any, high: Any, axis: int, kind: ValueType) -> Float[Array, "..
     if kind.twos_complement:
         codes = (codes ^ 8).astype(jnp.int8) - 8
     return codes.astype(jnp.float32) - kind.bias
+
+
+def nearest(
+    weight: Float[Array, "..."], kind: ValueType, axis: int, tile: int | None, clip: float = 1.0
+) -> tuple[UInt8[Array, "..."], UInt8[Array, "..."] | None, Float[Array, "..."]]:
+    """Values rounded to the nearest level of a type of fewer than eight bits, for types that Qwix
+    does not know: both planes, and the scales.
+
+    >>> low, high, scale = nearest(jnp.array([[-8.0, 7.0, 3.4, -1.0]]), TYPES["int4"], -1, None)
+    >>> (decoded(low, high, -1, TYPES["int4"]) * scale).tolist()
+    [[-8.0, 7.0, 3.0, -1.0]]
+
+    Args:
+        weight: floats.
+        kind: type of the values.
+        axis: over which matmuls sum.
+        tile: inputs that share a scale, the tile's ``clip`` times greatest magnitude over the
+            type's; ``None``: all.
+        clip: share of the largest magnitude that is kept.
+    """
+    if kind.low == 8:
+        raise ValueError("values of eight bits are quantised by Qwix only")
+    levels = np.array(kind.levels, np.float32)
+    order = np.argsort(levels)
+    borders = (levels[order][1:] + levels[order][:-1]) / 2
+    moved = jnp.moveaxis(weight.astype(jnp.float32), axis, -1)
+    tiles = moved.reshape(*moved.shape[:-1], -1, tile or moved.shape[-1])
+    greatest = clip * jnp.abs(tiles).max(-1, keepdims=True) / np.abs(levels).max()
+    scale = jnp.where(greatest == 0, 1.0, greatest)
+    places = jnp.searchsorted(jnp.asarray(borders), (tiles / scale).reshape(moved.shape))
+    codes = jnp.moveaxis(jnp.asarray(order.astype(np.uint8))[places], -1, axis)
+    low: Any = pack_bits(codes & ((1 << kind.low) - 1), axis, kind.low)
+    high: Any = pack_bits(codes >> kind.low, axis, kind.high) if kind.high else None
+    return low, high, jnp.moveaxis(scale[..., 0], -1, axis).astype(weight.dtype)
 
 
 def _looked_up(codes: UInt8[Array, "..."], table: tuple[float, ...]) -> Float[Array, "..."]:

@@ -2,15 +2,15 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.llm.sampling import SamplingParams
+from ziggurat.serve.llm.sampling import BUILT_IN, SamplingParams
 
 _log = logging.getLogger(__name__)
 
-NAMES = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+NAMES = tuple(name for name, declared in BUILT_IN.items() if declared.recommended)
 """Values that are taken, as in vLLM. End ids belong to the tokenizer, see
 :class:`ziggurat.data.HuggingFaceTokenizer`; ``max_new_tokens`` would cut answers off unasked and is
 left alone, and so is ``do_sample``: a request for greedy choice says ``temperature`` 0."""
@@ -41,8 +41,7 @@ def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check(name: str, value: Any) -> None:
-    kinds: dict[str, Callable[[Any], bool]] = {"top_k": lambda x: type(x) is int}
-    good = kinds.get(name, lambda x: type(x) in (int, float) and math.isfinite(x))
-    if not good(value):
+    numbers = (int,) if type(BUILT_IN[name].default) is int else (int, float)
+    if type(value) not in numbers or not math.isfinite(value):
         raise RequestError(name, found=repr(value), expected="a number")
     SamplingParams(**{name: value})

@@ -76,9 +76,10 @@ def shape_logits(
     """
     seen, counts, bias = (rows[slots] for rows in history)
     z = logits + bias
-    repetition = sampling.repetition[:, None]
+    repetition = sampling.numbers["repetition_penalty"][:, None]
     z = jnp.where(seen, jnp.where(z > 0, z / repetition, z * repetition), z)
-    frequency, presence = sampling.frequency[:, None], sampling.presence[:, None]
+    frequency = sampling.numbers["frequency_penalty"][:, None]
+    presence = sampling.numbers["presence_penalty"][:, None]
     z -= frequency * counts.astype(z.dtype) + presence * (counts > 0).astype(z.dtype)
     return jnp.where(_bits(words, logits.shape[1]), z, NEVER)
 

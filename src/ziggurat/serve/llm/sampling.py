@@ -7,10 +7,11 @@
 """
 
 import dataclasses
+import functools
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from ziggurat.core import prng
+from ziggurat.core.registry import Registry
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.constraint import Constraint
 
@@ -26,6 +28,76 @@ MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 300
 NEVER = -math.inf
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingParameter:
+    """Declaration of a sampling parameter.
+
+    The field of OpenAI's requests, the check of its values, the array ``[b]`` that the sampler gets
+    and the reference page all follow from it. A plugin registers one with ``warp`` in
+    :data:`SAMPLING_PARAMETERS`.
+
+    >>> import jax.numpy as jnp
+    >>> def top_a(scaled, a):  # keeps tokens with p >= a * max(p) ** 2
+    ...     p = jax.nn.softmax(scaled, axis=-1)
+    ...     best = p.max(-1, keepdims=True)
+    ...     return jnp.where(p >= jnp.minimum(a[:, None] * best**2, best), scaled, NEVER)
+    >>> declared = SamplingParameter(
+    ...     default=0.0, good=lambda a: 0 <= a <= 1, expected="a number in [0, 1]", warp=top_a
+    ... )
+    """
+
+    default: float | int | bool
+    """Value of requests that give none; it changes nothing."""
+    good: Callable[[Any], bool]
+    """Whether a value is in range."""
+    expected: str
+    """The range in words, for errors and the reference page."""
+    on_device: bool = True
+    """Whether the sampler gets it, as a number for each row of the batch."""
+    recommended: bool = False
+    """Whether a model's ``generation_config.json`` may set it, as in vLLM."""
+    warp: Callable[[Float[Array, "b v"], Float[Array, "b"]], Float[Array, "b v"]] | None = None
+    """Changes logits, divided by the temperature, by each row's value. It runs before top-k, and
+    only in steps in which a row that draws has another value than the default. Built-in parameters
+    have none: the sampler itself applies them."""
+
+
+SAMPLING_PARAMETERS: Registry[SamplingParameter] = Registry("sampling parameter")
+"""Parameters besides the fields of :class:`SamplingParams`. Register one before the first request
+is made and the first engine built: engines compile them in."""
+
+
+@functools.cache
+def registered_parameters() -> dict[str, SamplingParameter]:
+    """Registered sampling parameters by name, as they were at the first call.
+
+    Raises:
+        ValueError: one has a built-in parameter's name, or no ``warp``.
+    """
+    found = {name: SAMPLING_PARAMETERS[name] for name in SAMPLING_PARAMETERS}
+    for name, parameter in found.items():
+        if name in {field.name for field in dataclasses.fields(SamplingParams)}:
+            raise ValueError(f"sampling parameter {name!r} is built in already")
+        if parameter.warp is None:
+            raise ValueError(f"sampling parameter {name!r} has no warp: nothing would apply it")
+    return found
+
+
+def _parameter(
+    default: float | int | bool,
+    good: Callable[[Any], bool],
+    expected: str,
+    *,
+    on_device: bool = True,
+    recommended: bool = False,
+) -> Any:
+    """A field of :class:`SamplingParams` with its declaration."""
+    declared = SamplingParameter(
+        default=default, good=good, expected=expected, on_device=on_device, recommended=recommended
+    )
+    return dataclasses.field(default=default, metadata={"declared": declared})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,24 +114,36 @@ class SamplingParams:
 
     max_tokens: int | None = None
     """Most tokens to generate; default: as many as the context holds."""
-    temperature: float | int = 1.0
+    temperature: float | int = _parameter(
+        1.0, lambda t: 0 <= t <= 100, "a number in [0, 100]", recommended=True
+    )
     """Divides the logits; 0 takes the most likely token always (greedy)."""
-    top_p: float | int = 1.0
+    top_p: float | int = _parameter(
+        1.0, lambda p: 0 < p <= 1, "a number in (0, 1]", recommended=True
+    )
     """Keep the smallest set of most likely tokens whose probabilities reach this sum."""
-    top_k: int = 0
+    top_k: int = _parameter(
+        0, lambda k: -1 <= k < 2**31, "a number >= 1, or 0 for all tokens", recommended=True
+    )
     """Keep this many most likely tokens; 0 or -1: all."""
-    min_p: float | int = 0.0
+    min_p: float | int = _parameter(
+        0.0, lambda p: 0 <= p <= 1, "a number in [0, 1]", recommended=True
+    )
     """Keep tokens at least this fraction as likely as the most likely one."""
-    presence_penalty: float | int = 0.0
+    presence_penalty: float | int = _parameter(0.0, lambda x: -2 <= x <= 2, "a number in [-2, 2]")
     """Taken off the logits of tokens that the output holds."""
-    frequency_penalty: float | int = 0.0
+    frequency_penalty: float | int = _parameter(0.0, lambda x: -2 <= x <= 2, "a number in [-2, 2]")
     """Taken off the logits of tokens for each time that the output holds them."""
-    repetition_penalty: float | int = 1.0
+    repetition_penalty: float | int = _parameter(
+        1.0, lambda x: 0 < x <= 100, "a number in (0, 100]", recommended=True
+    )
     """Divides the positive logits of tokens that prompt or output hold, and multiplies the negative
     ones."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Pairs of an id and what is added to its logit, before the penalties."""
-    min_tokens: int = 0
+    min_tokens: int = _parameter(
+        0, lambda x: x >= 0, "a number from 0 to max_tokens", on_device=False
+    )
     """End ids, the model's own and ``stop_token_ids``, cannot come before this many tokens."""
     constraint: Callable[[], Constraint] | None = None
     """Makes what constrains a generation; called for each of the ``n``."""
@@ -71,12 +155,16 @@ class SamplingParams:
     """Texts that end the generation and are not part of it."""
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the generation, besides the model's own."""
-    ignore_eos: bool = False
+    ignore_eos: bool = _parameter(False, lambda x: True, "true or false", on_device=False)
     """Continue after the model's own end ids."""
     logprobs: int | None = None
     """Report each token's log-probability, and those of this many most likely tokens."""
-    n: int = 1
+    n: int = _parameter(
+        1, lambda n: 1 <= n <= MAX_CHOICES, f"a number from 1 to {MAX_CHOICES}", on_device=False
+    )
     """Generations per prompt."""
+    extra: Mapping[str, float | int] = dataclasses.field(default_factory=dict)
+    """Values of registered parameters, by name, see :data:`SAMPLING_PARAMETERS`."""
 
     def __post_init__(self):
         def check(good: bool, name: str, expected: str) -> None:
@@ -84,27 +172,29 @@ class SamplingParams:
                 found = getattr(self, name)
                 raise RequestError(name, found=repr(found), expected=expected, param=name)
 
-        limit, t = self.max_tokens, self.temperature
+        for name, declared in BUILT_IN.items():
+            check(declared.good(getattr(self, name)), name, declared.expected)
+        self._check_extra()
+        limit, least, seed, top = self.max_tokens, self.min_tokens, self.seed, self.logprobs
         check(limit is None or limit >= 1, "max_tokens", "a number >= 1")
-        check(math.isfinite(t) and 0 <= t <= 100, "temperature", "a number in [0, 100]")
-        check(0 < self.top_p <= 1, "top_p", "a number in (0, 1]")
-        check(-1 <= self.top_k < 2**31, "top_k", "a number >= 1, or 0 for all tokens")
-        check(0 <= self.min_p <= 1, "min_p", "a number in [0, 1]")
-        for name in ("presence_penalty", "frequency_penalty"):
-            check(-2 <= getattr(self, name) <= 2, name, "a number in [-2, 2]")
-        check(0 < self.repetition_penalty <= 100, "repetition_penalty", "a number in (0, 100]")
+        check(least <= (limit or least), "min_tokens", BUILT_IN["min_tokens"].expected)
         self._check_bias(check)
-        least = self.min_tokens
-        check(0 <= least <= (limit or least), "min_tokens", "a number from 0 to max_tokens")
-        seed = self.seed
         check(seed is None or -(2**63) <= seed < 2**64, "seed", "a 64-bit integer")
         check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} texts")
         check(all(self.stop), "stop", "texts that are not empty")
         check(all(i >= 0 for i in self.stop_token_ids), "stop_token_ids", "ids >= 0")
-        check(1 <= self.n <= MAX_CHOICES, "n", f"a number from 1 to {MAX_CHOICES}")
-        top = self.logprobs
         in_range = top is None or 0 <= top <= MAX_LOGPROBS
         check(in_range, "logprobs", f"a number from 0 to {MAX_LOGPROBS}")
+
+    def _check_extra(self) -> None:
+        known = registered_parameters() if self.extra else {}
+        for name, value in self.extra.items():
+            if name not in known:
+                expected = f"a registered sampling parameter: {', '.join(known) or 'there is none'}"
+                raise RequestError("extra", found=repr(name), expected=expected, param=name)
+            if not known[name].good(value):
+                expected = known[name].expected
+                raise RequestError(name, found=repr(value), expected=expected, param=name)
 
     def _check_bias(self, check: Callable[[bool, str, str], None]) -> None:
         bias = self.logit_bias
@@ -114,6 +204,15 @@ class SamplingParams:
         check(good, "logit_bias", "ids >= 0 with numbers in [-100, 100]")
 
 
+BUILT_IN: dict[str, SamplingParameter] = {
+    field.name: field.metadata["declared"]
+    for field in dataclasses.fields(SamplingParams)
+    if "declared" in field.metadata
+}
+"""Declarations of the built-in parameters that requests give as they are, by field."""
+_GREEDY = {name: p.default for name, p in BUILT_IN.items() if p.on_device} | {"temperature": 0.0}
+
+
 class SamplingRow(NamedTuple):
     """Sampling parameters of one sequence as numbers; the defaults are greedy, as for padding."""
 
@@ -121,43 +220,27 @@ class SamplingRow(NamedTuple):
     """Seed of 31 bits, see :func:`device_seed`."""
     choice: int = 0
     """Index of the sequence among the ``n`` of its request."""
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    """Number of tokens kept; 0: all."""
-    min_p: float = 0.0
-    presence: float = 0.0
-    frequency: float = 0.0
-    repetition: float = 1.0
+    numbers: Mapping[str, float | int] = _GREEDY
+    """Values of the parameters that the sampler gets, by name; others have their defaults."""
 
     @classmethod
     def of(cls, params: SamplingParams, choice: int = 0, seed: int = 0) -> "SamplingRow":
         """Numbers of a request's parameters; ``seed`` is for requests without one."""
+        numbers = {name: getattr(params, name) for name in _GREEDY}
         return cls(
             seed=device_seed(params.seed if params.seed is not None else seed),
             choice=choice,
-            temperature=params.temperature,
-            top_p=params.top_p,
-            top_k=max(params.top_k, 0),
-            min_p=params.min_p,
-            presence=params.presence_penalty,
-            frequency=params.frequency_penalty,
-            repetition=params.repetition_penalty,
+            numbers={**numbers, "top_k": max(params.top_k, 0), **params.extra},
         )
 
 
 class SamplingArrays(NamedTuple):
-    """Sampling parameters of a batch, an array ``[b]`` for each field of :class:`SamplingRow`."""
+    """Sampling parameters of a batch, as arrays."""
 
     seed: Int[Array, "b"]
     choice: Int[Array, "b"]
-    temperature: Float[Array, "b"]
-    top_p: Float[Array, "b"]
-    top_k: Int[Array, "b"]
-    min_p: Float[Array, "b"]
-    presence: Float[Array, "b"]
-    frequency: Float[Array, "b"]
-    repetition: Float[Array, "b"]
+    numbers: dict[str, Array]
+    """An array ``[b]`` for each parameter that the sampler gets, by name."""
 
     @classmethod
     def of(cls, params: SamplingParams, choice: int = 0, seed: int = 0) -> "SamplingArrays":
@@ -169,17 +252,17 @@ class SamplingArrays(NamedTuple):
     def stack(cls, rows: Sequence[SamplingRow], size: int) -> "SamplingArrays":
         """Host arrays of rows, padded with greedy rows to ``size``."""
         padded = [*rows, *[SamplingRow()] * (size - len(rows))]
-        arrays = {
-            name: np.array([getattr(row, name) for row in padded], dtype)
-            for name, dtype in _SAMPLING_DTYPES.items()
+        defaults = _GREEDY | {name: p.default for name, p in registered_parameters().items()}
+        numbers = {
+            name: np.array(
+                [row.numbers.get(name, default) for row in padded],
+                np.int32 if type(default) is int else np.float32,
+            )
+            for name, default in defaults.items()
         }
-        return cls(**arrays)  # type: ignore[arg-type]
-
-
-_SAMPLING_DTYPES = {
-    name: np.int32 if type(default) is int else np.float32
-    for name, default in SamplingRow()._asdict().items()
-}
+        seeds = np.array([row.seed for row in padded], np.int32)
+        choices = np.array([row.choice for row in padded], np.int32)
+        return cls(seeds, choices, numbers)  # type: ignore[arg-type]
 
 
 def device_seed(seed: int) -> int:
@@ -213,25 +296,35 @@ def sample(
         position: place in the sequence, from 0, of the token that is chosen.
     """
     positions = jnp.broadcast_to(position, sampling.seed.shape)
-    best = _most_likely(logits)
-    greedy = sampling.temperature == 0
+    best, numbers = _most_likely(logits), sampling.numbers
+    greedy = numbers["temperature"] == 0
+    top_k, top_p, min_p = (numbers[name] for name in ("top_k", "top_p", "min_p"))
 
     def draw(z: Array) -> Array:
-        scaled = z / jnp.where(greedy, 1.0, sampling.temperature)[:, None]
-        plain = (sampling.top_k == 0) & (sampling.top_p >= 1) & (sampling.min_p == 0)
+        scaled = z / jnp.where(greedy, 1.0, numbers["temperature"])[:, None]
+        plain = (top_k == 0) & (top_p >= 1) & (min_p == 0)
         kept = jax.lax.cond(
             jnp.all(plain | greedy),
             lambda s: s,
-            lambda s: jnp.where(
-                kept_tokens(s, sampling.top_k, sampling.top_p, sampling.min_p), s, NEVER
-            ),
-            scaled,
+            lambda s: jnp.where(kept_tokens(s, top_k, top_p, min_p), s, NEVER),
+            _warped(scaled, numbers, greedy),
         )
         keys = jax.vmap(_key)(sampling.seed, positions, sampling.choice)
         drawn = jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
         return jnp.where(greedy, best, drawn)
 
     return jax.lax.cond(jnp.all(greedy), lambda z: best, draw, logits)
+
+
+def _warped(
+    scaled: Float[Array, "b v"], numbers: Mapping[str, Array], greedy: Bool[Array, "b"]
+) -> Float[Array, "b v"]:
+    """Logits after the registered parameters, in the order of their names."""
+    for name, declared in registered_parameters().items():
+        assert declared.warp is not None, "registered_parameters() asks for it"
+        idle = (numbers[name] == declared.default) | greedy
+        scaled = jax.lax.cond(jnp.all(idle), lambda z, _: z, declared.warp, scaled, numbers[name])
+    return scaled
 
 
 def _most_likely(logits: Float[Array, "b v"]) -> Int[Array, "b"]:

@@ -8,17 +8,23 @@ ziggurat.serve.errors.RequestError: colour: found an unknown field; expected a f
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
 from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.bodies import MAX_TEXTS, Body
 from ziggurat.serve.errors import RequestError, short
-from ziggurat.serve.llm.sampling import MAX_LOGPROBS, SamplingParams
+from ziggurat.serve.llm.sampling import (
+    BUILT_IN,
+    MAX_LOGPROBS,
+    SamplingParameter,
+    SamplingParams,
+    registered_parameters,
+)
 from ziggurat.serve.llm.structured import Form, ResponseFormat, StructuredOutputs
 from ziggurat.serve.llm.texts import Texts, listed
-from ziggurat.serve.llm.tool_parsers import ToolCallParser
+from ziggurat.serve.llm.tool_parsers import ToolCallParser, parser_for
 from ziggurat.serve.llm.tools import Tool, ToolUse, tool_use
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -51,27 +57,41 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: Literal[False] | None = None
 
 
-class GenerationRequest(Body, kw_only=True):
-    """Fields shared by completion and chat requests."""
+def _fields(parameters: Mapping[str, SamplingParameter]) -> list[tuple[str, Any, None]]:
+    """Fields of a request for these sampling parameters, each of its default's type or null."""
+    return [(name, type(one.default) | None, None) for name, one in parameters.items()]
+
+
+if TYPE_CHECKING:
+
+    class SamplingFields(Body):
+        """Fields of the built-in sampling parameters."""
+
+        n: int | None = None
+
+else:
+    SamplingFields = msgspec.defstruct(
+        "SamplingFields",
+        _fields(BUILT_IN),
+        bases=(Body,),
+        kw_only=True,
+        forbid_unknown_fields=True,
+        module=__name__,
+    )
+
+
+class GenerationRequest(SamplingFields, kw_only=True):
+    """Fields shared by completion and chat requests, besides those of the sampling parameters
+    (:data:`ziggurat.serve.llm.sampling.BUILT_IN`)."""
 
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
-    n: int | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
-    min_tokens: int | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     cache_salt: str | None = None
@@ -137,7 +157,7 @@ class GenerationRequest(Body, kw_only=True):
 
         Args:
             tokenizer: of the model.
-            parser: of the model's tool calls.
+            parser: of the model's tool calls; default: the one whose form the template shows.
 
         Raises:
             RequestError: two are asked for, or one is not well told.
@@ -157,8 +177,9 @@ class GenerationRequest(Body, kw_only=True):
     def _sampling(
         self, max_tokens: int | None, logprobs: int | None, defaults: Mapping[str, Any]
     ) -> SamplingParams:
-        own = {name: getattr(self, name) for name in _DIRECT}
+        own = {name: getattr(self, name) for name in BUILT_IN}
         given = {name: defaults.get(name) if own[name] is None else own[name] for name in own}
+        extra = {name: getattr(self, name, None) for name in registered_parameters()}
         return SamplingParams(
             max_tokens=max_tokens,
             logprobs=logprobs,
@@ -166,15 +187,22 @@ class GenerationRequest(Body, kw_only=True):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             logit_bias=tuple((_token_id(k), v) for k, v in (self.logit_bias or {}).items()),
+            extra={name: value for name, value in extra.items() if value is not None},
             **{name: value for name, value in given.items() if value is not None},
         )
 
 
-_DIRECT = (
-    *("temperature", "top_p", "top_k", "min_p", "ignore_eos", "n", "min_tokens"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty"),
-)
-"""Fields that the engine takes as they are."""
+G = TypeVar("G", bound=GenerationRequest)
+
+
+def with_registered(kind: type[G]) -> type[G]:
+    """A request type with a field for each registered sampling parameter."""
+    parameters = registered_parameters()
+    if not parameters:
+        return kind
+    settings: dict[str, Any] = {"kw_only": True, "forbid_unknown_fields": True}
+    made: Any = msgspec.defstruct(kind.__name__, _fields(parameters), bases=(kind,), **settings)
+    return made
 
 
 def _token_id(text: str) -> int:
@@ -275,12 +303,13 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
         Args:
             tokenizer: of the model.
-            parser: of the model's tool calls.
+            parser: of the model's tool calls; default: the one whose form the template shows.
 
         Raises:
             RequestError: these cannot be had together.
         """
         form, use = super().form(tokenizer), self.tool_use()
+        parser = parser or parser_for(tokenizer)
         if use is None or parser is None or (form is None and not use.constrained):
             return form
         if form is not None and (use.forced or form.kind != "json"):

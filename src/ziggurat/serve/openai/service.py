@@ -29,7 +29,7 @@ from ziggurat.serve.llm.structured import Form
 from ziggurat.serve.llm.texts import encode
 from ziggurat.serve.llm.tool_parsers import parser_for
 from ziggurat.serve.openai.messages import conversation
-from ziggurat.serve.openai.requests import ChatRequest, CompletionRequest
+from ziggurat.serve.openai.requests import ChatRequest, CompletionRequest, with_registered
 from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
 from ziggurat.serve.openai.token_stream import TokenStream, chunks
 
@@ -91,6 +91,8 @@ class TextService:
         off_loop: OffLoop | None = None,
     ):
         self._engine, self._name, self._policy = engine, name, policy
+        self._chat_request = with_registered(ChatRequest)
+        self._completion_request = with_registered(CompletionRequest)
         self._ignore = policy.extra_fields == "ignore"
         self._off_loop = off_loop or OffLoop()
         if engine.tokenizer.chat_template is not None and not policy.control_in_messages:
@@ -122,7 +124,7 @@ class TextService:
         return await self._answer(request, self._read_chat)
 
     def _read_completion(self, body: bytes) -> ParsedRequest:
-        completion = self._read(body, CompletionRequest)
+        completion = self._read(body, self._completion_request)
         prompts, params = completion.prompts(), completion.sampling(self._policy.sampling)
         ids = encode(
             self._engine.tokenizer,
@@ -141,7 +143,7 @@ class TextService:
         return ParsedRequest.of(completion, ids, params, form, shown, echo)
 
     def _read_chat(self, body: bytes) -> ParsedRequest:
-        chat = self._read(body, ChatRequest)
+        chat = self._read(body, self._chat_request)
         tokenizer, policy = self._engine.tokenizer, self._policy
         params, use = chat.sampling(policy.sampling), chat.tool_use()
         ids = render_chat(

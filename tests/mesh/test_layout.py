@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from ziggurat.core.dimensions import DIMENSIONS
 from ziggurat.core.errors import ShardingError
 from ziggurat.mesh import DcnConfig, MeshConfig, build, constrain
-from ziggurat.mesh.config import DEFAULT_RULES
+from ziggurat.mesh.config import AXES, DEFAULT_RULES
 
 SPECS = {
     "batch": ("data", "fsdp", "expert"),
@@ -98,6 +98,11 @@ def test_only_the_dcn_part_of_an_axis_crosses_slices(mesh, slice_of):
 def test_rules_are_for_dimensions_of_the_glossary():
     assert DEFAULT_RULES.keys() <= {dimension.axis for dimension in DIMENSIONS}
     assert DEFAULT_RULES.keys() == SPECS.keys()
+
+
+def test_the_order_of_axes_is_that_of_the_wire():
+    assert AXES == ("pipeline", "data", "fsdp", "expert", "context", "tensor")
+    assert DcnConfig.__annotations__.keys() < set(AXES)
 
 
 @pytest.mark.parametrize(("axis", "spec"), SPECS.items())

@@ -10,14 +10,16 @@ and turns logical axis names into shardings. Useful alone:
 P(('data', 'fsdp', 'expert'), 'context', None)
 """
 
-from ziggurat.mesh.config import AXES, DcnConfig, MeshConfig
+from ziggurat.mesh.config import AXES, MESH_AXES, DcnConfig, MeshAxis, MeshConfig
 from ziggurat.mesh.layout import Layout, abstract, active_layout, active_ways, build, constrain
 from ziggurat.mesh.processes import Processes, join
 
 __all__ = [
     "AXES",
+    "MESH_AXES",
     "DcnConfig",
     "Layout",
+    "MeshAxis",
     "MeshConfig",
     "Processes",
     "abstract",

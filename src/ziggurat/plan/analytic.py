@@ -23,11 +23,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ziggurat.mesh.config import DEFAULT_RULES
 from ziggurat.plan import living
 from ziggurat.plan.equations import called
 from ziggurat.plan.fabric import Collective, Fabric
 
-BATCH_AXES = ("data", "fsdp", "expert")
+BATCH_AXES = DEFAULT_RULES["batch"]
 SUM_BYTES = 4
 """Bytes of a gradient's sum, which is float32 whatever the parameters are."""
 COMPUTE_BYTES = 2

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 
 from ziggurat.core.errors import PlanError
+from ziggurat.mesh import MESH_AXES
 from ziggurat.plan.analytic import TOKENS
 from ziggurat.plan.fabric import Collective
 from ziggurat.plan.topology import Topology
@@ -29,7 +30,7 @@ EFFICIENCY: dict[str, float] = {
 """Share of the peak that matrix multiplications reach, by generation."""
 UNFITTED = min(EFFICIENCY.values())
 """Share assumed where no published run was at hand: the lowest of the fitted."""
-OVERLAPPED_AXES = ("pipeline", "data", "fsdp", "expert")
+OVERLAPPED_AXES = tuple(name for name, axis in MESH_AXES.items() if not axis.carries_tokens)
 """Collectives along these mesh axes only are of weights and gradients, but for tokens of
 experts."""
 

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ziggurat.core import atomic
+from ziggurat.mesh import MESH_AXES
 from ziggurat.plan.planning import Plan
 from ziggurat.plan.prices import PriceTable
 
 _GB = 1e9
-ROUGH = {"expert", "context"}
-"""Mesh axes for which analytic memory is within a factor of about two only (ADR 0021)."""
+ROUGH = {name for name, axis in MESH_AXES.items() if axis.rough_memory}
+"""Mesh axes for which analytic memory is a rough estimate."""
 
 
 class TableRow(NamedTuple):
@@ -31,7 +32,9 @@ def verdict(plan: Plan) -> str:
     side = "free" if spare >= 0 else "too much"
     by = "compiled" if plan.program else "analytic model, not compiled"
     if not plan.program and ROUGH & plan.mesh.keys():
-        by += "; rough for a mesh with expert or context: leave out --analytic to be sure"
+        by += (
+            "; rough for a mesh with {' or '.join(sorted(ROUGH))}: leave out --analytic to be sure"
+        )
     return (
         f"{word}: {plan.peak_bytes / _GB:.1f} of {plan.hbm_bytes / _GB:.1f} GB a device, "
         f"{abs(spare) / _GB:.1f} GB ({share:.0%}) {side} ({by})"

@@ -5,7 +5,7 @@ import os
 import signal
 from json import dumps
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.table import Table
 
@@ -13,6 +13,12 @@ from ziggurat.cli import console
 from ziggurat.cli.subcommands import Subcommand, dispatch
 from ziggurat.core.errors import ConfigError
 from ziggurat.train import recipes
+
+if TYPE_CHECKING:
+    from ziggurat.cluster import Cluster
+    from ziggurat.cluster.supervision import ProgramOutcome
+    from ziggurat.profile.goodput import Goodput
+    from ziggurat.train.config import RunConfig
 
 _log = logging.getLogger(__name__)
 STOPPED = "to resume, give the same command again"
@@ -67,10 +73,7 @@ def run(
     text = run_file.read_text(encoding="utf-8")
     directory = resolved.value.directory
     if restart:
-        from ziggurat.train.restart import set_aside
-
-        aside = set_aside(resolved.value)
-        console.output().print(f"files of the earlier attempt: {aside}", soft_wrap=True)
+        _set_aside(resolved.value)
     with Cluster(
         engine,
         hosts,
@@ -85,16 +88,38 @@ def run(
         max_failures=max_failures,
         failure_window_s=failure_window_s,
     ) as cluster:
-        devices = set(cluster.run("jax:local_device_count"))
-        if len(devices) > 1:
-            raise ConfigError("hosts", found=f"{sorted(devices)} devices", expected="as many each")
         from ziggurat.train.elastic import train_on, usable
 
-        check = usable(resolved.value, devices.pop(), hosts)
+        check = usable(resolved.value, _devices(cluster), hosts)
         outcome = cluster.train(
             train_on, text, str(run_file), tuple(overrides), hosts, usable=check
         )
         account = cluster.ledger.account()
+    return _tell(outcome, account, directory)
+
+
+def _devices(cluster: "Cluster") -> int:
+    """Devices of each host.
+
+    Raises:
+        ConfigError: hosts have different numbers.
+    """
+    counts = set(cluster.run("jax:local_device_count"))
+    if len(counts) > 1:
+        raise ConfigError("hosts", found=f"{sorted(counts)} devices", expected="as many each")
+    return counts.pop()
+
+
+def _set_aside(run: "RunConfig") -> None:
+    """Keep the files of an earlier attempt apart, and say where."""
+    from ziggurat.train.restart import set_aside
+
+    aside = set_aside(run)
+    console.output().print(f"files of the earlier attempt: {aside}", soft_wrap=True)
+
+
+def _tell(outcome: "ProgramOutcome", account: "Goodput", directory: Path) -> int:
+    """Print how the training ended; returns the exit status."""
     out = console.output()
     status = outcome.values[0]["status"] if outcome.values else "stopped"
     out.print(f"{status}: {directory}", soft_wrap=True, highlight=False)

@@ -1,14 +1,16 @@
 """``ziggurat sample``: draw images from a diffusion model."""
 
-import dataclasses
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ziggurat.models.diffusion import Sampling
 
 EXAMPLE = """ziggurat sample runs/digits-flow --class 3 --grid three.png
   ziggurat sample runs/digits-flow --sampler dpm++ --steps 20 --guidance 2 --count 100 \\
@@ -56,8 +58,6 @@ def sample(
     _check(grid, images, count, batch, seed)
     import numpy as np
 
-    from ziggurat.core import config
-    from ziggurat.models.diffusion import Sampling
     from ziggurat.models.loading import pretrained_pipeline
     from ziggurat.nn.precision import Precision
 
@@ -65,23 +65,15 @@ def sample(
     pipeline = pretrained_pipeline.load(model, precision=precision, averaged=not last)
     labels = [pipeline.label_of(name) for name in classes]
     labels = labels or list(range(pipeline.model.config.classes))
-    stored = pipeline.default_sampling
-    if sampler is not None and sampler != stored.method:
-        stored = Sampling(method=sampler, steps=stored.steps)
-    changes = {"steps": steps} if steps is not None else {}
-    plain = config.to_plain(dataclasses.replace(stored, eta=0.0)) | changes
-    sampling = config.from_plain(Sampling, plain | {"eta": eta}, "command line")
+    sampling = _sampling(pipeline.default_sampling, sampler, steps, eta)
     wanted = np.repeat(np.array(labels, np.int32), count)
     seeds = (seed + np.arange(len(wanted))).astype(np.int32)
     start = time.perf_counter()
     drawn = _draw(pipeline, sampling, guidance, wanted, seeds, batch)
-    out = console.output()
-    took = time.perf_counter() - start
-    out.print(
-        f"{len(drawn)} images of {len(labels)} {'class' if len(labels) == 1 else 'classes'} "
-        f"in {took:.1f} s: {sampling.method}, "
-        f"{sampling.steps} steps, guidance {guidance:g}"
-    )
+    took, out = time.perf_counter() - start, console.output()
+    kinds = f"{len(labels)} {'class' if len(labels) == 1 else 'classes'}"
+    how = f"{sampling.method}, {sampling.steps} steps, guidance {guidance:g}"
+    out.print(f"{len(drawn)} images of {kinds} in {took:.1f} s: {how}")
     if grid is not None:
         from ziggurat.data.image_grid import grid as tiles
         from ziggurat.data.image_grid import write_png
@@ -92,6 +84,17 @@ def sample(
         _write_numbers(images, images=drawn, labels=wanted, seeds=seeds)
         out.print(f"written: {images}", soft_wrap=True)
     return 0
+
+
+def _sampling(stored: "Sampling", sampler: str | None, steps: int | None, eta: float) -> "Sampling":
+    """The stored settings with those of the command line."""
+    from ziggurat.core import config
+
+    plain = config.to_plain(stored)
+    if sampler is not None and sampler != stored.method:
+        plain = {"method": sampler, "steps": stored.steps}
+    changes = {"steps": steps} if steps is not None else {}
+    return config.from_plain(type(stored), plain | changes | {"eta": eta}, "command line")
 
 
 def _check(grid: Path | None, images: Path | None, count: int, batch: int, seed: int) -> None:

@@ -90,13 +90,7 @@ class Cluster:
         failure_window_s: float = WINDOW_S,
         printed: Callable[[str, str], None] | None = None,
     ):
-        for name, value, least in (("hosts", hosts, 1), ("spares", spares, 0)):
-            if value < least:
-                raise ClusterError(name, found=value, expected=f"a number >= {least}")
-        if bind in ("", "0.0.0.0", "::"):
-            raise ClusterError(
-                "bind", found=repr(bind), expected="one address by which hosts reach this machine"
-            )
+        _check(hosts, spares, bind)
         self.wanted = Wanted(hosts, spares)
         self._bind, self._step_deadline_s = bind, step_deadline_s
         self._compile_s = compile_s
@@ -397,6 +391,16 @@ class Cluster:
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+
+
+def _check(hosts: int, spares: int, bind: str) -> None:
+    for name, value, least in (("hosts", hosts, 1), ("spares", spares, 0)):
+        if value < least:
+            raise ClusterError(name, found=value, expected=f"a number >= {least}")
+    if bind in ("", "0.0.0.0", "::"):
+        raise ClusterError(
+            "bind", found=repr(bind), expected="one address by which hosts reach this machine"
+        )
 
 
 def check_usable(hosts: int, usable: Usable) -> None:

@@ -73,11 +73,11 @@ class Worker:
             self._send(self._answer(task))
 
     def keep(self, name: str, content: bytes) -> None:
-        """See :class:`ziggurat.cluster.world.World`."""
+        """Ask the controller to keep content for hosts of later worlds."""
         self._send(messages.Keep(name, content))
 
     def fetch(self, name: str) -> bytes | None:
-        """See :class:`ziggurat.cluster.world.World`."""
+        """Fetch content that a host asked the controller to keep; ``None`` if it has none."""
         self._send(messages.Fetch(name))
         try:
             while True:

@@ -108,7 +108,8 @@ class Component:
 
 
 def fill(store: TokenStore, pieces: Pieces, rows: int, config: DataConfig) -> Batch:
-    """:func:`ziggurat.data.pieces.assemble` for documents of a store."""
+    """Fill rows with pieces of a token store's documents, see
+    :func:`ziggurat.data.pieces.assemble`."""
     begins = store.offsets[pieces.document]
     return assemble(
         pieces,

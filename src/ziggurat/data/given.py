@@ -78,7 +78,7 @@ class GrainSource:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """``None``: Grain's datasets repeat inside."""
+        """Number of steps in an epoch: ``None``, since Grain's datasets repeat by themselves."""
         return None
 
     def batch(self, step: int, rows: slice | None = None) -> Batch:

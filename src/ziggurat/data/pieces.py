@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int64, Integer, UInt8
+from jaxtyping import Float32, Int64, Integer, UInt8
 
 from ziggurat.core.protocols import Batch
 
@@ -133,19 +133,12 @@ def assemble(
     source += np.arange(size)
     # Padding reads anything and is cleared below; its number may lie beyond the store.
     found = tokens.take(source, mode="clip")
-    last = ends - 1
     following = np.minimum(begin + pieces.length, len(tokens) - 1)
     exists = pieces.start + pieces.length < lengths
     targets = np.zeros(size, np.int32)
     targets[:-1] = found[1:]
-    targets[last] = tokens[following] * exists
-    mask = np.zeros(size, np.float32)
-    if learn is None:
-        mask[...] = 1.0
-        mask[last] = exists
-    else:
-        mask[:-1] = learn.take(source[1:], mode="clip")
-        mask[last] = learn[following] * exists
+    targets[ends - 1] = tokens[following] * exists
+    mask = _loss_mask(source, ends - 1, following, exists, learn)
     first = pieces.row.searchsorted(pieces.row)
     batch = {
         "tokens": found.astype(np.int32),
@@ -161,6 +154,32 @@ def assemble(
         for values in batch.values():
             values[low:high] = 0
     return {name: values.reshape(shape) for name, values in batch.items()}
+
+
+def _loss_mask(
+    source: np.ndarray,
+    last: np.ndarray,
+    following: np.ndarray,
+    exists: np.ndarray,
+    learn: np.ndarray | None,
+) -> Float32[np.ndarray, "n"]:
+    """1 where a token's target exists and is learned.
+
+    Args:
+        source: where each token of the rows lies among all tokens.
+        last: places of the pieces' last tokens in the rows.
+        following: where the targets of these lie among all tokens.
+        exists: whether they do.
+        learn: as of :func:`assemble`.
+    """
+    mask = np.zeros(len(source), np.float32)
+    if learn is None:
+        mask[...] = 1.0
+        mask[last] = exists
+    else:
+        mask[:-1] = learn.take(source[1:], mode="clip")
+        mask[last] = learn[following] * exists
+    return mask
 
 
 def empty(rows: int, row_tokens: int) -> Batch:

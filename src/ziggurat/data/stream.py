@@ -122,12 +122,14 @@ class StreamedDataset:
 
     @property
     def steps(self) -> None:
-        """``None``: the number of rows shows only when they have been read."""
+        """Number of steps that the data lasts: ``None``, since a stream's rows are counted only by
+        reading them."""
         return None
 
     @property
     def steps_per_epoch(self) -> None:
-        """``None``, as for :attr:`steps`."""
+        """Number of steps in an epoch: ``None``, since a stream's rows are counted only by reading
+        them."""
         return None
 
     @property

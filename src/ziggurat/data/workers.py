@@ -279,7 +279,7 @@ class _Worker:
             self.link.send((step, slot))
 
     def read(self, slot: int) -> Batch:
-        """A copy of what stands in a slot, which is free then."""
+        """Copy a batch out of a slot of shared memory, and free the slot."""
         batch = {name: view.copy() for name, view in self._layout.views(self._memory, slot).items()}
         self.free.append(slot)
         return batch

@@ -70,7 +70,8 @@ def save(choices: Table, seconds: Mapping[str, Any]) -> Path:
 
 @functools.cache
 def saved() -> Table:
-    """Read this machine's choices; empty without a file, or if it cannot be read."""
+    """Kernel implementations that ``ziggurat kernels tune`` chose for this machine; empty if there
+    is no file of them or it cannot be read."""
     try:
         choices = json.loads(path().read_text(encoding="utf-8"))["choices"]
         return {

@@ -44,7 +44,8 @@ class KeyValues(NamedTuple):
     def read(
         self, dtype: Any, pick: Callable[[Array], Array] = lambda held: held
     ) -> tuple[Array, Array]:
-        """Keys and values as numbers of a type; of those that ``pick`` takes out of each array."""
+        """Read cached keys and values, dequantised to a float type; ``pick`` selects the
+        entries."""
         if self.key_scales is None or self.value_scales is None:
             return pick(self.keys).astype(dtype), pick(self.values).astype(dtype)
         keys = dequantized(pick(self.keys), pick(self.key_scales), dtype)

@@ -9,7 +9,7 @@ from ziggurat.core import config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshAxis:
-    """What a mesh axis cuts, and what its collectives carry."""
+    """Record of a mesh axis: the logical axes that it cuts, and what its collectives carry."""
 
     cuts: tuple[str, ...]
     """Logical axes that lie over it unless ``mesh.rules`` says otherwise."""

@@ -144,7 +144,8 @@ class AdapterRecord:
     """Of the base, see :func:`fingerprint`."""
 
     def text(self, step: Path | None = None) -> str:
-        """As JSON; the base relative to ``step`` too, so that both may be moved together."""
+        """The record as JSON. It also holds the base's path relative to ``step``, so that you may
+        move both together."""
         base = self.base.absolute()
         values = {"adapter": config.to_plain(self.lora), "base": str(base)}
         if step is not None:

@@ -140,7 +140,7 @@ class DiffusionModel(TracedModel):
 
     @property
     def recurrent_flops_per_token(self) -> int:
-        """As :attr:`LanguageModel.recurrent_flops_per_token`: there is no recurrent layer."""
+        """FLOPs of recurrent layers per token: 0, since a diffusion transformer has none."""
         return 0
 
 

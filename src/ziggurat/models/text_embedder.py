@@ -79,8 +79,8 @@ class TextEmbedder:
         return self.encoder.tokenizer
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids with special tokens; a text that is too long loses its end, as in
-        sentence-transformers, but not the special tokens after it."""
+        """Token ids of texts, special tokens included. A text longer than ``max_length`` is cut at
+        its end, before the closing special tokens, as in sentence-transformers."""
         longest = self.max_length
         encoded = self.tokenizer.encode_batch(texts, add_special_tokens=True)
         for text, ids in enumerate(encoded):

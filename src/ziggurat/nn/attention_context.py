@@ -97,7 +97,8 @@ class AttentionContext(Protocol):
         ...
 
     def recurrence(self, state: State, tokens: int) -> Recurrence:
-        """The rows of ``tokens`` positions as a recurrent layer with this state sees them."""
+        """Inputs of a recurrent layer's call: its state before these ``tokens`` positions, and
+        where documents begin and padding lies."""
         ...
 
     def attend(

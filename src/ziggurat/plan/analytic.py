@@ -68,7 +68,8 @@ class PlannedWeight:
 
     @property
     def is_kernel(self) -> bool:
-        """Whether rows are multiplied by it, summed over the first of its last two dimensions."""
+        """Whether it is a matrix ``[inputs, outputs]`` that activations are multiplied by, or a
+        stack of them; tables of the vocabulary are not."""
         own = [axis for axis in self.axes if axis not in ("layers", "experts")]
         return len(own) == 2 and not self.is_table
 

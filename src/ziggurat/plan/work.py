@@ -64,7 +64,7 @@ class Operation:
 
 
 class KernelWork(NamedTuple):
-    """Known work of a Pallas kernel, beyond its body."""
+    """Share of a Pallas kernel's grid that does work, for kernels that skip masked blocks."""
 
     pattern: str
     """Regular expression for the kernel's name."""

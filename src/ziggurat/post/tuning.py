@@ -274,9 +274,8 @@ def shapes_of(frozen: Params) -> Params:
 
 
 def files_of(run: RunConfig, start: Start, tokenizer: Any) -> dict[str, bytes | Path]:
-    """Files of a checkpoint besides arrays, with which it can be read alone.
-
-    For adapters they say where the base is.
+    """Files to save beside a checkpoint's arrays: model config and tokenizer, so that it loads by
+    itself. A checkpoint of adapters also records where its base model is.
     """
     files = pretrained.files_of(start.tuned.model.config, tokenizer)
     if run.adapter is None:

@@ -90,27 +90,36 @@ def build_app(
                     await stack.enter_async_context(part.running())
             yield
 
+    return Starlette(
+        routes=routes,
+        middleware=_middleware(keys, admin_keys, allowed_origins, access_log),
+        exception_handlers={HTTPException: refuse},
+        lifespan=lifespan,
+    )
+
+
+def _middleware(
+    keys: Sequence[str],
+    admin_keys: Sequence[str],
+    allowed_origins: Sequence[str],
+    access_log: Callable[[str], None] | None,
+) -> list[Middleware]:
+    """Middleware of the application, outermost first."""
     middleware = [Middleware(AccessLog, write=access_log)] if access_log else []
     middleware.append(Middleware(BodyInTime))
     if allowed_origins:  # before the key: a browser asks whether it may send one
-        origins = list(allowed_origins)
-        anything = ["*"]
-        middleware += [
+        origins, anything = list(allowed_origins), ["*"]
+        middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=origins,
                 allow_methods=anything,
                 allow_headers=anything,
             )
-        ]
+        )
     if keys or admin_keys:
         middleware.append(Middleware(RequireKey, keys=keys, admin_keys=admin_keys))
-    return Starlette(
-        routes=routes,
-        middleware=middleware,
-        exception_handlers={HTTPException: refuse},
-        lifespan=lifespan,
-    )
+    return middleware
 
 
 class _Status:

@@ -133,13 +133,14 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; then the garbage collector need not walk what the start has made."""
+        """Start as uvicorn does; then exclude the objects made so far from garbage collection."""
         await super().startup(sockets=sockets)
         turns.freeze()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but an orderly end is a success: the signal is not raised again."""
+        """Handle SIGINT and SIGTERM as uvicorn does, without raising the signal again afterwards:
+        an orderly end exits with 0."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -103,8 +103,9 @@ def raise_nice(process: int, nice: int) -> None:
 
 
 def freeze() -> None:
-    """Keep the collector from walking what is there now: JAX, models and programs are about a
-    million objects. In a thread other than the main one nothing is done."""
+    """Exclude all objects that exist now from garbage collection (``gc.freeze``): JAX, models and
+    programs are about a million, and each full collection would visit them. Only the main thread
+    does it; in others the call has no effect."""
     if threading.current_thread() is threading.main_thread():
         gc.freeze()
 

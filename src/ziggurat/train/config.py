@@ -33,7 +33,8 @@ class PretrainedModel:
 
 @runtime_checkable
 class Kind(Protocol):
-    """Interface of a node of the run file that has variants."""
+    """Interface of a run file's table that comes in variants, such as ``[data]``; its key ``kind``
+    names the variant."""
 
     @property
     def kind(self) -> str:

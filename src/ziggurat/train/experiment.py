@@ -115,7 +115,7 @@ def assemble(
     parts: Parts,
     transform: optax.GradientTransformation | None = None,
 ) -> Experiment:
-    """Join built parts: objective, optimizer, step and evaluation."""
+    """Build the experiment of an objective's parts: optimizer, compiled step and evaluation."""
     model = parts.program.model
     optimizer, step, evaluate = compiled_parts(run, layout, parts.program, transform)
     abstract = abstract_state(model, optimizer, layout, averaged=run.train.ema_decay is not None)

@@ -141,8 +141,8 @@ def check_same_run(old: RunConfig, new: RunConfig) -> None:
 
 
 def check_stored(old: RunConfig, new: RunConfig) -> None:
-    """:func:`check_same_run` for a checkpoint that another machine wrote, whose run file was not at
-    hand when the schedule was fixed.
+    """Check that a checkpoint belongs to this run (:func:`check_same_run`), for one that another
+    machine wrote and whose run file was not there when the schedule was fixed.
 
     Raises:
         ConfigError: as there, or the schedule has another length.

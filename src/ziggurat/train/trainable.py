@@ -37,7 +37,8 @@ class Trainable(Protocol):
 
     @property
     def matmul_parameter_count(self) -> int:
-        """Parameters that multiply every token, by which FLOPs are counted."""
+        """Number of parameters in the matrices that every token is multiplied by; a step's FLOPs
+        follow from it."""
         ...
 
     @property

@@ -30,7 +30,8 @@ def block_rows(rows: int, groups: int) -> int:
 def blocked_matmul(
     x: Float[Array, "n d"], kernel: Float[Array, "e d f"], sizes: Int[Array, " e"]
 ) -> Float[Array, "n f"]:
-    """See :func:`ziggurat.kernels.grouped_matmul.grouped_matmul`."""
+    """Grouped matrix multiplication in blocks of rows, with the arguments and result of
+    :func:`ziggurat.kernels.grouped_matmul.grouped_matmul`."""
     return _product(x, kernel, sizes, transposed=False)
 
 
@@ -38,8 +39,8 @@ def blocked_matmul(
 def blocked_quantized_matmul(
     x: Float[Array, "n d"], kernel: QuantizedWeight, sizes: Int[Array, " e"]
 ) -> Float[Array, "n f"]:
-    """:func:`blocked_matmul` by quantised matrices: only those that have rows are dequantised, and
-    one at a time. Differentiable in ``x``."""
+    """Grouped matmul by quantised matrices, see :func:`blocked_matmul`. Matrices that no row uses
+    stay quantised; the others are dequantised one at a time. Differentiable in ``x``."""
     return _product(x, kernel, sizes, transposed=False)
 
 

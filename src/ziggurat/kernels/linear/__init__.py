@@ -118,7 +118,8 @@ def project(
 def project_each(
     x: Float[Array, "... d"], kernels: Sequence[Weight | LoraWeight | PackedWeight]
 ) -> list[Float[Array, "... f"]]:
-    """:func:`project` by several kernels; by ``stored`` in one call where they are alike.
+    """Multiply activations by several kernels, see :func:`project`; kernels of one format share a
+    C++ call on CPU.
 
     >>> import jax.numpy as jnp
     >>> [y.shape for y in project_each(jnp.ones((2, 4)), [jnp.ones((4, 5)), jnp.ones((4, 3))])]

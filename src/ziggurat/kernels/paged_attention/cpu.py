@@ -29,7 +29,8 @@ def cpu_paged_attention(
     window: int | None = None,
     sinks: Float[Array, "h"] | None = None,
 ) -> tuple[Float[Array, "b t h z"], KeyValues]:
-    """See :func:`ziggurat.kernels.paged_attention.paged_attention`. Queries of padding give zeros,
+    """Paged attention in C++, with the arguments and results of
+    :func:`ziggurat.kernels.paged_attention.paged_attention`. Queries of padding give zeros,
     and padding is written nowhere."""
     sinks = jnp.zeros(0) if sinks is None else sinks.astype(jnp.float32)
     rules = {"scale": float(scale), "softcap": float(softcap or 0), "window": window or 0}

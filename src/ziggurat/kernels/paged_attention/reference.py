@@ -72,9 +72,7 @@ def reference_paged_attention(
         here = cache.read(
             query.dtype, lambda held: held[:, some].reshape(k, b, taken * slots, *held.shape[3:])
         )
-        scores = jnp.einsum("kbnc,kbsc->kbns", q, here[0], preferred_element_type=jnp.float32)
-        if softcap is not None:
-            scores = softcap * jnp.tanh(scores / softcap)
+        scores = _scores(q, here[0], softcap)
         at = index * taken * slots + jnp.arange(taken * slots)[None, None, None]
         visible = at <= at_rows
         if window is not None:
@@ -87,12 +85,8 @@ def reference_paged_attention(
         total = total * shrink + weights.sum(-1, keepdims=True)
         return higher, total, out * shrink + part.astype(out.dtype)
 
-    shape = (k, b, g * t, 1)
-    carry = (
-        jnp.full(shape, HIDDEN),
-        jnp.zeros(shape),
-        jnp.zeros((*shape[:3], cache.values.shape[3])),
-    )
+    one = jnp.zeros((k, b, g * t, 1))
+    carry = one + HIDDEN, one, jnp.zeros((k, b, g * t, cache.values.shape[3]))
     if spans == 1:
         peak, total, out = read(0, carry)
     else:
@@ -103,6 +97,11 @@ def reference_paged_attention(
         total += jnp.exp(sink[:, None, :, None] - peak)
     out = (out / jnp.maximum(total, 1e-30)).reshape(k, b, g, t, -1)
     return out.transpose(1, 3, 0, 2, 4).reshape(b, t, h, -1).astype(query.dtype), cache
+
+
+def _scores(q: Array, keys: Array, softcap: float | None) -> Float[Array, "k b n s"]:
+    scores = jnp.einsum("kbnc,kbsc->kbns", q, keys, preferred_element_type=jnp.float32)
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def _in_spans(tables: Array, slots: int, span: int) -> tuple[Array, int, int]:

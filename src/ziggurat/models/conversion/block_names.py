@@ -36,8 +36,8 @@ def stacked_layers(d: DecoderConfig | EncoderConfig) -> dict[str, Layers]:
 def ends(
     d: DecoderConfig, *, embedding: str = "embed_tokens", norm: str = "norm"
 ) -> list[WeightName]:
-    """All that is not a block: embeddings, the last norm, and the output matrix where there is one
-    of its own.
+    """Names of all weights outside the blocks: embeddings, the last norm, and the output matrix
+    unless it is the embedding.
 
     Args:
         d: the decoder.

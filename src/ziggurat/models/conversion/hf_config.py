@@ -124,7 +124,7 @@ class HFConfig:
         return self._values.get(key)
 
     def need(self, key: str) -> Any:
-        """A key that must be there."""
+        """Value of a required key; an absent one or null raises ``ModelError``."""
         if self.given(key) is None:
             raise ModelError(f"config.json: {key}", found="absent", expected="a value")
         return self._values[key]

@@ -55,7 +55,7 @@ def reordered(name: WeightName, orders: Mapping[str, np.ndarray]) -> WeightName:
 
 
 def channels_reordered(name: WeightName, order: np.ndarray) -> WeightName:
-    """A weight's name with an order of its last dimension."""
+    """Name record of a weight whose last dimension is reordered on import, and back on export."""
     back = np.argsort(order)
     return dataclasses.replace(
         name,

@@ -74,7 +74,7 @@ class DecoderFields:
 
     @property
     def channels_per_head(self) -> int:
-        """``head_dim``, or what it is by default."""
+        """Channels of one head: ``head_dim``, by default ``d_model`` over ``n_heads``."""
         return self.head_dim or self.d_model // self.n_heads
 
     def attention(self, **switches: Any) -> GroupedAttentionConfig:

@@ -66,7 +66,7 @@ class EncoderFields:
 
     @property
     def feed_forward(self) -> int:
-        """``d_ff``, or what it is by default."""
+        """Hidden width of the feed-forward block: ``d_ff``, by default 4 times ``d_model``."""
         return self.d_ff or 4 * self.d_model
 
     @property

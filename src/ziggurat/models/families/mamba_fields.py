@@ -63,7 +63,7 @@ class MambaFields:
         config.require(fits, "initial_steps", (first, last), "0 < smallest <= largest")
 
     def heads_of(self, width: int) -> int:
-        """``mamba_heads``, or what it is by default."""
+        """Number of heads: ``mamba_heads``, by default as many as fill twice ``width``."""
         if self.mamba_heads is not None:
             return self.mamba_heads
         return 2 * width // self.mamba_head_dim

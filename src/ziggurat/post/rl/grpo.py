@@ -54,16 +54,8 @@ class GroupRelative(ObjectiveKind):
         program = _program(run, layout, model)
         tokenizer = text.load_tokenizer(run, start, model)
         task = tasks.build(posed.task)
-        arena = Arena(
-            task,
-            posed.form,
-            node.reward,
-            model=LanguageModel.build(model.config, model.precision, "none", run.train.attention),
-            tokenizer=tokenizer,
-            longest=posed.sequence_length,
-            max_tokens=node.sampling.max_tokens,
-            running=node.sampling.max_running,
-        )
+        sampler = LanguageModel.build(model.config, model.precision, "none", run.train.attention)
+        arena = _arena(node, posed, task, sampler, tokenizer)
         collector = Collector(
             run,
             arena,
@@ -102,6 +94,22 @@ class GroupRelative(ObjectiveKind):
             evaluate=evaluate,
             pretrained=trained,
         )
+
+
+def _arena(
+    node: Grpo, posed: Problems, task: tasks.Task, model: LanguageModel, tokenizer: Any
+) -> Arena:
+    """The arena in which ``model`` answers a task's problems."""
+    return Arena(
+        task,
+        posed.form,
+        node.reward,
+        model=model,
+        tokenizer=tokenizer,
+        longest=posed.sequence_length,
+        max_tokens=node.sampling.max_tokens,
+        running=node.sampling.max_running,
+    )
 
 
 def policy_objective(model: LanguageModel, node: Grpo, layout: Layout) -> Objective:

@@ -50,7 +50,8 @@ def shaped_rewards(groups: Sequence[RolloutGroup], node: Grpo) -> Float32[np.nda
 def kept_rows(
     groups: Sequence[RolloutGroup], rewards: Float32[np.ndarray, "p q"], node: Grpo
 ) -> Float32[np.ndarray, "b"]:
-    """1 for completions that are learned from, 0 for those that the run's switches leave out."""
+    """Mask of completions: 1 where the loss counts one, 0 where a setting of the run leaves it
+    out."""
     kept = np.ones(rewards.shape, np.float32)
     if node.dynamic_sampling:
         kept *= np.asarray(policy.informative(jnp.asarray(rewards)))[:, None]

@@ -246,7 +246,8 @@ class ProblemSource:
 
     @property
     def steps(self) -> int | None:
-        """``None``: the source has no end."""
+        """Number of steps that the data lasts: ``None``, since a task poses problems without
+        end."""
         return None
 
     @property

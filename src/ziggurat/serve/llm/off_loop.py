@@ -50,7 +50,7 @@ class OffLoop:
 
 
 class ReadBody:
-    """The body of a request, whole."""
+    """A complete request body, whose bytes count against the memory of requests under way."""
 
     def __init__(self, owner: OffLoop, held: Reservation, data: bytes):
         self._owner, self._held, self._data = owner, held, data
@@ -62,7 +62,8 @@ class ReadBody:
         return data
 
     def keep(self, size: int) -> Reservation:
-        """An account for bytes that outlive the body; close it when they are gone.
+        """Reserve memory for data that you keep after the body is gone; close the reservation when
+        you free the data.
 
         Raises:
             Crowded: the requests under way leave no room.

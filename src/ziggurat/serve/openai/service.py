@@ -61,7 +61,8 @@ class ParsedRequest(NamedTuple):
         format: ChatFormat | TextFormat,
         texts: Iterable[str] = (),
     ) -> "ParsedRequest":
-        """The request of a body; ``texts`` are kept besides those that end an answer."""
+        """Parse a request's body; ``texts`` stay in memory until the answer is complete, as stop
+        texts do."""
         options = body.stream_options
         show = options is not None and bool(options.include_usage)
         often = options is not None and bool(options.continuous_usage_stats)

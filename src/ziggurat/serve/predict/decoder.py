@@ -299,7 +299,8 @@ def _answer(asked: Job, data: memoryview) -> tuple[Done, list[memoryview]]:
 
 
 def main(limit: int, end: socket.socket) -> None:
-    """A child: decode what comes until nothing does, in so many bytes beside what it has now."""
+    """Run a decoding process: decode requests from a socket until it closes, within ``limit`` bytes
+    of memory beside those in use at the start."""
     with contextlib.suppress(ImportError, ValueError, OSError):  # no such limits on this system
         import resource
 

@@ -11,11 +11,12 @@
 ['golden', 'manifest.json', 'program', 'weights']
 """
 
+import contextlib
 import importlib.metadata
 import logging
 import platform as python_platform
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,7 @@ def export(
     `jax.export <https://docs.jax.dev/en/latest/export/export.html>`_.
     """
     path = Path(path)
-    if path.exists():
-        raise ServeError(
-            f"bundle {path}",
-            found="it is there already",
-            expected="a new directory",
-            fix="take the next version number",
-        )
+    _check_new(path)
     inputs, outputs = _sides(signature)
     parted = part(fn, params)
     _check_types(inputs, parted)
@@ -123,17 +118,8 @@ def export(
     whole = build(Signature, inputs=inputs, outputs=outputs)
     _check_padding(whole, tables)
     cases = _examples(whole, tables, golden)
-    if rtol is None:
-        rtol = 2e-2 if any(t.datatype in ("FP16", "BF16") for t in outputs) else 1e-4
-    exact = _exact(parted, whole, tables, reasons, cases if golden else (), rtol)
-    here = jax.default_backend()
-    rules = Golden(
-        cases=len(cases),
-        platform="cuda" if here == "gpu" else here,
-        rtol=rtol,
-        atol=atol,
-        elsewhere=max(2.0, 2e-2 / rtol),
-    )
+    rules = _replay_rules(len(cases), outputs, rtol, atol)
+    exact = _exact(parted, whole, tables, reasons, cases if golden else (), rules.rtol)
     with atomic.new_directory(path) as directory:
         (directory / manifests.PROGRAM).write_bytes(exported.serialize())
         if parted.weights:
@@ -145,10 +131,7 @@ def export(
             sizes=tables,
             platforms=tuple(exported.platforms),
             x64=_wide(),
-            weights=tuple(
-                WeightEntry(name=name, dtype=str(array.dtype), shape=array.shape)
-                for name, array in parted.weights.items()
-            ),
+            weights=_entries(parted),
             golden=rules,
             labels=dict(labels or {}),
             tools=_tools(exported),
@@ -252,6 +235,40 @@ def _check_types(inputs: Sequence[Tensor], parted: Parted) -> None:
         )
 
 
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise ServeError(
+            f"bundle {path}",
+            found="it is there already",
+            expected="a new directory",
+            fix="take the next version number",
+        )
+
+
+def _replay_rules(
+    cases: int, outputs: tuple[Tensor, ...], rtol: float | None, atol: float
+) -> Golden:
+    """How near a replay of the golden inputs must come, here and on other platforms."""
+    if rtol is None:
+        rtol = 2e-2 if any(t.datatype in ("FP16", "BF16") for t in outputs) else 1e-4
+    here = jax.default_backend()
+    return Golden(
+        cases=cases,
+        platform="cuda" if here == "gpu" else here,
+        rtol=rtol,
+        atol=atol,
+        elsewhere=max(2.0, 2e-2 / rtol),
+    )
+
+
+def _entries(parted: Parted) -> tuple[WeightEntry, ...]:
+    """The manifest's list of the weights."""
+    return tuple(
+        WeightEntry(name=name, dtype=str(array.dtype), shape=array.shape)
+        for name, array in parted.weights.items()
+    )
+
+
 def _trace(
     parted: Parted,
     inputs: tuple[Tensor, ...],
@@ -283,20 +300,10 @@ def _trace(
     given = {tensor.name: struct(tensor) for tensor in inputs}
     batched = [False] * len(weights)
     batched += [tensor.shape[:1] == (BATCH,) for tensor in sorted(inputs, key=lambda t: t.name)]
-    try:
-        with exporting(platforms):
-            compiled = jax.jit(program)
-            exported = jax_export.export(compiled, platforms=tuple(platforms))(weights, given)
-            reasons = rows.mixing(compiled.trace(weights, given).jaxpr, batched)
-    except ServeError:
-        raise
-    except Exception as error:  # whatever the user's function raises while it is traced
-        line = str(error).strip().partition("\n")[0]
-        raise ServeError(
-            "export: tracing the function",
-            found=f"{type(error).__name__}: {line}",
-            expected="a JAX function of the signature's inputs",
-        ) from error
+    with _tracing(), exporting(platforms):
+        compiled = jax.jit(program)
+        exported = jax_export.export(compiled, platforms=tuple(platforms))(weights, given)
+        reasons = rows.mixing(compiled.trace(weights, given).jaxpr, batched)
     if exported.nr_devices != 1:
         raise ServeError(
             "export: tracing the function",
@@ -304,13 +311,37 @@ def _trace(
             expected="one for a single device",
             fix="export it without sharding constraints",
         )
+    made = _checked_outputs(outputs, names, exported.out_avals)
+    return exported, made, reasons
+
+
+@contextlib.contextmanager
+def _tracing() -> Iterator[None]:
+    """Turn what a user's function raises while it is traced into one line."""
+    try:
+        yield
+    except ServeError:
+        raise
+    except Exception as error:  # whatever the user's function raises
+        line = str(error).strip().partition("\n")[0]
+        raise ServeError(
+            "export: tracing the function",
+            found=f"{type(error).__name__}: {line}",
+            expected="a JAX function of the signature's inputs",
+        ) from error
+
+
+def _checked_outputs(
+    outputs: tuple[Tensor | str, ...], names: Sequence[str], avals: Sequence[Any]
+) -> tuple[Tensor, ...]:
+    """Outputs of the traced program, which are those of the signature where it gives them."""
     made = tuple(
         Tensor(
             name=name,
             datatype=datatype_of(aval.dtype, f"output {name}"),
             shape=tuple(s if isinstance(s, int) else str(s) for s in aval.shape),
         )
-        for name, aval in zip(names, exported.out_avals, strict=True)
+        for name, aval in zip(names, avals, strict=True)
     )
     for want, got in zip(outputs, made, strict=bool(outputs)):
         if isinstance(want, Tensor) and want != got:
@@ -320,7 +351,7 @@ def _trace(
                 expected=str(want),
                 fix="the function returns what was found",
             )
-    return exported, made, reasons
+    return made
 
 
 def _named(result: Any, declared: list[str]) -> tuple[list[str], list[Any]]:

@@ -36,7 +36,7 @@ class Duration:
 
 @dataclasses.dataclass(slots=True)
 class BatchTimes:
-    """Executions of one batch size."""
+    """Time spent on batches of one size: reading inputs, computing, writing outputs."""
 
     compute_input: Duration = dataclasses.field(default_factory=Duration)
     compute_infer: Duration = dataclasses.field(default_factory=Duration)

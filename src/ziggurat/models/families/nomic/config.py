@@ -46,7 +46,7 @@ class NomicConfig(TextEncoderFields):
 
     @property
     def channels_per_head(self) -> int:
-        """``head_dim``, or what it is by default."""
+        """Channels of one head: ``head_dim``, by default ``d_model`` over ``n_heads``."""
         return self.d_model // self.n_heads if self.head_dim is None else self.head_dim
 
     def encoder(self) -> EncoderConfig:

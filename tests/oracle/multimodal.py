@@ -28,7 +28,11 @@ _CLIP = {
     "patch_size": 14,
     "projection_dim": 16,
 }
-_SIGLIP = _CLIP | {"model_type": "siglip_vision_model", "num_hidden_layers": 2, "image_size": 56}
+_SIGLIP = {key: value for key, value in _CLIP.items() if key != "projection_dim"} | {
+    "model_type": "siglip_vision_model",
+    "num_hidden_layers": 2,
+    "image_size": 56,
+}
 _PIXTRAL = {
     "model_type": "pixtral",
     "hidden_size": 16,

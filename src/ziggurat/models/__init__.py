@@ -29,6 +29,7 @@ from ziggurat.models.families.family import (
     family_of,
 )
 from ziggurat.models.families.gemma import Gemma2Config, Gemma3Config, GemmaConfig
+from ziggurat.models.families.gemma_vision import Gemma3VisionConfig
 from ziggurat.models.families.glm import Glm4Config, GlmConfig
 from ziggurat.models.families.glm_moe import Dots1Config, Glm4MoeConfig, SolarOpenConfig
 from ziggurat.models.families.gpt2 import Gpt2Config
@@ -42,6 +43,7 @@ from ziggurat.models.families.hunyuan_dense import HunyuanDenseConfig
 from ziggurat.models.families.hunyuan_moe import HunyuanMoeConfig
 from ziggurat.models.families.lfm2 import Lfm2Config, Lfm2MoeConfig
 from ziggurat.models.families.llama import LlamaConfig
+from ziggurat.models.families.llava import LlavaConfig
 from ziggurat.models.families.mamba2 import Mamba2ModelConfig
 from ziggurat.models.families.minimax import MiniMaxM2Config
 from ziggurat.models.families.ministral import Ministral3Config, MinistralConfig
@@ -72,6 +74,7 @@ from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.text_embedder import TextEmbedder
 from ziggurat.models.text_scorer import CrossEncoder, VectorScorer
 from ziggurat.models.two_tower_model import TwoTowerModel
+from ziggurat.models.vision_language_model import VisionLanguageModel
 
 __all__ = [
     "FAMILIES",
@@ -101,6 +104,7 @@ __all__ = [
     "GPTNeoXConfig",
     "Gemma2Config",
     "Gemma3Config",
+    "Gemma3VisionConfig",
     "GemmaConfig",
     "Glm4Config",
     "Glm4MoeConfig",
@@ -118,6 +122,7 @@ __all__ = [
     "Lfm2Config",
     "Lfm2MoeConfig",
     "LlamaConfig",
+    "LlavaConfig",
     "MPNetConfig",
     "Mamba2ModelConfig",
     "MiniMaxM2Config",
@@ -152,6 +157,7 @@ __all__ = [
     "TextEmbedder",
     "TwoTowerModel",
     "VectorScorer",
+    "VisionLanguageModel",
     "VitConfig",
     "family_for_architecture",
     "family_for_config",

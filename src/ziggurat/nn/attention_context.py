@@ -152,6 +152,10 @@ def _stateless(starts: Bool[Array, "b t"] | None = None) -> Recurrence:
 class Causal:
     """Attention context of whole rows, one document each."""
 
+    last_seen: Int[Array, "b t"] | None = None
+    """Position of the last token that each token sees; ``None``: its own. Tokens of an image see
+    one another by it (Gemma 3)."""
+
     @property
     def state(self) -> State:
         return ()
@@ -160,7 +164,9 @@ class Causal:
         return jnp.broadcast_to(jnp.max(positions, axis=1, keepdims=True) + 1, positions.shape)
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
-        mask = AttentionMask(positions, positions, aligned=True, window=rule.window)
+        mask = AttentionMask(
+            positions, positions, aligned=True, window=rule.window, query_last=self.last_seen
+        )
         return attend_by_rule(query, key, value, mask, rule, sinks), state
 
     def recurrence(self, state: State, tokens: int) -> Recurrence:
@@ -262,6 +268,8 @@ class Cached:
     """Tokens in the cache, per row."""
     counts: Int[Array, "b"] | None = None
     """New tokens of each row in the next pass, the rest of the row being padding; ``None``: all."""
+    last_seen: Int[Array, "b t"] | None = None
+    """Position of the last token that each token of the next pass sees; ``None``: its own."""
 
     @classmethod
     def empty(
@@ -303,7 +311,7 @@ class Cached:
         state = state.put(key, value, place)
         keys, values = state.read(query.dtype)
         slots = jnp.broadcast_to(jnp.arange(keys.shape[1])[None], (keys.shape[0], keys.shape[1]))
-        mask = AttentionMask(positions, slots, window=rule.window)
+        mask = AttentionMask(positions, slots, window=rule.window, query_last=self.last_seen)
         return attend_by_rule(query, keys, values, mask, rule, sinks), state
 
     def recurrence(self, state: State, tokens: int) -> Recurrence:

@@ -33,8 +33,8 @@ IMPLEMENTATIONS.add("grouped", grouped_attention)
 IMPLEMENTATIONS.add("blocked", blocked_attention)
 IMPLEMENTATIONS.add("splash", splash_attention)
 IMPLEMENTATIONS.add("cpu", cpu_attention)
-BIASED = ("grouped", "reference")
-"""Implementations that add a bias to the scores."""
+DENSE = ("grouped", "reference")
+"""Implementations that add a bias to the scores, and take masks whose queries see later keys."""
 
 
 def attention(
@@ -62,7 +62,7 @@ def attention(
             that a head may attend to nothing (GPT-OSS; Xiao et al. 2023,
             https://arxiv.org/abs/2309.17453).
         bias: if given, added to the scores (relative positions); ``reference`` and ``grouped`` take
-            it.
+            it, and a mask with ``query_last``.
         implementation: ``"auto"`` or a name in :data:`IMPLEMENTATIONS`.
 
     Raises:
@@ -71,14 +71,15 @@ def attention(
     Papers: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762; Ainslie et al. 2023 (GQA),
     https://arxiv.org/abs/2305.13245.
     """
+    dense = bias is not None or mask.query_last is not None
     if implementation == "auto":
-        plain = bias is not None
-        implementation = "grouped" if plain else _choose(query, key, value, mask)
-    if bias is not None and implementation not in BIASED:
+        implementation = "grouped" if dense else _choose(query, key, value, mask)
+    if dense and implementation not in DENSE:
+        what = "queries that see later keys" if bias is None else "a bias on the scores"
         raise ConfigError(
             "attention implementation",
-            found=f"{implementation!r} with a bias on the scores",
-            expected="one of " + ", ".join(BIASED),
+            found=f"{implementation!r} with {what}",
+            expected="one of " + ", ".join(DENSE),
             fix="use 'auto'",
         )
     if implementation == "blocked" and not (mask.aligned and mask.causal):

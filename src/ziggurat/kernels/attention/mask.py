@@ -38,6 +38,9 @@ class AttentionMask:
     whole row attends to itself); then no query sees a key of a higher index."""
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
     """Number of keys seen to one side, the query's own included; ``None``: all."""
+    query_last: Int[Array, "b t"] | None = None
+    """Position of the last key that each query of a causal mask sees; ``None``: its own. Tokens of
+    an image see one another by it. ``grouped`` and ``reference`` take it."""
 
     def block(self, start: int, stop: int) -> tuple["AttentionMask", slice]:
         """The mask of queries ``start`` to ``stop``, and the only keys they can see; aligned."""
@@ -61,7 +64,10 @@ class AttentionMask:
     def dense(self) -> Bool[Array, "b t s"]:
         """The mask as a matrix; ``True`` where the query may see the key."""
         distance = self.query_positions[:, :, None] - self.key_positions[:, None, :]
-        visible = distance >= 0 if self.causal else jnp.ones_like(distance, bool)
+        visible = jnp.ones_like(distance, bool)
+        if self.causal:
+            last = self.query_positions if self.query_last is None else self.query_last
+            visible = last[:, :, None] >= self.key_positions[:, None, :]
         if self.window is not None:
             visible &= (distance if self.causal else jnp.abs(distance)) < self.window
         if self.query_segments is not None and self.key_segments is not None:

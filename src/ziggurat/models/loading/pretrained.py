@@ -144,7 +144,7 @@ def load(
         base = load(peft.base_of(path), precision=precision, layout=layout, expand=expand)
         return _with_adapters(base, path, *peft.read_peft(path, base.model))
     if (path / "config.json").is_file():
-        return _load_hf(path, precision, layout, told, expand)
+        return load_language(path, precision, layout, told, expand, told_of_images=True)
     raise ModelError(
         f"model {path}",
         found="neither checkpoints nor config.json",
@@ -406,17 +406,29 @@ def hf_values(file: Path) -> dict[str, Any]:
     return values
 
 
-def _load_hf(
+def load_language(
     path: Path,
     precision: Precision | None,
     layout: Layout | None,
-    told: Told | None,
-    expand: bool,
+    told: Told | None = None,
+    expand: bool = False,
+    *,
+    told_of_images: bool = False,
 ) -> Pretrained:
+    """Read the language model of a Hugging Face directory, see :func:`load`.
+
+    Args:
+        path: the directory.
+        precision: see :func:`load`.
+        layout: see :func:`load`.
+        told: see :func:`load`.
+        expand: see :func:`load`.
+        told_of_images: whether to warn of tensors of images that are left out.
+    """
     family, described, settings = _hf_model(path, precision)
     # what a method refuses is told before any file is missed
     reader = None if settings is None else method_reader(settings)
-    tensors = _text_tensors(path)
+    tensors = _text_tensors(path, told_of_images)
     present = tensors if reader is None else present_names(reader, tensors)
 
     def names_of(config: Any) -> list[WeightName]:
@@ -433,13 +445,14 @@ def _load_hf(
     return Pretrained(model, params, tokenizer, hub.name_of(path), str(path), ids)
 
 
-def _text_tensors(path: Path) -> TensorSource:
-    """Tensors of a language model's directory, those of images left out with a warning."""
+def _text_tensors(path: Path, told_of_images: bool) -> TensorSource:
+    """Tensors of a language model's directory, without those of images."""
     tensors, part = SafetensorsDirectory(path), text_part(hf_values(path / "config.json"))
     if part is None:
         return tensors
     text = PartTensors(tensors, "text")
-    tell_left_out(part.architecture, text.left_out)
+    if told_of_images:
+        tell_left_out(part.architecture, text.left_out)
     return text
 
 

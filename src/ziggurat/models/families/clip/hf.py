@@ -28,7 +28,7 @@ def from_hf(values: Mapping[str, Any]) -> ClipConfig:
     text, image = tower_values(hf, values, "text"), tower_values(hf, values, "vision")
     settings = {
         "text": _text(text) | {"projection": projection},
-        "image": _image(image) | {"projection": projection},
+        "image": image_settings(image) | {"projection": projection},
         "logit_scale": hf.get("logit_scale_init_value"),
     }
     hf.finish()
@@ -82,7 +82,8 @@ def _text(values: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _image(values: Mapping[str, Any]) -> dict[str, Any]:
+def image_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the encoder of images, without the length of its vectors."""
     hf = HFConfig(values, "clip_vision_model")
     for key in ("is_causal", "is_decoder", "projection_dim", "tie_word_embeddings"):
         hf.given(key)

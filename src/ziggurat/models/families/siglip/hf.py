@@ -16,7 +16,7 @@ from ziggurat.models.families.clip.hf import (
 )
 from ziggurat.models.families.encoder_fields import linears, norms
 from ziggurat.models.families.image_encoder_fields import hf_image, read_image
-from ziggurat.models.families.siglip.config import SiglipConfig
+from ziggurat.models.families.siglip.config import SiglipConfig, SiglipImageConfig
 
 UNREAD = ("is_causal", "is_decoder", "tie_word_embeddings")
 """Keys of a tower without effect."""
@@ -31,7 +31,7 @@ def from_hf(values: Mapping[str, Any]) -> SiglipConfig:
     hf = HFConfig(values)
     settings = {
         "text": _text(tower_values(hf, values, "text")),
-        "image": _image(tower_values(hf, values, "vision")),
+        "image": image_settings(tower_values(hf, values, "vision")),
     }
     hf.finish()
     return checked(SiglipConfig, settings, "config.json")
@@ -50,7 +50,8 @@ def _text(values: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _image(values: Mapping[str, Any]) -> dict[str, Any]:
+def image_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the encoder of images."""
     hf = HFConfig(values, "siglip_vision_model")
     for key in UNREAD:
         hf.given(key)
@@ -81,22 +82,40 @@ def to_hf(config: SiglipConfig) -> dict[str, Any]:
 
 def hf_names(config: SiglipConfig) -> list[WeightName]:
     """Weight names in safetensors files."""
-    text, image, width = "text_model.", "vision_model.", config.image.d_model
-    table = {
-        "projection": image + "embeddings.patch_embedding",
-        "positions": image + "embeddings.position_embedding.weight",
-    }
-    head = image + "head."
-    names = [
+    text = "text_model."
+    return [
         WeightName("logit_scale", "logit_scale"),
         WeightName("logit_bias", "logit_bias"),
         *text_input_names(text),
         *tower_names("text", text, config.text.n_layers),
         *norms({"text.final_norm": text + "final_layer_norm"}),
         *linears({"text.pooler.dense": text + "head"}),
-        *image_input_names(config.image, table, bias=True),
-        *tower_names("image", image, config.image.n_layers),
+        *image_names(config.image, "vision_model."),
+    ]
+
+
+def image_names(settings: SiglipImageConfig, image: str, *, head: bool = True) -> list[WeightName]:
+    """Weight names of the encoder of images, as ``image`` of a model of two.
+
+    Args:
+        settings: the encoder.
+        image: how names begin in the files.
+        head: whether its pooler is there.
+    """
+    table = {
+        "projection": image + "embeddings.patch_embedding",
+        "positions": image + "embeddings.position_embedding.weight",
+    }
+    names = [
+        *image_input_names(settings, table, bias=True),
+        *tower_names("image", image, settings.n_layers),
         *norms({"image.final_norm": image + "post_layernorm"}),
+    ]
+    return names + (_pooler_names(settings.d_model, image + "head.") if head else [])
+
+
+def _pooler_names(width: int, head: str) -> list[WeightName]:
+    names = [
         WeightName("image.pooler.probe", head + "probe", stored_shape=(1, 1, width)),
         *norms({"image.pooler.norm": head + "layernorm"}),
         *linears(

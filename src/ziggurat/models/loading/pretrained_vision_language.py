@@ -1,0 +1,291 @@
+"""Trained language models that read images, with tower and processor: from a Hugging Face directory
+or a checkpoint of ours."""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ziggurat.checkpoint import Checkpoints, read_arrays
+from ziggurat.core import atomic, config, hub
+from ziggurat.core.errors import CheckpointError, ModelError
+from ziggurat.core.pytrees import named_leaves
+from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.formats import SafetensorsDirectory, write_sharded
+from ziggurat.mesh import Layout
+from ziggurat.models.conversion import token_ids
+from ziggurat.models.conversion.text_part import PartTensors
+from ziggurat.models.conversion.weight_names import export_weights, import_weights
+from ziggurat.models.families.family import family_of
+from ziggurat.models.families.vision_language_family import (
+    VISION_LANGUAGE,
+    VisionLanguageFamily,
+    vision_language_family,
+    vision_language_family_of,
+)
+from ziggurat.models.image_processor import FILE as HF_PROCESSOR
+from ziggurat.models.loading import pretrained
+from ziggurat.models.loading.placing import float_type, place_arrays, placement
+from ziggurat.models.quantized import formats_of
+from ziggurat.models.traced_model import Params
+from ziggurat.models.vision_language_model import (
+    ImagePrompt,
+    PreparedImage,
+    VisionLanguageModel,
+    expanded,
+)
+from ziggurat.nn.precision import Precision
+
+VISION_FILE = "vision_language.json"
+"""Inside a checkpoint step: the family's config, whose language model is that of ``model.json``."""
+PROCESSOR_FILE = "picture_processor.json"
+"""Inside a checkpoint step: how pictures become what the tower reads."""
+TOWER = "tower"
+"""Item of a checkpoint step: the parameters of the tower and its projector."""
+
+
+@dataclasses.dataclass(frozen=True, repr=False, kw_only=True)
+class PretrainedVisionLanguage(pretrained.Pretrained):
+    """A language model with its weights and tokenizer, and the tower that reads images for it."""
+
+    vision: VisionLanguageModel
+    """The whole model; its language model is :attr:`model`."""
+    tower: Params
+    """Parameters of the tower and its projector."""
+    processor: Any
+    """Config node of the processor."""
+
+    def prepare(self, pictures: Sequence[Any]) -> list[PreparedImage]:
+        """Pictures as the tower reads them.
+
+        Args:
+            pictures: files' contents, paths, or pictures of Pillow.
+
+        Raises:
+            DataError: a picture cannot be decoded or is too large.
+        """
+        family = vision_language_family_of(self.vision.config)
+        return family.prepare(self.vision.config, self.processor, pictures)
+
+    def tokens_of(self, text: str, images: Sequence[PreparedImage]) -> list[int]:
+        """Token ids of a text with images.
+
+        Args:
+            text: with the family's placeholder once for each image.
+            images: in order.
+
+        Raises:
+            DataError: there are more or fewer placeholders than images.
+        """
+        whole = expanded(self.vision.config, text, images, self._text_of)
+        return self.tokenizer.encode(whole)
+
+    def prompt(
+        self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[PreparedImage]]
+    ) -> ImagePrompt:
+        """Rows of tokens of one length with their images' embeddings."""
+        return self.vision.prompt(self.tower, np.array(tokens, np.int32), images)
+
+    def _text_of(self, token: int) -> str:
+        text = self.tokenizer.backend.id_to_token(token)
+        if text is None:
+            raise ModelError(
+                f"tokenizer of {self.name}",
+                found=f"no token {token}",
+                expected="the token that config.json names for images",
+            )
+        return text
+
+
+def is_vision_language(path: Path) -> bool:
+    """Whether a directory holds a language model that reads images, of a family that is read with
+    them; what it holds is looked at no further."""
+    step = pretrained.step_directory(path)
+    if step is not None:
+        return (step / VISION_FILE).is_file()
+    file = path / "config.json"
+    return file.is_file() and vision_language_family(pretrained.hf_values(file)) is not None
+
+
+def load(
+    path: Path | str, *, precision: Precision | None = None, layout: Layout | None = None
+) -> PretrainedVisionLanguage:
+    """Read a trained language model that reads images, such as Gemma 3 or LLaVA.
+
+    Args:
+        path: a Hugging Face directory (``config.json``, ``preprocessor_config.json`` and
+            safetensors), or a checkpoint that :func:`save` made.
+        precision: parameter and compute types; default float32.
+        layout: where parameters go; default the first device.
+
+    Raises:
+        ModelError: nothing of the kind is there, or the architecture, the processor or a switch is
+            unknown.
+        CheckpointError: weights are damaged, missing, or of another shape.
+    """
+    path = hub.local(path)
+    step = pretrained.step_directory(path) if path.is_dir() else None
+    if step is not None:
+        return _load_step(step, hub.name_of(path), precision, layout)
+    file = path / "config.json"
+    if not file.is_file():
+        raise ModelError(
+            f"model {path}", found="neither checkpoints nor config.json", expected="one of them"
+        )
+    values = pretrained.hf_values(file)
+    family = vision_language_family(values)
+    if family is None:
+        raise ModelError(
+            f"model {path}",
+            found="no model of images and text that is read with its images",
+            expected="one of " + ", ".join(VISION_LANGUAGE),
+        )
+    processor = family.read_processor(path)
+    text = pretrained.load_language(path, precision, layout)
+    settings = family.from_hf(values, text.model.config)
+    vision = VisionLanguageModel.build(settings, precision, text.model)
+    tower = _tower(family, vision, PartTensors(SafetensorsDirectory(path), "image"), layout)
+    return _together(text, vision, tower, processor)
+
+
+def _together(
+    text: pretrained.Pretrained, vision: VisionLanguageModel, tower: Params, processor: Any
+) -> PretrainedVisionLanguage:
+    parts = {field.name: getattr(text, field.name) for field in dataclasses.fields(text)}
+    return PretrainedVisionLanguage(**parts, vision=vision, tower=tower, processor=processor)
+
+
+def _tower(
+    family: VisionLanguageFamily,
+    vision: VisionLanguageModel,
+    tensors: PartTensors,
+    layout: Layout | None,
+) -> Params:
+    """The tower's parameters from its tensors."""
+    shardings = {} if layout is None else vision.tower.shardings(layout)
+    return import_weights(
+        family.tower_names(vision.config),
+        tensors,
+        vision.tower.abstract,
+        layers=vision.tower.n_layers,
+        ignored=lambda name: family.ignored(vision.config, name),
+        place=placement(shardings),
+    )
+
+
+def save(
+    whole: PretrainedVisionLanguage, directory: Path, records: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a model as a checkpoint of its own (``step_00000000``), which :func:`load` reads, and
+    :func:`ziggurat.models.loading.pretrained.load` without its images.
+
+    Raises:
+        CheckpointError: there is a checkpoint already.
+        ModelError: weights of the language model are quantised.
+    """
+    _refuse_quantized(whole)
+    with Checkpoints(directory) as checkpoints:
+        if checkpoints.steps():
+            raise CheckpointError(
+                f"output {directory}", found="a checkpoint", expected="a new or empty directory"
+            )
+        files = pretrained.files_of(whole.model.config, whole.tokenizer)
+        files[token_ids.FILE] = json.dumps(dict(whole.token_ids)).encode()
+        for name, node in ((VISION_FILE, whole.vision.config), (PROCESSOR_FILE, whole.processor)):
+            files[name] = json.dumps(config.to_plain(node), indent=2).encode()
+        items = {pretrained.PARAMS: whole.params, TOWER: whole.tower}
+        checkpoints.save(0, items, records or {}, files)
+    newest = checkpoints.latest()
+    assert newest is not None
+    return newest.path
+
+
+def _refuse_quantized(whole: PretrainedVisionLanguage) -> None:
+    if formats_of(whole.params):
+        raise ModelError(
+            f"model {whole.name}",
+            found="a quantised language model that reads images",
+            expected="float weights",
+            fix="write its language model alone, or load it with expanded weights",
+        )
+
+
+def export_hf(
+    whole: PretrainedVisionLanguage, directory: Path, *, max_shard_bytes: int = 5 * 10**9
+) -> Path:
+    """Write ``config.json``, safetensors, tokenizer and processor as transformers reads them.
+
+    Raises:
+        CheckpointError: the directory is there already.
+        ModelError: the config has no counterpart there, or weights are quantised.
+    """
+    _refuse_quantized(whole)
+    if directory.exists():
+        raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
+    family = vision_language_family_of(whole.vision.config)
+    dtype = {"dtype": float_type(whole.params), "torch_dtype": float_type(whole.params)}
+    ids = token_ids.special(whole.tokenizer, whole.token_ids)
+    language = family_of(whole.model.config).to_hf(whole.model.config) | dtype | ids
+    values = family.to_hf(whole.vision.config, language) | dtype | ids
+    with atomic.new_directory(directory) as target:
+        whole.tokenizer.save(target)
+        write_sharded(target, _published(whole, family), max_shard_bytes, metadata={"format": "pt"})
+        (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
+        generation = ids | whole.tokenizer.generation_config
+        (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+        steps = family.write_processor(whole.processor)
+        (target / HF_PROCESSOR).write_text(json.dumps(steps, indent=2) + "\n")
+    return directory
+
+
+def _published(
+    whole: PretrainedVisionLanguage, family: VisionLanguageFamily
+) -> Iterator[tuple[str, np.ndarray]]:
+    """All tensors by their names in published files."""
+    names = family_of(whole.model.config).hf_names(whole.model.config)
+    layers = whole.model.decoder.n_layers
+    text = (
+        (family.published_name("text", name), array)
+        for name, array in export_weights(names, whole.params, layers=layers)
+    )
+    names, layers = family.tower_names(whole.vision.config), whole.vision.tower.n_layers
+    image = (
+        (family.published_name("image", name), array)
+        for name, array in export_weights(names, whole.tower, layers=layers)
+    )
+    return itertools.chain(text, image)
+
+
+def _load_step(
+    step: Path, name: str, precision: Precision | None, layout: Layout | None
+) -> PretrainedVisionLanguage:
+    file = step / VISION_FILE
+    if not file.is_file():
+        raise ModelError(
+            f"model {step}", found="a model that reads no images", expected="one that reads images"
+        )
+    values = json.loads(file.read_text())
+    family = VISION_LANGUAGE[str(values.get("kind"))]
+    settings = config.from_plain(family.config_class, values, str(file))
+    processor_file = step / PROCESSOR_FILE
+    plain = json.loads(processor_file.read_text())
+    processor = config.from_plain(family.processor_class, plain, str(processor_file))
+    vision = VisionLanguageModel.build(settings, precision)
+    shardings = {} if layout is None else vision.shardings(layout)
+
+    def read(item: str, part: str) -> Params:
+        arrays, abstract = read_arrays(step, item), vision.abstract[part]
+        placed = named_leaves(shardings[part]) if shardings else {}
+        return place_arrays(step, arrays, abstract, placed, precision)
+
+    params, tower = read(pretrained.trained_item(step), "language"), read(TOWER, "tower")
+    tokenizer = HuggingFaceTokenizer.load(step / pretrained.TOKENIZER)
+    ids = token_ids.read(step)
+    model = vision.language.typed_as(params)
+    text = pretrained.Pretrained(model, params, tokenizer, name, str(step), ids)
+    vision = VisionLanguageModel.build(settings, precision, model)
+    return _together(text, vision, tower, processor)

@@ -48,6 +48,16 @@ CASES = {
          "crop_size": {"height": 24, "width": 24}, "image_std": [0.2, 0.3, 0.4]},
         "BitImageProcessorPil",
     ),
+    "llava": (
+        {"image_processor_type": "LlavaImageProcessor", "size": {"shortest_edge": 24},
+         "crop_size": {"height": 24, "width": 24}, "do_pad": False},
+        "LlavaImageProcessorPil",
+    ),
+    "gemma3": (
+        {"image_processor_type": "Gemma3ImageProcessor", "size": {"height": 20, "width": 20},
+         "do_pan_and_scan": None, "image_seq_length": 4, "do_convert_rgb": None},
+        "Gemma3ImageProcessorPil",
+    ),
 }  # fmt: skip
 
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 FILE = "preprocessor_config.json"
+TOGETHER = "processor_config.json"
+"""File of the settings of all of a model's processors."""
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Formats that are decoded; of moving pictures the first one."""
 MOST_BYTES = 64 * 2**20
@@ -232,6 +234,8 @@ _CLASSES: Mapping[str, _Class] = {
     "SiglipImageProcessor": _Class({"height": 224, "width": 224}, _HALF, _BICUBIC),
     "CLIPImageProcessor": _Class({"shortest_edge": 224}, _OPENAI, _BICUBIC, 224),
     "BitImageProcessor": _Class({"shortest_edge": 224}, _OPENAI, _BICUBIC, 224),
+    "LlavaImageProcessor": _Class({"shortest_edge": 224}, _OPENAI, _BICUBIC, 224),
+    "Gemma3ImageProcessor": _Class({"height": 224, "width": 224}, _HALF, _BILINEAR),
 }
 _HONOURED = {
     "crop_size", "do_center_crop", "do_normalize", "do_rescale", "do_resize", "image_mean",
@@ -240,7 +244,7 @@ _HONOURED = {
 _HARMLESS = {
     "_processor_class", "_valid_processor_keys", "data_format", "device", "disable_grouping",
     "do_convert_rgb", "default_to_square", "feature_extractor_type", "image_processor_type",
-    "input_data_format", "processor_class", "return_tensors",
+    "image_seq_length", "input_data_format", "processor_class", "return_tensors",
 }  # fmt: skip
 """Keys that change no pixel here: pictures are RGB, and channels stand first, in any case."""
 
@@ -248,11 +252,16 @@ _HARMLESS = {
 def read_processor(path: Path) -> ImageProcessor:
     """The processor that a directory's ``preprocessor_config.json`` describes.
 
+    Its settings may stand as ``image_processor`` in ``processor_config.json``, as transformers 5
+    writes them.
+
     Raises:
         ModelError: there is none, it is of a class that is not implemented, or it sets a key that
             is not.
     """
     file = path / FILE
+    if not file.is_file() and (path / TOGETHER).is_file():
+        file = path / TOGETHER
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
@@ -261,6 +270,10 @@ def read_processor(path: Path) -> ImageProcessor:
         raise ModelError(str(file), found=error, expected="valid JSON") from None
     if not isinstance(values, dict):
         raise ModelError(str(file), found=type(values).__name__, expected="a JSON object")
+    if file.name == TOGETHER:
+        values = values.get("image_processor")
+        if not isinstance(values, dict):
+            raise ModelError(f"{file}: image_processor", found=repr(values), expected="a table")
     return ImageProcessor(from_hf(values))
 
 

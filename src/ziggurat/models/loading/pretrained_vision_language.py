@@ -32,6 +32,7 @@ from ziggurat.models.loading import pretrained
 from ziggurat.models.loading.placing import float_type, place_arrays, placement
 from ziggurat.models.quantized import formats_of
 from ziggurat.models.traced_model import Params
+from ziggurat.models.vision_language_generation import generate
 from ziggurat.models.vision_language_model import (
     ImagePrompt,
     PreparedImage,
@@ -89,6 +90,24 @@ class PretrainedVisionLanguage(pretrained.Pretrained):
     ) -> ImagePrompt:
         """Rows of tokens of one length with their images' embeddings."""
         return self.vision.prompt(self.tower, np.array(tokens, np.int32), images)
+
+    def generate(self, text: str, pictures: Sequence[Any] = (), *, max_new_tokens: int = 64) -> str:
+        """Continue a text with images by the likeliest token, up to an end token.
+
+        Args:
+            text: with the family's placeholder once for each picture.
+            pictures: files' contents, paths, or pictures of Pillow, in order.
+            max_new_tokens: most tokens that are added.
+
+        Raises:
+            DataError: a picture cannot be read, or the placeholders are not as many.
+            ShapeError: the text with its images would exceed the model's context.
+        """
+        images = self.prepare(pictures)
+        prompt = self.prompt([self.tokens_of(text, images)], [images])
+        ends = self.tokenizer.eos_ids
+        [found] = generate(self.vision, self.params, prompt, max_new_tokens, ends)
+        return self.tokenizer.decode([token for token in found if token not in ends])
 
     def _text_of(self, token: int) -> str:
         text = self.tokenizer.backend.id_to_token(token)

@@ -32,7 +32,7 @@ MODEL_TYPES = (
     "ministral3", "mistral", "mixtral", "modernbert", "mpnet", "nemotron", "nomic_bert", "olmo2",
     "olmo3", "olmoe", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text",
     "qwen3_moe", "qwen3_next", "roberta", "seed_oss", "siglip", "smollm3", "solar_open", "stablelm",
-    "starcoder2", "vit", "xlm-roberta",
+    "starcoder2", "vit", "whisper", "xlm-roberta",
 )  # fmt: skip
 PARTS = (
     "clip_text_model", "clip_vision_model", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text",
@@ -54,6 +54,7 @@ MIXINS = ("configuration_utils.py", "modeling_rope_utils.py")
 """Code of the classes from which every config inherits."""
 TASKS = {
     "image": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "speech": "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
     "causal": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "headless": "MODEL_MAPPING_NAMES",
     "masked": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",

@@ -11,10 +11,12 @@ from ziggurat.models.loading import (
     pretrained,
     pretrained_encoder,
     pretrained_pipeline,
+    pretrained_speech,
     pretrained_vision,
 )
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
+from ziggurat.models.loading.pretrained_speech import PretrainedSpeech
 from ziggurat.models.loading.pretrained_vision import PretrainedVision
 from ziggurat.nn.precision import Precision
 
@@ -26,7 +28,7 @@ def load(
     *,
     compute: Literal["float32", "bfloat16"] = "float32",
     as_stored: bool = False,
-) -> Pretrained | PretrainedEncoder | PretrainedVision | ImagePipeline:
+) -> Pretrained | PretrainedEncoder | PretrainedVision | PretrainedSpeech | ImagePipeline:
     """Read a trained model: configuration, weights, and tokenizer or sampler.
 
     Args:
@@ -45,6 +47,8 @@ def load(
         return pretrained_encoder.load(path, precision=precision)
     if path.is_dir() and pretrained_vision.is_vision(path):
         return pretrained_vision.load(path, precision=precision)
+    if path.is_dir() and pretrained_speech.is_speech(path):
+        return pretrained_speech.load(path, precision=precision)
     if _draws(path):
         return pretrained_pipeline.load(path, precision=precision)
     return pretrained.load(path, precision=precision)
@@ -172,6 +176,9 @@ def write(
     if model.is_dir() and pretrained_vision.is_vision(model):
         vision = pretrained_vision.load(model, precision=precision)
         return vision.source, pretrained_vision.export_hf(vision, output, max_shard_bytes=shard)
+    if model.is_dir() and pretrained_speech.is_speech(model):
+        speech = pretrained_speech.load(model, precision=precision)
+        return speech.source, pretrained_speech.export_hf(speech, output, max_shard_bytes=shard)
     loaded = pretrained.load(model, precision=precision, expand=dtype is not None)
     return loaded.source, pretrained.export_hf(loaded, output, max_shard_bytes=shard)
 

@@ -61,13 +61,21 @@ def import_(
             )
     if kind == "diffusers":
         return _import_diffusers(source, output, verify, precision)
-    from ziggurat.models.loading import pretrained, pretrained_encoder, pretrained_vision, proof
+    from ziggurat.models.loading import (
+        pretrained,
+        pretrained_encoder,
+        pretrained_speech,
+        pretrained_vision,
+        proof,
+    )
     from ziggurat.models.quantized import formats_of
 
     if kind == "hf" and pretrained_encoder.is_encoder(source):
         return _import_encoder(source, output, verify, precision)
     if kind == "hf" and pretrained_vision.is_vision(source):
         return _import_vision(source, output, verify, precision)
+    if kind == "hf" and pretrained_speech.is_speech(source):
+        return _import_speech(source, output, verify, precision)
     with console.progress("reading") as told:
         expand = dtype is not None
         model = pretrained.load(source, precision=precision, told=told, expand=expand)
@@ -169,6 +177,25 @@ def _import_vision(source: Path, output: Path, verify: str, precision: Any) -> i
     records: dict[str, Any] = {"source": hub.name_of(source)}
     records |= _proven(verify, source, "", compare)
     path = pretrained_vision.save(vision, output, records)
+    console.output().print(f"written: {path}")
+    return 0
+
+
+def _import_speech(source: Path, output: Path, verify: str, precision: Any) -> int:
+    from ziggurat.models.loading import pretrained_speech, proof
+
+    speech = pretrained_speech.load(source, precision=precision)
+    tokens, steps = speech.tokens, speech.log_mel.config
+    many = f"{len(tokens.languages)} languages" if tokens.multilingual else "English"
+    more = f"; {many}, {steps.mel_bins} mel bands, windows of {steps.seconds} s"
+    _say_what(speech.model.config.kind, speech.model.parameter_count, speech.params, more)
+
+    def compare() -> Any:
+        return proof.speech_against_transformers(source, speech)
+
+    records: dict[str, Any] = {"source": hub.name_of(source)}
+    records |= _proven(verify, source, "", compare)
+    path = pretrained_speech.save(speech, output, records)
     console.output().print(f"written: {path}")
     return 0
 

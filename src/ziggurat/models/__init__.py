@@ -69,10 +69,13 @@ from ziggurat.models.families.smollm3 import SmolLM3Config
 from ziggurat.models.families.stablelm import StableLmConfig
 from ziggurat.models.families.starcoder2 import Starcoder2Config
 from ziggurat.models.families.vit import VitConfig
+from ziggurat.models.families.whisper import WhisperConfig
 from ziggurat.models.image_embedder import ImageEmbedder
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
+from ziggurat.models.speech_model import SpeechModel
 from ziggurat.models.text_embedder import TextEmbedder
 from ziggurat.models.text_scorer import CrossEncoder, VectorScorer
+from ziggurat.models.transcriber import Transcriber
 from ziggurat.models.two_tower_model import TwoTowerModel
 from ziggurat.models.vision_language_model import VisionLanguageModel
 
@@ -152,13 +155,16 @@ __all__ = [
     "SiglipTextConfig",
     "SmolLM3Config",
     "SolarOpenConfig",
+    "SpeechModel",
     "StableLmConfig",
     "Starcoder2Config",
     "TextEmbedder",
+    "Transcriber",
     "TwoTowerModel",
     "VectorScorer",
     "VisionLanguageModel",
     "VitConfig",
+    "WhisperConfig",
     "family_for_architecture",
     "family_for_config",
     "family_of",

@@ -28,6 +28,8 @@ class GroupedAttentionConfig:
     """Channels of one head."""
     bias: bool = False
     """Biases on query, key and value."""
+    key_bias: bool = True
+    """Whether keys have a bias where queries and values have one; Whisper's have none."""
     out_bias: bool = False
     """Bias on the output projection."""
     head_norm: NormConfig | None = None
@@ -85,7 +87,8 @@ class Attention(nnx.Module):
             return Linear(d_in, d_out, axes, bias=bias, std=std, precision=precision, rngs=rngs)
 
         self.query = linear(width, c.heads * c.head_dim, ("embed", "heads"), c.bias)
-        self.key = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), c.bias)
+        key_bias = c.bias and c.key_bias
+        self.key = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), key_bias)
         self.value = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), c.bias)
         self.out = linear(c.heads * c.head_dim, width, ("heads", "embed"), c.out_bias)
         gated = c.output_gate

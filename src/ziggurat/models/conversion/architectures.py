@@ -142,14 +142,17 @@ def read_architectures() -> list[str]:
         name
         for kind in set(recorded_classes().values())
         for name, task in recorded(kind).classes.items()
-        if task == ("headless" if _is_encoder(kind) else "causal")
+        if task == _read_task(kind)
     )
 
 
-def _is_encoder(model_type: str) -> bool:
-    """Whether a type's models are encoders: they fill in masked tokens, or write none."""
+def _read_task(model_type: str) -> str:
+    """Task of a type's classes that are read: of encoders, which fill in masked tokens or write
+    none, the one without a head."""
     tasks = recorded(model_type).classes.values()
-    return "masked" in tasks or "causal" not in tasks
+    if "speech" in tasks:
+        return "speech"
+    return "headless" if "masked" in tasks or "causal" not in tasks else "causal"
 
 
 def _types() -> Mapping[str, str]:

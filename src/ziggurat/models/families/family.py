@@ -13,6 +13,7 @@ from ziggurat.models.conversion.config_keys import recorded_classes
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.language_model import ModelConfig
+from ziggurat.models.speech_model import SpeechFamilyConfig
 from ziggurat.models.two_tower_model import TwoTowerFamilyConfig
 
 
@@ -38,7 +39,8 @@ class Family:
     """Tasks of the classes of transformers that the family reads, see
     :func:`~ziggurat.models.conversion.architectures.task_of`."""
     inputs: tuple[str, ...] = ("text",)
-    """Inputs of the family's models: ``text``, ``image``, or both in towers of their own."""
+    """Inputs of the family's models: ``text``, ``image``, both in towers of their own, or
+    ``audio``."""
     as_found: Callable[[Any, Iterable[str]], Any] = lambda config, names: config
     """The config as a checkpoint's tensors have it, where ``config.json`` does not say whether some
     are there (poolers of encoders)."""
@@ -64,7 +66,9 @@ class Family:
 FAMILIES: Registry[Family] = Registry("model family", ModelError)
 
 
-def family_of(config: ModelConfig | EncoderFamilyConfig | TwoTowerFamilyConfig) -> Family:
+def family_of(
+    config: ModelConfig | EncoderFamilyConfig | TwoTowerFamilyConfig | SpeechFamilyConfig,
+) -> Family:
     """The family of a config node."""
     return FAMILIES[config.kind]
 

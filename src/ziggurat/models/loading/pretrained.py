@@ -360,6 +360,13 @@ def _hf_model(
 
 
 def _refuse_encoder(family: Family, path: Path) -> None:
+    if "audio" in family.inputs:
+        raise ModelError(
+            f"model {path}",
+            found=f"a model of speech ({family.name})",
+            expected="a language model",
+            fix="it transcribes: ziggurat.transcribe",
+        )
     if family.encoder:
         raise ModelError(
             f"model {path}",

@@ -19,6 +19,7 @@ from ziggurat.core.errors import EnvironmentError, ModelError
 from ziggurat.models.language_model import LanguageModel
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
+from ziggurat.models.loading.pretrained_speech import PretrainedSpeech
 from ziggurat.models.loading.pretrained_vision import PretrainedVision
 from ziggurat.models.quantized import formats_of
 from ziggurat.models.two_tower_model import TwoTowerModel
@@ -125,13 +126,43 @@ def against_transformers(source: Path, ours: Pretrained, tokens: int = 64) -> Pr
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
     found = np.asarray(jax.jit(ours.model.logits)(ours.params, jnp.asarray(ids)))
+    return _of_logits(found, expected, _tolerance(source, ours.params), transformers.__version__)
+
+
+def speech_against_transformers(source: Path, ours: PretrainedSpeech, tokens: int = 32) -> Proof:
+    """Run both models of speech over the same noise and random tokens.
+
+    Args:
+        source: the Hugging Face directory that ``ours`` was read from.
+        ours: the converted model, computing in float32.
+        tokens: length of the sequence.
+
+    Raises:
+        EnvironmentError: transformers or torch is missing.
+        UnreadableError: transformers cannot read the source.
+    """
+    torch, transformers = _oracle()
+    model, draw = ours.model, prng.host_stream(0, "proof")
+    noise = draw.normal(size=(1, *ours.window)).astype(np.float32)
+    ids = draw.integers(0, model.parts.vocab_size, (1, min(tokens, model.parts.positions)))
+    kind = transformers.AutoModelForSpeechSeq2Seq
+    theirs = _theirs(kind, torch, source, model.precision, {})
+    with torch.no_grad():
+        given = {"input_features": torch.tensor(noise), "decoder_input_ids": torch.tensor(ids)}
+        expected = theirs(**given).logits.numpy()
+    found = np.asarray(jax.jit(model.logits)(ours.params, noise, jnp.asarray(ids)))
+    return _of_logits(found, expected, FLOAT32_TOLERANCE, transformers.__version__)
+
+
+def _of_logits(found: np.ndarray, expected: np.ndarray, tolerance: float, version: str) -> Proof:
+    """The record of a comparison; the tolerance is of logits of order one."""
     p, q = (jax.nn.log_softmax(jnp.asarray(logits)) for logits in (expected, found))
     return Proof(
         max_logit_difference=_difference(found, expected),
         kl_divergence=float(jnp.mean(jnp.sum(jnp.exp(p) * (p - q), axis=-1))),
-        tolerance=_tolerance(source, ours.params) * _scale(expected),
-        tokens=tokens,
-        transformers=transformers.__version__,
+        tolerance=tolerance * _scale(expected),
+        tokens=found.shape[1],
+        transformers=version,
     )
 
 

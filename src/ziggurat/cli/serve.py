@@ -4,20 +4,22 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ziggurat.cli import console, options, serve_embedder, serve_repository
+from ziggurat.cli import console, options, serve_embedder, serve_repository, serve_speech
 from ziggurat.cli.serve_options import BundleOptions, ModelOptions, ServerOptions, ServerSettings
 from ziggurat.core import hub
 from ziggurat.core.errors import ConfigError, ZigguratError
 from ziggurat.serve.llm.settings import EngineConfig
 
 if TYPE_CHECKING:
-    from ziggurat.serve.composition import Embedder, Generator
+    from ziggurat.serve.composition import Embedder, Generator, Recognizer
     from ziggurat.serve.predict import Predict
 
 M = TypeVar("M")
 Say = Callable[[str], None]
+Kind = Literal["a language model", "an encoder of texts", "a model of speech"]
+"""Kinds of models that are served as OpenAI does."""
 
 
 def main(args: list[str]) -> int:
@@ -47,15 +49,16 @@ def serve(
     """Serve a model as OpenAI does, a repository of bundles as KServe v2 does, or both, until
     Ctrl-C or SIGTERM.
 
-    /v1/chat/completions (tools, JSON schema), /v1/completions, /v1/embeddings, /v1/models,
-    /tokenize, /detokenize, /health, /ready, /version, /metrics. A field that is not applied is
+    /v1/chat/completions (tools, JSON schema), /v1/completions, /v1/embeddings,
+    /v1/audio/transcriptions, /v1/audio/translations, /v1/models, /tokenize, /detokenize, /health,
+    /ready, /version, /metrics. A field that is not applied is
     refused unless --extra-fields ignore.
     A repository holds MODEL/VERSION/ bundles (ziggurat bundle) and is served below /v2.
     Without a key anyone who reaches the port may ask.
 
     Args:
         model: a run, a checkpoint step, a Hugging Face directory, a GGUF file, an encoder of texts
-            (BERT, MiniLM), or a repository.
+            (BERT, MiniLM), a model of speech (Whisper), or a repository.
         server: its address, keys and certificate.
         text: how a language model or encoder is served.
         bundles: which repository is served, and how.
@@ -75,23 +78,30 @@ def serve(
         serve_repository.refuse_model_options(given, serve)
         serve_repository.serve_alone(repository, settings, say)
         return 0
-    if embeds := serve_embedder.is_encoder(model):
+    kind = _kind_of(model)
+    if kind != "a language model":
         of_engine = {key: value for key, value in given.items() if key not in ("name", "compute")}
-        serve_repository.refuse_model_options(of_engine, serve, "an encoder of texts")
-    _serve_models(model, embeds, settings, text, repository, limits, say)
+        serve_repository.refuse_model_options(of_engine, serve, kind)
+    _serve_models(model, kind, settings, text, repository, limits, say)
     return 0
+
+
+def _kind_of(model: str) -> Kind:
+    if serve_embedder.is_encoder(model):
+        return "an encoder of texts"
+    return "a model of speech" if serve_speech.is_speech(model) else "a language model"
 
 
 def _serve_models(
     model: str,
-    embeds: bool,
+    kind: Kind,
     settings: ServerSettings,
     text: ModelOptions,
     repository: serve_repository.RepositoryOptions | None,
     limits: EngineConfig,
     say: Say,
 ) -> None:
-    """Load a language model or encoder and what is served beside it; serve until a signal."""
+    """Load a model and what is served beside it; serve until a signal."""
     from prometheus_client import CollectorRegistry
 
     from ziggurat.serve.composition import openai_parts
@@ -99,15 +109,17 @@ def _serve_models(
 
     with contextlib.ExitStack() as closing:
         listening = closing.enter_context(contextlib.closing(bind(settings.host, settings.port)))
-        loaded = _load(model, embeds, text, repository, limits, settings.host, closing, say)
+        loaded = _load(model, kind, text, repository, limits, settings.host, closing, say)
         registry = CollectorRegistry()
-        parts = openai_parts(registry, loaded.generator, loaded.encoder)
+        parts = openai_parts(
+            registry, loaded.generator, loaded.encoder, recognizer=loaded.recognizer
+        )
         parts += serve_repository.parts(loaded.predict, repository, registry, settings)
         server = settings.server(parts, listening, registry)
         _warm_up(loaded, limits, say)
         if text.warm_only:
             return
-        models = (loaded.generator, loaded.encoder)
+        models = (loaded.generator, loaded.encoder, loaded.recognizer)
         if names := [one.name for one in models if one is not None]:
             say(f"serving {' and '.join(names)} on {server.url}/v1")
         serve_repository.tell(loaded.predict, server, say)
@@ -120,12 +132,13 @@ class _Loaded:
 
     generator: "Generator | None"
     encoder: "Embedder | None"
+    recognizer: "Recognizer | None"
     predict: "Predict | None"
 
 
 def _load(
     model: str,
-    embeds: bool,
+    kind: Kind,
     text: ModelOptions,
     repository: serve_repository.RepositoryOptions | None,
     limits: EngineConfig,
@@ -140,8 +153,8 @@ def _load(
 
     precision = Precision(text.compute, text.compute)
     loading = _Loading(alone=text.embedder is None and repository is None)
-    llm = None
-    if not embeds:
+    llm, embeds = None, kind == "an encoder of texts"
+    if kind == "a language model":
         llm = loading.model(lambda: closing.enter_context(LLM(model, limits, precision=precision)))
     predict = closing.enter_context(serve_repository.opened(repository, host, say))
     encoder = loading.model(
@@ -149,9 +162,12 @@ def _load(
             model if embeds else text.embedder, text.name, embeds, precision
         )
     )
-    loading.check(llm, encoder, predict)
+    recognizer = None
+    if kind == "a model of speech":
+        recognizer = loading.model(lambda: serve_speech.opened(model, text.name, precision))
+    loading.check(llm, encoder, recognizer, predict)
     if llm is None:
-        return _Loaded(None, encoder, predict)
+        return _Loaded(None, encoder, recognizer, predict)
     policy = RequestPolicy(
         content_format=text.chat_template_content_format,
         special_tokens=text.special_tokens,
@@ -162,7 +178,8 @@ def _load(
     if policy.sampling:
         told = ", ".join(f"{name} {value}" for name, value in policy.sampling.items())
         say(f"sampling unless a request says otherwise: {told} (generation_config.json)")
-    return _Loaded(Generator(text.name or llm.name, llm.engine, policy), encoder, predict)
+    generator = Generator(text.name or llm.name, llm.engine, policy)
+    return _Loaded(generator, encoder, None, predict)
 
 
 class _Loading:
@@ -204,3 +221,4 @@ def _warm_up(loaded: _Loaded, limits: EngineConfig, say: Say) -> None:
         kept = f", {done.loaded} of them from the cache" if limits.compile_cache else ""
         say(f"compiled {done.programs} programs in {done.seconds:.1f} s{kept}")
     serve_embedder.warm_up(loaded.encoder, say)
+    serve_speech.warm_up(loaded.recognizer, say)

@@ -55,7 +55,7 @@ class ServerOptions:
 
 @config.node
 class ModelOptions:
-    """Options about the language model and the encoder of texts."""
+    """Options about the language model, the encoder of texts or the model of speech."""
 
     name: str = ""
     """Name of the model in requests; default the name of its file or directory."""

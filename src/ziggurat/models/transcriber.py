@@ -230,6 +230,11 @@ class TranscriptionJob:
         self._task = transcriber.task_id(options.task)
         self._previous = transcriber.prompt_ids(options.prompt)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the spectrogram, which is held until the end."""
+        return self._spectrogram.nbytes
+
     def advance(self) -> bool:
         """Decode the next window.
 

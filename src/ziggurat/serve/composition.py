@@ -1,4 +1,5 @@
-"""Which parts an application gets for the models at hand: a generator, an embedder, or both."""
+"""Which parts an application gets for the models at hand: a generator, an embedder, a recogniser of
+speech, or several."""
 
 import dataclasses
 
@@ -15,6 +16,7 @@ from ziggurat.serve.openai.embeddings import EmbeddingService, TextEmbedder
 from ziggurat.serve.openai.scores import ScoreService, TextScorer
 from ziggurat.serve.openai.service import TextService
 from ziggurat.serve.openai.tokens import TokenService, Vocabulary
+from ziggurat.serve.openai.transcriptions import SpeechToText, TranscriptionService
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +42,20 @@ class Embedder:
     """Scores pairs."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Recognizer:
+    """A model that transcribes speech, with its name in requests."""
+
+    name: str
+    speech: SpeechToText
+
+
 def openai_parts(
     registry: CollectorRegistry,
     generator: Generator | None = None,
     embedder: Embedder | None = None,
     memory: RequestMemory | None = None,
+    recognizer: Recognizer | None = None,
 ) -> list[ServicePart]:
     """Build OpenAI's endpoints for the given models, with ``/tokenize`` and ``/detokenize``.
 
@@ -53,7 +64,8 @@ def openai_parts(
         generator: answers ``/v1/completions`` and ``/v1/chat/completions``.
         embedder: answers ``/v1/embeddings``, ``/score`` and ``/rerank``, as far as it can.
         memory: budget of the bytes of all requests, if they share it with others; default one of
-            their own, of 256 MiB.
+            their own, of 256 MiB. Audio has one of its own in any case.
+        recognizer: answers ``/v1/audio/transcriptions`` and ``/v1/audio/translations``.
     """
     off_loop = OffLoop(memory)
     metrics = Metrics(registry)
@@ -82,6 +94,8 @@ def openai_parts(
         vocabularies.setdefault(
             embedder.name, Vocabulary(embedder.tokenizer, limits.vocab_size, limits.max_length)
         )
+    if recognizer is not None:
+        parts.append(TranscriptionService(recognizer.speech, recognizer.name, metrics).part())
     if vocabularies:
         parts.append(TokenService(vocabularies, off_loop).part())
     return parts

@@ -150,6 +150,13 @@ class ModelMetrics:
         for name, value in observed.items():
             self._of[name].observe(value)
 
+    def transcribed(self, tokens: int, seconds: float) -> None:
+        """Count a transcription of this many tokens."""
+        self._generated.inc(tokens)
+        self._success.labels(*self._labels, "stop").inc()
+        self._of["e2e_request_latency_seconds"].observe(seconds)
+        self._of["request_generation_tokens"].observe(tokens)
+
     def embedded(self, prompt_tokens: int, seconds: float) -> None:
         """Count embedded texts of this many tokens."""
         self._prompt.inc(prompt_tokens)

@@ -36,15 +36,15 @@ class OffLoop:
         self.one = anyio.CapacityLimiter(1)
 
     @contextlib.asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator["ReadBody"]:
-        """A request's body; it is held until the context is left.
+    async def read(self, request: Request, limit: int = MAX_BODY) -> AsyncIterator["ReadBody"]:
+        """A request's body of at most ``limit`` bytes; it is held until the context is left.
 
         Raises:
             RequestError: it is too large, or the requests under way leave no room for it.
         """
         held = self.memory.open()
         try:
-            yield ReadBody(self, held, await read_body(request, held=held))
+            yield ReadBody(self, held, await read_body(request, limit, held))
         finally:
             held.close()
 

@@ -65,5 +65,5 @@ def test_what_breaks_the_form_is_refused(sent, kind, part):
 
 def test_a_field_that_is_no_text_is_refused_when_it_is_read():
     (found,) = read_form(body(field(b"a", b"\xff")), FORM)
-    with pytest.raises(RequestError, match="a: found .* expected UTF-8"):
+    with pytest.raises(RequestError, match=r"a: found .* expected UTF-8"):
         _ = found.text

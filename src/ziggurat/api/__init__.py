@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ziggurat.core import lazy
 
 if TYPE_CHECKING:
-    from ziggurat.api.models import export, generate, load
+    from ziggurat.api.models import export, generate, load, transcribe
     from ziggurat.api.planning import plan
     from ziggurat.api.quantizing import quantize
     from ziggurat.api.serving import serve
@@ -27,8 +27,9 @@ HOMES = {
     "quantize": "quantizing",
     "serve": "serving",
     "train": "training",
+    "transcribe": "models",
 }
 
-__all__ = ["export", "generate", "load", "plan", "quantize", "serve", "train"]
+__all__ = ["export", "generate", "load", "plan", "quantize", "serve", "train", "transcribe"]
 
 __getattr__, __dir__ = lazy.names(__name__, HOMES)

@@ -1,8 +1,11 @@
-"""``ziggurat.load``, ``.generate`` and ``.export``: trained models from any place they are kept."""
+"""``ziggurat.load``, ``.generate``, ``.transcribe`` and ``.export``: trained models from any place
+they are kept."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from ziggurat.core import config, hub
 from ziggurat.models.image_pipeline import ImagePipeline
@@ -18,6 +21,7 @@ from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
 from ziggurat.models.loading.pretrained_speech import PretrainedSpeech
 from ziggurat.models.loading.pretrained_vision import PretrainedVision
+from ziggurat.models.transcriber import Transcriber, Transcription
 from ziggurat.nn.precision import Precision
 
 FloatType = Literal["float32", "bfloat16", "float16"]
@@ -91,6 +95,41 @@ def generate(
             compute=compute,
             sampling={"max_tokens": max_tokens, **sampling},
         )
+    )
+
+
+def transcribe(
+    model: str | Path | PretrainedSpeech,
+    audio: str | Path | bytes | np.ndarray,
+    *,
+    language: str | None = None,
+    task: str | None = None,
+    timestamps: bool = False,
+    prompt: str | None = None,
+    compute: Literal["float32", "bfloat16"] = "float32",
+) -> Transcription:
+    """Write what is said in an audio with a model of speech such as Whisper.
+
+    Each call compiles anew; for several audios use :class:`ziggurat.models.Transcriber`.
+
+    Args:
+        model: a path as for :func:`load`, or what it returned.
+        audio: a WAV file, its content, or samples at 16 kHz.
+        language: language spoken, as ``en``; default: it is detected.
+        task: ``transcribe``, or ``translate`` into English.
+        timestamps: segments by the model's timestamps, rather than one for each window.
+        prompt: text that stands before the audio's, for names and style.
+        compute: type of weights and activations, for a path.
+
+    Raises:
+        DataError: the audio cannot be read or is too long, or the model does not know the language.
+        ModelError, CheckpointError: as :func:`load`.
+    """
+    if not isinstance(model, PretrainedSpeech):
+        precision = Precision(compute, compute)
+        model = pretrained_speech.load(hub.local(model), precision=precision)
+    return Transcriber(model).transcribe(
+        audio, language=language, task=task, timestamps=timestamps, prompt=prompt
     )
 
 

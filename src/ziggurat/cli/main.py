@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "kernels": "list, time, tune and build the implementations of operations",
     "profile": "say where a run's time went, and what to do about it",
     "generate": "continue a prompt",
+    "transcribe": "write what is said in an audio",
     "sample": "draw images of classes from a diffusion model",
     "chat": "talk to a model in the terminal",
     "bundle": "write a JAX function and its weights as one hermetic, verifiable bundle",

@@ -21,7 +21,7 @@ SHORT = 8
 """Tokens of the smaller of two prompts that programs are compiled for."""
 
 
-class Decoded(NamedTuple):
+class DecodedWindow(NamedTuple):
     """Tokens written for one window."""
 
     tokens: Int[Array, "t"]
@@ -34,7 +34,7 @@ class Decoded(NamedTuple):
     """Probability of the token for silence at the start token."""
 
 
-class History(NamedTuple):
+class TimestampHistory(NamedTuple):
     """Tokens written so far, as far as the rules of timestamps depend on them."""
 
     count: Int[Array, ""]
@@ -46,14 +46,14 @@ class History(NamedTuple):
     """The newest timestamp; -1: none yet."""
 
     @classmethod
-    def empty(cls) -> "History":
+    def empty(cls) -> "TimestampHistory":
         """Nothing is written yet."""
         return cls(jnp.int32(0), jnp.int32(-1), jnp.int32(-1), jnp.int32(-1))
 
-    def add(self, token: Int[Array, ""], first_timestamp: int) -> "History":
+    def add(self, token: Int[Array, ""], first_timestamp: int) -> "TimestampHistory":
         """The history with one more token."""
         newest = jnp.where(token >= first_timestamp, token, self.timestamp)
-        return History(self.count + 1, token, self.last, newest)
+        return TimestampHistory(self.count + 1, token, self.last, newest)
 
 
 class WindowDecoder:
@@ -85,7 +85,7 @@ class WindowDecoder:
         """The id of the likeliest language."""
         return int(self._detect(self._params, memory))
 
-    def decode(self, memory: Memory, prompt: list[int], timestamps: bool) -> Decoded:
+    def decode(self, memory: Memory, prompt: list[int], timestamps: bool) -> DecodedWindow:
         """Tokens that follow a prompt, written greedily.
 
         Args:
@@ -119,7 +119,7 @@ class WindowDecoder:
         counts: Int[Array, "2"],
         limit: Int[Array, ""],
         timestamps: Bool[Array, ""],
-    ) -> Decoded:
+    ) -> DecodedWindow:
         """The whole program: the prompt, then token after token."""
         model, tokens = self._model, self._tokens
         positions = jnp.arange(prompt.shape[1], dtype=jnp.int32)[None]
@@ -147,12 +147,12 @@ class WindowDecoder:
             return cache, model.project(params, states)[0, 0], written, history, total
 
         written = jnp.full(self.longest, tokens.end, jnp.int32)
-        carry = (cache, logits[0], written, History.empty(), jnp.float32(0))
+        carry = (cache, logits[0], written, TimestampHistory.empty(), jnp.float32(0))
         _, _, written, history, total = jax.lax.while_loop(more, step, carry)
-        return Decoded(written, history.count, total, silence)
+        return DecodedWindow(written, history.count, total, silence)
 
     def _scores(
-        self, logits: Float[Array, "v"], history: History, timestamps: Bool[Array, ""]
+        self, logits: Float[Array, "v"], history: TimestampHistory, timestamps: Bool[Array, ""]
     ) -> Float[Array, "v"]:
         """Logits, minus infinity at tokens that may not come next."""
         hidden = jnp.where(history.count == 0, self._not_first, self._never)
@@ -162,7 +162,7 @@ class WindowDecoder:
 
 
 def by_timestamp_rules(
-    scores: Float[Array, "v"], history: History, tokens: SpeechTokens
+    scores: Float[Array, "v"], history: TimestampHistory, tokens: SpeechTokens
 ) -> Float[Array, "v"]:
     """Scores, minus infinity at tokens that the rules of timestamps forbid.
 

@@ -16,7 +16,7 @@ from ziggurat.core.errors import DataError, did_you_mean
 from ziggurat.mesh import Layout
 from ziggurat.models.loading import pretrained_speech
 from ziggurat.models.loading.pretrained_speech import PretrainedSpeech
-from ziggurat.models.speech_decoding import Decoded, WindowDecoder
+from ziggurat.models.speech_decoding import DecodedWindow, WindowDecoder
 from ziggurat.models.waveforms import MOST_SECONDS, waveform
 from ziggurat.nn.precision import Precision
 
@@ -274,7 +274,7 @@ class TranscriptionJob:
             asked.append(tokens.no_timestamps)
         return self._previous + [i for i in asked if i is not None]
 
-    def _add(self, decoded: Decoded, frames: int) -> int:
+    def _add(self, decoded: DecodedWindow, frames: int) -> int:
         """Add a window's segments; returns by how many frames the next window begins later."""
         tokens, step = self._by.tokens, self._by.speech.frame_seconds
         ids = decoded.tokens[: int(decoded.count)].tolist()

@@ -137,9 +137,7 @@ class TranscriptionService:
 
         return handle
 
-    def _begin(
-        self, body: bytes, kind: str, task: Task
-    ) -> tuple[Format, TranscriptionSteps]:
+    def _begin(self, body: bytes, kind: str, task: Task) -> tuple[Format, TranscriptionSteps]:
         asked = request_of(read_form(body, kind), self._name, task)
         try:
             return asked.form, self._speech.begin(asked.audio, asked.options, MOST_SECONDS)

@@ -26,7 +26,8 @@ LIBRARY = pathlib.Path(transformers.__file__).parent
 MODEL_TYPES = (
     "arcee", "bert", "camembert", "clip", "cohere", "cohere2", "deepseek_v2", "deepseek_v3",
     "dinov2", "dinov2_with_registers", "distilbert", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4",
-    "falcon", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "glm4_moe", "gpt2", "gpt_neox",
+    "falcon", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm", "glm4", "glm4_moe", "gpt2",
+    "gpt_neox",
     "gpt_oss", "granite", "granitemoe", "granitemoehybrid", "helium", "hunyuan_v1_dense",
     "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "mamba2", "minimax_m2", "ministral",
     "ministral3", "mistral", "mixtral", "modernbert", "mpnet", "nemotron", "nomic_bert", "olmo2",
@@ -40,7 +41,7 @@ PARTS = (
 )  # fmt: skip
 """Types that are read as parts of others only, so that none of their own classes is."""
 MULTIMODAL = (
-    "gemma3", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl",
+    "gemma3", "gemma4", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl",
 )  # fmt: skip
 """Types of models of images and text, whose classes :mod:`ziggurat.models.conversion.text_part`
 names."""

@@ -73,6 +73,37 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "boi_token_index": BEGIN,
         "eoi_token_index": END,
     },
+    "gemma4": {
+        "text_config": _TEXT
+        | {
+            "sliding_window": 6,
+            "hidden_size_per_layer_input": 0,
+            "global_head_dim": 12,
+            "attention_k_eq_v": True,
+            "num_global_key_value_heads": 1,
+        },
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "position_embedding_size": 16,
+        },
+        "audio_config": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "output_proj_dims": 8,
+            "subsampling_conv_channels": [4, 4],
+        },
+        "image_token_id": IMAGE,
+        "boi_token_id": BEGIN,
+        "eoi_token_id": END,
+        "audio_token_id": 57,
+        "video_token_id": VIDEO,
+    },
     "llava": {
         "text_config": _TEXT | {"model_type": "llama"},
         "vision_config": _CLIP,

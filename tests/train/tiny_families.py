@@ -18,6 +18,14 @@ SIZES = {
 
 OWN = {
     "cohere2": {"window": 16},
+    "gemma4": {
+        "window": 16,
+        "pattern": ("local", "global"),
+        "global_head_dim": 12,
+        "sparse": True,
+        "n_global_kv_heads": 1,
+        "shared_key_value": True,
+    },
     "olmo3": {"window": 16},
     "granite_hybrid": {"attention_layers": (1,)},
     "lfm2": {"attention_layers": (1,)},

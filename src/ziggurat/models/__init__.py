@@ -29,6 +29,7 @@ from ziggurat.models.families.family import (
     family_of,
 )
 from ziggurat.models.families.gemma import Gemma2Config, Gemma3Config, GemmaConfig
+from ziggurat.models.families.gemma4 import Gemma4Config
 from ziggurat.models.families.gemma_vision import Gemma3VisionConfig
 from ziggurat.models.families.glm import Glm4Config, GlmConfig
 from ziggurat.models.families.glm_moe import Dots1Config, Glm4MoeConfig, SolarOpenConfig
@@ -108,6 +109,7 @@ __all__ = [
     "Gemma2Config",
     "Gemma3Config",
     "Gemma3VisionConfig",
+    "Gemma4Config",
     "GemmaConfig",
     "Glm4Config",
     "Glm4MoeConfig",

@@ -11,7 +11,7 @@ from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule
 from ziggurat.nn.layer_state import KeyValueSpec, MixerCost
 from ziggurat.nn.linear import Linear, apply_each, constant
-from ziggurat.nn.norm import NormConfig
+from ziggurat.nn.norm import NormConfig, root_mean_square_normed
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import Rotation, rotate
 
@@ -40,6 +40,12 @@ class GroupedAttentionConfig:
     """``head_norm`` stands behind the rotation (Hunyuan)."""
     width_norm: NormConfig | None = None
     """Norm over all heads of queries together, and of keys, before they rotate (OLMo 2)."""
+    value_norm_eps: float | None = None
+    """If given, each head of values is divided by its root mean square, with this added to the mean
+    square (Gemma 4)."""
+    value_is_key: bool = False
+    """Values are the keys before their norm and rotation; there is no projection of their own
+    (Gemma 4)."""
     rotary_dim: int | None = None
     """First channels of a head that rotate; default all (GPT-NeoX, Phi, Qwen3-Next)."""
     output_gate: bool = False
@@ -89,7 +95,11 @@ class Attention(nnx.Module):
         self.query = linear(width, c.heads * c.head_dim, ("embed", "heads"), c.bias)
         key_bias = c.bias and c.key_bias
         self.key = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), key_bias)
-        self.value = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), c.bias)
+        self.value = (
+            None
+            if c.value_is_key
+            else linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), c.bias)
+        )
         self.out = linear(c.heads * c.head_dim, width, ("heads", "embed"), c.out_bias)
         gated = c.output_gate
         self.gate = (
@@ -104,6 +114,7 @@ class Attention(nnx.Module):
             return c.head_norm and c.head_norm.build(c.head_dim, precision, "head_dim")
 
         self.query_norm, self.key_norm = norm(c.heads, "heads"), norm(c.kv_heads, "kv_heads")
+        self.value_norm_eps = c.value_norm_eps
         self.norm_whole, self.norm_rotated = c.width_norm is not None, c.norm_rotated
         self.sinks = constant(0.0, (c.heads,), ("heads",), precision) if c.sinks else None
         self.heads, self.kv_heads, self.head_dim = c.heads, c.kv_heads, c.head_dim
@@ -118,12 +129,15 @@ class Attention(nnx.Module):
         state: Any,
     ) -> tuple[Float[Array, "b t d"], Any]:
         b, t, _ = x.shape
-        gates = () if self.gate is None else (self.gate,)
-        query, key, value, *gate = apply_each((self.query, self.key, self.value, *gates), x)
+        optional = [layer for layer in (self.value, self.gate) if layer is not None]
+        query, key, *rest = apply_each((self.query, self.key, *optional), x)
+        value = key if self.value is None else rest.pop(0)
         if self.norm_whole:
             query, key = self._normed(query, key)
         query = query.reshape(b, t, self.heads, self.head_dim)
         key, value = (y.reshape(b, t, self.kv_heads, self.head_dim) for y in (key, value))
+        if self.value_norm_eps is not None:
+            value = root_mean_square_normed(value, self.value_norm_eps)
         if not self.norm_whole and not self.norm_rotated:
             query, key = self._normed(query, key)
         if rotation is not None:
@@ -138,8 +152,8 @@ class Attention(nnx.Module):
         sinks = None if self.sinks is None else self.sinks[...]
         mixed, state = context.attend(query, key, value, positions, rule, state, sinks)
         mixed = mixed.reshape(b, t, -1)
-        if gate:
-            mixed = mixed * jax.nn.sigmoid(gate[0])
+        if rest:
+            mixed = mixed * jax.nn.sigmoid(rest[0])
         return self.out(mixed), state
 
     def _normed(self, query: Float[Array, "b t ..."], key: Float[Array, "b t ..."]):

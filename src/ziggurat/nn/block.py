@@ -90,6 +90,9 @@ class BlockConfig:
     mixer_norm: bool = True
     """Whether the mixer has its norm; ModernBERT's first layer reads embeddings that are normalised
     already."""
+    mlp_norm: bool = True
+    """Whether the feed-forward part has a norm before it; a mixture of experts whose branches have
+    norms of their own reads the stream (Gemma 4)."""
     parallel: bool = False
     """Mixer and feed-forward part both read the block's input, and their results are added to it
     together (GPT-NeoX, Falcon, Command); with norms before them only."""
@@ -101,10 +104,14 @@ class BlockConfig:
     """If given, a learned vector multiplies what a branch adds, and starts at this value (DINOv2;
     Touvron et al. 2021, https://arxiv.org/abs/2103.17239)."""
 
+    stream_scale: bool = False
+    """A number multiplies the stream after the block; it is loaded, not trained (Gemma 4)."""
+
     def __post_init__(self):
         assert self.norms == "pre" or not self.parallel, self.norms
         assert self.parallel or not self.shared_norm
         assert self.mixer_norm or (self.norms == "pre" and not self.parallel)
+        assert self.mlp_norm or (self.norms == "sandwich" and self.mlp is not None)
         assert self.mlp is not None or not self.parallel
 
     @property
@@ -148,14 +155,15 @@ class Block(nnx.Module):
         setattr(self, name, c.mixer.build(width, std, precision, rngs))
         self.mlp = None if c.mlp is None else c.mlp.build(width, std, precision, rngs)
         for branch in c.branches:
-            left_out = c.shared_norm if branch == "mlp" else not c.mixer_norm
-            norms = 1 + (c.norms == "sandwich") - left_out
-            parts = [c.norm.build(width, precision) for _ in range(norms)] + [None, None]
-            setattr(self, f"{branch}_norm", parts[0])
-            setattr(self, f"{branch}_post_norm", parts[1])
+            has_norm = c.mixer_norm if branch == name else c.mlp_norm and not c.shared_norm
+            has_post = c.norms == "sandwich"
+            for place, there in (("norm", has_norm), ("post_norm", has_post)):
+                part = c.norm.build(width, precision) if there else None
+                setattr(self, f"{branch}_{place}", part)
             scale = c.layer_scale
             vector = None if scale is None else constant(scale, (width,), ("embed",), precision)
             setattr(self, f"{branch}_scale", vector)
+        self.stream_scale = constant(1.0, (1,), (None,), precision) if c.stream_scale else None
 
     def __call__(
         self,
@@ -173,12 +181,19 @@ class Block(nnx.Module):
             mixed, state = getattr(self, name)(read, positions, rotation, rule, context, state)
             after = self._add(name, x, mixed)
         if self.mlp is None:
-            return after, state, None
+            return self._scaled(after), state, None
         with jax.named_scope("mlp"):
             if not c.shared_norm:
                 read = self._read("mlp", x if c.parallel else after)
             y, routing = self.mlp(read, counted_tokens(context))
-            return self._add("mlp", after, y), state, routing
+            return self._scaled(self._add("mlp", after, y)), state, routing
+
+    def _scaled(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """The stream times its number, which gets no gradient."""
+        if self.stream_scale is None:
+            return x
+        scale = jax.lax.stop_gradient(self.stream_scale[...])
+        return x * scale[None, None].astype(x.dtype)
 
     def _read(self, branch: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Input of a branch."""

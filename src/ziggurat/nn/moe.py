@@ -21,6 +21,7 @@ from ziggurat.kernels.linear import QuantizedWeight, dense, is_weight_node, take
 from ziggurat.mesh import Layout, active_layout
 from ziggurat.nn.linear import Linear, constant, parameter
 from ziggurat.nn.mlp import ACTIVATIONS, Activation, GatedMLP, GatedMlpConfig
+from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.router import Router, RouterConfig, Routing
 
@@ -57,8 +58,13 @@ class MixtureOfExpertsConfig:
     """The shared block's result is multiplied by the sigmoid of a projection of the input to one
     number (Qwen2-MoE)."""
 
+    branch_norms: NormConfig | None = None
+    """Experts and shared block each have such a norm before and after them (Gemma 4). The mixture
+    then reads the stream, and its block has no norm before it."""
+
     def __post_init__(self):
         assert self.shared is not None or not self.shared_gate
+        assert self.shared is not None or self.branch_norms is None
 
     @property
     def active_share(self) -> float:
@@ -135,6 +141,10 @@ class MixtureOfExperts(nnx.Module):
         self.shared = None if c.shared is None else GatedMLP(width, c.shared, **rest)
         gate = ("embed", None)
         self.shared_gate = Linear(width, 1, gate, bias=False, **rest) if c.shared_gate else None
+        for branch in ("experts", "shared"):
+            for place in ("norm", "post_norm"):
+                norm = c.branch_norms and c.branch_norms.build(width, precision)
+                setattr(self, f"{branch}_{place}", norm)
         self.activation: Activation | ClampedSwiglu = c.activation
 
     def __call__(
@@ -151,19 +161,25 @@ class MixtureOfExperts(nnx.Module):
                 ("down", self.experts.down),
             )
         }
-        layout = active_layout()
+        layout, read = active_layout(), self._normed("experts_norm", x)
         with jax.named_scope("experts"):
             if layout is None or layout.mesh.size == 1:
-                y = _mix(x, chosen, weights, parameters, self.activation)
+                y = _mix(read, chosen, weights, parameters, self.activation)
             else:
-                y = _mix_on_mesh(layout, x, chosen, weights, parameters, self.activation)
+                y = _mix_on_mesh(layout, read, chosen, weights, parameters, self.activation)
+        y = self._normed("experts_post_norm", y)
         return y if self.shared is None else y + self._shared(x), routing
 
     def _shared(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Result of the shared block."""
         assert self.shared is not None
-        y, _ = self.shared(x)
+        y, _ = self.shared(self._normed("shared_norm", x))
+        y = self._normed("shared_post_norm", y)
         return y if self.shared_gate is None else y * jax.nn.sigmoid(self.shared_gate(x))
+
+    def _normed(self, name: str, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        norm = getattr(self, name)
+        return x if norm is None else norm(x)
 
 
 def _mix(

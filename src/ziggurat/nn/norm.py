@@ -64,8 +64,7 @@ class RMSNorm(nnx.Module):
         self.eps, self.offset = eps, offset
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        wide = x.astype(jnp.float32)
-        normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        normed = root_mean_square_normed(x.astype(jnp.float32), self.eps)
         scale = _broadcast(self.scale[...], x)
         if self.offset:
             return (normed * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
@@ -111,6 +110,14 @@ def _vector(
 def _broadcast(vector: Float[Array, "..."], x: Float[Array, "... d"]) -> Float[Array, "... d"]:
     """With as many dimensions as ``x``, ones first."""
     return vector.reshape((1,) * (x.ndim - vector.ndim) + vector.shape)
+
+
+def root_mean_square_normed(x: Float[Array, "... d"], eps: float) -> Float[Array, "... d"]:
+    r""":math:`x / \sqrt{\mathrm{mean}(x^2) + \epsilon}` over the last dimension, in float32: a
+    root-mean-square norm without parameters."""
+    wide = x.astype(jnp.float32)
+    normed = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return normed.astype(x.dtype)
 
 
 def standardised(x: Float[Array, "... d"], eps: float) -> Float[Array, "... d"]:

@@ -136,6 +136,22 @@ class LongRopeScaling:
         config.require(short == long, "long_factor", f"{long} numbers", f"{short} numbers")
 
 
+@config.node
+class ProportionalScaling:
+    """The first ``share`` of the frequencies, those of short wavelengths, are kept; the other
+    channels do not rotate (Gemma 4)."""
+
+    kind: Literal["proportional"] = "proportional"
+    share: float
+    """Share of the frequencies that are kept."""
+    factor: float = 1.0
+    """Divides those that are kept."""
+
+    def __post_init__(self):
+        config.require(0 < self.share <= 1, "share", self.share, "a number above 0, at most 1")
+        config.require(self.factor > 0, "factor", self.factor, "a number > 0")
+
+
 RopeScaling = Annotated[
     NoScaling
     | LinearScaling
@@ -143,7 +159,8 @@ RopeScaling = Annotated[
     | YarnScaling
     | NtkScaling
     | DynamicScaling
-    | LongRopeScaling,
+    | LongRopeScaling
+    | ProportionalScaling,
     Discriminator("kind"),
 ]
 
@@ -191,6 +208,9 @@ def frequencies(rope: RopeConfig, dim: int) -> tuple[np.ndarray, float]:
     if isinstance(scaling, LongRopeScaling):
         _check_factors(scaling, dim)
         return omega / np.asarray(scaling.short_factor, np.float32), scaling.attention_factor
+    if isinstance(scaling, ProportionalScaling):
+        kept = np.arange(dim // 2) < int(scaling.share * dim // 2)
+        return np.where(kept, omega / np.float32(scaling.factor), np.float32(0)), 1.0
     return omega, 1.0
 
 

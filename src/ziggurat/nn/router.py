@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ziggurat.nn.linear import constant, parameter
+from ziggurat.nn.norm import root_mean_square_normed
 from ziggurat.nn.precision import Precision
 
 
@@ -42,6 +43,11 @@ class RouterConfig:
     (DeepSeek-V2)."""
     least_sum: float = 0.0
     """Scores are divided by no less than this (Ernie 4.5)."""
+    input_norm_eps: float | None = None
+    """If given, the router reads its input divided by its root mean square, with this added to the
+    mean square, times a learned vector over the root of the width (Gemma 4)."""
+    expert_scale: bool = False
+    """A learned number of each expert multiplies its weights (Gemma 4)."""
 
 
 class Routing(NamedTuple):
@@ -71,6 +77,9 @@ class Router(nnx.Module):
         per_expert = (c.experts,), ("experts",), precision
         self.bias = constant(0.0, *per_expert) if c.bias else None
         self.correction_bias = constant(0.0, *per_expert) if c.correction else None
+        normed = c.input_norm_eps is not None
+        self.input_scale = constant(1.0, (width,), ("embed",), precision) if normed else None
+        self.expert_scale = constant(1.0, *per_expert) if c.expert_scale else None
         self.config = c
 
     def __call__(
@@ -78,7 +87,7 @@ class Router(nnx.Module):
     ) -> tuple[Int[Array, "b t k"], Float[Array, "b t k"], Routing]:
         """Chosen experts, their weights (float32), and the report over the tokens ``counted``."""
         kernel = self.kernel[...].astype(jnp.float32)
-        logits = jnp.einsum("btd,de->bte", x.astype(jnp.float32), kernel)
+        logits = jnp.einsum("btd,de->bte", self._input(x), kernel)
         if self.bias is not None:
             logits = logits + self.bias[...].astype(jnp.float32)[None, None]
         softmax = self.config.scores == "softmax"
@@ -88,8 +97,18 @@ class Router(nnx.Module):
         if self.config.normalise:
             whole = weights.sum(-1, keepdims=True) + 1e-20
             weights = weights / jnp.maximum(whole, self.config.least_sum)
+        if self.expert_scale is not None:
+            weights = weights * self.expert_scale[...].astype(jnp.float32)[chosen]
         shares = scores if softmax else scores / (scores.sum(-1, keepdims=True) + 1e-20)
         return chosen, weights * self.config.scale, _report(logits, shares, chosen, counted)
+
+    def _input(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        """Input of the logits, in float32."""
+        wide, eps = x.astype(jnp.float32), self.config.input_norm_eps
+        if eps is None or self.input_scale is None:
+            return wide
+        scale = self.input_scale[...].astype(jnp.float32) * x.shape[-1] ** -0.5
+        return root_mean_square_normed(wide, eps) * scale[None, None]
 
     def _choose(self, scores: Float[Array, "b t e"]) -> Int[Array, "b t k"]:
         c = self.config

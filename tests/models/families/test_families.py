@@ -70,10 +70,10 @@ def test_config_survives_export(case):
 def test_parameter_counts(case):
     a = ours(case)
     built = sum(leaf.size for leaf in jax.tree.leaves(a.params))
-    biases = ("e_score_correction_bias", "expert_bias")
-    corrections = (n for n in a.theirs if n.endswith(biases))
-    # a buffer there, which is not counted; but in Ernie's module of statistics a parameter
-    buffers = sum(a.theirs[n].size for n in corrections if "moe_statics" not in n)
+    # buffers there, which are not counted; but in Ernie's module of statistics a parameter
+    ends = ("e_score_correction_bias", "expert_bias", "layer_scalar")
+    found = (n for n in a.theirs if n.endswith(ends) and "moe_statics" not in n)
+    buffers = sum(a.theirs[n].size for n in found)
     assert a.model.parameter_count == built == families.load(case).parameters + buffers
 
 

@@ -90,7 +90,8 @@ def grouped_attention(
     stack: str, attention: GroupedAttentionConfig, layers: Layers
 ) -> list[WeightName]:
     """Grouped attention's projections, and norms of queries and keys."""
-    inputs = {f"attention.{n}": f"self_attn.{n[0]}_proj" for n in ("query", "key", "value")}
+    parts = ("query", "key") if attention.value_is_key else ("query", "key", "value")
+    inputs = {f"attention.{n}": f"self_attn.{n[0]}_proj" for n in parts}
     biases = [*(inputs if attention.bias else ()), *(["attention.out"] * attention.out_bias)]
     table = inputs | {"attention.out": "self_attn.o_proj"}
     names = projections(stack, table, layers, biases)

@@ -14,6 +14,7 @@ from ziggurat.nn.rope import (
     LongRopeScaling,
     NoScaling,
     NtkScaling,
+    ProportionalScaling,
     RopeConfig,
     RopeScaling,
     YarnScaling,
@@ -28,6 +29,7 @@ TYPES = {
     ),
     "dynamic": frozenset({"factor"}),
     "longrope": frozenset({"factor", "attention_factor"}),
+    "proportional": frozenset({"factor"}),
 }
 """Types of scaling that are implemented, each with the numbers that it takes; the other keys that
 transformers knows mean nothing to it."""
@@ -177,7 +179,7 @@ def rope_of(
     # null is absent, but for this one, which transformers then takes for false
     values = {k: v for k, v in values.items() if v is not None or k == "truncate"}
     share = values.get("partial_rotary_factor", 1.0 if part is None else part)
-    if part != ANY_PART and share != 1.0:
+    if kind != "proportional" and part != ANY_PART and share != 1.0:
         raise ModelError("config.json: partial_rotary_factor", found="not 1", expected="1")
     unknown = sorted(values.keys() - rope_keys() - HARMLESS_OF_ROPE - {"type"})
     if unknown:
@@ -228,6 +230,8 @@ def _scaling(
         return DynamicScaling(original_length=length, **numbers)
     if kind == "longrope":
         return _longrope(numbers, length, original, values)
+    if kind == "proportional":
+        return ProportionalScaling(share=values.get("partial_rotary_factor", 1.0), **numbers)
     return NoScaling()
 
 
@@ -325,6 +329,12 @@ def _hf_scaling(rope: RopeConfig) -> dict[str, Any] | None:
         }
     elif isinstance(s, DynamicScaling):
         scaling = {"rope_type": "dynamic", "factor": s.factor}
+    elif isinstance(s, ProportionalScaling):
+        scaling = {
+            "rope_type": "proportional",
+            "partial_rotary_factor": s.share,
+            "factor": s.factor,
+        }
     elif isinstance(s, NtkScaling):
         scaling = {"rope_type": "dynamic", "factor": 1.0, "alpha": s.alpha}
     return scaling

@@ -45,6 +45,7 @@ def _same(*types: str) -> Mapping[str, str]:
 _LLAVA = _same("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3")
 MULTIMODAL_TYPES: Mapping[str, MultimodalType] = {
     "gemma3": MultimodalType("Gemma3ForConditionalGeneration", _same("gemma3_text")),
+    "gemma4": MultimodalType("Gemma4ForConditionalGeneration", _same("gemma4_text")),
     "llava": MultimodalType("LlavaForConditionalGeneration", _LLAVA, ties_by_text=True),
     "mistral3": MultimodalType(
         "Mistral3ForConditionalGeneration", _same("mistral", "ministral", "ministral3")
@@ -76,7 +77,7 @@ SIZES = (
 )
 """Keys that files of a language model hold, but a table of the text only where they differ from
 the defaults of its class."""
-Part = Literal["text", "image"]
+Part = Literal["text", "image", "sound"]
 PREFIXES: tuple[tuple[str, Part, str], ...] = (
     ("model.language_model.", "text", "model."),
     ("language_model.model.", "text", "model."),
@@ -84,6 +85,9 @@ PREFIXES: tuple[tuple[str, Part, str], ...] = (
     ("model.vision_tower.vision_model.", "image", "vision_tower."),
     ("model.vision_tower.", "image", "vision_tower."),
     ("model.multi_modal_projector.", "image", "multi_modal_projector."),
+    ("model.embed_vision.", "image", "embed_vision."),
+    ("model.audio_tower.", "sound", "audio_tower."),
+    ("model.embed_audio.", "sound", "embed_audio."),
     ("model.visual.", "image", "visual."),
     ("vision_tower.vision_model.", "image", "vision_tower."),
     ("vision_tower.", "image", "vision_tower."),
@@ -279,10 +283,12 @@ class PartTensors:
 
 def tell_left_out(architecture: str, left_out: Iterable[str]) -> None:
     """Say in one line which tensors are not read, and what follows from that."""
-    counts = collections.Counter(part_of(name)[1].partition(".")[0] for name in left_out)
+    homes = [part_of(name) for name in left_out]
+    counts = collections.Counter(name.partition(".")[0] for _, name in homes)
     told = " and ".join(f"{count} tensors of {part}" for part, count in sorted(counts.items()))
     _log.warning(
-        "%s: only its language model is read; %s are left out, and images are refused",
+        "%s: only its language model is read; %s are left out, and %s are refused",
         architecture,
         told or "no tensors of images",
+        "images and sound" if any(part == "sound" for part, _ in homes) else "images",
     )

@@ -47,7 +47,7 @@ def from_hf(values: Mapping[str, Any]) -> GemmaConfig | Gemma2Config | Gemma3Con
     settings |= {
         "attention_bias": hf.get("attention_bias"),
         "query_scale": hf.get("query_pre_attn_scalar"),
-        "logit_softcap": _softcap(hf, "final_logit_softcapping"),
+        "logit_softcap": read_softcap(hf, "final_logit_softcapping"),
     }
     layers = hf.whole("num_hidden_layers")
     every = max(hf.whole("sliding_window_pattern", 6), 1) if third else 2
@@ -64,7 +64,7 @@ def from_hf(values: Mapping[str, Any]) -> GemmaConfig | Gemma2Config | Gemma3Con
     else:
         hf.refuse_unless("sliding_window_pattern", (2,), "transformers knows layer_types alone")
         hf.refuse_unless("sliding_window_size", (settings["window"],), "it is sliding_window")
-        settings["attention_softcap"] = _softcap(hf, "attn_logit_softcapping")
+        settings["attention_softcap"] = read_softcap(hf, "attn_logit_softcapping")
         settings |= read_rotary(hf, settings["max_sequence_length"])
     hf.finish()
     return checked(Gemma3Config if third else Gemma2Config, settings, "config.json")
@@ -100,7 +100,7 @@ def _same_activation(hf: HFConfig, found: str) -> None:
         )
 
 
-def _softcap(hf: HFConfig, key: str) -> Any:
+def read_softcap(hf: HFConfig, key: str) -> Any:
     """A bound; 0 stands for none in our config, and is no bound in theirs."""
     cap = hf.get(key)
     if cap == 0:

@@ -41,7 +41,8 @@ PARTS = (
 )  # fmt: skip
 """Types that are read as parts of others only, so that none of their own classes is."""
 MULTIMODAL = (
-    "gemma3", "gemma4", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe", "qwen3_vl",
+    "gemma3", "gemma4", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe",
+    "qwen3_vl",
 )  # fmt: skip
 """Types of models of images and text, whose classes :mod:`ziggurat.models.conversion.text_part`
 names."""

@@ -1,6 +1,7 @@
 """The encoder's parts by themselves: biased attention, inputs, pooling, relative positions."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,20 @@ from flax import nnx
 from ziggurat.core.errors import ConfigError, ShapeError
 from ziggurat.kernels.attention import IMPLEMENTATIONS, AttentionMask, attention
 from ziggurat.models import BertConfig, Dinov2Config, EncoderModel, ModernBertConfig
+from ziggurat.nn import (
+    AttentionRule,
+    BlockConfig,
+    Causal,
+    Decoder,
+    DecoderConfig,
+    GatedMlpConfig,
+    GroupedAttentionConfig,
+    LayerConfig,
+    NormConfig,
+    RopeConfig,
+)
+from ziggurat.nn.decoder import stack_name
+from ziggurat.nn.encoder import Encoder, EncoderConfig
 from ziggurat.nn.encoder_inputs import TokenInputConfig, cubic_weights, resized_positions
 from ziggurat.nn.pooling import pool
 from ziggurat.nn.precision import Precision
@@ -55,6 +70,72 @@ def test_padding_changes_no_state():
             params, jnp.array([[3, 4, 5, 9, 9, 0]]), jnp.array([[1, 1, 1, 0, 0, 0]])
         )
         np.testing.assert_allclose(padded[:, :3], short, atol=1e-5)
+
+
+LAYER = LayerConfig(
+    block=BlockConfig(
+        mixer=GroupedAttentionConfig(heads=4, kv_heads=2, head_dim=4),
+        mlp=GatedMlpConfig(hidden=24, activation="silu"),
+        norm=NormConfig(eps=1e-5),
+    ),
+    rule=AttentionRule(0.5),
+    rope=RopeConfig(theta=100.0),
+)
+LOCAL = dataclasses.replace(LAYER, rule=AttentionRule(0.5, window=3), rope=RopeConfig(theta=50.0))
+OTHER = dataclasses.replace(
+    LAYER,
+    block=dataclasses.replace(
+        LAYER.block, mixer=GroupedAttentionConfig(heads=2, kv_heads=2, head_dim=8)
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [(LAYER,) * 3, (LOCAL, LOCAL, LAYER) * 2 + (LOCAL,), (LAYER, OTHER, LAYER, OTHER, OTHER)],
+    ids=["alike", "windows", "two stacks"],
+)
+def test_an_encoder_that_sees_earlier_tokens_only_is_a_decoder(layers):
+    """Encoder and decoder scan their layers apart; this test holds the two equal: same weights,
+    same states and same gradients."""
+    shared: Any = {"d_model": 16, "layers": layers, "init_std": 0.3}
+    decoder = Decoder(
+        DecoderConfig(vocab_size=40, norm=NormConfig(eps=1e-5), tie_embeddings=True, **shared),
+        precision=Precision(),
+        rngs=nnx.Rngs(params=jax.random.key(0)),
+    )
+    encoder = Encoder(
+        EncoderConfig(
+            input=TokenInputConfig(vocab_size=40),
+            final_norm=NormConfig(eps=1e-5),
+            causal=True,
+            **shared,
+        ),
+        precision=Precision(),
+        rngs=nnx.Rngs(params=jax.random.key(1)),
+    )
+    names = [stack_name(number) for number in range(len(decoder.config.stacks))]
+    for name in (*names, "final_norm"):
+        nnx.update(getattr(encoder, name), nnx.state(getattr(decoder, name)))
+    nnx.update(encoder.input.embedding, nnx.state(decoder.embedding))
+    tokens = jnp.arange(14).reshape(2, 7) * 3 % 40
+    positions = jnp.broadcast_to(jnp.arange(7)[None], (2, 7))
+
+    def run(module, call):
+        graph, weights = nnx.split(module)
+
+        def total(weights):
+            hidden = call(nnx.merge(graph, weights))
+            return jnp.sum(hidden**2), hidden
+
+        (_, hidden), slopes = jax.jit(jax.value_and_grad(total, has_aux=True))(weights)
+        return hidden, jax.tree.leaves([slopes[name] for name in names])
+
+    expected, slopes = run(decoder, lambda module: module(tokens, positions, Causal())[0])
+    found, others = run(encoder, lambda module: module(tokens))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for one, other in zip(slopes, others, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4)
 
 
 def test_windows_hide_what_is_farther_to_either_side():

@@ -3,6 +3,10 @@
 A family's config says what comes in, which blocks there are and where their norms stand, which
 tokens each layer sees, and what is made of the states. Blocks of equal parameters are stacked and
 scanned as the decoder's are; padding is told by a mask, which no token sees beyond.
+
+:meth:`Encoder._run` scans the layers without states, routing and remat, and so is not
+:meth:`ziggurat.nn.decoder.Decoder.run`. A test holds the two equal, in states and gradients: an
+encoder with ``causal`` and a decoder's layers and weights.
 """
 
 import dataclasses

@@ -17,9 +17,8 @@ import dataclasses
 import itertools
 from typing import Generic
 
-from ziggurat.serve.llm.decode import DecodeManager
 from ziggurat.serve.llm.kv_cache_manager import KVCacheManager
-from ziggurat.serve.llm.prefill import Chunk, PrefillManager
+from ziggurat.serve.llm.phases import Chunk, DecodeManager, PrefillManager
 from ziggurat.serve.llm.sequence import S, Sequence
 
 

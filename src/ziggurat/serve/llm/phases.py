@@ -1,9 +1,10 @@
-"""Choice of the prompt chunks that a step prefills."""
+"""Prefill and decode: which prompt chunks a step computes, and which sequences get a token."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic
 
+from ziggurat.serve.llm.kv_cache_manager import KVCacheManager
 from ziggurat.serve.llm.sequence import S
 
 
@@ -62,3 +63,33 @@ class PrefillManager(Generic[S]):
             place = places[seq.client] = places.get(seq.client, -1) + 1
             keys.append((place, self._turns.get(seq.client, 0), number))
         return [seqs[number] for _, _, number in sorted(keys)]
+
+
+class DecodeManager(Generic[S]):
+    """Selects the sequences to decode in a step: all of them, since a step for many costs little
+    more than for one.
+
+    Args:
+        kv_cache: gives a sequence a block when its last one is full.
+        make_room: frees blocks for a sequence by preempting a newer one; false when there is no
+            newer one than the sequence itself, which is then preempted.
+    """
+
+    def __init__(self, kv_cache: KVCacheManager, make_room: Callable[[S], bool]):
+        self._kv_cache, self._make_room = kv_cache, make_room
+
+    def plan(self, running: Sequence[S]) -> list[S]:
+        """Sequences to decode, oldest first; each has a block for its token."""
+        chosen = []
+        for seq in list(running):
+            if seq.slot is None or seq.pending != 1:
+                continue  # it lost its blocks to an older sequence just now, or reads its prompt
+            if self._room(seq):
+                chosen.append(seq)
+        return chosen
+
+    def _room(self, seq: S) -> bool:
+        while not self._kv_cache.grow(seq):
+            if not self._make_room(seq):
+                return False
+        return True

@@ -50,6 +50,13 @@ read = config.parse(Problems, "task = { kind = 'doubles', count = 3 }\\nbatch_si
 task = tasks.build(read.task)
 print(task.problem(2), task.scorer.load()("", "4", task.problem(2).row))
 print(Verifier("short").load()("", "abc", {}))
+
+from ziggurat.quantize.recipe import Recipe
+from ziggurat.serve.llm.sampling import SamplingParams
+
+rule = "rules = [{ module_path = 'blocks/.*', weight = 'octal' }]"
+print(config.parse(Recipe, rule).value.rules[0].weight)
+print(SamplingParams(extra={"top_a": 0.2}).extra)
 """
 
 
@@ -88,6 +95,8 @@ def test_a_run_file_names_parts_of_an_installed_package(tmp_path):
     assert done.stdout.splitlines() == [
         "Problem(prompt='2 + 2 = ', row={'answer': '4'}) 1.0",
         "0.25",
+        "octal",
+        "{'top_a': 0.2}",
     ]
 
 

@@ -3,13 +3,18 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.train import recipes
+
+if TYPE_CHECKING:
+    from ziggurat.plan.planning import Plan
+    from ziggurat.plan.topology import Topology
+    from ziggurat.train.config import RunConfig
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +74,7 @@ def plan(
     return 0 if found.fits else DOES_NOT_FIT
 
 
-def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
+def _remedy(run: "RunConfig", target: "Topology", devices: list[Any]) -> str:
     """The least change that makes a run fit, by the analytic model: more recomputation, then
     smaller micro-batches."""
     from ziggurat.core import config
@@ -93,19 +98,21 @@ def _remedy(run: Any, target: Any, devices: list[Any]) -> str:
     return "nothing near fits: a larger topology, more slices or shorter sequences; try --search"
 
 
-def _search(run: Any, target: Any, devices: list[Any], file: Path, compile_best: bool) -> Any:
+def _search(
+    run: "RunConfig", target: "Topology", devices: list[Any], file: Path, compile_best: bool
+) -> "Plan":
     from ziggurat.api.planning import compile_plan, with_layout
     from ziggurat.core import atomic, config
     from ziggurat.plan.search import REMAT, rank
 
     tried = _ranked(run, target, devices, REMAT)
     best = tried[:COMPILED_BEST] if compile_best else []
-    compiled: dict[str, Any] = {}
+    compiled: dict[str, Plan] = {}
     for candidate, prepared in best:
         _log.info("compiling %s", candidate)
         compiled[str(candidate)] = compile_plan(with_layout(run, candidate), prepared)
     _show_ranking(tried, compiled)
-    final = [(c, compiled.get(str(c), p.plan)) for c, p in (best or tried)]
+    final = [(c, compiled.get(str(c)) or p.plan) for c, p in (best or tried)]
     winner, found = rank(final)[0]
     chosen = with_layout(run, winner)
     atomic.write_file(file, config.to_toml(chosen))
@@ -113,7 +120,9 @@ def _search(run: Any, target: Any, devices: list[Any], file: Path, compile_best:
     return found
 
 
-def _ranked(run: Any, target: Any, devices: list[Any], remat: tuple[str, ...]) -> list[Any]:
+def _ranked(
+    run: "RunConfig", target: "Topology", devices: list[Any], remat: tuple[str, ...]
+) -> list[Any]:
     """Candidates with their analytic plans, best first. Where a mesh fits with less recomputation,
     more of it can only be slower and is passed over."""
     from ziggurat.api.planning import check_state, layouts, with_layout

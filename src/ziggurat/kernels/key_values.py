@@ -1,9 +1,10 @@
 """Keys and values of a cache: as numbers, or rounded to int8 with scales."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
 
@@ -42,7 +43,7 @@ class KeyValues(NamedTuple):
         )
 
     def read(
-        self, dtype: Any, pick: Callable[[Array], Array] = lambda held: held
+        self, dtype: DTypeLike, pick: Callable[[Array], Array] = lambda held: held
     ) -> tuple[Array, Array]:
         """Read cached keys and values, dequantised to a float type; ``pick`` selects the
         entries."""
@@ -62,7 +63,7 @@ def quantized(x: Float[Array, "*n c"]) -> tuple[Int8[Array, "*n c"], Float[Array
 
 
 def dequantized(
-    stored: Int8[Array, "*n c"], scale: Float[Array, "*n"], dtype: Any
+    stored: Int8[Array, "*n c"], scale: Float[Array, "*n"], dtype: DTypeLike
 ) -> Float[Array, "*n c"]:
     """Numbers from :func:`quantized`."""
     return (stored.astype(jnp.float32) * scale[..., None]).astype(dtype)

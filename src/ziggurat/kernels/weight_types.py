@@ -100,10 +100,7 @@ def _table(table: tuple[float, ...], cpp: int) -> ValueType:
     return ValueType(4, table=table, recipe=False, cpp=cpp)
 
 
-WEIGHT_TYPES: Registry[ValueType] = Registry("weight type")
-"""Types of weights: integers with and without sign, 8-bit floats, and codes of a table: the normal
-float of QLoRA, the 4-bit float of MXFP4 and NVFP4, that of bitsandbytes, and llama.cpp's."""
-for _name, _type in {
+BUILT_IN: dict[str, ValueType] = {
     "int8": ValueType(dtype="int8", qwix="int8", activations=("int8",), zero_point=True, cpp=2),
     "int4": ValueType(
         4, twos_complement=True, qwix="int4", activations=("int8",), zero_point=True, cpp=3
@@ -124,5 +121,11 @@ for _name, _type in {
     "iq4": _table(tuple(float(x) for x in _IQ4), 6),
     "fp4_e2m1": _table((*E2M1, *(-x for x in E2M1)), 7),
     "fp4_bitsandbytes": _table(tuple(s * x / 12 for s in (1, -1) for x in _FP4), 8),
-}.items():
+}
+"""Types that come with the package: integers with and without sign, 8-bit floats, and codes of a
+table: the normal float of QLoRA, the 4-bit float of MXFP4 and NVFP4, that of bitsandbytes, and
+llama.cpp's."""
+WEIGHT_TYPES: Registry[ValueType] = Registry("weight type")
+"""All types by name. Do not list its names while modules are imported: listing loads plugins."""
+for _name, _type in BUILT_IN.items():
     WEIGHT_TYPES.add(_name, _type)

@@ -28,6 +28,7 @@ import math
 from typing import Any, Literal
 
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from ziggurat.kernels.key_values import KeyValues
@@ -57,7 +58,7 @@ class KeyValueSpec:
         """The spec reduced to what changes memory; layers of equal layout share a pool."""
         return dataclasses.replace(self, window=None)
 
-    def zeros(self, leading: tuple[int, ...], dtype: Any) -> KeyValues:
+    def zeros(self, leading: tuple[int, ...], dtype: DTypeLike) -> KeyValues:
         """Empty keys and values ``[*leading, c]`` and ``[*leading, z]``.
 
         Args:
@@ -69,14 +70,14 @@ class KeyValueSpec:
         dims = (self.key_dim, self.value_dim)
         return KeyValues(*(jnp.zeros((*leading, dim), kind) for dim in dims), *scales)
 
-    def token_bytes(self, dtype: Any) -> int:
+    def token_bytes(self, dtype: DTypeLike) -> int:
         """Bytes of one token in one layer."""
         channels = self.kv_heads * (self.key_dim + self.value_dim)
         if self.storage == "int8":
             return channels + 2 * 4 * self.kv_heads
         return channels * jnp.dtype(dtype).itemsize
 
-    def sequence_bytes(self, dtype: Any) -> int:
+    def sequence_bytes(self, dtype: DTypeLike) -> int:
         """Bytes of one sequence in one layer beside those of its tokens."""
         return 0
 
@@ -105,15 +106,15 @@ class RecurrentSpec:
         """The spec reduced to what changes memory; see :attr:`KeyValueSpec.layout`."""
         return self
 
-    def zeros(self, leading: tuple[int, ...], dtype: Any) -> tuple[Array, ...]:
+    def zeros(self, leading: tuple[int, ...], dtype: DTypeLike) -> tuple[Array, ...]:
         """Arrays ``[*leading, *shape]`` of zeros, the state before the first token."""
         return tuple(jnp.zeros((*leading, *a.shape), a.dtype or dtype) for a in self.arrays)
 
-    def token_bytes(self, dtype: Any) -> int:
+    def token_bytes(self, dtype: DTypeLike) -> int:
         """Bytes of one token in one layer: none."""
         return 0
 
-    def sequence_bytes(self, dtype: Any) -> int:
+    def sequence_bytes(self, dtype: DTypeLike) -> int:
         """Bytes of one sequence in one layer."""
         sizes = (math.prod(a.shape) * jnp.dtype(a.dtype or dtype).itemsize for a in self.arrays)
         return sum(sizes)

@@ -6,6 +6,7 @@ weights, LoRA and QLoRA alike.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +289,9 @@ def files_of(run: RunConfig, start: Start, tokenizer: Any) -> dict[str, bytes | 
     return files | {ADAPTER_FILE: record.text(step).encode()}
 
 
-def trained_model(run: RunConfig, start: Start, tokenizer: Any) -> Any:
+def trained_model(
+    run: RunConfig, start: Start, tokenizer: Any
+) -> Callable[[Params], pretrained.Pretrained]:
     """Turn trained parameters into a language model (``Parts.pretrained``)."""
 
     def trained(params: Params) -> pretrained.Pretrained:

@@ -26,7 +26,8 @@ from ziggurat.kernels.weight_types import WEIGHT_TYPES, ValueType
 
 
 def _types(allows: Callable[[ValueType], bool] = lambda kind: True) -> list[str]:
-    """Weight types that recipes may use, and that allow something."""
+    """Weight types that recipes may use, and that allow something. Listing them loads plugins, so
+    only errors ask for it."""
     kinds = {name: WEIGHT_TYPES[name] for name in WEIGHT_TYPES}
     return [name for name, kind in kinds.items() if kind.recipe and allows(kind)]
 
@@ -56,9 +57,10 @@ class Rule:
             config.require(
                 False, "module_path", self.module_path, f"a regular expression ({error})"
             )
-        known = _types()
-        listed = f"one of {', '.join(known)}"
-        config.require(self.weight in (None, *known), "weight", self.weight, listed)
+        if self.weight is not None:
+            known = self.weight in WEIGHT_TYPES and WEIGHT_TYPES[self.weight].recipe
+            listed = "" if known else f"one of {', '.join(_types())}"
+            config.require(known, "weight", self.weight, listed)
         size = self.tile_size
         config.require(size is None or size >= 2, "tile_size", size, "a number >= 2")
         config.require(0 < self.clip <= 1, "clip", self.clip, "a share in (0, 1]")
@@ -70,17 +72,16 @@ class Rule:
 
     def _check_combination(self):
         weight, activation = self.weight, self.activation
-        if activation is not None and weight not in (
-            fitting := _types(lambda kind: activation in kind.activations)
-        ):
-            nearest = " or ".join(fitting)
-            if weight is not None and not WEIGHT_TYPES[weight].activations:
+        kind = None if weight is None else WEIGHT_TYPES[weight]
+        if activation is not None and (kind is None or activation not in kind.activations):
+            nearest = " or ".join(_types(lambda kind: activation in kind.activations))
+            if kind is not None and not kind.activations:
                 nearest += f" weights with it, or {weight} without activation"
             config.require(False, "weight", weight, f"for {activation} activations: {nearest}")
         if not self.symmetric:
-            shifted = _types(lambda kind: kind.zero_point)
-            integers = f"true, or an {' or '.join(shifted)} weight"
-            config.require(weight in shifted, "symmetric", False, integers)
+            if kind is None or not kind.zero_point:
+                integers = " or ".join(_types(lambda kind: kind.zero_point))
+                config.require(False, "symmetric", False, f"true, or an {integers} weight")
             floats = "true where activations are quantised"
             config.require(activation is None, "symmetric", False, floats)
 

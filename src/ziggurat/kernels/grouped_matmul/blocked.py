@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.linear import QuantizedWeight, dense, is_quantized
@@ -44,7 +45,7 @@ def blocked_quantized_matmul(
     return _product(x, kernel, sizes, transposed=False)
 
 
-def _matrix(kernel: Any, group: Array, dtype: Any) -> Array:
+def _matrix(kernel: Any, group: Array, dtype: DTypeLike) -> Array:
     """A group's matrix as an array."""
 
     def taken(part: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -53,7 +54,7 @@ class LoraWeight:
         """Type of the base."""
         return self.base.dtype
 
-    def astype(self, dtype: Any) -> "LoraWeight":
+    def astype(self, dtype: DTypeLike) -> "LoraWeight":
         """The weight with results of type ``dtype``."""
         parts = {"a": self.a.astype(dtype), "b": self.b.astype(dtype)}
         return dataclasses.replace(self, base=self.base.astype(dtype), **parts)

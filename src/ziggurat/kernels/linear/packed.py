@@ -12,19 +12,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.cpu.library import available
 from ziggurat.kernels.linear.quantized import QuantizedWeight, Weight, WeightFormat
-from ziggurat.kernels.linear.weight_types import FOUR_BIT, TYPES, WeightType
+from ziggurat.kernels.linear.weight_types import FOUR_BIT, WeightType
 from ziggurat.kernels.placement import one_device, platform
+from ziggurat.kernels.weight_types import BUILT_IN
 
 PANEL = 64
 """Columns of a panel."""
 BLOCK = 32
 """Tiles of scales are multiples of it."""
 FLOATS = ("float32", "bfloat16")
-_NUMBERS = {name: number for name in TYPES if (number := TYPES[name].cpp) is not None}
+_NUMBERS = {name: kind.cpp for name, kind in BUILT_IN.items() if kind.cpp is not None}
 INTEGERS: tuple[WeightType, ...] = tuple(sorted(_NUMBERS, key=_NUMBERS.__getitem__))
 """Quantised types that the C++ code reads, by their numbers there, which follow the floats'."""
 GROWTH = 1.2
@@ -109,7 +111,7 @@ class PackedWeight:
         assert index is Ellipsis
         return self
 
-    def astype(self, dtype: Any) -> Float[Array, "..."]:
+    def astype(self, dtype: DTypeLike) -> Float[Array, "..."]:
         """The matrix as an array."""
         return self.dense().astype(dtype)
 

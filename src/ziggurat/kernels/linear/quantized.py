@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.registry import Registry
@@ -93,7 +94,7 @@ class WeightFormat:
         """Scales of one output channel."""
         return 1 if self.tile_size is None else inputs // self.tile_size
 
-    def abstract(self, shape: tuple[int, ...], dtype: Any, axis: int) -> "QuantizedWeight":
+    def abstract(self, shape: tuple[int, ...], dtype: DTypeLike, axis: int) -> "QuantizedWeight":
         """Shapes and types of a weight ``shape`` in this format.
 
         Args:
@@ -103,7 +104,7 @@ class WeightFormat:
         """
         kind, inputs = TYPES[self.weight], shape[axis]
 
-        def part(size: int, dtype: Any) -> jax.ShapeDtypeStruct:
+        def part(size: int, dtype: DTypeLike) -> jax.ShapeDtypeStruct:
             sizes = list(shape)
             sizes[axis] = size
             return jax.ShapeDtypeStruct(tuple(sizes), jnp.dtype(dtype))
@@ -191,7 +192,7 @@ class QuantizedWeight:
         """Bytes of all parts."""
         return sum(part.size * part.dtype.itemsize for part in jax.tree.leaves(self))
 
-    def astype(self, dtype: Any) -> "QuantizedWeight":
+    def astype(self, dtype: DTypeLike) -> "QuantizedWeight":
         """The weight with results of type ``dtype``; scales of a type of their own stay so."""
         if self.float_type is not None:
             return dataclasses.replace(self, float_type=str(jnp.dtype(dtype)))

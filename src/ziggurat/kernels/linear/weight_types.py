@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer, UInt8
 
-from ziggurat.kernels.weight_types import WEIGHT_TYPES, ValueType
+from ziggurat.kernels.weight_types import BUILT_IN, WEIGHT_TYPES, ValueType
 
 WeightType = str
 """A name in :data:`~ziggurat.kernels.weight_types.WEIGHT_TYPES`."""
@@ -21,7 +21,7 @@ Codes = UInt8[Array, "..."] | UInt8[np.ndarray, "..."]
 """Unsigned codes, or bytes of them."""
 
 
-FOUR_BIT = frozenset(name for name in TYPES if TYPES[name].bits == 4)
+FOUR_BIT = frozenset(name for name, kind in BUILT_IN.items() if kind.bits == 4)
 
 
 def pack_bits(codes: Any, axis: int, bits: int) -> Codes:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.key_values import KeyValues
@@ -61,7 +62,7 @@ class KVCache:
         cls,
         specs: Sequence[StateSpec],
         sizes: CacheSizes,
-        dtype: Any,
+        dtype: DTypeLike,
         mesh: Layout | None = None,
     ) -> "KVCache":
         """An empty cache.
@@ -100,7 +101,7 @@ class KVCache:
         return list(dict.fromkeys(layouts)).index(layouts[layer])
 
 
-def _zeros(spec: StateSpec, layers: int, sizes: CacheSizes, dtype: Any) -> Pool:
+def _zeros(spec: StateSpec, layers: int, sizes: CacheSizes, dtype: DTypeLike) -> Pool:
     if isinstance(spec, KeyValueSpec):
         return spec.zeros((spec.kv_heads, layers * sizes.blocks, sizes.block_size), dtype)
     return spec.zeros((layers * (sizes.slots + 1),), dtype)

@@ -48,7 +48,7 @@ class Programs:
         devices = jax.devices()[:1] if devices is None else devices
         self._files = None if directory is None else _Files(Path(directory), devices)
         self._makers: dict[str, Callable[[], Any]] = {}
-        self._made: dict[str, Any] = {}
+        self._made: dict[str, jax.stages.Compiled] = {}
         self._compiling = threading.Lock()
         self.loaded = 0
         """Programs that came from disk."""
@@ -82,7 +82,7 @@ class Programs:
         abstract = jax.tree.map(_abstract, arguments)
         self._makers[name] = lambda: self._compile(jitted.lower(*abstract))
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> jax.stages.Compiled:
         made = self._made.get(name)
         if made is None:
             with self._compiling:
@@ -105,7 +105,7 @@ class Programs:
             self[name]
         return len(self._made), time.perf_counter() - begun
 
-    def _compile(self, lowered: Any) -> Any:
+    def _compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         if self._files is None:
             return lowered.compile()
         key = _key(lowered)
@@ -131,7 +131,7 @@ class _Files:
             what = f"compile cache {directory}"
             raise ConfigError(what, found=reason, expected="a directory") from None
 
-    def read(self, key: str, lowered: Any) -> Any | None:
+    def read(self, key: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled | None:
         """The program, or ``None`` if it is not there, damaged or of no use here."""
         try:
             content = (self._directory / key).read_bytes()
@@ -149,7 +149,7 @@ class _Files:
             _log.warning("compile cache: %s cannot be loaded (%s) and is made anew", key, error)
             return None
 
-    def write(self, key: str, compiled: Any) -> None:
+    def write(self, key: str, compiled: jax.stages.Compiled) -> None:
         """Keep a program; a full or lost disk is no reason not to serve."""
         try:
             payload, _, _ = serialize_executable.serialize(compiled)
@@ -174,7 +174,7 @@ def _abstract(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where if on_mesh else None)
 
 
-def _key(lowered: Any) -> str:
+def _key(lowered: jax.stages.Lowered) -> str:
     digest = hashlib.sha256(lowered.as_text().encode())
     digest.update(_environment())
     return digest.hexdigest()[:40]

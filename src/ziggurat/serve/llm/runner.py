@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.placement import platform
@@ -305,7 +306,7 @@ class ModelRunner:
         """Declare all compiled programs."""
         width, vocab = self._dims.width, self._vocab
 
-        def array(*shape: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+        def array(*shape: int, dtype: DTypeLike = np.int32) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=self._everywhere)
 
         def everywhere(tree: Any) -> Any:

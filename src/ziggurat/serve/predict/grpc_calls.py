@@ -19,6 +19,8 @@ from ziggurat.serve.predict.operations import Operations
 from ziggurat.serve.predict.repository import Version
 from ziggurat.serve.predict.signature import Tensor
 
+Message = Any
+"""A message of the protocol, whose class protobuf makes when the module is imported."""
 _Answer = MESSAGES["ModelInferResponse"]
 _RAW_OUTPUT = _Answer.DESCRIPTOR.fields_by_name["raw_output_contents"].number
 
@@ -75,47 +77,47 @@ class Calls:
             asked, _ = asked_of(version, decoded)
         return infer_answer(version, decoded.id, await asked.run())
 
-    async def _live(self, request: Any) -> Any:
+    async def _live(self, request: Message) -> Message:
         return MESSAGES["ServerLiveResponse"](live=True)
 
-    async def _ready(self, request: Any) -> Any:
+    async def _ready(self, request: Message) -> Message:
         return MESSAGES["ServerReadyResponse"](ready=self._operations.ready)
 
-    async def _model_ready(self, request: Any) -> Any:
+    async def _model_ready(self, request: Message) -> Message:
         try:
             self._operations.repository.get(request.name, request.version)
         except RequestError:
             return MESSAGES["ModelReadyResponse"](ready=False)
         return MESSAGES["ModelReadyResponse"](ready=True)
 
-    async def _server_metadata(self, request: Any) -> Any:
+    async def _server_metadata(self, request: Message) -> Message:
         return MESSAGES["ServerMetadataResponse"](**self._operations.server_metadata())
 
-    async def _metadata(self, request: Any) -> Any:
+    async def _metadata(self, request: Message) -> Message:
         version = self._operations.repository.get(request.name, request.version)
         served = [v.number for v in self._operations.repository.serving(version.model)]
         return MESSAGES["ModelMetadataResponse"](**model_card.metadata(version, served))
 
-    async def _config(self, request: Any) -> Any:
+    async def _config(self, request: Message) -> Message:
         version = self._operations.repository.get(request.name, request.version)
         plain = model_card.configuration(version, self._operations.settings.devices)
         return json_format.ParseDict({"config": plain}, MESSAGES["ModelConfigResponse"]())
 
-    async def _statistics(self, request: Any) -> Any:
+    async def _statistics(self, request: Message) -> Message:
         plain = {"model_stats": self._operations.statistics(request.name, request.version)}
         return MESSAGES["ModelStatisticsResponse"](**plain)
 
-    async def _index(self, request: Any) -> Any:
+    async def _index(self, request: Message) -> Message:
         _check_repository(request)
         models = self._operations.index(request.ready)
         return MESSAGES["RepositoryIndexResponse"](models=models)
 
-    async def _load(self, request: Any) -> Any:
+    async def _load(self, request: Message) -> Message:
         _check_repository(request)
         await self._operations.load(request.model_name, plain(request.parameters))
         return MESSAGES["RepositoryModelLoadResponse"]()
 
-    async def _unload(self, request: Any) -> Any:
+    async def _unload(self, request: Message) -> Message:
         _check_repository(request)
         await self._operations.unload(request.model_name, plain(request.parameters))
         return MESSAGES["RepositoryModelUnloadResponse"]()
@@ -141,7 +143,7 @@ def infer_answer(
     return parts
 
 
-def _check_repository(request: Any) -> None:
+def _check_repository(request: Message) -> None:
     if request.repository_name:
         raise RequestError(
             "repository_name",

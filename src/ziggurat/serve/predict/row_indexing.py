@@ -13,6 +13,7 @@ from jax.extend import core as jax_core
 from ziggurat.serve.predict.row_states import (
     FREE,
     Coordinates,
+    Equation,
     Free,
     Index,
     Mixed,
@@ -23,11 +24,11 @@ from ziggurat.serve.predict.row_states import (
     join,
 )
 
-Rule = Callable[[Symbol, Any, list[State]], State | list[State]]
+Rule = Callable[[Symbol, Equation, list[State]], State | list[State]]
 _COMPUTED = Mixed("indexing along the batch by a computed index")
 
 
-def gather(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def gather(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     """Row state of ``operand[indices]``."""
     (operand, indices), (result,) = equation.invars, equation.outvars
     numbers, sizes = equation.params["dimension_numbers"], equation.params["slice_sizes"]
@@ -56,7 +57,7 @@ def gather(symbol: Symbol, equation: Any, given: list[State]) -> State:
     return Row(batch[_place(own, indices)])
 
 
-def scatter(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def scatter(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     """Row state of ``operand.at[indices].set(updates)`` and similar operations."""
     operand, indices, updates = equation.invars[:3]
     if all(isinstance(state, Free) for state in given):
@@ -128,7 +129,7 @@ def _own_coordinate(indices: State, columns: Any, axis: int) -> int | None:
     return None
 
 
-def concatenate(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def concatenate(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     """Row state of arrays end to end; along the last axis this also puts coordinates beside one
     another."""
     axis, atoms = equation.params["dimension"], equation.invars
@@ -161,7 +162,7 @@ def _literal(atom: Any, value: int) -> bool:
 def or_index(keeps: Callable[[Any], State | None]) -> Rule:
     """Wrap :func:`elementwise` so that it first tries the operations allowed on a row's number."""
 
-    def rule(symbol: Symbol, equation: Any, given: list[State]) -> State:
+    def rule(symbol: Symbol, equation: Equation, given: list[State]) -> State:
         if any(isinstance(state, Index) for state in given):
             found = keeps((equation, given))
             if found is not None:
@@ -195,7 +196,7 @@ def converted(pair: Any) -> State | None:
     return state if kind.kind in "iu" and kind.itemsize >= 4 else None
 
 
-def select(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def select(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     """Row state of a choice between values for each element; with a condition known to be false the
     first."""
     if given[0] == Free(false=True):

@@ -23,6 +23,7 @@ from ziggurat.serve.predict.row_indexing import (
 from ziggurat.serve.predict.row_states import (
     FREE,
     Coordinates,
+    Equation,
     Free,
     Index,
     Mixed,
@@ -62,7 +63,7 @@ triangular_solve tridiagonal tridiagonal_solve
 )
 
 
-def acting(axes_of: Callable[[Any], Sequence[Sequence[int]]], moved: Any = None) -> Rule:
+def acting(axes_of: Callable[[Equation], Sequence[Sequence[int]]], moved: Any = None) -> Rule:
     """Build a rule for primitives that act along some axes of their operands.
 
     Args:
@@ -70,7 +71,7 @@ def acting(axes_of: Callable[[Any], Sequence[Sequence[int]]], moved: Any = None)
         moved: ``moved(equation, axis)`` is where an axis of the operands lies in the results.
     """
 
-    def rule(symbol: Symbol, equation: Any, given: list[State]) -> State:
+    def rule(symbol: Symbol, equation: Equation, given: list[State]) -> State:
         for atom, axes in zip(equation.invars, axes_of(equation)):
             if set(axes) & set(symbol.axes(atom.aval)):
                 return Mixed(f"{equation.primitive.name} along the batch")
@@ -82,19 +83,19 @@ def acting(axes_of: Callable[[Any], Sequence[Sequence[int]]], moved: Any = None)
     return rule
 
 
-def _every(axes: Sequence[Any], equation: Any) -> list[Sequence[int]]:
+def _every(axes: Sequence[Any], equation: Equation) -> list[Sequence[int]]:
     return [[int(axis) for axis in axes]] * len(equation.invars)  # numpy's integers, at times
 
 
 def _reduced(name: str) -> Rule:
-    def moved(equation: Any, axis: int) -> int:
+    def moved(equation: Equation, axis: int) -> int:
         return axis - sum(int(other) < axis for other in equation.params[name])
 
     return acting(lambda equation: _every(equation.params[name], equation), moved)
 
 
 def _along(name: str) -> Rule:
-    def axes_of(equation: Any) -> list[Sequence[int]]:
+    def axes_of(equation: Equation) -> list[Sequence[int]]:
         axes = equation.params[name]
         return _every(axes if isinstance(axes, (tuple, list)) else (axes,), equation)
 
@@ -102,18 +103,18 @@ def _along(name: str) -> Rule:
 
 
 def _last(count: int) -> Rule:
-    def axes_of(equation: Any) -> list[Sequence[int]]:
+    def axes_of(equation: Equation) -> list[Sequence[int]]:
         sizes = (len(atom.aval.shape) for atom in equation.invars)
         return [range(max(0, size - count), size) for size in sizes]
 
     return acting(axes_of)
 
 
-def _fft(symbol: Symbol, equation: Any, given: list[State]) -> State | list[State]:
+def _fft(symbol: Symbol, equation: Equation, given: list[State]) -> State | list[State]:
     return _last(len(equation.params["fft_lengths"]))(symbol, equation, given)
 
 
-def _slice_axes(equation: Any) -> list[Sequence[int]]:
+def _slice_axes(equation: Equation) -> list[Sequence[int]]:
     (operand,), p = equation.invars, equation.params
     strides = p["strides"] or (1,) * len(operand.aval.shape)
     parts = zip(operand.aval.shape, p["start_indices"], p["limit_indices"], strides)
@@ -122,23 +123,23 @@ def _slice_axes(equation: Any) -> list[Sequence[int]]:
     ]
 
 
-def _stack(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _stack(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     state, axis = elementwise(symbol, equation, given), equation.params["axis"]
     if not isinstance(state, Row):
         return state
     return Row(state.axis + (axis <= state.axis), state.outer, state.inner)
 
 
-def _tiled_axes(equation: Any) -> list[Sequence[int]]:
+def _tiled_axes(equation: Equation) -> list[Sequence[int]]:
     return [[i for i, count in enumerate(equation.params["reps"]) if count != 1]]
 
 
-def _changed_axes(equation: Any) -> list[Sequence[int]]:
+def _changed_axes(equation: Equation) -> list[Sequence[int]]:
     """Axes along which operand and result differ in size, or the padding is not nothing."""
     return [[i for i, c in enumerate(equation.params["padding_config"]) if tuple(c) != (0, 0, 0)]]
 
 
-def _window_axes(equation: Any) -> list[Sequence[int]]:
+def _window_axes(equation: Equation) -> list[Sequence[int]]:
     p = equation.params
     rank = len(p["window_dimensions"])
     ones = (1,) * rank
@@ -153,13 +154,13 @@ def _window_axes(equation: Any) -> list[Sequence[int]]:
     return _every(axes, equation)
 
 
-def _dynamic_slice(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _dynamic_slice(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     operand, sizes = equation.invars[0].aval, equation.params["slice_sizes"]
     part = [i for i, (a, b) in enumerate(zip(operand.shape, sizes)) if a is not b and a != b]
     return _placed(symbol, equation, given, part, given[:1], given[1:])
 
 
-def _dynamic_update_slice(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _dynamic_update_slice(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     shapes = (atom.aval.shape for atom in equation.invars[:2])
     part = [i for i, (a, b) in enumerate(zip(*shapes)) if a is not b and a != b]
     return _placed(symbol, equation, given, part, given[:2], given[2:])
@@ -167,7 +168,7 @@ def _dynamic_update_slice(symbol: Symbol, equation: Any, given: list[State]) -> 
 
 def _placed(
     symbol: Symbol,
-    equation: Any,
+    equation: Equation,
     given: list[State],
     part: list[int],
     arrays: list[State],
@@ -183,7 +184,7 @@ def _placed(
     return join(arrays)
 
 
-def _broadcast(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _broadcast(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     state, axes = given[0], equation.params["broadcast_dimensions"]
     if isinstance(state, Row):
         return Row(int(axes[state.axis]), state.outer, state.inner)
@@ -194,7 +195,7 @@ def _broadcast(symbol: Symbol, equation: Any, given: list[State]) -> State:
     return state
 
 
-def _transpose(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _transpose(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     (state,), order = given, equation.params["permutation"]
     if isinstance(state, Row):
         return Row(order.index(state.axis), state.outer, state.inner)
@@ -203,7 +204,7 @@ def _transpose(symbol: Symbol, equation: Any, given: list[State]) -> State:
     return Mixed("a transpose of coordinates") if isinstance(state, Coordinates) else state
 
 
-def _reshape(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _reshape(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     operand, (result,) = equation.invars[0].aval, equation.outvars
     before, after = operand.shape, result.aval.shape
     here, there = symbol.axes(operand), symbol.axes(result.aval)
@@ -230,7 +231,7 @@ def _reshape(symbol: Symbol, equation: Any, given: list[State]) -> State:
     return given[0] if same else moved
 
 
-def _dot(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _dot(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     (contracted, batch), atoms = equation.params["dimension_numbers"], equation.invars[:2]
     for atom, axes in zip(atoms, contracted):
         if set(axes) & set(symbol.axes(atom.aval)):
@@ -255,7 +256,7 @@ def _dot(symbol: Symbol, equation: Any, given: list[State]) -> State:
     return join(places)
 
 
-def _convolution(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _convolution(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     (image, kernel), p = given, equation.params
     numbers = p["dimension_numbers"]
     if isinstance(image, Free) and isinstance(kernel, Free):
@@ -269,7 +270,7 @@ def _convolution(symbol: Symbol, equation: Any, given: list[State]) -> State:
     return Mixed("a convolution along the batch")
 
 
-def _iota(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _iota(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     axis, (result,) = equation.params["dimension"], equation.outvars
     size = result.aval.shape[axis]
     if not symbol.in_size(size):
@@ -277,12 +278,12 @@ def _iota(symbol: Symbol, equation: Any, given: list[State]) -> State:
     return Index(axis) if symbol.alone(size) else Mixed("numbering along the batch")
 
 
-def _dim_as_value(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _dim_as_value(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     named = symbol.in_size(equation.params["dim"])
     return Mixed("the number of rows as a value") if named else FREE
 
 
-def _random_keys(symbol: Symbol, equation: Any, given: list[State]) -> State:
+def _random_keys(symbol: Symbol, equation: Equation, given: list[State]) -> State:
     """Bits or new keys for each of an array of keys; the new axes come last."""
     keys, result = equation.invars[0].aval, equation.outvars[0].aval
     new = [axis for axis in symbol.axes(result) if axis >= len(keys.shape)]
@@ -291,7 +292,7 @@ def _random_keys(symbol: Symbol, equation: Any, given: list[State]) -> State:
     return elementwise(symbol, equation, given[:1])
 
 
-def _barrier(symbol: Symbol, equation: Any, given: list[State]) -> list[State]:
+def _barrier(symbol: Symbol, equation: Equation, given: list[State]) -> list[State]:
     return given
 
 

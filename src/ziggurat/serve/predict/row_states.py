@@ -5,6 +5,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+Equation = Any
+"""A ``jax.extend.core.JaxprEqn``. JAX types its operands as abstract values without a shape, though
+all of a traced program have one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Free:

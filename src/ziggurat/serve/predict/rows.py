@@ -26,6 +26,7 @@ from ziggurat.serve.predict.row_rules import RULES
 from ziggurat.serve.predict.row_states import (
     FREE,
     WHOLE,
+    Equation,
     Free,
     Index,
     Mixed,
@@ -98,7 +99,7 @@ class _Walk:
             known |= dict(zip(equation.outvars, found, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def equation(self, equation: Any, given: list[State]) -> list[State]:
+    def equation(self, equation: Equation, given: list[State]) -> list[State]:
         name, params = equation.primitive.name, equation.params
         mixed = next((state for state in given if isinstance(state, Mixed)), None)
         if mixed is not None and name != "select_n" and not self._nested(name):
@@ -132,7 +133,7 @@ class _Walk:
     def _nested(self, name: str) -> bool:
         return name in _CALLS or name in ("scan", "while", "cond", "custom_linear_solve")
 
-    def _names_rows(self, equation: Any) -> bool:
+    def _names_rows(self, equation: Equation) -> bool:
         """Whether any operand or result has a dimension that names the batch, inside too."""
         atoms = (*equation.invars, *equation.outvars)
         if any(self.symbol.axes(atom.aval) for atom in atoms):
@@ -145,7 +146,7 @@ class _Walk:
             for deeper in jaxpr.eqns
         )
 
-    def _of_one_row(self, equation: Any, given: list[State]) -> State:
+    def _of_one_row(self, equation: Equation, given: list[State]) -> State:
         """Anything may be done with one row, as long as no other comes in."""
         mixed = next((state for state in given if isinstance(state, Mixed)), None)
         if mixed is not None:
@@ -162,7 +163,7 @@ class _Walk:
         found = [self.closed(branch, operands) for branch in branches]
         return [join(states) for states in zip(*found, strict=True)]
 
-    def _while(self, equation: Any, given: list[State]) -> list[State]:
+    def _while(self, equation: Equation, given: list[State]) -> list[State]:
         params = equation.params
         first, second = params["cond_nconsts"], params["body_nconsts"]
         test, body = given[:first], given[first : first + second]
@@ -175,7 +176,7 @@ class _Walk:
         reason = goes_on.reason if isinstance(goes_on, Mixed) else "while on a row's number"
         return [Mixed(f"a while loop that ends by {reason}")] * len(carry)
 
-    def _scan(self, equation: Any, given: list[State]) -> list[State]:
+    def _scan(self, equation: Equation, given: list[State]) -> list[State]:
         params = equation.params
         consts, carries = params["num_consts"], params["num_carry"]
         fixed, carry, xs = (

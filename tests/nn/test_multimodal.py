@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ziggurat.core.errors import ShapeError
 from ziggurat.models import LanguageModel, LlamaConfig
@@ -80,7 +81,9 @@ def test_layers_one_by_one_take_them_too(model):
             return self
 
     axes = jnp.stack([jnp.arange(5), jnp.arange(5) // 2, jnp.arange(5) % 2], axis=-1)
-    inputs = MultimodalInputs(jnp.ones((2, 2, 16)), PLACES, jnp.broadcast_to(axes[None], (2, 5, 3)))
+    axes = jnp.broadcast_to(axes[None], (2, 5, 3))
+    added = jax.random.normal(jax.random.key(2), (1, 2, 2, 16))
+    inputs = MultimodalInputs(jnp.ones((2, 2, 16)), PLACES, axes, added)
     positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
     scanned, _ = model.hidden(params, TOKENS, positions, Causal(), inputs)
     apart = Unstacked.of(model, params)
@@ -110,3 +113,28 @@ def test_sections_that_do_not_fit_are_refused():
         axis_of_frequency(RopeConfig(sections=(2, 1)), 4)
     with pytest.raises(ShapeError, match="2 axes"):
         rotation(jnp.zeros((1, 3, 2), int), RopeConfig(sections=(2, 1, 1)), 8)
+
+
+def test_embeddings_behind_the_first_layers_are_added_layer_by_layer(model):
+    """The scanned decoder equals one whose layers are called one by one, by hand."""
+    built = LanguageModel.build(dataclasses.replace(CONFIG, n_layers=5))
+    params = built.init(jax.random.key(1))
+    added = jax.random.normal(jax.random.key(2), (2, 2, 2, 16))
+    inputs = MultimodalInputs(places=PLACES, by_layer=added)
+    positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
+    found, _ = built.hidden(params, TOKENS, positions, Causal(), inputs)
+    decoder = nnx.merge(built.graph, params)
+    x, angles = decoder.begin(TOKENS, positions, Causal())
+    for number, layer in enumerate(built.decoder.layers):
+        step = decoder.layer_step(layer, positions, angles[number], Causal())
+        x, _, _ = step(jax.tree.map(lambda leaf, n=number: leaf[n], params["blocks"]), x, ())
+        if number < 2:
+            x = x.at[0, 1].add(added[number, 0, 0]).at[0, 2].add(added[number, 0, 1])
+            x = x.at[1, 1].add(added[number, 1, 0])  # the other stands nowhere
+    np.testing.assert_allclose(found, decoder.finish(x), atol=1e-5)
+    with pytest.raises(ShapeError, match="behind 2 layers, and no places"):
+        built.hidden(params, TOKENS, positions, Causal(), MultimodalInputs(by_layer=added))
+    small = LanguageModel.build(dataclasses.replace(CONFIG, n_layers=1))
+    params = small.init(jax.random.key(0))
+    with pytest.raises(ShapeError, match="at most 1 layers"):
+        small.logits(params, TOKENS, inputs=inputs)

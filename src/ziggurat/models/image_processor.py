@@ -34,9 +34,9 @@ MOST_PIXELS = 64 * 10**6
 """Most pixels of a picture, known from its header before it is decoded."""
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_BILINEAR, _BICUBIC = 2, 3
-_RESAMPLING = {0: "NEAREST", 1: "LANCZOS", 2: "BILINEAR", 3: "BICUBIC", 4: "BOX", 5: "HAMMING"}
+OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+BILINEAR, BICUBIC = 2, 3
+RESAMPLING = {0: "NEAREST", 1: "LANCZOS", 2: "BILINEAR", 3: "BICUBIC", 4: "BOX", 5: "HAMMING"}
 """Pillow's names of filters by their numbers, which files hold."""
 
 
@@ -50,7 +50,7 @@ class ImageProcessorConfig:
     """Width in pixels after resizing."""
     shortest_edge: int | None = None
     """Length of the shorter edge after resizing, the shape kept; without either no resizing."""
-    resample: int = _BILINEAR
+    resample: int = BILINEAR
     """Pillow's number of the filter."""
     crop: tuple[int, int] | None = None
     """Height and width of the middle that is cut out after resizing."""
@@ -69,7 +69,7 @@ class ImageProcessorConfig:
         config.require(both, "height, width", [self.height, self.width], "both or neither")
         one = self.height is None or self.shortest_edge is None
         config.require(one, "shortest_edge", self.shortest_edge, "none beside height and width")
-        config.require(self.resample in _RESAMPLING, "resample", self.resample, "0 to 5")
+        config.require(self.resample in RESAMPLING, "resample", self.resample, "0 to 5")
         whole = self.crop is None or all(edge >= 1 for edge in self.crop)
         config.require(whole, "crop", self.crop, "numbers >= 1")
         for name in ("mean", "std"):
@@ -124,7 +124,7 @@ class ImageProcessor:
         size = self._resized(picture.height, picture.width)
         if size is not None:
             filters = pillow().Resampling
-            picture = picture.resize((size[1], size[0]), filters[_RESAMPLING[c.resample]])
+            picture = picture.resize((size[1], size[0]), filters[RESAMPLING[c.resample]])
         pixels: Any = np.asarray(picture).transpose(2, 0, 1)
         if c.crop is not None:
             pixels = middle(pixels, *c.crop)
@@ -230,18 +230,18 @@ class _Class:
 
 
 _CLASSES: Mapping[str, _Class] = {
-    "ViTImageProcessor": _Class({"height": 224, "width": 224}, _HALF, _BILINEAR),
-    "SiglipImageProcessor": _Class({"height": 224, "width": 224}, _HALF, _BICUBIC),
-    "CLIPImageProcessor": _Class({"shortest_edge": 224}, _OPENAI, _BICUBIC, 224),
-    "BitImageProcessor": _Class({"shortest_edge": 224}, _OPENAI, _BICUBIC, 224),
-    "LlavaImageProcessor": _Class({"shortest_edge": 224}, _OPENAI, _BICUBIC, 224),
-    "Gemma3ImageProcessor": _Class({"height": 224, "width": 224}, _HALF, _BILINEAR),
+    "ViTImageProcessor": _Class({"height": 224, "width": 224}, _HALF, BILINEAR),
+    "SiglipImageProcessor": _Class({"height": 224, "width": 224}, _HALF, BICUBIC),
+    "CLIPImageProcessor": _Class({"shortest_edge": 224}, OPENAI, BICUBIC, 224),
+    "BitImageProcessor": _Class({"shortest_edge": 224}, OPENAI, BICUBIC, 224),
+    "LlavaImageProcessor": _Class({"shortest_edge": 224}, OPENAI, BICUBIC, 224),
+    "Gemma3ImageProcessor": _Class({"height": 224, "width": 224}, _HALF, BILINEAR),
 }
 _HONOURED = {
     "crop_size", "do_center_crop", "do_normalize", "do_rescale", "do_resize", "image_mean",
     "image_std", "resample", "rescale_factor", "size",
 }  # fmt: skip
-_HARMLESS = {
+HARMLESS = {
     "_processor_class", "_valid_processor_keys", "data_format", "device", "disable_grouping",
     "do_convert_rgb", "default_to_square", "feature_extractor_type", "image_processor_type",
     "image_seq_length", "input_data_format", "processor_class", "return_tensors",
@@ -290,7 +290,7 @@ def from_hf(values: Mapping[str, Any]) -> ImageProcessorConfig:
             f"{FILE}: image_processor_type", found=named, expected=" or ".join(_CLASSES)
         )
     for key, value in values.items():
-        if key not in _HONOURED | _HARMLESS and value not in (None, False):
+        if key not in _HONOURED | HARMLESS and value not in (None, False):
             raise ModelError(f"{FILE}: {key}", found=repr(value), expected="absent")
     usual, given = _CLASSES[stem], {k: v for k, v in values.items() if v is not None}
     settings: dict[str, Any] = {"resample": given.get("resample", usual.resample)}

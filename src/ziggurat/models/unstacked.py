@@ -179,6 +179,8 @@ def hidden(
         own, stack = weights.layers[i], weights.stacks[place.stack]
         x, state, _ = steps[layer](own, stack, jnp.int32(place.index), x, states.of(i))
         states = states.after(i, state)
+        if inputs is not None and inputs.by_layer is not None and i < inputs.layers:
+            x = inputs.add(x, inputs.by_layer[i])
     return decoder.finish(x), states
 
 

@@ -178,6 +178,7 @@ class Decoder(nnx.Module):
             x = x + self.positions(positions)
         turned = positions
         if inputs is not None:
+            self._check(inputs)
             x = inputs.place(x)
             turned = positions if inputs.rotary_positions is None else inputs.rotary_positions
         angles: dict[Any, Rotation | None] = {}
@@ -190,6 +191,16 @@ class Decoder(nnx.Module):
                     angles[rope, dim] = rotation(turned, rope, dim, length)
         found = [angles[la.rope, la.block.mixer.rope_dim] for la in self.config.layers]
         return constrain(x, ("batch", "sequence", "embed")), found
+
+    def _check(self, inputs: MultimodalInputs) -> None:
+        layers = self.config.n_layers
+        if inputs.by_layer is not None and (inputs.places is None or inputs.layers > layers):
+            where = "no places" if inputs.places is None else "places"
+            raise ShapeError(
+                "decoder",
+                found=f"embeddings to be added behind {inputs.layers} layers, and {where}",
+                expected=f"at most {layers} layers, and places of the embeddings",
+            )
 
     def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Compute final hidden states from the last block's output: norm and scale."""
@@ -240,21 +251,25 @@ class Decoder(nnx.Module):
         stacks = [nnx.split(getattr(self, stack_name(number)))[1] for number in range(count)]
         states = list(context.state or [()] * count)
         after_states, reports = ([[] for _ in range(count)] for _ in range(2))
-        for run in self.config.runs:
+        for run in runs(self.config.layers, 0 if inputs is None else inputs.layers):
             steps = [
                 self.layer_step(self.config.layers[i], positions, angles[i], context)
                 for i in range(run.start, run.start + run.period)
             ]
 
             def body(x: Array, folded: Any, run: Run = run, steps: Any = steps):
+                *folded, added = folded
                 after = []
                 parts = (run.unfold(part) for part in folded)
-                for step, params, state in zip(steps, *parts):
+                for i, (step, params, state) in enumerate(zip(steps, *parts)):
                     x, state, routing = step(params, x, state)
+                    if added is not None and inputs is not None:
+                        x = inputs.add(x, added[i])
                     after.append((state, routing))
                 return x, after
 
-            x, after = jax.lax.scan(body, x, (run.fold(stacks), run.fold(states)))
+            added = None if inputs is None else _behind(inputs, run)
+            x, after = jax.lax.scan(body, x, (run.fold(stacks), run.fold(states), added))
             for found, parts in zip((after_states, reports), zip(*after)):
                 for stack, part in run.by_stack(parts).items():
                     found[stack].append(part)
@@ -265,6 +280,14 @@ class Decoder(nnx.Module):
             if parts[0] is not None
         }
         return self.finish(x), context.advance(state, tokens.shape[1]), routing
+
+
+def _behind(inputs: MultimodalInputs, run: Run) -> Float[Array, "r p b n d"] | None:
+    """Embeddings to be added behind each layer of a run, by repeat and layer of the period."""
+    if inputs.by_layer is None or run.start >= inputs.layers:
+        return None
+    own = inputs.by_layer[run.start : run.start + run.repeats * run.period]
+    return own.reshape(run.repeats, run.period, *own.shape[1:])
 
 
 def _concatenated(parts: Sequence[Any]) -> Any:

@@ -1,5 +1,5 @@
-"""Inputs of a decoder beside token ids: embeddings from other towers, and positions of several
-axes."""
+"""Inputs of a decoder beside token ids: embeddings from other towers, at its input and behind its
+first layers, and positions of several axes."""
 
 import dataclasses
 
@@ -25,6 +25,14 @@ class MultimodalInputs:
     rotary_positions: Int[Array, "b t a"] | None = None
     """Positions of all tokens by axis (time, height, width), for the rotary embedding; default: the
     tokens' own positions on every axis. Masks go by the tokens' own positions."""
+    by_layer: Float[Array, "k b n d"] | None = None
+    """Embeddings that are added at the places behind each of the first ``k`` layers (DeepStack,
+    Meng et al. 2024, https://arxiv.org/abs/2406.04334; Qwen3-VL)."""
+
+    @property
+    def layers(self) -> int:
+        """Layers of the decoder behind which embeddings are added, the first ones."""
+        return 0 if self.by_layer is None else self.by_layer.shape[0]
 
     def place(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         """Token embeddings with these in their places.
@@ -38,3 +46,14 @@ class MultimodalInputs:
             return x
         rows = jnp.arange(x.shape[0])[:, None]
         return x.at[rows, self.places].set(self.embeddings.astype(x.dtype), mode="drop")
+
+    def add(self, x: Float[Array, "b t d"], layer: Float[Array, "b n d"]) -> Float[Array, "b t d"]:
+        """A layer's output with what is added behind it.
+
+        >>> inputs = MultimodalInputs(places=jnp.array([[1, 3]]))
+        >>> inputs.add(jnp.ones((1, 3, 1)), jnp.array([[[5.0], [7.0]]])).ravel().tolist()
+        [1.0, 6.0, 1.0]
+        """
+        assert self.places is not None
+        rows = jnp.arange(x.shape[0])[:, None]
+        return x.at[rows, self.places].add(layer.astype(x.dtype), mode="drop")

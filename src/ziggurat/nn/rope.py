@@ -300,6 +300,32 @@ def rotation(
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
+def axial_rotation(positions: Int[Array, "b n a"], rope: RopeConfig, dim: int) -> Rotation:
+    """Cosines and sines where each axis turns its own equal share of the channels, all through the
+    same frequencies (patches of images by row and column).
+
+    Args:
+        positions: by axis.
+        rope: the settings.
+        dim: channels that rotate, of all axes together.
+
+    Raises:
+        ShapeError: the channels do not divide into pairs for each axis.
+
+    >>> axial_rotation(jnp.zeros((1, 5, 2), int), RopeConfig(), 8)[0].shape
+    (1, 5, 4)
+    """
+    axes = positions.shape[2]
+    if dim % (2 * axes):
+        raise ShapeError(
+            "rotary channels", found=dim, expected=f"a multiple of {2 * axes}, for {axes} axes"
+        )
+    omega, factor = frequencies(rope, dim // axes)
+    angles = positions[..., None].astype(jnp.float32) * omega[None, None, None]
+    angles = angles.reshape(*positions.shape[:2], dim // 2)
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
 def rotate(
     x: Float[Array, "b t h c"], cos: Float[Array, "b t r"], sin: Float[Array, "b t r"]
 ) -> Float[Array, "b t h c"]:

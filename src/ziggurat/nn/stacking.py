@@ -109,11 +109,19 @@ def stacked(make: Callable[[nnx.Rngs], M], count: int, rngs: nnx.Rngs) -> M:
     return stack
 
 
-def runs(layers: Sequence[Any]) -> tuple[Run, ...]:
-    """Split layers into runs: from each start on the period that covers most, the shortest such."""
+def runs(layers: Sequence[Any], border: int = 0) -> tuple[Run, ...]:
+    """Split layers into runs: from each start on the period that covers most, the shortest such.
+
+    Args:
+        layers: all layers.
+        border: number of a layer with which a run begins, as those before it take more inputs.
+
+    >>> [(run.start, run.repeats) for run in runs("LLLLL", border=2)]
+    [(0, 2), (2, 3)]
+    """
     found, start, where = [], 0, places(layers)
     while start < len(layers):
-        rest = layers[start:]
+        rest = layers[start : border if start < border else None]
         lengths = range(1, max(1, len(rest) // 2) + 1)
         repeats = {length: _repeats(rest, length) for length in lengths}
         period = max(lengths, key=lambda n: (n * repeats[n] if repeats[n] > 1 else 1, -n))

@@ -36,8 +36,8 @@ MODEL_TYPES = (
     "starcoder2", "vit", "whisper", "xlm-roberta",
 )  # fmt: skip
 PARTS = (
-    "clip_text_model", "clip_vision_model", "qwen2_5_vl_text", "qwen2_vl_text", "qwen3_vl_text",
-    "siglip_text_model", "siglip_vision_model",
+    "clip_text_model", "clip_vision_model", "qwen2_5_vl_text", "qwen2_5_vl_vision",
+    "qwen2_vl_text", "qwen3_vl_text", "qwen3_vl_vision", "siglip_text_model", "siglip_vision_model",
 )  # fmt: skip
 """Types that are read as parts of others only, so that none of their own classes is."""
 MULTIMODAL = (

@@ -7,11 +7,13 @@ import pytest
 
 from ziggurat.core.errors import DataError
 from ziggurat.models.image_places import (
-    image_spans,
+    Grid,
     patch_places,
     patch_positions,
     rotary_positions,
+    token_count,
 )
+from ziggurat.models.vision_language_model import PreparedImage, image_spans
 
 IMAGE, START, END = 90, 91, 92
 
@@ -36,6 +38,11 @@ ROWS = {
 }
 
 
+def spans_of(tokens: np.ndarray, grids: list[Grid]) -> list[slice]:
+    images = [PreparedImage(np.zeros(0, np.float32), token_count(grid, 2), grid) for grid in grids]
+    return image_spans(tokens, images, IMAGE)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("third", [False, True], ids=["qwen2_5_vl", "qwen3_vl"])
 @pytest.mark.parametrize("name", ROWS)
@@ -54,19 +61,10 @@ def test_positions_equal_transformers(name, third):
         torch.tensor((tokens == IMAGE).astype(int))[None],
         torch.tensor([[1, *grid] for grid in grids]) if grids else None,
     )
-    spans = image_spans(tokens, IMAGE, grids, 2)
+    spans = spans_of(tokens, grids)
     found, later = rotary_positions(len(tokens), spans, grids, 2)
     np.testing.assert_array_equal(found, expected[:, 0].T.numpy())
     assert later == int(delta[0, 0])
-
-
-def test_spans_of_images():
-    tokens = row(*ROWS["two-images"])
-    assert image_spans(tokens, IMAGE, [(4, 8), (6, 2)], 2) == [slice(4, 12), slice(16, 19)]
-    with pytest.raises(DataError, match="found 11; expected 8 for 1 images"):
-        image_spans(tokens, IMAGE, [(4, 8)], 2)
-    with pytest.raises(DataError, match="image 1: found other tokens between its own"):
-        image_spans(tokens, IMAGE, [(6, 2), (4, 8)], 2)
 
 
 def test_patches_come_block_by_block():

@@ -63,6 +63,12 @@ from ziggurat.models.families.qwen_hybrid import (
     Qwen35MoeConfig,
 )
 from ziggurat.models.families.qwen_moe import Qwen2MoeConfig, Qwen3MoeConfig
+from ziggurat.models.families.qwen_vl import (
+    Qwen3VisionConfig,
+    Qwen3VLConfig,
+    Qwen25VisionConfig,
+    Qwen25VLConfig,
+)
 from ziggurat.models.families.roberta import RobertaConfig
 from ziggurat.models.families.seed_oss import SeedOssConfig
 from ziggurat.models.families.siglip import SiglipConfig, SiglipImageConfig, SiglipTextConfig
@@ -148,6 +154,10 @@ __all__ = [
     "Qwen3Config",
     "Qwen3MoeConfig",
     "Qwen3NextConfig",
+    "Qwen3VLConfig",
+    "Qwen3VisionConfig",
+    "Qwen25VLConfig",
+    "Qwen25VisionConfig",
     "Qwen35Config",
     "Qwen35MoeConfig",
     "RobertaConfig",

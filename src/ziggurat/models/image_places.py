@@ -4,6 +4,7 @@ An image of ``h`` by ``w`` patches, merged in blocks of ``m`` by ``m``, is ``h w
 prompt. Its patches are in the order of those tokens, and row by row within a block.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -93,6 +94,27 @@ def patch_places(
     )
 
 
+def window_count(grids: Sequence[Grid], window: int) -> int:
+    """Windows of images, those cut off at borders included.
+
+    >>> window_count([(6, 10), (4, 2)], 4)
+    7
+    """
+    return sum(math.ceil(h / window) * math.ceil(w / window) for h, w in grids)
+
+
+def rounded(count: int) -> int:
+    """A size of at least ``count``, so that few programs are compiled: a power of two, or halfway
+    to the next.
+
+    >>> [rounded(count) for count in (1, 2, 5, 6, 7, 100)]
+    [1, 2, 6, 6, 8, 128]
+    """
+    power = 1 << max(0, count - 1).bit_length()
+    between = power * 3 // 4
+    return between if count <= between else power
+
+
 def _windows(at: Int[np.ndarray, "n 2"], window: int) -> list[Int[np.ndarray, "s"]]:
     """Indices of the patches of each window of an image."""
     numbers = (at // window) @ np.array([1 + at[:, 1].max() // window, 1])
@@ -110,41 +132,6 @@ def _room(what: str, needed: list[int], given: int | None) -> int:
     return max(1, most if given is None else given)
 
 
-def image_spans(
-    tokens: Int[np.ndarray, "t"], image_token: int, grids: Sequence[Grid], merge: int
-) -> list[slice]:
-    """Which tokens of a row each of its images is.
-
-    Args:
-        tokens: ids of a row's tokens.
-        image_token: id that stands for a token of an image.
-        grids: the images in order.
-        merge: side of a block of patches that become one token.
-
-    Raises:
-        DataError: there are more or fewer such tokens than the images have, or others stand between
-            those of one image.
-    """
-    at = np.flatnonzero(tokens == image_token)
-    needed = [token_count(grid, merge) for grid in grids]
-    if len(at) != sum(needed):
-        raise DataError(
-            f"image tokens (id {image_token}) in a row", found=f"{len(at):,}",
-            expected=f"{sum(needed):,} for {len(grids)} images",
-        )  # fmt: skip
-    spans, start = [], 0
-    for number, count in enumerate(needed):
-        inside = at[start : start + count]
-        if inside[-1] - inside[0] + 1 != count:
-            raise DataError(
-                f"image {number}", found="other tokens between its own",
-                expected=f"{count:,} image tokens without a break",
-            )  # fmt: skip
-        spans.append(slice(int(inside[0]), int(inside[0]) + count))
-        start += count
-    return spans
-
-
 def rotary_positions(
     length: int, spans: Sequence[slice], grids: Sequence[Grid], merge: int
 ) -> tuple[Int[np.ndarray, "t 3"], int]:
@@ -156,7 +143,7 @@ def rotary_positions(
 
     Args:
         length: tokens in the row.
-        spans: the tokens of each image, see :func:`image_spans`.
+        spans: the tokens of each image.
         grids: the images in order.
         merge: side of a block of patches that become one token.
 

@@ -250,14 +250,21 @@ HARMLESS = {
 
 
 def read_processor(path: Path) -> ImageProcessor:
-    """The processor that a directory's ``preprocessor_config.json`` describes.
-
-    Its settings may stand as ``image_processor`` in ``processor_config.json``, as transformers 5
-    writes them.
+    """The processor that a directory describes, see :func:`read_file`.
 
     Raises:
         ModelError: there is none, it is of a class that is not implemented, or it sets a key that
             is not.
+    """
+    return ImageProcessor(from_hf(read_file(path)))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Content of a directory's ``preprocessor_config.json``, or the same settings as
+    ``image_processor`` in ``processor_config.json``, as transformers 5 writes them.
+
+    Raises:
+        ModelError: there is none, or it is no JSON object.
     """
     file = path / FILE
     if not file.is_file() and (path / TOGETHER).is_file():
@@ -274,7 +281,7 @@ def read_processor(path: Path) -> ImageProcessor:
         values = values.get("image_processor")
         if not isinstance(values, dict):
             raise ModelError(f"{file}: image_processor", found=repr(values), expected="a table")
-    return ImageProcessor(from_hf(values))
+    return values
 
 
 def from_hf(values: Mapping[str, Any]) -> ImageProcessorConfig:

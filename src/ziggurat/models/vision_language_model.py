@@ -44,6 +44,8 @@ class ImageFeatures:
 
     embeddings: Float[Array, "n d"]
     """At the language model's width."""
+    by_layer: Float[Array, "k n d"] | None = None
+    """Embeddings that are added behind each of the decoder's first ``k`` layers."""
 
 
 @runtime_checkable
@@ -94,6 +96,11 @@ class VisionLanguageConfig(Protocol):
         ...
 
     @property
+    def video_token(self) -> int | None:
+        """Id of the token that stands for a video's tokens, which are refused; ``None``: none."""
+        ...
+
+    @property
     def mutual(self) -> bool:
         """Whether the tokens of an image see one another, rather than earlier ones alone."""
         ...
@@ -132,6 +139,18 @@ class ImagePrompt:
     """Of the attention context, where the tokens of an image see one another."""
     ahead: Int[Array, "b"] | None = None
     """How much later than its number in the row the next token stands on all axes."""
+
+    def following(self, positions: Int[Array, "b t"]) -> MultimodalInputs | None:
+        """Inputs of tokens behind the prompt, such as those that are generated.
+
+        Args:
+            positions: their numbers in the row, from 0.
+        """
+        if self.inputs is None or self.inputs.rotary_positions is None or self.ahead is None:
+            return None
+        axes = self.inputs.rotary_positions.shape[2]
+        later = (positions + self.ahead[:, None])[..., None]
+        return MultimodalInputs(rotary_positions=jnp.broadcast_to(later, (*positions.shape, axes)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,9 +220,17 @@ class VisionLanguageModel:
             images: of each row, in order.
 
         Raises:
-            DataError: a row has more or fewer image tokens than its images, or others stand between
-                those of one image.
+            DataError: a row has more or fewer image tokens than its images, others stand between
+                those of one image, or there is a video.
         """
+        video = self.config.video_token
+        if video is not None and np.any(tokens == video):
+            raise DataError(
+                f"tokens (id {video})",
+                found="a video",
+                expected="text and images; videos are not implemented",
+                fix="give its pictures as images",
+            )
         spans = [image_spans(*row, self.config.image_token) for row in zip(tokens, images)]
         ids = jnp.asarray(tokens)
         every = [image for row in images for image in row]
@@ -212,7 +239,9 @@ class VisionLanguageModel:
         features = self.tower.features(tower, every)
         places, source = _places(spans, tokens.shape[1])
         rotary, ahead = self._rotary(spans, images, tokens.shape[1])
-        inputs = MultimodalInputs(features.embeddings[jnp.asarray(source)], places, rotary)
+        at, added = jnp.asarray(source), features.by_layer
+        added = None if added is None else added[:, at]
+        inputs = MultimodalInputs(features.embeddings[at], places, rotary, added)
         last = _last_seen(spans, tokens.shape[1]) if self.config.mutual else None
         return ImagePrompt(ids, inputs, last, ahead)
 

@@ -42,6 +42,7 @@ class Gemma3VisionConfig:
     end_token: int = 256000
     """Id of the token behind an image."""
 
+    video_token: ClassVar[None] = None
     mutual: ClassVar[bool] = True
 
     def __post_init__(self):

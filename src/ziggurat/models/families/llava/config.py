@@ -39,6 +39,7 @@ class LlavaConfig:
     projector_bias: bool = True
     """Biases on both."""
 
+    video_token: ClassVar[None] = None
     mutual: ClassVar[bool] = False
 
     def __post_init__(self):

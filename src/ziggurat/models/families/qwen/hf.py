@@ -1,10 +1,11 @@
 """Qwen 2 and 3 in Hugging Face's ``config.json`` and safetensors."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.models.conversion.hf_config import HFConfig, checked
-from ziggurat.models.conversion.rotary_settings import hf_rope
+from ziggurat.models.conversion.rotary_settings import hf_rope, read_sections
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.decoder_fields import (
     decoder_names,
@@ -27,6 +28,11 @@ def from_hf(values: Mapping[str, Any]) -> Qwen2Config | Qwen3Config:
     third = hf.model_type == "qwen3"
     settings = read_fields(hf)
     settings |= read_rotary(hf, settings["max_sequence_length"])
+    sections = read_sections(hf)  # of Qwen-VL's decoders, which differ in nothing else
+    if sections is not None:
+        settings["rope"] = dataclasses.replace(
+            settings["rope"], sections=sections, interleaved=third
+        )
     layers, first = hf.whole("num_hidden_layers"), hf.whole("max_window_layers", 28)
     window = hf.get("sliding_window")
     slides = hf.get("use_sliding_window") and window is not None

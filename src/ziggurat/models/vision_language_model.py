@@ -140,18 +140,6 @@ class ImagePrompt:
     ahead: Int[Array, "b"] | None = None
     """How much later than its number in the row the next token stands on all axes."""
 
-    def following(self, positions: Int[Array, "b t"]) -> MultimodalInputs | None:
-        """Inputs of tokens behind the prompt, such as those that are generated.
-
-        Args:
-            positions: their numbers in the row, from 0.
-        """
-        if self.inputs is None or self.inputs.rotary_positions is None or self.ahead is None:
-            return None
-        axes = self.inputs.rotary_positions.shape[2]
-        later = (positions + self.ahead[:, None])[..., None]
-        return MultimodalInputs(rotary_positions=jnp.broadcast_to(later, (*positions.shape, axes)))
-
 
 @dataclasses.dataclass(frozen=True)
 class VisionLanguageModel:

@@ -23,6 +23,7 @@ from ziggurat.models.families.qwen_vl.names import tower_names
 from ziggurat.models.families.qwen_vl.vision import Qwen3VisionConfig, Qwen25VisionConfig
 from ziggurat.models.image_places import patch_places
 from ziggurat.models.loading import pretrained, pretrained_vision_language
+from ziggurat.models.vision_language_generation import generate
 from ziggurat.models.vision_tower_model import VisionTowerModel
 
 SIZES: dict[str, Any] = {"d_model": 32, "n_layers": 5, "n_heads": 4, "d_ff": 48, "outputs": 24}
@@ -153,22 +154,9 @@ def test_logits_of_text_with_pictures_equal_transformers(case):
 @pytest.mark.parametrize("case", [c for c in CASES if "-" not in c])
 def test_greedy_decoding_equals_transformers(case):
     """Through a cache: the tokens behind a picture stand earlier than their number in the row."""
-    whole, (prompt, tokens, _) = loaded(case), prompt_of(case)
-    model, stored = whole.model, qwen_vl.load(case)
-
-    @jax.jit
-    def forward(params, ids, cache, inputs):
-        positions = cache.lengths[:, None] + jnp.arange(ids.shape[1])[None]
-        hidden, cache = model.hidden(params, ids, positions, cache, inputs)
-        return jnp.argmax(model.project(params, hidden[:, -1]), -1)[:, None], cache
-
-    cache, inputs = model.cache(1, len(tokens) + qwen_vl.NEW), prompt.inputs
-    found, ids = [], prompt.tokens
-    for number in range(qwen_vl.NEW):
-        ids, cache = forward(whole.params, ids, cache, inputs)
-        found.append(int(ids[0, 0]))
-        inputs = prompt.following(jnp.array([[len(tokens) + number]]))
-    assert found == stored.generated.tolist()
+    whole, (prompt, _, _) = loaded(case), prompt_of(case)
+    [found] = generate(whole.vision, whole.params, prompt, qwen_vl.NEW)
+    assert found == qwen_vl.load(case).generated.tolist()
 
 
 @pytest.mark.parametrize("case", ["qwen2_5_vl", "qwen3_vl"])

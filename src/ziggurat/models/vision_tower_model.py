@@ -12,7 +12,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ziggurat.core.errors import DataError
-from ziggurat.models.image_places import patch_places, rounded, window_count
+from ziggurat.mesh import active_layout, active_ways
+from ziggurat.models.image_places import Grid, patch_places, rounded, window_count
 from ziggurat.models.traced_model import Params, TracedModel
 from ziggurat.models.vision_language_model import ImageFeatures, PreparedImage
 from ziggurat.nn.precision import Precision
@@ -83,38 +84,44 @@ class VisionTowerModel(TracedModel):
         Raises:
             DataError: an image has no grid, or patches of another number than its grid.
         """
-        found, group = [], list[PreparedImage]()
-        for image in [*images, None]:
-            count = sum(len(one.pixels) for one in group)
-            if group and (image is None or count + len(image.pixels) > MOST_PATCHES):
-                found.append(self._row(params, group))
-                group = []
-            group += [] if image is None else [image]
-        embeddings = jnp.concatenate([one.embeddings[0] for one in found])
-        if self.tower.tap_merger is None:
-            return ImageFeatures(embeddings)
-        layers = [one.by_layer[:, 0] for one in found if one.by_layer is not None]
-        return ImageFeatures(embeddings, jnp.concatenate(layers, axis=1))
-
-    def _row(self, params: Params, images: Sequence[PreparedImage]) -> ImageEmbeddings:
-        """One pass over images in a row, without padding in the result."""
-        c, grids = self.config, []
+        rows, room = [list[PreparedImage]()], MOST_PATCHES
         for image in images:
-            if image.grid is None or len(image.pixels) != image.grid[0] * image.grid[1]:
-                raise DataError(
-                    "image", found=f"{len(image.pixels)} patches in a grid of {image.grid}",
-                    expected="rows and columns of patches, and as many patches",
-                )  # fmt: skip
-            grids.append(image.grid)
-        whole, block = np.concatenate([image.pixels for image in images]), c.merge_size**2
-        room = block * rounded(len(whole) // block)
-        windows = None if c.window is None else rounded(window_count(grids, c.window))
-        where = patch_places([grids], c.merge_size, c.window, patches=room, windows=windows)
-        padded = np.pad(whole.astype(np.float32), ((0, room - len(whole)), (0, 0)))
-        found = _embedded(self.graph, params, jnp.asarray(padded)[None], where)
-        tokens = len(whole) // block
-        by_layer = None if found.by_layer is None else found.by_layer[:, :, :tokens]
-        return ImageEmbeddings(found.embeddings[:, :tokens], by_layer)
+            if rows[-1] and sum(len(one.pixels) for one in [*rows[-1], image]) > room:
+                rows.append([])
+            rows[-1].append(image)
+        at_once = active_ways("batch")
+        starts = range(0, len(rows), at_once)
+        found = [self._rows(params, rows[i : i + at_once], at_once) for i in starts]
+        embeddings = jnp.concatenate([one.embeddings for one in found])
+        layers = [one.by_layer for one in found if one.by_layer is not None]
+        return ImageFeatures(embeddings, jnp.concatenate(layers, axis=1) if layers else None)
+
+    def _rows(
+        self, params: Params, rows: Sequence[Sequence[PreparedImage]], count: int
+    ) -> ImageFeatures:
+        """One pass over images in at most ``count`` rows, as many as a mesh divides the batch
+        into."""
+        c, block = self.config, self.config.merge_size**2
+        grids = [[_grid(image) for image in row] for row in rows]
+        grids += [[] for _ in range(count - len(rows))]
+        lengths = [sum(h * w for h, w in row) for row in grids]
+        room = block * rounded(max(lengths) // block)
+        windows = None
+        if c.window is not None:
+            windows = rounded(max(window_count(row, c.window) for row in grids))
+        where = patch_places(grids, c.merge_size, c.window, patches=room, windows=windows)
+        patches = np.zeros((count, room, self.tower.inputs), np.float32)
+        for out, row, length in zip(patches, rows, lengths):
+            out[:length] = np.concatenate([image.pixels for image in row])
+        layout = active_layout()  # a program traced under one is of no use under another
+        key = None if layout is None else (layout.mesh, tuple(layout.rules.items()))
+        found = _embedded(self.graph, key, params, jnp.asarray(patches), where)
+        tokens = [length // block for length in lengths]
+        embeddings = [found.embeddings[i, :n] for i, n in enumerate(tokens)]
+        if found.by_layer is None:
+            return ImageFeatures(jnp.concatenate(embeddings))
+        layers = [found.by_layer[:, i, :n] for i, n in enumerate(tokens)]
+        return ImageFeatures(jnp.concatenate(embeddings), jnp.concatenate(layers, axis=1))
 
     def embeddings(
         self, params: Params, patches: Float[Array, "b n p"], where: PatchPlaces
@@ -129,8 +136,18 @@ class VisionTowerModel(TracedModel):
         return nnx.merge(self.graph, params)(patches, where)
 
 
-@partial(jax.jit, static_argnums=0)
+def _grid(image: PreparedImage) -> Grid:
+    if image.grid is None or len(image.pixels) != image.grid[0] * image.grid[1]:
+        raise DataError(
+            "image",
+            found=f"{len(image.pixels)} patches in a grid of {image.grid}",
+            expected="rows and columns of patches, and as many patches",
+        )
+    return image.grid
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def _embedded(
-    graph: Any, params: Params, patches: Float[Array, "b n p"], where: PatchPlaces
+    graph: Any, layout: Any, params: Params, patches: Float[Array, "b n p"], where: PatchPlaces
 ) -> ImageEmbeddings:
     return nnx.merge(graph, params)(patches, where)

@@ -1,5 +1,6 @@
 """The language model of checkpoints of images and text."""
 
+import dataclasses
 import json
 import logging
 
@@ -84,7 +85,10 @@ def test_settings_of_a_text_at_the_top():
     assert (config.kind, config.n_layers, config.d_ff) == ("qwen2", 36, 11008)
     assert (config.tie_embeddings, config.window) == (True, None)
     assert config.rope.theta == 1e6
-    assert family_for_config(values).from_hf(values | {"rope_scaling": None}) == config
+    assert (config.rope.sections, config.rope.interleaved) == ((16, 24, 24), False)
+    plain = family_for_config(values).from_hf(values | {"rope_scaling": None})
+    rope = dataclasses.replace(config.rope, sections=())
+    assert plain == dataclasses.replace(config, rope=rope)
 
 
 def test_defaults_are_those_of_the_type_in_the_file():

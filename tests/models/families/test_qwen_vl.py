@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.numpy import save_file
 from tests.oracle import multimodal, qwen_vl
 from tests.oracle.families import Tensors, drawn
 
+from ziggurat import mesh
 from ziggurat.core.errors import DataError, ModelError
 from ziggurat.formats import SafetensorsDirectory
 from ziggurat.models.conversion.weight_names import export_weights, import_weights
@@ -177,6 +179,23 @@ def test_rows_of_a_batch_are_as_if_alone(case):
     ahead = batch.ahead.tolist()
     assert prompt.ahead is not None
     assert ahead[0] == int(prompt.ahead[0]) < ahead[1] < ahead[2] == 0
+
+
+@pytest.mark.parametrize("axes", [{"tensor": 2}, {"fsdp": 2, "tensor": 2}], ids=str)
+@pytest.mark.parametrize("case", ["qwen2_5_vl", "qwen3_vl"])
+def test_sharded_parameters_give_the_same_embeddings(case, axes):
+    whole, (_, _, images) = loaded(case), prompt_of(case)
+    tower = whole.vision.tower
+    expected = tower.features(whole.tower, images)
+    layout = mesh.build(mesh.MeshConfig(**axes), jax.devices()[: math.prod(axes.values())])
+    placed = jax.device_put(whole.tower, tower.shardings(layout))
+    kernel = placed["blocks"]["attention"]["query"]["kernel"]
+    assert kernel.addressable_shards[0].data.size < kernel.size
+    with layout.active():
+        found = tower.features(placed, images)
+    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-5)
+    if expected.by_layer is not None:
+        np.testing.assert_allclose(found.by_layer, expected.by_layer, atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -195,6 +195,7 @@ def test_sharded_parameters_give_the_same_embeddings(case, axes):
         found = tower.features(placed, images)
     np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-5)
     if expected.by_layer is not None:
+        assert found.by_layer is not None
         np.testing.assert_allclose(found.by_layer, expected.by_layer, atol=1e-5)
 
 

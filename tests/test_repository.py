@@ -295,7 +295,7 @@ CONCEPTS = {
     "models/loading": {"sharded"},
     "nn": {"layers", "recurrent_stacks"},
     "post": {"objectives"},
-    "quantize": {"against_qwix"},
+    "quantize": {"against_qwix", "smollm2"},
     "serve": {"abuse", "clients", "hostile_llm", "parity", "smollm2_load", "tools", "traffic"},
     "serve/llm": {"chained_steps", "hybrids", "layer_states", "mesh"},
     "serve/openai": {"large_bodies"},

@@ -83,9 +83,36 @@ def test_export_writes_floats_again_and_says_so(small, tmp_path, caplog):
     np.testing.assert_array_equal(run(again.params, tokens), expected)
 
 
+def test_calibrated(saved, tmp_path, capsys):
+    """The record of the step says how; the same command gives the same weights."""
+    (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    (tmp_path / "r.toml").write_text(RECIPE)
+    command = ["quantize", str(saved), "--recipe", str(tmp_path / "r.toml"), "--method", "gptq"]
+    command += ["--calibration", str(tmp_path / "text"), "--calibration-tokens", "256"]
+    command += ["--calibration-length", "32", "--seed", "3", "--damping", "0.02"]
+    for name in ("a", "b"):
+        assert main([*command, "--output", str(tmp_path / name)]) == 0
+    first, second = (
+        pretrained.load(tmp_path / name).params["blocks"]["mlp"]["up"]["kernel"].qvalue
+        for name in ("a", "b")
+    )
+    np.testing.assert_array_equal(first, second)
+    record = (tmp_path / "a" / "step_00000000" / "records.json").read_text()
+    assert '"gptq"' in record
+    assert '"seed": 3' in record
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
+        (["--recipe", "int4", "--method", "gptq"], "add --calibration PATH"),
+        (["--recipe", "int4", "--calibration", "x"], "no text for the method rtn"),
+        (["--recipe", "int4", "--method", "mse", "--damping", "0.1"], "not mse"),
+        (["--recipe", "int4", "--calibration-length", "8"], "--calibration-length: found 8"),
+        (
+            ["--recipe", "int8", "--method", "gptq", "--calibration", "x", "--damping", "0"],
+            "damping: found 0",
+        ),
         (["--recipe", "int5"], "did you mean int8?"),
         (["--recipe", "int8", "--tokens", "9"], "--report with them"),
         (["--recipe", "int8", "--report", "--tokens", "0"], "--tokens: found 0"),

@@ -8,14 +8,23 @@ from typing import Any
 
 import jax
 
+from ziggurat.core import config
 from ziggurat.core.errors import CheckpointError, ConfigError
 from ziggurat.kernels.linear import is_quantized
+from ziggurat.models.language_model import LanguageModel
+from ziggurat.models.layer_by_layer import LayerByLayer
 from ziggurat.models.loading import pretrained
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.quantized import quantized, summed_axes
+from ziggurat.nn.decoder import stack_name
 from ziggurat.nn.precision import Precision
-from ziggurat.quantize import evaluation, resolve
+from ziggurat.quantize import Recipe, evaluation, resolve
+from ziggurat.quantize.calibrated import quantize_calibrated
+from ziggurat.quantize.calibration_text import calibration_rows
 from ziggurat.quantize.report import QuantizationReport, make_report
+from ziggurat.quantize.rounding import CALIBRATED, Calibration, Rounding
+from ziggurat.quantize.weights import Progress as WeightProgress
+from ziggurat.quantize.weights import Quantized
 from ziggurat.quantize.weights import quantize as quantize_weights
 
 Progress = Callable[[str], contextlib.AbstractContextManager[Callable[[int, int], None]]]
@@ -29,6 +38,8 @@ def quantize(
     output: str | Path,
     *,
     recipe: str = "int8",
+    rounding: Rounding | None = None,
+    calibration: Calibration | None = None,
     compare: bool = False,
     text: Sequence[Path] = (),
     tokens: int = 8192,
@@ -41,6 +52,8 @@ def quantize(
         output: new directory for the checkpoint.
         recipe: ``int8``, ``w8a8`` (int8 weights and activations), ``fp8``, ``int4``, ``nf4``, or a
             TOML file of rules.
+        rounding: method and its settings; default: to the nearest value.
+        calibration: text for a method that needs it.
         compare: measure perplexity and top-1 agreement on held-out text, before and after.
         text: UTF-8 files of held-out text; default the language reference that Python carries.
         tokens: how many tokens to compare on.
@@ -50,11 +63,14 @@ def quantize(
         Sizes and errors by module, the comparison, and where the checkpoint is.
 
     Raises:
-        ConfigError: the recipe is not known, or a rule does not fit the model.
+        ConfigError: the recipe is not known, a rule does not fit the model, or a method has no
+            calibration text or does not use it.
+        DataError: the calibration text cannot be read, or is too short.
         CheckpointError: the output is not empty.
         ModelError: there is no model.
     """
-    rules, output = resolve(recipe), Path(output)
+    rules, output, rounding = resolve(recipe), Path(output), rounding or Rounding()
+    _check_calibration(rounding, calibration)
     if tokens < 1:
         raise ConfigError("tokens", found=tokens, expected="1 or more")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -66,9 +82,7 @@ def quantize(
     loaded = pretrained.load(model, precision=Precision(as_stored=True), expand=True)
     wide = _map_floats(lambda leaf: leaf.astype("float32"), loaded.params)
     with shown("quantising") as told:
-        done = quantize_weights(
-            wide, rules, summed_axes(loaded.model), lambda _, n, of: told(n, of)
-        )
+        done = _quantize(loaded, wide, rules, rounding, calibration, lambda _, n, of: told(n, of))
     del wide
     # what stays a float keeps the type of the source
     params = _map_floats(lambda _, stored: stored, done.params, loaded.params)
@@ -79,8 +93,45 @@ def quantize(
     small = dataclasses.replace(
         loaded, model=quantized(loaded.model, done.formats), params=done.params
     )
-    path = pretrained.save(small, output, {"source": loaded.name, "recipe": recipe})
+    records = {"source": loaded.name, "recipe": recipe, "rounding": config.to_plain(rounding)}
+    if calibration is not None:
+        records["calibration"] = config.to_plain(calibration)
+    path = pretrained.save(small, output, records)
     return dataclasses.replace(found, path=path)
+
+
+def _check_calibration(rounding: Rounding, calibration: Calibration | None) -> None:
+    needed = rounding.method in CALIBRATED
+    if needed == (calibration is not None):
+        return
+    raise ConfigError(
+        "--calibration",
+        found="none" if needed else calibration and calibration.path,
+        expected=f"a text for the method {rounding.method}"
+        if needed
+        else f"no text for the method {rounding.method}",
+        fix="add --calibration PATH" if needed else "add --method gptq",
+    )
+
+
+def _quantize(
+    loaded: Pretrained,
+    wide: Any,
+    rules: Recipe,
+    rounding: Rounding,
+    calibration: Calibration | None,
+    told: WeightProgress,
+) -> Quantized:
+    """Quantised weights by the method that was chosen."""
+    axes = summed_axes(loaded.model)
+    if calibration is None:
+        return quantize_weights(wide, rules, axes, told, search=rounding.method == "mse")
+    model = LanguageModel.build(loaded.model.config)
+    limit = model.config.max_sequence_length
+    rows = calibration_rows(calibration, loaded.tokenizer, model.config.vocab_size, limit)
+    places = [(stack_name(place.stack), place.index) for place in model.decoder.places]
+    layers = LayerByLayer(model, wide, rows)
+    return quantize_calibrated(wide, rules, axes, rounding, layers, places, told)
 
 
 def _map_floats(function: Callable[..., Any], params: Any, *rest: Any) -> Any:

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ziggurat.cli import console
+from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
+from ziggurat.quantize.rounding import CALIBRATED, Calibration, Rounding
 
 EXAMPLE = """ziggurat quantize runs/tiny-python --recipe int8 --output models/tiny-int8 --report
+  ziggurat quantize MODEL --recipe int4 --method gptq --calibration texts.jsonl --output models/int4
   ziggurat quantize MODEL.gguf --recipe my-recipe.toml --output models/mixed"""
 
 
@@ -17,6 +20,13 @@ def quantize(
     /,
     recipe: str,
     output: Path,
+    method: Literal["rtn", "mse", "gptq"] = "rtn",
+    calibration: str | None = None,
+    calibration_tokens: int | None = None,
+    calibration_length: int | None = None,
+    seed: int | None = None,
+    damping: float | None = None,
+    activation_order: Literal["on", "off"] | None = None,
     report: bool = False,
     text: tuple[Path, ...] = (),
     tokens: int = 8192,
@@ -27,6 +37,16 @@ def quantize(
         model: a run, a checkpoint step, a Hugging Face directory or a GGUF file.
         recipe: int8, w8a8 (int8 weights and activations), fp8, int4, nf4, or a .toml file of rules.
         output: new directory for the checkpoint.
+        method: rtn (each weight to the nearest value), mse (the same, scales of the least squared
+            error) or gptq (the inputs that follow make up for each error; needs --calibration).
+        calibration: gptq: text like what the model will read: a file or a directory of UTF-8 text,
+            JSON lines (field text) or Parquet (column text).
+        calibration_tokens: gptq: how many tokens of it are used; default 32768.
+        calibration_length: gptq: tokens of one row; default 512.
+        seed: gptq: which rows of the text are drawn; default 0.
+        damping: gptq: share of the mean of the Hessian's diagonal that is added to it; default
+            0.01.
+        activation_order: gptq: round the inputs with the largest activations first; default on.
         report: compare perplexity and top-1 agreement on held-out text, and write report.html.
         text: UTF-8 files of held-out text; default: the language reference that Python carries.
         tokens: how many tokens to compare on.
@@ -35,17 +55,51 @@ def quantize(
         raise ConfigError("--text and --tokens", found="no --report", expected="--report with them")
     if tokens < 1:
         raise ConfigError("--tokens", found=tokens, expected="1 or more")
+    order = None if activation_order is None else activation_order == "on"
+    rounding = _settings(Rounding, {"method": method}, damping=damping, activation_order=order)
+    amounts = {"tokens": calibration_tokens, "length": calibration_length, "seed": seed}
+    text_settings = None
+    if calibration is not None:
+        text_settings = _settings(Calibration, {"path": calibration}, **amounts)
+    if method not in CALIBRATED:
+        given = amounts | {"damping": damping, "activation_order": activation_order}
+        _refuse_unused(method, {name: v for name, v in given.items() if v is not None})
     from ziggurat.api.quantizing import quantize as run
     from ziggurat.quantize.report import write_page
 
     found = run(
-        model, output, recipe=recipe, compare=report, text=text, tokens=tokens, progress=_progress
+        model,
+        output,
+        recipe=recipe,
+        rounding=rounding,
+        calibration=text_settings,
+        compare=report,
+        text=text,
+        tokens=tokens,
+        progress=_progress,
     )
     _print(found)
     if report:
         console.output().print(f"report: {write_page(output / 'report.html', found)}", markup=False)
     console.output().print(f"written: {found.path}", markup=False)
     return 0
+
+
+def _settings(node: Any, given: dict[str, Any], **more: Any) -> Any:
+    """A config node of the options that were given; the others keep its defaults."""
+    given = given | {name: value for name, value in more.items() if value is not None}
+    return config.from_plain(node, given, "quantize")
+
+
+def _refuse_unused(method: str, given: dict[str, Any]) -> None:
+    names = {"tokens": "calibration-tokens", "length": "calibration-length"}
+    for name, value in given.items():
+        raise ConfigError(
+            f"--{names.get(name, name).replace('_', '-')}",
+            found=value,
+            expected=f"a method that is calibrated, not {method}",
+            fix="add --method gptq --calibration PATH",
+        )
 
 
 def _print(report: Any) -> None:

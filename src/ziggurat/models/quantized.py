@@ -30,7 +30,8 @@ def summed_axes(model: LanguageModel) -> dict[str, int]:
     """Weights that may be quantised, with the axis over which their matmuls sum.
 
     These are the matrices: kernels ``[..., d, f]`` (-2), an expert's or a layer's each its own, and
-    tables of the vocabulary ``[v, d]`` (-1). Norms, biases, routers and learned positions are not.
+    tables of the vocabulary ``[v, d]`` (-1). Norms, biases, routers, convolutions and
+    learned positions are not.
 
     >>> from ziggurat.models import LlamaConfig
     >>> tiny = LlamaConfig(vocab_size=32, d_model=16, n_layers=2, n_heads=2)
@@ -44,7 +45,7 @@ def summed_axes(model: LanguageModel) -> dict[str, int]:
             found[name] = axes.axis
         elif axes[0] == "vocab":
             found[name] = -1
-        elif "positions" not in axes and sum(axis not in _STACKED for axis in axes) >= 2:
+        elif name.endswith(".kernel") and sum(axis not in _STACKED for axis in axes) >= 2:
             found[name] = -2
     return found
 

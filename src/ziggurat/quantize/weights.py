@@ -15,6 +15,7 @@ from ziggurat.core.pytrees import map_named, named_leaves
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, is_quantized
 from ziggurat.kernels.linear.quantized import qtype
 from ziggurat.kernels.linear.weight_types import TYPES, nearest
+from ziggurat.quantize.grid import Grid
 from ziggurat.quantize.recipe import Recipe, Rule, assign, module_of
 
 Progress = Callable[[str, int, int], None]
@@ -84,6 +85,8 @@ def quantize(
     recipe: Recipe,
     summed_axes: Mapping[str, int],
     progress: Progress = lambda name, done, total: None,
+    *,
+    search: bool = False,
 ) -> Quantized:
     """Quantise the weights that a recipe's rules choose; all else stays as it is.
 
@@ -95,6 +98,8 @@ def quantize(
         summed_axes: weights that may be quantised, with the axis over which their matmuls sum, as
             ``ziggurat.models.quantized.summed_axes`` gives them.
         progress: told of every weight.
+        search: search for the scales of the least squared error, instead of taking them from the
+            largest magnitudes.
 
     Raises:
         ConfigError: a rule decides nothing, a tile does not divide, or a weight is quantised
@@ -109,6 +114,26 @@ def quantize(
     ((2, 1, 4), 3)
     """
     leaves = named_leaves(params, is_leaf=is_quantized)
+    rules = checked_rules(leaves, recipe, summed_axes)
+    made: dict[str, QuantizedWeight] = {}
+    errors: list[WeightError] = []
+    for number, (name, rule) in enumerate(rules.items()):
+        progress(name, number, len(rules))
+        made[name], found = one_by_one(leaves[name], rule, summed_axes[name], search=search)
+        stacked = leaves[name].ndim > 2
+        errors += [WeightError(name, i if stacked else None, e) for i, e in enumerate(found)]
+    tree = map_named(lambda name, leaf: made.get(name, leaf), params)
+    return Quantized(tree, {name: weight.format for name, weight in made.items()}, errors)
+
+
+def checked_rules(
+    leaves: Mapping[str, Any], recipe: Recipe, summed_axes: Mapping[str, int]
+) -> dict[str, Rule]:
+    """Rules of the weights that are to be quantised.
+
+    Raises:
+        ConfigError: as :func:`quantize`.
+    """
     rules = assign(recipe, summed_axes)
     for name, rule in rules.items():
         if is_quantized(leaves[name]):
@@ -119,21 +144,25 @@ def quantize(
                 fix="quantise the model from which this one was made",
             )
         _check_tiles(name, leaves[name].shape, rule, summed_axes[name])
-    made: dict[str, QuantizedWeight] = {}
-    errors: list[WeightError] = []
-    for number, (name, rule) in enumerate(rules.items()):
-        progress(name, number, len(rules))
-        made[name], found = _one_by_one(leaves[name], rule, summed_axes[name])
-        stacked = leaves[name].ndim > 2
-        errors += [WeightError(name, i if stacked else None, e) for i, e in enumerate(found)]
-    tree = map_named(lambda name, leaf: made.get(name, leaf), params)
-    return Quantized(tree, {name: weight.format for name, weight in made.items()}, errors)
+    return rules
 
 
-def _one_by_one(weight: Array, rule: Rule, axis: int) -> tuple[QuantizedWeight, list[float]]:
-    """A stack of matrices, and the relative error of each."""
+def one_by_one(
+    weight: Array, rule: Rule, axis: int, *, search: bool
+) -> tuple[QuantizedWeight, list[float]]:
+    """Round a stack of matrices to nearest, one at a time.
+
+    Args:
+        weight: ``[..., d, f]``, or a table ``[v, d]``.
+        rule: the rule that chose it.
+        axis: over which matmuls sum.
+        search: search for the scales of the least squared error.
+
+    Returns:
+        The stack, and the relative error of each matrix.
+    """
     matrices = weight.reshape(-1, *weight.shape[-2:])
-    work = _compiled(format_of(rule), axis, rule.clip)
+    work = _compiled(format_of(rule), axis, rule.clip, search)
     parts, errors = zip(*(jax.device_get(work(matrix)) for matrix in matrices))
     lead = weight.shape[:-2]
     whole = jax.tree.map(
@@ -142,14 +171,30 @@ def _one_by_one(weight: Array, rule: Rule, axis: int) -> tuple[QuantizedWeight, 
     return whole, [float(error) for error in errors]
 
 
+def relative_error(matrix: Array, made: QuantizedWeight) -> float:
+    """Frobenius norm of a quantised matrix's error relative to the matrix."""
+    return float(_relative_error(matrix, made))
+
+
+@jax.jit
+def _relative_error(matrix: Array, made: QuantizedWeight) -> Array:
+    wide = matrix.astype(jnp.float32)
+    off = jnp.linalg.norm(wide - made.dequantized().astype(jnp.float32))
+    return off / jnp.maximum(jnp.linalg.norm(wide), jnp.finfo(jnp.float32).tiny)
+
+
 @functools.cache
-def _compiled(format: WeightFormat, axis: int, clip: float) -> Callable[..., Any]:
+def _compiled(format: WeightFormat, axis: int, clip: float, search: bool) -> Callable[..., Any]:
     @jax.jit
     def work(matrix: Array) -> tuple[QuantizedWeight, Array]:
-        made = quantize_array(matrix, format, axis, clip)
-        wide = matrix.astype(jnp.float32)
-        off = jnp.linalg.norm(wide - made.dequantized().astype(jnp.float32))
-        return made, off / jnp.maximum(jnp.linalg.norm(wide), jnp.finfo(jnp.float32).tiny)
+        if search:
+            rows = matrix.astype(jnp.float32)
+            rows = rows.T if axis == -1 else rows
+            grid = Grid.fit(rows, format, clip)
+            made = grid.quantized(grid.encode(rows), axis)
+        else:
+            made = quantize_array(matrix, format, axis, clip)
+        return made, _relative_error(matrix, made)
 
     return work
 

@@ -19,6 +19,7 @@ from ziggurat.kernels.grouped_matmul.blocked import blocked_matmul, blocked_quan
 from ziggurat.kernels.grouped_matmul.reference import reference_matmul, row_groups
 from ziggurat.kernels.linear import (
     LoraWeight,
+    ObservedWeight,
     QuantizedWeight,
     dense,
     is_quantized,
@@ -53,7 +54,7 @@ PREFERRED: dict[str, str] = {
 
 def grouped_matmul(
     x: Float[Array, "n d"],
-    kernel: Float[Array, "e d f"] | QuantizedWeight | LoraWeight,
+    kernel: Float[Array, "e d f"] | QuantizedWeight | LoraWeight | ObservedWeight,
     sizes: Int[Array, " e"],
     *,
     implementation: str = "auto",
@@ -97,6 +98,8 @@ def grouped_matmul(
             found=f"rows of {x.shape[1]} channels",
             expected=f"{kernel.shape[1]} as the kernel has",
         )
+    if isinstance(kernel, ObservedWeight):
+        return grouped_matmul(x, kernel.told(x, sizes), sizes, implementation=implementation)
     if isinstance(kernel, LoraWeight) and is_quantized(kernel.base):
         base, thin = (
             grouped_matmul(x, part, sizes, implementation=implementation)

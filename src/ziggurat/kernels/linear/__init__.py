@@ -17,6 +17,7 @@ from ziggurat.kernels.choices import chosen
 from ziggurat.kernels.linear import cpu, quantized, stored
 from ziggurat.kernels.linear.cpu import is_product
 from ziggurat.kernels.linear.lora import LoraWeight, is_adapted
+from ziggurat.kernels.linear.observed import Observations, ObservedWeight
 from ziggurat.kernels.linear.packed import PackedWeight, packs
 from ziggurat.kernels.linear.quantized import (
     ActivationType,
@@ -34,6 +35,8 @@ __all__ = [
     "IMPLEMENTATIONS",
     "ActivationType",
     "LoraWeight",
+    "Observations",
+    "ObservedWeight",
     "PackedWeight",
     "QuantizedWeight",
     "Weight",
@@ -86,7 +89,7 @@ IMPLEMENTATIONS.add("stored", stored.stored_project)
 
 def project(
     x: Float[Array, "... d"],
-    kernel: Weight | LoraWeight | PackedWeight,
+    kernel: Weight | LoraWeight | PackedWeight | ObservedWeight,
     *,
     implementation: str = "auto",
 ) -> Float[Array, "... f"]:
@@ -103,6 +106,8 @@ def project(
     >>> project(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
     (2, 3, 5)
     """
+    if isinstance(kernel, ObservedWeight):
+        kernel = kernel.told(x)
     if isinstance(kernel, LoraWeight):
         thin = project(project(x, kernel.a, implementation=implementation), kernel.b)
         return project(x, kernel.base, implementation=implementation) + kernel.scale * thin
@@ -116,7 +121,8 @@ def project(
 
 
 def project_each(
-    x: Float[Array, "... d"], kernels: Sequence[Weight | LoraWeight | PackedWeight]
+    x: Float[Array, "... d"],
+    kernels: Sequence[Weight | LoraWeight | PackedWeight | ObservedWeight],
 ) -> list[Float[Array, "... f"]]:
     """Multiply activations by several kernels, see :func:`project`; kernels of one format share a
     C++ call on CPU.
@@ -125,7 +131,7 @@ def project_each(
     >>> [y.shape for y in project_each(jnp.ones((2, 4)), [jnp.ones((4, 5)), jnp.ones((4, 3))])]
     [(2, 5), (2, 3)]
     """
-    plain = [kernel for kernel in kernels if not isinstance(kernel, LoraWeight)]
+    plain = [k for k in kernels if not isinstance(k, (LoraWeight, ObservedWeight))]
     alike = len(plain) == len(kernels) and {_choose(x, kernel) for kernel in plain} == {"stored"}
     if alike and stored.serves(x, plain, -2):
         return stored.products(x, plain, -2)

@@ -188,7 +188,7 @@ def test_text_is_split_as_named(pre, text, expected):
     assert pretokenized(pre, text) == expected
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("pre", ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2"])
 def test_text_survives_encoding(pre):
     built = tokenizer(byte_pieces(pre))
     for text in TEXTS:
@@ -240,7 +240,7 @@ def test_what_cannot_be_built_is_refused_by_name():
     text = error_of(byte_level_bpe, byte_pieces("smolm"))
     assert "tokenizer.ggml.pre: found smolm" in text
     assert "did you mean smollm?" in text
-    assert "found tekken; expected one of gpt-2, llama-bpe, qwen2, smollm" in error_of(
+    assert "found tekken; expected one of gpt-2, llama-bpe, dbrx, qwen2, smollm" in error_of(
         byte_level_bpe, byte_pieces("tekken")
     )
     assert "tokenizer.ggml.model: found llama" in error_of(

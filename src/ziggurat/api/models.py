@@ -8,9 +8,12 @@ from typing import Any, Literal
 import numpy as np
 
 from ziggurat.core import config, hub
+from ziggurat.core.errors import ConfigError
+from ziggurat.models.conversion.quantization.export import Layout as QuantizedLayout
 from ziggurat.models.image_pipeline import ImagePipeline
 from ziggurat.models.loading import (
     diffusers_layout,
+    gguf_output,
     pretrained,
     pretrained_encoder,
     pretrained_pipeline,
@@ -172,6 +175,7 @@ def export(
     *,
     dtype: FloatType | None = None,
     max_shard_gb: float = 5.0,
+    quantization: QuantizedLayout | None = None,
 ) -> Path:
     """Write a model as others read it: a language model or encoder as transformers does, a
     diffusion model as diffusers does.
@@ -182,33 +186,54 @@ def export(
         dtype: type of the stored weights; default each weight's own, of quantised ones float32,
             which holds their values.
         max_shard_gb: largest safetensors file, in GB.
+        quantization: keep the quantised matrices of a language model so, in this layout:
+            ``compressed-tensors``, ``gptq`` or ``awq``.
 
     Returns:
         The directory.
 
     Raises:
         ModelError, CheckpointError: as :func:`load`, or the output is not empty.
+        ConfigError: the layout does not fit the model.
     """
     path = hub.local(model)
     kind = "diffusers" if _draws(path) else "hf"
-    return write(path, Path(output), kind, dtype, max_shard_gb)[1]
+    return write(path, Path(output), kind, dtype, max_shard_gb, quantization)[1]
 
 
 def write(
     model: Path,
     output: Path,
-    kind: Literal["hf", "diffusers"],
+    kind: Literal["hf", "gguf", "diffusers"],
     dtype: FloatType | None,
     max_shard_gb: float,
+    quantization: QuantizedLayout | None = None,
 ) -> tuple[str, Path]:
-    """Write a model in the form of transformers or diffusers; returns where it was read from and
-    what was written."""
+    """Write a model in the form of transformers, llama.cpp or diffusers; returns where it was read
+    from and what was written."""
+    if quantization is not None and dtype is not None:
+        raise ConfigError(
+            "export --dtype",
+            found=dtype,
+            expected="no dtype with --quantization: scales and floats keep their types",
+        )
+    other = kind == "diffusers" or (
+        model.is_dir()
+        and (pretrained_encoder.is_encoder(model) or pretrained_vision.is_vision(model))
+    )
+    if quantization is not None and other:
+        raise ConfigError(
+            "export --quantization", found=quantization, expected="a language model with it"
+        )
     precision = Precision(param=dtype or "float32", as_stored=dtype is None)
     shard = int(max_shard_gb * 10**9)
     if kind == "diffusers":
         pipeline = pretrained_pipeline.load(model, precision=precision)
         path = diffusers_layout.export(pipeline, output, max_shard_bytes=shard)
         return pipeline.source, path
+    if kind == "gguf":
+        language = pretrained.load(model, precision=precision)
+        return language.source, gguf_output.export_gguf(language, output)
     if model.is_dir() and pretrained_encoder.is_encoder(model):
         encoder = pretrained_encoder.load(model, precision=precision)
         return encoder.source, pretrained_encoder.export_hf(encoder, output, max_shard_bytes=shard)
@@ -219,7 +244,8 @@ def write(
         speech = pretrained_speech.load(model, precision=precision)
         return speech.source, pretrained_speech.export_hf(speech, output, max_shard_bytes=shard)
     loaded = pretrained.load(model, precision=precision, expand=dtype is not None)
-    return loaded.source, pretrained.export_hf(loaded, output, max_shard_bytes=shard)
+    path = pretrained.export_hf(loaded, output, max_shard_bytes=shard, layout=quantization)
+    return loaded.source, path
 
 
 def _draws(path: Path) -> bool:

@@ -9,35 +9,40 @@ from ziggurat.core import hub
 from ziggurat.core.errors import ConfigError
 
 EXAMPLE = """ziggurat export hf runs/tiny-python --output exported
+  ziggurat export hf models/small-int4 --quantization compressed-tensors --output small-int4-hf
+  ziggurat export gguf models/small-int4 --output small-int4.gguf
   ziggurat export peft runs/chain-dpo --output adapters
   ziggurat export weights ckpt.pt --to safetensors --output ckpt.safetensors"""
 
 
 def export(
-    kind: Literal["hf", "peft", "diffusers", "weights"],
+    kind: Literal["hf", "gguf", "peft", "diffusers", "weights"],
     model: Path,
     /,
     output: Path,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     max_shard_gb: float | None = None,
+    quantization: Literal["compressed-tensors", "gptq", "awq"] | None = None,
     to: Literal["safetensors", "pt", "distcp", "orbax"] | None = None,
     item: str | None = None,
     select: tuple[str, ...] = (),
 ) -> int:
-    """Write config.json, safetensors and tokenizer as transformers reads them; adapters as PEFT
-    reads them; a diffusion model as diffusers reads it; or the tensors of any checkpoint, bit for
-    bit and under their own names, in another container.
+    """Write config.json, safetensors and tokenizer as transformers reads them; one GGUF file as
+    llama.cpp reads it; adapters as PEFT reads them; a diffusion model as diffusers reads it; or the
+    tensors of any checkpoint, bit for bit and under their own names, in another container.
 
     Args:
-        kind: hf (a whole model, adapters merged), peft (adapters alone), diffusers (a whole
+        kind: hf (a whole model, adapters merged), gguf (a whole model of the family llama; int8 and
+            int4 in blocks, other matrices float16), peft (adapters alone), diffusers (a whole
             diffusion model) or weights (tensors alone, of a model of any kind).
-        model: hf: a run, a checkpoint step, a Hugging Face directory, PEFT's adapters or a GGUF
-            file; peft: a run that trained adapters, or a step of one; diffusers: a run or a step of
+        model: hf, gguf: a run, a checkpoint step, a Hugging Face directory, PEFT's adapters or a
+            GGUF file; peft: a run that trained adapters, or its step; diffusers: a run or a step of
             a diffusion model; weights: a .pt file, a DCP or Orbax directory, safetensors, a run or
             a checkpoint step.
         output: new directory or file.
         dtype: hf, diffusers: type of the stored weights; default each weight's own.
         max_shard_gb: hf, diffusers: largest safetensors file, in GB; default 5.
+        quantization: hf: keep quantised matrices so, in this layout; default floats.
         to: weights: the container: safetensors (a file if the output's name ends so), pt (a file
             for torch.load), distcp (for torch.distributed.checkpoint) or orbax.
         item: weights: which tree of an Orbax checkpoint or of a step; ours: params.
@@ -46,7 +51,7 @@ def export(
     model = hub.local(model)
     whole = {"dtype": dtype, "max-shard-gb": max_shard_gb}
     options = {"weights": {"to": to, "item": item, "select": select or None}}
-    options |= {"hf": whole} if kind != "diffusers" else {}
+    options["hf"] = {"quantization": quantization} | ({} if kind == "diffusers" else whole)
     for other in options.keys() - {kind}:
         for option, value in options[other].items():
             if value is not None:
@@ -62,7 +67,7 @@ def export(
     from ziggurat.api.models import write
 
     shard = 5.0 if max_shard_gb is None else max_shard_gb
-    source, path = write(model, output, kind, dtype, shard)
+    source, path = write(model, output, kind, dtype, shard, quantization)
     console.output().print(f"{source} -> {path}", soft_wrap=kind == "diffusers")
     return 0
 
@@ -118,9 +123,9 @@ def _export_weights(
 
 
 def main(args: list[str]) -> int:
-    if args and args[0] not in ("hf", "peft", "diffusers", "weights", "--help", "-h"):
+    if args and args[0] not in ("hf", "gguf", "peft", "diffusers", "weights", "--help", "-h"):
         raise ConfigError(
-            "export", found=repr(args[0]), expected="hf, peft, diffusers or weights",
+            "export", found=repr(args[0]), expected="hf, gguf, peft, diffusers or weights",
             fix=EXAMPLE.partition("\n")[0],
         )  # fmt: skip
     return console.run(export, args, "ziggurat export", EXAMPLE)

@@ -19,7 +19,7 @@ from ziggurat.kernels.linear import QuantizedWeight, WeightFormat
 from ziggurat.kernels.linear.weight_types import TYPES, pack_bits
 
 _LIMITS = {"int4": (-8, 7), "int8": (-128, 127)}
-_LEAST_SHARE, _SHARES = 0.4, 25
+_LEAST_SHARE, _SHARES = 0.4, 49
 """The search tries this many shares of the largest magnitude, evenly spaced from 1 down."""
 
 

@@ -46,6 +46,8 @@ class Family:
     are there (poolers of encoders)."""
     from_gguf: Callable[[Mapping[str, Any], np.ndarray | None], ModelConfig] | None = None
     """GGUF metadata and the tensor of rotary divisors to config, if published so."""
+    to_gguf: Callable[[Any], tuple[dict[str, Any], np.ndarray | None]] | None = None
+    """Config to GGUF metadata below the architecture's name, and rotary divisors."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
     """Weight names in GGUF files."""
     ignored: Callable[[Any, str], bool] = lambda config, name: False

@@ -23,6 +23,8 @@ from ziggurat.models.conversion import token_ids
 from ziggurat.models.conversion.dropped_tensors import Head, check_dropped, stored_head
 from ziggurat.models.conversion.gguf import tokenizer_of
 from ziggurat.models.conversion.quantization.checkpoint import present_names, quantized_table
+from ziggurat.models.conversion.quantization.export import Layout as QuantizedLayout
+from ziggurat.models.conversion.quantization.export import quantized_export
 from ziggurat.models.conversion.quantization.gguf_blocks import GgufReader
 from ziggurat.models.conversion.quantization.methods import method_reader
 from ziggurat.models.conversion.quantization.module import MethodReader
@@ -216,13 +218,26 @@ def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | N
     return newest.path
 
 
-def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int = 5 * 10**9) -> Path:
-    """Write ``config.json``, safetensors and tokenizer as transformers reads them; quantised
-    weights as float32, which loses nothing, or as the type they were read with.
+def export_hf(
+    pretrained: Pretrained,
+    directory: Path,
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+    layout: QuantizedLayout | None = None,
+) -> Path:
+    """Write ``config.json``, safetensors and tokenizer as transformers reads them.
+
+    Args:
+        pretrained: the model.
+        directory: new.
+        max_shard_bytes: largest safetensors file.
+        layout: of quantised weights; without one they become float32, which loses nothing, or the
+            type they were read with.
 
     Raises:
         CheckpointError: the directory is there already.
         ModelError: the config has no counterpart there.
+        ConfigError: the layout has no place for a weight's format.
     """
     if directory.exists():
         raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
@@ -230,19 +245,22 @@ def export_hf(pretrained: Pretrained, directory: Path, *, max_shard_bytes: int =
     values = family.to_hf(pretrained.model.config)
     params = pretrained.params
     quantised = formats_of(params)
-    if quantised:
+    layers = pretrained.model.decoder.n_layers
+    names = family.hf_names(pretrained.model.config)
+    packed = layout and quantized_export(layout, names, params, layers=layers)
+    if quantised and not packed:
         precision = pretrained.model.precision
         params = dequantized(params, "float32" if precision.as_stored else precision.param)
     dtype = float_type(params)
-    if quantised:
+    if packed:
+        values |= {"quantization_config": packed.config}
+    elif quantised:
         _log.warning("%d quantised weights are written as %s", len(quantised), dtype)
     ids = token_ids.special(pretrained.tokenizer, pretrained.token_ids)
     values |= {"dtype": dtype, "torch_dtype": dtype, **ids}
-    layers = pretrained.model.decoder.n_layers
-    names = family.hf_names(pretrained.model.config)
     with atomic.new_directory(directory) as target:
         pretrained.tokenizer.save(target)
-        tensors = export_weights(names, params, layers=layers)
+        tensors = packed.tensors if packed else export_weights(names, params, layers=layers)
         write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
         (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
         generation = ids | pretrained.tokenizer.generation_config

@@ -14,6 +14,7 @@ FAMILIES.add(
         to_hf=hf.to_hf,
         hf_names=hf.hf_names,
         from_gguf=gguf.from_gguf,
+        to_gguf=gguf.to_gguf,
         gguf_names=gguf.gguf_names,
         gguf_architectures=("llama",),
     ),

@@ -1,5 +1,6 @@
 """Llama and Mistral in GGUF."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,6 +86,57 @@ def from_gguf(metadata: Mapping[str, Any], rope_divisors: np.ndarray | None = No
     return checked(LlamaConfig, settings, "GGUF metadata")
 
 
+def to_gguf(config: LlamaConfig) -> tuple[dict[str, Any], np.ndarray | None]:
+    """Config to GGUF metadata below ``llama.``, and the divisors of rotary frequencies if it has
+    Llama 3's scaling.
+
+    Raises:
+        ModelError: the config says something that :func:`from_gguf` would not read back.
+    """
+    attention = config.decoder().layers[0].block.mixer
+    if not isinstance(attention, GroupedAttentionConfig):
+        raise ModelError("export gguf", found=f"mixer {attention.name}", expected="attention")
+    dim, scaling = attention.head_dim, config.rope.scaling
+    values: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_sequence_length,
+        "embedding_length": config.d_model,
+        "block_count": config.n_layers,
+        "feed_forward_length": config.d_ff,
+        "attention.head_count": attention.heads,
+        "attention.head_count_kv": attention.kv_heads,
+        "attention.key_length": dim,
+        "attention.value_length": dim,
+        "rope.dimension_count": dim,
+        "rope.freq_base": float(config.rope.theta),
+        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
+    }
+    divisors = None
+    if isinstance(scaling, LinearScaling):
+        values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling.factor)}
+    elif isinstance(scaling, Llama3Scaling):
+        plain, _ = frequencies(RopeConfig(theta=config.rope.theta), dim)
+        divisors = (plain / frequencies(config.rope, dim)[0]).astype(np.float32)
+    metadata = {f"llama.{key}": value for key, value in values.items()}
+    metadata |= {"tokenizer.ggml.tokens": [""] * config.vocab_size}
+    _check_alike(config, from_gguf(metadata, divisors))
+    return values, divisors
+
+
+def _check_alike(config: LlamaConfig, again: LlamaConfig) -> None:
+    """A config as it is read back must be the one that was written, but for what tensors say."""
+    told = {"tie_embeddings", "init_std", "head_dim", "n_kv_heads", "d_ff"}
+    for field in dataclasses.fields(config):
+        found, expected = (getattr(one, field.name) for one in (config, again))
+        if field.name not in told and found != expected:
+            raise ModelError(
+                f"export gguf: {field.name}",
+                found=found,
+                expected=f"{expected}, for GGUF's llama says nothing else of it here",
+                fix="export hf, and convert with llama.cpp's convert_hf_to_gguf.py",
+            )
+
+
 def _rope(given: _Metadata, dim: int, divisors: np.ndarray | None) -> RopeConfig:
     """Rotary settings: as llama.cpp, a factor without a type divides positions."""
     plain = RopeConfig(theta=float(given.get("rope.freq_base", 10000.0)))
@@ -134,6 +186,13 @@ def gguf_names(config: LlamaConfig) -> list[WeightName]:
 
         return reorder
 
+    def interleave(heads: int):
+        def restore(weight: np.ndarray) -> np.ndarray:
+            rows = weight.reshape(heads, 2, pairs, *weight.shape[1:])
+            return rows.swapaxes(1, 2).reshape(weight.shape)
+
+        return restore
+
     table = {
         "model.embed_tokens": "token_embd",
         "model.norm": "output_norm",
@@ -148,10 +207,8 @@ def gguf_names(config: LlamaConfig) -> list[WeightName]:
         "mlp.up_proj": "ffn_up",
         "mlp.down_proj": "ffn_down",
     }
-    reorders = {
-        "attn_q": uninterleave(attention.heads),
-        "attn_k": uninterleave(attention.kv_heads),
-    }
+    heads = {"attn_q": attention.heads, "attn_k": attention.kv_heads}
+    reorders = {name: (uninterleave(count), interleave(count)) for name, count in heads.items()}
     names = []
     for name in hf_names(config):
         stem, _, suffix = name.theirs.rpartition(".")
@@ -159,6 +216,11 @@ def gguf_names(config: LlamaConfig) -> list[WeightName]:
         there = table[key]
         prefix = "blk.{layer}." if key != stem else ""
         names.append(
-            WeightName(name.ours, f"{prefix}{there}.{suffix}", name.transpose, reorders.get(there))
+            WeightName(
+                name.ours,
+                f"{prefix}{there}.{suffix}",
+                name.transpose,
+                *reorders.get(there, (None, None)),
+            )
         )
     return names

@@ -162,9 +162,10 @@ def save_tokenizer(directory: Path, **named: str) -> None:
     """Write a tokenizer whose tokens are ``t0`` to ``t63``, others by ``named``: id after ``t``,
     then the token's text."""
     words = {named.get(f"t{number}", f"t{number}"): number for number in range(VOCABULARY)}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="t0"))
+    begin, end, unknown = (named.get(name, name) for name in ("t1", "t2", "t0"))
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=unknown))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(list(named.values()))
     backend.save(str(directory / "tokenizer.json"))
-    special = {"bos_token": "t1", "eos_token": "t2", "unk_token": "t0"}
+    special = {"bos_token": begin, "eos_token": end, "unk_token": unknown}
     (directory / "tokenizer_config.json").write_text(json.dumps(special))

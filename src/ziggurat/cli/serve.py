@@ -149,13 +149,21 @@ def _load(
     from ziggurat.nn.precision import Precision
     from ziggurat.serve.composition import Generator
     from ziggurat.serve.llm import LLM
+    from ziggurat.serve.llm.image_reader import ImageLimits
     from ziggurat.serve.llm.policy import RequestPolicy
 
     precision = Precision(text.compute, text.compute)
     loading = _Loading(alone=text.embedder is None and repository is None)
     llm, embeds = None, kind == "an encoder of texts"
     if kind == "a language model":
-        llm = loading.model(lambda: closing.enter_context(LLM(model, limits, precision=precision)))
+        images = ImageLimits.of(text.image_root, text.max_images)
+        llm = loading.model(
+            lambda: closing.enter_context(LLM(model, limits, precision=precision, images=images))
+        )
+        if text.image_root is not None and llm is not None and llm.images is None:
+            raise ConfigError(
+                "--image-root", found=f"{model}, which reads no images", expected="one that does"
+            )
     predict = closing.enter_context(serve_repository.opened(repository, host, say))
     encoder = loading.model(
         lambda: serve_embedder.opened(
@@ -178,7 +186,7 @@ def _load(
     if policy.sampling:
         told = ", ".join(f"{name} {value}" for name, value in policy.sampling.items())
         say(f"sampling unless a request says otherwise: {told} (generation_config.json)")
-    generator = Generator(text.name or llm.name, llm.engine, policy)
+    generator = Generator(text.name or llm.name, llm.engine, policy, llm.images)
     return _Loaded(generator, encoder, None, predict)
 
 

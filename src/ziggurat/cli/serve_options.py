@@ -80,6 +80,11 @@ class ModelOptions:
     shows."""
     extra_fields: Literal["refuse", "ignore"] = "refuse"
     """Treatment of request fields that are unknown or not applied."""
+    image_root: str | None = None
+    """Messages may name pictures' files under this directory; default data URIs alone. Nothing is
+    fetched from elsewhere."""
+    max_images: int = 8
+    """Most pictures of a request."""
 
     def __post_init__(self):
         options.check_name(self, "tool_call_parser")

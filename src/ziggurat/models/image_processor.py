@@ -152,16 +152,19 @@ class ImageProcessor:
         return (longer, c.shortest_edge) if width <= height else (c.shortest_edge, longer)
 
 
-def decoded(picture: "bytes | Path | Image.Image", number: int = 0) -> "Image.Image":
+def decoded(
+    picture: "bytes | Path | Image.Image", number: int = 0, *, most_pixels: int = MOST_PIXELS
+) -> "Image.Image":
     """A picture in RGB.
 
     Args:
         picture: a file's content, its path, or a picture of Pillow.
         number: its place among others, for errors.
+        most_pixels: most pixels of it.
 
     Raises:
         DataError: the file is too large, no picture of :data:`FORMATS`, damaged, or of more than
-            :data:`MOST_PIXELS` pixels; the header tells, before anything is decoded.
+            ``most_pixels`` pixels; the header tells, before anything is decoded.
         EnvironmentError: Pillow is not installed.
     """
     what = f"picture {picture}" if isinstance(picture, Path) else f"picture {number}"
@@ -171,11 +174,11 @@ def decoded(picture: "bytes | Path | Image.Image", number: int = 0) -> "Image.Im
         _check_size(what, picture.stat().st_size)
         picture = picture.read_bytes()
     picture = _opened(what, picture) if isinstance(picture, bytes) else picture
-    if picture.width * picture.height > MOST_PIXELS:
+    if picture.width * picture.height > most_pixels:
         raise DataError(
             what,
             found=f"{picture.height:,} x {picture.width:,} pixels",
-            expected=f"at most {MOST_PIXELS:,} pixels",
+            expected=f"at most {most_pixels:,} pixels",
             fix="make it smaller",
         )
     try:

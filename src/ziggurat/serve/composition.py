@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.llm.engine import Engine
+from ziggurat.serve.llm.image_reader import ImageReader
 from ziggurat.serve.llm.metrics import Metrics
 from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
@@ -27,6 +28,8 @@ class Generator:
     engine: Engine
     policy: RequestPolicy = DEFAULT
     """How requests are read."""
+    images: ImageReader | None = None
+    """Reads the pictures of messages; ``None``: they are refused."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +77,9 @@ def openai_parts(
     if generator is not None:
         engine = generator.engine
         parts.append(
-            TextService(engine, generator.name, metrics, generator.policy, off_loop).part()
+            TextService(
+                engine, generator.name, metrics, generator.policy, off_loop, generator.images
+            ).part()
         )
         vocabularies[generator.name] = Vocabulary(
             engine.tokenizer, engine.vocab_size, engine.max_length, generator.policy

@@ -65,7 +65,8 @@ def paged_attention(
     Paper: Kwon et al. 2023, https://arxiv.org/abs/2309.06180.
     """
     if implementation == "auto":
-        implementation = "cpu" if serves(query, cache) and not options else "reference"
+        own = rows.last is None  # the C++ knows no other mask
+        implementation = "cpu" if own and serves(query, cache) and not options else "reference"
     return IMPLEMENTATIONS[implementation](
         query,
         key,

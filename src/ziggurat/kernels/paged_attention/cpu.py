@@ -34,7 +34,7 @@ def cpu_paged_attention(
     and padding is written nowhere."""
     sinks = jnp.zeros(0) if sinks is None else sinks.astype(jnp.float32)
     rules = {"scale": float(scale), "softcap": float(softcap or 0), "window": window or 0}
-    out, *after = _attend(query, key, value, cache.keys, cache.values, *rows, sinks, **rules)
+    out, *after = _attend(query, key, value, cache.keys, cache.values, *rows[:3], sinks, **rules)
     return out, KeyValues(*after)
 
 

@@ -25,6 +25,8 @@ class Rows(NamedTuple):
     """Positions of the new tokens; padding repeats the last."""
     counts: Int[Array, "b"]
     """New tokens of each row; what is behind them is padding."""
+    last: Int[Array, "b t"] | None = None
+    """Last position that each new token sees, among those of this pass; ``None``: its own."""
 
 
 def written(
@@ -64,6 +66,7 @@ def reference_paged_attention(
     g = h // k
     q = (query * scale).reshape(b, t, k, g, c).transpose(2, 0, 3, 1, 4).reshape(k, b, g * t, c)
     at_rows = jnp.tile(rows.positions, (1, g))[None, :, :, None]  # [1 b g*t 1]
+    last = at_rows if rows.last is None else jnp.tile(rows.last, (1, g))[None, :, :, None]
     tables, taken, spans = _in_spans(rows.tables, slots, span)
 
     def read(index, carry):
@@ -74,7 +77,7 @@ def reference_paged_attention(
         )
         scores = _scores(q, here[0], softcap)
         at = index * taken * slots + jnp.arange(taken * slots)[None, None, None]
-        visible = at <= at_rows
+        visible = at <= last
         if window is not None:
             visible &= at > at_rows - window
         scores = jnp.where(visible, scores, HIDDEN)
@@ -90,8 +93,8 @@ def reference_paged_attention(
     if spans == 1:
         peak, total, out = read(0, carry)
     else:
-        first, last = _visible(rows, window, taken * slots)
-        peak, total, out = jax.lax.fori_loop(first, last, read, carry)
+        first, end = _visible(rows, window, taken * slots)
+        peak, total, out = jax.lax.fori_loop(first, end, read, carry)
     if sinks is not None:  # exp may overflow only where the sink takes everything
         sink = jnp.repeat(sinks.astype(jnp.float32).reshape(k, g), t, axis=1)
         total += jnp.exp(sink[:, None, :, None] - peak)

@@ -68,6 +68,9 @@ MODEL_FILE = "model.json"
 """The family's config inside a checkpoint step."""
 ROPE_DIVISORS = "rope_freqs.weight"
 """Tensor of a GGUF file that scales rotary frequencies; it becomes part of the config."""
+VISION_FILE = "vision_language.json"
+"""Inside a checkpoint step of a model that reads images: the family's config, whose language model
+is that of ``model.json``."""
 DIFFUSION_FILE = "diffusion.json"
 """Inside a step of a diffusion model: its process, classes and autoencoder."""
 AVERAGE = "average"
@@ -304,6 +307,11 @@ def _load_step(
             found=f"a diffusion model ({values.get('kind')})",
             expected="a language model",
             fix="it draws: ziggurat sample",
+        )
+    if (step / VISION_FILE).is_file():
+        _log.warning(
+            "%s: only its language model is read; its tower is left out, and images are refused",
+            step,
         )
     settings = model_config(values, str(step / MODEL_FILE))
     _refuse_encoder(FAMILIES[settings.kind], step)

@@ -28,8 +28,10 @@ from ziggurat.models.families.vision_language_family import (
     vision_language_family_of,
 )
 from ziggurat.models.image_processor import FILE as HF_PROCESSOR
+from ziggurat.models.image_processor import TOGETHER
 from ziggurat.models.loading import pretrained
 from ziggurat.models.loading.placing import float_type, place_arrays, placement
+from ziggurat.models.loading.pretrained import VISION_FILE
 from ziggurat.models.quantized import formats_of
 from ziggurat.models.traced_model import Params
 from ziggurat.models.vision_language_generation import generate
@@ -41,8 +43,6 @@ from ziggurat.models.vision_language_model import (
 )
 from ziggurat.nn.precision import Precision
 
-VISION_FILE = "vision_language.json"
-"""Inside a checkpoint step: the family's config, whose language model is that of ``model.json``."""
 PROCESSOR_FILE = "picture_processor.json"
 """Inside a checkpoint step: how pictures become what the tower reads."""
 TOWER = "tower"
@@ -82,8 +82,15 @@ class PretrainedVisionLanguage(pretrained.Pretrained):
         Raises:
             DataError: there are more or fewer placeholders than images.
         """
-        whole = expanded(self.vision.config, text, images, self._text_of)
-        return self.tokenizer.encode(whole)
+        return self.tokenizer.encode(self.expanded(text, images))
+
+    def expanded(self, text: str, images: Sequence[PreparedImage]) -> str:
+        """A text in which each image's placeholder is what its tokens are written as.
+
+        Raises:
+            DataError: there are more or fewer placeholders than images.
+        """
+        return expanded(self.vision.config, text, images, self._text_of)
 
     def prompt(
         self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[PreparedImage]]
@@ -122,12 +129,14 @@ class PretrainedVisionLanguage(pretrained.Pretrained):
 
 def is_vision_language(path: Path) -> bool:
     """Whether a directory holds a language model that reads images, of a family that is read with
-    them; what it holds is looked at no further."""
+    them, and the settings of its processor; what it holds is looked at no further."""
     step = pretrained.step_directory(path)
     if step is not None:
         return (step / VISION_FILE).is_file()
     file = path / "config.json"
-    return file.is_file() and vision_language_family(pretrained.hf_values(file)) is not None
+    if not file.is_file() or not any((path / name).is_file() for name in (HF_PROCESSOR, TOGETHER)):
+        return False
+    return vision_language_family(pretrained.hf_values(file)) is not None
 
 
 def load(

@@ -21,8 +21,9 @@ from ziggurat.serve.llm.kv_cache_manager import KVCacheManager
 from ziggurat.serve.llm.output_text import TokenEvent, TokenLogprob, describe_token
 from ziggurat.serve.llm.prefix_cache import HashedPrefixes, NoPrefixes
 from ziggurat.serve.llm.programs import Programs
+from ziggurat.serve.llm.prompt_images import PromptImages
 from ziggurat.serve.llm.request import Listener, Monitor, Request, RequestSequence, Timeline
-from ziggurat.serve.llm.runner import Logprobs, ModelRunner, StepHandle
+from ziggurat.serve.llm.runner import ImageAttention, Logprobs, ModelRunner, StepHandle
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.scheduler import Limits, Scheduler, SchedulerOutput
 from ziggurat.serve.llm.settings import EngineConfig, cache_dimensions, context_length
@@ -53,6 +54,7 @@ class Engine:
         scores: report with each token the log-probability with which it was drawn: at the request's
             temperature, before bias, penalties, constraints and truncation.
         mesh: devices to shard weights and cache over; default the first one alone.
+        images: whether prompts may hold images, and whether an image's tokens see one another.
 
     Raises:
         ShardingError: heads or another dimension does not divide over the mesh.
@@ -69,6 +71,7 @@ class Engine:
         *,
         scores: bool = False,
         mesh: Layout | None = None,
+        images: ImageAttention = "none",
     ):
         self.settings = settings = settings or EngineConfig()
         self.max_length = context_length(settings, model.config.max_sequence_length)
@@ -80,7 +83,10 @@ class Engine:
         devices = None if mesh is None else list(mesh.mesh.devices.flat)
         self._programs = Programs(settings.compile_cache, devices)
         storage = "compute" if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype
-        more = {"scores": scores, "storage": storage, "mesh": mesh}
+        more = {"scores": scores, "storage": storage, "mesh": mesh, "images": images}
+        self.images: ImageAttention = images
+        self._whole = min(chunk, settings.max_batched_tokens - settings.max_running)
+        """Most tokens of an image that a step is sure to have room for."""
         self._runner = ModelRunner(model, params, cache, buckets, self._programs, **more)
         self.version = 0
         """Version of the weights, as given to :meth:`load`."""
@@ -112,7 +118,11 @@ class Engine:
         return WarmUp(programs, seconds, self._programs.loaded)
 
     def submit(
-        self, prompt: Sequence[int], params: SamplingParams, listener: Listener | None = None
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        listener: Listener | None = None,
+        images: PromptImages | None = None,
     ) -> Request:
         """Put a request of one prompt into the queue.
 
@@ -120,14 +130,15 @@ class Engine:
             prompt: token ids.
             params: how to generate.
             listener: see :class:`Request`.
+            images: of the prompt.
 
         Raises:
-            RequestError: the prompt is empty or has an unknown id.
+            RequestError: the prompt is empty or has an unknown id, or an image is refused.
             ContextTooLong: prompt and output do not fit.
             QueueFull: too many requests wait.
             EngineStopped: the engine is closed or has failed.
         """
-        (made,) = self.submit_together([(prompt, params)], lambda place: listener)
+        (made,) = self.submit_together([(prompt, params)], lambda place: listener, images=[images])
         return made
 
     def submit_together(
@@ -138,6 +149,7 @@ class Engine:
         limited: bool = True,
         client: str = "",
         salt: bytes = b"",
+        images: Sequence[PromptImages | None] | None = None,
     ) -> list[Request]:
         """Put the prompts of one request into the queue, all of them or none.
 
@@ -150,10 +162,11 @@ class Engine:
             limited: keep to the bounds of the queue.
             client: whose they are; clients take turns and have a queue each.
             salt: the prefix cache shares blocks among requests of one salt only.
+            images: of each prompt; default none.
 
         Raises:
-            RequestError: a prompt is empty or has an unknown id, or they are more than the queue
-                can ever hold.
+            RequestError: a prompt is empty or has an unknown id, an image is refused, or they are
+                more than the queue can ever hold.
             ContextTooLong: a prompt and its output do not fit.
             QueueFull: too many requests wait.
             EngineStopped: the engine is closed or has failed.
@@ -163,6 +176,9 @@ class Engine:
             found = f"{completions} completions in one request"
             expected = f"at most {MAX_SEQUENCES}"
             raise RequestError("n times prompts", found=found, expected=expected, param="n")
+        pictured = [None] * len(prompts) if images is None else list(images)
+        for each in pictured:
+            self._check_images(each)
         sizes = [len(prompt) for prompt, _ in prompts]
         if limited:  # before the work of making them; it is decided below
             self._admission.check_room(client, sizes)
@@ -173,6 +189,7 @@ class Engine:
                 most_tokens(prompt, params, self.max_length, self.vocab_size),
                 listener(place),
                 salt,
+                pictured[place],
             )
             for place, (prompt, params) in enumerate(prompts)
         ]
@@ -184,6 +201,17 @@ class Engine:
                 request.queued_in = queued
             self._take(made)
         return made
+
+    def _check_images(self, images: PromptImages | None) -> None:
+        if images is not None and self.images == "none":
+            raise RequestError("images", found="an image", expected="text: the model reads no more")
+        if images is not None and images.whole > self._whole:
+            raise RequestError(
+                "images",
+                found=f"{images.whole} tokens that see one another",
+                expected=f"at most {self._whole} in one step",
+                fix="raise max_prefill_chunk and max_batched_tokens",
+            )
 
     def load(self, params: Params, version: int) -> None:
         """Replace the weights with others of equal shapes and types; nothing is compiled.
@@ -308,10 +336,15 @@ class Engine:
             shape, alone = buckets.for_decode(len(decode)), not scheduled.prefill
             self._run(shape, decode, [1] * len(decode), ahead=alone)
         counts = [chunk.count for chunk in scheduled.prefill]
-        for shape, indexes in buckets.for_prefill(counts):
-            self._run(
-                shape, [scheduled.prefill[i].seq for i in indexes], [counts[i] for i in indexes]
-            )
+        pictured, plain = [], []
+        for chunk in scheduled.prefill:
+            images, seq = chunk.seq.images, chunk.seq
+            shown = images is not None and images.within(seq.computed, chunk.count)
+            (pictured if shown else plain).append(chunk)
+        for chunks in (plain, *([chunk] for chunk in pictured)):  # those with images run alone
+            for shape, indexes in buckets.for_prefill([chunk.count for chunk in chunks]):
+                some = [chunks[i] for i in indexes]
+                self._run(shape, [chunk.seq for chunk in some], [chunk.count for chunk in some])
         if self.monitor is not None and (decode or counts):
             self.monitor.step(len(decode) + sum(counts))
 

@@ -135,6 +135,8 @@ class Paged:
     """Kernel, see ``ziggurat.kernels.paged_attention``."""
     longest: int = dataclasses.field(default=0, metadata={"static": True})
     """Most tokens that a sequence of the engine may have, rounded up to whole blocks."""
+    last_seen: Int[Array, "b t"] | None = None
+    """Last position that each token sees, where tokens of an image see one another."""
 
     @property
     def state(self) -> tuple[()]:
@@ -184,7 +186,7 @@ class Paged:
             key,
             value,
             state.pool,
-            Rows(self.tables + state.first, positions, self.counts),
+            Rows(self.tables + state.first, positions, self.counts, self.last_seen),
             scale=rule.scale,
             softcap=rule.softcap,
             window=rule.window,

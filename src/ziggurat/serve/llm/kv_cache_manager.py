@@ -50,7 +50,8 @@ class KVCacheManager:
             Whether there were enough; if not, nothing has changed.
         """
         held = list(seq.blocks)
-        found = [] if held else self._prefixes.match(seq.tokens, seq.digests, seq.salt)
+        known = seq.tokens, seq.digests, seq.salt, seq.mark
+        found = [] if held else self._prefixes.match(*known)
         self.allocator.share(found)
         missing = self.blocks_for(len(seq.tokens)) - len(held) - len(found)
         if self.allocator.free_blocks < missing + spare:
@@ -96,7 +97,7 @@ class KVCacheManager:
         full = seq.computed // self.block_size
         if full > seq.registered:
             known = seq.tokens, seq.digests, seq.blocks[:full], seq.registered
-            self._prefixes.add(*known, seq.salt)
+            self._prefixes.add(*known, seq.salt, seq.mark)
             seq.registered = full
 
     def release(self, seq: Sequence) -> None:

@@ -3,23 +3,28 @@
 import collections
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-from ziggurat.models.loading import pretrained
+from ziggurat.core import hub
+from ziggurat.models.loading import pretrained, pretrained_vision_language
 from ziggurat.models.loading.pretrained import Pretrained
+from ziggurat.models.loading.pretrained_vision_language import PretrainedVisionLanguage
 from ziggurat.nn.precision import Precision
 from ziggurat.serve.errors import QueueFull, RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.generation_defaults import sampling_defaults
 from ziggurat.serve.llm.grammar import Grammars, Maker
+from ziggurat.serve.llm.image_reader import ImageLimits, ImageReader
 from ziggurat.serve.llm.output_text import FinishReason, TokenEvent, TokenLogprob
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.request import Request
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.structured import Form, FormKind
 
+_log = logging.getLogger(__name__)
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
 
@@ -63,6 +68,7 @@ class LLM:
         model: a path that :func:`ziggurat.models.loading.pretrained.load` reads, or what it gave.
         settings: limits of the engine.
         precision: parameter and compute types, for a path; default float32.
+        images: limits on the pictures of a request, for a model that reads images.
 
     Example::
 
@@ -79,11 +85,20 @@ class LLM:
         settings: EngineConfig | None = None,
         *,
         precision: Precision | None = None,
+        images: ImageLimits | None = None,
     ):
         if not isinstance(model, Pretrained):
-            model = pretrained.load(model, precision=precision)
+            model = _loaded(model, precision)
         self.name, self.tokenizer = model.name, model.tokenizer
-        self.engine = Engine(model.model, model.params, model.tokenizer, settings)
+        self.images: ImageReader | None = None
+        """Reads pictures, if the model does."""
+        if isinstance(model, PretrainedVisionLanguage) and ImageReader.serves(model):
+            self.images = ImageReader(model, images)
+        elif isinstance(model, PretrainedVisionLanguage):
+            what = model.vision.config.kind
+            _log.warning("%s: images of %s are not served yet and are refused", model.name, what)
+        attention = "none" if self.images is None else self.images.attention
+        self.engine = Engine(model.model, model.params, model.tokenizer, settings, images=attention)
         self.sampling_defaults = sampling_defaults(model.tokenizer.generation_config)
         """Sampling parameters that the model's ``generation_config.json`` recommends."""
         self._grammars = Grammars(model.tokenizer, self.engine.vocab_size)
@@ -216,6 +231,13 @@ class LLM:
                 if not open_ones:
                     raise
                 _collect(*open_ones.popleft())
+
+
+def _loaded(model: str | Path, precision: Precision | None) -> Pretrained:
+    path = hub.local(model)
+    if path.is_dir() and pretrained_vision_language.is_vision_language(path):
+        return pretrained_vision_language.load(path, precision=precision)
+    return pretrained.load(path, precision=precision)
 
 
 def _collect(output: RequestOutput, request: Request) -> None:

@@ -40,6 +40,10 @@ class PrefillManager(Generic[S]):
         self._step += 1
         for seq in self._sequences(list(running)):
             count = min(seq.pending, self._longest, budget)
+            if seq.images is not None:
+                count = seq.images.cut(seq.computed, count)
+                if count == 0:  # an image that is taken whole, in a step with more room
+                    break
             chunks.append(Chunk(seq, count))
             self._turns[seq.client] = self._step
             budget -= count

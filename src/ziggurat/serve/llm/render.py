@@ -1,7 +1,7 @@
 """From a conversation to the token ids that a model continues."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ziggurat.core.errors import DataError
@@ -37,6 +37,7 @@ def render_chat(
     special_tokens: bool = False,
     max_length: int | None = None,
     tool_call_parser: str = AUTO,
+    expand: Callable[[str], str] | None = None,
 ) -> list[int]:
     """Token ids of a conversation, ending where the assistant's answer begins.
 
@@ -55,6 +56,7 @@ def render_chat(
             token; else only the template makes such tokens.
         max_length: most tokens; a text that must have more is refused before it is encoded.
         tool_call_parser: name of the form of tool calls; ``auto``: the one that the template shows.
+        expand: changes the rendered text: writes the tokens of images in the place of their marks.
 
     Raises:
         RequestError: there is no chat template, it rejects the messages, it presents tools in a
@@ -74,6 +76,7 @@ def render_chat(
         parser = parser_for(tokenizer, tool_call_parser)
         messages, tools = _for_template(tokenizer, list(map(_as_text, messages)), tools, parser)
         text = _render(tokenizer, messages, tools, given, add_generation_prompt, content_format)
+        text = text if expand is None else expand(text)
         texts.check_length(tokenizer, text.replace(sign, ""), max_length, "messages")
         if sign and sign in text:
             return special_text.text_tokenizer(tokenizer).encode(text, sign)

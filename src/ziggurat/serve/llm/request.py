@@ -16,6 +16,7 @@ from ziggurat.serve.llm.admission import QueuedRequest
 from ziggurat.serve.llm.constraint import Constraint
 from ziggurat.serve.llm.history import all_but, keeps_history
 from ziggurat.serve.llm.output_text import FinishReason, OutputText, TokenEvent
+from ziggurat.serve.llm.prompt_images import PromptImages
 from ziggurat.serve.llm.sampling import SamplingParams, SamplingRow
 from ziggurat.serve.llm.sequence import Sequence
 
@@ -73,7 +74,9 @@ class Request:
         max_tokens: int,
         listener: Listener | None,
         salt: bytes = b"",
+        images: PromptImages | None = None,
     ):
+        self.images = images
         self.prompt = array.array("i", prompt)
         self.params, self.max_tokens, self.salt = params, max_tokens, salt
         self.timeline = Timeline(time.monotonic(), len(self.prompt), max_tokens, params.n)
@@ -103,6 +106,7 @@ class Request:
             tokens=list(self.prompt),
             client="" if self.queued_in is None else self.queued_in.client,
             salt=self.salt,
+            images=self.images,
             request=self,
             number=0,
             sampling=SamplingRow.of(self.params, 0, seed),

@@ -6,7 +6,7 @@ on what runs beside it: in float32 in the last bits, in bfloat16 by about 1 in 1
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from ziggurat.models import LanguageModel, Params, unstacked
 from ziggurat.models.quantized import formats_of, quantized
 from ziggurat.models.unstacked import Unstacked
 from ziggurat.nn.layer_state import Storage, stored_as
+from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.serve.llm import history
 from ziggurat.serve.llm.buckets import Buckets, Shape
 from ziggurat.serve.llm.history import History
@@ -89,6 +90,21 @@ class Inputs(NamedTuple):
     """Slots of the sequences ``[rows]``."""
 
 
+class ImageInputs(NamedTuple):
+    """Embeddings of images among the tokens of a step of one row."""
+
+    embeddings: Any
+    """``[1, width, d]``; those without a place mean nothing."""
+    places: Any
+    """Tokens of the step in whose places they stand ``[1, width]``; ``width``: none."""
+    last_seen: Any
+    """Last position that each token sees ``[1, width]``; ``None``: its own."""
+
+
+ImageAttention = Literal["none", "causal", "mutual"]
+"""Whether prompts hold no images, images whose tokens see earlier ones, or one another."""
+
+
 class ModelRunner:
     """Runs the steps of a model, with weights, cache and sampling state on one device or a mesh.
 
@@ -105,6 +121,7 @@ class ModelRunner:
         scores: report the log-probability with which each token was drawn.
         storage: how keys and values are kept.
         mesh: devices to shard over; default the first one alone.
+        images: whether prompts hold images, and whether an image's tokens see one another.
     """
 
     def __init__(
@@ -118,7 +135,9 @@ class ModelRunner:
         *,
         storage: Storage = "compute",
         mesh: Layout | None = None,
+        images: ImageAttention = "none",
     ):
+        self._images = images
         self.model, self.buckets, self.programs = model, buckets, programs
         self._storage: Storage = storage
         self._mesh = mesh
@@ -173,7 +192,8 @@ class ModelRunner:
         )  # a draw that is not used is cheap
         inputs = self._inputs(shape, seqs, counts)
         placed, arrays = jax.device_put((inputs, first), self._everywhere)
-        step = self._launch(shape, placed, inputs.tables, arrays, ready)
+        images = self._image_inputs(shape, seqs, counts)
+        step = self._launch(shape, placed, inputs.tables, arrays, ready, images)
         if shaped:
             tokens = self._sample_shaped(drawing, step.logits, sampling)
             step = step._replace(tokens=tokens, sampling=sampling)
@@ -214,10 +234,12 @@ class ModelRunner:
         tables: np.ndarray,
         sampling: SamplingArrays,
         ready: list[bool],
+        images: ImageInputs | None = None,
     ) -> StepHandle:
-        program = self.programs[f"step {shape}"]
+        program = self.programs[f"step {shape}" if images is None else f"image step {shape}"]
+        more = () if images is None else (images,)
         self._cache, logits, tokens, next_inputs = program(
-            self._weights, self._cache, inputs, sampling
+            self._weights, self._cache, inputs, sampling, *more
         )
         return StepHandle(shape, ready, logits, tokens, next_inputs, inputs, tables, sampling)
 
@@ -248,6 +270,23 @@ class ModelRunner:
             tokens[row, :count] = seq.tokens[seq.computed : seq.computed + count]
             start[row], new[row] = seq.computed, count
         return Inputs(tokens, start, new, self._tables(shape, seqs), slots)
+
+    def _image_inputs(
+        self, shape: Shape, seqs: Sequence[RequestSequence], counts: Sequence[int]
+    ) -> ImageInputs | None:
+        """Embeddings of images among a step's tokens, on the device; ``None``: it has none."""
+        found = [
+            seq.images.arrays(seq.computed, count, shape.tokens)
+            for seq, count in zip(seqs, counts)
+            if seq.images is not None and seq.images.within(seq.computed, count)
+        ]
+        if not found:
+            return None
+        assert len(seqs) == 1, "a prompt's chunk with images runs alone"
+        embeddings, places, last = found[0]
+        wide = embeddings.astype(self.model.precision.compute_dtype)
+        made = ImageInputs(wide, places, last if self._images == "mutual" else None)
+        return jax.device_put(made, self._everywhere)
 
     def _tables(self, shape: Shape, seqs: Sequence[RequestSequence]) -> np.ndarray:
         tables = np.zeros((shape.rows, self._dims.width), np.int32)
@@ -322,6 +361,12 @@ class ModelRunner:
             arguments = (self._weights, self._cache, inputs, no_sampling(rows))
             where = None if self._mesh is None else self._step_shardings()
             self.programs.add(f"step {shape}", self._step, *arguments, donate=1, shardings=where)
+            if self._images != "none" and shape in self.buckets.prefill and rows == 1:
+                channels, dtype = self.model.decoder.d_model, self.model.precision.compute_dtype
+                last = array(*shape) if self._images == "mutual" else None
+                images = ImageInputs(array(*shape, channels, dtype=dtype), array(*shape), last)
+                name = f"image step {shape}"
+                self.programs.add(name, self._step, *arguments, images, donate=1, shardings=where)
         kept = everywhere(jax.eval_shape(lambda: History.empty(self.buckets.max_running, vocab)))
         for rows in self.buckets.rows:
             logits, each = array(rows, vocab, dtype=np.float32), array(rows)
@@ -344,7 +389,12 @@ class ModelRunner:
         return cache, *(self._everywhere,) * 3
 
     def _step(
-        self, weights: Unstacked, cache: KVCache, inputs: Inputs, sampling: SamplingArrays
+        self,
+        weights: Unstacked,
+        cache: KVCache,
+        inputs: Inputs,
+        sampling: SamplingArrays,
+        images: ImageInputs | None = None,
     ) -> tuple[
         KVCache, Float[Array, "b v"], Int[Array, "b"], tuple[Int[Array, "b 1"], Int[Array, "b"]]
     ]:
@@ -354,10 +404,16 @@ class ModelRunner:
         # The C++ kernel takes whole arrays; on a mesh XLA shards the definition by heads.
         kernel = "auto" if self._mesh is None else "reference"
         longest = self._dims.width * self._dims.block_size
-        context = Paged(tables, start, counts, slots, kernel, longest)
+        last_seen = None if images is None else images.last_seen
+        context = Paged(tables, start, counts, slots, kernel, longest, last_seen)
+        there = None
+        if images is not None:
+            there = MultimodalInputs(images.embeddings, images.places)
         positions = context.positions(tokens.shape[1])
         with contextlib.nullcontext() if self._mesh is None else self._mesh.active():
-            hidden, cache = unstacked.hidden(self.model, weights, tokens, positions, context, cache)
+            hidden, cache = unstacked.hidden(
+                self.model, weights, tokens, positions, context, cache, there
+            )
             last = jnp.maximum(counts - 1, 0)
             newest = hidden[jnp.arange(tokens.shape[0]), last]
             logits = unstacked.project(self.model, weights, newest)

@@ -10,6 +10,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from ziggurat.serve.llm.prompt_images import PromptImages
+
 
 @dataclasses.dataclass(eq=False)
 class Sequence:
@@ -41,11 +43,17 @@ class Sequence:
     """Digests of its full blocks, as far as the prefix cache has computed them."""
     registered: int = 0
     """Number of its blocks that the prefix cache knows."""
+    images: PromptImages | None = None
+    """Images of its prompt."""
 
     @property
     def pending(self) -> int:
         """Number of tokens that are not computed yet; 1 for a sequence that decodes."""
         return len(self.tokens) - self.computed
+
+    def mark(self, start: int, stop: int) -> bytes:
+        """What tells its tokens from ``start`` to ``stop`` from others of the same ids."""
+        return b"" if self.images is None else self.images.mark(start, stop)
 
 
 S = TypeVar("S", bound=Sequence)

@@ -13,6 +13,7 @@ import pydantic_core
 
 from ziggurat.serve.errors import RequestError, short
 from ziggurat.serve.json_values import ValueBudget
+from ziggurat.serve.openai.image_parts import ImageParts
 
 ROLES = {
     "developer": "system",
@@ -42,9 +43,13 @@ _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal"
 Content = str | list[dict[str, str]]
 
 
-def conversation(messages: Sequence[Any]) -> list[dict[str, Any]]:
+def conversation(messages: Sequence[Any], images: ImageParts | None = None) -> list[dict[str, Any]]:
     """The messages for a chat template: content as text or as a list of text parts, the arguments
     of calls as objects. ``developer`` is OpenAI's newer name of ``system``; templates know that.
+
+    Args:
+        messages: as clients write them.
+        images: takes the pictures of users' messages; ``None``: pictures are refused.
 
     Raises:
         RequestError: there are none, or one is of no use; ``param`` is its place.
@@ -52,10 +57,14 @@ def conversation(messages: Sequence[Any]) -> list[dict[str, Any]]:
     if not messages:
         raise RequestError("messages", found="none", expected="at least one", param="messages")
     budget = ValueBudget()
-    return [_message(message, f"messages[{i}]", budget) for i, message in enumerate(messages)]
+    return [
+        _message(message, f"messages[{i}]", budget, images) for i, message in enumerate(messages)
+    ]
 
 
-def _message(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
+def _message(
+    given: Any, place: str, budget: ValueBudget, images: ImageParts | None
+) -> dict[str, Any]:
     fields = {key: value for key, value in _object(given, place).items() if value is not None}
     given = fields.get("role")
     if not isinstance(given, str) or given not in ROLES:
@@ -63,7 +72,7 @@ def _message(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
         raise _refused(f"{place}.role", found, f"one of {', '.join(ROLES)}")
     role, function = ROLES[given], given == "function"
     calls = _calls(fields, place, budget) if role == "assistant" else []
-    message: dict[str, Any] = {"role": role, "content": _content(fields, role, place)}
+    message: dict[str, Any] = {"role": role, "content": _content(fields, role, place, images)}
     for field, owner in (("tool_calls", "assistant"), ("function_call", "assistant"),
                          ("tool_call_id", "tool"), ("audio", "nobody")):  # fmt: skip
         if fields.get(field) not in (None, []) and role != owner:
@@ -84,7 +93,9 @@ def _message(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
     return message | {key: fields[key] for key in fields if key in others}
 
 
-def _content(fields: Mapping[str, Any], role: str, place: str) -> Content:
+def _content(
+    fields: Mapping[str, Any], role: str, place: str, images: ImageParts | None
+) -> Content:
     content, place = fields.get("content"), f"{place}.content"
     if content is None:
         if role in ("assistant", "tool"):
@@ -93,14 +104,20 @@ def _content(fields: Mapping[str, Any], role: str, place: str) -> Content:
         raise _refused(place, "null", "text")
     if not isinstance(content, list):
         return _text(content, place)
-    return [_part(part, f"{place}[{i}]") for i, part in enumerate(content)]
+    images = images if role == "user" else None
+    return [_part(part, f"{place}[{i}]", images) for i, part in enumerate(content)]
 
 
-def _part(given: Any, place: str) -> dict[str, str]:
+def _part(given: Any, place: str, images: ImageParts | None) -> dict[str, str]:
     part = _object(given, place)
     kind = part.get("type")
+    if kind == "image_url" and images is not None:
+        return images.add(part, place)
     if not isinstance(kind, str) or kind not in _TEXTS:
-        raise _refused(f"{place}.type", _quoted(kind), "text, since this model reads nothing else")
+        expected = "text, since this model reads nothing else"
+        if images is not None:
+            expected = "text or image_url"
+        raise _refused(f"{place}.type", _quoted(kind), expected)
     key = _TEXTS[kind]
     return {"type": "text", "text": _text(part.get(key), f"{place}.{key}")}
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,15 +20,18 @@ from ziggurat.serve.http import EventStream, guarded, json_response, unless_gone
 from ziggurat.serve.llm import special_text
 from ziggurat.serve.llm.engine import Engine
 from ziggurat.serve.llm.grammar import Grammars
+from ziggurat.serve.llm.image_reader import ImageReader
 from ziggurat.serve.llm.metrics import Metrics
 from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
+from ziggurat.serve.llm.prompt_images import PromptImages
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.structured import Form
 from ziggurat.serve.llm.texts import encode
 from ziggurat.serve.llm.tool_parsers import parser_for
+from ziggurat.serve.openai.image_parts import ImageParts
 from ziggurat.serve.openai.messages import conversation
 from ziggurat.serve.openai.requests import ChatRequest, CompletionRequest, with_registered
 from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
@@ -50,6 +54,8 @@ class ParsedRequest(NamedTuple):
     stream: bool
     show_usage: bool
     show_usage_so_far: bool
+    images: PromptImages | None = None
+    """Images of the one prompt of a chat."""
 
     @classmethod
     def of(
@@ -81,6 +87,7 @@ class TextService:
         metrics: where the engine's figures go.
         policy: how requests are read.
         off_loop: reads bodies and works on them; default one of its own.
+        images: reads the pictures of messages; default none, which are refused.
     """
 
     def __init__(
@@ -90,7 +97,9 @@ class TextService:
         metrics: Metrics,
         policy: RequestPolicy = DEFAULT,
         off_loop: OffLoop | None = None,
+        images: ImageReader | None = None,
     ):
+        self._images = images
         self._engine, self._name, self._policy = engine, name, policy
         self._chat_request = with_registered(ChatRequest)
         self._completion_request = with_registered(CompletionRequest)
@@ -147,9 +156,16 @@ class TextService:
         chat = self._read(body, self._chat_request)
         tokenizer, policy = self._engine.tokenizer, self._policy
         params, use = chat.sampling(policy.sampling), chat.tool_use()
+        reader = self._images
+        parts = None if reader is None else ImageParts(reader.limits)
+        messages = conversation(chat.messages, parts)
+        expand, prepared = None, []
+        if reader is not None and parts is not None and parts.pictures:
+            prepared = reader.prepare(parts.pictures)
+            expand = functools.partial(reader.expanded, images=prepared)
         ids = render_chat(
             tokenizer,
-            conversation(chat.messages),
+            messages,
             use.for_template() if use else None,
             chat.add_generation_prompt is not False,
             chat.template_variables(tokenizer, ignore=self._ignore),
@@ -157,11 +173,16 @@ class TextService:
             special_tokens=policy.control_in_messages,
             max_length=self._engine.max_length,
             tool_call_parser=policy.tool_call_parser,
+            expand=expand,
         )
         parser = parser_for(tokenizer, policy.tool_call_parser) if use else None
         logprobs = params.logprobs is not None
         shown = ChatFormat(self._name, logprobs=logprobs, tools=use, parser=parser)
-        return ParsedRequest.of(chat, [ids], params, chat.form(tokenizer, parser), shown)
+        form = chat.form(tokenizer, parser)
+        parsed = ParsedRequest.of(chat, [ids], params, form, shown)
+        if reader is None or not prepared:
+            return parsed
+        return parsed._replace(images=reader.embedded(ids, prepared))
 
     def _read(self, body: bytes, kind: type[Any]) -> Any:
         request = read(kind, body, ignore=self._ignore, most_ids=self._engine.max_length)
@@ -183,12 +204,14 @@ class TextService:
             events = TokenStream(params.n)
             kept = body.keep(parsed.kept)
             try:
-                await body.run(events.submit, self._engine, prompts, params, client, salt)
+                submitted = (self._engine, prompts, params, client, salt, parsed.images)
+                await body.run(events.submit, *submitted)
             except BaseException:
                 kept.close()
                 raise
             usage, choices = Usage(sum(map(len, prompts))), len(prompts) * params.n
-            parsed = parsed._replace(prompts=[])
+            parsed = parsed._replace(prompts=[], images=None)
+            del submitted
             del prompts  # the engine has them, in a quarter of the memory
 
         def release() -> None:

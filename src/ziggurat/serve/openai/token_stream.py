@@ -9,6 +9,7 @@ from typing import Any
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.engine import Engine, Request
 from ziggurat.serve.llm.output_text import TokenEvent
+from ziggurat.serve.llm.prompt_images import PromptImages
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
 
@@ -39,6 +40,7 @@ class TokenStream:
         params: SamplingParams,
         client: str = "",
         salt: bytes = b"",
+        images: PromptImages | None = None,
     ) -> None:
         """Submit the prompts to the engine, all of them or none; from any thread.
 
@@ -46,7 +48,10 @@ class TokenStream:
             RequestError: the engine refuses them.
         """
         together = [(prompt, params) for prompt in prompts]
-        self._requests = engine.submit_together(together, self._listener, client=client, salt=salt)
+        pictured = None if images is None else [images]  # a chat is one prompt
+        self._requests = engine.submit_together(
+            together, self._listener, client=client, salt=salt, images=pictured
+        )
         self._submitted = len(self._requests)
 
     def cancel(self) -> None:

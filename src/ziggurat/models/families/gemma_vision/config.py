@@ -43,7 +43,6 @@ class Gemma3VisionConfig:
     """Id of the token behind an image."""
 
     video_token: ClassVar[None] = None
-    mutual: ClassVar[bool] = True
 
     def __post_init__(self):
         high, wide = (s // p for s, p in zip(self.image.image_size, self.image.patch_size))
@@ -53,6 +52,11 @@ class Gemma3VisionConfig:
         config.require(fits, "tokens_per_image", tokens, expected)
         for name in ("image_token", "begin_token", "end_token"):
             config.require(getattr(self, name) >= 0, name, getattr(self, name), "a token id")
+
+    @property
+    def mutual(self) -> bool:
+        """Tokens of an image see one another."""
+        return True
 
     @property
     def placeholder(self) -> int:

@@ -40,10 +40,14 @@ class LlavaConfig:
     """Biases on both."""
 
     video_token: ClassVar[None] = None
-    mutual: ClassVar[bool] = False
 
     def __post_init__(self):
         config.require(self.image_token >= 0, "image_token", self.image_token, "a token id")
+
+    @property
+    def mutual(self) -> bool:
+        """Tokens of an image see earlier ones alone."""
+        return False
 
     @property
     def placeholder(self) -> int:

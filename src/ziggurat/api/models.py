@@ -19,6 +19,7 @@ from ziggurat.models.loading import (
     pretrained_pipeline,
     pretrained_speech,
     pretrained_vision,
+    pretrained_vision_language,
 )
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
@@ -243,6 +244,10 @@ def write(
     if model.is_dir() and pretrained_speech.is_speech(model):
         speech = pretrained_speech.load(model, precision=precision)
         return speech.source, pretrained_speech.export_hf(speech, output, max_shard_bytes=shard)
+    if model.is_dir() and pretrained_vision_language.is_vision_language(model):
+        whole = pretrained_vision_language.load(model, precision=precision)
+        path = pretrained_vision_language.export_hf(whole, output, max_shard_bytes=shard)
+        return whole.source, path
     loaded = pretrained.load(model, precision=precision, expand=dtype is not None)
     path = pretrained.export_hf(loaded, output, max_shard_bytes=shard, layout=quantization)
     return loaded.source, path

@@ -66,6 +66,7 @@ def import_(
         pretrained_encoder,
         pretrained_speech,
         pretrained_vision,
+        pretrained_vision_language,
         proof,
     )
     from ziggurat.models.quantized import formats_of
@@ -76,6 +77,8 @@ def import_(
         return _import_vision(source, output, verify, precision)
     if kind == "hf" and pretrained_speech.is_speech(source):
         return _import_speech(source, output, verify, precision)
+    if kind == "hf" and pretrained_vision_language.is_vision_language(source):
+        return _import_vision_language(source, output, verify, precision)
     with console.progress("reading") as told:
         expand = dtype is not None
         model = pretrained.load(source, precision=precision, told=told, expand=expand)
@@ -159,6 +162,24 @@ def _import_encoder(source: Path, output: Path, verify: str, precision: Any) -> 
     records: dict[str, Any] = {"source": hub.name_of(source)}
     records |= _proven(verify, source, "", compare)
     path = pretrained_encoder.save(encoder, output, records)
+    console.output().print(f"written: {path}")
+    return 0
+
+
+def _import_vision_language(source: Path, output: Path, verify: str, precision: Any) -> int:
+    from ziggurat.models.loading import pretrained_vision_language, proof
+
+    whole = pretrained_vision_language.load(source, precision=precision)
+    tower = whole.vision.parameter_count - whole.model.parameter_count
+    more = f"; tower and projector for images {tower:,}"
+    _say_what(whole.vision.config.kind, whole.vision.parameter_count, whole.params, more)
+
+    def compare() -> Any:
+        return proof.against_transformers(source, whole)
+
+    records: dict[str, Any] = {"source": hub.name_of(source)}
+    records |= _proven(verify, source, "", compare)
+    path = pretrained_vision_language.save(whole, output, records)
     console.output().print(f"written: {path}")
     return 0
 

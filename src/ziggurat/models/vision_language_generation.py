@@ -24,7 +24,7 @@ def generate(
     max_new_tokens: int,
     stops: Collection[int] = (),
 ) -> list[list[int]]:
-    """Continue rows of tokens with images by the likeliest token.
+    """Continue rows of tokens with images by the most likely token.
 
     Args:
         model: the model.

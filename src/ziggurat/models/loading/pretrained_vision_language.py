@@ -99,7 +99,7 @@ class PretrainedVisionLanguage(pretrained.Pretrained):
         return self.vision.prompt(self.tower, np.array(tokens, np.int32), images)
 
     def generate(self, text: str, pictures: Sequence[Any] = (), *, max_new_tokens: int = 64) -> str:
-        """Continue a text with images by the likeliest token, up to an end token.
+        """Continue a text with images by the most likely token, up to an end token.
 
         Args:
             text: with the family's placeholder once for each picture.
@@ -129,14 +129,16 @@ class PretrainedVisionLanguage(pretrained.Pretrained):
 
 def is_vision_language(path: Path) -> bool:
     """Whether a directory holds a language model that reads images, of a family that is read with
-    them, and the settings of its processor; what it holds is looked at no further."""
+    them, with float weights and the settings of its processor; what it holds is looked at no
+    further."""
     step = pretrained.step_directory(path)
     if step is not None:
         return (step / VISION_FILE).is_file()
     file = path / "config.json"
     if not file.is_file() or not any((path / name).is_file() for name in (HF_PROCESSOR, TOGETHER)):
         return False
-    return vision_language_family(pretrained.hf_values(file)) is not None
+    values = pretrained.hf_values(file)
+    return "quantization_config" not in values and vision_language_family(values) is not None
 
 
 def load(

@@ -16,8 +16,9 @@ import numpy as np
 
 from ziggurat.core import prng
 from ziggurat.core.errors import EnvironmentError, ModelError
+from ziggurat.models.conversion.text_part import text_part
 from ziggurat.models.language_model import LanguageModel
-from ziggurat.models.loading.pretrained import Pretrained
+from ziggurat.models.loading.pretrained import Pretrained, hf_values
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
 from ziggurat.models.loading.pretrained_speech import PretrainedSpeech
 from ziggurat.models.loading.pretrained_vision import PretrainedVision
@@ -120,9 +121,10 @@ def against_transformers(source: Path, ours: Pretrained, tokens: int = 64) -> Pr
     ids = prng.host_stream(0, "proof").integers(0, ours.model.config.vocab_size, (1, tokens))
     options = {} if source.is_dir() else {"gguf_file": source.name}
     directory = source if source.is_dir() else source.parent
-    theirs = _theirs(
-        transformers.AutoModelForCausalLM, torch, directory, ours.model.precision, options
-    )
+    auto = transformers.AutoModelForCausalLM
+    if source.is_dir() and text_part(hf_values(source / "config.json")) is not None:
+        auto = transformers.AutoModelForImageTextToText
+    theirs = _theirs(auto, torch, directory, ours.model.precision, options)
     with torch.no_grad():
         expected = theirs(torch.tensor(ids)).logits.numpy()
     found = np.asarray(jax.jit(ours.model.logits)(ours.params, jnp.asarray(ids)))

@@ -75,7 +75,7 @@ class PromptImages:
 
     def cut(self, start: int, count: int) -> int:
         """Most of ``count`` tokens from ``start`` on that end within no run whose tokens see one
-        another; 0: such a run begins or goes on there, and does not fit."""
+        another; 0: such a run begins or continues there, and does not fit."""
         if self.mutual:
             for begin, stop, _ in self.runs:
                 if begin < start + count < stop:

@@ -52,7 +52,7 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     def mark(self, start: int, stop: int) -> bytes:
-        """What tells its tokens from ``start`` to ``stop`` from others of the same ids."""
+        """Digests that tell its tokens from ``start`` to ``stop`` from others of the same ids."""
         return b"" if self.images is None else self.images.mark(start, stop)
 
 

@@ -51,7 +51,8 @@ class WithinWindows(Bidirectional):
         inside = (self.windows < patches).astype(jnp.int32).reshape(batch * count, size)
         steps = jnp.broadcast_to(jnp.arange(size)[None], inside.shape)
         mask = AttentionMask(steps, steps, inside, inside, causal=False)
-        mixed = attend_by_rule(*map(gathered, (query, key, value)), mask, rule, sinks)
+        query, key, value = gathered(query), gathered(key), gathered(value)
+        mixed = attend_by_rule(query, key, value, mask, rule, sinks)
         mixed = mixed.reshape(batch, count * size, *mixed.shape[2:])
         back: Float[Array, "b n h z"] = jnp.zeros((batch, patches, *mixed.shape[2:]), mixed.dtype)
         return back.at[rows, members].set(mixed, mode="drop"), state

@@ -8,9 +8,13 @@ from typing import Any
 import pytest
 from tests.oracle import config_parity
 
+from ziggurat.core.errors import ModelError
 from ziggurat.models import family_for_config
+from ziggurat.models.conversion.config_keys import recorded
+from ziggurat.models.conversion.text_part import MULTIMODAL_TYPES
 
 TABLE = json.loads(Path(config_parity.__file__).with_name("published_configs.json").read_text())
+DOWNLOADED = json.loads(Path(config_parity.__file__).with_name("most_downloaded.json").read_text())
 MODELS = {entry["name"]: entry for entry in TABLE["models"]}
 READ = [name for name, entry in MODELS.items() if "refused" not in entry]
 TINY: dict[str, Any] = {
@@ -84,6 +88,31 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
     if (small.get("rope_scaling") or {}).get("original_max_position_embeddings"):
         small["rope_scaling"] = small["rope_scaling"] | {"original_max_position_embeddings": 8}
     return small
+
+
+def is_read(architecture: str, model_type: str) -> bool:
+    """Whether checkpoints of an architecture are read; of images and text, their text at least."""
+    if model_type in MULTIMODAL_TYPES:
+        return MULTIMODAL_TYPES[model_type].architecture == architecture
+    try:
+        return architecture in recorded(model_type).classes
+    except ModelError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("kind", "least", "unread"),
+    [
+        ("text generation", 16, {"opt", "deepseek_v4"}),
+        ("encoders", 8, {"electra"}),
+    ],
+)
+def test_what_is_downloaded_most_is_read(kind, least, unread):
+    rows = DOWNLOADED[kind]
+    assert [row[1] for row in rows] == sorted((row[1] for row in rows), reverse=True)
+    found = {row[0]: is_read(*row[2:]) for row in rows}
+    assert sum(found.values()) >= least
+    assert {row[3] for row in rows if not found[row[0]]} == unread
 
 
 def test_there_are_a_hundred():

@@ -226,7 +226,7 @@ def test_export_weights(tmp_path, capsys, to):
          "export weights --dtype"),
         (["export", "hf", "x", "--output", "o", "--select", "a"], "export hf --select"),
         (["export", "onnx", "x", "--output", "o"],
-         "found 'onnx'; expected hf, peft, diffusers or weights"),
+         "found 'onnx'; expected hf, gguf, peft, diffusers or weights"),
     ],
 )  # fmt: skip
 def test_wrong_options(capsys, monkeypatch, tmp_path, arguments, part):

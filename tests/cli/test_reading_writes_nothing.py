@@ -253,5 +253,7 @@ def test_only_writers_open_a_directory_to_write():
         "models/loading/pretrained.py",
         "models/loading/pretrained_encoder.py",
         "models/loading/pretrained_pipeline.py",
+        "models/loading/pretrained_speech.py",
         "models/loading/pretrained_vision.py",
+        "models/loading/pretrained_vision_language.py",
     }

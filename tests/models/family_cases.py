@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tests.oracle import families
 
+from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import (
     EncoderModel,
     Family,
@@ -18,10 +19,16 @@ from ziggurat.models import (
     family_for_config,
 )
 from ziggurat.models.conversion.weight_names import import_weights
-from ziggurat.nn import Causal
+from ziggurat.nn import Causal, Packed
+from ziggurat.nn.rope import depends_on_length
+from ziggurat.serve.llm.engine import Engine, EngineConfig
+from ziggurat.serve.llm.sampling import SamplingParams
 
 PREFILL = 13
 """Tokens of a case that are fed at once; the others follow one by one."""
+
+LONGEST = 32
+"""Tokens that the engine allows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +98,40 @@ def decoded_logits(case: str) -> tuple[np.ndarray, list[int]]:
     return np.asarray(logits), lengths.tolist()
 
 
+def packed_logits(case: str) -> np.ndarray:
+    """The same for the case's tokens as the second document of a row, behind their reverse."""
+    model, tokens = ours(case).model, families.tokens(case)[0]
+    room = (model.decoder.learned_positions or 2 * len(tokens)) - len(tokens)
+    documents = [tokens[::-1][:room], tokens]
+    row = jnp.asarray(np.concatenate(documents)[None])
+    positions = np.concatenate([np.arange(len(part)) for part in documents]).astype(np.int32)
+    segments = np.repeat(np.array([1, 2], np.int32), [len(part) for part in documents])
+
+    def forward(params, row):
+        packed = Packed(jnp.asarray(segments)[None])
+        hidden, _ = model.hidden(params, row, jnp.asarray(positions)[None], packed)
+        return model.project(params, hidden)
+
+    return np.asarray(jax.jit(forward)(ours(case).params, row))[:, -len(tokens) :]
+
+
+def engine_difference(case: str) -> float:
+    """Largest difference of the log-probabilities of the likeliest next tokens, as the serving
+    engine gives them for a prompt whose beginning it finds in its prefix cache."""
+    made, prompt = ours(case), families.tokens(case)[0].tolist()
+    expected = np.asarray(jax.nn.log_softmax(jnp.asarray(families.load(case).logits[0, -1])))
+    settings = EngineConfig(max_sequence_length=LONGEST, block_size=8, max_running=1)
+    asked = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=20)
+    with Engine(made.model, made.params, byte_level({}), settings) as engine:
+        for _ in range(2):
+            (event,) = engine.generate(prompt, asked)
+        found = engine.statistics()
+    shared = all(spec.shared_by == "blocks" for spec, _ in made.model.decoder.states)
+    assert (found.prefix_hits > 0) == shared, found
+    (drawn,) = event.logprobs
+    return float(max(abs(one.logprob - expected[one.token]) for one in (drawn, *drawn.top)))
+
+
 @functools.cache
 def encoded_states(case: str) -> np.ndarray:
     """States and pooled vector of an encoder's case, its head's logits, or vectors and logits of
@@ -119,12 +160,26 @@ def encoded_states(case: str) -> np.ndarray:
     return families.encoder_outputs(mask, *run(ours(case).params, read, mask, details))
 
 
-def row(case: str) -> str:
-    """A line of the parity table: largest differences from transformers."""
+def differences(case: str) -> dict[str, float]:
+    """Largest differences from transformers, by how the outputs were computed."""
     expected = families.load(case).logits
+
+    def largest(found: np.ndarray) -> float:
+        return float(np.abs(found - expected).max())
+
     if case in families.ENCODER_CASES:
-        return f"{case:40} {np.abs(encoded_states(case) - expected).max():.1e}"
-    differences = [
-        np.abs(logits - expected).max() for logits in (full_logits(case), decoded_logits(case)[0])
-    ]
-    return f"{case:40} " + " ".join(f"{difference:.1e}" for difference in differences)
+        return {"full": largest(encoded_states(case))}
+    found = {
+        "full": largest(full_logits(case)),
+        "decoded": largest(decoded_logits(case)[0]),
+        "packed": largest(packed_logits(case)),
+    }
+    ropes = [layer.rope for layer in ours(case).model.decoder.layers if layer.rope is not None]
+    if any(depends_on_length(rope, LONGEST) for rope in ropes):
+        return found  # the engine rotates for its own longest length
+    return found | {"engine": engine_difference(case)}
+
+
+def row(case: str) -> str:
+    """A line of the parity table."""
+    return f"{case:40} " + " ".join(f"{k} {v:.1e}" for k, v in differences(case).items())

@@ -170,7 +170,7 @@ def test_a_thin_picture_does_not_become_a_wall():
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"image_processor_type": "LlavaImageProcessor"}, "LlavaImageProcessor"),
+        ({"image_processor_type": "PixtralImageProcessor"}, "PixtralImageProcessor"),
         ({"do_pad": True}, "do_pad"),
         ({"size": {"longest_edge": 9}}, "size"),
         ({"size": "big"}, "size"),

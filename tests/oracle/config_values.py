@@ -163,6 +163,11 @@ IMAGE = {
     "patch_size": 4,
 }  # fmt: skip
 GEMMA = {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 16, "sliding_window": 5}
+GEMMA4 = {
+    "hidden_activation": "gelu_pytorch_tanh", "hidden_size_per_layer_input": 0,
+    "global_head_dim": 8, "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"],
+}  # fmt: skip
 WINDOWS = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
 FULL = {"layer_types": ["full_attention"] * 2}
 LAYER_NORM = {key: value for key, value in COMMON.items() if key != "rms_norm_eps"}
@@ -225,6 +230,12 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
         FALCON | {"parallel_attn": False, "multi_query": False, "bias": True},
     ),
     "gemma": (COMMON,),
+    "gemma4_text": (
+        COMMON | GEMMA4,
+        COMMON | GEMMA4 | {"attention_k_eq_v": True, "num_global_key_value_heads": 1,
+                           "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2,
+                           "moe_intermediate_size": 16},
+    ),
     "glm": (COMMON,),
     "glm4": (COMMON | {"attention_bias": False},),
     "gpt_neox": (NEOX, NEOX | {"rotary_pct": 0.5, "use_parallel_residual": False}),
@@ -371,7 +382,7 @@ def trials(model_type: str) -> Iterator[Trial]:
 
 
 def _values(model_type: str, key: str, value: Any) -> tuple[Any, ...]:
-    if key == "rope_parameters" and model_type in ("gemma3_text", "olmo3"):
+    if key == "rope_parameters" and model_type in ("gemma3_text", "gemma4_text", "olmo3"):
         return NESTED
     if key in ("hidden_act", "hidden_activation", "activation_function"):
         from transformers.activations import ACT2FN

@@ -4,13 +4,11 @@
 1
 00:00:00,000 --> 00:00:01,500
 Hello.
-<BLANKLINE>
 >>> print(vtt([(0.0, 1.5, " Hello.")]), end="")
 WEBVTT
 <BLANKLINE>
 00:00:00.000 --> 00:00:01.500
 Hello.
-<BLANKLINE>
 """
 
 from collections.abc import Iterable

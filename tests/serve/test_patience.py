@@ -1,80 +1,55 @@
-"""Connections whose client has gone before the server takes them."""
+"""Requests of clients that have closed the connection before the server reads them."""
 
 import asyncio
 import socket
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
-from ziggurat.serve import patience
-from ziggurat.serve.patience import Door
-from ziggurat.serve.server import ACCEPTS, _handles
+from ziggurat.serve import accepting
+from ziggurat.serve.accepting import Acceptor
+from ziggurat.serve.patience import HeadersInTime
 
-
-class Echo(asyncio.Protocol):
-    """Counts connections and answers what it reads."""
-
-    def __init__(self, made):
-        made.append(self)
-
-    def connection_made(self, transport):
-        self.transport = transport
-
-    def data_received(self, data):
-        self.transport.write(data)
+REQUEST = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
 
 
-def loops():
-    yield asyncio.new_event_loop
-    try:
-        import uvloop
-    except ModuleNotFoundError:
-        return
-    yield uvloop.new_event_loop
+async def calls_of(leaves):
+    """How often the application is called by a client that asks while the loop is busy."""
+    called = []
+
+    async def app(scope, receive, send):
+        called.append(scope["path"])
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    config = uvicorn.Config(app, lifespan="off", log_config=None)
+    config.load()
+    state, made = ServerState(), []
+
+    def protocol():
+        made.append(HeadersInTime(config, state, {}))
+        return made[-1]
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    acceptor = Acceptor(listening, protocol)
+    acceptor.start(10)
+    with socket.create_connection(listening.getsockname()) as client:
+        while not made:
+            await asyncio.sleep(0.01)
+        client.sendall(REQUEST)  # the loop does not run meanwhile
+        if leaves:
+            client.close()
+        else:
+            client.setblocking(False)
+            assert b"204" in await asyncio.get_running_loop().sock_recv(client, 999)
+        while state.connections:
+            await asyncio.sleep(0.01)
+    acceptor.close()
+    return called
 
 
-def run(main, loop):
-    with asyncio.Runner(loop_factory=loop) as runner:
-        return runner.run(main)
-
-
-async def serve(monkeypatch, clients):
-    """What a server makes of connections that were opened before it takes any."""
-    made = []
-    monkeypatch.setattr(patience, "HeadersInTime", lambda: Echo(made))
-    listening = socket.create_server(("127.0.0.1", 0), backlog=100)
-    ends = clients(listening.getsockname())
-    loop = asyncio.get_running_loop()
-    servers = [await loop.create_server(Door, sock=end) for end in _handles(listening)]
-    answers = []
-    for end in ends:
-        end.setblocking(False)
-        answers.append(await asyncio.wait_for(loop.sock_recv(end, 9), 30))
-        end.close()
-    for server in servers:
-        server.close()
-    return len(made), answers
-
-
-@pytest.mark.skipif(patience._TCP_INFO is None, reason="the system tells no state of connections")
-@pytest.mark.parametrize("loop", loops())
-def test_a_connection_that_its_client_has_closed_is_dropped_and_others_are_served(
-    monkeypatch, loop
-):
-    def clients(address):
-        kept = []
-        for number in range(60):
-            end = socket.create_connection(address)
-            end.sendall(b"%d" % number)
-            kept += [end] if number % 20 == 19 else [end.close()]
-        return [end for end in kept if end]
-
-    assert run(serve(monkeypatch, clients), loop) == (3, [b"19", b"39", b"59"])
-
-
-def test_every_handle_is_of_the_one_socket():
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        ends = _handles(listening)
-        assert len(ends) in (1, ACCEPTS)
-        assert {end.getsockname() for end in ends} == {listening.getsockname()}
-        for end in ends[1:]:
-            end.close()
+@pytest.mark.skipif(accepting._TCP_INFO is None, reason="the system tells no state of connections")
+@pytest.mark.parametrize("leaves", [True, False])
+def test_a_request_is_run_unless_its_client_has_left(leaves):
+    assert asyncio.run(asyncio.wait_for(calls_of(leaves), 30)) == ([] if leaves else ["/"])

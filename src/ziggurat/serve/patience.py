@@ -8,12 +8,12 @@ connection was made; a body may pause for :data:`PAUSE_SECONDS` and must come wi
 
 import asyncio
 import contextlib
-import socket
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
+from ziggurat.serve.accepting import closed_by_client
 from ziggurat.serve.errors import RequestError
 
 HEADER_SECONDS = 10.0
@@ -107,40 +107,26 @@ def _too_slow(found: str) -> BodyTooSlow:
     )
 
 
-class Door(asyncio.Protocol):
-    """Makes the protocol of a connection, unless its client has closed it already.
-
-    Such a connection is dropped unread: a client that opens and closes thousands would otherwise
-    keep the next one waiting for seconds, until what it left in the kernel's queue has been read.
-
-    Args:
-        options: of the protocol, by name, as uvicorn gives them.
-    """
-
-    def __init__(self, **options: Any):
-        self._options = options
-
-    def connection_made(self, transport: Any) -> None:  # type: ignore[override]
-        if _closed_by_client(transport):
-            transport.abort()
-            return
-        made = HeadersInTime(**self._options)
-        transport.set_protocol(made)
-        made.connection_made(transport)
-
-
 class HeadersInTime(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
-    """Uvicorn's HTTP protocol with a time limit on headers."""
+    """Uvicorn's HTTP protocol with a time limit on headers.
+
+    A request is not read whose client has closed the connection already: a client that asks and
+    leaves, again and again, would otherwise have the server work for nobody.
+    """
 
     cycle: Any
     transport: Any
 
     def connection_made(self, transport: Any) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._end = transport.get_extra_info("socket")
         self._watch: asyncio.TimerHandle | None = None
         self._wait()
 
     def data_received(self, data: bytes) -> None:
+        if self._between_requests() and closed_by_client(self._end):
+            self.transport.abort()
+            return
         super().data_received(data)
         if self._between_requests():
             if self._watch is None:
@@ -169,20 +155,3 @@ class HeadersInTime(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         self._watch = None
         if self._between_requests():
             self.transport.abort()
-
-
-_TCP_INFO = getattr(socket, "TCP_INFO", None)
-_CLOSE_WAIT = 8
-"""State of a connection whose other end sends no more (linux/tcp_states.h)."""
-
-
-def _closed_by_client(transport: Any) -> bool:
-    """Whether nobody is there to answer: uvicorn gives no answer on a connection that its client
-    has closed for sending either."""
-    end = transport.get_extra_info("socket")
-    if _TCP_INFO is None or end is None or end.family not in (socket.AF_INET, socket.AF_INET6):
-        return False
-    try:
-        return end.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, 1)[0] == _CLOSE_WAIT
-    except OSError:
-        return True

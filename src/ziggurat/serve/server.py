@@ -1,7 +1,7 @@
 """The process around the application: a socket bound early, and an orderly end on SIGTERM."""
 
+import asyncio
 import contextlib
-import importlib.util
 import signal
 import socket
 import threading
@@ -12,16 +12,15 @@ from prometheus_client import CollectorRegistry
 
 from ziggurat.core.errors import ServeError
 from ziggurat.serve import turns
+from ziggurat.serve.accepting import Acceptor
 from ziggurat.serve.app import ServicePart, build_app
-from ziggurat.serve.patience import Door
+from ziggurat.serve.patience import HeadersInTime
 from ziggurat.serve.tls import Tls
 
 BACKLOG = 511
 """Connections that may wait to be taken, as in nginx; the operating system lets the others try
-again after a second. A server under attack takes about four thousand a second: behind uvicorn's
-2,048 a probe would wait for half a second."""
-ACCEPTS = 64
-"""Connections that are taken in a round of the loop."""
+again after a second. Behind uvicorn's
+2,048, each with a request to read, a probe would wait for a second."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -107,7 +106,7 @@ class Server(uvicorn.Server):
             access_log=False,
             lifespan="on",
             ws="none",
-            http=Door,
+            http=HeadersInTime,
             backlog=BACKLOG,
             ssl_certfile=None if tls is None else tls.certificate,
             ssl_keyfile=None if tls is None else str(tls.key),
@@ -126,16 +125,25 @@ class Server(uvicorn.Server):
     def serve_forever(self) -> None:
         """Run until a signal or :meth:`stop`."""
         with turns.quick():
-            self.run(sockets=_handles(self._listening))
+            self.run(sockets=[])  # :meth:`startup` listens itself
 
     def stop(self) -> None:
         """Request an orderly end, from any thread."""
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start as uvicorn does; then exclude the objects made so far from garbage collection."""
+        """Start as uvicorn does, but with an :class:`Acceptor` for its servers; then exclude the
+        objects made so far from garbage collection."""
         await super().startup(sockets=sockets)
+        acceptor = Acceptor(self._listening, self._protocol, self.config.ssl)
+        acceptor.start(self.config.backlog)
+        self.servers = [acceptor]  # type: ignore[assignment]  # it has what uvicorn calls
         turns.freeze()
+
+    def _protocol(self) -> asyncio.Protocol:
+        """Protocol of a new connection, as uvicorn makes it."""
+        options = self.config, self.server_state, self.lifespan.state
+        return HeadersInTime(*options)  # type: ignore[call-arg]  # its base is chosen at import
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -151,14 +159,3 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _handles(listening: socket.socket) -> list[socket.socket]:
-    """Handles of a socket, each of which takes one new connection in a round of the loop.
-
-    uvloop takes one a round for each handle. While bodies arrive a round takes 10 ms, and a probe
-    behind the connections of a hostile client would wait for that many rounds.
-    """
-    if importlib.util.find_spec("uvloop") is None:  # asyncio's own loop takes all there are
-        return [listening]
-    return [listening, *(listening.dup() for _ in range(ACCEPTS - 1))]

@@ -29,9 +29,9 @@ made than freed. With Python's own a burst of 2,048 prompts brings about ten ful
 SLICE_NS = 100_000
 """The loop's time slice. A thread of a shorter slice need not wait for the end of another's, which
 is 3 ms: Linux 6.12, EEVDF."""
-PYTHON_NICE, NATIVE_NICE = 5, 10
-"""Niceness of the process's other threads: of Python's, a third of the loop's share of a core; of
-those that no Python code has started, which are XLA's and compute alone, a tenth."""
+PYTHON_NICE, NATIVE_NICE = 10, 14
+"""Niceness of the process's other threads: of Python's, a tenth of the loop's share of a core; of
+those that no Python code has started, which are XLA's and compute alone, a twentieth."""
 _SWEEP_SECONDS = 0.5
 _THREADS = "/proc/self/task"
 _SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}

@@ -43,7 +43,7 @@ _LEAST = 2**24
 _TIMES = 6
 """Times the largest body that a child may take: the body, its text if it was compressed, and the
 arrays: at most four times the text where every number has one digit and eight bytes."""
-_NICE = 10
+_NICE = 19
 """Below the server and the gRPC front. It means nothing between sessions where Linux groups the
 processes of a session (``sched_autogroup_enabled``), so children are in the server's session."""
 

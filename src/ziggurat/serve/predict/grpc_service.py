@@ -36,7 +36,7 @@ _STREAMS = 256
 """Streams open at once; more are refused."""
 _MOST_SLOW = 64
 """Messages that come slowly and are read at once, whatever the memory."""
-_NICE = 5
+_NICE = 10
 """Of the front, below the server, which answers liveness."""
 _START_SECONDS = 60.0
 """How long the front may take to start."""

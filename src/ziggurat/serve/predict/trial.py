@@ -23,7 +23,7 @@ REFUSED = 2
 """Exit code of a child that refused the bundle; the last line of its stderr says why."""
 _turn = threading.Lock()
 """One child at a time: each takes a core, and the memory of a runtime and of the bundle."""
-_NICE = 10
+_NICE = 19
 """Of the child, below the server and the gRPC front."""
 CHILD = "ziggurat.serve.predict.trial_child"
 """The child's program. It loads bundles, so it stands above the module that calls this one."""

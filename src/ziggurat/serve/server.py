@@ -19,8 +19,8 @@ from ziggurat.serve.tls import Tls
 
 BACKLOG = 511
 """Connections that may wait to be taken, as in nginx; the operating system lets the others try
-again after a second. Behind uvicorn's
-2,048, each with a request to read, a probe would wait for a second."""
+again after a second. Behind uvicorn's 2,048, each with a request to read, a probe would wait for a
+second."""
 
 
 def bind(host: str, port: int) -> socket.socket:

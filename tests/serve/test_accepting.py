@@ -78,6 +78,41 @@ def test_a_connection_that_its_client_has_closed_is_dropped_and_others_are_serve
     assert run(serve(some_leave, accept), loop) == (3, [b"19", b"39", b"59"])
 
 
+@TELLS
+@pytest.mark.parametrize("native", [True, False])
+def test_a_client_that_leaves_between_the_two_looks_is_dropped(native):
+    clients = []
+
+    def open_one(address):
+        clients.append(socket.create_connection(address))
+        return []
+
+    async def main():
+        made, listening = [], socket.create_server(("127.0.0.1", 0))
+        acceptor = Acceptor(listening, lambda: Echo(made))
+        open_one(listening.getsockname())
+        accept, drop = acceptor._accept, acceptor._drop
+        if not native:
+            accept, drop = accepting._accept, socket.socket.close
+
+        def accept_and_leave(listening):
+            end = accept(listening)
+            clients.pop().close()  # the next call finds no connection
+            return end
+
+        dropped = []
+        acceptor._accept = accept_and_leave
+        acceptor._drop = lambda end: dropped.append(drop(end))
+        acceptor.start(10)
+        while not dropped:
+            await asyncio.sleep(0.01)
+        acceptor._loop.remove_reader(listening.fileno())
+        acceptor.close()
+        return len(made), len(dropped)
+
+    assert asyncio.run(asyncio.wait_for(main(), 30)) == (0, 1)
+
+
 def test_more_connections_than_a_round_are_all_served():
     def many(address):
         ends = [socket.create_connection(address) for _ in range(2 * ROUND + 3)]
@@ -105,9 +140,10 @@ def test_without_file_descriptors_it_pauses_and_goes_on(monkeypatch, code):
 
 def test_the_native_call_raises_what_the_system_says():
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        native = accepting._native_accept(listening)
-        if native is None:
+        calls = accepting._native(listening)
+        if calls is None:
             pytest.skip("the system has no such call")
+        native, _ = calls
         listening.setblocking(False)
         with pytest.raises(BlockingIOError):
             native(listening)

@@ -13,9 +13,11 @@ its processes and the probes on the others; ``together`` has all of them on all 
 has, instead of clients, as many processes that only burn as there are cores. In all of them a
 ``control`` is asked beside the server: a process that answers and does nothing else, on the same
 cores, which nobody attacks. What holds it up is the machine and not the server, so the bounds start
-from the worse of idle and control. ``event_loop`` says how late the server's loop came to its work
-(over 50 ms), and the most that each cause took: it computed, it had no core, or it waited for the
-interpreter's lock. Loopback only; needs about 4 GiB of memory and two cores.
+from the worse of idle and control. ``flooded_control_ms`` is what the control answers in while the
+two clients that open connections and leave do so to it alone, and nothing else runs: no server on
+these cores does better than that for another model. ``event_loop`` says how late the server's loop
+came to its work (over 50 ms), and the most that each cause took: it computed, it had no core, or it
+waited for the interpreter's lock. Loopback only; needs about 4 GiB of memory and two cores.
 """
 
 import argparse
@@ -219,7 +221,31 @@ def runs() -> dict[str, Run]:
     }
 
 
-CLIENTS = {"all": hostile.CLIENTS, "bundles": hostile.BUNDLE_CLIENTS}
+LEAVERS = ("clients that leave", "LLM leave_at_once")
+CLIENTS = {
+    "all": hostile.CLIENTS,
+    "bundles": hostile.BUNDLE_CLIENTS,
+    "leavers": {name: hostile.CLIENTS[name] for name in LEAVERS},
+}
+
+
+def attacked(run: Run, target: dict[str, Any], seconds: float, clients: str) -> dict[str, Any]:
+    """What clients that attack a server for so long say at their end."""
+    given = json.dumps({"target": target, "seconds": seconds, "clients": clients})
+    command = [sys.executable, "-m", "tests.serve.hostile_load", "--child", given]
+    done = subprocess.run(
+        ["taskset", "-c", ",".join(map(str, run.clients)), *command],
+        stdout=subprocess.PIPE, text=True, timeout=900, check=True,
+    )  # fmt: skip
+    return json.loads(done.stdout)
+
+
+def flooded(run: Run, seconds: float) -> Watch:
+    """Answers of a control to which clients open connections and leave."""
+    os.sched_setaffinity(0, run.server)
+    with control() as beside, Watch(beside, "GET", "/v2/health/live") as watch:
+        attacked(run, {"http": beside, "grpc": ""}, seconds, "leavers")
+    return watch
 
 
 def measure(
@@ -250,13 +276,7 @@ def measure(
         ):
             if run.hostile:
                 target = {"http": web, "grpc": rpc, "size": size, "hostile_model": "bad"}
-                given = json.dumps({"target": target, "seconds": seconds, "clients": clients})
-                command = [sys.executable, "-m", "tests.serve.hostile_load", "--child", given]
-                done = subprocess.run(
-                    ["taskset", "-c", ",".join(map(str, run.clients)), *command],
-                    stdout=subprocess.PIPE, text=True, timeout=900, check=True,
-                )  # fmt: skip
-                answers = json.loads(done.stdout)
+                answers = attacked(run, target, seconds, clients)
             else:
                 burn(seconds, run.clients)
         wall = time.monotonic() - begun
@@ -363,6 +383,8 @@ def main() -> None:
                     options.stacks,
                 )
                 found[name]["load_average_before"] = load
+                if run.hostile:
+                    found[name]["flooded_control_ms"] = _spread(flooded(run, options.seconds))
                 print(json.dumps({name: found[name]}, indent=1), flush=True)
 
 

@@ -1,7 +1,8 @@
-"""What transformers computes for Qwen-VL: tiny models on a text with two pictures.
+"""What transformers computes for Qwen-VL: tiny models on texts with pictures.
 
-``config.json``, shapes, tokens, logits and greedily chosen tokens are stored; weights and pictures
-are drawn anew. Needs torch and transformers for :func:`recompute` only::
+``config.json``, shapes, tokens, logits and greedily chosen tokens are stored, the latter of several
+conversations; weights and pictures are drawn anew. Needs torch and transformers for
+:func:`recompute` only::
 
     python -m tests.oracle.qwen_vl --write    # recompute and store
     python -m tests.oracle.qwen_vl --check    # recompute and compare with what is stored
@@ -22,6 +23,14 @@ from tests.oracle.multimodal import BEGIN, END, IMAGE
 FILE = Path(__file__).with_suffix(".npz")
 NEW = 12
 """Tokens that are generated."""
+CLEAR = 1e-3
+"""Least lead of the likeliest token's logit at every step, so that no rounding changes it."""
+CONVERSATIONS = {
+    "text": "t4 t5 t6 t7 t9",
+    "one": "t5 {0} t7",
+    "turns": "t3 t8 {1} t7 t4 t44 t45 t3 t9 t10 {0} t11 {1} t12 t4 t46 t3 t13 t14 t4",
+}
+"""Texts with numbers of pictures: none, one, and several over turns."""
 SIZES = ((40, 64), (24, 16))
 """Heights and widths of the pictures."""
 PROCESSOR: dict[str, Any] = {"patch_size": 4, "min_pixels": 64, "max_pixels": 4096}
@@ -70,6 +79,8 @@ class Stored:
     """``[t, v]``, float32."""
     generated: np.ndarray
     """``[NEW]``, the likeliest token at each step."""
+    answers: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(default_factory=dict)
+    """Tokens of the conversations, and those generated after them."""
 
 
 def pictures() -> list[np.ndarray]:
@@ -92,13 +103,22 @@ def weights(case: str, shapes: dict[str, tuple[int, ...]]) -> Tensors:
     return Tensors({name: drawn(case, name, shape) for name, shape in shapes.items()})
 
 
+def conversations(case: str) -> dict[str, str]:
+    """The conversations of a case: of those that are no variant of another."""
+    return {} if "-" in case else CONVERSATIONS
+
+
 def load(case: str) -> Stored:
     """One stored case."""
     with np.load(FILE) as file:
         entry = json.loads(file["description"].tobytes())[case]
         arrays = {name: file[f"{case}/{name}"] for name in ("tokens", "logits", "generated")}
+        answers = {
+            name: (file[f"{case}/{name}/tokens"], file[f"{case}/{name}/generated"])
+            for name in conversations(case)
+        }
     shapes = {name: tuple(shape) for name, shape in entry["shapes"].items()}
-    return Stored(config=entry["config"], shapes=shapes, **arrays)
+    return Stored(config=entry["config"], shapes=shapes, answers=answers, **arrays)
 
 
 def save(case: str, directory: Path) -> dict[str, tuple[int, ...]]:
@@ -125,30 +145,54 @@ def torch_model(directory: Path) -> Any:
     return model.eval()
 
 
-def run(case: str, model: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens, logits and generated tokens of a model."""
+def their_inputs(case: str, text: str) -> dict[str, Any]:
+    """What transformers' model takes for a text: words ``t5``, and numbers of pictures ``{0}``."""
     import torch
     import transformers
 
-    given = transformers.Qwen2VLImageProcessorPil(**processor(case))(
-        pictures(), return_tensors="pt"
-    )
+    words, drawings = text.split(), pictures()
+    shown = [drawings[int(word[1:-1])] for word in words if word[0] == "{"]
+    given: dict[str, Any] = {}
+    if shown:
+        steps = transformers.Qwen2VLImageProcessorPil(**processor(case))
+        given = {**steps(shown, return_tensors="pt")}
     merge = processor(case)["merge_size"] ** 2
-    counts = [int(grid.prod()) // merge for grid in given["image_grid_thw"]]
-    first, second = ([BEGIN, *[IMAGE] * count, END] for count in counts)
-    tokens = torch.tensor([[5, 6, *first, 7, 8, 9, *second, 33, 44]])
-    images = {**given, "mm_token_type_ids": (tokens == IMAGE).int()}
+    counts = iter([int(grid.prod()) // merge for grid in given.get("image_grid_thw", [])])
+    ids: list[int] = []
+    for word in words:
+        ids += [BEGIN, *[IMAGE] * next(counts), END] if word[0] == "{" else [int(word[1:])]
+    tokens = torch.tensor([ids])
+    return {"input_ids": tokens, "mm_token_type_ids": (tokens == IMAGE).int(), **given}
+
+
+def greedy(model: Any, inputs: dict[str, Any]) -> np.ndarray:
+    """The likeliest token at each of :data:`NEW` steps."""
+    import torch
+
+    tokens = inputs["input_ids"]
     with torch.no_grad():
-        logits = model(input_ids=tokens, **images).logits[0].numpy()
         found = model.generate(
-            input_ids=tokens,
             attention_mask=torch.ones_like(tokens),
-            **images,
+            **inputs,
             max_new_tokens=NEW,
             min_new_tokens=NEW,
             do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
-    return tokens[0].numpy(), logits, found[0, tokens.shape[1] :].numpy()
+    best = torch.stack(found.logits).topk(2, dim=-1).values
+    assert (best[..., 0] - best[..., 1]).min() > CLEAR, "two tokens are as likely"
+    return found.sequences[0, tokens.shape[1] :].numpy().astype(np.int32)
+
+
+def run(case: str, model: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, logits and generated tokens of a model."""
+    import torch
+
+    inputs = their_inputs(case, "t5 t6 {0} t7 t8 t9 {1} t33 t44")
+    with torch.no_grad():
+        logits = model(**inputs).logits[0].numpy()
+    return inputs["input_ids"][0].numpy(), logits, greedy(model, inputs)
 
 
 def recompute(case: str) -> Stored:
@@ -157,8 +201,14 @@ def recompute(case: str) -> Stored:
         directory = Path(made)
         shapes = save(case, directory)
         config = json.loads((directory / "config.json").read_text())
-        tokens, logits, generated = run(case, torch_model(directory))
-    return Stored(config, shapes, tokens.astype(np.int32), logits, generated.astype(np.int32))
+        model = torch_model(directory)
+        tokens, logits, generated = run(case, model)
+        inputs = {n: their_inputs(case, text) for n, text in conversations(case).items()}
+        answers = {
+            name: (given["input_ids"][0].numpy().astype(np.int32), greedy(model, given))
+            for name, given in inputs.items()
+        }
+    return Stored(config, shapes, tokens.astype(np.int32), logits, generated, answers)
 
 
 def write() -> None:
@@ -171,6 +221,10 @@ def write() -> None:
         for case, r in results.items()
         for name in ("tokens", "logits", "generated")
     }
+    for case, result in results.items():
+        for name, (tokens, generated) in result.answers.items():
+            arrays[f"{case}/{name}/tokens"] = tokens
+            arrays[f"{case}/{name}/generated"] = generated
     np.savez_compressed(FILE, description=text, **arrays)
 
 
@@ -181,6 +235,8 @@ def check() -> None:
         found, stored = recompute(case), load(case)
         np.testing.assert_allclose(found.logits, stored.logits, atol=1e-5, rtol=0, err_msg=case)
         np.testing.assert_array_equal(found.generated, stored.generated, err_msg=case)
+        for name, (_, generated) in found.answers.items():
+            np.testing.assert_array_equal(generated, stored.answers[name][1], err_msg=name)
         assert found.shapes == stored.shapes, case
         without = [{k: v for k, v in r.config.items() if k != "transformers_version"}
                    for r in (found, stored)]  # fmt: skip

@@ -48,6 +48,19 @@ class ImageFeatures:
     """Embeddings that are added behind each of the decoder's first ``k`` layers."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """Additions of images to a decoder's inputs, for whoever lays these out."""
+
+    mutual: bool = False
+    """Whether the tokens of an image see one another, rather than earlier ones alone."""
+    position_axes: int = 1
+    """Axes of a token's position for the rotary embedding. With more than one, text behind an image
+    stands earlier than its number in the row (M-RoPE)."""
+    added_layers: int = 0
+    """First layers of the decoder behind which embeddings are added (DeepStack)."""
+
+
 @runtime_checkable
 class ImageTower(Protocol):
     """Interface of a family's tower with its projector; holds no arrays."""
@@ -101,8 +114,8 @@ class VisionLanguageConfig(Protocol):
         ...
 
     @property
-    def mutual(self) -> bool:
-        """Whether the tokens of an image see one another, rather than earlier ones alone."""
+    def image_spec(self) -> ImageSpec:
+        """Additions of images to the decoder's inputs."""
         ...
 
     def tower(self, precision: Precision) -> ImageTower:
@@ -230,7 +243,7 @@ class VisionLanguageModel:
         at, added = jnp.asarray(source), features.by_layer
         added = None if added is None else added[:, at]
         inputs = MultimodalInputs(features.embeddings[at], places, rotary, added)
-        last = _last_seen(spans, tokens.shape[1]) if self.config.mutual else None
+        last = _last_seen(spans, tokens.shape[1]) if self.config.image_spec.mutual else None
         return ImagePrompt(ids, inputs, last, ahead)
 
     def _rotary(

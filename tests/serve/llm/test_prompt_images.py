@@ -10,6 +10,7 @@ from ziggurat.core.errors import DataError
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.models import VisionLanguageModel
 from ziggurat.models.vision_language_generation import generate
+from ziggurat.models.vision_language_model import ImageSpec
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.prompt_images import PromptImages
@@ -25,13 +26,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 
 def prompt_images(model, params, images, tokens=ROW):
     features = model.tower.features(params["tower"], images)
-    return PromptImages.of(
-        tokens,
-        images,
-        np.asarray(features.embeddings),
-        image_token=IMAGE,
-        mutual=model.config.mutual,
-    )
+    return PromptImages.of(tokens, images, features, model.config)
 
 
 @pytest.fixture(scope="module", params=["gemma", "llava"])
@@ -44,8 +39,8 @@ def served(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer")
     multimodal.save_tokenizer(path)
     tokenizer = HuggingFaceTokenizer.load(path)
-    mode = "mutual" if config.mutual else "causal"
-    with Engine(model.language, params["language"], tokenizer, LIMITS, images=mode) as engine:
+    spec = config.image_spec
+    with Engine(model.language, params["language"], tokenizer, LIMITS, images=spec) as engine:
         yield model, params, engine, size
 
 
@@ -91,7 +86,7 @@ def test_images_that_are_refused(served):
         prompt_images(model, params, [image(0, size)], [1, *[IMAGE] * 4])
     with pytest.raises(DataError, match="found 8; expected 4 for 1 images"):
         prompt_images(model, params, [image(0, size)])
-    if not model.config.mutual:
+    if not model.config.image_spec.mutual:
         return
     row = [1, *[IMAGE] * 20, 2]
     images = prompt_images(model, params, [image(i, size) for i in range(5)], row)
@@ -110,16 +105,17 @@ def test_an_engine_of_text_alone_refuses_images(served):
 def test_chunks_that_end_within_an_image():
     embeddings, places = np.zeros((8, 2), np.float32), np.r_[2:6, 8:12].astype(np.int32)
     runs = ((2, 6, b"a"), (8, 12, b"b"))
-    mutual, causal = (PromptImages(embeddings, places, runs, sees) for sees in (True, False))
+    specs = ImageSpec(mutual=True), ImageSpec()
+    mutual, causal = (PromptImages(embeddings, places, runs, spec) for spec in specs)
     assert [mutual.cut(0, count) for count in (1, 2, 3, 5, 6, 7, 9)] == [1, 2, 2, 2, 6, 7, 8]
     assert mutual.cut(2, 3) == 0
     assert mutual.cut(4, 2) == 2
     assert [causal.cut(0, count) for count in (3, 5)] == [3, 5]
     assert [mutual.within(start, 2) for start in (0, 1, 5, 6, 12)] == [False, True, True, False, 0]
-    _, at, last = mutual.arrays(4, 8, 10)
-    assert at[0].tolist() == [0, 1, 4, 5, 6, 7, 10, 10, 10, 10]
-    assert last[0].tolist() == [5, 5, 6, 7, *[11] * 6]
-    _, at, last = causal.arrays(3, 2, 4)
-    assert (at[0].tolist(), last[0].tolist()) == ([0, 1, 4, 4], [3, 4, 4, 4])
+    made = mutual.arrays(4, 8, 10, np.float32)
+    assert made.places[0].tolist() == [0, 1, 4, 5, 6, 7, 10, 10, 10, 10]
+    assert made.last_seen[0].tolist() == [5, 5, 6, 7, *[11] * 6]
+    made = causal.arrays(3, 2, 4, np.float32)
+    assert (made.places[0].tolist(), made.last_seen) == ([0, 1, 4, 4], None)
     assert mutual.mark(0, 2) == b""
     assert mutual.mark(0, 4) != mutual.mark(4, 8)

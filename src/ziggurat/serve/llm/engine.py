@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params
+from ziggurat.models.vision_language_model import ImageSpec
 from ziggurat.serve.errors import EngineStopped, RequestError
 from ziggurat.serve.llm.admission import MAX_SEQUENCES, Admission, most_tokens
 from ziggurat.serve.llm.buckets import Buckets, Shape
@@ -23,7 +24,7 @@ from ziggurat.serve.llm.prefix_cache import HashedPrefixes, NoPrefixes
 from ziggurat.serve.llm.programs import Programs
 from ziggurat.serve.llm.prompt_images import PromptImages
 from ziggurat.serve.llm.request import Listener, Monitor, Request, RequestSequence, Timeline
-from ziggurat.serve.llm.runner import ImageAttention, Logprobs, ModelRunner, StepHandle
+from ziggurat.serve.llm.runner import Logprobs, ModelRunner, StepHandle
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.scheduler import Limits, Scheduler, SchedulerOutput
 from ziggurat.serve.llm.settings import EngineConfig, cache_dimensions, context_length
@@ -54,7 +55,7 @@ class Engine:
         scores: report with each token the log-probability with which it was drawn: at the request's
             temperature, before bias, penalties, constraints and truncation.
         mesh: devices to shard weights and cache over; default the first one alone.
-        images: whether prompts may hold images, and whether an image's tokens see one another.
+        images: what images of prompts add to the model's inputs; default prompts hold none.
 
     Raises:
         ShardingError: heads or another dimension does not divide over the mesh.
@@ -71,7 +72,7 @@ class Engine:
         *,
         scores: bool = False,
         mesh: Layout | None = None,
-        images: ImageAttention = "none",
+        images: ImageSpec | None = None,
     ):
         self.settings = settings = settings or EngineConfig()
         self.max_length = context_length(settings, model.config.max_sequence_length)
@@ -84,7 +85,7 @@ class Engine:
         self._programs = Programs(settings.compile_cache, devices)
         storage = "compute" if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype
         more = {"scores": scores, "storage": storage, "mesh": mesh, "images": images}
-        self.images: ImageAttention = images
+        self.images = images
         self._whole = min(chunk, settings.max_batched_tokens - settings.max_running)
         """Most tokens of an image that a step is sure to have room for."""
         self._runner = ModelRunner(model, params, cache, buckets, self._programs, **more)
@@ -203,7 +204,7 @@ class Engine:
         return made
 
     def _check_images(self, images: PromptImages | None) -> None:
-        if images is not None and self.images == "none":
+        if images is not None and self.images is None:
             raise RequestError("images", found="an image", expected="text: the model reads no more")
         if images is not None and images.whole > self._whole:
             raise RequestError(

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.models.image_processor import decoded
 from ziggurat.models.loading.pretrained_vision_language import PretrainedVisionLanguage
-from ziggurat.models.vision_language_model import PreparedImage
+from ziggurat.models.vision_language_model import ImageSpec, PreparedImage
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.prompt_images import PromptImages
-from ziggurat.serve.llm.runner import ImageAttention
 
 MEBI = 2**20
 
@@ -59,15 +56,10 @@ class ImageReader:
         self.whole, self.limits = whole, limits or ImageLimits()
         self._one = threading.Lock()
 
-    @staticmethod
-    def serves(whole: PretrainedVisionLanguage) -> bool:
-        """Whether the engine can take a model's images: positions of several axes it cannot."""
-        return whole.vision.config.rotary_positions([], [], 1) is None
-
     @property
-    def attention(self) -> ImageAttention:
-        """How the tokens of an image see one another, for the engine."""
-        return "mutual" if self.whole.vision.config.mutual else "causal"
+    def spec(self) -> ImageSpec:
+        """Additions of images to the model's inputs, for the engine."""
+        return self.whole.vision.config.image_spec
 
     def prepare(self, pictures: Sequence[Any]) -> list[PreparedImage]:
         """Pictures as the tower reads them.
@@ -118,13 +110,7 @@ class ImageReader:
         with self._one:
             features = self.whole.vision.tower.features(self.whole.tower, images)
         try:
-            return PromptImages.of(
-                tokens,
-                images,
-                np.asarray(features.embeddings, np.float32),
-                image_token=config.image_token,
-                mutual=config.mutual,
-            )
+            return PromptImages.of(tokens, images, features, config)
         except DataError as error:
             raise _refused(error.found, error.expected) from None
 

@@ -3,7 +3,6 @@
 import collections
 import contextlib
 import dataclasses
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -24,7 +23,6 @@ from ziggurat.serve.llm.request import Request
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.structured import Form, FormKind
 
-_log = logging.getLogger(__name__)
 Message = Mapping[str, Any]
 Tool = Mapping[str, Any]
 
@@ -92,13 +90,10 @@ class LLM:
         self.name, self.tokenizer = model.name, model.tokenizer
         self.images: ImageReader | None = None
         """Reads pictures, if the model does."""
-        if isinstance(model, PretrainedVisionLanguage) and ImageReader.serves(model):
+        if isinstance(model, PretrainedVisionLanguage):
             self.images = ImageReader(model, images)
-        elif isinstance(model, PretrainedVisionLanguage):
-            what = model.vision.config.kind
-            _log.warning("%s: images of %s are not served yet and are refused", model.name, what)
-        attention = "none" if self.images is None else self.images.attention
-        self.engine = Engine(model.model, model.params, model.tokenizer, settings, images=attention)
+        spec = None if self.images is None else self.images.spec
+        self.engine = Engine(model.model, model.params, model.tokenizer, settings, images=spec)
         self.sampling_defaults = sampling_defaults(model.tokenizer.generation_config)
         """Sampling parameters that the model's ``generation_config.json`` recommends."""
         self._grammars = Grammars(model.tokenizer, self.engine.vocab_size)

@@ -6,7 +6,7 @@ on what runs beside it: in float32 in the last bits, in bfloat16 by about 1 in 1
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params, unstacked
 from ziggurat.models.quantized import formats_of, quantized
 from ziggurat.models.unstacked import Unstacked
+from ziggurat.models.vision_language_model import ImageSpec
 from ziggurat.nn.layer_state import Storage, stored_as
 from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.serve.llm import history
@@ -27,6 +28,7 @@ from ziggurat.serve.llm.history import History
 from ziggurat.serve.llm.huge_pages import in_huge_pages
 from ziggurat.serve.llm.kv_cache import CacheSizes, KVCache, Paged
 from ziggurat.serve.llm.programs import Programs
+from ziggurat.serve.llm.prompt_images import ImageInputs
 from ziggurat.serve.llm.request import RequestSequence
 from ziggurat.serve.llm.sampling import (
     MAX_BIASES,
@@ -88,21 +90,10 @@ class Inputs(NamedTuple):
     """Block tables ``[rows, pages]``."""
     slots: Any
     """Slots of the sequences ``[rows]``."""
-
-
-class ImageInputs(NamedTuple):
-    """Embeddings of images among the tokens of a step of one row."""
-
-    embeddings: Any
-    """``[1, width, d]``; those without a place mean nothing."""
-    places: Any
-    """Tokens of the step in whose places they stand ``[1, width]``; ``width``: none."""
-    last_seen: Any
-    """Last position that each token sees ``[1, width]``; ``None``: its own."""
-
-
-ImageAttention = Literal["none", "causal", "mutual"]
-"""Whether prompts hold no images, images whose tokens see earlier ones, or one another."""
+    offsets: Any = None
+    """How much later than their numbers in the sequence the tokens of each row stand for the rotary
+    embedding ``[rows]``; ``None``: the model's positions have one axis. A step with images has
+    positions for each token instead."""
 
 
 class ModelRunner:
@@ -121,7 +112,7 @@ class ModelRunner:
         scores: report the log-probability with which each token was drawn.
         storage: how keys and values are kept.
         mesh: devices to shard over; default the first one alone.
-        images: whether prompts hold images, and whether an image's tokens see one another.
+        images: what images of prompts add to the model's inputs; ``None``: prompts hold none.
     """
 
     def __init__(
@@ -135,9 +126,9 @@ class ModelRunner:
         *,
         storage: Storage = "compute",
         mesh: Layout | None = None,
-        images: ImageAttention = "none",
+        images: ImageSpec | None = None,
     ):
-        self._images = images
+        self._images, self._axes = images, 1 if images is None else images.position_axes
         self.model, self.buckets, self.programs = model, buckets, programs
         self._storage: Storage = storage
         self._mesh = mesh
@@ -209,7 +200,8 @@ class ModelRunner:
         tables, there = self._tables(step.shape, seqs), step.inputs.tables
         if not np.array_equal(tables, step.tables):
             there = jax.device_put(tables, self._everywhere)
-        inputs = Inputs(*step.next_inputs, step.inputs.counts, there, step.inputs.slots)
+        before = step.inputs
+        inputs = Inputs(*step.next_inputs, before.counts, there, before.slots, before.offsets)
         return self._launch(step.shape, inputs, tables, step.sampling, step.ready)
 
     def collect(self, step: StepHandle, seqs: Sequence[RequestSequence]) -> SamplerOutput:
@@ -262,31 +254,32 @@ class ModelRunner:
         self, shape: Shape, seqs: Sequence[RequestSequence], counts: Sequence[int]
     ) -> Inputs:
         tokens = np.zeros(shape, np.int32)
-        start, new = np.zeros((2, shape.rows), np.int32)
+        start, new, offsets = np.zeros((3, shape.rows), np.int32)
         slots = np.full(shape.rows, self.buckets.max_running, np.int32)
         for row, (seq, count) in enumerate(zip(seqs, counts)):
             assert seq.slot is not None, "it runs"
             slots[row] = seq.slot
             tokens[row, :count] = seq.tokens[seq.computed : seq.computed + count]
             start[row], new[row] = seq.computed, count
-        return Inputs(tokens, start, new, self._tables(shape, seqs), slots)
+            if seq.images is not None:
+                offsets[row] = seq.images.offset_at(seq.computed)
+        tables = self._tables(shape, seqs)
+        return Inputs(tokens, start, new, tables, slots, offsets if self._axes > 1 else None)
 
     def _image_inputs(
         self, shape: Shape, seqs: Sequence[RequestSequence], counts: Sequence[int]
     ) -> ImageInputs | None:
-        """Embeddings of images among a step's tokens, on the device; ``None``: it has none."""
+        """Additions of images to a step, on the device; ``None``: its tokens are text."""
+        dtype = self.model.precision.compute_dtype
         found = [
-            seq.images.arrays(seq.computed, count, shape.tokens)
+            seq.images.arrays(seq.computed, count, shape.tokens, dtype)
             for seq, count in zip(seqs, counts)
             if seq.images is not None and seq.images.within(seq.computed, count)
         ]
         if not found:
             return None
         assert len(seqs) == 1, "a prompt's chunk with images runs alone"
-        embeddings, places, last = found[0]
-        wide = embeddings.astype(self.model.precision.compute_dtype)
-        made = ImageInputs(wide, places, last if self._images == "mutual" else None)
-        return jax.device_put(made, self._everywhere)
+        return jax.device_put(found[0], self._everywhere)
 
     def _tables(self, shape: Shape, seqs: Sequence[RequestSequence]) -> np.ndarray:
         tables = np.zeros((shape.rows, self._dims.width), np.int32)
@@ -357,14 +350,14 @@ class ModelRunner:
         for shape in self.buckets.shapes:
             rows = shape.rows
             each = array(rows)
-            inputs = Inputs(array(*shape), each, each, array(rows, width), each)
+            offsets = each if self._axes > 1 else None
+            inputs = Inputs(array(*shape), each, each, array(rows, width), each, offsets)
             arguments = (self._weights, self._cache, inputs, no_sampling(rows))
             where = None if self._mesh is None else self._step_shardings()
             self.programs.add(f"step {shape}", self._step, *arguments, donate=1, shardings=where)
-            if self._images != "none" and shape in self.buckets.prefill and rows == 1:
-                channels, dtype = self.model.decoder.d_model, self.model.precision.compute_dtype
-                last = array(*shape) if self._images == "mutual" else None
-                images = ImageInputs(array(*shape, channels, dtype=dtype), array(*shape), last)
+            if self._images is not None and shape in self.buckets.prefill and rows == 1:
+                sizes = self.model.decoder.d_model, self.model.precision.compute_dtype
+                images = everywhere(ImageInputs.like(self._images, shape.tokens, *sizes))
                 name = f"image step {shape}"
                 self.programs.add(name, self._step, *arguments, images, donate=1, shardings=where)
         kept = everywhere(jax.eval_shape(lambda: History.empty(self.buckets.max_running, vocab)))
@@ -400,16 +393,19 @@ class ModelRunner:
     ]:
         """The cache with the new tokens, logits after each row's last, and the token that is drawn
         from them, twice: to be looked at, and as input of the step that follows."""
-        tokens, start, counts, tables, slots = inputs
+        tokens, start, counts, tables, slots, offsets = inputs
         # The C++ kernel takes whole arrays; on a mesh XLA shards the definition by heads.
         kernel = "auto" if self._mesh is None else "reference"
         longest = self._dims.width * self._dims.block_size
         last_seen = None if images is None else images.last_seen
         context = Paged(tables, start, counts, slots, kernel, longest, last_seen)
-        there = None
+        positions, there = context.positions(tokens.shape[1]), None
         if images is not None:
-            there = MultimodalInputs(images.embeddings, images.places)
-        positions = context.positions(tokens.shape[1])
+            turned, added = images.rotary_positions, images.by_layer
+            there = MultimodalInputs(images.embeddings, images.places, turned, added)
+        elif offsets is not None:
+            turned = (positions + offsets[:, None])[..., None]
+            there = MultimodalInputs(rotary_positions=jnp.repeat(turned, self._axes, axis=2))
         with contextlib.nullcontext() if self._mesh is None else self._mesh.active():
             hidden, cache = unstacked.hidden(
                 self.model, weights, tokens, positions, context, cache, there

@@ -12,7 +12,7 @@ from ziggurat.core import config
 from ziggurat.models.families.gemma import Gemma3Config
 from ziggurat.models.families.siglip import SiglipImageConfig
 from ziggurat.models.projected_encoder_model import ProjectedEncoderModel
-from ziggurat.models.vision_language_model import PreparedImage
+from ziggurat.models.vision_language_model import ImageSpec, PreparedImage
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.projected_encoder import PooledProjectorConfig, ProjectedEncoderConfig
@@ -54,9 +54,9 @@ class Gemma3VisionConfig:
             config.require(getattr(self, name) >= 0, name, getattr(self, name), "a token id")
 
     @property
-    def mutual(self) -> bool:
+    def image_spec(self) -> ImageSpec:
         """Tokens of an image see one another."""
-        return True
+        return ImageSpec(mutual=True)
 
     @property
     def placeholder(self) -> int:

@@ -11,7 +11,7 @@ from ziggurat.core import config
 from ziggurat.models.families.clip import ClipImageConfig
 from ziggurat.models.families.vision_language_family import LANGUAGES
 from ziggurat.models.projected_encoder_model import ProjectedEncoderModel
-from ziggurat.models.vision_language_model import PreparedImage
+from ziggurat.models.vision_language_model import ImageSpec, PreparedImage
 from ziggurat.nn.mlp import Activation
 from ziggurat.nn.pooling import StatePoolerConfig
 from ziggurat.nn.precision import Precision
@@ -45,9 +45,9 @@ class LlavaConfig:
         config.require(self.image_token >= 0, "image_token", self.image_token, "a token id")
 
     @property
-    def mutual(self) -> bool:
+    def image_spec(self) -> ImageSpec:
         """Tokens of an image see earlier ones alone."""
-        return False
+        return ImageSpec()
 
     @property
     def placeholder(self) -> int:

@@ -1,7 +1,7 @@
 """Qwen2.5-VL and Qwen3-VL: a tower for images of any size before a Qwen decoder."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -14,7 +14,7 @@ from ziggurat.models.families.qwen_vl.vision import (
     Qwen25VisionConfig,
     QwenVisionConfig,
 )
-from ziggurat.models.vision_language_model import PreparedImage
+from ziggurat.models.vision_language_model import ImageSpec, PreparedImage
 from ziggurat.models.vision_tower_model import VisionTowerModel
 from ziggurat.nn.precision import Precision
 
@@ -31,8 +31,6 @@ class QwenVLFields:
     """Id of the token before an image, which chat templates write."""
     end_token: int = 151653
     """Id of the token behind an image."""
-
-    mutual: ClassVar[bool] = False
 
     def __post_init__(self):
         for name in ("image_token", "video_token", "begin_token", "end_token"):
@@ -85,6 +83,11 @@ class Qwen25VLConfig(QwenVLFields):
         QwenVLFields.__post_init__(self)
         _check(self.language, self.image)
 
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Positions by time, height and width."""
+        return ImageSpec(position_axes=3)
+
     def tower(self, precision: Precision) -> VisionTowerModel:
         """The tower."""
         return VisionTowerModel.build(self.image, precision)
@@ -112,6 +115,11 @@ class Qwen3VLConfig(QwenVLFields):
     def __post_init__(self):
         QwenVLFields.__post_init__(self)
         _check(self.language, self.image)
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """Positions by time, height and width, and embeddings for the first layers."""
+        return ImageSpec(position_axes=3, added_layers=len(self.image.tapped_layers))
 
     def tower(self, precision: Precision) -> VisionTowerModel:
         """The tower."""

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,13 @@ CONVERSATIONS = {
     "turns": "t3 t8 {1} t7 t4 t44 t45 t3 t9 t10 {0} t11 {1} t12 t4 t46 t3 t13 t14 t4",
 }
 """Texts with numbers of pictures: none, one, and several over turns."""
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}t3 {% endif %}"
+    "{% for p in m.content %}{% if p.type == 'image' %}<begin><image><end> "
+    "{% else %}{{ p.text }} {% endif %}{% endfor %}"
+    "{% if m.role == 'user' %}t4 {% endif %}{% endfor %}"
+)
+"""By which :func:`messages` become the conversation ``turns``."""
 SIZES = ((40, 64), (24, 16))
 """Heights and widths of the pictures."""
 PROCESSOR: dict[str, Any] = {"patch_size": 4, "min_pixels": 64, "max_pixels": 4096}
@@ -87,6 +95,24 @@ def pictures() -> list[np.ndarray]:
     """Pictures ``[h, w, 3]``, uint8."""
     draw = np.random.default_rng(7)
     return [draw.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+def messages(urls: Sequence[str]) -> list[dict[str, Any]]:
+    """The conversation ``turns`` as OpenAI's clients send it, given URLs of the pictures."""
+    turns: list[dict[str, Any]] = []
+    for turn in CONVERSATIONS["turns"].removeprefix("t3 ").split(" t3 "):
+        said, answer = turn.removesuffix(" t4").partition(" t4 ")[::2]
+        parts: list[dict[str, Any]] = []
+        for word in said.split():
+            if word[0] == "{":
+                parts.append({"type": "image_url", "image_url": {"url": urls[int(word[1:-1])]}})
+            elif parts and parts[-1]["type"] == "text":
+                parts[-1]["text"] += f" {word}"
+            else:
+                parts.append({"type": "text", "text": word})
+        turns.append({"role": "user", "content": parts})
+        turns += [{"role": "assistant", "content": answer}] if answer else []
+    return turns
 
 
 def processor(case: str) -> dict[str, Any]:

@@ -114,6 +114,10 @@ def test_sizes_that_do_not_fit_are_refused(name, change, part):
 
 CASES = [*qwen_vl.CASES]
 PROCESSOR = {"image_processor_type": "Qwen2VLImageProcessorFast"}
+TOKENS = {
+    "t0": "<unk>", "t1": "<s>", "t2": "</s>",
+    "t58": "<begin>", "t59": "<end>", "t60": "<image>", "t61": "<video>",
+}  # fmt: skip
 
 
 @functools.cache
@@ -123,7 +127,8 @@ def directory_of(case) -> Path:
     (path / "config.json").write_text(json.dumps(stored.config))
     (path / "preprocessor_config.json").write_text(json.dumps(PROCESSOR | qwen_vl.processor(case)))
     save_file(qwen_vl.weights(case, stored.shapes), path / "model.safetensors")
-    multimodal.save_tokenizer(path, t58="<begin>", t59="<end>", t60="<image>", t61="<video>")
+    multimodal.save_tokenizer(path, **TOKENS)
+    (path / "chat_template.jinja").write_text(qwen_vl.CHAT_TEMPLATE)
     return path
 
 

@@ -140,6 +140,46 @@ def test_what_cannot_be_enforced_is_refused_with_the_reason(grammars, kind, cont
     assert "\n" not in str(caught.value)
 
 
+ENFORCED = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid")
+ANNOTATIONS = (
+    "int32", "int64", "float", "double", "byte", "binary", "password", "decimal", "path",
+    "file-path", "directory-path", "json-string", "idn-email", "iri", "uri-reference", "regex",
+    "json-pointer", "of-mine", "", "x" * 100, "a\nb",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ANNOTATIONS)
+def test_a_format_that_the_library_does_not_know_is_an_annotation(grammars, name):
+    """Wherever a schema stands; data and names that look like a format stay."""
+    text = {"type": "string", "format": name}
+    schema = {
+        "$defs": {"format": text},
+        "type": "object",
+        "properties": {
+            "format": {"anyOf": [text, {"type": "null"}]},
+            "enum": {"type": "array", "items": text, "maxItems": 1},
+            "const": {"const": text},
+            "ref": {"$ref": "#/$defs/format"},
+            "extra": {"type": "object", "additionalProperties": text},
+        },
+        "required": ["format", "enum", "const", "ref"],
+        "additionalProperties": False,
+    }
+    matcher = grammars.compile(Form("json", schema, "response_format")).result()()
+    said = {"format": "any text", "enum": ["x"], "const": text, "ref": "y", "extra": {"a": "z"}}
+    for token in json.dumps(said).encode():
+        matcher.accept(token)
+    assert END in allowed_ids(matcher.mask()) or matcher.finished
+
+
+@pytest.mark.parametrize("name", ENFORCED)
+def test_a_format_that_the_library_knows_is_enforced(grammars, name):
+    schema = {"type": "string", "format": name}
+    matcher = grammars.compile(Form("json", schema, "response_format")).result()()
+    matcher.accept(ord('"'))
+    assert ord(" ") not in allowed_ids(matcher.mask())
+
+
 def test_long_chains_of_references_do_not_end_the_process(grammars):
     """The library follows them on the stack; some thousands were too many for a common thread."""
     last = grammar.MAX_RULES - 1

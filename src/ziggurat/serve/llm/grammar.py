@@ -19,6 +19,7 @@ from jaxtyping import UInt32
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.constraint import Constraint
+from ziggurat.serve.llm.schema_formats import without_annotations
 from ziggurat.serve.llm.structured import Form
 
 if TYPE_CHECKING:
@@ -197,7 +198,8 @@ def schema_text(schema: Any, whitespace: str | None = None) -> str:
     """Text of a JSON schema for llguidance, with the library's options inside.
 
     Unless told otherwise, white space between the parts of a JSON text is at most 32 characters
-    long, lest a small model fall into an endless run of it.
+    long, lest a small model fall into an endless run of it. Formats that the library does not know
+    are left out, as annotations.
 
     Raises:
         ValueError: it is no schema, or too large.
@@ -209,6 +211,7 @@ def schema_text(schema: Any, whitespace: str | None = None) -> str:
     options = {"whitespace_pattern": _WHITESPACE if whitespace is None else whitespace}
     if whitespace == "":
         options = {"whitespace_flexible": False}
+    schema = without_annotations(schema)
     text = json.dumps({**schema, "x-guidance": {**options, "lenient": False}})
     _check_size(text, len(_REFERENCE.findall(text)))
     return text

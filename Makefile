@@ -102,7 +102,7 @@ clean:  ## remove what the tools leave, but not .venv and runs/
 BUILT := hatch_build.py $(wildcard src/ziggurat/kernels/cpu/source/*)
 
 # One stamp per set; it is out of date when a lock or the package's metadata has changed since.
-$(VENV)/has-base: requirements.lock pyproject.toml scripts/install.py $(BUILT)
+$(VENV)/has-base: requirements.lock pyproject.toml scripts/install.py scripts/install_requirements.py $(BUILT)
 	@$(INSTALL) requirements.lock --package
 	@touch $@
 
@@ -110,7 +110,7 @@ $(VENV)/has-demo: $(VENV)/has-base requirements-models.lock
 	@$(INSTALL) requirements-models.lock
 	@touch $@
 
-$(VENV)/has-dev: requirements-dev.lock requirements-models.lock pyproject.toml scripts/install.py $(BUILT)
+$(VENV)/has-dev: requirements-dev.lock requirements-models.lock pyproject.toml scripts/install.py scripts/install_requirements.py $(BUILT)
 	@$(INSTALL) requirements-dev.lock requirements-models.lock --package
 	@touch $@
 

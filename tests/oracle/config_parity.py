@@ -2,14 +2,15 @@
 
 Weights are drawn by the names and shapes that transformers gives them, so that one config is one
 model. We run operation by operation rather than compiled, since every config would be another
-program.
+program; operations of equal shapes are compiled once for all configs.
 """
 
+import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,7 +18,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.oracle import families
+from tests.oracle import config_reads, families
 
 from ziggurat.core.errors import ZigguratError
 from ziggurat.models import EncoderModel, LanguageModel, TwoTowerModel, family_for_config
@@ -26,12 +27,6 @@ from ziggurat.models.conversion.weight_names import import_weights, named_as_fou
 
 TOKENS, STEPS, VOCABULARY = 24, 3, 48
 """Tokens of an input, how many of them are decoded one by one, and how many there are."""
-MIXTURES = {
-    "deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe",
-    "granitemoehybrid", "hunyuan_v1_moe", "lfm2_moe", "minimax_m2", "mixtral", "olmoe",
-    "qwen2_moe", "qwen3_5_moe_text", "qwen3_moe", "qwen3_next", "solar_open",
-}  # fmt: skip
-"""Types whose products of experts are loops that have to be compiled."""
 TOLERANCE = 1e-4
 """Largest difference of logits from transformers', for logits of order one."""
 
@@ -63,11 +58,7 @@ class Theirs:
         import torch
         import transformers
 
-        kind = model_type_of(values)
-        config = transformers.CONFIG_MAPPING[kind].from_dict(
-            # as from a file, in which no two tables are one
-            json.loads(json.dumps({**values, "model_type": kind}))
-        )
+        config = their_config(values)
         family = family_for_config(values)
         self.encoder, self.inputs = family.encoder, family.inputs
         auto = transformers.AutoModel if self.encoder else transformers.AutoModelForCausalLM
@@ -88,6 +79,7 @@ class Theirs:
             if name.endswith("e_score_correction_bias"):
                 yield name, tensor
 
+    @functools.cached_property
     def logits(self) -> np.ndarray:
         """Logits ``[TOKENS, v]``, or an encoder's states."""
         import torch
@@ -108,13 +100,14 @@ class Theirs:
                 ).logits
         return found[0].numpy()
 
+    @functools.cached_property
     def decoded(self) -> np.ndarray:
         """Logits of the last tokens through transformers' cache, one by one."""
         import torch
         import transformers
 
         if self.encoder:
-            return self.logits()[-STEPS:]
+            return self.logits[-STEPS:]
         cache = transformers.DynamicCache(config=self.model.config)
         ids, found = torch.from_numpy(tokens()), []
         with torch.no_grad():
@@ -123,6 +116,7 @@ class Theirs:
                 found.append(out.logits[0, -1].numpy())
         return np.stack(found[1:])
 
+    @functools.cached_property
     def tensors(self) -> families.Tensors:
         """Weights as files hold them."""
         import transformers
@@ -133,6 +127,16 @@ class Theirs:
         with tempfile.TemporaryDirectory() as directory:
             self.model.save_pretrained(directory)
             return families.Tensors(load_file(Path(directory) / "model.safetensors"))
+
+
+def their_config(values: Mapping[str, Any]) -> Any:
+    """transformers' config of a table, as from a file, in which no two tables are one."""
+    import transformers
+
+    kind = model_type_of(values)
+    return transformers.CONFIG_MAPPING[kind].from_dict(
+        json.loads(json.dumps({**values, "model_type": kind}))
+    )
 
 
 def parsed(values: Mapping[str, Any]) -> Any:
@@ -150,13 +154,13 @@ def our_logits(values: Mapping[str, Any], theirs: Theirs) -> np.ndarray | Refuse
         return config
     family = family_for_config(values)
     try:
-        config = family.as_found(config, theirs.tensors()) if family.encoder else config
+        config = family.as_found(config, theirs.tensors) if family.encoder else config
         towers = TwoTowerModel if len(family.inputs) > 1 else EncoderModel
         model = (towers if family.encoder else LanguageModel).build(config)
         with plain_operations():
             params = import_weights(
-                named_as_found(family.hf_names(config), theirs.tensors(), family.base),
-                theirs.tensors(),
+                named_as_found(family.hf_names(config), theirs.tensors, family.base),
+                theirs.tensors,
                 model.abstract,
                 layers=config.n_layers,
                 ignored=lambda name: family.ignored(config, name) or name.endswith(family.buffers),
@@ -170,19 +174,38 @@ def our_logits(values: Mapping[str, Any], theirs: Theirs) -> np.ndarray | Refuse
                 return np.asarray(model.hidden(params, images))[0]
             if family.encoder:
                 return np.asarray(model.hidden(params, ids, jnp.ones_like(ids)))[0]
-            if values["model_type"] not in MIXTURES:
-                return np.asarray(model.logits(params, ids))[0]
-        return np.asarray(jax.jit(model.logits)(params, ids))[0]
+            return np.asarray(model.logits(params, ids))[0]
     except ZigguratError as error:
         return Refused(error)
 
 
 @contextmanager
 def plain_operations() -> Iterator[None]:
-    """JAX operation by operation, none of them ours in C++."""
-    none = mock.patch("ziggurat.kernels.cpu.operation.available", return_value=False)
-    with none, jax.disable_jit():
+    """JAX operation by operation, none of them ours in C++: loops over layers and parts of a
+    sequence are Python's, since a compiled loop would be another program for every config."""
+    with ExitStack() as stack:
+        for place, value in (
+            ("ziggurat.kernels.cpu.operation.available", lambda *_, **__: False),
+            ("jax.lax.scan", _scan),
+            ("jax.lax.map", lambda f, xs: _scan(lambda _, x: (None, f(x)), None, xs)[1]),
+        ):
+            stack.enter_context(mock.patch(place, value))
+        # its kernel for CPU is a loop whose length depends on values
+        preferred = "ziggurat.kernels.grouped_matmul.PREFERRED"
+        stack.enter_context(mock.patch.dict(preferred, {"cpu": "ragged"}))
         yield
+
+
+def _scan(
+    f: Callable, init: Any, xs: Any = None, length: int | None = None, **_: Any
+) -> tuple[Any, Any]:
+    """``jax.lax.scan`` as the loop that defines it."""
+    count = jax.tree.leaves(xs)[0].shape[0] if length is None else length
+    carry, outs = init, []
+    for i in range(count):
+        carry, out = f(carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
+        outs.append(out)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *outs)
 
 
 def difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -191,6 +214,16 @@ def difference(found: np.ndarray, expected: np.ndarray) -> float:
     if found.shape != expected.shape or not np.isfinite(found).all():
         return float("inf")
     return float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """Our reading of a config against transformers'."""
+
+    kind: str
+    """``equal``, ``refused``, ``no model`` (transformers builds none), ``unread``: transformers
+    does not read the key, and we are as without it; or ``fault``."""
+    fault: str = ""
 
 
 class Comparison:
@@ -203,35 +236,48 @@ class Comparison:
     def __init__(self, base: Mapping[str, Any]):
         self.base = dict(base)
         self._ours: dict[Any, np.ndarray | Refused] = {}
-        theirs = Theirs(self.base)
-        self._logits, self._decoded = theirs.logits(), theirs.decoded()
+        with config_reads.recorded_reads() as self._read:
+            self._theirs = Theirs(self.base)
+            assert len(self._theirs.decoded) == STEPS
+            assert len(self._theirs.logits)
+        self._config = their_config(self.base)
         found = parsed(self.base)
         assert not isinstance(found, Refused), found
-        fault = self._differs(self.base, theirs)
+        fault = self._differs(self.base, self._theirs)
         assert not fault, fault
 
-    def fault(self, key: str, value: Any, must_accept_inert: bool) -> str:
-        """What is wrong with our reading of one changed key; empty where nothing is.
+    def verdict(self, key: str, value: Any, must_accept_inert: bool, whole: bool = True) -> Verdict:
+        """Our reading of one changed key.
 
         Args:
             key: the key.
             value: its value.
             must_accept_inert: refusing the value is wrong where transformers' result is the same.
+            whole: run transformers' model also where it reads nothing that differs.
         """
         values = self.base | {key: value}
         found = parsed(values)
         try:
-            theirs = Theirs(values)
-            logits, decoded = theirs.logits(), theirs.decoded()
-        except Exception:
-            return ""  # transformers has no such model: whatever we say is no difference
+            unread = not whole and key != "architectures" and self._unread(values)
+            theirs = self._theirs if unread else Theirs(values)
+            logits, decoded = theirs.logits, theirs.decoded
+        except Exception:  # whatever we say is no difference
+            return Verdict("no model")
         if isinstance(found, Refused):
             if "\n" in found:
-                return f"refused in more than a line: {found}"
-            moves = max(difference(logits, self._logits), difference(decoded, self._decoded))
-            inert = must_accept_inert and moves < 1e-6
-            return f"refused though transformers' logits do not move: {found}" if inert else ""
-        return self._differs(values, theirs)
+                return Verdict("fault", f"refused in more than a line: {found}")
+            before = self._theirs
+            moves = max(difference(logits, before.logits), difference(decoded, before.decoded))
+            if must_accept_inert and moves < 1e-6:
+                fault = f"refused though transformers' logits do not move: {found}"
+                return Verdict("fault", fault)
+            return Verdict("refused")
+        if fault := self._differs(values, theirs):
+            return Verdict("fault", fault)
+        return Verdict("unread" if unread else "equal")
+
+    def _unread(self, values: Mapping[str, Any]) -> bool:
+        return not config_reads.changed(their_config(values), self._config) & self._read
 
     def _differs(self, values: Mapping[str, Any], theirs: Theirs) -> str:
         config = json.dumps(values["model_type"]) + repr(parsed(values))
@@ -240,7 +286,7 @@ class Comparison:
         ours = self._ours[config]
         if isinstance(ours, Refused):  # by the weights
             return ""
-        gap = difference(ours, theirs.logits())
+        gap = difference(ours, theirs.logits)
         return f"logits differ by {gap:.2g}" if gap > TOLERANCE else ""
 
 

@@ -1,6 +1,6 @@
 """Values off the default for every key of transformers' configs, and tiny models to try them on.
 
-Run by itself, tries all of them::
+Run by itself, tries all of them (``--help`` for a part of them, or to resume)::
 
     python -m tests.oracle.config_values [model type] ...
 """
@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -338,15 +337,25 @@ class Trial:
         """A number by which trials are drawn, the same in every run."""
         return int.from_bytes(hashlib.blake2b(str(self).encode(), digest_size=4).digest(), "big")
 
-    def fault(self) -> str:
-        """What is wrong with our reading; empty where nothing is."""
+    def verdict(self, whole: bool = True) -> config_parity.Verdict:
+        """Our reading against transformers'.
+
+        Args:
+            whole: run transformers' model also where it reads nothing that differs.
+        """
         base = {"model_type": self.model_type, **BASES[self.model_type][self.base]}
         named = {**base, "architectures": [architecture(self.model_type)]}
         compared = config_parity.comparison(json.dumps(named))
         inert = self.key in fields(self.model_type) or self.key in HARMLESS
-        fault = compared.fault(self.key, self.value, must_accept_inert=inert)
-        refused = fault.startswith("refused") and any(x in fault for x in REFUSED_ALL_THE_SAME)
-        return "" if refused else fault
+        found = compared.verdict(self.key, self.value, must_accept_inert=inert, whole=whole)
+        refused = found.fault.startswith("refused")
+        if refused and any(x in found.fault for x in REFUSED_ALL_THE_SAME):
+            return config_parity.Verdict("refused")
+        return found
+
+    def fault(self) -> str:
+        """What is wrong with our reading; empty where nothing is."""
+        return self.verdict().fault
 
 
 def architecture(model_type: str) -> str:
@@ -405,19 +414,7 @@ def _values(model_type: str, key: str, value: Any) -> tuple[Any, ...]:
     return True, False, 3, "text", []
 
 
-def main() -> int:
-    """Try everything; print what is wrong."""
-    warnings.filterwarnings("ignore")
-    faults = count = 0
-    for model_type in sys.argv[1:] or BASES:
-        for trial in trials(model_type):
-            count += 1
-            if fault := trial.fault():
-                faults += 1
-                print(f"{trial}: {fault}", flush=True)
-        print(f"{model_type}: {count} trials so far, {faults} faults", flush=True)
-    return 1 if faults else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from tests.oracle import config_sweep
+
+    sys.exit(config_sweep.main())

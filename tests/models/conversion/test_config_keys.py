@@ -83,6 +83,16 @@ def test_unknown_keys(model_type):
             family.from_hf(values | {"a_switch_of_mine": value})
 
 
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_null_switch_is_off_where_that_is_the_default(model_type):
+    values, family = base(model_type), family_for_config(base(model_type))
+    record = recorded(model_type)
+    switches = [key for key, usual in record.defaults.items() if usual is False]
+    switches = [key for key in switches if key not in values and key not in record.aliases]
+    for key in switches:
+        assert family.from_hf(values | {key: None}) == family.from_hf(values), key
+
+
 @pytest.mark.parametrize("model_type", [t for t in TYPES if t not in ENCODERS])
 def test_a_switch_whose_default_is_on_is_not_harmless_when_off(model_type):
     values = base(model_type)
@@ -149,7 +159,7 @@ def test_encoder_of_a_masked_language_model():
     values = base("bert")
     theirs = config_parity.Theirs(values)
     theirs.model = transformers.BertForMaskedLM(theirs.model.config).eval()
-    tensors, family = theirs.tensors(), family_for_config(values)
+    tensors, family = theirs.tensors, family_for_config(values)
     config = family.as_found(family.from_hf(values), tensors)
     assert (config.head, config.pooler) == ("none", False)
     model = EncoderModel.build(config)

@@ -71,6 +71,8 @@ OFF = (None, False, 0, 0.0, [], {}, "")
 class HFConfig:
     """A ``config.json`` that remembers which keys were asked for.
 
+    A null switch that is off by default is off.
+
     Args:
         values: its content.
         model_type: transformers' type of model, or the class of diffusers; default: what the values
@@ -87,6 +89,8 @@ class HFConfig:
         self._values: dict[str, Any] = {}
         for key, value in values.items():
             own = record.aliases.get(key, key)
+            if value is None and self._defaults.get(own) is False:
+                value = False  # their code asks whether a switch is true
             if own in self._values and self._values[own] != value:
                 raise ModelError(
                     f"config.json: {key}",

@@ -1,0 +1,1 @@
+"""Checks of small inputs that once failed, one module for each folder of them."""

@@ -57,14 +57,16 @@ def measure(directory: Path) -> None:
     import jax
 
     from ziggurat.formats import SafetensorsDirectory
-    from ziggurat.models.loading import pretrained
+    from ziggurat.models.conversion.dropped_tensors import stored_head
+    from ziggurat.models.loading import pretrained, weight_reading
     from ziggurat.nn import Precision
 
     jax.device_put(1.0).block_until_ready()
     family, model = pretrained.hf_model(directory, Precision(param="bfloat16"))
     tensors = SafetensorsDirectory(directory)
     before = status("VmRSS")
-    params = pretrained.read_weights(family, model, family.hf_names(model.config), tensors, None)
+    head = stored_head(model.config, family.hf_names, tensors)
+    params = weight_reading.read_weights(family, model, head, tensors, None)
     jax.block_until_ready(params)
     peak = status("VmHWM")
     files = [file.stat().st_size for file in directory.glob("*.safetensors")]

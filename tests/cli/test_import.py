@@ -14,7 +14,7 @@ from ziggurat.data.tokenizers import byte_level
 from ziggurat.formats import SafetensorsDirectory, write_sharded
 from ziggurat.models import BertConfig, EncoderModel, LanguageModel, LlamaConfig
 from ziggurat.models.conversion.sentence_layout import SentenceConfig
-from ziggurat.models.loading import pretrained, pretrained_encoder, proof
+from ziggurat.models.loading import pretrained, pretrained_encoder, proof, step_files
 
 CONFIG = LlamaConfig(
     vocab_size=257, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, max_sequence_length=64,
@@ -80,7 +80,7 @@ def typed(published, tmp_path_factory):
 
 
 def types_of(output):
-    step = pretrained.step_directory(output)
+    step = step_files.step_directory(output)
     leaves = named_leaves(read_arrays(step, "params"))
     return {name: str(leaf.dtype) for name, leaf in leaves.items()}
 
@@ -95,7 +95,7 @@ def test_weights_keep_the_type_they_are_stored_in(dtype, typed, tmp_path, capsys
     for name, kind in found.items():
         assert kind == ("float32" if dtype == "mixed" and "norm" in name else narrow), name
     values = SafetensorsDirectory(typed(dtype))
-    step = pretrained.step_directory(output)
+    step = step_files.step_directory(output)
     head = named_leaves(read_arrays(step, "params"))["unembedding"]
     np.testing.assert_array_equal(head, values.read("lm_head.weight"))
 
@@ -190,7 +190,7 @@ def test_the_proof_is_of_the_weights_that_are_written(dtype, options, typed, tmp
     output = tmp_path / "out"
     assert main(["import", "hf", str(typed(dtype)), "--output", str(output), *options]) == 0
     assert "largest logit difference from transformers" in capsys.readouterr().out
-    step = pretrained.step_directory(output)
+    step = step_files.step_directory(output)
     record = json.loads((step / "records.json").read_text())["proof"]
     assert record["max_logit_difference"] < record["tolerance"] / 5
 

@@ -23,7 +23,7 @@ from ziggurat.kernels.linear import (
     project,
 )
 from ziggurat.models import LanguageModel, LlamaConfig, adapters
-from ziggurat.models.loading import peft, pretrained
+from ziggurat.models.loading import peft, pretrained, step_files
 from ziggurat.models.quantized import formats_of, quantized, summed_axes
 
 TINY = LlamaConfig(vocab_size=288, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64)
@@ -202,7 +202,7 @@ def test_a_step_of_adapters_is_read_merged_while_its_base_is_there(base, tmp_pat
     place = here / "base/step_00000000"
     record = adapters.AdapterRecord(lora, place, adapters.fingerprint(place))
     step = here / "tuned/checkpoints/step_00000003"
-    files = pretrained.files_of(whole.model.config, whole.tokenizer)
+    files = step_files.files_of(whole.model.config, whole.tokenizer)
     files |= {adapters.ADAPTER_FILE: record.text(step).encode()}
     with Checkpoints(step.parent) as checkpoints:
         checkpoints.save(3, {"params": arrays}, {}, files)

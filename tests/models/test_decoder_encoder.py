@@ -11,7 +11,7 @@ from tests.oracle import families
 from ziggurat.core.errors import ModelError
 from ziggurat.formats import write_sharded
 from ziggurat.models import TextEmbedder
-from ziggurat.models.conversion.sentence_layout import SentenceConfig, write_layout
+from ziggurat.models.conversion.sentence_layout import SentenceConfig, layout_files
 from ziggurat.models.loading import pretrained, pretrained_encoder
 from ziggurat.nn import Bidirectional, Causal
 
@@ -40,7 +40,9 @@ def directory(path, case, changes=(), layout=True, head=False):
     backend.save(str(path / "tokenizer.json"))
     if layout:
         sentence = SentenceConfig(pooling="lasttoken", normalize=True, max_length=20)
-        write_layout(sentence, path, values["hidden_size"])
+        for name, content in layout_files(sentence, values["hidden_size"]).items():
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_text(json.dumps(content))
     return path
 
 

@@ -15,11 +15,10 @@ from ziggurat.models.loading import (
     diffusers_layout,
     gguf_output,
     pretrained,
-    pretrained_encoder,
+    pretrained_kinds,
     pretrained_pipeline,
     pretrained_speech,
-    pretrained_vision,
-    pretrained_vision_language,
+    step_files,
 )
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
@@ -51,12 +50,10 @@ def load(
     """
     path = hub.local(model)
     precision = Precision(compute, compute, as_stored=as_stored)
-    if path.is_dir() and pretrained_encoder.is_encoder(path):
-        return pretrained_encoder.load(path, precision=precision)
-    if path.is_dir() and pretrained_vision.is_vision(path):
-        return pretrained_vision.load(path, precision=precision)
-    if path.is_dir() and pretrained_speech.is_speech(path):
-        return pretrained_speech.load(path, precision=precision)
+    kind = pretrained_kinds.kind_of(path)
+    # of a model that reads images the language model alone, with a warning
+    if kind is not None and kind is not pretrained_kinds.VISION_LANGUAGE:
+        return kind.load(path, precision=precision)
     if _draws(path):
         return pretrained_pipeline.load(path, precision=precision)
     return pretrained.load(path, precision=precision)
@@ -218,11 +215,8 @@ def write(
             found=dtype,
             expected="no dtype with --quantization: scales and floats keep their types",
         )
-    other = kind == "diffusers" or (
-        model.is_dir()
-        and (pretrained_encoder.is_encoder(model) or pretrained_vision.is_vision(model))
-    )
-    if quantization is not None and other:
+    other = pretrained_kinds.kind_of(model) if kind == "hf" else None
+    if quantization is not None and (other is not None or kind == "diffusers"):
         raise ConfigError(
             "export --quantization", found=quantization, expected="a language model with it"
         )
@@ -235,19 +229,9 @@ def write(
     if kind == "gguf":
         language = pretrained.load(model, precision=precision)
         return language.source, gguf_output.export_gguf(language, output)
-    if model.is_dir() and pretrained_encoder.is_encoder(model):
-        encoder = pretrained_encoder.load(model, precision=precision)
-        return encoder.source, pretrained_encoder.export_hf(encoder, output, max_shard_bytes=shard)
-    if model.is_dir() and pretrained_vision.is_vision(model):
-        vision = pretrained_vision.load(model, precision=precision)
-        return vision.source, pretrained_vision.export_hf(vision, output, max_shard_bytes=shard)
-    if model.is_dir() and pretrained_speech.is_speech(model):
-        speech = pretrained_speech.load(model, precision=precision)
-        return speech.source, pretrained_speech.export_hf(speech, output, max_shard_bytes=shard)
-    if model.is_dir() and pretrained_vision_language.is_vision_language(model):
-        whole = pretrained_vision_language.load(model, precision=precision)
-        path = pretrained_vision_language.export_hf(whole, output, max_shard_bytes=shard)
-        return whole.source, path
+    if other is not None:
+        read = other.load(model, precision=precision)
+        return read.source, other.export_hf(read, output, max_shard_bytes=shard)
     loaded = pretrained.load(model, precision=precision, expand=dtype is not None)
     path = pretrained.export_hf(loaded, output, max_shard_bytes=shard, layout=quantization)
     return loaded.source, path
@@ -255,7 +239,7 @@ def write(
 
 def _draws(path: Path) -> bool:
     """Whether a directory holds a diffusion model."""
-    step = pretrained.step_directory(path) if path.is_dir() else None
+    step = step_files.step_directory(path) if path.is_dir() else None
     if step is not None:
-        return (step / pretrained.DIFFUSION_FILE).is_file()
+        return (step / step_files.DIFFUSION_FILE).is_file()
     return diffusers_layout.is_diffusers(path)

@@ -140,9 +140,9 @@ def _given(answer: str | None) -> dict[str, str]:
 
 
 def _run_file(model: Path) -> Path:
-    from ziggurat.models.loading import pretrained
+    from ziggurat.models.loading import step_files
 
-    step = pretrained.step_directory(model) if model.is_dir() else None
+    step = step_files.step_directory(model) if model.is_dir() else None
     if step is None or not (step / "run.toml").is_file():
         raise ConfigError(
             f"model {model}",

@@ -77,17 +77,17 @@ def _export_peft(run: Path, output: Path) -> int:
 
     from ziggurat.core.errors import ModelError
     from ziggurat.models import LanguageModel, adapters
-    from ziggurat.models.loading import peft, pretrained
+    from ziggurat.models.loading import peft, pretrained, step_files
 
-    step = pretrained.step_directory(run)
+    step = step_files.step_directory(run)
     if step is None or not (step / adapters.ADAPTER_FILE).is_file():
         raise ModelError(
             f"model {run}", found="no adapters", expected="a run with an [adapter] table"
         )
     record = adapters.read_record(step)
-    file = step / pretrained.MODEL_FILE
+    file = step / step_files.MODEL_FILE
     values = json.loads(file.read_text(encoding="utf-8"))
-    model = LanguageModel.build(pretrained.model_config(values, str(file)))
+    model = LanguageModel.build(step_files.model_config(values, str(file)))
     arrays = pretrained.read_adapters(step, model, record.lora)
     path = peft.write_peft(output, record.lora, arrays, model, str(record.base))
     console.output().print(f"{step} -> {path}: adapters of {record.base}", markup=False)

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ziggurat.cli import console
 from ziggurat.core import hub
 from ziggurat.core.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from ziggurat.models.loading.pretrained_kinds import PretrainedKind
+    from ziggurat.models.loading.proof import EncoderProof, Proof
+    from ziggurat.nn.precision import Precision
 
 EXAMPLE = """ziggurat import hf DOWNLOADS/SmolLM2-135M --output models/smollm2
   ziggurat import weights ckpt.pt --config DOWNLOADS/SmolLM2-135M --output models/tuned"""
@@ -61,41 +66,52 @@ def import_(
             )
     if kind == "diffusers":
         return _import_diffusers(source, output, verify, precision)
-    from ziggurat.models.loading import (
-        pretrained,
-        pretrained_encoder,
-        pretrained_speech,
-        pretrained_vision,
-        pretrained_vision_language,
-        proof,
-    )
+    from ziggurat.models.loading.pretrained_kinds import kind_of
+
+    published = kind_of(source) if kind == "hf" else None
+    if published is not None:
+        return _import_published(published, source, output, verify, precision)
+    return _import_language(source, output, verify, precision, quantized_file=kind == "gguf")
+
+
+def _import_language(
+    source: Path, output: Path, verify: str, precision: "Precision", *, quantized_file: bool
+) -> int:
+    from ziggurat.models.loading import pretrained, proof
     from ziggurat.models.quantized import formats_of
 
-    if kind == "hf" and pretrained_encoder.is_encoder(source):
-        return _import_encoder(source, output, verify, precision)
-    if kind == "hf" and pretrained_vision.is_vision(source):
-        return _import_vision(source, output, verify, precision)
-    if kind == "hf" and pretrained_speech.is_speech(source):
-        return _import_speech(source, output, verify, precision)
-    if kind == "hf" and pretrained_vision_language.is_vision_language(source):
-        return _import_vision_language(source, output, verify, precision)
     with console.progress("reading") as told:
-        expand = dtype is not None
+        expand = not precision.as_stored
         model = pretrained.load(source, precision=precision, told=told, expand=expand)
     _say_what(model.model.config.kind, model.model.parameter_count, model.params)
-    records: dict[str, Any] = {"source": hub.name_of(source)}
     quantised = formats_of(model.params)
     if quantised:
         console.output().print(f"{len(quantised)} quantised weights, kept so")
-    rounded = quantised and kind == "hf"  # a GGUF file's are dequantised in float32 on both sides
+    # a GGUF file's are dequantised in float32 on both sides
+    rounded = quantised and not quantized_file
     why = "its weights are quantised; --verify always compares" if rounded else ""
+    records: dict[str, Any] = {"source": hub.name_of(source)}
     records |= _proven(verify, source, why, lambda: proof.against_transformers(source, model))
-    path = pretrained.save(model, output, records)
-    console.output().print(f"written: {path}")
+    console.output().print(f"written: {pretrained.save(model, output, records)}")
     return 0
 
 
-def _proven(verify: str, source: Path, why_not: str, compare: Callable[[], Any]) -> dict[str, Any]:
+def _import_published(
+    kind: "PretrainedKind[Any]", source: Path, output: Path, verify: str, precision: "Precision"
+) -> int:
+    """Import an encoder, a model of speech, or one that reads images."""
+    read = kind.load(source, precision=precision)
+    name, count = kind.size(read)
+    _say_what(name, count, read.params, f"; {kind.details(read)}")
+    records: dict[str, Any] = {"source": hub.name_of(source)}
+    records |= _proven(verify, source, "", lambda: kind.compare(source, read))
+    console.output().print(f"written: {kind.save(read, output, records)}")
+    return 0
+
+
+def _proven(
+    verify: str, source: Path, why_not: str, compare: "Callable[[], Proof | EncoderProof]"
+) -> dict[str, Any]:
     """The record of a comparison with transformers, or a line that says why there is none.
 
     Args:
@@ -147,81 +163,7 @@ def _say_what(kind: str, count: int, params: Any, more: str = "") -> None:
     )
 
 
-def _import_encoder(source: Path, output: Path, verify: str, precision: Any) -> int:
-    from ziggurat.models.loading import pretrained_encoder, proof
-
-    encoder = pretrained_encoder.load(source, precision=precision)
-    sentence = encoder.sentence
-    pooling = f"pooling {sentence.pooling}" + (", normalised" if sentence.normalize else "")
-    more = f"; texts to {sentence.max_length} tokens, {pooling}"
-    _say_what(encoder.model.config.kind, encoder.model.parameter_count, encoder.params, more)
-
-    def compare() -> Any:
-        return proof.encoder_against_transformers(source, encoder)
-
-    records: dict[str, Any] = {"source": hub.name_of(source)}
-    records |= _proven(verify, source, "", compare)
-    path = pretrained_encoder.save(encoder, output, records)
-    console.output().print(f"written: {path}")
-    return 0
-
-
-def _import_vision_language(source: Path, output: Path, verify: str, precision: Any) -> int:
-    from ziggurat.models.loading import pretrained_vision_language, proof
-
-    whole = pretrained_vision_language.load(source, precision=precision)
-    tower = whole.vision.parameter_count - whole.model.parameter_count
-    more = f"; tower and projector for images {tower:,}"
-    _say_what(whole.vision.config.kind, whole.vision.parameter_count, whole.params, more)
-
-    def compare() -> Any:
-        return proof.against_transformers(source, whole)
-
-    records: dict[str, Any] = {"source": hub.name_of(source)}
-    records |= _proven(verify, source, "", compare)
-    path = pretrained_vision_language.save(whole, output, records)
-    console.output().print(f"written: {path}")
-    return 0
-
-
-def _import_vision(source: Path, output: Path, verify: str, precision: Any) -> int:
-    from ziggurat.models.loading import pretrained_vision, proof
-
-    vision = pretrained_vision.load(source, precision=precision)
-    size = vision.processor.config.size
-    more = "; images of their own size" if size is None else f"; images of {size[0]} x {size[1]}"
-    _say_what(vision.model.config.kind, vision.model.parameter_count, vision.params, more)
-
-    def compare() -> Any:
-        return proof.vision_against_transformers(source, vision)
-
-    records: dict[str, Any] = {"source": hub.name_of(source)}
-    records |= _proven(verify, source, "", compare)
-    path = pretrained_vision.save(vision, output, records)
-    console.output().print(f"written: {path}")
-    return 0
-
-
-def _import_speech(source: Path, output: Path, verify: str, precision: Any) -> int:
-    from ziggurat.models.loading import pretrained_speech, proof
-
-    speech = pretrained_speech.load(source, precision=precision)
-    tokens, steps = speech.tokens, speech.log_mel.config
-    many = f"{len(tokens.languages)} languages" if tokens.multilingual else "English"
-    more = f"; {many}, {steps.mel_bins} mel bands, windows of {steps.seconds} s"
-    _say_what(speech.model.config.kind, speech.model.parameter_count, speech.params, more)
-
-    def compare() -> Any:
-        return proof.speech_against_transformers(source, speech)
-
-    records: dict[str, Any] = {"source": hub.name_of(source)}
-    records |= _proven(verify, source, "", compare)
-    path = pretrained_speech.save(speech, output, records)
-    console.output().print(f"written: {path}")
-    return 0
-
-
-def _import_diffusers(source: Path, output: Path, verify: str, precision: Any) -> int:
+def _import_diffusers(source: Path, output: Path, verify: str, precision: "Precision") -> int:
     if verify == "always":
         raise ConfigError(
             "import diffusers --verify", found="always", expected="auto or never: nothing compares"
@@ -247,7 +189,7 @@ def _import_weights(
     config: Path | None,
     prefix: str | None,
     item: str | None,
-    precision: Any,
+    precision: "Precision",
 ) -> int:
     if verify == "always":
         raise ConfigError(

@@ -19,7 +19,7 @@ from ziggurat.data.encode import DocumentEncoder
 from ziggurat.data.sources import Document
 from ziggurat.data.vocabulary import check_ids
 from ziggurat.models import LanguageModel, Params
-from ziggurat.models.loading import pretrained
+from ziggurat.models.loading import pretrained, step_files
 from ziggurat.nn.attention_context import Packed
 from ziggurat.nn.precision import Precision
 
@@ -82,7 +82,7 @@ class RewardModel:
         """
         path = hub.local(path)
         loaded = pretrained.load(path, precision=precision)
-        step = pretrained.step_directory(path)
+        step = step_files.step_directory(path)
         arrays = {} if step is None else read_arrays(step, "params")
         if not isinstance(arrays, dict) or HEAD not in arrays:
             raise CheckpointError(

@@ -29,7 +29,7 @@ from ziggurat.models.adapters import (
     initial_adapters,
     merge_into,
 )
-from ziggurat.models.loading import pretrained
+from ziggurat.models.loading import pretrained, step_files
 from ziggurat.models.quantized import formats_of, quantized
 from ziggurat.nn.precision import Precision
 from ziggurat.post.reward_model import HEAD, head_shape, initial_head
@@ -278,12 +278,12 @@ def files_of(run: RunConfig, start: Start, tokenizer: Any) -> dict[str, bytes | 
     """Files to save beside a checkpoint's arrays: model config and tokenizer, so that it loads by
     itself. A checkpoint of adapters also records where its base model is.
     """
-    files = pretrained.files_of(start.tuned.model.config, tokenizer)
+    files = step_files.files_of(start.tuned.model.config, tokenizer)
     if run.adapter is None:
         return files
     assert isinstance(run.model, PretrainedModel), "adapters have a base"
     given = hub.local(run.model.path)
-    base = pretrained.step_directory(given) or given if given.is_dir() else given
+    base = step_files.step_directory(given) or given if given.is_dir() else given
     record = AdapterRecord(run.adapter, base, fingerprint(base))
     step = run.directory / "checkpoints" / "step"
     return files | {ADAPTER_FILE: record.text(step).encode()}

@@ -26,7 +26,8 @@ from ziggurat.core.errors import TrainError
 from ziggurat.core.protocols import Batch, MetricSink
 from ziggurat.mesh import Processes
 from ziggurat.models import Params
-from ziggurat.models.loading.pretrained import AVERAGE, Pretrained
+from ziggurat.models.loading.pretrained import Pretrained
+from ziggurat.models.loading.step_files import AVERAGE
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.journal import Journal

@@ -10,7 +10,8 @@ from ziggurat.core import prng
 from ziggurat.core.pytrees import map_named
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
-from ziggurat.models.loading.pretrained import AVERAGE, PARAMS
+from ziggurat.models.language_model import PARAMS
+from ziggurat.models.loading.step_files import AVERAGE
 from ziggurat.optim import Optimizer, state_axes
 from ziggurat.optim.master_weights import widened
 from ziggurat.train.trainable import Trainable

@@ -98,7 +98,7 @@ def as_hugging_face(exported, tmp_path, change):
 def as_gguf(exported, tmp_path, change):
     files = SafetensorsDirectory(exported)
     names = {n.ours: n for n in gguf_names(dataclasses.replace(CONFIG, tie_embeddings=False))}
-    theirs = pretrained.FAMILIES["llama"].hf_names(CONFIG)
+    theirs = FAMILIES["llama"].hf_names(CONFIG)
     tensors = {}
     for name in theirs:
         for layer in range(CONFIG.n_layers if "{layer}" in name.theirs else 1):

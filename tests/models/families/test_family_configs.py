@@ -7,7 +7,7 @@ from tests.oracle import families
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, ModelError
 from ziggurat.models import LanguageModel, family_for_architecture
-from ziggurat.models.loading import pretrained
+from ziggurat.models.loading import step_files
 from ziggurat.nn.rope import LinearScaling
 from ziggurat.train.config import ModelNode
 
@@ -131,7 +131,7 @@ def test_published_models_have_their_published_size(name):
 @pytest.mark.parametrize("case", families.CASES + families.ENCODER_CASES)
 def test_config_survives_model_json(case):
     plain = config.to_plain(ours(case).config)
-    assert pretrained.model_config(plain, "model.json") == ours(case).config
+    assert step_files.model_config(plain, "model.json") == ours(case).config
 
 
 @pytest.mark.parametrize("case", families.CASES)

@@ -11,7 +11,7 @@ from ziggurat.formats import SafetensorsDirectory, write_sharded
 from ziggurat.mesh import MeshConfig, build
 from ziggurat.models.conversion.dropped_tensors import Head
 from ziggurat.models.conversion.weight_names import StoredWeight, named_as_found
-from ziggurat.models.loading import placing, pretrained
+from ziggurat.models.loading import placing, weight_reading
 
 CASES = ("llama/llama-3.2-like", "gpt2/plain")  # transposed matrices; three parameters in a tensor
 
@@ -41,7 +41,7 @@ def test_each_device_gets_its_part(case, piece, monkeypatch):
         return read[-1]
 
     monkeypatch.setattr(StoredWeight, "read", watched)
-    params = pretrained.read_weights(a.family, a.model, head_of(a), tensors, layout)
+    params = weight_reading.read_weights(a.family, a.model, head_of(a), tensors, layout)
     jax.tree.map(np.testing.assert_array_equal, params, a.params)
     assert jax.tree.map(lambda x: x.sharding, params) == a.model.shardings(layout)
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -68,6 +68,6 @@ def test_published_gpt2_has_no_name_before_its_weights_and_holds_its_mask(tmp_pa
     write_sharded(tmp_path, tensors.items(), 10**9)
     source = SafetensorsDirectory(tmp_path)
     names = named_as_found(a.family.hf_names(a.config), source, a.family.base)
-    params = pretrained.read_weights(a.family, a.model, head_of(a, names), source, None)
+    params = weight_reading.read_weights(a.family, a.model, head_of(a, names), source, None)
     jax.tree.map(np.testing.assert_array_equal, params, a.params)
     assert families.load("gpt2/plain").shapes.keys() == a.theirs.keys()

@@ -149,24 +149,27 @@ def _pooling(values: dict[str, Any], width: int) -> Pooling:
     return _MODES[chosen[0]]
 
 
-def write_layout(sentence: SentenceConfig, path: Path, width: int) -> None:
-    """Write the files that :func:`read_layout` reads."""
+def layout_files(sentence: SentenceConfig, width: int) -> dict[str, Any]:
+    """JSON contents of the files that :func:`read_layout` reads, by path in the directory.
+
+    Args:
+        sentence: how states become a vector.
+        width: length of the vector.
+    """
     kinds = ["Transformer", "Pooling", *(["Normalize"] if sentence.normalize else [])]
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": _PACKAGE + kind}
         for i, kind in enumerate(kinds)
     ]
     modes = {key: mode == sentence.pooling for key, mode in _MODES.items()}
-    (path / "1_Pooling").mkdir()
-    for name, body in {
-        "modules.json": modules,
+    return {
+        MODULES: modules,
         "1_Pooling/config.json": {"word_embedding_dimension": width, **modes},
         "sentence_bert_config.json": {
             "max_seq_length": sentence.max_length,
             "do_lower_case": False,
         },
-    }.items():
-        (path / name).write_text(json.dumps(body, indent=2) + "\n")
+    }
 
 
 def _json(file: Path, default: Any) -> Any:

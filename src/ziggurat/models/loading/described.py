@@ -6,15 +6,11 @@ from pathlib import Path
 from ziggurat.core import hub
 from ziggurat.core.errors import ModelError
 from ziggurat.formats import GgufFile
-from ziggurat.models.families.family import FAMILIES, Family, family_for_architecture
+from ziggurat.models.families.family import FAMILIES
 from ziggurat.models.language_model import LanguageModel, ModelConfig
-from ziggurat.models.loading.pretrained import (
-    MODEL_FILE,
-    ROPE_DIVISORS,
-    hf_config,
-    model_config,
-    step_directory,
-)
+from ziggurat.models.loading.gguf_input import gguf_config
+from ziggurat.models.loading.hf_directory import hf_config, refuse_encoder
+from ziggurat.models.loading.step_files import MODEL_FILE, model_config, step_directory
 from ziggurat.nn.precision import Precision
 
 
@@ -38,12 +34,12 @@ def _config(path: Path) -> ModelConfig:
     if path.is_file() and path.suffix == ".json":
         return _of_json(path)
     if path.is_file() and path.suffix == ".gguf":
-        return _of_gguf(path)
+        return gguf_config(GgufFile(path))[1]
     step = step_directory(path) if path.is_dir() else None
     if step is not None:
         file = step / MODEL_FILE
         values = json.loads(file.read_text())
-        _refuse_encoder(FAMILIES[str(values.get("kind"))], path)
+        refuse_encoder(FAMILIES[str(values.get("kind"))], path)
         return model_config(values, str(file))
     if (path / "config.json").is_file():
         return _of_json(path / "config.json")
@@ -56,21 +52,6 @@ def _config(path: Path) -> ModelConfig:
 
 def _of_json(path: Path) -> ModelConfig:
     family, values = hf_config(path)
-    _refuse_encoder(family, path)
+    refuse_encoder(family, path)
     values.pop("quantization_config", None)  # it changes how weights are stored
     return family.from_hf(values)
-
-
-def _refuse_encoder(family: Family, path: Path) -> None:
-    if family.encoder:
-        raise ModelError(
-            f"model {path}", found=f"an encoder ({family.name})", expected="a language model"
-        )
-
-
-def _of_gguf(path: Path) -> ModelConfig:
-    file = GgufFile(path)
-    family = family_for_architecture(str(file.metadata.get("general.architecture")), gguf=True)
-    assert family.from_gguf is not None
-    divisors = file.read(ROPE_DIVISORS) if ROPE_DIVISORS in file else None
-    return family.from_gguf(file.metadata, divisors)

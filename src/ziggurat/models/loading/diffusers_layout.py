@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ziggurat.core import atomic
-from ziggurat.core.errors import CheckpointError, ModelError
+from ziggurat.core.errors import ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.formats import SafetensorsDirectory, write_sharded
 from ziggurat.mesh import Layout
@@ -24,8 +24,9 @@ from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.families.autoencoder_kl import diffusers as autoencoder_files
 from ziggurat.models.families.dit import diffusers as dit_files
 from ziggurat.models.image_pipeline import AUTOENCODER, ImagePipeline, PipelineComponents
+from ziggurat.models.language_model import PARAMS
+from ziggurat.models.loading.hf_directory import require_new
 from ziggurat.models.loading.placing import placement
-from ziggurat.models.loading.pretrained import PARAMS
 from ziggurat.models.traced_model import Params
 from ziggurat.nn.precision import Precision
 
@@ -138,8 +139,7 @@ def export(pipeline: ImagePipeline, directory: Path, *, max_shard_bytes: int = 5
         CheckpointError: the directory is there already.
         ModelError: the config has no counterpart there.
     """
-    if directory.exists():
-        raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
+    require_new(directory)
     settings: Any = pipeline.model.config
     values = dit_files.to_diffusers(settings)
     process = pipeline.around.process

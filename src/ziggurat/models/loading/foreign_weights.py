@@ -31,7 +31,7 @@ from ziggurat.models.conversion.weight_names import TensorSource, WeightName
 from ziggurat.models.families.family import Family
 from ziggurat.models.families.llama.gguf import gguf_names
 from ziggurat.models.language_model import LanguageModel
-from ziggurat.models.loading import pretrained
+from ziggurat.models.loading import hf_directory, pretrained, weight_reading
 from ziggurat.models.loading.framework_layouts import published_view
 from ziggurat.nn.precision import Precision
 
@@ -117,10 +117,10 @@ def load(
     if head.config != model.config:
         model = LanguageModel.build(head.config, precision)
     check_dropped(view.buffers, tensors, model.decoder)
-    params = pretrained.read_weights(family, model, head, view, layout)
+    params = weight_reading.read_weights(family, model, head, view, layout)
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, directory)
     name = Path(source).stem or directory.name
-    ids = token_ids.stated(pretrained.hf_family(directory)[1])
+    ids = token_ids.stated(hf_directory.hf_family(directory)[1])
     made = pretrained.Pretrained(model.typed_as(params), params, tokenizer, name, source, ids)
     if framework is not None:
         names = (framework.framework, naming.names, framework.prefix, framework.left_out)

@@ -9,7 +9,8 @@ from ziggurat.core.errors import ModelError
 from ziggurat.formats.gguf_tokenizer import pieces_of
 from ziggurat.models.conversion.quantization.gguf_export import write_gguf
 from ziggurat.models.families.family import FAMILIES, family_of
-from ziggurat.models.loading.pretrained import ROPE_DIVISORS, Pretrained
+from ziggurat.models.loading.gguf_input import ROPE_DIVISORS
+from ziggurat.models.loading.pretrained import Pretrained
 
 _log = logging.getLogger(__name__)
 

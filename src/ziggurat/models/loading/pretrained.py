@@ -5,53 +5,55 @@ family."""
 import dataclasses
 import json
 import logging
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ziggurat.checkpoint import Checkpoints, StepReader, read_arrays
-from ziggurat.checkpoint.manifest import read_manifest
-from ziggurat.core import atomic, config, hub
-from ziggurat.core.errors import CheckpointError, ModelError
+from ziggurat.checkpoint import read_arrays
+from ziggurat.core import hub
+from ziggurat.core.errors import ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.formats import GgufFile, SafetensorsDirectory, write_sharded
+from ziggurat.formats import SafetensorsDirectory
 from ziggurat.mesh import Layout
 from ziggurat.models import adapters
 from ziggurat.models.conversion import token_ids
-from ziggurat.models.conversion.dropped_tensors import Head, check_dropped, stored_head
-from ziggurat.models.conversion.gguf import tokenizer_of
-from ziggurat.models.conversion.quantization.checkpoint import present_names, quantized_table
+from ziggurat.models.conversion.dropped_tensors import stored_head
+from ziggurat.models.conversion.quantization.checkpoint import present_names
 from ziggurat.models.conversion.quantization.export import Layout as QuantizedLayout
 from ziggurat.models.conversion.quantization.export import quantized_export
-from ziggurat.models.conversion.quantization.gguf_blocks import GgufReader
 from ziggurat.models.conversion.quantization.methods import method_reader
-from ziggurat.models.conversion.quantization.module import MethodReader
-from ziggurat.models.conversion.text_part import (
-    PartTensors,
-    language_values,
-    tell_left_out,
-    text_part,
-)
+from ziggurat.models.conversion.text_part import PartTensors, tell_left_out, text_part
 from ziggurat.models.conversion.weight_names import (
-    StoredWeight,
     TensorSource,
     WeightName,
     export_weights,
-    import_weights,
     named_as_found,
 )
-from ziggurat.models.families.family import (
-    FAMILIES,
-    Family,
-    family_for_architecture,
-    family_for_config,
-    family_of,
-)
+from ziggurat.models.families.family import FAMILIES, Family, family_of
 from ziggurat.models.language_model import PARAMS, LanguageModel, Params
 from ziggurat.models.loading import peft
-from ziggurat.models.loading.placing import float_type, place_arrays, placement
+from ziggurat.models.loading.gguf_input import read_gguf
+from ziggurat.models.loading.hf_directory import (
+    hf_family,
+    hf_values,
+    refuse_encoder,
+    require_new,
+    write_directory,
+)
+from ziggurat.models.loading.placing import float_type, place_arrays
+from ziggurat.models.loading.step_files import (
+    DIFFUSION_FILE,
+    MODEL_FILE,
+    TOKENIZER,
+    VISION_FILE,
+    files_of,
+    model_config,
+    save_new,
+    step_directory,
+    trained_item,
+)
+from ziggurat.models.loading.weight_reading import Told, read_model
 from ziggurat.models.quantized import (
     FORMATS_FILE,
     dequantized,
@@ -63,21 +65,6 @@ from ziggurat.models.quantized import (
 from ziggurat.nn.precision import Precision
 
 _log = logging.getLogger(__name__)
-
-MODEL_FILE = "model.json"
-"""The family's config inside a checkpoint step."""
-ROPE_DIVISORS = "rope_freqs.weight"
-"""Tensor of a GGUF file that scales rotary frequencies; it becomes part of the config."""
-VISION_FILE = "vision_language.json"
-"""Inside a checkpoint step of a model that reads images: the family's config, whose language model
-is that of ``model.json``."""
-DIFFUSION_FILE = "diffusion.json"
-"""Inside a step of a diffusion model: its process, classes and autoencoder."""
-AVERAGE = "average"
-"""Items of a checkpoint step: the last parameters, and their moving average if the run kept one,
-which is then what the model is."""
-TOKENIZER = "tokenizer"
-"""Directory of the tokenizer inside a checkpoint step."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -99,10 +86,6 @@ class Pretrained:
         sizes = f"{model.parameter_count:,} parameters, {config.vocab_size:,} token ids"
         context = f"context {config.max_sequence_length:,}"
         return f"Pretrained({self.name!r}, {config.kind}, {sizes}, {context}, from {self.source!r})"
-
-
-Told = Callable[[str, int, int], None]
-"""Called before each weight with its name, how many are read, and all of them."""
 
 
 def load(
@@ -140,8 +123,8 @@ def load(
             fix="check the path",
         )
     if path.is_file():
-        _check_gguf(path)
-        return _load_gguf(path, precision, layout, told, expand)
+        parts = read_gguf(path, precision, layout, told, expand=expand)
+        return Pretrained(*parts, path.stem, str(path))
     step = step_directory(path)
     if step is not None:
         return _load_step(step, hub.name_of(path), precision, layout)
@@ -157,68 +140,17 @@ def load(
     )
 
 
-def _check_gguf(path: Path) -> None:
-    """Refuse files of other kinds, which are no damaged GGUF files.
-
-    Raises:
-        ModelError: the file is of another kind.
-    """
-    with open(path, "rb") as file:
-        if file.read(4) == b"GGUF" or path.suffix == ".gguf":
-            return
-    fixes = {
-        ".toml": "a run file trains a model: ziggurat train; then give the run's directory",
-        ".safetensors": "give the directory with its config.json",
-        ".json": "give its directory",
-        ".bin": "ziggurat import weights reads it",
-        ".pt": "ziggurat import weights reads it",
-        ".pth": "ziggurat import weights reads it",
-    }
-    kinds = {".toml": "a run file", ".safetensors": "weights alone", ".json": "a JSON file"}
-    raise ModelError(
-        f"model {path}",
-        found=kinds.get(path.suffix, "a file that is not GGUF"),
-        expected="a run, a checkpoint step, a Hugging Face directory or id, or a GGUF file",
-        fix=fixes.get(path.suffix, "check the path"),
-    )
-
-
-def files_of(model: Any, tokenizer: HuggingFaceTokenizer | None) -> dict[str, bytes | Path]:
-    """Files of a checkpoint step besides arrays, with which :func:`load` can read it alone.
-
-    Args:
-        model: the family's config.
-        tokenizer: the tokenizer; ``None``: the model reads no texts.
-    """
-    files: dict[str, bytes | Path] = {}
-    if tokenizer is not None:
-        with tempfile.TemporaryDirectory() as directory:
-            tokenizer.save(Path(directory))
-            for file in sorted(Path(directory).iterdir()):
-                files[f"{TOKENIZER}/{file.name}"] = file.read_bytes()
-    text = json.dumps(config.to_plain(model), indent=2)
-    return files | {MODEL_FILE: text.encode()}
-
-
 def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | None = None) -> Path:
     """Write a model as a checkpoint of its own (``step_00000000``), which every command reads.
 
     Raises:
         CheckpointError: there is a checkpoint already.
     """
-    with Checkpoints(directory) as checkpoints:
-        if checkpoints.steps():
-            raise CheckpointError(
-                f"output {directory}", found="a checkpoint", expected="a new or empty directory"
-            )
-        files = files_of(pretrained.model.config, pretrained.tokenizer)
-        files[token_ids.FILE] = json.dumps(dict(pretrained.token_ids)).encode()
-        if formats := formats_of(pretrained.params):
-            files[FORMATS_FILE] = formats_text(formats).encode()
-        checkpoints.save(0, {"params": pretrained.params}, records or {}, files)
-    newest = checkpoints.latest()
-    assert newest is not None
-    return newest.path
+    files = files_of(pretrained.model.config, pretrained.tokenizer)
+    files[token_ids.FILE] = json.dumps(dict(pretrained.token_ids)).encode()
+    if formats := formats_of(pretrained.params):
+        files[FORMATS_FILE] = formats_text(formats).encode()
+    return save_new(directory, {PARAMS: pretrained.params}, files, records)
 
 
 def export_hf(
@@ -242,8 +174,7 @@ def export_hf(
         ModelError: the config has no counterpart there.
         ConfigError: the layout has no place for a weight's format.
     """
-    if directory.exists():
-        raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
+    require_new(directory)
     family = family_of(pretrained.model.config)
     values = family.to_hf(pretrained.model.config)
     params = pretrained.params
@@ -260,41 +191,17 @@ def export_hf(
     elif quantised:
         _log.warning("%d quantised weights are written as %s", len(quantised), dtype)
     ids = token_ids.special(pretrained.tokenizer, pretrained.token_ids)
-    values |= {"dtype": dtype, "torch_dtype": dtype, **ids}
-    with atomic.new_directory(directory) as target:
-        pretrained.tokenizer.save(target)
-        tensors = packed.tensors if packed else export_weights(names, params, layers=layers)
-        write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
-        (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        generation = ids | pretrained.tokenizer.generation_config
-        (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-    return directory
-
-
-def model_config(values: Mapping[str, Any], source: str) -> Any:
-    """A family's config from its plain form (``model.json``).
-
-    Raises:
-        ModelError: unknown family; ConfigError: a key is wrong.
-    """
-    family = FAMILIES[str(values.get("kind"))]
-    return config.from_plain(family.config_class, values, source)
-
-
-def step_directory(path: Path) -> Path | None:
-    """The checkpoint step that a path means: itself, or a run's newest intact one."""
-    if (path / MODEL_FILE).is_file() and (path / "manifest.json").is_file():
-        return path
-    for directory in (path / "checkpoints", path):
-        newest = StepReader(directory).latest()
-        if newest is not None and (newest.path / MODEL_FILE).is_file():
-            return newest.path
-    return None
-
-
-def trained_item(step: Path) -> str:
-    """The item of a step that holds the model: the average of its parameters, if there is one."""
-    return AVERAGE if AVERAGE in read_manifest(step).items else PARAMS
+    tensors = packed.tensors if packed else export_weights(names, params, layers=layers)
+    generation = ids | pretrained.tokenizer.generation_config
+    return write_directory(
+        directory,
+        values | ids,
+        tensors,
+        dtype=dtype,
+        tokenizer=pretrained.tokenizer,
+        files={"generation_config.json": generation},
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def _load_step(
@@ -314,7 +221,7 @@ def _load_step(
             step,
         )
     settings = model_config(values, str(step / MODEL_FILE))
-    _refuse_encoder(FAMILIES[settings.kind], step)
+    refuse_encoder(FAMILIES[settings.kind], step)
     if (step / adapters.ADAPTER_FILE).is_file():
         record = adapters.read_record(step)
         base = load(record.base, precision=precision, layout=layout)
@@ -376,67 +283,13 @@ def _hf_model(
 ) -> tuple[Family, LanguageModel, dict[str, Any] | None]:
     """Model config and, if the weights are quantised, the config of that."""
     family, values = hf_family(path)
-    _refuse_encoder(family, path)
+    refuse_encoder(family, path)
     settings = values.pop("quantization_config", None)
     beside = path / "hf_quant_config.json"  # ModelOpt's own file
     if settings is None and beside.is_file():
         found = hf_values(beside)
         settings = {"quant_method": "modelopt"} | dict(found.get("quantization") or {})
     return family, LanguageModel.build(family.from_hf(values), precision), settings
-
-
-def _refuse_encoder(family: Family, path: Path) -> None:
-    if "audio" in family.inputs:
-        raise ModelError(
-            f"model {path}",
-            found=f"a model of speech ({family.name})",
-            expected="a language model",
-            fix="it transcribes: ziggurat.transcribe",
-        )
-    if family.encoder:
-        raise ModelError(
-            f"model {path}",
-            found=f"an encoder ({family.name})",
-            expected="a language model",
-            fix="it embeds texts: ziggurat.models.TextEmbedder"
-            if family.inputs == ("text",)
-            else "it embeds images: ziggurat.models.ImageEmbedder",
-        )
-
-
-def hf_family(path: Path) -> tuple[Family, dict[str, Any]]:
-    """The family that reads a Hugging Face directory, and the content of its ``config.json``.
-
-    Raises:
-        ModelError: that is no JSON object, or the architecture is unknown.
-    """
-    return hf_config(path / "config.json")
-
-
-def hf_config(file: Path) -> tuple[Family, dict[str, Any]]:
-    """The family that reads a ``config.json``, and the file's content; of a model of images and
-    text those of its language model.
-
-    Raises:
-        ModelError: it is no JSON object, or the architecture is unknown.
-    """
-    values = language_values(hf_values(file))
-    return family_for_config(values), values
-
-
-def hf_values(file: Path) -> dict[str, Any]:
-    """The content of a ``config.json``.
-
-    Raises:
-        ModelError: it is no JSON object.
-    """
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(str(file), found=error, expected="valid JSON") from None
-    if not isinstance(values, dict):
-        raise ModelError(str(file), found=type(values).__name__, expected="a JSON object")
-    return values
 
 
 def load_language(
@@ -471,7 +324,7 @@ def load_language(
     model = described
     if head.config != model.config:
         model = LanguageModel.build(head.config, precision)
-    model, params = _read(family, model, head, tensors, reader, layout, told, expand)
+    model, params = read_model(family, model, head, tensors, reader, layout, told, expand)
     tokenizer = HuggingFaceTokenizer.load(path)
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
     ids = token_ids.stated(hf_family(path)[1])
@@ -487,93 +340,3 @@ def _text_tensors(path: Path, told_of_images: bool) -> TensorSource:
     if told_of_images:
         tell_left_out(part.architecture, text.left_out)
     return text
-
-
-def _load_gguf(
-    path: Path,
-    precision: Precision | None,
-    layout: Layout | None,
-    told: Told | None,
-    expand: bool,
-) -> Pretrained:
-    file = GgufFile(path)
-    family = family_for_architecture(str(file.metadata.get("general.architecture")), gguf=True)
-    assert family.from_gguf is not None
-    assert family.gguf_names is not None
-    divisors = file.read(ROPE_DIVISORS) if ROPE_DIVISORS in file else None
-    settings = family.from_gguf(file.metadata, divisors)
-    head = stored_head(settings, family.gguf_names, file)
-    model = LanguageModel.build(head.config, precision)
-    head = dataclasses.replace(head, copies=head.copies | {ROPE_DIVISORS})
-    reader = GgufReader(file)
-    model, params = _read(family, model, head, file, reader, layout, told, expand)
-    tokenizer = tokenizer_of(file)
-    token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
-    return Pretrained(model, params, tokenizer, path.stem, str(path))
-
-
-def _read(
-    family: Family,
-    model: LanguageModel,
-    head: Head,
-    tensors: TensorSource,
-    reader: MethodReader | None,
-    layout: Layout | None,
-    told: Told | None,
-    expand: bool,
-) -> tuple[LanguageModel, Params]:
-    """The model with its weights' types, and its parameters."""
-    if reader is not None:
-        table = quantized_table(reader, head.names, tensors, model, expand=expand)
-        if table.expanded and expand:
-            _log.warning("%d quantised tensors become floats", table.expanded)
-        head, tensors = dataclasses.replace(head, names=table.names), table.tensors
-        model = quantized(model, table.formats)
-    params = read_weights(family, model, head, tensors, layout, told)
-    return model.typed_as(params), params
-
-
-def read_weights(
-    family: Family,
-    model: LanguageModel,
-    head: Head,
-    tensors: TensorSource,
-    layout: Layout | None,
-    told: Told | None = None,
-) -> Params:
-    """A model's parameters from a source of their tensors, placed shard by shard.
-
-    Raises:
-        CheckpointError: a tensor is missing, left over, of another shape, or a buffer that
-            contradicts the config; it is named.
-    """
-    dropped: list[str] = []
-
-    def ignored(name: str) -> bool:
-        if name in head.copies:
-            return True
-        if not name.endswith(family.buffers) and not family.ignored(model.config, name):
-            return False
-        dropped.append(name)
-        return True
-
-    place, done = placement(model.shardings(layout) if layout is not None else {}), 0
-
-    def placed(name: str, weight: StoredWeight) -> Any:
-        nonlocal done
-        if told is not None:
-            told(name, done, len(head.names))
-        done += 1
-        return place(name, weight)
-
-    params = import_weights(
-        head.names,
-        tensors,
-        model.abstract,
-        layers=model.decoder.n_layers,
-        ignored=ignored,
-        place=placed,
-        as_stored=model.precision.as_stored,
-    )
-    check_dropped(dropped, tensors, model.decoder)
-    return params

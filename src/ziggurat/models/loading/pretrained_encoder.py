@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ziggurat.checkpoint import Checkpoints, read_arrays
-from ziggurat.core import atomic, config, hub
-from ziggurat.core.errors import CheckpointError, ModelError
+from ziggurat.checkpoint import read_arrays
+from ziggurat.core import config, hub
+from ziggurat.core.errors import ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.formats import SafetensorsDirectory, write_sharded
+from ziggurat.formats import SafetensorsDirectory
 from ziggurat.mesh import Layout
 from ziggurat.models.conversion import token_ids
 from ziggurat.models.conversion.dropped_tensors import check_copies, check_dropped
@@ -20,9 +20,9 @@ from ziggurat.models.conversion.sentence_layout import (
     MODULES,
     SentenceConfig,
     hf_score,
+    layout_files,
     read_layout,
     read_score,
-    write_layout,
 )
 from ziggurat.models.conversion.weight_names import (
     TensorSource,
@@ -33,8 +33,9 @@ from ziggurat.models.conversion.weight_names import (
 from ziggurat.models.decoder_encoder import DecoderEncoder
 from ziggurat.models.encoder_model import EncoderModel
 from ziggurat.models.families.family import FAMILIES, Family, family_for_config, family_of
-from ziggurat.models.language_model import LanguageModel, Params
-from ziggurat.models.loading import pretrained
+from ziggurat.models.language_model import PARAMS, LanguageModel, Params
+from ziggurat.models.loading import hf_directory, step_files
+from ziggurat.models.loading.hf_directory import require_new, write_directory
 from ziggurat.models.loading.placing import float_type, place_arrays, placement
 from ziggurat.models.two_tower_model import TwoTowerModel
 from ziggurat.nn.precision import Precision
@@ -61,12 +62,12 @@ class PretrainedEncoder:
 
 def is_encoder(path: Path) -> bool:
     """Whether a directory holds an encoder of texts; what it holds is looked at no further."""
-    step = pretrained.step_directory(path)
+    step = step_files.step_directory(path)
     if step is not None:
         return (step / SENTENCE_FILE).is_file()
     if not (path / "config.json").is_file():
         return False
-    return (path / MODULES).is_file() or _reads_texts(pretrained.hf_family(path)[0])
+    return (path / MODULES).is_file() or _reads_texts(hf_directory.hf_family(path)[0])
 
 
 def _reads_texts(family: Family) -> bool:
@@ -92,7 +93,7 @@ def load(
     path = hub.local(path)
     if not path.is_dir():
         raise ModelError(f"encoder {path}", found="no such directory", expected="a directory")
-    step = pretrained.step_directory(path)
+    step = step_files.step_directory(path)
     if step is not None:
         return _load_step(step, hub.name_of(path), precision, layout)
     if not (path / "config.json").is_file():
@@ -110,17 +111,9 @@ def save(
     Raises:
         CheckpointError: there is a checkpoint already.
     """
-    with Checkpoints(directory) as checkpoints:
-        if checkpoints.steps():
-            raise CheckpointError(
-                f"output {directory}", found="a checkpoint", expected="a new or empty directory"
-            )
-        files = pretrained.files_of(encoder.model.config, encoder.tokenizer)
-        files[SENTENCE_FILE] = json.dumps(config.to_plain(encoder.sentence), indent=2).encode()
-        checkpoints.save(0, {"params": encoder.params}, records or {}, files)
-    newest = checkpoints.latest()
-    assert newest is not None
-    return newest.path
+    files = step_files.files_of(encoder.model.config, encoder.tokenizer)
+    files[SENTENCE_FILE] = json.dumps(config.to_plain(encoder.sentence), indent=2).encode()
+    return step_files.save_new(directory, {PARAMS: encoder.params}, files, records)
 
 
 def export_hf(
@@ -131,11 +124,9 @@ def export_hf(
     Raises:
         CheckpointError: the directory is there already.
     """
-    if directory.exists():
-        raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
+    require_new(directory)
     model, family = encoder.model, family_of(encoder.model.config)
-    dtype = float_type(encoder.params)
-    values = family.to_hf(model.config) | {"dtype": dtype, "torch_dtype": dtype}
+    values = family.to_hf(model.config)
     if encoder.tokenizer.pad_id is not None:
         values["pad_token_id"] = encoder.tokenizer.pad_id
     if model.labels == 1:
@@ -143,17 +134,19 @@ def export_hf(
     if encoder.sentence.bidirectional:
         values["is_causal"] = False
     names = family.hf_names(model.config)
-    with atomic.new_directory(directory) as target:
-        encoder.tokenizer.save(target)
-        tensors = export_weights(names, encoder.params, layers=model.n_layers)
-        write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
-        (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        write_layout(encoder.sentence, target, model.width)
-    return directory
+    return write_directory(
+        directory,
+        values,
+        export_weights(names, encoder.params, layers=model.n_layers),
+        dtype=float_type(encoder.params),
+        tokenizer=encoder.tokenizer,
+        files=layout_files(encoder.sentence, model.width),
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def _load_hf(path: Path, precision: Precision | None, layout: Layout | None) -> PretrainedEncoder:
-    values, listed = pretrained.hf_values(path / "config.json"), (path / MODULES).is_file()
+    values, listed = hf_directory.hf_values(path / "config.json"), (path / MODULES).is_file()
     # of a decoder that embeds texts no output matrix is read, so that it need not have one
     family = family_for_config(values | ({"tie_word_embeddings": True} if listed else {}))
     decoder, causal = listed and not family.encoder, True
@@ -242,15 +235,15 @@ def with_present_names(arrays: Any) -> Any:
 def _load_step(
     step: Path, name: str, precision: Precision | None, layout: Layout | None
 ) -> PretrainedEncoder:
-    values, file = json.loads((step / pretrained.MODEL_FILE).read_text()), step / SENTENCE_FILE
-    settings = pretrained.model_config(values, str(step / pretrained.MODEL_FILE))
+    values, file = json.loads((step / step_files.MODEL_FILE).read_text()), step / SENTENCE_FILE
+    settings = step_files.model_config(values, str(step / step_files.MODEL_FILE))
     if not file.is_file():
         raise ModelError(f"encoder {step}", found=f"a {settings.kind} model", expected="an encoder")
     sentence = config.from_plain(SentenceConfig, json.loads(file.read_text()), str(file))
     model = _model(settings, precision, bidirectional=sentence.bidirectional)
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    arrays = with_present_names(read_arrays(step, "params"))
+    arrays = with_present_names(read_arrays(step, PARAMS))
     params = place_arrays(step, arrays, model.abstract, shardings, precision)
-    tokenizer = HuggingFaceTokenizer.load(step / pretrained.TOKENIZER)
+    tokenizer = HuggingFaceTokenizer.load(step / step_files.TOKENIZER)
     token_ids.warn_of_larger(tokenizer, model.vocab_size, step)
     return PretrainedEncoder(model, params, tokenizer, sentence, name, str(step))

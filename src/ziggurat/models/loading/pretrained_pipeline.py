@@ -7,20 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ziggurat.checkpoint import Checkpoints, read_arrays
+from ziggurat.checkpoint import read_arrays
 from ziggurat.core import config, hub
-from ziggurat.core.errors import CheckpointError, ModelError
+from ziggurat.core.errors import ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import Layout
 from ziggurat.models.diffusion_model import AutoencoderModel, DiffusionModel
 from ziggurat.models.families.dit import DitConfig
 from ziggurat.models.image_pipeline import AUTOENCODER, ImagePipeline, PipelineComponents
+from ziggurat.models.language_model import PARAMS
 from ziggurat.models.loading import diffusers_layout
 from ziggurat.models.loading.placing import place_arrays
-from ziggurat.models.loading.pretrained import (
+from ziggurat.models.loading.step_files import (
     DIFFUSION_FILE,
     MODEL_FILE,
-    PARAMS,
+    save_new,
     step_directory,
     trained_item,
 )
@@ -98,16 +99,8 @@ def save(
     Raises:
         CheckpointError: there is a checkpoint already.
     """
-    with Checkpoints(directory) as checkpoints:
-        if checkpoints.steps():
-            raise CheckpointError(
-                f"output {directory}", found="a checkpoint", expected="a new or empty directory"
-            )
-        files = files_of(pipeline.model.config, pipeline.around)
-        checkpoints.save(0, pipeline.weights, records or {}, files)
-    newest = checkpoints.latest()
-    assert newest is not None
-    return newest.path
+    files = files_of(pipeline.model.config, pipeline.around)
+    return save_new(directory, pipeline.weights, files, records)
 
 
 def _load_step(

@@ -8,19 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ziggurat.checkpoint import Checkpoints, read_arrays
-from ziggurat.core import atomic, config, hub
-from ziggurat.core.errors import CheckpointError, ModelError
+from ziggurat.checkpoint import read_arrays
+from ziggurat.core import config, hub
+from ziggurat.core.errors import ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.formats import SafetensorsDirectory, write_sharded
+from ziggurat.formats import SafetensorsDirectory
 from ziggurat.mesh import Layout
 from ziggurat.models import log_mel, speech_tokens
 from ziggurat.models.conversion import token_ids
 from ziggurat.models.conversion.dropped_tensors import check_copies
 from ziggurat.models.conversion.weight_names import export_weights, import_weights
 from ziggurat.models.families.family import family_of
-from ziggurat.models.loading import pretrained
+from ziggurat.models.language_model import PARAMS
+from ziggurat.models.loading import hf_directory, step_files
+from ziggurat.models.loading.hf_directory import require_new, write_directory
 from ziggurat.models.loading.placing import float_type, place_arrays, placement
 from ziggurat.models.log_mel import LogMel, LogMelConfig
 from ziggurat.models.speech_model import SpeechModel
@@ -78,10 +80,10 @@ class PretrainedSpeech:
 
 def is_speech(path: Path) -> bool:
     """Whether a directory holds a model of speech; what it holds is looked at no further."""
-    step = pretrained.step_directory(path)
+    step = step_files.step_directory(path)
     if step is not None:
         return (step / LOG_MEL_FILE).is_file()
-    return (path / "config.json").is_file() and "audio" in pretrained.hf_family(path)[0].inputs
+    return (path / "config.json").is_file() and "audio" in hf_directory.hf_family(path)[0].inputs
 
 
 def load(
@@ -102,14 +104,14 @@ def load(
         CheckpointError: weights are damaged, missing, or of another shape.
     """
     path = hub.local(path)
-    step = pretrained.step_directory(path) if path.is_dir() else None
+    step = step_files.step_directory(path) if path.is_dir() else None
     if step is not None:
         return _load_step(step, hub.name_of(path), precision, layout)
     if not (path / "config.json").is_file():
         raise ModelError(
             f"model {path}", found="neither checkpoints nor config.json", expected="one of them"
         )
-    family, values = pretrained.hf_family(path)
+    family, values = hf_directory.hf_family(path)
     if "audio" not in family.inputs:
         raise ModelError(
             f"model {path}", found=f"a {family.name} model", expected="a model of speech"
@@ -143,18 +145,10 @@ def save(
     Raises:
         CheckpointError: there is a checkpoint already.
     """
-    with Checkpoints(directory) as checkpoints:
-        if checkpoints.steps():
-            raise CheckpointError(
-                f"output {directory}", found="a checkpoint", expected="a new or empty directory"
-            )
-        files = pretrained.files_of(speech.model.config, speech.tokenizer)
-        files[LOG_MEL_FILE] = json.dumps(config.to_plain(speech.log_mel.config)).encode()
-        files[speech_tokens.FILE] = json.dumps(dict(speech.generation), indent=2).encode()
-        checkpoints.save(0, {"params": speech.params}, records or {}, files)
-    newest = checkpoints.latest()
-    assert newest is not None
-    return newest.path
+    files = step_files.files_of(speech.model.config, speech.tokenizer)
+    files[LOG_MEL_FILE] = json.dumps(config.to_plain(speech.log_mel.config)).encode()
+    files[speech_tokens.FILE] = json.dumps(dict(speech.generation), indent=2).encode()
+    return step_files.save_new(directory, {PARAMS: speech.params}, files, records)
 
 
 def export_hf(
@@ -165,35 +159,34 @@ def export_hf(
     Raises:
         CheckpointError: the directory is there already.
     """
-    if directory.exists():
-        raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
+    require_new(directory)
     family, settings = family_of(speech.model.config), speech.model.config
-    dtype, tokens = float_type(speech.params), speech.tokens
-    values = family.to_hf(settings) | {"dtype": dtype, "torch_dtype": dtype}
+    tokens = speech.tokens
+    values = family.to_hf(settings)
     values |= {"decoder_start_token_id": tokens.start, "eos_token_id": tokens.end}
     for key in ("bos_token_id", "pad_token_id"):
         values[key] = speech.generation.get(key, tokens.end)
     # of generating, in generation_config.json; left out, transformers takes another model's ids
     values["begin_suppress_tokens"] = None
-    with atomic.new_directory(directory) as target:
-        speech.tokenizer.save(target)
-        tensors = export_weights(family.hf_names(settings), speech.params, layers=0)
-        write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
-        written = {
-            "config.json": values,
+    return write_directory(
+        directory,
+        values,
+        export_weights(family.hf_names(settings), speech.params, layers=0),
+        dtype=float_type(speech.params),
+        tokenizer=speech.tokenizer,
+        files={
             speech_tokens.FILE: dict(speech.generation),
             log_mel.FILE: log_mel.to_hf(speech.log_mel.config),
-        }
-        for name, content in written.items():
-            (target / name).write_text(json.dumps(content, indent=2) + "\n")
-    return directory
+        },
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def _load_step(
     step: Path, name: str, precision: Precision | None, layout: Layout | None
 ) -> PretrainedSpeech:
-    values, file = json.loads((step / pretrained.MODEL_FILE).read_text()), step / LOG_MEL_FILE
-    settings = pretrained.model_config(values, str(step / pretrained.MODEL_FILE))
+    values, file = json.loads((step / step_files.MODEL_FILE).read_text()), step / LOG_MEL_FILE
+    settings = step_files.model_config(values, str(step / step_files.MODEL_FILE))
     if not file.is_file():
         raise ModelError(
             f"model {step}", found=f"a {settings.kind} model", expected="a model of speech"
@@ -201,7 +194,7 @@ def _load_step(
     model = SpeechModel.build(settings, precision)
     steps = config.from_plain(LogMelConfig, json.loads(file.read_text()), str(file))
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    params = place_arrays(step, read_arrays(step, "params"), model.abstract, shardings, precision)
-    tokenizer = HuggingFaceTokenizer.load(step / pretrained.TOKENIZER)
+    params = place_arrays(step, read_arrays(step, PARAMS), model.abstract, shardings, precision)
+    tokenizer = HuggingFaceTokenizer.load(step / step_files.TOKENIZER)
     generation = speech_tokens.read(step)
     return PretrainedSpeech(model, params, LogMel(steps), tokenizer, generation, name, str(step))

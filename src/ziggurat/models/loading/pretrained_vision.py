@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ziggurat.checkpoint import Checkpoints, read_arrays
-from ziggurat.core import atomic, config, hub
-from ziggurat.core.errors import CheckpointError, ModelError
+from ziggurat.checkpoint import read_arrays
+from ziggurat.core import config, hub
+from ziggurat.core.errors import ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.formats import SafetensorsDirectory, write_sharded
+from ziggurat.formats import SafetensorsDirectory
 from ziggurat.mesh import Layout
 from ziggurat.models import image_processor
 from ziggurat.models.conversion.weight_names import export_weights
 from ziggurat.models.encoder_model import EncoderModel
 from ziggurat.models.families.family import FAMILIES, family_of
 from ziggurat.models.image_processor import ImageProcessor, ImageProcessorConfig
-from ziggurat.models.loading import pretrained
+from ziggurat.models.language_model import PARAMS
+from ziggurat.models.loading import hf_directory, step_files
+from ziggurat.models.loading.hf_directory import require_new, write_directory
 from ziggurat.models.loading.placing import float_type, place_arrays
 from ziggurat.models.loading.pretrained_encoder import hf_weights
 from ziggurat.models.traced_model import Params
@@ -47,10 +49,10 @@ class PretrainedVision:
 
 def is_vision(path: Path) -> bool:
     """Whether a directory holds an encoder of images; what it holds is looked at no further."""
-    step = pretrained.step_directory(path)
+    step = step_files.step_directory(path)
     if step is not None:
         return (step / PROCESSOR_FILE).is_file()
-    return (path / "config.json").is_file() and "image" in pretrained.hf_family(path)[0].inputs
+    return (path / "config.json").is_file() and "image" in hf_directory.hf_family(path)[0].inputs
 
 
 def load(
@@ -70,14 +72,14 @@ def load(
         CheckpointError: weights are damaged, missing, or of another shape.
     """
     path = hub.local(path)
-    step = pretrained.step_directory(path) if path.is_dir() else None
+    step = step_files.step_directory(path) if path.is_dir() else None
     if step is not None:
         return _load_step(step, hub.name_of(path), precision, layout)
     if not (path / "config.json").is_file():
         raise ModelError(
             f"encoder {path}", found="neither checkpoints nor config.json", expected="one of them"
         )
-    family, values = pretrained.hf_family(path)
+    family, values = hf_directory.hf_family(path)
     if "image" not in family.inputs:
         raise ModelError(
             f"encoder {path}", found=f"a {family.name} model", expected="an encoder of images"
@@ -103,18 +105,10 @@ def save(
     Raises:
         CheckpointError: there is a checkpoint already.
     """
-    with Checkpoints(directory) as checkpoints:
-        if checkpoints.steps():
-            raise CheckpointError(
-                f"output {directory}", found="a checkpoint", expected="a new or empty directory"
-            )
-        files = pretrained.files_of(vision.model.config, vision.tokenizer)
-        plain = config.to_plain(vision.processor.config)
-        files[PROCESSOR_FILE] = json.dumps(plain, indent=2).encode()
-        checkpoints.save(0, {"params": vision.params}, records or {}, files)
-    newest = checkpoints.latest()
-    assert newest is not None
-    return newest.path
+    files = step_files.files_of(vision.model.config, vision.tokenizer)
+    plain = config.to_plain(vision.processor.config)
+    files[PROCESSOR_FILE] = json.dumps(plain, indent=2).encode()
+    return step_files.save_new(directory, {PARAMS: vision.params}, files, records)
 
 
 def export_hf(
@@ -125,29 +119,25 @@ def export_hf(
     Raises:
         CheckpointError: the directory is there already.
     """
-    if directory.exists():
-        raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
+    require_new(directory)
     model, family = vision.model, family_of(vision.model.config)
-    dtype = float_type(vision.params)
-    values = family.to_hf(model.config) | {"dtype": dtype, "torch_dtype": dtype}
-    with atomic.new_directory(directory) as target:
-        if vision.tokenizer is not None:
-            vision.tokenizer.save(target)
-        tensors = export_weights(
-            family.hf_names(model.config), vision.params, layers=model.n_layers
-        )
-        write_sharded(target, tensors, max_shard_bytes, metadata={"format": "pt"})
-        (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        steps = image_processor.to_hf(vision.processor.config)
-        (target / image_processor.FILE).write_text(json.dumps(steps, indent=2) + "\n")
-    return directory
+    names = family.hf_names(model.config)
+    return write_directory(
+        directory,
+        family.to_hf(model.config),
+        export_weights(names, vision.params, layers=model.n_layers),
+        dtype=float_type(vision.params),
+        tokenizer=vision.tokenizer,
+        files={image_processor.FILE: image_processor.to_hf(vision.processor.config)},
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def _load_step(
     step: Path, name: str, precision: Precision | None, layout: Layout | None
 ) -> PretrainedVision:
-    values, file = json.loads((step / pretrained.MODEL_FILE).read_text()), step / PROCESSOR_FILE
-    settings = pretrained.model_config(values, str(step / pretrained.MODEL_FILE))
+    values, file = json.loads((step / step_files.MODEL_FILE).read_text()), step / PROCESSOR_FILE
+    settings = step_files.model_config(values, str(step / step_files.MODEL_FILE))
     if not file.is_file():
         raise ModelError(
             f"encoder {step}", found=f"a {settings.kind} model", expected="an encoder of images"
@@ -155,7 +145,7 @@ def _load_step(
     model = _model(settings, precision)
     processor = config.from_plain(ImageProcessorConfig, json.loads(file.read_text()), str(file))
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    params = place_arrays(step, read_arrays(step, "params"), model.abstract, shardings, precision)
+    params = place_arrays(step, read_arrays(step, PARAMS), model.abstract, shardings, precision)
     has_texts = "text" in FAMILIES[settings.kind].inputs
-    tokenizer = HuggingFaceTokenizer.load(step / pretrained.TOKENIZER) if has_texts else None
+    tokenizer = HuggingFaceTokenizer.load(step / step_files.TOKENIZER) if has_texts else None
     return PretrainedVision(model, params, ImageProcessor(processor), tokenizer, name, str(step))

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ziggurat.checkpoint import Checkpoints, read_arrays
-from ziggurat.core import atomic, config, hub
-from ziggurat.core.errors import CheckpointError, ModelError
+from ziggurat.checkpoint import read_arrays
+from ziggurat.core import config, hub
+from ziggurat.core.errors import ModelError
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.data import HuggingFaceTokenizer
-from ziggurat.formats import SafetensorsDirectory, write_sharded
+from ziggurat.formats import SafetensorsDirectory
 from ziggurat.mesh import Layout
 from ziggurat.models.conversion import token_ids
 from ziggurat.models.conversion.text_part import PartTensors
@@ -29,9 +29,11 @@ from ziggurat.models.families.vision_language_family import (
 )
 from ziggurat.models.image_processor import FILE as HF_PROCESSOR
 from ziggurat.models.image_processor import TOGETHER
-from ziggurat.models.loading import pretrained
+from ziggurat.models.language_model import PARAMS
+from ziggurat.models.loading import hf_directory, pretrained, step_files
+from ziggurat.models.loading.hf_directory import require_new, write_directory
 from ziggurat.models.loading.placing import float_type, place_arrays, placement
-from ziggurat.models.loading.pretrained import VISION_FILE
+from ziggurat.models.loading.step_files import VISION_FILE
 from ziggurat.models.quantized import formats_of
 from ziggurat.models.traced_model import Params
 from ziggurat.models.vision_language_generation import generate
@@ -131,13 +133,13 @@ def is_vision_language(path: Path) -> bool:
     """Whether a directory holds a language model that reads images, of a family that is read with
     them, with float weights and the settings of its processor; what it holds is looked at no
     further."""
-    step = pretrained.step_directory(path)
+    step = step_files.step_directory(path)
     if step is not None:
         return (step / VISION_FILE).is_file()
     file = path / "config.json"
     if not file.is_file() or not any((path / name).is_file() for name in (HF_PROCESSOR, TOGETHER)):
         return False
-    values = pretrained.hf_values(file)
+    values = hf_directory.hf_values(file)
     return "quantization_config" not in values and vision_language_family(values) is not None
 
 
@@ -158,7 +160,7 @@ def load(
         CheckpointError: weights are damaged, missing, or of another shape.
     """
     path = hub.local(path)
-    step = pretrained.step_directory(path) if path.is_dir() else None
+    step = step_files.step_directory(path) if path.is_dir() else None
     if step is not None:
         return _load_step(step, hub.name_of(path), precision, layout)
     file = path / "config.json"
@@ -166,7 +168,7 @@ def load(
         raise ModelError(
             f"model {path}", found="neither checkpoints nor config.json", expected="one of them"
         )
-    values = pretrained.hf_values(file)
+    values = hf_directory.hf_values(file)
     family = vision_language_family(values)
     if family is None:
         raise ModelError(
@@ -218,20 +220,13 @@ def save(
         ModelError: weights of the language model are quantised.
     """
     _refuse_quantized(whole)
-    with Checkpoints(directory) as checkpoints:
-        if checkpoints.steps():
-            raise CheckpointError(
-                f"output {directory}", found="a checkpoint", expected="a new or empty directory"
-            )
-        files = pretrained.files_of(whole.model.config, whole.tokenizer)
-        files[token_ids.FILE] = json.dumps(dict(whole.token_ids)).encode()
-        for name, node in ((VISION_FILE, whole.vision.config), (PROCESSOR_FILE, whole.processor)):
-            files[name] = json.dumps(config.to_plain(node), indent=2).encode()
-        items = {pretrained.PARAMS: whole.params, TOWER: whole.tower}
-        checkpoints.save(0, items, records or {}, files)
-    newest = checkpoints.latest()
-    assert newest is not None
-    return newest.path
+    files = step_files.files_of(whole.model.config, whole.tokenizer)
+    files[token_ids.FILE] = json.dumps(dict(whole.token_ids)).encode()
+    for name, node in ((VISION_FILE, whole.vision.config), (PROCESSOR_FILE, whole.processor)):
+        files[name] = json.dumps(config.to_plain(node), indent=2).encode()
+    return step_files.save_new(
+        directory, {PARAMS: whole.params, TOWER: whole.tower}, files, records
+    )
 
 
 def _refuse_quantized(whole: PretrainedVisionLanguage) -> None:
@@ -254,22 +249,24 @@ def export_hf(
         ModelError: the config has no counterpart there, or weights are quantised.
     """
     _refuse_quantized(whole)
-    if directory.exists():
-        raise CheckpointError(f"output {directory}", found="it exists", expected="a new directory")
+    require_new(directory)
     family = vision_language_family_of(whole.vision.config)
-    dtype = {"dtype": float_type(whole.params), "torch_dtype": float_type(whole.params)}
+    dtype = float_type(whole.params)
     ids = token_ids.special(whole.tokenizer, whole.token_ids)
-    language = family_of(whole.model.config).to_hf(whole.model.config) | dtype | ids
-    values = family.to_hf(whole.vision.config, language) | dtype | ids
-    with atomic.new_directory(directory) as target:
-        whole.tokenizer.save(target)
-        write_sharded(target, _published(whole, family), max_shard_bytes, metadata={"format": "pt"})
-        (target / "config.json").write_text(json.dumps(values, indent=2) + "\n")
-        generation = ids | whole.tokenizer.generation_config
-        (target / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-        steps = family.write_processor(whole.processor)
-        (target / HF_PROCESSOR).write_text(json.dumps(steps, indent=2) + "\n")
-    return directory
+    language = family_of(whole.model.config).to_hf(whole.model.config) | ids
+    language |= {"dtype": dtype, "torch_dtype": dtype}
+    return write_directory(
+        directory,
+        family.to_hf(whole.vision.config, language) | ids,
+        _published(whole, family),
+        dtype=dtype,
+        tokenizer=whole.tokenizer,
+        files={
+            "generation_config.json": ids | whole.tokenizer.generation_config,
+            HF_PROCESSOR: family.write_processor(whole.processor),
+        },
+        max_shard_bytes=max_shard_bytes,
+    )
 
 
 def _published(
@@ -312,8 +309,8 @@ def _load_step(
         placed = named_leaves(shardings[part]) if shardings else {}
         return place_arrays(step, arrays, abstract, placed, precision)
 
-    params, tower = read(pretrained.trained_item(step), "language"), read(TOWER, "tower")
-    tokenizer = HuggingFaceTokenizer.load(step / pretrained.TOKENIZER)
+    params, tower = read(step_files.trained_item(step), "language"), read(TOWER, "tower")
+    tokenizer = HuggingFaceTokenizer.load(step / step_files.TOKENIZER)
     ids = token_ids.read(step)
     model = vision.language.typed_as(params)
     text = pretrained.Pretrained(model, params, tokenizer, name, str(step), ids)

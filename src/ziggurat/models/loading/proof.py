@@ -18,7 +18,8 @@ from ziggurat.core import prng
 from ziggurat.core.errors import EnvironmentError, ModelError
 from ziggurat.models.conversion.text_part import text_part
 from ziggurat.models.language_model import LanguageModel
-from ziggurat.models.loading.pretrained import Pretrained, hf_values
+from ziggurat.models.loading.hf_directory import hf_values
+from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_encoder import PretrainedEncoder
 from ziggurat.models.loading.pretrained_speech import PretrainedSpeech
 from ziggurat.models.loading.pretrained_vision import PretrainedVision

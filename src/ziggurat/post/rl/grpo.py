@@ -16,7 +16,7 @@ from ziggurat.kernels.cross_entropy import linear_log_probs
 from ziggurat.kernels.linear import QuantizedWeight, is_quantized
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params
-from ziggurat.models.loading import pretrained
+from ziggurat.models.loading import pretrained, step_files
 from ziggurat.nn.attention_context import Packed
 from ziggurat.optim import LossConfig
 from ziggurat.post.losses.policy import policy_loss
@@ -87,7 +87,7 @@ class GroupRelative(ObjectiveKind):
         return Parts(
             program=program,
             data=source,
-            files=pretrained.files_of(model.config, tokenizer),
+            files=step_files.files_of(model.config, tokenizer),
             start=None if start is None else start.params,
             tokenizer=tokenizer,
             rollout=collector,

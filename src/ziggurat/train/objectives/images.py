@@ -13,8 +13,8 @@ from ziggurat.mesh import Layout
 from ziggurat.models import DiffusionModel
 from ziggurat.models.diffusion import Process
 from ziggurat.models.image_pipeline import ImagePipeline, PipelineComponents
+from ziggurat.models.language_model import PARAMS
 from ziggurat.models.loading import pretrained_pipeline
-from ziggurat.models.loading.pretrained import PARAMS
 from ziggurat.train.config import DitConfig, PretrainedModel, RunConfig
 from ziggurat.train.objectives import text
 from ziggurat.train.objectives.diffusion import Ddpm, FlowMatching, diffusion

@@ -11,7 +11,7 @@ from ziggurat.core.errors import ConfigError
 from ziggurat.kernels.linear import dense, is_quantized
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params
-from ziggurat.models.loading import pretrained
+from ziggurat.models.loading import pretrained, step_files
 from ziggurat.nn.attention_context import Packed
 from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, router_z_loss
@@ -57,7 +57,7 @@ class PackedText(ObjectiveKind):
         return Parts(
             program=self._program(run, layout, model),
             data=data,
-            files=pretrained.files_of(model.config, tokenizer),
+            files=step_files.files_of(model.config, tokenizer),
             start=None if start is None else start.params,
             tokenizer=tokenizer,
             eval_data=held_out,

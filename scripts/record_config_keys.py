@@ -25,13 +25,15 @@ OUT = ROOT / "src" / "ziggurat" / "models" / "conversion" / "config_keys.json"
 LIBRARY = pathlib.Path(transformers.__file__).parent
 MODEL_TYPES = (
     "arcee", "bert", "camembert", "clip", "cohere", "cohere2", "deepseek_v2", "deepseek_v3",
-    "dinov2", "dinov2_with_registers", "distilbert", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4",
+    "dinov2", "dinov2_with_registers", "distilbert", "dots1", "electra", "ernie4_5",
+    "ernie4_5_moe", "exaone4",
     "falcon", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm", "glm4", "glm4_moe", "gpt2",
     "gpt_neox",
     "gpt_oss", "granite", "granitemoe", "granitemoehybrid", "helium", "hunyuan_v1_dense",
     "hunyuan_v1_moe", "lfm2", "lfm2_moe", "llama", "mamba2", "minimax_m2", "ministral",
     "ministral3", "mistral", "mixtral", "modernbert", "mpnet", "nemotron", "nomic_bert", "olmo2",
-    "olmo3", "olmoe", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text",
+    "olmo3", "olmoe", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text",
+    "qwen3_5_text",
     "qwen3_moe", "qwen3_next", "roberta", "seed_oss", "siglip", "smollm3", "solar_open", "stablelm",
     "starcoder2", "vit", "whisper", "xlm-roberta",
 )  # fmt: skip
@@ -67,6 +69,8 @@ TASKS = {
     "next": "MODEL_FOR_NEXT_SENTENCE_PREDICTION_MAPPING_NAMES",
 }
 """What a class of a type of model is for, and transformers' table of such classes."""
+UNLISTED = {"electra": {"ElectraForPreTraining": "replaced"}}
+"""Classes that stand in none of these tables, with their task, by type of model."""
 
 
 def record() -> dict[str, Any]:
@@ -116,6 +120,7 @@ def classes(name: str) -> Iterator[tuple[str, str]]:
         found = getattr(modeling_auto, table).get(name, ())
         for one in (found,) if isinstance(found, str) else found:
             yield one, task
+    yield from UNLISTED.get(name, {}).items()
 
 
 def read_by_code(file: pathlib.Path, cls: type, owner: str) -> dict[str, Any]:

@@ -46,6 +46,8 @@ FAMILIES = {
     "nemotron": GATED,
     "olmo2": GATED,
     "olmo3": f"{GATED}, window = 64",
+    "opt": f"{SIZES}, max_sequence_length = 128",
+    "phi": f"{SIZES}, d_ff = 256",
     "phi3": GATED,
     "seed_oss": GATED,
     "smollm3": GATED,

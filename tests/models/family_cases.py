@@ -101,7 +101,7 @@ def decoded_logits(case: str) -> tuple[np.ndarray, list[int]]:
 def packed_logits(case: str) -> np.ndarray:
     """The same for the case's tokens as the second document of a row, behind their reverse."""
     model, tokens = ours(case).model, families.tokens(case)[0]
-    room = (model.decoder.learned_positions or 2 * len(tokens)) - len(tokens)
+    room = (model.decoder.longest or 2 * len(tokens)) - len(tokens)
     documents = [tokens[::-1][:room], tokens]
     row = jnp.asarray(np.concatenate(documents)[None])
     positions = np.concatenate([np.arange(len(part)) for part in documents]).astype(np.int32)

@@ -249,6 +249,11 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
         COMMON | {"sliding_window": 5, "partial_rotary_factor": 0.5},
         COMMON | {"original_max_position_embeddings": 8, "rope_parameters": LONG},
     ),
+    "opt": (
+        {"vocab_size": config_parity.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "ffn_dim": 24, "max_position_embeddings": 32},
+    ),
+    "phi": (LAYER_NORM, LAYER_NORM | {"partial_rotary_factor": 1.0, "qk_layernorm": True}),
     "seed_oss": (COMMON,),
     "stablelm": (LAYER_NORM, LAYER_NORM | {"qk_layernorm": True, "use_parallel_residual": True}),
     "starcoder2": (LAYER_NORM | {"sliding_window": 5},),
@@ -288,6 +293,7 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
         ("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "nomic_bert"),
         (BERT,),
     ),
+    "electra": (BERT | {"embedding_size": 16},),
     "distilbert": (
         {"vocab_size": config_parity.VOCABULARY, "dim": 32, "n_layers": 2, "n_heads": 4,
          "hidden_dim": 24, "max_position_embeddings": 32},
@@ -316,6 +322,7 @@ REFUSED_ALL_THE_SAME = (
     "use_bidirectional_attention",  # Gemma 2's mask does not know it, but some attention kernels do
     "add_cross_attention",  # it has weights, for an encoder's states that no text gives
     "gelu_10",  # clipped at 10, which tiny models do not reach
+    "found 'relu6'",  # clipped at 6, where the default is ReLU
     "by its other name",  # a key and its alias differ: transformers takes the later one
 )
 """What we say of values that ask for something that transformers does not do."""

@@ -18,6 +18,7 @@ from ziggurat.models.families.deepseek import DeepseekV2Config, DeepseekV3Config
 from ziggurat.models.families.dinov2 import Dinov2Config
 from ziggurat.models.families.distilbert import DistilBertConfig
 from ziggurat.models.families.dit import DitConfig
+from ziggurat.models.families.electra import ElectraConfig
 from ziggurat.models.families.ernie import Ernie45Config, Ernie45MoeConfig
 from ziggurat.models.families.exaone4 import Exaone4Config
 from ziggurat.models.families.falcon import FalconConfig
@@ -55,6 +56,8 @@ from ziggurat.models.families.nemotron import NemotronConfig
 from ziggurat.models.families.nomic import NomicConfig
 from ziggurat.models.families.olmo import Olmo2Config, Olmo3Config
 from ziggurat.models.families.olmoe import OlmoeConfig
+from ziggurat.models.families.opt import OptConfig
+from ziggurat.models.families.phi import PhiConfig
 from ziggurat.models.families.phi3 import Phi3Config
 from ziggurat.models.families.qwen import Qwen2Config, Qwen3Config
 from ziggurat.models.families.qwen_hybrid import (
@@ -105,6 +108,7 @@ __all__ = [
     "DistilBertConfig",
     "DitConfig",
     "Dots1Config",
+    "ElectraConfig",
     "EncoderModel",
     "Ernie45Config",
     "Ernie45MoeConfig",
@@ -147,8 +151,10 @@ __all__ = [
     "Olmo2Config",
     "Olmo3Config",
     "OlmoeConfig",
+    "OptConfig",
     "Params",
     "Phi3Config",
+    "PhiConfig",
     "Qwen2Config",
     "Qwen2MoeConfig",
     "Qwen3Config",

@@ -46,7 +46,7 @@ class DecoderEncoder:
     @property
     def width(self) -> int:
         """Length of a state."""
-        return self.language.decoder.d_model
+        return self.language.decoder.hidden_width
 
     @property
     def n_layers(self) -> int:

@@ -159,7 +159,7 @@ class LanguageModel(TracedModel):
         Raises:
             ShapeError: there are more slots than learned positions.
         """
-        learned = self.decoder.learned_positions
+        learned = self.decoder.longest
         if learned is not None and slots > learned:
             raise ShapeError(
                 "key/value cache",
@@ -182,7 +182,7 @@ class LanguageModel(TracedModel):
     def matmul_parameter_count(self) -> int:
         """Parameters that multiply every token: all matrices but an untied input embedding, and of
         a mixture's experts as many as a token is sent to."""
-        count = self.decoder.vocab_size * self.decoder.d_model
+        count = self.decoder.vocab_size * self.decoder.hidden_width
         for name, leaf in self.weights.items():
             if name.endswith("kernel"):
                 mixture = self._mixture_of(name)
@@ -209,7 +209,7 @@ class LanguageModel(TracedModel):
         """First ids and positions that are too large to look up; rotary positions must be whole
         numbers in float32."""
         vocab = self.decoder.vocab_size
-        positions = self.decoder.learned_positions or 1 << 24
+        positions = self.decoder.longest or 1 << 24
         return {"tokens": vocab, "targets": vocab, "positions": positions}
 
     @property

@@ -17,12 +17,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
-from ziggurat.kernels.linear import PackedWeight, Weight, is_product
+from ziggurat.kernels.linear import PackedWeight, Weight, dense, is_product
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.layer_state import StateSpec
-from ziggurat.nn.linear import Embedding, parameter
+from ziggurat.nn.linear import Embedding, Linear, constant, parameter
 from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
@@ -58,12 +58,21 @@ class DecoderConfig:
     layers: tuple[LayerConfig, ...]
     norm: NormConfig
     """The norm after the last block."""
+    final_norm: bool = True
+    """Whether there is that norm; blocks with norms behind their branches need none (OPT)."""
     tie_embeddings: bool
     init_std: float
     embedding_scale: float = 1.0
     """Multiplies the embeddings, rounded to the compute type first (Gemma)."""
     learned_positions: int | None = None
     """Rows of a table of learned positions, added to the embeddings (GPT-2)."""
+    unused_positions: int = 0
+    """Rows of that table before the first position's (OPT)."""
+    embedding_width: int | None = None
+    """Width of the embeddings and of the final hidden states, if it is another than the blocks':
+    a matrix leads from one to the other at either end (OPT-350M)."""
+    head_bias: bool = False
+    """A bias on the logits (Phi)."""
     logit_softcap: float | None = None
     """If given, logits become ``softcap * tanh(logits / softcap)`` (Gemma 2)."""
     logit_scale: float = 1.0
@@ -77,6 +86,17 @@ class DecoderConfig:
     def stacks(self) -> tuple[BlockConfig, ...]:
         """Kinds of blocks by their parameters, in order of first appearance."""
         return tuple(dict.fromkeys(layer.block for layer in self.layers))
+
+    @property
+    def longest(self) -> int | None:
+        """Longest sequence in tokens; ``None``: no table of positions limits it."""
+        rows = self.learned_positions
+        return None if rows is None else rows - self.unused_positions
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of the final hidden states, which the output matrix multiplies."""
+        return (self.embedding_width or self.d_model) + self.head_bias
 
     @property
     def states(self) -> tuple[tuple[StateSpec, int], ...]:
@@ -126,23 +146,39 @@ class Decoder(nnx.Module):
         self.config, self.remat, self.kernel = c, remat, attention_kernel
         self.compute = precision.compute
 
-        def table(rows: int) -> Embedding:
-            return Embedding(rows, c.d_model, std=c.init_std, precision=precision, rngs=rngs)
+        def table(rows: int, width: int) -> Embedding:
+            return Embedding(rows, width, std=c.init_std, precision=precision, rngs=rngs)
 
-        self.embedding = table(c.vocab_size)
+        width = c.embedding_width or c.d_model
+        self.embedding = table(c.vocab_size, width)
         for number, block in enumerate(c.stacks):
             count = sum(layer.block == block for layer in c.layers)
             setattr(self, stack_name(number), self._stack(block, count, precision, rngs))
-        self.final_norm = c.norm.build(c.d_model, precision)
-        shape = (c.vocab_size, c.d_model)
+        self.final_norm = c.norm.build(c.d_model, precision) if c.final_norm else None
+        shape = (c.vocab_size, width)
         self.unembedding = (
             None
             if c.tie_embeddings
             else parameter(rngs, shape, ("vocab", "embed"), c.init_std, precision)
         )
-        self.positions = table(c.learned_positions) if c.learned_positions else None
+        self.head_bias = (
+            constant(0.0, (c.vocab_size,), ("vocab",), precision) if c.head_bias else None
+        )
+        self.positions = table(c.learned_positions, c.d_model) if c.learned_positions else None
         if self.positions is not None:
             self.positions.table.set_metadata(axes=(None, "embed"))
+        self.project_in, self.project_out = self._projections(precision, rngs)
+
+    def _projections(self, precision: Precision, rngs: nnx.Rngs) -> list[Linear | None]:
+        """From the embeddings' width to the blocks', and back."""
+        c, made = self.config, {"bias": False, "std": self.config.init_std}
+        if c.embedding_width is None:
+            return [None, None]
+        widths = ((c.embedding_width, c.d_model, "mlp"), (c.d_model, c.embedding_width, None))
+        return [
+            Linear(here, there, ("embed", axis), precision=precision, rngs=rngs, **made)
+            for here, there, axis in widths
+        ]
 
     def _stack(self, c: BlockConfig, count: int, precision: Precision, rngs: nnx.Rngs) -> Block:
         def make(rngs: nnx.Rngs) -> Block:
@@ -152,8 +188,13 @@ class Decoder(nnx.Module):
 
     @property
     def head(self) -> Weight | PackedWeight:
-        """The output matrix: logits are ``hidden @ head.T``."""
-        return (self.embedding.table if self.unembedding is None else self.unembedding)[...]
+        """The output matrix: logits are ``hidden @ head.T``. A bias on the logits is its last
+        column, and hidden states are 1 there, so that every loss that fuses it sees the bias."""
+        matrix = (self.embedding.table if self.unembedding is None else self.unembedding)[...]
+        if self.head_bias is None:
+            return matrix
+        rows = dense(matrix)
+        return jnp.concatenate([rows, self.head_bias[...][:, None].astype(rows.dtype)], axis=1)
 
     def begin(
         self,
@@ -168,14 +209,16 @@ class Decoder(nnx.Module):
             x = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
             x = x * jnp.asarray(self.config.embedding_scale, self.compute)
-        if self.positions is not None:
-            rows = self.positions.table.shape[0]
-            if tokens.shape[1] > rows:
+        if self.project_in is not None:
+            x = self.project_in(x)
+        if self.positions is not None and (longest := self.config.longest) is not None:
+            if tokens.shape[1] > longest:
                 raise ShapeError(
-                    "decoder", found=f"{tokens.shape[1]} tokens", expected=f"at most {rows}, one "
-                    "for each learned position", fix="shorten the sequences",
+                    "decoder", found=f"{tokens.shape[1]} tokens", expected=f"at most {longest}, "
+                    "one for each learned position", fix="shorten the sequences",
                 )  # fmt: skip
-            x = x + self.positions(positions)
+            unused = self.config.unused_positions
+            x = x + self.positions(positions + unused if unused else positions)
         turned = positions
         if inputs is not None:
             self._check(inputs)
@@ -202,10 +245,15 @@ class Decoder(nnx.Module):
                 expected=f"at most {layers} layers, and places of the embeddings",
             )
 
-    def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Compute final hidden states from the last block's output: norm and scale."""
-        x, scale = self.final_norm(x), self.config.logit_scale
-        return x if scale == 1.0 else x * scale
+    def finish(self, x: Float[Array, "b t d"]) -> Float[Array, "b t e"]:
+        """Compute final hidden states from the last block's output: norm, projection to the
+        embeddings' width, scale, and a channel of ones for a bias on the logits."""
+        x, scale = x if self.final_norm is None else self.final_norm(x), self.config.logit_scale
+        x = x if self.project_out is None else self.project_out(x)
+        x = x if scale == 1.0 else x * scale
+        if self.head_bias is None:
+            return x
+        return jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
 
     def layer_step(
         self,

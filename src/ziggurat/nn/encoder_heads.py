@@ -23,6 +23,8 @@ class TransformConfig:
     """A bias on the matmul."""
     norm: NormConfig | None = None
     """Norm behind the activation."""
+    outputs: int | None = None
+    """Width behind it; default that before it."""
 
     def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> "Transform":
         return Transform(self, width, std, precision, rngs)
@@ -36,12 +38,12 @@ class Transform(nnx.Module):
     ):
         axes = ("embed", "mlp")
         self.dense = Linear(
-            width, width, axes, bias=c.bias, std=std, precision=precision, rngs=rngs
+            width, c.outputs or width, axes, bias=c.bias, std=std, precision=precision, rngs=rngs
         )
-        self.norm = c.norm and c.norm.build(width, precision)
+        self.norm = c.norm and c.norm.build(c.outputs or width, precision)
         self.activation = c.activation
 
-    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... e"]:
         x = ACTIVATIONS[self.activation](self.dense(x))
         return x if self.norm is None else self.norm(x)
 

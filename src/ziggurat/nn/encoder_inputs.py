@@ -29,6 +29,9 @@ class TokenInputConfig:
     """Config of a :class:`TokenInput`."""
 
     vocab_size: int
+    embedding_width: int | None = None
+    """Width of the tables and the norm, if it is another than that of the states: a layer leads
+    from one to the other (ELECTRA)."""
     positions: int | None = None
     """Rows of a table of learned positions; ``None``: positions are rotary or relative."""
     padding_id: int | None = None
@@ -57,18 +60,25 @@ class TokenInput(nnx.Module):
         self, c: TokenInputConfig, width: int, std: float, precision: Precision, rngs: nnx.Rngs
     ):
         self.config = c
+        narrow = c.embedding_width or width
 
         def table(rows: int | None, axis: str | None) -> Embedding | None:
             if not rows:
                 return None
-            made = Embedding(rows, width, std=std, precision=precision, rngs=rngs)
+            made = Embedding(rows, narrow, std=std, precision=precision, rngs=rngs)
             made.table.set_metadata(axes=(axis, "embed"))
             return made
 
-        self.embedding = Embedding(c.vocab_size, width, std=std, precision=precision, rngs=rngs)
+        self.embedding = Embedding(c.vocab_size, narrow, std=std, precision=precision, rngs=rngs)
         self.positions = table(c.positions, None)
         self.token_types = table(c.token_types, None)
-        self.norm = c.norm and c.norm.build(width, precision)
+        self.norm = c.norm and c.norm.build(narrow, precision)
+        axes = ("embed", "mlp")
+        self.projection = (
+            Linear(narrow, width, axes, bias=True, std=std, precision=precision, rngs=rngs)
+            if c.embedding_width
+            else None
+        )
 
     def __call__(
         self,
@@ -99,7 +109,8 @@ class TokenInput(nnx.Module):
             )
         if self.positions is not None:
             x = x + self.positions(self._rows(tokens, mask))
-        return x if self.norm is None else self.norm(x)
+        x = x if self.norm is None else self.norm(x)
+        return x if self.projection is None else self.projection(x)
 
     def _rows(self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None) -> Int[Array, "b t"]:
         """The row of the table of positions for each token."""

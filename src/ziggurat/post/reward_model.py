@@ -29,7 +29,7 @@ HEAD = "score"
 
 def head_shape(model: LanguageModel) -> tuple[Params, Params]:
     """Shape and logical axis names of the score head that a reward model has beside its decoder."""
-    kernel = jax.ShapeDtypeStruct((model.decoder.d_model, 1), model.precision.param_dtype)
+    kernel = jax.ShapeDtypeStruct((model.decoder.hidden_width, 1), model.precision.param_dtype)
     return {HEAD: {"kernel": kernel}}, {HEAD: {"kernel": ("embed", None)}}
 
 

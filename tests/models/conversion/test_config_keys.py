@@ -187,8 +187,6 @@ def test_encoder_of_a_masked_language_model():
         ("DeepseekV4ForCausalLM", "nearest is deepseek_v3, but with compressed"),
         ("Qwen3VLMoeForConditionalGeneration", "nearest is qwen3_moe, but with a vision tower"),
         ("BaichuanForCausalLM", "nearest is llama"),
-        ("PhiForCausalLM", "nearest is gpt_neox"),
-        ("ElectraModel", "nearest is bert"),
         ("LlamaForCausalML", "did you mean LlamaForCausalLM?"),
         ("GPT2DoubleHeadsModel", "of its kind, GPT2LMHeadModel is read"),
         ("LlamaForRewardModel", "a reward model"),

@@ -121,6 +121,7 @@ def encoder_outputs(
     if logits is not None:
         found = np.asarray(logits)
         mask = np.ones(found.shape[:2], np.float32) if mask is None else mask
+        found = found[..., None] if found.shape == mask.shape else found  # one logit of each token
         return found * mask[..., None] if found.ndim == 3 else found
     states = np.asarray(states)
     parts = [states if mask is None else states * mask[..., None]]

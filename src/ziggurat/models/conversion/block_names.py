@@ -46,10 +46,13 @@ def ends(
     """
     names = [
         WeightName("embedding.table", f"model.{embedding}.weight"),
-        WeightName("final_norm.scale", f"model.{norm}.weight"),
     ]
-    if d.norm.has_bias:
+    if d.final_norm:
+        names.append(WeightName("final_norm.scale", f"model.{norm}.weight"))
+    if d.final_norm and d.norm.has_bias:
         names.append(WeightName("final_norm.bias", "model.norm.bias"))
+    if d.head_bias:
+        names.append(WeightName("head_bias", "lm_head.bias"))
     return names + ([] if d.tie_embeddings else [WeightName("unembedding", "lm_head.weight")])
 
 

@@ -16,15 +16,16 @@ from ziggurat.nn.encoder_heads import LogitHeadConfig, TransformConfig
 from ziggurat.nn.mlp import Activation, PlainMlpConfig
 from ziggurat.nn.norm import NormConfig
 
-EncoderHead = Literal["none", "masked_lm", "sequence", "token"]
-"""Head of an encoder: none, logits of token ids (masked language modelling), or logits of labels
-for a whole text or image, or for each token."""
+EncoderHead = Literal["none", "masked_lm", "sequence", "token", "replaced"]
+"""Head of an encoder: none, logits of token ids (masked language modelling), logits of labels for a
+whole text or image, or for each token, or for each token whether it was replaced (ELECTRA)."""
 _HEADS: Mapping[str, EncoderHead] = {
     "headless": "none",
     "masked": "masked_lm",
     "sequence": "sequence",
     "token": "token",
     "image": "sequence",
+    "replaced": "replaced",
 }
 """Heads by the task of transformers' class."""
 TEXT_TASKS = ("headless", "masked", "sequence", "token")

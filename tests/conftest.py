@@ -2,12 +2,16 @@
 programs compiled quickly and once: by whichever test process needs one first, for all others and
 for the processes that tests start."""
 
+import ctypes
 import functools
+import gc
 import logging
 import os
 import shutil
+import sys
 import tempfile
 
+import psutil
 import pytest
 
 from tests.compilation import QUICK
@@ -49,6 +53,21 @@ def _keep_logging():
     root.handlers[:] = before[0]
     root.setLevel(before[1])
     ours.setLevel(before[2])
+
+
+MOST_RESIDENT = 3 << 30
+"""Bytes of a test process behind which it forgets its compiled programs at the end of a file: three
+processes share this project's smallest machine, of 24 GiB, with those that tests start."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _bounded_memory():
+    yield
+    if psutil.Process().memory_info().rss > MOST_RESIDENT:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
+        if sys.platform == "linux":
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 @pytest.fixture(autouse=True)

@@ -297,7 +297,7 @@ CONCEPTS = {
     "post": {"objectives"},
     "quantize": {"against_qwix", "smollm2"},
     "serve": {"abuse", "clients", "hostile_llm", "parity", "smollm2_load", "tools", "traffic"},
-    "serve/llm": {"chained_steps", "hybrids", "layer_states", "mesh"},
+    "serve/llm": {"chained_steps", "hybrids", "layer_states", "mesh", "mesh_images"},
     "serve/openai": {"large_bodies"},
     "serve/predict": {
         *("access", "broken_requests", "hostile", "kserve_sdk", "minilm"),

@@ -1,0 +1,83 @@
+"""Every family that reads images on a mesh of two devices: the tokens of one device."""
+
+import dataclasses
+
+import jax
+import pytest
+from tests.models.families.test_qwen_vl import loaded
+from tests.models.test_vision_language_model import IMAGE, gemma, image, llava
+from tests.oracle import qwen_vl
+from tests.serve.llm.test_prompt_images import random_params
+
+from ziggurat import mesh
+from ziggurat.models import VisionLanguageModel
+from ziggurat.models.families.vision_language_family import VISION_LANGUAGE
+from ziggurat.serve.llm.engine import Engine, EngineConfig
+from ziggurat.serve.llm.prompt_images import PromptImages
+from ziggurat.serve.llm.sampling import SamplingParams
+
+TENSOR = mesh.build(mesh.MeshConfig(tensor=2), jax.devices()[:2])
+LIMITS = EngineConfig(
+    max_running=1, max_prefill_chunk=16, max_batched_tokens=17, max_sequence_length=64, block_size=4
+)
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+
+
+def made(config, size):
+    """A model, its parameters, and three images of four tokens each."""
+    heads = dataclasses.replace(config.language, n_kv_heads=2)
+    model = VisionLanguageModel.build(dataclasses.replace(config, language=heads))
+    return model, random_params(model), [image(seed, size) for seed in range(3)]
+
+
+def published(case):
+    """A model as published, its parameters, and three images of the same size."""
+    from PIL import Image
+
+    whole, pixels = loaded(case), qwen_vl.pictures()[1]
+    shown = (pixels, 255 - pixels, pixels[::-1])
+    images = whole.prepare([Image.fromarray(each) for each in shown])
+    return whole.vision, {"language": whole.params, "tower": whole.tower}, images
+
+
+MODELS = {
+    "gemma3_vision": lambda: made(gemma(), 16),
+    "llava": lambda: made(llava(), 8),
+    "qwen2_5_vl": lambda: published("qwen2_5_vl"),
+    "qwen3_vl": lambda: published("qwen3_vl"),
+}
+
+
+def test_every_family_is_here():
+    assert MODELS.keys() == set(VISION_LANGUAGE)
+
+
+def greedy(model, params, images, tokenizer, where):
+    """Greedy tokens after a text with two images, in chunks, and after the same from the prefix
+    cache; on a mesh the tower is sharded too."""
+    first, second = ([IMAGE] * one.tokens for one in images)
+    row = [1, 5, 6, 58, *first, 59, 7, 8, 9, 10, 58, *second, 59, 11, 12]
+    tower = params["tower"]
+    if where is not None:
+        tower = jax.device_put(tower, model.tower.shardings(where))
+    found = PromptImages.of(row, images, model.tower.features(tower, images), model.config)
+    spec = model.config.image_spec
+    with Engine(
+        model.language, params["language"], tokenizer, LIMITS, mesh=where, images=spec
+    ) as engine:
+        once, again = (
+            [event.token for event in engine.submit(row, GREEDY, images=found)] for _ in range(2)
+        )
+    assert once == again
+    return once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MODELS)
+def test_two_devices_give_the_tokens_of_one(name, tokenizer):
+    model, params, (first, second, third) = MODELS[name]()
+    alone = greedy(model, params, [first, second], tokenizer, None)
+    assert len(alone) == 8
+    assert greedy(model, params, [first, second], tokenizer, TENSOR) == alone
+    other = greedy(model, params, [third, second], tokenizer, TENSOR)
+    assert other != alone, "the answers must tell images apart"

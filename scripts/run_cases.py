@@ -3,20 +3,41 @@
     python scripts/run_cases.py CASES_DIR [--only models/01 train ...]
 
 Each case runs its own script or input in an empty folder, under a time limit; where the script
-cannot run as it is, the line names what was adapted. Needs the oracle's environment. Ends with exit
-code 1 if any case differs.
+cannot run as it is, the line names what was adapted. ``later``: the expected value is to come.
+Needs the oracle's environment. Ends with exit code 1 if any case differs.
 """
 
 import argparse
+import collections
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from cases import case, front_door, models, post, scale, train
+from cases import case, front_door, models, post, scale, serve, train
 
-FOLDERS = (front_door, models, post, scale, train)
+FOLDERS = (front_door, models, post, scale, serve, train)
 """Modules that register their cases when they are imported."""
+
+NOT_RUN = {
+    "post/07-dit-step": "a profile without an expected value",
+    "scale/03-context-parallel": "no check yet: compiles for a pod, many minutes",
+    "scale/05-paged-tpu": "compiles for a TPU; no expected value is named",
+    "scale/08-tensor-residuals": "no check yet: compiles for a pod, many minutes",
+    "servellm/03-bf16-seed": "no check yet",
+    "servellm/04-client-matrix": "no check yet: clients that this environment does not have",
+    "servellm/05-lm-eval-loglikelihood": "no check yet: lm_eval is not in this environment",
+    "servellm/06-content-parts-template": "no check yet",
+    "servellm/07-extra-keys-in-arguments": "no check yet",
+    "servellm/08-truncated-call-in-history": "no check yet",
+    "servepredict/00-repository": "a fixture of others",
+    "servepredict/02-conformance": "no check yet",
+    "servepredict/05-dos": "no check yet: a load of minutes",
+    "servepredict/06-kserve-grpc": "no check yet: KServe's SDK is not in this environment",
+    "ux/05-notebook": "no expected value is named",
+    "ux/07-lm-eval": "no check yet: lm_eval is not in this environment",
+}
+"""Folders that are not run, and why."""
 
 
 def main() -> int:
@@ -33,25 +54,28 @@ def main() -> int:
     ]
     if not chosen:
         parser.error(f"no case begins with {' or '.join(asked.only)}")
-    differ = sum(not _run(one, asked.folder.resolve(), asked.patience) for one in chosen)
-    print(f"{len(chosen)} cases: {len(chosen) - differ} as expected, {differ} differ")
-    return 1 if differ else 0
+    for name, reason in sorted(NOT_RUN.items()):
+        if not asked.only or name.startswith(tuple(asked.only)):
+            print(f"{name:42} {'not run':12} {reason}", flush=True)
+    found = collections.Counter(_run(one, asked.folder.resolve(), asked.patience) for one in chosen)
+    print(f"{len(chosen)} cases: " + ", ".join(f"{n} {kind}" for kind, n in sorted(found.items())))
+    return 1 if found["differs"] else 0
 
 
-def _run(one: case.Case, folder: Path, patience: float) -> bool:
+def _run(one: case.Case, folder: Path, patience: float) -> str:
     began, verdict = time.monotonic(), "as expected"
     with tempfile.TemporaryDirectory(prefix="case-", ignore_cleanup_errors=True) as place:
         try:
             seen = one.run(case.Scratch(Path(place), folder, patience))
         except case.Differs as found:
-            verdict, seen = "differs", str(found)
+            verdict, seen = "later" if one.later else "differs", f"{one.later or ''} {found}"
         except Exception as error:  # the check itself: one case does not end the others
             verdict, seen = "differs", f"{type(error).__name__}: {error}"
         seen = " ".join(seen.replace(place, "...").split())
     note = f"  (adapted: {one.note})" if one.note else ""
     seconds = time.monotonic() - began
     print(f"{one.name:42} {verdict:12} {seen}{note}  {seconds:.0f} s", flush=True)
-    return verdict == "as expected"
+    return verdict
 
 
 if __name__ == "__main__":

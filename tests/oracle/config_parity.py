@@ -238,8 +238,7 @@ class Comparison:
         self._ours: dict[Any, np.ndarray | Refused] = {}
         with config_reads.recorded_reads() as self._read:
             self._theirs = Theirs(self.base)
-            assert len(self._theirs.decoded) == STEPS
-            assert len(self._theirs.logits)
+            self._before = self._theirs.logits, self._theirs.decoded
         self._config = their_config(self.base)
         found = parsed(self.base)
         assert not isinstance(found, Refused), found
@@ -266,8 +265,7 @@ class Comparison:
         if isinstance(found, Refused):
             if "\n" in found:
                 return Verdict("fault", f"refused in more than a line: {found}")
-            before = self._theirs
-            moves = max(difference(logits, before.logits), difference(decoded, before.decoded))
+            moves = max(map(difference, (logits, decoded), self._before))
             if must_accept_inert and moves < 1e-6:
                 fault = f"refused though transformers' logits do not move: {found}"
                 return Verdict("fault", fault)

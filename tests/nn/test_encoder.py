@@ -30,6 +30,7 @@ from ziggurat.nn.encoder_inputs import TokenInputConfig, cubic_weights, resized_
 from ziggurat.nn.pooling import pool
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.relative_positions import RelativePositions, RelativePositionsConfig
+from ziggurat.nn.rope import LongRopeScaling
 
 BERT = BertConfig(vocab_size=32, d_model=16, n_layers=2, n_heads=2, max_sequence_length=8)
 
@@ -70,6 +71,28 @@ def test_padding_changes_no_state():
             params, jnp.array([[3, 4, 5, 9, 9, 0]]), jnp.array([[1, 1, 1, 0, 0, 0]])
         )
         np.testing.assert_allclose(padded[:, :3], short, atol=1e-5)
+
+
+def test_scalings_that_depend_on_the_length_go_by_the_row():
+    """LongRoPE: beyond the original length another list of factors, counted without padding."""
+    scaling = LongRopeScaling(short_factor=(1.0,) * 4, long_factor=(3.0,) * 4, original_length=4)
+
+    def hidden(scaling, ids, mask=None):
+        rope = RopeConfig(theta=100.0, scaling=scaling)
+        config = ModernBertConfig(
+            vocab_size=32, d_model=16, n_layers=2, n_heads=2, window=2, max_sequence_length=8,
+            rope=rope, local_rope=rope, init_std=0.5,
+        )  # fmt: skip
+        model = EncoderModel.build(config)
+        return model.hidden(model.init(jax.random.key(1)), jnp.asarray(ids), mask)
+
+    long = dataclasses.replace(scaling, short_factor=scaling.long_factor)
+    ids = jnp.arange(3, 9)[None]
+    np.testing.assert_allclose(hidden(scaling, ids), hidden(long, ids), atol=1e-6)
+    short = hidden(scaling, ids[:, :4])
+    assert np.abs(short - hidden(long, ids[:, :4])).max() > 1e-3
+    mask = (jnp.arange(6) < 4).astype(jnp.int32)[None]
+    np.testing.assert_allclose(hidden(scaling, ids, mask)[:, :4], short, atol=1e-5)
 
 
 LAYER = LayerConfig(

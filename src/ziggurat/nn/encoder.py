@@ -27,7 +27,7 @@ from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.pooling import PoolerConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.relative_positions import RelativePositions, RelativePositionsConfig
-from ziggurat.nn.rope import Rotation, rotation
+from ziggurat.nn.rope import Rotation, depends_on_length, rotation
 from ziggurat.nn.stacking import Run, StackPlace, places, runs, stacked
 
 
@@ -158,7 +158,10 @@ class Encoder(nnx.Module):
         for layer in layers:
             rope, dim = layer.rope, layer.block.mixer.rope_dim
             if (rope, dim) not in angles:
-                angles[rope, dim] = None if rope is None else rotation(positions, rope, dim)
+                angles[rope, dim] = None
+                if rope is not None:
+                    length = context.context_length(positions) if depends_on_length(rope) else 0
+                    angles[rope, dim] = rotation(positions, rope, dim, length)
         for run in self.config.runs:
 
             def body(x: Array, folded: Any, run: Run = run) -> tuple[Array, None]:

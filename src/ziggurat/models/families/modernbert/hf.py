@@ -6,7 +6,13 @@ from typing import Any
 
 from ziggurat.core.errors import ModelError
 from ziggurat.models.conversion.block_names import stacked_layers
-from ziggurat.models.conversion.hf_config import HFConfig, activation, checked, hf_activation
+from ziggurat.models.conversion.hf_config import (
+    ACTIVATIONS,
+    HFConfig,
+    activation,
+    checked,
+    hf_activation,
+)
 from ziggurat.models.conversion.rotary_settings import hf_rope_parameters, rope_of
 from ziggurat.models.conversion.weight_names import AxisSlice, WeightName
 from ziggurat.models.families.decoder_fields import read_pattern, write_pattern
@@ -19,6 +25,7 @@ from ziggurat.models.families.encoder_fields import (
     without,
 )
 from ziggurat.models.families.modernbert.config import ModernBertConfig
+from ziggurat.nn.mlp import Activation
 from ziggurat.nn.rope import RopeConfig
 
 CLASSES: Mapping[EncoderHead, str] = {
@@ -71,13 +78,21 @@ def from_hf(values: Mapping[str, Any]) -> ModernBertConfig:
         "mlp_bias": hf.get("mlp_bias"),
         "norm_bias": hf.get("norm_bias"),
         "head_bias": hf.get("classifier_bias"),
-        "head_activation": activation(hf, "classifier_activation"),
+        "head_activation": _head_activation(hf, settings["head"]),
         "head_pooling": "first" if pooling == "cls" else "mean",
         "logit_bias": hf.get("decoder_bias"),
         **_ropes(hf, length),
     }
     hf.finish()
     return checked(ModernBertConfig, settings, "config.json")
+
+
+def _head_activation(hf: HFConfig, head: str) -> Activation:
+    """The activation of a head; without one, transformers does not look at it."""
+    if head != "none":
+        return activation(hf, "classifier_activation")
+    name = hf.given("classifier_activation")
+    return ACTIVATIONS.get(name, "gelu") if isinstance(name, str) else "gelu"
 
 
 def _ropes(hf: HFConfig, length: Any) -> dict[str, RopeConfig]:
@@ -90,12 +105,17 @@ def _ropes(hf: HFConfig, length: Any) -> dict[str, RopeConfig]:
             found=repr(given),
             expected="full_attention and sliding_attention",
         )
-    whole, local = (dict(given.get(k) or {}) for k in ("full_attention", "sliding_attention"))
     scaling = hf.given("rope_scaling") or {}
+    # theirs begin as this, so that a scaling which names its kind by type alone is none
+    usual = {"rope_type": "default"}
+    whole, local = (given.get(k) or usual for k in ("full_attention", "sliding_attention"))
     theta, local_theta = hf.get("global_rope_theta", 160000.0), hf.get("local_rope_theta", 10000.0)
+    for table in (whole, local, scaling):
+        if not isinstance(table, Mapping):
+            raise ModelError("config.json: rope settings", found=repr(table), expected="a table")
     return {
-        "rope": rope_of(whole | scaling, theta, length),
-        "local_rope": rope_of(local | scaling, local_theta, length),
+        "rope": rope_of({**whole, **scaling}, theta, length),
+        "local_rope": rope_of({**local, **scaling}, local_theta, length),
     }
 
 

@@ -24,8 +24,8 @@ from ziggurat.nn import (
     Precision,
     RopeConfig,
 )
-from ziggurat.nn.decoder import Remat, stack_name
-from ziggurat.nn.stacking import runs
+from ziggurat.nn.layer_scan import Remat
+from ziggurat.nn.stacking import runs, stack_name
 
 NORM = NormConfig(eps=1e-5)
 BLOCK = BlockConfig(

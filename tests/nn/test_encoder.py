@@ -24,13 +24,13 @@ from ziggurat.nn import (
     NormConfig,
     RopeConfig,
 )
-from ziggurat.nn.decoder import stack_name
 from ziggurat.nn.encoder import Encoder, EncoderConfig
 from ziggurat.nn.encoder_inputs import TokenInputConfig, cubic_weights, resized_positions
 from ziggurat.nn.pooling import pool
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.relative_positions import RelativePositions, RelativePositionsConfig
 from ziggurat.nn.rope import LongRopeScaling
+from ziggurat.nn.stacking import stack_name
 
 BERT = BertConfig(vocab_size=32, d_model=16, n_layers=2, n_heads=2, max_sequence_length=8)
 

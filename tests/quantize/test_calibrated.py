@@ -14,7 +14,7 @@ from ziggurat.models import LanguageModel
 from ziggurat.models.layer_by_layer import LayerByLayer, Moments
 from ziggurat.models.quantized import summed_axes
 from ziggurat.nn import Causal
-from ziggurat.nn.decoder import stack_name
+from ziggurat.nn.stacking import stack_name
 from ziggurat.quantize import Recipe, Rule
 from ziggurat.quantize.calibrated import quantize_calibrated
 from ziggurat.quantize.calibration_text import calibration_rows

@@ -16,8 +16,8 @@ from ziggurat.models.layer_by_layer import LayerByLayer
 from ziggurat.models.loading import pretrained
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.quantized import quantized, summed_axes
-from ziggurat.nn.decoder import stack_name
 from ziggurat.nn.precision import Precision
+from ziggurat.nn.stacking import stack_name
 from ziggurat.quantize import Recipe, evaluation, resolve
 from ziggurat.quantize.calibrated import quantize_calibrated
 from ziggurat.quantize.calibration_text import calibration_rows

@@ -21,9 +21,9 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.models.families.autoencoder_kl.config import AutoencoderKLConfig
 from ziggurat.models.traced_model import Params, TracedModel
-from ziggurat.nn.decoder import Remat
 from ziggurat.nn.diffusion_transformer import DiffusionTransformer, DiffusionTransformerConfig
 from ziggurat.nn.image_autoencoder import ImageAutoencoder
+from ziggurat.nn.layer_scan import Remat
 from ziggurat.nn.precision import Precision
 
 

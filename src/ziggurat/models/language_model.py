@@ -25,11 +25,13 @@ from ziggurat.kernels.linear import (
 )
 from ziggurat.models.traced_model import Params, TracedModel
 from ziggurat.nn.attention_context import AttentionContext, Cached, Causal
-from ziggurat.nn.decoder import Decoder, DecoderConfig, Remat, stack_name
+from ziggurat.nn.decoder import Decoder, DecoderConfig
+from ziggurat.nn.layer_scan import Remat
 from ziggurat.nn.moe import MixtureOfExpertsConfig
 from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.router import Routing
+from ziggurat.nn.stacking import stack_name
 
 PARAMS = "params"
 """Item of a checkpoint step that holds a model's parameters."""

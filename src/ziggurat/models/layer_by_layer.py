@@ -19,7 +19,7 @@ from ziggurat.core.pytrees import leaf_name
 from ziggurat.kernels.linear import Observations, is_weight_node
 from ziggurat.models.language_model import LanguageModel, Params
 from ziggurat.nn.attention_context import Causal
-from ziggurat.nn.decoder import stack_name
+from ziggurat.nn.stacking import stack_name
 
 
 @dataclasses.dataclass(frozen=True)

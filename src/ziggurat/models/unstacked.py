@@ -20,9 +20,9 @@ from jaxtyping import Array, Float, Int, Shaped
 from ziggurat.kernels.linear import PackedWeight, is_weight_node, packs
 from ziggurat.models.language_model import LanguageModel, Params
 from ziggurat.nn.attention_context import AttentionContext
-from ziggurat.nn.decoder import Decoder, stack_name
+from ziggurat.nn.decoder import Decoder
 from ziggurat.nn.multimodal import MultimodalInputs
-from ziggurat.nn.stacking import StackPlace
+from ziggurat.nn.stacking import StackPlace, stack_name
 
 S = TypeVar("S", bound="States")
 _WHOLE = frozenset({"expand", "router"})

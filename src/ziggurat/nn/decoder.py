@@ -8,8 +8,8 @@ and decoding; only the attention context differs.
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+import functools
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,40 +17,24 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ziggurat.core.errors import ShapeError
-from ziggurat.kernels.linear import PackedWeight, Weight, dense, is_product
+from ziggurat.kernels.linear import PackedWeight, Weight, dense
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
+from ziggurat.nn.layer_scan import LayerStep, Remat, rematerialised, scan_layers
 from ziggurat.nn.layer_state import StateSpec
 from ziggurat.nn.linear import Embedding, Linear, constant, parameter
 from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import Rotation, depends_on_length, rotation
-from ziggurat.nn.stacking import Run, StackPlace, places, runs, stacked
+from ziggurat.nn.stacking import LayeredConfig, LayerStacks, stack_name
 
 C = TypeVar("C", bound=AttentionContext)
-Remat = Literal["none", "full", "dots"]
-
-
-def _keep_products(primitive: Any, *arguments: Any, **attributes: Any) -> bool:
-    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return is_product(primitive) or bool(dots(primitive, *arguments, **attributes))
-
-
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": _keep_products,
-}
-"""Activations that a block keeps for its backward pass, by policy.
-
-``none``: all. ``full``: its input only. ``dots``: the results of weight matmuls; attention and
-element-wise work are recomputed.
-"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderConfig:
+class DecoderConfig(LayeredConfig):
     """Config of a decoder, as a family fixes it."""
 
     vocab_size: int
@@ -79,15 +63,6 @@ class DecoderConfig:
     """Multiplies the final hidden states, and by them the logits (Command, Granite)."""
 
     @property
-    def n_layers(self) -> int:
-        return len(self.layers)
-
-    @property
-    def stacks(self) -> tuple[BlockConfig, ...]:
-        """Kinds of blocks by their parameters, in order of first appearance."""
-        return tuple(dict.fromkeys(layer.block for layer in self.layers))
-
-    @property
     def longest(self) -> int | None:
         """Longest sequence in tokens; ``None``: no table of positions limits it."""
         rows = self.learned_positions
@@ -100,37 +75,19 @@ class DecoderConfig:
 
     @property
     def states(self) -> tuple[tuple[StateSpec, int], ...]:
-        """Of each stack, what its layers keep of earlier tokens, and how many layers there are."""
+        """Spec of the state of each stack's layers, and the number of those layers."""
         counts = collections.Counter(layer.block for layer in self.layers)
         return tuple((block.mixer.state, counts[block]) for block in self.stacks)
 
-    @property
-    def places(self) -> tuple[StackPlace, ...]:
-        """Where each layer's parameters lie: which stack, and which index in it."""
-        return places(self.layers)
 
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        """Ranges of layers that are scanned together."""
-        return runs(self.layers)
-
-
-def stack_name(stack: int) -> str:
-    """The attribute that holds a stack: ``blocks``, then ``blocks_1`` and so on.
-
-    >>> stack_name(0), stack_name(1)
-    ('blocks', 'blocks_1')
-    """
-    return "blocks" if stack == 0 else f"blocks_{stack}"
-
-
-class Decoder(nnx.Module):
+class Decoder(LayerStacks):
     """Decoder module: token ids to final hidden states; :attr:`head` turns those into logits.
 
     Args:
         c: the family's dimensions and switches.
         precision: parameter and compute types.
-        remat: what blocks keep for the backward pass, see :data:`REMAT_POLICIES`.
+        remat: what blocks keep for the backward pass, see
+            :data:`ziggurat.nn.layer_scan.REMAT_POLICIES`.
         attention_kernel: ``"auto"`` or a name of ``ziggurat.kernels.attention``.
     """
 
@@ -143,7 +100,8 @@ class Decoder(nnx.Module):
         attention_kernel: str = "auto",
         rngs: nnx.Rngs,
     ):
-        self.config, self.remat, self.kernel = c, remat, attention_kernel
+        self.config, self.kernel = c, attention_kernel
+        self.remat: Remat = remat
         self.compute = precision.compute
 
         def table(rows: int, width: int) -> Embedding:
@@ -151,9 +109,7 @@ class Decoder(nnx.Module):
 
         width = c.embedding_width or c.d_model
         self.embedding = table(c.vocab_size, width)
-        for number, block in enumerate(c.stacks):
-            count = sum(layer.block == block for layer in c.layers)
-            setattr(self, stack_name(number), self._stack(block, count, precision, rngs))
+        self.add_stacks(c, functools.partial(_block, c, precision), rngs)
         self.final_norm = c.norm.build(c.d_model, precision) if c.final_norm else None
         shape = (c.vocab_size, width)
         self.unembedding = (
@@ -179,12 +135,6 @@ class Decoder(nnx.Module):
             Linear(here, there, ("embed", axis), precision=precision, rngs=rngs, **made)
             for here, there, axis in widths
         ]
-
-    def _stack(self, c: BlockConfig, count: int, precision: Precision, rngs: nnx.Rngs) -> Block:
-        def make(rngs: nnx.Rngs) -> Block:
-            return Block(c, self.config.d_model, self.config.init_std, precision, rngs)
-
-        return stacked(make, count, rngs)
 
     @property
     def head(self) -> Weight | PackedWeight:
@@ -261,19 +211,15 @@ class Decoder(nnx.Module):
         positions: Int[Array, "b t"],
         rotation: Rotation | None,
         context: AttentionContext,
-    ) -> Callable[..., tuple[Array, Any, Any]]:
+    ) -> LayerStep:
         """One layer as a pure function ``(parameters, x, state) -> (x, state, routing)``."""
-        stack = getattr(self, stack_name(self.config.stacks.index(layer.block)))
-        graph, _ = nnx.split(stack)
+        graph, _ = nnx.split(getattr(self, stack_name(self.config.stacks.index(layer.block))))
         rule = dataclasses.replace(layer.rule, implementation=self.kernel)
 
         def step(params: Any, x: Array, state: Any) -> tuple[Array, Any, Any]:
             return nnx.merge(graph, params)(x, positions, rotation, rule, context, state)
 
-        if self.remat == "none":
-            return step
-        # inside a scan nothing can be shared with the forward pass, so let XLA merge freely
-        return jax.checkpoint(step, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        return rematerialised(step, self.remat)
 
     def __call__(
         self,
@@ -295,48 +241,24 @@ class Decoder(nnx.Module):
         """Final hidden states, the context after these tokens, and what the routers of mixtures of
         experts report, by stack, with the stack's layers along the first axis."""
         x, angles = self.begin(tokens, positions, context, inputs)
-        count = len(self.config.stacks)
-        stacks = [nnx.split(getattr(self, stack_name(number)))[1] for number in range(count)]
-        states = list(context.state or [()] * count)
-        after_states, reports = ([[] for _ in range(count)] for _ in range(2))
-        for run in runs(self.config.layers, 0 if inputs is None else inputs.layers):
-            steps = [
-                self.layer_step(self.config.layers[i], positions, angles[i], context)
-                for i in range(run.start, run.start + run.period)
-            ]
+        layers = self.config.layers
 
-            def body(x: Array, folded: Any, run: Run = run, steps: Any = steps):
-                *folded, added = folded
-                after = []
-                parts = (run.unfold(part) for part in folded)
-                for i, (step, params, state) in enumerate(zip(steps, *parts)):
-                    x, state, routing = step(params, x, state)
-                    if added is not None and inputs is not None:
-                        x = inputs.add(x, added[i])
-                    after.append((state, routing))
-                return x, after
+        def step(number: int) -> LayerStep:
+            return self.layer_step(layers[number], positions, angles[number], context)
 
-            added = None if inputs is None else _behind(inputs, run)
-            x, after = jax.lax.scan(body, x, (run.fold(stacks), run.fold(states), added))
-            for found, parts in zip((after_states, reports), zip(*after)):
-                for stack, part in run.by_stack(parts).items():
-                    found[stack].append(part)
-        state = tuple(map(_concatenated, after_states))
+        behind = None
+        if inputs is not None and inputs.by_layer is not None:
+            behind = inputs.add, inputs.by_layer
+        _, stacks = self.stack_parts(self.config)
+        found = scan_layers(layers, stacks, step, x, context.state or (), behind)
         routing = {
-            stack_name(stack): _concatenated(parts)
-            for stack, parts in enumerate(reports)
-            if parts[0] is not None
+            stack_name(stack): report
+            for stack, report in enumerate(found.by_stack(1))
+            if report is not None
         }
-        return self.finish(x), context.advance(state, tokens.shape[1]), routing
+        context = context.advance(tuple(found.by_stack(0)), tokens.shape[1])
+        return self.finish(found.x), context, routing
 
 
-def _behind(inputs: MultimodalInputs, run: Run) -> Float[Array, "r p b n d"] | None:
-    """Embeddings to be added behind each layer of a run, by repeat and layer of the period."""
-    if inputs.by_layer is None or run.start >= inputs.layers:
-        return None
-    own = inputs.by_layer[run.start : run.start + run.repeats * run.period]
-    return own.reshape(run.repeats, run.period, *own.shape[1:])
-
-
-def _concatenated(parts: Sequence[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+def _block(c: DecoderConfig, precision: Precision, block: BlockConfig, rngs: nnx.Rngs) -> Block:
+    return Block(block, c.d_model, c.init_std, precision, rngs)

@@ -24,7 +24,7 @@ from ziggurat.mesh import constrain
 from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.attention_context import AttentionRule, Bidirectional
 from ziggurat.nn.block import MlpConfig
-from ziggurat.nn.decoder import REMAT_POLICIES, Remat
+from ziggurat.nn.layer_scan import Remat, rematerialised, scan_layers
 from ziggurat.nn.linear import Linear, add, constant, multiply, parameter
 from ziggurat.nn.norm import LayerNorm, standardised
 from ziggurat.nn.precision import Precision
@@ -33,7 +33,7 @@ from ziggurat.nn.stacking import stacked
 TIME_FEATURES = 256
 """Sines and cosines of the time that enter its embedding."""
 NORM_EPS = 1e-6
-"""Of the norms without parameters; that before the feed-forward part has its own."""
+"""Epsilon of the norms without parameters; the norm before the feed-forward part has its own."""
 EMBEDDING_STD = 0.02
 """Standard deviation of initial embeddings of times and classes."""
 
@@ -58,7 +58,7 @@ class DiffusionTransformerConfig:
     classes: int
     """Classes; the table of their embeddings has one more row, for none."""
     norm_eps: float
-    """Of the norm before the feed-forward part."""
+    """Epsilon of the norm before the feed-forward part."""
     norm_affine: bool
     """Whether that norm has a scale and a bias of its own."""
     shared_conditioning: bool
@@ -157,7 +157,8 @@ class DiffusionTransformer(nnx.Module):
                 c.d_model, d_out, axes, bias=True, std=0.0, precision=precision, rngs=rngs
             )
 
-        self.config, self.remat, self.compute = c, remat, precision.compute
+        self.config, self.compute = c, precision.compute
+        self.remat: Remat = remat
         self.rule = AttentionRule(
             c.attention.head_dim**-0.5,
             implementation=attention_kernel,
@@ -227,14 +228,12 @@ class DiffusionTransformer(nnx.Module):
         graph, params = nnx.split(self.blocks)
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape[:2])
 
-        def step(x: Array, params: Any) -> tuple[Array, None]:
+        def step(params: Any, x: Array, state: Any) -> tuple[Array, Any, None]:
             block = nnx.merge(graph, params)
-            return block(x, condition, time, labels, positions, self.rule), None
+            return block(x, condition, time, labels, positions, self.rule), state, None
 
-        if self.remat != "none":
-            policy = REMAT_POLICIES[self.remat]
-            step = jax.checkpoint(step, policy=policy, prevent_cse=False)
-        return jax.lax.scan(step, tokens, params)[0]
+        one = rematerialised(step, self.remat)
+        return scan_layers((None,) * self.config.n_layers, [params], lambda _: one, tokens).x
 
     def _first_conditioning(
         self, time: Float[Array, "b"], labels: Int[Array, "b"]

@@ -4,9 +4,9 @@ A family's config says what comes in, which blocks there are and where their nor
 tokens each layer sees, and what is made of the states. Blocks of equal parameters are stacked and
 scanned as the decoder's are; padding is told by a mask, which no token sees beyond.
 
-:meth:`Encoder._run` scans the layers without states, routing and remat, and so is not
-:meth:`ziggurat.nn.decoder.Decoder.run`. A test holds the two equal, in states and gradients: an
-encoder with ``causal`` and a decoder's layers and weights.
+:func:`ziggurat.nn.layer_scan.scan_layers` drives the layers, as it drives the decoder's. A test
+holds the two equal, in states and gradients: an encoder with ``causal`` and a decoder's layers and
+weights.
 """
 
 import dataclasses
@@ -20,19 +20,19 @@ from jaxtyping import Array, Float, Int
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, Bidirectional, Causal
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
-from ziggurat.nn.decoder import stack_name
 from ziggurat.nn.encoder_heads import LogitHeadConfig
 from ziggurat.nn.encoder_inputs import EncoderInputConfig, TokenInput, TokenInputConfig
+from ziggurat.nn.layer_scan import LayerStep, scan_layers
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.pooling import PoolerConfig
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.relative_positions import RelativePositions, RelativePositionsConfig
 from ziggurat.nn.rope import Rotation, depends_on_length, rotation
-from ziggurat.nn.stacking import Run, StackPlace, places, runs, stacked
+from ziggurat.nn.stacking import LayeredConfig, LayerStacks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
+class EncoderConfig(LayeredConfig):
     """Config of an encoder, as a family fixes it."""
 
     d_model: int
@@ -55,39 +55,22 @@ class EncoderConfig:
     """Standard deviation of initial weights."""
 
     @property
-    def n_layers(self) -> int:
-        return len(self.layers)
-
-    @property
-    def stacks(self) -> tuple[BlockConfig, ...]:
-        """Kinds of blocks by their parameters, in order of first appearance."""
-        return tuple(dict.fromkeys(layer.block for layer in self.layers))
-
-    @property
-    def places(self) -> tuple[StackPlace, ...]:
-        """Where each layer's parameters lie: which stack, and which index in it."""
-        return places(self.layers)
-
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        """How the layers are scanned."""
-        return runs(self.layers)
-
-    @property
     def pooled_width(self) -> int:
         """Length of the pooled vector; the states' where nothing is configured."""
         return self.d_model if self.pooler is None else self.pooler.outputs(self.d_model)
 
 
-class Encoder(nnx.Module):
+class Encoder(LayerStacks):
     """Tokens or images to hidden states, and those to vectors (:meth:`pool`) and logits."""
 
     def __init__(self, c: EncoderConfig, *, precision: Precision, rngs: nnx.Rngs):
         self.config, width, std = c, c.d_model, c.init_std
         self.input = c.input.build(width, std, precision, rngs)
-        for number, block in enumerate(c.stacks):
-            count = sum(layer.block == block for layer in c.layers)
-            setattr(self, stack_name(number), self._stack(block, count, precision, rngs))
+
+        def make(block: BlockConfig, rngs: nnx.Rngs) -> Block:
+            return Block(block, width, std, precision, rngs)
+
+        self.add_stacks(c, make, rngs)
         self.final_norm = c.final_norm and c.final_norm.build(width, precision)
         relative = c.relative_positions
         self.relative_positions = relative and RelativePositions(relative, std, precision, rngs)
@@ -95,12 +78,6 @@ class Encoder(nnx.Module):
         reads = c.pooled_width if c.head and c.head.reads == "pooled" else width
         vocab = c.input.vocab_size if isinstance(c.input, TokenInputConfig) else 0
         self.head = c.head and c.head.build(reads, vocab, std, precision, rngs)
-
-    def _stack(self, c: BlockConfig, count: int, precision: Precision, rngs: nnx.Rngs) -> Block:
-        def make(rngs: nnx.Rngs) -> Block:
-            return Block(c, self.config.d_model, self.config.init_std, precision, rngs)
-
-        return stacked(make, count, rngs)
 
     def __call__(
         self, inputs: Array, mask: Int[Array, "b t"] | None = None, **details: Array | None
@@ -151,9 +128,8 @@ class Encoder(nnx.Module):
     def _run(
         self, x: Float[Array, "b t d"], positions: Int[Array, "b t"], context: AttentionContext
     ) -> Float[Array, "b t d"]:
-        layers, count = self.config.layers, len(self.config.stacks)
-        stacks = [nnx.split(getattr(self, stack_name(number))) for number in range(count)]
-        graphs = dict(zip(self.config.stacks, (graph for graph, _ in stacks)))
+        layers = self.config.layers
+        graphs, stacks = self.stack_parts(self.config)
         angles: dict[Any, Rotation | None] = {}
         for layer in layers:
             rope, dim = layer.rope, layer.block.mixer.rope_dim
@@ -162,15 +138,16 @@ class Encoder(nnx.Module):
                 if rope is not None:
                     length = context.context_length(positions) if depends_on_length(rope) else 0
                     angles[rope, dim] = rotation(positions, rope, dim, length)
-        for run in self.config.runs:
 
-            def body(x: Array, folded: Any, run: Run = run) -> tuple[Array, None]:
-                for i, params in enumerate(run.unfold(folded), run.start):
-                    layer = layers[i]
-                    turn = angles[layer.rope, layer.block.mixer.rope_dim]
-                    block = nnx.merge(graphs[layer.block], params)
-                    x, _, _ = block(x, positions, turn, layer.rule, context, ())
-                return x, None
+        def step(number: int) -> LayerStep:
+            layer = layers[number]
+            turn, graph = angles[layer.rope, layer.block.mixer.rope_dim], graphs[layer.block]
 
-            x, _ = jax.lax.scan(body, x, run.fold([params for _, params in stacks]))
-        return x
+            def apply(params: Any, x: Array, state: Any) -> tuple[Array, Any, None]:
+                block = nnx.merge(graph, params)
+                x, state, _ = block(x, positions, turn, layer.rule, context, state)
+                return x, state, None
+
+            return apply
+
+        return scan_layers(layers, stacks, step, x).x

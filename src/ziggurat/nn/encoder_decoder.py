@@ -20,6 +20,7 @@ from ziggurat.mesh import constrain
 from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule, attend_by_rule
 from ziggurat.nn.encoder import Encoder, EncoderConfig
+from ziggurat.nn.layer_scan import LayerStep, scan_layers
 from ziggurat.nn.linear import Embedding, Linear
 from ziggurat.nn.mlp import PlainMlpConfig
 from ziggurat.nn.norm import NormConfig
@@ -200,12 +201,19 @@ class EncoderDecoder(nnx.Module):
         graph, params = nnx.split(self.blocks)
         rule, state = self.config.rule, (context.state or ((),))[0]
 
-        def step(x: Array, layer: Any) -> tuple[Array, Any]:
-            params, state, memory = layer
-            return nnx.merge(graph, params)(x, positions, rule, context, state, memory)
+        def step(number: int) -> LayerStep:
+            def apply(params: Any, x: Array, both: Any) -> tuple[Array, Any, None]:
+                state, memory = both
+                block = nnx.merge(graph, params)
+                x, state = block(x, positions, rule, context, state, memory)
+                return x, state, None
 
-        x, state = jax.lax.scan(step, x, (params, state, memory))
-        return self.final_norm(x), context.advance((state,), tokens.shape[1])
+            return apply
+
+        equal = (None,) * self.config.n_layers
+        found = scan_layers(equal, [params], step, x, [(state, memory)])
+        after = context.advance(tuple(found.by_stack(0)), tokens.shape[1])
+        return self.final_norm(found.x), after
 
     def logits(self, states: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Logits of the next token, float32."""

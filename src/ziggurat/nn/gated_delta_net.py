@@ -35,7 +35,7 @@ class GatedDeltaNetConfig:
     taps: int
     """Tokens that the convolutions before queries, keys and values see."""
     norm_eps: float
-    """Of the norm over each head's output."""
+    """Epsilon of the norm over each head's output."""
     activation: Activation = "silu"
     """Function behind the convolutions."""
 

@@ -33,7 +33,7 @@ class ImageAutoencoderConfig:
     out_channels: int
     latent_channels: int
     channels: tuple[int, ...]
-    """Of each level, finest first; each level but the last halves rows and columns."""
+    """Channels of each level, finest first; each level but the last halves rows and columns."""
     blocks_per_level: int
     """Residual blocks of the encoder's levels; the decoder's have one more."""
     groups: int

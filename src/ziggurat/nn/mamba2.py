@@ -35,7 +35,7 @@ class Mamba2Config:
     taps: int
     """Tokens that the convolution before the recurrence sees."""
     norm_eps: float
-    """Of the norm over the output."""
+    """Epsilon of the norm over the output."""
     norm: bool = True
     """Whether the output is normalised; without, it is only gated."""
     gate_first: bool = True

@@ -37,7 +37,7 @@ class RouterConfig:
     groups: int = 1
     """Equal groups of experts; only experts of the best are chosen from."""
     chosen_groups: int = 1
-    """Groups left."""
+    """Best groups, from whose experts those of a token are chosen."""
     group_score: Literal["two_best", "best"] = "two_best"
     """A group is as good as its two best experts together (DeepSeek-V3), or as its best
     (DeepSeek-V2)."""

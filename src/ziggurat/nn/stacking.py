@@ -6,13 +6,17 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Shaped
+
+if TYPE_CHECKING:
+    from ziggurat.nn.block import BlockConfig
 
 
 class StackPlace(NamedTuple):
@@ -22,6 +26,15 @@ class StackPlace(NamedTuple):
     """Number of the stack: layers whose parameters are alike share one."""
     index: int
     """Index along the stack's layers axis."""
+
+
+def stack_name(stack: int) -> str:
+    """The attribute that holds a stack: ``blocks``, then ``blocks_1`` and so on.
+
+    >>> stack_name(0), stack_name(1)
+    ('blocks', 'blocks_1')
+    """
+    return "blocks" if stack == 0 else f"blocks_{stack}"
 
 
 def places(layers: Sequence[Any]) -> tuple[StackPlace, ...]:
@@ -46,7 +59,7 @@ class Run:
     period: int
     repeats: int
     places: tuple[StackPlace, ...] = dataclasses.field(repr=False)
-    """Of the first period's layers; every repeat lies further along the same stacks."""
+    """Places of the first period's layers; every repeat lies further along the same stacks."""
 
     def fold(self, stacks: Sequence[Any]) -> Any:
         """Elements of the scan: of each stack, parameters or states, ``[repeats, m, ...]`` for the
@@ -136,3 +149,47 @@ def _repeats(layers: Sequence[Any], period: int) -> int:
     while layers[count * period : (count + 1) * period] == layers[:period]:
         count += 1
     return count
+
+
+class LayeredConfig:
+    """Properties of a config with ``layers``, each of which has a ``block``."""
+
+    layers: tuple[Any, ...]
+
+    @property
+    def n_layers(self) -> int:
+        return len(self.layers)
+
+    @property
+    def stacks(self) -> "tuple[BlockConfig, ...]":
+        """Configs of the blocks that differ by their parameters, in order of first appearance."""
+        return tuple(dict.fromkeys(layer.block for layer in self.layers))
+
+    @property
+    def places(self) -> tuple[StackPlace, ...]:
+        """Where each layer's parameters lie: which stack, and which index in it."""
+        return places(self.layers)
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Ranges of layers that are scanned together."""
+        return runs(self.layers)
+
+
+class LayerStacks(nnx.Module):
+    """A module whose blocks of equal parameters are stacked, in attributes named by
+    :func:`stack_name`."""
+
+    def add_stacks(
+        self, c: LayeredConfig, make: Callable[[Any, nnx.Rngs], nnx.Module], rngs: nnx.Rngs
+    ) -> None:
+        """Make the stacks of a config's layers; ``make`` builds one block from its config."""
+        for number, block in enumerate(c.stacks):
+            count = sum(layer.block == block for layer in c.layers)
+            stack = stacked(functools.partial(make, block), count, rngs)
+            setattr(self, stack_name(number), stack)
+
+    def stack_parts(self, c: LayeredConfig) -> tuple[dict[Any, Any], list[Any]]:
+        """The structure of each stack by its block's config, and the parameters by number."""
+        parts = [nnx.split(getattr(self, stack_name(number))) for number in range(len(c.stacks))]
+        return dict(zip(c.stacks, (graph for graph, _ in parts))), [own for _, own in parts]

@@ -17,14 +17,14 @@ from ziggurat.core.errors import ShapeError
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionRule, Bidirectional
 from ziggurat.nn.block import Block, BlockConfig
-from ziggurat.nn.decoder import stack_name
+from ziggurat.nn.layer_scan import LayerStep, scan_layers
 from ziggurat.nn.linear import Linear, parameter
 from ziggurat.nn.mlp import ACTIVATIONS
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.patch_attention import WithinImages, WithinWindows
 from ziggurat.nn.precision import Precision
 from ziggurat.nn.rope import RopeConfig, axial_rotation
-from ziggurat.nn.stacking import Run, StackPlace, places, runs, stacked
+from ziggurat.nn.stacking import LayeredConfig, LayerStacks, stacked
 
 
 @jax.tree_util.register_dataclass
@@ -107,7 +107,7 @@ class VisionLayerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionTowerConfig:
+class VisionTowerConfig(LayeredConfig):
     """Config of a :class:`VisionTower`, as a family fixes it."""
 
     d_model: int
@@ -135,31 +135,12 @@ class VisionTowerConfig:
         assert (self.tap_merger is not None) == any(layer.tapped for layer in self.layers)
 
     @property
-    def n_layers(self) -> int:
-        return len(self.layers)
-
-    @property
-    def stacks(self) -> tuple[BlockConfig, ...]:
-        """Kinds of blocks by their parameters, in order of first appearance."""
-        return tuple(dict.fromkeys(layer.block for layer in self.layers))
-
-    @property
-    def places(self) -> tuple[StackPlace, ...]:
-        """Where each layer's parameters lie: which stack, and which index in it."""
-        return places(self.layers)
-
-    @property
-    def runs(self) -> tuple[Run, ...]:
-        """How the layers are scanned."""
-        return runs(self.layers)
-
-    @property
     def taps(self) -> tuple[int, ...]:
         """Numbers of the tapped layers, from 0."""
         return tuple(i for i, layer in enumerate(self.layers) if layer.tapped)
 
 
-class VisionTower(nnx.Module):
+class VisionTower(LayerStacks):
     """Patches of images of any sizes to embeddings at the width of a language model.
 
     Papers: Bai et al. 2025 (Qwen2.5-VL), https://arxiv.org/abs/2502.13923; Qwen3-VL,
@@ -178,17 +159,13 @@ class VisionTower(nnx.Module):
             None if side is None
             else parameter(rngs, (side * side, width), (None, "embed"), std, precision)
         )  # fmt: skip
-        for number, block in enumerate(c.stacks):
-            count = sum(layer.block == block for layer in c.layers)
-            setattr(self, stack_name(number), self._stack(block, count, precision, rngs))
+
+        def make(block: BlockConfig, rngs: nnx.Rngs) -> Block:
+            return Block(block, width, std, precision, rngs)
+
+        self.add_stacks(c, make, rngs)
         self.merger = c.merger.build(width, std, precision, rngs)
         self.tap_mergers = c.tap_merger and self._mergers(c.tap_merger, precision, rngs)
-
-    def _stack(self, c: BlockConfig, count: int, precision: Precision, rngs: nnx.Rngs) -> Block:
-        def make(rngs: nnx.Rngs) -> Block:
-            return Block(c, self.config.d_model, self.config.init_std, precision, rngs)
-
-        return stacked(make, count, rngs)
 
     def _mergers(self, c: PatchMergerConfig, precision: Precision, rngs: nnx.Rngs) -> PatchMerger:
         def make(rngs: nnx.Rngs) -> PatchMerger:
@@ -260,8 +237,7 @@ class VisionTower(nnx.Module):
     ) -> tuple[Float[Array, "b n d"], dict[int, Array]]:
         """The states behind the last layer, and behind the tapped ones by number."""
         c = self.config
-        stacks = [nnx.split(getattr(self, stack_name(i))) for i in range(len(c.stacks))]
-        graphs = dict(zip(c.stacks, (graph for graph, _ in stacks)))
+        graphs, stacks = self.stack_parts(c)
         steps = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
         turns = {
             dim: axial_rotation(where.positions, c.rope, dim)
@@ -269,25 +245,19 @@ class VisionTower(nnx.Module):
         }
         whole = WithinImages(images=where.images)
         windows = None if where.windows is None else WithinWindows(windows=where.windows)
-        tapped: dict[int, Array] = {}
-        for run in c.runs:
 
-            def body(x: Array, folded: Any, run: Run = run) -> tuple[Array, list[Array]]:
-                kept = []
-                for layer, params in zip(c.layers[run.start :], run.unfold(folded)):
-                    context: Bidirectional = whole
-                    if layer.windowed and windows is not None:
-                        context = windows
-                    block = nnx.merge(graphs[layer.block], params)
-                    turn = turns[layer.block.mixer.rope_dim]
-                    x, _, _ = block(x, steps, turn, c.rule, context, ())
-                    kept += [x] if layer.tapped else []
-                return x, kept
+        def step(number: int) -> LayerStep:
+            layer = c.layers[number]
+            turn, graph = turns[layer.block.mixer.rope_dim], graphs[layer.block]
+            context: Bidirectional = whole
+            if layer.windowed and windows is not None:
+                context = windows
 
-            x, kept = jax.lax.scan(body, x, run.fold([params for _, params in stacks]))
-            period = c.layers[run.start : run.start + run.period]
-            numbers = [run.start + i for i, layer in enumerate(period) if layer.tapped]
-            for first, states in zip(numbers, kept):
-                for repeat in range(run.repeats):
-                    tapped[first + repeat * run.period] = states[repeat]
-        return x, tapped
+            def apply(params: Any, x: Array, state: Any) -> tuple[Array, Any, Array | None]:
+                x, state, _ = nnx.merge(graph, params)(x, steps, turn, c.rule, context, state)
+                return x, state, x if layer.tapped else None
+
+            return apply
+
+        found = scan_layers(c.layers, stacks, step, x)
+        return found.x, found.reports()

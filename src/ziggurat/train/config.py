@@ -15,7 +15,7 @@ from ziggurat.data import ImageData, TokenizerConfig
 from ziggurat.mesh import MeshConfig
 from ziggurat.models import FAMILIES, DitConfig, Family
 from ziggurat.models.adapters import Lora
-from ziggurat.nn.decoder import Remat
+from ziggurat.nn.layer_scan import Remat
 from ziggurat.optim import OPTIMIZERS, OptimizerConfig
 from ziggurat.profile.sampling import ProfileConfig
 from ziggurat.train.registries import DATA, OBJECTIVES

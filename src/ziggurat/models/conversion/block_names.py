@@ -9,10 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ziggurat.models.conversion.weight_names import AxisSlice, WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
-from ziggurat.nn.decoder import DecoderConfig, stack_name
+from ziggurat.nn.decoder import DecoderConfig
 from ziggurat.nn.encoder import EncoderConfig
 from ziggurat.nn.mlp import GatedMlpConfig, PlainMlpConfig
 from ziggurat.nn.norm import NormConfig
+from ziggurat.nn.stacking import stack_name
 
 LAYER = "model.layers.{layer}."
 PRE_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}

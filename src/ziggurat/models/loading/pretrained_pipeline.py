@@ -25,7 +25,7 @@ from ziggurat.models.loading.step_files import (
     step_directory,
     trained_item,
 )
-from ziggurat.nn.decoder import Remat
+from ziggurat.nn.layer_scan import Remat
 from ziggurat.nn.precision import Precision
 
 KINDS = {"dit": DitConfig}

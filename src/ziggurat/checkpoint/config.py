@@ -9,7 +9,7 @@ from ziggurat.core.registry import Registry
 
 if TYPE_CHECKING:
     from ziggurat.checkpoint.step_store import StepStore
-    from ziggurat.checkpoint.tier import Tier
+    from ziggurat.checkpoint.tier import ConfiguredTier
 
 
 @runtime_checkable
@@ -85,7 +85,7 @@ class PersistentTier(StoreTier):
         config.require(bool(self.url), "url", self.url, "a URL or directory")
 
 
-TIERS: Registry["type[Tier] | type[StepStore]"] = Registry(
+TIERS: Registry["type[ConfiguredTier] | type[StepStore]"] = Registry(
     "checkpoint.tiers",
     homes={
         "memory": "ziggurat.checkpoint.memory.tier:MemorySnapshots",

@@ -28,22 +28,10 @@ class Tier(abc.ABC):
     so that training continues.
     """
 
-    node: ClassVar[type | None] = None
-    """Class of the settings, for a tier that run files can name."""
     name: str
     """In logs, metrics and :class:`~ziggurat.checkpoint.tiers.Recovered`."""
     lasting: bool
     """Whether steps survive the loss of the run's processes for as long as anybody wants them."""
-
-    @classmethod
-    def open(cls, config: TierConfig, context: "TierContext") -> "Tier":
-        """The tier of a run; all processes call this.
-
-        Args:
-            config: an instance of :attr:`node`.
-            context: the run.
-        """
-        raise NotImplementedError
 
     @property
     @abc.abstractmethod
@@ -121,6 +109,23 @@ class Tier(abc.ABC):
 
         Args:
             finished: the run has ended and its steps are safe elsewhere.
+        """
+
+
+class ConfiguredTier(Tier):
+    """A tier that settings open: what :data:`ziggurat.checkpoint.config.TIERS` registers."""
+
+    node: ClassVar[type | None] = None
+    """Class of the settings, for a tier that ``[[checkpoint.tiers]]`` can name."""
+
+    @classmethod
+    @abc.abstractmethod
+    def open(cls, config: TierConfig, context: "TierContext") -> Tier:
+        """The tier of a run; all processes call this.
+
+        Args:
+            config: its settings, an instance of :attr:`node` where there is one.
+            context: the run.
         """
 
 

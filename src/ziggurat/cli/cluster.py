@@ -5,7 +5,7 @@ import os
 import signal
 from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -29,7 +29,7 @@ def run(
     /,
     hosts: int,
     spares: int = 0,
-    engine: Literal["subprocess", "ray"] = "subprocess",
+    engine: str = "subprocess",
     address: str | None = None,
     bind: str = "127.0.0.1",
     silence_s: float = 20.0,
@@ -47,7 +47,8 @@ def run(
         run_file: TOML file, or the name of a recipe; its train.accumulate is meant for --hosts.
         hosts: processes that train together.
         spares: processes that are warm and take the place of lost ones at once.
-        engine: where hosts are: processes of this machine, or actors of Ray.
+        engine: where hosts are: subprocess (processes of this machine), ray (actors of Ray), or a
+            plugin's.
         address: of a Ray cluster that runs already; by default one is started here.
         bind: address of this machine on which hosts reach the controller.
         silence_s: time without a sign of life after which a host is killed (seconds).

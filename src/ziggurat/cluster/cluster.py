@@ -13,7 +13,7 @@ from typing import Any
 
 from ziggurat.cluster import functions, messages
 from ziggurat.cluster.budget import MAX_FAILURES, WINDOW_S, FailureBudget
-from ziggurat.cluster.engines import engine_for
+from ziggurat.cluster.engines import ENGINES
 from ziggurat.cluster.failures import HostLostError, failure_of
 from ziggurat.cluster.functions import Function
 from ziggurat.cluster.hosts import LOOK_S, Host, Hosts
@@ -39,7 +39,8 @@ class Cluster:
     lives here: ``jax.devices()`` on any of them shows the devices of all, and each of them may die.
 
     Args:
-        engine: ``subprocess`` for processes of this machine, or ``ray``.
+        engine: ``subprocess`` for processes of this machine, ``ray``, or another of
+            :data:`ziggurat.cluster.engines.ENGINES`.
         hosts: processes that work together.
         spares: processes that are started, imported and warm, and take the place of lost ones.
         address: of a Ray cluster that runs already; by default one is started for this controller.
@@ -106,7 +107,7 @@ class Cluster:
             undo.callback(self._record.close)
             self.ledger = Ledger(self._record.ledger)
             self._hosts = Hosts(
-                engine_for(engine, address),
+                ENGINES[engine](address),
                 bind=bind,
                 preload=tuple(preload),
                 env=env or {},

@@ -1,35 +1,18 @@
-"""Engines by name: ``subprocess`` or ``ray``."""
+"""Engines of a cluster by name; a new one is a class and a line here, or a plugin's entry."""
+
+from collections.abc import Callable
 
 from ziggurat.cluster.engine import ClusterEngine
-from ziggurat.core.errors import ClusterError, did_you_mean
+from ziggurat.core.errors import ClusterError
+from ziggurat.core.registry import Registry
 
-ENGINES = ("subprocess", "ray")
-
-
-def engine_for(name: str, address: str | None) -> ClusterEngine:
-    """Build the engine that a name stands for.
-
-    Args:
-        name: ``subprocess`` or ``ray``.
-        address: of a Ray cluster that runs already.
-
-    Raises:
-        ClusterError: unknown name, or an address without Ray.
-        EnvironmentError: Ray is not installed.
-    """
-    if name not in ENGINES:
-        raise ClusterError(
-            "engine",
-            found=repr(name),
-            expected=f"one of {', '.join(ENGINES)}",
-            fix=did_you_mean(name, ENGINES),
-        )
-    if name == "ray":
-        from ziggurat.cluster.ray_engine import RayEngine
-
-        return RayEngine(address)
-    if address is not None:
-        raise ClusterError("address of a cluster", found=address, expected="engine ray with it")
-    from ziggurat.cluster.local_engine import LocalEngine
-
-    return LocalEngine()
+ENGINES: Registry[Callable[[str | None], ClusterEngine]] = Registry(
+    "cluster engine",
+    ClusterError,
+    homes={
+        "subprocess": "ziggurat.cluster.local_engine:LocalEngine",
+        "ray": "ziggurat.cluster.ray_engine:RayEngine",
+    },
+)
+"""Classes, or functions, that make an engine from the address of a cluster that runs already, or
+``None``."""

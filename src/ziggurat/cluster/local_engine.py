@@ -8,11 +8,23 @@ import sys
 import threading
 
 from ziggurat.cluster.engine import Orders
+from ziggurat.core.errors import ClusterError
 
 
 class LocalEngine:
     """Starts hosts with :mod:`subprocess`. Each has a session of its own, so that Ctrl-C reaches
-    the controller alone, which then asks them to leave."""
+    the controller alone, which then asks them to leave.
+
+    Args:
+        address: ``None``; this engine joins no other cluster.
+
+    Raises:
+        ClusterError: there is an address.
+    """
+
+    def __init__(self, address: str | None = None):
+        if address is not None:
+            raise ClusterError("address of a cluster", found=address, expected="engine ray with it")
 
     def start(self, orders: Orders) -> "LocalHandle":
         host, port = orders.address

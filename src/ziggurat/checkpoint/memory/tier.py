@@ -22,7 +22,7 @@ from ziggurat.checkpoint.config import MemoryTier
 from ziggurat.checkpoint.manifest import DamagedError
 from ziggurat.checkpoint.memory import frames, peer, snapshot
 from ziggurat.checkpoint.memory.peer import Address, KeeperLink, KeptError
-from ziggurat.checkpoint.tier import Tier, TierContext, UnsuitableError
+from ziggurat.checkpoint.tier import ConfiguredTier, TierContext, UnsuitableError
 from ziggurat.core import jax_private
 from ziggurat.core.errors import CheckpointError, EnvironmentError
 from ziggurat.mesh import Processes
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _CLOSING_S = 10.0
 
 
-class MemorySnapshots(Tier):
+class MemorySnapshots(ConfiguredTier):
     """Memory snapshots of one run. All processes make the same calls.
 
     Args:
@@ -77,7 +77,7 @@ class MemorySnapshots(Tier):
 
     @property
     def error(self) -> CheckpointError | None:
-        """Why the newest snapshot did not come about; None when it did."""
+        """Error of the newest snapshot; None when it was made."""
         return self._error
 
     def due(self, step: int) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 OPENINGS = re.compile(
     r"(What|The same|Both|See above|As above|Such|It|They|Them|These|Those|This|That|There|He|She"
-    r"|Its|Their)\b"
+    r"|Its|Their|Of|Why|Fewer)\b"
 )
 """Openings that mean nothing without what stands before them."""
 NAMES = {

@@ -57,7 +57,7 @@ class StepContent:
         )
 
     def begin(self, directory: Path) -> None:
-        """Write records and files into an empty directory and make those of the items."""
+        """Write records and files into an empty directory; make the items' directories in it."""
         (directory / RECORDS).write_text(self._records, encoding="utf-8")
         for name, content in self._files.items():
             target = directory / name

@@ -51,7 +51,7 @@ class Copies:
     ):
         self.store, self.config = store, config
         self.error: CheckpointError | None = None
-        """Why the last copy failed; None when it did not."""
+        """Error of the last copy; None when it succeeded."""
         self.copied: list[int] = []
         """Steps that this process has copied."""
         self._retries, self._retry_wait_s = retries, retry_wait_s

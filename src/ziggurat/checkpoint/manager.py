@@ -55,7 +55,8 @@ class SaveReport:
     attempts: int = 0
     """How often it was written; more than 1 if something failed and was retried."""
     error: str | None = None
-    """Why it was given up, in one line; None while it is being written, and on success."""
+    """Reason that the save was given up, in one line; None while it is being written, and on
+    success."""
 
 
 class Restored(NamedTuple):
@@ -103,7 +104,7 @@ class Checkpoints(StepReader):
         self.failures = 0
         """Saves that were given up."""
         self.last_error: CheckpointError | None = None
-        """Why the last of them was."""
+        """Error of the last of them."""
         self.last_save: SaveReport | None = None
         self.newest_saved: int | None = None
         """Step of the newest save of this process that is on disk."""

@@ -42,7 +42,7 @@ class Repair:
     missing: dict[str, str]
     """Files that stay damaged, and what is wrong with them."""
     note: str = ""
-    """Why an intact step did not get its name back."""
+    """Reason that an intact step did not get its name back."""
 
 
 def repair(

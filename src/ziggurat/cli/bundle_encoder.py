@@ -20,8 +20,8 @@ def encoder(
 ) -> int:
     """Write an encoder as a bundle: token ids and a mask, or pixels, to vectors or logits.
 
-    Pixels are those of the model's image processor, channels first. Of two towers that for images
-    is written.
+    Pixels are those of the model's image processor, channels first. Of a model with two
+    towers, the one for images is written.
 
     Args:
         model: a Hugging Face directory, or a checkpoint that import made of one.

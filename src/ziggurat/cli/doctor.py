@@ -34,7 +34,7 @@ class Device:
     kind: str
     count: int
     memory_gib: float | None
-    """Of each; ``None`` where the backend does not tell."""
+    """Memory of each device, GiB; ``None`` where the backend does not tell."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Enter:
     """Message to a host: leave its world and join this one."""
 
     number: int
-    """Of the request; its answer carries it."""
+    """Number of the request; its answer carries it."""
     generation: int
     address: str
     count: int

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 BLAME_S = 1.0
 """How long an error waits for the news of a death that explains it."""
 Usable = Callable[[int], str]
-"""Why a number of hosts cannot be used; empty when it can."""
+"""Function from a number of hosts to the reason that it cannot be used; empty when it can."""
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class Wanted:
     hosts: int
     spares: int
     stop: str = ""
-    """Why the program is to leave and not to be called again."""
+    """Reason that the program is to leave and not to be called again."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ProgramOutcome:
     """Values returned on each host of its last world, in their order; empty where it was asked to
     leave while the world was broken."""
     stopped: str
-    """Why it was asked to leave; empty when it continued to its end."""
+    """Reason that it was asked to leave; empty when it continued to its end."""
     generations: int
     recoveries: int
     """How often a world broke."""

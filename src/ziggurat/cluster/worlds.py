@@ -39,7 +39,7 @@ class Worlds:
         self._hosts, self._bind, self._other = hosts, bind, other
         self._enter_s, self._patience_s, self._compile_s = enter_s, patience_s, compile_s
         self.members: list[Host] = []
-        """Of the world that there is, by index; empty when there is none."""
+        """Hosts of the present world, by index; empty when there is none."""
         self.generation = 0
         self._service: Service | None = None
         self._inside: list[Host] = []

@@ -25,7 +25,7 @@ class UsedDocuments(NamedTuple):
     """Identity of the documents that a component uses."""
 
     name: str
-    """Of the component; empty where there is one."""
+    """Name of the component; empty where there is only one."""
     store: TokenStore
     content: str
     """A digest of their tokens, borders and choice; nothing of where they lie."""

@@ -87,7 +87,7 @@ class Selection:
     duplicates: int
     """Documents of the split that pass the filter and were there before."""
     digest: str
-    """Of the numbers; ``all`` if it is every document."""
+    """Digest of the documents' numbers; ``all`` if it is every document."""
     path: Path | None
     """Where the numbers are kept; None if it is every document."""
     numbers: Int64[np.ndarray, "documents"] | None

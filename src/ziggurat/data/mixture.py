@@ -49,7 +49,7 @@ class Mixture:
     epochs: dict[str, float] = dataclasses.field(default_factory=dict)
     """Most passes over the documents of a name, such as 2 or 0.5; ``data.epochs`` for the rest."""
     schedule: tuple[Stage, ...] = ()
-    """Other weights from later steps on."""
+    """Stages that change the weights from later steps on."""
     stop: Literal["first", "all"] = "all"
     """The data ends where the first component has given all its epochs; or its weight goes to the
     others and the data ends with the last."""

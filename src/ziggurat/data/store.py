@@ -55,7 +55,7 @@ class TokenStore:
     files: UInt32[np.ndarray, "documents"]
     records: Int64[np.ndarray, "documents"]
     identities: UInt64[np.ndarray, "documents"]
-    """Of the documents' texts, see :attr:`ziggurat.data.sources.Document.identity`."""
+    """Digests of the documents' texts, see :attr:`ziggurat.data.sources.Document.identity`."""
     learn: UInt8[np.ndarray, "n"] | None = None
     """1 where a token is learned as a target; None if all are."""
     margins: Float32[np.ndarray, "documents"] | None = None

@@ -34,7 +34,7 @@ class Implementation:
     implementation: str
     usable: bool
     why_not: str
-    """Why it is not usable here; empty where it is."""
+    """Reason that it is not usable here; empty where it is."""
 
 
 def entries() -> list[Implementation]:

@@ -63,7 +63,7 @@ def times(one: Case, rounds: int, least_s: float = 0.02) -> Mapping[str, list[fl
 
 
 def medians(found: Mapping[str, list[float]]) -> dict[str, float]:
-    """The median of each implementation."""
+    """Median time in seconds of each implementation."""
     return {name: statistics.median(values) for name, values in found.items()}
 
 

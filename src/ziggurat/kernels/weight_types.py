@@ -54,7 +54,7 @@ class ValueType:
     table: tuple[float, ...] | None = None
     """Values of the codes, in order."""
     dtype: str = "uint8"
-    """Of the stored array."""
+    """Type of the stored array."""
     qwix: str | None = None
     """Qwix's name of the type; Qwix then quantises and multiplies. ``None``: values are rounded to
     the nearest level, and matmuls dequantise."""
@@ -75,7 +75,7 @@ class ValueType:
 
     @property
     def per_byte(self) -> int:
-        """Values in a byte of the plane that holds most; the summed axis is a multiple of it."""
+        """Most values that one stored byte holds; the summed axis is a multiple of it."""
         return 8 // min(self.low, self.high or self.low)
 
     @property

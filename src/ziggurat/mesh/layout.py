@@ -82,7 +82,7 @@ class Layout:
         )
 
     def replicated(self) -> NamedSharding:
-        """Every device holds the whole array."""
+        """Sharding of an array that every device holds whole."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     def require_divides(self, what: str, sizes: Mapping[str, int]) -> None:

@@ -31,7 +31,7 @@ _counting = threading.Lock()
 _LOOK_MS = 250
 """How often a process that waits for others looks whether :func:`interrupt` was called."""
 _interrupted: list[str] = []
-"""Why nobody need wait any more, once somebody said so."""
+"""Reason that no process need wait any more, once one has said so."""
 
 
 class PeerLostError(EnvironmentError):

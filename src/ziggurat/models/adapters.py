@@ -141,7 +141,7 @@ class AdapterRecord:
     base: Path
     """The step, directory or file of the base."""
     fingerprint: str
-    """Of the base, see :func:`fingerprint`."""
+    """Fingerprint of the base, see :func:`fingerprint`."""
 
     def text(self, step: Path | None = None) -> str:
         """The record as JSON. It also holds the base's path relative to ``step``, so that you may

@@ -87,7 +87,7 @@ class ImagePipeline:
     source: str
     """Where it was read from, for people."""
     sampling: Sampling | None = None
-    """The sampler that was stored with it, if any."""
+    """Sampler that was stored with the model, if any."""
 
     @property
     def default_sampling(self) -> Sampling:

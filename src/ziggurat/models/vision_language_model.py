@@ -149,7 +149,7 @@ class ImagePrompt:
     inputs: MultimodalInputs | None = None
     """Embeddings at their places, and positions of several axes; ``None``: there are no images."""
     last_seen: Int[Array, "b t"] | None = None
-    """Of the attention context, where the tokens of an image see one another."""
+    """Last position that each token sees, where the tokens of an image see one another."""
     ahead: Int[Array, "b"] | None = None
     """How much later than its number in the row the next token stands on all axes."""
 

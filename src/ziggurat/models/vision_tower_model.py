@@ -45,7 +45,7 @@ class VisionTowerFamilyConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionTowerModel(TracedModel):
-    """A config with its traced tower; holds no arrays."""
+    """Vision tower as a config and a traced module; parameters are passed in, it holds none."""
 
     config: VisionTowerFamilyConfig
     tower: VisionTowerConfig

@@ -95,7 +95,7 @@ class Step:
     """A training step as the analytic plan sees it; holds shapes only."""
 
     jaxpr: Any
-    """Of the whole step."""
+    """Jaxpr of the whole step."""
     weights: dict[str, PlannedWeight]
     """By name, frozen ones too."""
     arguments: list[Any]

@@ -58,7 +58,7 @@ class Estimate:
     """Tokens of a step."""
     chips: int
     peak: float
-    """Of one chip, FLOP/s."""
+    """Peak of one chip, FLOP/s."""
     assumptions: tuple[str, ...]
 
     @property

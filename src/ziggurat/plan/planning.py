@@ -28,7 +28,7 @@ class Subject:
     mesh: Any
     """``jax.sharding.Mesh`` over the topology's devices."""
     tokens: int
-    """Of a step."""
+    """Tokens of a step."""
     model_flops_per_token: float
     """Forwards and backwards; see ``profile.flops``."""
     matmul_flops_per_token: float

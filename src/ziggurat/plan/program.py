@@ -43,7 +43,7 @@ class CompiledStep:
     memory: dict[str, int]
     """Bytes per device: ``argument_bytes``, ``temp_bytes``, their sum ``peak_estimate_bytes``."""
     hbm_bytes: int
-    """Of one device."""
+    """Memory of one device, bytes."""
     collectives: list[Collective]
     compile_s: float
     """Until the program and its memory were known; code was not generated."""

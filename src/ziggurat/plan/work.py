@@ -56,7 +56,7 @@ class Operation:
     name: str
     """Primitive or kernel."""
     dtype: str
-    """Of the operands of a matmul; empty elsewhere."""
+    """Type of the operands of a matmul; empty elsewhere."""
     flops: float
     bytes: float
     count: float

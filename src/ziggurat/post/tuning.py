@@ -50,7 +50,7 @@ class Tuned:
     lora: Lora | None = None
     """The adapters, if those are trained."""
     scored: bool = False
-    """Whether there is a score too (reward models)."""
+    """Whether the model has a score head (reward models)."""
     frozen_passes: int = 0
     """Forward passes through frozen models for each token, by which FLOPs are counted."""
 

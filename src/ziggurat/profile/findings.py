@@ -32,7 +32,7 @@ class Finding:
 class _Loss:
     phase: str
     share: float
-    """Of the wall time, from which on it is worth a word."""
+    """Least share of the wall time from which on the finding is shown."""
     title: str
     advice: str
 

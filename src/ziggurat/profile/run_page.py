@@ -48,7 +48,7 @@ class RunProfile:
     rows: Sequence[Mapping[str, Any]]
     """Metrics by step, as ``metrics.jsonl`` has them."""
     operations: Sequence[OperationTime] = ()
-    """Of the newest trace."""
+    """Operations of the newest trace."""
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Whatever else belongs at the top, e.g. the device."""
 

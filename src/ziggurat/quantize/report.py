@@ -48,7 +48,7 @@ class QuantizationReport:
     """Every matrix and every other parameter of at least two axes; the rest is one row."""
     bytes_before: int
     bytes_after: int
-    """Of all parameters in memory, scales and zero points included."""
+    """Bytes of all parameters in memory, scales and zero points included."""
     comparison: Comparison | None = None
     text: str = ""
     """Where the held-out text is from."""

@@ -38,7 +38,7 @@ class ServicePart:
     cards: Sequence[Mapping[str, Any]] = ()
     """Entries of ``/v1/models``; each has an ``id``."""
     failure: Callable[[], object | None] = lambda: None
-    """Why it can serve no more; then ``/health`` and ``/ready`` answer 503."""
+    """Reason that the server cannot serve any more; then ``/health`` and ``/ready`` answer 503."""
     ready: Callable[[], bool] = lambda: True
     """Whether it can serve now."""
     running: Running | None = None

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 SWITCH_SECONDS = 0.0002
 """A thread that computes gives up the interpreter's lock after this time; Python's own is 5 ms."""
 THRESHOLDS = (2000, 10, 50)
-"""Of the collector's generations: a full collection comes after a million more objects have been
-made than freed. With Python's own a burst of 2,048 prompts brings about ten full collections, of
-100 to 400 ms each."""
+"""Thresholds of the collector's generations: a full collection comes after a million more objects
+have been made than freed. With Python's own a burst of 2,048 prompts brings about ten full
+collections, of 100 to 400 ms each."""
 SLICE_NS = 100_000
 """The loop's time slice. A thread of a shorter slice need not wait for the end of another's, which
 is 3 ms: Linux 6.12, EEVDF."""

@@ -176,7 +176,7 @@ class StepCache:
         return compiled
 
     def _name(self, arguments: tuple[Any, ...]) -> str:
-        """Of the program: same settings, world size, shapes."""
+        """Name of the program: the same for equal settings, world size and shapes."""
         leaves, structure = jax.tree.flatten(arguments)
         shapes = [(leaf.shape, str(leaf.dtype)) for leaf in leaves]
         text = f"{self._run}{self._world.count}{jax.device_count()}{structure}{shapes}"

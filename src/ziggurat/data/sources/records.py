@@ -42,7 +42,7 @@ class Document:
     variables: Mapping[str, Any] | None = None
     """Further variables of the template."""
     margin: float | None = None
-    """Of a compared answer: by how much the chosen one should score more."""
+    """Least difference of scores by which the chosen answer should lead."""
     key: str | None = None
     """Text whose hash is the identity; the document's text if not given."""
 

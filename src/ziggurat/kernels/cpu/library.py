@@ -20,7 +20,7 @@ from ziggurat.kernels.cpu import build
 SWITCH = "ZIGGURAT_CPU_KERNELS"
 """Environment variable: ``off`` leaves the library alone, ``auto`` (default) uses it if there."""
 PREFIX = "ziggurat_"
-"""Of the names under which XLA knows the handlers."""
+"""Prefix of the names under which XLA knows the handlers."""
 _LOCK = threading.Lock()
 
 
@@ -35,7 +35,7 @@ class Library:
     targets: frozenset[str]
     """Names of the library's operations."""
     why_not: str
-    """Why none is loaded, and what to do; empty when one is."""
+    """Reason that no library is loaded, and what to do; empty when one is."""
     threads: int = 0
     """Threads of its pool."""
 

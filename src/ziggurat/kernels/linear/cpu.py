@@ -12,7 +12,7 @@ from ziggurat.kernels.cpu.operation import operation, usable
 from ziggurat.kernels.placement import one_device
 
 LEAST_ROWS = 16
-"""Fewer rows are not worth the copy of the matrix that the kernel makes."""
+"""Least rows for the kernel: fewer are not worth the copy of the matrix that the kernel makes."""
 
 
 def serves(x: jax.Array, kernel: jax.Array) -> bool:

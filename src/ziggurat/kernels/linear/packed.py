@@ -28,7 +28,8 @@ BLOCK = 32
 FLOATS = ("float32", "bfloat16")
 _NUMBERS = {name: kind.cpp for name, kind in BUILT_IN.items() if kind.cpp is not None}
 INTEGERS: tuple[WeightType, ...] = tuple(sorted(_NUMBERS, key=_NUMBERS.__getitem__))
-"""Quantised types that the C++ code reads, by their numbers there, which follow the floats'."""
+"""Quantised types that the C++ code reads, in the order of its enumeration, which begins with
+:data:`FLOATS`."""
 GROWTH = 1.2
 """Bound of the size in panels, whose scales are float32, relative to the size as stored."""
 

@@ -162,7 +162,8 @@ class QuantizedWeight:
     super_offset: Any = None
     """Floats that multiply the offsets, as ``super_scale``."""
     order: Int[Array, "... d"] | Any = None
-    """Number of the input that each stored input is; ``None``: they lie in order."""
+    """Index of the input channel that each stored row multiplies; ``None``: rows are in the order
+    of the channels."""
     float_type: str | None = dataclasses.field(default=None, metadata={"static": True})
     """Type of the dequantised weight, where it is not that of the scales."""
 

@@ -18,7 +18,7 @@ WeightType = str
 TYPES = WEIGHT_TYPES
 
 Codes = UInt8[Array, "..."] | UInt8[np.ndarray, "..."]
-"""Unsigned codes, or bytes of them."""
+"""Array of quantised values: a code of one value in each byte, or several packed into it."""
 
 
 FOUR_BIT = frozenset(name for name, kind in BUILT_IN.items() if kind.bits == 4)

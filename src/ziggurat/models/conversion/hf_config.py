@@ -48,7 +48,8 @@ REASONS = {
     "sliding_window": "transformers applies it to this architecture's cache alone, so only while "
     "decoding",
 }
-"""Why a key is refused where it has another value than its default, if there is more to say."""
+"""Reasons that keys are refused with another value than their default, where there is more to
+say."""
 NULLABLE = {
     "attn_logit_softcapping",
     "bias",

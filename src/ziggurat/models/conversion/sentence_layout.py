@@ -41,7 +41,7 @@ class SentenceConfig:
     normalize: bool = False
     """Divide the vector by its length."""
     bidirectional: bool = False
-    """Of a decoder that embeds: tokens see those after them too."""
+    """Bidirectional attention in a decoder that embeds texts: tokens see later ones too."""
     score: Literal["sigmoid", "none"] = "sigmoid"
     """Function of the logit by which a cross-encoder scores a pair of texts."""
     max_length: int

@@ -80,7 +80,8 @@ class WeightName:
     transpose: bool = False
     """Stored there with its last two axes swapped, ``[out, in]``."""
     reorder: Callable[[np.ndarray], np.ndarray] | None = None
-    """From their order of rows to transformers' order, before transposing."""
+    """Function from the published order of rows to transformers' order, applied before
+    ``transpose``; ``None``: the orders are equal."""
     restore: Callable[[np.ndarray], np.ndarray] | None = None
     """The reverse of ``reorder``; without it such a weight is for import only."""
     layers: tuple[int, ...] | None = None

@@ -33,14 +33,14 @@ Method = Literal["ddim", "ddpm", "euler", "dpm++"]
 Column = Float[np.ndarray, "n"]
 
 SMALLEST_ALPHA_SQUARED = 2.0**-24
-"""Of the last level of a process with ``zero_terminal_snr``, in place of the zero that would be
-divided by, as diffusers has it."""
+"""Squared alpha of the last level of a process with ``zero_terminal_snr``, in place of the zero
+that would be divided by, as in diffusers."""
 SMALLEST_VARIANCE = 1e-20
 COLUMNS = (
     "times", "input_scale", "alpha", "sigma",
     "by_x", "by_image", "by_noise", "by_old_image", "fresh",
 )  # fmt: skip
-"""Of a :class:`SamplingPlan`."""
+"""Names of the columns of a :class:`SamplingPlan`."""
 OWN_SPACING = {"ddim": "leading", "ddpm": "leading", "euler": "linspace", "dpm++": "linspace"}
 
 
@@ -94,11 +94,11 @@ class SamplingPlan:
     times: Column
     """The model's times."""
     input_scale: Column
-    """By which ``x`` is multiplied before the model sees it."""
+    """Factor that multiplies ``x`` before the model sees it."""
     alpha: Column
-    """Share of the image in what the model sees."""
+    """Factor of the clean image in the noisy one that the model sees."""
     sigma: Column
-    """Share of noise."""
+    """Factor of the noise in it."""
     by_x: Column
     by_image: Column
     by_noise: Column

@@ -139,7 +139,7 @@ class WindowedFields(DecoderFields):
 
     @property
     def reaches(self) -> tuple[Reach, ...]:
-        """Of each layer, what its attention sees."""
+        """Reach of each layer's attention: all earlier tokens, or a window."""
         return reach_of_layers(self.pattern, self.n_layers)
 
     def windowed(

@@ -29,9 +29,9 @@ from ziggurat.nn.encoder_inputs import PatchInputConfig
 from ziggurat.nn.precision import Precision
 
 FLOAT32_TOLERANCE = 1e-4
-"""Of the largest logit, or of 1 if that is greater. Float32 keeps 6e-8 of a number and a model sums
-a few thousand terms some hundred times: right conversions differ by 1e-6 to 2e-5 of it
-(SmolLM2-135M: 1e-5), wrong ones by 1e-2 and more."""
+"""Largest difference, relative to the largest logit or 1, whichever is greater. Float32 keeps 6e-8
+of a number and a model sums a few thousand terms some hundred times: right conversions differ by
+1e-6 to 2e-5 of it (SmolLM2-135M: 1e-5), wrong ones by 1e-2 and more."""
 QUANTIZED_TOLERANCE = 1e-2
 """With quantised weights: transformers multiplies by dequantised weights of the type of the scales,
 here a scale multiplies the finished sum; bfloat16 scales keep 4e-3 of a number."""

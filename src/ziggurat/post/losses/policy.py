@@ -55,11 +55,11 @@ class PolicySums(NamedTuple):
     weight: Float[Array, ""]
     """Rows that count; under ``aggregate="token"`` tokens that count."""
     kl: Float[Array, ""]
-    """Of :func:`k3`, nats a token; 0 without a reference."""
+    """Divergence from the reference by :func:`k3`, nats a token; 0 without a reference."""
     clipped: Float[Array, ""]
     """Tokens whose gradient the clip cut off."""
     ratio: Float[Array, ""]
-    """Of the policy to the one before the updates of this rollout."""
+    """Mean ratio of probabilities: the policy's to those before the updates of this rollout."""
 
 
 def policy_loss(

@@ -27,7 +27,7 @@ class Tally:
     """Completions of each problem."""
     mean_reward: float = 0.0
     mean_tokens: float = 0.0
-    """Of a completion."""
+    """Mean number of tokens of a completion."""
     failures: int = 0
     """Completions whose judge hung, died or raised."""
 

@@ -203,7 +203,7 @@ class Grpo:
 
     kind: Literal["grpo"] = "grpo"
     sampling: SamplingConfig
-    """Rollouts."""
+    """Sampling of completions: temperature, length, stop strings."""
     group: int = 8
     """Completions of each problem; divides ``data.batch_size``."""
     updates: int = 1

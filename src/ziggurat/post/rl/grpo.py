@@ -184,8 +184,8 @@ def build_scores(model: LanguageModel, layout: Layout, temperature: float) -> Sc
 def _log_probs(
     model: LanguageModel, params: Params, batch: Arrays, temperature: float, shards: int
 ) -> Float[Array, "b t"]:
-    r"""Of the targets under :math:`\mathrm{softmax}(z / T)`: hidden states and soft cap are divided
-    by T instead, which is the same."""
+    r"""Log-probabilities of the targets under :math:`\mathrm{softmax}(z / T)`: hidden states and
+    soft cap are divided by T instead, which is the same."""
     context = Packed(batch["segment_ids"])
     hidden, _, _ = model.run(params, batch["tokens"], batch["positions"], context)
     head, cap = model.head(params), model.decoder.logit_softcap

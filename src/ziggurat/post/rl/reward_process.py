@@ -9,10 +9,10 @@ from multiprocessing import connection
 from ziggurat.core.errors import ZigguratError
 from ziggurat.post.rl.scoring import Score, checked
 
-Asked = tuple[str, str, dict]
-"""Prompt, completion and row."""
+JudgedRow = tuple[str, str, dict]
+"""Arguments of a reward function: prompt, completion, and the problem's row."""
 Answer = tuple[float | None, str]
-"""A reward, or none and why."""
+"""Result of a reward function: the reward, or ``None`` and the reason that there is none."""
 
 
 def serve(link: int) -> None:
@@ -24,7 +24,7 @@ def serve(link: int) -> None:
     """
     os.dup2(2, 1)  # what a reward function prints is no answer
     parent = connection.Connection(link)
-    orders: queue.SimpleQueue[Asked] = queue.SimpleQueue()
+    orders: queue.SimpleQueue[JudgedRow] = queue.SimpleQueue()
     try:
         score = pickle.loads(parent.recv_bytes()).load()
     except ZigguratError as error:
@@ -36,7 +36,7 @@ def serve(link: int) -> None:
         parent.send(_judged(score, orders.get()))
 
 
-def _judged(score: Score, asked: Asked) -> Answer:
+def _judged(score: Score, asked: JudgedRow) -> Answer:
     """The reward, or why there is none; nothing that the function raises ends the process."""
     try:
         return checked(score(*asked)), ""

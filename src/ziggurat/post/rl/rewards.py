@@ -22,7 +22,7 @@ from typing import Literal
 
 from ziggurat.core.errors import TrainError, ZigguratError
 from ziggurat.data import interpreter
-from ziggurat.post.rl.reward_process import Asked
+from ziggurat.post.rl.reward_process import JudgedRow
 from ziggurat.post.rl.scoring import Scorer
 
 _log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Verdict:
 
     reward: float
     failure: Failure | None = None
-    """Why the reward is the one for failures."""
+    """Reason that the reward is the one for failures."""
 
 
 class Rewards:
@@ -86,7 +86,7 @@ class Rewards:
             self.close()
             raise
 
-    def judge(self, asked: Sequence[Asked]) -> list[Verdict]:
+    def judge(self, asked: Sequence[JudgedRow]) -> list[Verdict]:
         """Compute the reward of each completion, in order.
 
         Args:
@@ -144,7 +144,7 @@ class Rewards:
         now = time.monotonic()
         return [w for w in busy if w.link in ready or w.deadline <= now]
 
-    def _verdict(self, worker: "_Worker", asked: Asked) -> tuple[Verdict, str]:
+    def _verdict(self, worker: "_Worker", asked: JudgedRow) -> tuple[Verdict, str]:
         """The verdict, and why it is a failure."""
         failure: Failure = "timeout"
         why = f"no answer within {self._timeout} s"
@@ -210,7 +210,7 @@ class _Worker:
         self.kill()
         raise TrainError("reward process", found=found, expected="one that is ready")
 
-    def ask(self, number: int, asked: Asked, timeout: float) -> None:
+    def ask(self, number: int, asked: JudgedRow, timeout: float) -> None:
         self.task, self.deadline = number, time.monotonic() + timeout
         with contextlib.suppress(OSError):  # it died since: its verdict will say so
             self.link.send(asked)

@@ -33,7 +33,7 @@ class Drawn:
     log_probs: list[float] = dataclasses.field(default_factory=list)
     """With which each was drawn, nats, at the temperature of the draw."""
     versions: list[int] = dataclasses.field(default_factory=list)
-    """Of the weights that drew each."""
+    """Version of the weights that drew each token."""
     ended: bool = False
     """Whether it came to its end rather than to the limit of its length."""
     text: str = ""

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 SMALLEST_CHUNK = 16
 GROUP = 4
-"""Short prompts are read together, so many at a time."""
+"""Rows of a group of short prompts that are computed together."""
 WORTH_GROUPING = 3
-"""Fewer are read one by one: a padded row costs as much as a real one."""
+"""Least number of short prompts that are computed together; fewer are computed one by one, as a
+padded row costs as much as a real one."""
 
 
 class Shape(NamedTuple):

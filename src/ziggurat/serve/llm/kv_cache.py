@@ -54,7 +54,7 @@ class KVCache:
 
     pools: tuple[Any, ...]
     specs: tuple[StateSpec, ...] = dataclasses.field(metadata={"static": True})
-    """Of each layer, in order; layers of equal ``layout`` share a pool, in order of appearance."""
+    """Specs of the layers; those of equal ``layout`` share a pool, in order of appearance."""
     sizes: CacheSizes = dataclasses.field(metadata={"static": True})
 
     @classmethod

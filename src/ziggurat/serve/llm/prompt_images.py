@@ -67,7 +67,7 @@ class PromptImages:
     """Embeddings of a prompt's images with their places."""
 
     embeddings: Float[np.ndarray, "n d"]
-    """Of all images, one after another."""
+    """Embeddings of all images, one after another."""
     places: Int[np.ndarray, "n"]
     """Number of the token in whose place each stands, rising."""
     runs: tuple[tuple[int, int, bytes], ...]

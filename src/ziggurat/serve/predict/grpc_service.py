@@ -37,7 +37,7 @@ _STREAMS = 256
 _MOST_SLOW = 64
 """Messages that come slowly and are read at once, whatever the memory."""
 _NICE = 10
-"""Of the front, below the server, which answers liveness."""
+"""Niceness of the gRPC front: below the server, which answers liveness."""
 _START_SECONDS = 60.0
 """How long the front may take to start."""
 _ENDS, _ENDS_SECONDS = 5, 300.0
@@ -87,7 +87,7 @@ class GrpcServer:
         self._gone = asyncio.Event()
         self._restart: asyncio.Task[None] | None = None
         self.failure: ServeError | None = None
-        """Why the port serves no more."""
+        """Reason that the port no longer serves."""
         self.port = 0
         """The port it listens on, once started."""
 

@@ -118,7 +118,7 @@ class Repository:
         self._scheduler = scheduler
         self._serving: dict[str, dict[int, Version]] = {}
         self._reasons: dict[tuple[str, int | None], str] = {}
-        """Why a version, or a model as a whole, does not serve."""
+        """Reason that a version, or a model as a whole, does not serve."""
         self._lock = threading.Lock()
         """Guards what serves; held for moments, never while a model is loaded."""
         self._loading: collections.defaultdict[str, threading.Lock] = collections.defaultdict(

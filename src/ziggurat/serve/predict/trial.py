@@ -24,7 +24,7 @@ REFUSED = 2
 _turn = threading.Lock()
 """One child at a time: each takes a core, and the memory of a runtime and of the bundle."""
 _NICE = 19
-"""Of the child, below the server and the gRPC front."""
+"""Niceness of the child: below the server and the gRPC front."""
 CHILD = "ziggurat.serve.predict.trial_child"
 """The child's program. It loads bundles, so it stands above the module that calls this one."""
 

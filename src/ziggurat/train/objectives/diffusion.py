@@ -31,9 +31,9 @@ class FlowMatching(RectifiedFlow):
     times: Literal["logit_normal", "uniform"] = "logit_normal"
     """How sigmas are drawn: most in the middle, or evenly."""
     logit_mean: float = 0.0
-    """Of the logit-normal sigmas: above 0, more noise."""
+    """Mean of the logits of the noise levels; above 0, more noise."""
     logit_std: float = 1.0
-    """Of the logit-normal sigmas: their spread."""
+    """Standard deviation of the logits of the noise levels."""
     class_dropout: float = 0.1
     """Share of images whose class is hidden, so that guidance has something to steer from."""
 

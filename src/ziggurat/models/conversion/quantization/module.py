@@ -42,7 +42,7 @@ class QuantizedModule:
     """A part by its name. Rows are output channels, ``[..., f, d]``, packed along ``d``; where
     ``axis`` is -2, ``[..., d, f]``. ``order`` is ``[d]``."""
     shape: tuple[int, ...]
-    """Of the float weight in that layout."""
+    """Shape of the float weight in that layout."""
     scale_type: np.dtype = dataclasses.field(default_factory=lambda: np.dtype(np.float32))
     """Type in which scales are stored, where the format leaves it open."""
     axis: int = -1

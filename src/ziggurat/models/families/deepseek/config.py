@@ -17,7 +17,7 @@ from ziggurat.nn.rope import RopeConfig, YarnScaling
 from ziggurat.nn.router import RouterConfig
 
 LATENT_NORM_EPS = 1e-6
-"""Of the norms of compressed vectors, whatever ``norm_eps`` says."""
+"""Epsilon of the norms of compressed vectors; ``norm_eps`` does not change it."""
 
 
 @config.node
@@ -160,7 +160,7 @@ class DeepseekV2Config(DeepseekFields):
 
     kind: Literal["deepseek_v2"] = "deepseek_v2"
     least_group: ClassVar[int] = 1
-    """Experts that a group must have, as its best says how good it is."""
+    """Least experts of a group: those whose scores rank the group."""
     interleaved_rope: ClassVar[bool] = True
     """Published weights hold rotary channels in pairs; here they are in halves."""
 

@@ -40,7 +40,7 @@ class DitConfig:
     attention_bias: bool = True
     """Biases on query, key and value."""
     norm_eps: float = 1e-6
-    """Of the norm before the feed-forward block."""
+    """Epsilon of the norm before the feed-forward block."""
     norm_affine: bool = False
     """A scale and a bias of that norm's own."""
     learned_variance: bool = False

@@ -95,7 +95,7 @@ def _refuse_small_models(hf: HFConfig) -> None:
 
 
 def _reaches(hf: HFConfig, layers: Any) -> tuple[Reach, ...]:
-    """Of each layer, what it sees; the last sees all, whatever the file says, as in
+    """Reach of each layer's attention; the last sees all, whatever the file says, as in
     transformers."""
     count = hf.whole("num_hidden_layers")
     usual = ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(count)]

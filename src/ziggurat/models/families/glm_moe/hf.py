@@ -32,7 +32,7 @@ ARCHITECTURES = {
 }
 """Published architectures by type of model."""
 DENSE = {"n_dense_layers": "first_k_dense_replace"}
-"""Of families in which layers may be dense."""
+"""Key of families in which the first layers may be dense, here and there."""
 
 
 def from_hf(values: Mapping[str, Any]) -> GlmMoeConfig:

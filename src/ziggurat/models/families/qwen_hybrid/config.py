@@ -37,11 +37,11 @@ class HybridFields(DecoderFields):
     delta_value_heads: int = 32
     """Heads of values, a multiple of ``delta_key_heads``."""
     delta_key_dim: int = 128
-    """Channels of one key there."""
+    """Channels of one key of a gated delta net."""
     delta_value_dim: int = 128
-    """Channels of one value there."""
+    """Channels of one value of a gated delta net."""
     delta_taps: int = 4
-    """Tokens that the convolutions there see."""
+    """Tokens that the convolutions of a gated delta net see."""
 
     def __post_init__(self):
         super().__post_init__()

@@ -31,7 +31,7 @@ class QwenMoeFields(SparseLayerFields):
 
     @property
     def reaches(self) -> tuple[Reach, ...]:
-        """Of each layer, whether its attention sees all earlier tokens or the window."""
+        """Reach of each layer's attention: all earlier tokens, or the window."""
         return ("global" if self.window is None else "local",) * self.n_layers
 
     def _decoder(
@@ -84,7 +84,7 @@ class Qwen2MoeConfig(QwenMoeFields):
 
     @property
     def reaches(self) -> tuple[Reach, ...]:
-        """Of each layer, whether its attention sees all earlier tokens or the window."""
+        """Reach of each layer's attention: all earlier tokens, or the window."""
         if self.pattern is None:
             return super().reaches
         return reach_of_layers(self.pattern, self.n_layers)

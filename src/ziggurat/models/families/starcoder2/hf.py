@@ -26,7 +26,7 @@ OF_PUBLISHED = {
     "scale_attention_softmax_in_fp32": (True,),
     "scale_attn_weights": (True,),
 }
-"""Keys of earlier code in published files, which say what the architecture is anyway."""
+"""Keys that older published files hold, with the values that the architecture has anyway."""
 
 
 def from_hf(values: Mapping[str, Any]) -> Starcoder2Config:

@@ -32,9 +32,10 @@ def export(
     tensors of any checkpoint, bit for bit and under their own names, in another container.
 
     Args:
-        kind: hf (a whole model, adapters merged), gguf (a whole model of the family llama; int8 and
-            int4 in blocks, other matrices float16), peft (adapters alone), diffusers (a whole
-            diffusion model) or weights (tensors alone, of a model of any kind).
+        kind: hf (a whole model, adapters merged), gguf (a whole model of the families llama,
+            mixtral, qwen2, qwen3 or qwen3_moe; int8 and int4 in blocks, other matrices float16),
+            peft (adapters alone), diffusers (a whole diffusion model) or weights (tensors alone, of
+            a model of any kind).
         model: hf, gguf: a run, a checkpoint step, a Hugging Face directory, PEFT's adapters or a
             GGUF file; peft: a run that trained adapters, or its step; diffusers: a run or a step of
             a diffusion model; weights: a .pt file, a DCP or Orbax directory, safetensors, a run or

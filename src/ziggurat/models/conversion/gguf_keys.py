@@ -126,7 +126,7 @@ _REASONS = {
 }
 
 
-def check(metadata: Mapping[str, Any], architecture: str) -> None:
+def check(metadata: Mapping[str, Any], architecture: str, also: Iterable[str] = ()) -> None:
     """Refuse a file whose metadata asks for what is not computed here.
 
     Keys that are neither under the architecture's name nor one of the format's own say something to
@@ -135,12 +135,16 @@ def check(metadata: Mapping[str, Any], architecture: str) -> None:
     Args:
         metadata: the file's keys and values.
         architecture: what stands before the keys of the model.
+        also: keys below it that the family reads beside those of the table.
 
     Raises:
         ModelError: a key has a value that would change the result; it is named.
     """
+    read = {f"{{arch}}.{key}" for key in also}
     for key, value in metadata.items():
         name = key.replace(f"{architecture}.", "{arch}.", 1)
+        if name in read:
+            continue
         if name in REFUSED or role(name) is None:
             neutral = REFUSED.get(name, _OFF)
             if name not in REFUSED and not _belongs(name):

@@ -57,6 +57,9 @@ class Family:
     matrix that is the embedding."""
     gguf_architectures: tuple[str, ...] = ()
     """Values of ``general.architecture`` that this family reads."""
+    gguf_experts: bool = False
+    """Whether it reads those files of its architectures alone that count experts, and another
+    family the others (Mixtral, a ``llama`` there)."""
 
     @property
     def encoder(self) -> bool:
@@ -89,6 +92,20 @@ def family_for_config(values: Mapping[str, Any]) -> Family:
     return family
 
 
+def family_for_gguf(metadata: Mapping[str, Any]) -> Family:
+    """The family that reads a GGUF file, by its metadata.
+
+    Raises:
+        ModelError: none does; the text names the nearest that is read.
+    """
+    architecture = str(metadata.get("general.architecture"))
+    if metadata.get(f"{architecture}.expert_count"):
+        for name in FAMILIES:
+            if FAMILIES[name].gguf_experts and architecture in FAMILIES[name].gguf_architectures:
+                return FAMILIES[name]
+    return family_for_architecture(architecture, gguf=True)
+
+
 def family_for_architecture(architecture: str, *, gguf: bool = False) -> Family:
     """The family that reads a published architecture.
 
@@ -98,7 +115,9 @@ def family_for_architecture(architecture: str, *, gguf: bool = False) -> Family:
     known: dict[str, Family] = {}
     for name in FAMILIES:
         family = FAMILIES[name]
-        known |= dict.fromkeys(family.gguf_architectures if gguf else family.architectures, family)
+        read = family.gguf_architectures if gguf else family.architectures
+        if not (gguf and family.gguf_experts):
+            known |= dict.fromkeys(read, family)
     if architecture in known:
         return known[architecture]
     raise ModelError(

@@ -11,7 +11,7 @@ from ziggurat.models.conversion import token_ids
 from ziggurat.models.conversion.dropped_tensors import stored_head
 from ziggurat.models.conversion.gguf import tokenizer_of
 from ziggurat.models.conversion.quantization.gguf_blocks import GgufReader
-from ziggurat.models.families.family import Family, family_for_architecture
+from ziggurat.models.families.family import Family, family_for_gguf
 from ziggurat.models.language_model import LanguageModel, ModelConfig, Params
 from ziggurat.models.loading.weight_reading import Told, read_model
 from ziggurat.nn.precision import Precision
@@ -26,7 +26,7 @@ def gguf_config(file: GgufFile) -> tuple[Family, ModelConfig]:
     Raises:
         ModelError: the architecture or a switch is unknown.
     """
-    family = family_for_architecture(str(file.metadata.get("general.architecture")), gguf=True)
+    family = family_for_gguf(file.metadata)
     assert family.from_gguf is not None
     divisors = file.read(ROPE_DIVISORS) if ROPE_DIVISORS in file else None
     return family, family.from_gguf(file.metadata, divisors)

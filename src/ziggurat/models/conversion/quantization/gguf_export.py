@@ -171,8 +171,10 @@ def _in_blocks(
     streams = [export_weights([name], nested({name.ours: part}), layers=layers) for part in parts]
     for found in zip(*streams, strict=True):
         home = found[0][0]
-        arrays = [array for _, array in found]
-        yield home, kind, blocks(kind, *arrays, *[None] * (3 - len(arrays)))
+        lead = found[0][1].shape[:-1]  # of experts, whose tensor holds all of a layer's, two axes
+        arrays = [array.reshape(-1, array.shape[-1]) for _, array in found]
+        made = blocks(kind, *arrays, *[None] * (3 - len(arrays)))
+        yield home, kind, made.reshape(*lead, -1)
 
 
 def _add(writer: Any, key: str, value: Any) -> None:

@@ -1,7 +1,7 @@
 """The Qwen family: Qwen 2, 2.5 and 3, dense."""
 
 from ziggurat.models.families.family import FAMILIES, Family
-from ziggurat.models.families.qwen import hf
+from ziggurat.models.families.qwen import gguf, hf
 from ziggurat.models.families.qwen.config import Qwen2Config, Qwen3Config
 
 for _config_class, _name in ((Qwen2Config, "qwen2"), (Qwen3Config, "qwen3")):
@@ -14,6 +14,10 @@ for _config_class, _name in ((Qwen2Config, "qwen2"), (Qwen3Config, "qwen3")):
             from_hf=hf.from_hf,
             to_hf=hf.to_hf,
             hf_names=hf.hf_names,
+            from_gguf=gguf.from_gguf,
+            to_gguf=gguf.to_gguf,
+            gguf_names=gguf.gguf_names,
+            gguf_architectures=(_name,),
         ),
     )
 

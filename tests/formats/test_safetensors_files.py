@@ -201,3 +201,13 @@ def test_a_name_twice_in_one_header_is_refused(tmp_path):
     assert _each_once([("a", 1), ("b", 2)]) == {"a": 1, "b": 2}
     with pytest.raises(ValueError, match="the name a twice"):
         json.loads('{"a": 1, "a": 2}', object_pairs_hook=_each_once)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_files_of_pytorch_alone_are_named_with_the_way_to_convert_them(tmp_path, name):
+    assert "check the path" in error_of(SafetensorsDirectory, tmp_path)
+    (tmp_path / name).write_bytes(b"")
+    text = error_of(SafetensorsDirectory, tmp_path)
+    assert f"found none, but {name}" in text
+    command = f"ziggurat export weights {tmp_path} --to safetensors --output {tmp_path}/model"
+    assert command in text

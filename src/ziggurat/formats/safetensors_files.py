@@ -65,6 +65,10 @@ class TensorInfo:
     bytes: int
 
 
+PYTORCH_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Files in which models were published before safetensors; they are pickles."""
+
+
 class SafetensorsDirectory:
     """The tensors of a model directory, read one at a time.
 
@@ -93,12 +97,20 @@ class SafetensorsDirectory:
         elif index.is_file():
             self._read_shards(index)
         else:
-            raise CheckpointError(
-                f"safetensors in {self.path}",
-                found="no such file or directory" if not self.path.exists() else "none",
-                expected=f"{single.name} or {index.name}",
-                fix="check the path",
-            )
+            raise self._missing(f"{single.name} or {index.name}", self.path / f"{stem}.safetensors")
+
+    def _missing(self, expected: str, output: Path) -> CheckpointError:
+        """The error for a path without safetensors: beside PyTorch's files, how to convert them."""
+        found = "none" if self.path.exists() else "no such file or directory"
+        fix = "check the path"
+        pytorch = [name for name in PYTORCH_FILES if (self.path / name).is_file()]
+        if pytorch:
+            found = f"none, but {pytorch[0]}"
+            command = f"ziggurat export weights {self.path} --to safetensors --output {output}"
+            fix = f"convert it: {command}"
+        return CheckpointError(
+            f"safetensors in {self.path}", found=found, expected=expected, fix=fix
+        )
 
     def __len__(self) -> int:
         return len(self.tensors)

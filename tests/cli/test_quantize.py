@@ -113,12 +113,24 @@ def test_calibrated(saved, tmp_path, capsys):
             ["--recipe", "int8", "--method", "gptq", "--calibration", "x", "--damping", "0"],
             "damping: found 0",
         ),
+        (["--recipe", "int4", "--method", "awk"], "method: found 'awk'"),
+        (
+            ["--recipe", "int8", "--method", "smoothquant", "--calibration", "{text}"],
+            "int8 weights with float activations; expected quantised activations",
+        ),
+        (
+            ["--recipe", "nf4", "--method", "autoround", "--calibration", "{text}"],
+            "nf4 weights; expected int4 or int8",
+        ),
+        (["--recipe", "int4", "--method", "awq", "--iterations", "9"], "add --method autoround"),
         (["--recipe", "int5"], "did you mean int8?"),
         (["--recipe", "int8", "--tokens", "9"], "--report with them"),
         (["--recipe", "int8", "--report", "--tokens", "0"], "--tokens: found 0"),
     ],
 )
 def test_mistakes(args, says, saved, tmp_path, capsys):
+    (tmp_path / "text").write_text("word " * 2000)
+    args = [arg.format(text=tmp_path / "text") for arg in args]
     assert main(["quantize", str(saved), *args, "--output", str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

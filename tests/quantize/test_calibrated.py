@@ -1,5 +1,6 @@
 """Quantising layer by layer: families with every kind of layer, experts, tables and the text."""
 
+import dataclasses
 import json
 
 import jax
@@ -10,7 +11,7 @@ from tests.train.tiny_families import families
 
 from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.data.tokenizers import byte_level
-from ziggurat.models import LanguageModel
+from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.models.layer_by_layer import LayerByLayer, Moments
 from ziggurat.models.quantized import summed_axes
 from ziggurat.nn import Causal
@@ -34,10 +35,10 @@ def built(kind):
     return model, jax.tree.map(lambda leaf: leaf * (8 if leaf.ndim > 2 else 1), params)
 
 
-def run(model, params, rows=ROWS):
+def run(model, params, rows=ROWS, kind=LayerByLayer):
     places = [(stack_name(place.stack), place.index) for place in model.decoder.places]
     rounding = Rounding(method="gptq")
-    layers = LayerByLayer(model, params, rows)
+    layers = kind(model, params, rows)
     return quantize_calibrated(params, RECIPE, summed_axes(model), rounding, layers, places)
 
 
@@ -58,6 +59,33 @@ def test_outputs_change_less_than_by_rounding_to_nearest(kind, caplog):
     assert done.formats == nearest.formats
     loss, plain = (distance(model, one.params, params) for one in (done, nearest))
     assert loss < 0.95 * plain
+
+
+class Diagonal(LayerByLayer):
+    """Layers that forget how their inputs vary together."""
+
+    def moments(self, layer, names):
+        found = super().moments(layer, names)
+        return {
+            name: dataclasses.replace(one, gram=jnp.diag(jnp.diagonal(one.gram)))
+            for name, one in found.items()
+        }
+
+
+def test_most_of_the_loss_goes_where_inputs_vary_together():
+    """Embeddings of rank 4: 0.12 of the loss remains. With a wrong Hessian, without the errors'
+    way to later inputs, or calibrated on what the float layers put out, it is 0.24 to 1.2."""
+    model = LanguageModel.build(
+        LlamaConfig(vocab_size=48, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64)
+    )
+    params = jax.tree.map(lambda x: x * (8 if x.ndim > 2 else 1), model.init(jax.random.key(0)))
+    rng = np.random.default_rng(1)
+    table = rng.normal(size=(48, 4)) @ rng.normal(size=(4, 32)) + 0.1 * rng.normal(size=(48, 32))
+    params["embedding"]["table"] = jnp.asarray(table, jnp.float32)
+    plain = quantize(params, RECIPE, summed_axes(model), search=True)
+    loss = distance(model, plain.params, params)
+    assert distance(model, run(model, params).params, params) < 0.18 * loss
+    assert distance(model, run(model, params, kind=Diagonal).params, params) > 0.5 * loss
 
 
 def test_an_expert_without_tokens_is_rounded_to_nearest(caplog):
@@ -106,7 +134,7 @@ class Indefinite:
 
     def moments(self, layer, names):
         gram = jnp.diag(jnp.arange(-1.0, 15.0))
-        return {name: Moments(gram, np.asarray(99)) for name in names}
+        return {name: Moments(gram, gram[0], gram[0], np.asarray(99)) for name in names}
 
     def advance(self, layer, weights):
         raise AssertionError("it goes on")

@@ -87,7 +87,7 @@ def test_searched_scales_lose_less_than_those_of_the_largest(kind):
     weight = jax.random.t(jax.random.key(0), 4.0, (64, 8))  # heavy tails
     format = WeightFormat(kind, tile_size=32)
     grid = Grid.fit(weight, format)
-    widest = Grid._of_range(weight.reshape(2, 32, 8), jnp.float32(1), format)._spread(64)
+    widest = Grid.widest(weight, format)
 
     def loss(grid):
         return float(jnp.square(grid.decode(grid.encode(weight)) - weight).sum())

@@ -22,7 +22,7 @@ from ziggurat.quantize import Recipe, evaluation, resolve
 from ziggurat.quantize.calibrated import quantize_calibrated
 from ziggurat.quantize.calibration_text import calibration_rows
 from ziggurat.quantize.report import QuantizationReport, make_report
-from ziggurat.quantize.rounding import CALIBRATED, Calibration, Rounding
+from ziggurat.quantize.rounding import METHODS, Calibration, Rounding
 from ziggurat.quantize.weights import Progress as WeightProgress
 from ziggurat.quantize.weights import Quantized
 from ziggurat.quantize.weights import quantize as quantize_weights
@@ -85,7 +85,7 @@ def quantize(
         done = _quantize(loaded, wide, rules, rounding, calibration, lambda _, n, of: told(n, of))
     del wide
     # what stays a float keeps the type of the source
-    params = _map_floats(lambda _, stored: stored, done.params, loaded.params)
+    params = _map_floats(lambda leaf, stored: leaf.astype(stored.dtype), done.params, loaded.params)
     done = dataclasses.replace(done, params=params)
     comparison = _compare(loaded, done.params, text, tokens, shown) if compare else None
     files = ", ".join(file.name for file in text) or "Python's language reference"
@@ -101,7 +101,7 @@ def quantize(
 
 
 def _check_calibration(rounding: Rounding, calibration: Calibration | None) -> None:
-    needed = rounding.method in CALIBRATED
+    needed = METHODS[rounding.method].calibrated
     if needed == (calibration is not None):
         return
     raise ConfigError(
@@ -125,7 +125,7 @@ def _quantize(
     """Quantised weights by the method that was chosen."""
     axes = summed_axes(loaded.model)
     if calibration is None:
-        return quantize_weights(wide, rules, axes, told, search=rounding.method == "mse")
+        return quantize_weights(wide, rules, axes, told, search=METHODS[rounding.method].search)
     model = LanguageModel.build(loaded.model.config)
     limit = model.config.max_sequence_length
     rows = calibration_rows(calibration, loaded.tokenizer, model.config.vocab_size, limit)

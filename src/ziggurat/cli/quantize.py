@@ -8,7 +8,7 @@ from typing import Any, Literal
 from ziggurat.cli import console
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
-from ziggurat.quantize.rounding import CALIBRATED, Calibration, Rounding
+from ziggurat.quantize.rounding import METHODS, Calibration, Rounding
 
 EXAMPLE = """ziggurat quantize runs/tiny-python --recipe int8 --output models/tiny-int8 --report
   ziggurat quantize MODEL --recipe int4 --method gptq --calibration texts.jsonl --output models/int4
@@ -20,13 +20,15 @@ def quantize(
     /,
     recipe: str,
     output: Path,
-    method: Literal["rtn", "mse", "gptq"] = "rtn",
+    method: str = "rtn",
     calibration: str | None = None,
     calibration_tokens: int | None = None,
     calibration_length: int | None = None,
     seed: int | None = None,
     damping: float | None = None,
     activation_order: Literal["on", "off"] | None = None,
+    smoothing: float | None = None,
+    iterations: int | None = None,
     report: bool = False,
     text: tuple[Path, ...] = (),
     tokens: int = 8192,
@@ -38,15 +40,19 @@ def quantize(
         recipe: int8, w8a8 (int8 weights and activations), fp8, int4, nf4, or a .toml file of rules.
         output: new directory for the checkpoint.
         method: rtn (each weight to the nearest value), mse (the same, scales of the least squared
-            error) or gptq (the inputs that follow make up for each error; needs --calibration).
-        calibration: gptq: text like what the model will read: a file or a directory of UTF-8 text,
-            JSON lines (field text) or Parquet (column text).
-        calibration_tokens: gptq: how many tokens of it are used; default 32768.
-        calibration_length: gptq: tokens of one row; default 512.
-        seed: gptq: which rows of the text are drawn; default 0.
+            error); with --calibration gptq (the inputs that follow make up for each error), awq
+            (inputs with large activations are scaled up first), smoothquant (outliers move from
+            activations into weights; for w8a8) or autoround (rounding and clipping are learned).
+        calibration: text like what the model will read: a file or a directory of UTF-8 text, JSON
+            lines (field text) or Parquet (column text).
+        calibration_tokens: how many tokens of it are used; default 32768.
+        calibration_length: tokens of one row; default 512.
+        seed: which rows of the text are drawn; default 0.
         damping: gptq: share of the mean of the Hessian's diagonal that is added to it; default
             0.01.
         activation_order: gptq: round the inputs with the largest activations first; default on.
+        smoothing: smoothquant: share of the outliers that moves into weights; default 0.5.
+        iterations: autoround: steps of SignSGD for each matrix; default 200.
         report: compare perplexity and top-1 agreement on held-out text, and write report.html.
         text: UTF-8 files of held-out text; default: the language reference that Python carries.
         tokens: how many tokens to compare on.
@@ -56,14 +62,20 @@ def quantize(
     if tokens < 1:
         raise ConfigError("--tokens", found=tokens, expected="1 or more")
     order = None if activation_order is None else activation_order == "on"
-    rounding = _settings(Rounding, {"method": method}, damping=damping, activation_order=order)
+    settings = {
+        "damping": damping,
+        "activation_order": order,
+        "smoothing": smoothing,
+        "iterations": iterations,
+    }
     amounts = {"tokens": calibration_tokens, "length": calibration_length, "seed": seed}
+    used = METHODS[method].settings + (tuple(amounts) if METHODS[method].calibrated else ())
+    given = amounts | settings
+    _refuse_unused(method, {n: v for n, v in given.items() if v is not None and n not in used})
+    rounding = _settings(Rounding, {"method": method}, **settings)
     text_settings = None
     if calibration is not None:
         text_settings = _settings(Calibration, {"path": calibration}, **amounts)
-    if method not in CALIBRATED:
-        given = amounts | {"damping": damping, "activation_order": activation_order}
-        _refuse_unused(method, {name: v for name, v in given.items() if v is not None})
     from ziggurat.api.quantizing import quantize as run
     from ziggurat.quantize.report import write_page
 
@@ -94,11 +106,13 @@ def _settings(node: Any, given: dict[str, Any], **more: Any) -> Any:
 def _refuse_unused(method: str, given: dict[str, Any]) -> None:
     names = {"tokens": "calibration-tokens", "length": "calibration-length"}
     for name, value in given.items():
+        reading = [other for other in METHODS if name in METHODS[other].settings]
+        reading = reading or [other for other in METHODS if METHODS[other].calibrated]
         raise ConfigError(
             f"--{names.get(name, name).replace('_', '-')}",
             found=value,
-            expected=f"a method that is calibrated, not {method}",
-            fix="add --method gptq --calibration PATH",
+            expected=f"a method that reads it, not {method}",
+            fix=f"add --method {' or '.join(reading)}",
         )
 
 

@@ -15,21 +15,55 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ziggurat.core.pytrees import leaf_name
+from ziggurat.core.pytrees import leaf_name, named_leaves
 from ziggurat.kernels.linear import Observations, is_weight_node
+from ziggurat.models.folds import Fold, candidates
 from ziggurat.models.language_model import LanguageModel, Params
+from ziggurat.models.quantized import summed_axes
 from ziggurat.nn.attention_context import Causal
 from ziggurat.nn.stacking import stack_name
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-    """Second moments of a matrix's inputs."""
+    """Statistics of a matrix's inputs ``x``; of experts each its own."""
 
     gram: Float[Array, "*e d d"] | Float[np.ndarray, "*e d d"]
-    """Sum of ``x x^T`` over the inputs ``x``; of experts each its own."""
+    """Sum of ``x x^T``."""
+    magnitude: Float[Array, "*e d"] | Float[np.ndarray, "*e d"]
+    """Sum of ``|x|``."""
+    largest: Float[Array, "*e d"] | Float[np.ndarray, "*e d"]
+    """Maximum of ``|x|``; 0 without inputs."""
     tokens: Int[np.ndarray, "*e"]
     """Number of inputs."""
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Statistics of both sets of inputs."""
+        largest = np.maximum(np.asarray(self.largest), np.asarray(other.largest))
+        return Moments(
+            self.gram + other.gram,
+            self.magnitude + other.magnitude,
+            largest,
+            np.asarray(self.tokens + other.tokens),
+        )
+
+    def __getitem__(self, expert: int) -> "Moments":
+        """Statistics of one expert's inputs."""
+        return Moments(
+            self.gram[expert],
+            self.magnitude[expert],
+            self.largest[expert],
+            np.asarray(self.tokens[expert]),
+        )
+
+    def divided(self, factors: Float[np.ndarray, " d"]) -> "Moments":
+        """Statistics of the inputs divided by ``factors``."""
+        return Moments(
+            self.gram / np.outer(factors, factors),
+            self.magnitude / factors,
+            self.largest / factors,
+            self.tokens,
+        )
 
 
 class LayerByLayer:
@@ -75,33 +109,74 @@ class LayerByLayer:
         """Second moments of the inputs of a layer's matrices, by their names in the tree of
         parameters; those that multiply in no matmul are left out. Matrices of the same inputs share
         them."""
-        sums: dict[str, Any] = {}
-        counts: dict[str, Any] = {}
+        sums: dict[str, Moments] = {}
         run, shared = self._observing(layer, frozenset(names))
         own = self._of_layer(layer)
         for row in self._rows:
             for name, (found, sizes) in run(own, jnp.asarray(row)).items():
-                gram, count = (found, row.shape[1]) if sizes is None else _by_expert(found, sizes)
-                sums[name] = gram if name not in sums else sums[name] + gram
-                counts[name] = counts.get(name, 0) + count
-        made = {name: Moments(sums[name], np.asarray(counts[name])) for name in sums}
-        return {name: made[first] for name, first in shared.items()}
+                if sizes is None:
+                    gram, magnitude, largest = found
+                    here = Moments(gram, magnitude, largest, np.asarray(row.shape[1]))
+                else:
+                    here = _by_expert(found[0], sizes)
+                sums[name] = here if name not in sums else sums[name] + here
+        return {name: sums[first] for name, first in shared.items()}
+
+    def folds(self, layer: int) -> list[Fold]:
+        """Places of a layer where factors of inputs fold away, each tried: with factors from 1/2 to
+        2 the outputs of the first row stay the same."""
+        kind = self._model.decoder.layers[layer]
+        if ("folds", kind) in self._compiled:
+            return self._compiled["folds", kind]
+        prefix, own = self._stack(layer), self._of_layer(layer)
+        named = {f"{prefix}.{name}": leaf for name, leaf in named_leaves(own).items()}
+        kernels = [name for name in summed_axes(self._model) if name in named]
+        run, shared = self._observing(layer, frozenset(kernels))
+        run(own, jnp.asarray(self._rows[0]))
+        groups: dict[str, list[str]] = {}
+        for name, first in shared.items():
+            groups.setdefault(first, []).append(name)
+        found = candidates(kind.block, prefix, list(groups.values()), set(named))
+        step = jax.jit(lambda own, x: self._steps[layer](own, x, ())[0])
+        row = jnp.asarray(self._rows[0])
+        plain = np.asarray(step(own, row))
+        size = np.abs(plain - self._rows[0]).max()
+        kept = []
+        for fold in found:
+            changed = self._folded(fold, named)
+            off = np.abs(np.asarray(step(self._with(layer, changed), row)) - plain).max()
+            if off <= 1e-3 * size:
+                kept.append(fold)
+        self._compiled["folds", kind] = kept
+        return kept
+
+    def _folded(self, fold: Fold, named: Mapping[str, Array]) -> dict[str, Array]:
+        """A layer's changed parameters with factors that any real difference shows."""
+        inputs = named[fold.consumers[0]].shape[-2]
+        made, factors = fold.applied(named, np.geomspace(0.5, 2, inputs, dtype=np.float32))
+        for name in fold.consumers:
+            made[name] = np.asarray(named[name]) * factors[:, None]
+        return {name: jnp.asarray(leaf, named[name].dtype) for name, leaf in made.items()}
 
     def advance(self, layer: int, weights: Mapping[str, Any]) -> None:
         """Take every row through a layer, with these weights in place of the layer's own."""
-        own = self._of_layer(layer)
-        prefix = self._stack(layer)
-
-        def chosen(path: Any, leaf: Any) -> Any:
-            return weights.get(f"{prefix}.{leaf_name(path)}", leaf)
-
-        own = jax.tree_util.tree_map_with_path(chosen, own, is_leaf=is_weight_node)
+        own = self._with(layer, weights)
         kind = (self._model.decoder.layers[layer], jax.tree.structure(own))
         if kind not in self._compiled:
             step = self._steps[layer]
             self._compiled[kind] = jax.jit(lambda own, x: step(own, x, ())[0])
         run = self._compiled[kind]
         self._rows = [np.asarray(run(own, jnp.asarray(row))) for row in self._rows]
+
+    def _with(self, layer: int, weights: Mapping[str, Any]) -> Params:
+        """A layer's parameters, with these in place of its own."""
+        prefix = self._stack(layer)
+
+        def chosen(path: Any, leaf: Any) -> Any:
+            return weights.get(f"{prefix}.{leaf_name(path)}", leaf)
+
+        own = self._of_layer(layer)
+        return jax.tree_util.tree_map_with_path(chosen, own, is_leaf=is_weight_node)
 
     def _stack(self, layer: int) -> str:
         return stack_name(self._model.decoder.places[layer].stack)
@@ -137,17 +212,22 @@ class LayerByLayer:
         return self._compiled[kind]
 
 
-def _summed(x: Array, sizes: Array | None) -> tuple[Array, Array | None]:
+def _summed(x: Array, sizes: Array | None) -> tuple[tuple[Array, ...], Array | None]:
     flat = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
     if sizes is not None:
-        return flat, sizes
-    return jnp.einsum("nd,ne->de", flat, flat, precision="highest"), None
+        return (flat,), sizes
+    size = jnp.abs(flat)
+    gram = jnp.einsum("nd,ne->de", flat, flat, precision="highest")
+    return (gram, size.sum(0), size.max(0)), None
 
 
-def _by_expert(
-    rows: Float[Array, "n d"], sizes: Int[Array, " e"]
-) -> tuple[Float[np.ndarray, "e d d"], Int[np.ndarray, " e"]]:
-    """Sums of ``x x^T`` over each expert's rows, which lie one expert after another."""
+def _by_expert(rows: Float[Array, "n d"], sizes: Int[Array, " e"]) -> Moments:
+    """Statistics of each expert's rows, which lie one expert after another."""
     ends = np.cumsum(sizes)
     parts = np.split(np.asarray(rows), ends)[: len(ends)]
-    return np.stack([part.T @ part for part in parts]), np.asarray(sizes)
+    return Moments(
+        np.stack([part.T @ part for part in parts]),
+        np.stack([np.abs(part).sum(0) for part in parts]),
+        np.stack([np.abs(part).max(0, initial=0) for part in parts]),
+        np.asarray(sizes),
+    )

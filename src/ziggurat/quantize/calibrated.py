@@ -7,8 +7,8 @@ without tokens is rounded to nearest.
 """
 
 import logging
-from collections.abc import Collection, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,41 +17,20 @@ import numpy as np
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.pytrees import map_named, named_leaves
 from ziggurat.kernels.linear import QuantizedWeight, is_quantized
-from ziggurat.quantize.gptq import gptq
+from ziggurat.quantize.folding import fold_layer
+from ziggurat.quantize.inputs import InputMoments, Layers
 from ziggurat.quantize.recipe import Recipe, Rule
-from ziggurat.quantize.rounding import Rounding
+from ziggurat.quantize.rounding import METHODS, Rounding, function_of
 from ziggurat.quantize.weights import (
     Progress,
     Quantized,
     WeightError,
     checked_rules,
-    format_of,
     one_by_one,
     relative_error,
 )
 
 _log = logging.getLogger(__name__)
-
-
-@runtime_checkable
-class InputMoments(Protocol):
-    """Second moments of a matrix's inputs, see :class:`ziggurat.models.layer_by_layer.Moments`."""
-
-    @property
-    def gram(self) -> Any: ...
-
-    @property
-    def tokens(self) -> np.ndarray: ...
-
-
-@runtime_checkable
-class Layers(Protocol):
-    """A model that runs layer by layer, see
-    :class:`ziggurat.models.layer_by_layer.LayerByLayer`."""
-
-    def moments(self, layer: int, names: Collection[str]) -> Mapping[str, InputMoments]: ...
-
-    def advance(self, layer: int, weights: Mapping[str, Any]) -> None: ...
 
 
 def quantize_calibrated(
@@ -79,25 +58,34 @@ def quantize_calibrated(
         progress: told of every matrix.
 
     Raises:
-        ConfigError: as :func:`ziggurat.quantize.weights.quantize`; or the damping is too small for
-            float32.
+        ConfigError: as :func:`ziggurat.quantize.weights.quantize`; the damping is too small for
+            float32; or the method does not round to a type.
     """
     leaves = named_leaves(params, is_leaf=is_quantized)
     rules = checked_rules(leaves, recipe, summed_axes)
     inside = {name: name.partition(".")[0] for name in rules}
     stacks = {stack for stack, _ in places}
+    fold = METHODS[rounding.method].fold is not None
     total = sum(leaves[name].shape[0] if inside[name] in stacks else 1 for name in rules)
     made: dict[str, list[QuantizedWeight]] = {name: [] for name in rules}
     errors: dict[str, list[float]] = {name: [] for name in rules}
     few: list[str] = []
+    changed: dict[str, dict[int, Any]] = {}
     done = 0
     for layer, (stack, index) in enumerate(places):
         names = [name for name in rules if inside[name] == stack]
         moments = layers.moments(layer, names) if names else {}
+        own = {n: leaf[index] for n, leaf in leaves.items() if n.partition(".")[0] == stack}
+        folded: dict[str, Any] = {}
+        if fold:
+            folds = layers.folds(layer)
+            folded, moments = fold_layer(own, moments, rules, rounding, folds)
+        for name in folded.keys() - rules.keys():
+            changed.setdefault(name, {})[index] = folded[name]
         for name in names:
             progress(name, done, total)
             done += 1
-            matrix = leaves[name][index]
+            matrix = folded.get(name, own[name])
             found = moments.get(name)
             if found is None:
                 weight, off = one_by_one(matrix, rules[name], summed_axes[name], search=True)
@@ -106,7 +94,8 @@ def quantize_calibrated(
                 weight, off = _rounded(name, matrix, found, rules[name], rounding)
             made[name].append(weight)
             errors[name] += off
-        layers.advance(layer, {name: jax.tree.map(jnp.asarray, made[name][-1]) for name in names})
+        rounded = {name: jax.tree.map(jnp.asarray, made[name][-1]) for name in names}
+        layers.advance(layer, folded | rounded)
     for name in rules:
         if inside[name] not in stacks:
             progress(name, done, total)
@@ -117,26 +106,19 @@ def quantize_calibrated(
             made[name] = [jax.tree.map(lambda part: part[None], weight)]
     if few:
         _log.warning("%d matrices saw fewer tokens than they have inputs: %s", len(few), few[0])
-    return _assembled(params, rules, made, errors, stacks)
+    return _assembled(_with_norms(params, changed), rules, made, errors, stacks)
 
 
 def _rounded(
     name: str, matrix: Any, found: InputMoments, rule: Rule, rounding: Rounding
 ) -> tuple[QuantizedWeight, list[float]]:
     """A matrix, or a stack of experts, and the relative error of each."""
-    settings = {"clip": rule.clip, "damping": rounding.damping}
     stacked = matrix.ndim > 2
     parts, errors = [], []
-    matrices = matrix if stacked else matrix[None]
-    grams = found.gram if stacked else found.gram[None]
-    for one, gram in zip(matrices, grams):
-        weight = gptq(
-            one.astype(jnp.float32),
-            jnp.asarray(gram),
-            format_of(rule),
-            ordered=rounding.activation_order,
-            **settings,
-        )
+    work = function_of(METHODS[rounding.method].round or "")
+    for number, one in enumerate(matrix if stacked else matrix[None]):
+        inputs = found[number] if stacked else found
+        weight = work(jnp.asarray(one, jnp.float32), inputs, rule, rounding)
         if not bool(jnp.isfinite(weight.scale).all()):
             raise ConfigError(
                 f"quantize {name}",
@@ -156,6 +138,21 @@ def _note_few(few: list[str], name: str, index: int, tokens: np.ndarray, inputs:
         if count < inputs:
             which = f" expert {expert}" if tokens.ndim else ""
             few.append(f"{name} layer {index}{which} ({count} tokens, {inputs} inputs)")
+
+
+def _with_norms(
+    params: Mapping[str, Any], changed: Mapping[str, Mapping[int, Any]]
+) -> dict[str, Any]:
+    """Parameters with the vectors into which factors were folded."""
+
+    def one(name: str, leaf: Any) -> Any:
+        if name not in changed:
+            return leaf
+        numbers = sorted(changed[name])
+        values = np.stack([np.asarray(changed[name][number]) for number in numbers])
+        return jnp.asarray(leaf).at[np.asarray(numbers)].set(values)
+
+    return map_named(one, params)
 
 
 def _assembled(

@@ -18,6 +18,10 @@ from jaxtyping import Array, Float
 
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat
 from ziggurat.quantize.grid import Grid
+from ziggurat.quantize.inputs import InputMoments
+from ziggurat.quantize.recipe import Rule
+from ziggurat.quantize.rounding import Rounding
+from ziggurat.quantize.weights import format_of
 
 _BLOCK = 128
 """Inputs after which the rest of the matrix is brought up to date, at most."""
@@ -41,6 +45,20 @@ def inverse_factor(gram: Float[Array, "d d"], damping: float) -> Float[Array, "d
     upper = jnp.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1]
     eye = jnp.eye(size, dtype=gram.dtype)
     return jax.lax.linalg.triangular_solve(upper, eye, left_side=True, lower=False)
+
+
+def round_matrix(
+    weight: Float[Array, "d f"], inputs: InputMoments, rule: Rule, rounding: Rounding
+) -> QuantizedWeight:
+    """Round a matrix by :func:`gptq`; see :class:`ziggurat.quantize.inputs.RoundMatrix`."""
+    return gptq(
+        weight,
+        jnp.asarray(inputs.gram),
+        format_of(rule),
+        clip=rule.clip,
+        damping=rounding.damping,
+        ordered=rounding.activation_order,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("format", "clip", "damping", "ordered", "axis"))

@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat
 from ziggurat.kernels.linear.weight_types import TYPES, pack_bits
 
-_LIMITS = {"int4": (-8, 7), "int8": (-128, 127)}
+LIMITS = {"int4": (-8, 7), "int8": (-128, 127)}
+"""Least and greatest code of the integers that recipes may use."""
 _LEAST_SHARE, _SHARES = 0.4, 49
 """The search tries this many shares of the largest magnitude, evenly spaced from 1 down."""
 
@@ -71,7 +72,14 @@ class Grid:
         unknown = jnp.full((tiles.shape[0], 1, outputs), jnp.inf, jnp.float32)
         shares = jnp.linspace(1.0, _LEAST_SHARE, _SHARES, dtype=jnp.float32)
         (_, best), _ = jax.lax.scan(tried, (unknown, first), shares)
-        return best._spread(inputs)
+        return best.spread(inputs)
+
+    @classmethod
+    def widest(cls, weight: Float[Array, "d f"], format: WeightFormat, clip: float = 1.0) -> "Grid":
+        """Scales that reach to the largest magnitude of each tile, or to a share ``clip`` of it."""
+        inputs, outputs = weight.shape
+        tiles = weight.reshape(format.tiles(inputs), -1, outputs)
+        return cls._of_range(tiles, jnp.float32(clip), format).spread(inputs)
 
     @classmethod
     def _of_range(cls, tiles: Float[Array, "n m f"], share: Array, format: WeightFormat) -> "Grid":
@@ -80,13 +88,15 @@ class Grid:
             reach = share * jnp.abs(tiles).max(axis=1, keepdims=True)
             scale = _positive(reach / _bound(format))
             return cls(scale, None, format)
-        low, high = _LIMITS[format.weight]
+        low, high = LIMITS[format.weight]
         least = share * jnp.minimum(tiles.min(axis=1, keepdims=True), 0)
         most = share * jnp.maximum(tiles.max(axis=1, keepdims=True), 0)
         scale = _positive((most - least) / (high - low))
         return cls(scale, jnp.clip(jnp.round(low - least / scale), low, high), format)
 
-    def _spread(self, inputs: int) -> "Grid":
+    def spread(self, inputs: int) -> "Grid":
+        """Scales of tiles ``[n, 1, f]`` given to each of their inputs ``[d, f]``."""
+
         def one(part: Float[Array, "n 1 f"]) -> Float[Array, "d f"]:
             return jnp.repeat(part[:, 0], inputs // part.shape[0], axis=0)
 
@@ -98,19 +108,19 @@ class Grid:
         if (float_type := _float_type(kind)) is not None:
             most = float(jnp.finfo(float_type).max)
             return jnp.clip(ratio, -most, most).astype(float_type)
-        if kind not in _LIMITS:
+        if kind not in LIMITS:
             levels = np.asarray(TYPES[kind].levels, np.float32)
             order = np.argsort(levels)
             borders = (levels[order][1:] + levels[order][:-1]) / 2
             return jnp.asarray(order.astype(np.uint8))[jnp.searchsorted(borders, ratio)]
         if self.zero is not None:
             ratio = ratio + self.zero[rows]
-        return jnp.clip(jnp.round(ratio), *_LIMITS[kind]).astype(jnp.int8)
+        return jnp.clip(jnp.round(ratio), *LIMITS[kind]).astype(jnp.int8)
 
     def decode(self, codes: Array, rows: Any = ...) -> Float[Array, "..."]:
         """Values of codes, in float32."""
         kind = self.format.weight
-        if kind in _LIMITS or _float_type(kind) is not None:
+        if kind in LIMITS or _float_type(kind) is not None:
             values = codes.astype(jnp.float32)
         else:
             values = jnp.asarray(TYPES[kind].levels, jnp.float32)[codes]
@@ -150,8 +160,8 @@ def _float_type(kind: str) -> Any:
 def _bound(format: WeightFormat) -> float:
     """The largest magnitude of codes' values; of integers half a step more, which rounds to the
     last."""
-    if format.weight in _LIMITS:
-        return _LIMITS[format.weight][1] + 0.5
+    if format.weight in LIMITS:
+        return LIMITS[format.weight][1] + 0.5
     if (float_type := _float_type(format.weight)) is not None:
         return float(jnp.finfo(float_type).max)
     return max(abs(level) for level in TYPES[format.weight].levels)

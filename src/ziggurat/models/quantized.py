@@ -17,10 +17,13 @@ from ziggurat.core import config
 from ziggurat.core.errors import CheckpointError
 from ziggurat.core.pytrees import map_named, named_leaves
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, dense, is_quantized
+from ziggurat.kernels.linear.rounded import quantize_array
 from ziggurat.models.language_model import LanguageModel, Params
 
 FORMATS_FILE = "quantization.json"
 """Formats of the quantised weights inside a checkpoint step."""
+TRAINED_FILE = "quantized_training.json"
+"""Inside a step of a run that trained for a format: how its float weights are rounded."""
 _STACKED = ("layers", "experts")
 SCALE_PARTS = ("scale", "zero_point", "super_scale", "offset", "super_offset")
 """Parts of a quantised weight that tiles of inputs share."""
@@ -106,6 +109,53 @@ def dequantized(params: Params, dtype: Any = None) -> Params:
     return jax.tree.map(one, params, is_leaf=is_quantized)
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainedFormat:
+    """Format for which a weight was trained."""
+
+    format: WeightFormat
+    clip: float = 1.0
+    """Share of the largest magnitude that is kept."""
+
+
+def rounded_as_trained(
+    model: LanguageModel, params: Params, trained: Mapping[str, TrainedFormat]
+) -> tuple[LanguageModel, Params]:
+    """The model that quantisation-aware training saw: float weights rounded to their formats."""
+    axes = summed_axes(model)
+
+    def one(name: str, leaf: Any) -> Any:
+        if name not in trained:
+            return leaf
+        wide = leaf.astype("float32")
+        return _rounded(wide, trained[name].format, axes[name], trained[name].clip)
+
+    rounded = map_named(one, params)
+    made = quantized(model, {name: one.format for name, one in trained.items()})
+    return made.typed_as(rounded), rounded
+
+
+_rounded = jax.jit(quantize_array, static_argnums=(1, 2, 3))
+
+
+def trained_text(trained: Mapping[str, TrainedFormat]) -> str:
+    """Formats of training as JSON for :func:`read_trained`."""
+    plain = {
+        name: {"format": config.to_plain(one.format), "clip": one.clip}
+        for name, one in trained.items()
+    }
+    return json.dumps(plain, indent=1)
+
+
+def read_trained(path: Path, model: LanguageModel) -> dict[str, TrainedFormat]:
+    """Read the formats for which a run trained.
+
+    Raises:
+        CheckpointError: the file is damaged, or names what this model has not.
+    """
+    return _read(path, model, TrainedFormat)
+
+
 def formats_text(formats: Mapping[str, WeightFormat]) -> str:
     """Formats as JSON for :func:`read_formats`."""
     return json.dumps({name: config.to_plain(format) for name, format in formats.items()}, indent=1)
@@ -117,10 +167,16 @@ def read_formats(path: Path, model: LanguageModel) -> dict[str, WeightFormat]:
     Raises:
         CheckpointError: the file is damaged, or names what this model has not.
     """
+    return _read(path, model, WeightFormat)
+
+
+def _read(path: Path, model: LanguageModel, kind: type[Any]) -> dict[str, Any]:
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        formats = TypeAdapter(dict[str, WeightFormat]).validate_json(path.read_bytes())
+        plain = TypeAdapter(dict[str, Any]).validate_json(path.read_bytes())
+        one = TypeAdapter(kind)
+        formats = {name: one.validate_python(value) for name, value in plain.items()}
     except (OSError, ValidationError) as error:
         line = str(error).partition("\n")[0]
         raise CheckpointError(f"{path}", found=line, expected="formats of weights") from None

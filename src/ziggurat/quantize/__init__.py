@@ -10,8 +10,8 @@ The package is callable: ``ziggurat.quantize(model, output)`` is
 """
 
 from ziggurat.core import lazy
-from ziggurat.quantize.recipe import NAMED, Recipe, Rule, resolve
+from ziggurat.quantize.recipe import NAMED, QuantizedTraining, Recipe, Rule, resolve
 
-__all__ = ["NAMED", "Recipe", "Rule", "resolve"]
+__all__ = ["NAMED", "QuantizedTraining", "Recipe", "Rule", "resolve"]
 
 lazy.make_callable(__name__)

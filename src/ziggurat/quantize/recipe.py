@@ -72,7 +72,9 @@ class Rule:
 
     def _check_combination(self):
         weight, activation = self.weight, self.activation
-        kind = None if weight is None else WEIGHT_TYPES[weight]
+        kind = None
+        if weight is not None and weight in WEIGHT_TYPES:
+            kind = WEIGHT_TYPES[weight]
         if activation is not None and (kind is None or activation not in kind.activations):
             nearest = " or ".join(_types(lambda kind: activation in kind.activations))
             if kind is not None and not kind.activations:
@@ -139,6 +141,35 @@ def resolve(recipe: str) -> Recipe:
             fix=did_you_mean(recipe, NAMED),
         )
     return config.load(Recipe, Path(recipe)).value
+
+
+@config.node
+class QuantizedTraining:
+    """Weights are rounded in every forward pass, and gradients pass the rounding
+    (quantisation-aware training)."""
+
+    recipe: str | None = None
+    """int8, fp8, int4 or nf4; or give rules."""
+    rules: tuple[Rule, ...] = ()
+    """Rules in order of precedence; the first that matches a module decides."""
+
+    def __post_init__(self):
+        expected = "one of recipe and rules"
+        both = self.recipe is not None and bool(self.rules)
+        config.require(not both, "rules", "rules and a recipe", expected)
+        given = self.recipe is not None or bool(self.rules)
+        config.require(given, "recipe", "nothing", expected)
+        if self.recipe is not None:
+            floats = {n for n in NAMED if all(r.activation is None for r in NAMED[n].rules)}
+            known = "one of " + ", ".join(sorted(floats)) + ", whose activations stay floats"
+            config.require(self.recipe in floats, "recipe", self.recipe, known)
+        for rule in self.rules:
+            config.require(rule.activation is None, "rules", rule.activation, "float activations")
+
+    @property
+    def rounded(self) -> Recipe:
+        """The rules."""
+        return Recipe(rules=self.rules) if self.recipe is None else NAMED[self.recipe]
 
 
 def module_of(name: str) -> str:

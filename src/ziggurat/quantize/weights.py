@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.pytrees import map_named, named_leaves
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, is_quantized
-from ziggurat.kernels.linear.quantized import qtype
-from ziggurat.kernels.linear.weight_types import TYPES, nearest
+from ziggurat.kernels.linear.rounded import quantize_array
+from ziggurat.kernels.linear.weight_types import TYPES
 from ziggurat.quantize.grid import Grid
 from ziggurat.quantize.recipe import Recipe, Rule, assign, module_of
 
@@ -48,36 +48,6 @@ def format_of(rule: Rule) -> WeightFormat:
     tile = rule.tile_size
     activation_tile = None if rule.activation is None else tile
     return WeightFormat(rule.weight, rule.activation, tile, rule.symmetric, activation_tile)
-
-
-def quantize_array(
-    weight: Float[Array, "..."], format: WeightFormat, axis: int, clip: float = 1.0
-) -> QuantizedWeight:
-    """Quantise one matrix, or a stack of them: with Qwix where it knows the type, else to the
-    nearest level.
-
-    Args:
-        weight: ``[..., d, f]`` for ``axis`` -2, ``[v, d]`` for -1.
-        format: what it becomes.
-        axis: over which matmuls sum.
-        clip: share of the largest magnitude that is kept.
-    """
-    axis %= weight.ndim
-    if qtype(format.weight) is None:
-        low, high, scale = nearest(weight, TYPES[format.weight], axis, format.tile_size, clip)
-        return QuantizedWeight(low, scale, None, format, axis - weight.ndim, high=high)
-    import qwix
-
-    tiles = {} if format.tile_size is None else {axis: format.tile_size}
-    method = "absmax" if format.symmetric else "minmax"
-    array = qwix.quantize(
-        weight,
-        qtype(format.weight),
-        channelwise_axes=[other for other in range(weight.ndim) if other != axis],
-        tiled_axes=tiles,
-        calibration_method=method if clip == 1.0 else f"{method},{clip}",
-    )
-    return QuantizedWeight.of(array, format, axis - weight.ndim)
 
 
 def quantize(

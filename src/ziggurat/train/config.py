@@ -18,6 +18,7 @@ from ziggurat.models.adapters import Lora
 from ziggurat.nn.layer_scan import Remat
 from ziggurat.optim import OPTIMIZERS, OptimizerConfig
 from ziggurat.profile.sampling import ProfileConfig
+from ziggurat.quantize import QuantizedTraining
 from ziggurat.train.registries import DATA, OBJECTIVES
 
 
@@ -318,6 +319,8 @@ class RunConfig:
     """Objective to learn."""
     adapter: Lora | None = None
     """Train adapters beside the weights, which stay as they are; all weights if not given."""
+    quantize: QuantizedTraining | None = None
+    """Train the weights for a quantised format, to which they are rounded in every step."""
     optimizer: OptimizerNode
     """How to learn it."""
     train: TrainConfig
@@ -341,6 +344,12 @@ class RunConfig:
         adapted = self.adapter is None or kind == PYTHON or OBJECTIVES[kind].adapted
         expected = "nothing for this objective; those of post-training take one"
         config.require(adapted, "adapter", "a table", expected)
+        if self.quantize is not None:
+            fits = kind != PYTHON and OBJECTIVES[kind].quantized
+            expected = "nothing for this objective; lm and sft train for a format"
+            config.require(fits, "quantize", "a table", expected)
+            expected = "no [adapter], or a base that ziggurat quantize has made, without [quantize]"
+            config.require(self.adapter is None, "quantize", "a table with [adapter]", expected)
         if self.checkpoint.keep_best:
             self._check_metric(self.checkpoint.metric)
         if PYTHON not in (self.objective.kind, self.data.kind):

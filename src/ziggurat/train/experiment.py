@@ -16,6 +16,7 @@ from ziggurat.core.protocols import Batch
 from ziggurat.mesh import Layout
 from ziggurat.train.config import FromPython, RunConfig
 from ziggurat.train.parts import Parts, Trainable, TrainingData, TrainingProgram, kind_of
+from ziggurat.train.quantized import recorded, trained_sums
 from ziggurat.train.state import TrainState, abstract_state, initial_state
 from ziggurat.train.step import Step, build_evaluation, build_step
 from ziggurat.train.supplied import Supplied
@@ -98,7 +99,7 @@ def prepare(
             found="a source of batches given in Python",
             expected=f"a [data] table, for objective.kind = {run.objective.kind}",
         )
-    parts = kind.parts(run, layout, supplied.data)
+    parts = recorded(run, kind.parts(run, layout, supplied.data))
     if parts.data.steps is not None and parts.data.steps < run.train.steps:
         raise ConfigError(
             "train.steps",
@@ -144,7 +145,7 @@ def compiled_parts(
         ConfigError: the run's optimizer was an object of a Python caller, and none is given.
         ShardingError: the mesh has an axis for experts and the model has none.
     """
-    model = program.model
+    model, sums = program.model, trained_sums(run, program)
     if layout.sizes["expert"] > 1 and not model.has_experts:
         raise ShardingError(
             "mesh.expert",
@@ -158,7 +159,7 @@ def compiled_parts(
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     step = jax.jit(
         build_step(
-            program.sums,
+            sums,
             optimizer,
             layout,
             accumulate=run.train.accumulate,
@@ -168,7 +169,7 @@ def compiled_parts(
         donate_argnums=0,
         out_shardings=(shardings, layout.replicated()),
     )
-    return optimizer, step, jax.jit(build_evaluation(program.sums, layout))
+    return optimizer, step, jax.jit(build_evaluation(sums, layout))
 
 
 def _optimizer(

@@ -122,6 +122,8 @@ class ObjectiveKind(Protocol):
     """Whether it trains adapters if asked to."""
     streams: ClassVar[bool] = False
     """Whether it learns from batches of any source, which ``parts`` then takes as ``data``."""
+    quantized: ClassVar[bool] = False
+    """Whether it trains weights for a quantised format if asked to."""
     images: ClassVar[bool] = False
     """Whether it learns from images; all others learn from text."""
 

@@ -56,11 +56,14 @@ from ziggurat.models.loading.step_files import (
 from ziggurat.models.loading.weight_reading import Told, read_model
 from ziggurat.models.quantized import (
     FORMATS_FILE,
+    TRAINED_FILE,
     dequantized,
     formats_of,
     formats_text,
     quantized,
     read_formats,
+    read_trained,
+    rounded_as_trained,
 )
 from ziggurat.nn.precision import Precision
 
@@ -238,7 +241,11 @@ def _load_step(
     tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
     token_ids.warn_of_larger(tokenizer, settings.vocab_size, step)
     ids = token_ids.read(step)
-    return Pretrained(model.typed_as(params), params, tokenizer, name, str(step), ids)
+    model = model.typed_as(params)
+    if (step / TRAINED_FILE).is_file():
+        trained = read_trained(step / TRAINED_FILE, model)
+        model, params = rounded_as_trained(model, params, trained)
+    return Pretrained(model, params, tokenizer, name, str(step), ids)
 
 
 def read_adapters(step: Path, model: LanguageModel, lora: adapters.Lora) -> Params:

@@ -49,6 +49,7 @@ class FineTuned(ObjectiveKind):
     node = FineTuning
     streams = True
     adapted = True
+    quantized = True
 
     def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         tuned = Tuned(model=text.abstract_model(run, layout), lora=run.adapter)

@@ -36,6 +36,7 @@ class PackedText(ObjectiveKind):
 
     node = LanguageModelling
     streams = True
+    quantized = True
 
     def program(self, run: RunConfig, layout: Layout) -> TrainingProgram:
         text.check_documents(run)

@@ -21,6 +21,7 @@ from ziggurat.data.filter import Filter
 from ziggurat.data.given import GrainSource, as_source, next_token_batch
 from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.image_sources import Digits, ImageArrays, ImageFolder, open_images
+from ziggurat.data.image_text import ImageTextData, ImageTextDataset, build_image_text
 from ziggurat.data.images import ImageData, ImageDataset, build_images
 from ziggurat.data.mixture import Mixture, Stage
 from ziggurat.data.opening import Dataset, build, documents, tokenizer_for
@@ -70,6 +71,8 @@ __all__ = [
     "ImageData",
     "ImageDataset",
     "ImageFolder",
+    "ImageTextData",
+    "ImageTextDataset",
     "JsonLines",
     "LoadTokenizer",
     "Mixture",
@@ -87,6 +90,7 @@ __all__ = [
     "as_source",
     "build",
     "build_answers",
+    "build_image_text",
     "build_images",
     "byte_level",
     "check_ids",

@@ -58,6 +58,9 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         config.require(len(self.sources) > 0, "sources", self.sources, "at least one source")
+        contents = [getattr(source, "content", "text") for source in self.sources]
+        fits, expected = "image_messages" not in contents, 'another, or data.kind = "image_text"'
+        config.require(fits, "sources.content", "image_messages", expected)
         for key, least in (
             ("sequence_length", 2),
             ("batch_size", 1),

@@ -83,6 +83,8 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Document:
 def _closes(said: str, message: Mapping[str, Any]) -> bool:
     """Whether a turn's text continues after the message's content: with a token that ends it."""
     content = message.get("content")
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        content = "".join(part.get("text", "") for part in content)
     content = content.strip() if isinstance(content, str) else ""
     return bool(said.strip()) and not (content and said.rstrip().endswith(content))
 

@@ -55,6 +55,20 @@ def prepared(
     return tuple(made)
 
 
+def with_parts(
+    messages: Sequence[Mapping[str, Any]], template: str
+) -> tuple[Mapping[str, Any], ...]:
+    """Messages whose texts are parts too, for a template that takes nothing else."""
+    if not _reads_parts(template):
+        return tuple(messages)
+    return tuple(
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        if isinstance(message.get("content"), str)
+        else message
+        for message in messages
+    )
+
+
 def _unread(what: str, found: str) -> DataError:
     return DataError(
         what,
@@ -68,6 +82,8 @@ def _with_text(message: Mapping[str, Any], template: str) -> Mapping[str, Any]:
     content = message.get("content")
     if not isinstance(content, Sequence) or isinstance(content, str) or _reads_parts(template):
         return message
+    if any(part.get("type") == "image" for part in content):
+        return message  # a template for images takes parts beside texts
     return {**message, "content": "".join(part["text"] for part in content)}
 
 

@@ -134,6 +134,10 @@ class ImageProcessor:
             pixels = (pixels - mean) / std
         return pixels
 
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the pixels of a picture of this height and width."""
+        return self.config.crop or self._resized(height, width) or (height, width)
+
     def _resized(self, height: int, width: int) -> tuple[int, int] | None:
         """Height and width after resizing."""
         c = self.config
@@ -150,6 +154,28 @@ class ImageProcessor:
                 expected=f"at most {MOST_PIXELS:,} pixels after resizing",
             )
         return (longer, c.shortest_edge) if width <= height else (c.shortest_edge, longer)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Height and width in pixels of a picture's file, from its header.
+
+    Raises:
+        DataError: it is too large, no picture, or of more than :data:`MOST_PIXELS`.
+    """
+    _check_size(f"picture {path}", path.stat().st_size)
+    with _opened(f"picture {path}", path.read_bytes()) as picture:
+        _check_pixels(f"picture {path}", picture, MOST_PIXELS)
+        return picture.height, picture.width
+
+
+def _check_pixels(what: str, picture: "Image.Image", most: int) -> None:
+    if picture.width * picture.height > most:
+        raise DataError(
+            what,
+            found=f"{picture.height:,} x {picture.width:,} pixels",
+            expected=f"at most {most:,} pixels",
+            fix="make it smaller",
+        )
 
 
 def decoded(
@@ -174,13 +200,7 @@ def decoded(
         _check_size(what, picture.stat().st_size)
         picture = picture.read_bytes()
     picture = _opened(what, picture) if isinstance(picture, bytes) else picture
-    if picture.width * picture.height > most_pixels:
-        raise DataError(
-            what,
-            found=f"{picture.height:,} x {picture.width:,} pixels",
-            expected=f"at most {most_pixels:,} pixels",
-            fix="make it smaller",
-        )
+    _check_pixels(what, picture, most_pixels)
     try:
         return picture.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError) as error:

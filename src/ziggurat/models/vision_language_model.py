@@ -38,6 +38,11 @@ class PreparedImage:
     """Rows and columns of patches, where they differ from picture to picture."""
 
 
+def blank(*shape: int) -> Float[np.ndarray, "..."]:
+    """Zeros of a shape, which take no memory, for a picture of which only the size matters."""
+    return np.broadcast_to(np.float32(0), shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class ImageFeatures:
     """Embeddings of images, one image after another."""
@@ -68,6 +73,11 @@ class ImageTower(Protocol):
     @property
     def abstract(self) -> Params:
         """Shapes and types of the parameters."""
+        ...
+
+    @property
+    def axes(self) -> Params:
+        """Logical axis names of the parameters, tuples as leaves."""
         ...
 
     @property
@@ -185,6 +195,11 @@ class VisionLanguageModel:
         """Shapes and types of the parameters."""
         return {"language": self.language.abstract, "tower": self.tower.abstract}
 
+    @property
+    def axes(self) -> Params:
+        """Logical axis names of the parameters, tuples as leaves."""
+        return {"language": self.language.axes, "tower": self.tower.axes}
+
     def init(self, key: Key[Array, ""]) -> Params:
         """Fresh parameters."""
         first, second = jax.random.split(key)
@@ -243,7 +258,9 @@ class VisionLanguageModel:
         at, added = jnp.asarray(source), features.by_layer
         added = None if added is None else added[:, at]
         inputs = MultimodalInputs(features.embeddings[at], places, rotary, added)
-        last = _last_seen(spans, tokens.shape[1]) if self.config.image_spec.mutual else None
+        last = None
+        if self.config.image_spec.mutual:
+            last = jnp.asarray(np.stack([last_seen(row, tokens.shape[1]) for row in spans]))
         return ImagePrompt(ids, inputs, last, ahead)
 
     def _rotary(
@@ -322,16 +339,20 @@ def _places(
     return jnp.asarray(places), source
 
 
-def _last_seen(spans: Sequence[Sequence[slice]], length: int) -> Int[Array, "b t"]:
-    """The last position that each token sees; images without a token between them are one block."""
-    last = np.tile(np.arange(length, dtype=np.int32), (len(spans), 1))
-    for row, found in zip(last, spans):
-        begin = stop = -1
-        for span in reversed(found):
-            stop = stop if span.stop == begin else span.stop
-            begin = span.start
-            row[span] = stop - 1
-    return jnp.asarray(last)
+def last_seen(spans: Sequence[slice], length: int) -> Int[np.ndarray, "t"]:
+    """The last position that each token of a row sees where the tokens of an image see one another;
+    images without a token between them are one block.
+
+    >>> last_seen([slice(1, 3)], 4).tolist()
+    [0, 2, 2, 3]
+    """
+    last = np.arange(length, dtype=np.int32)
+    begin = stop = -1
+    for span in reversed(spans):
+        stop = stop if span.stop == begin else span.stop
+        begin = span.start
+        last[span] = stop - 1
+    return last
 
 
 def expanded(

@@ -183,6 +183,9 @@ class Packed:
 
     segment_ids: Int[Array, "b t"]
     """Document number within the row, from 1; 0 is padding."""
+    last_seen: Int[Array, "b t"] | None = None
+    """Position in its document of the last token that each token sees; ``None``: its own. Tokens of
+    an image see one another by it (Gemma 3)."""
 
     @property
     def state(self) -> State:
@@ -198,7 +201,13 @@ class Packed:
     def attend(self, query, key, value, positions, rule, state, sinks=None):
         segments = self.segment_ids
         mask = AttentionMask(
-            positions, positions, segments, segments, aligned=True, window=rule.window
+            positions,
+            positions,
+            segments,
+            segments,
+            aligned=True,
+            window=rule.window,
+            query_last=self.last_seen,
         )
         return attend_by_rule(query, key, value, mask, rule, sinks), state
 

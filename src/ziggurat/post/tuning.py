@@ -250,12 +250,17 @@ def _reference(path: Path, model: LanguageModel, layout: Layout) -> Params:
 
 def placed(params: Params, model: LanguageModel, layout: Layout) -> Params:
     """Copy parameters into arrays of the model's types, sharded by the layout."""
+    return placed_as(params, model.abstract, model.shardings(layout))
 
-    def one(_: str, like: Any, leaf: Any) -> Array:
+
+def placed_as(params: Params, abstract: Params, shardings: Params) -> Params:
+    """Copy parameters into arrays of these types, in these places."""
+
+    def one(_: str, like: Any, sharding: Any, leaf: Any) -> Array:
         copy = jnp.array(leaf, like.dtype, copy=True)  # the state's arrays are donated
-        return jax.device_put(copy, like.sharding)
+        return jax.device_put(copy, sharding)
 
-    return map_named(one, structs(model, layout), params)
+    return map_named(one, abstract, shardings, params)
 
 
 def structs(model: LanguageModel, layout: Layout) -> Params:
@@ -278,15 +283,19 @@ def files_of(run: RunConfig, start: Start, tokenizer: Any) -> dict[str, bytes | 
     """Files to save beside a checkpoint's arrays: model config and tokenizer, so that it loads by
     itself. A checkpoint of adapters also records where its base model is.
     """
-    files = step_files.files_of(start.tuned.model.config, tokenizer)
+    return step_files.files_of(start.tuned.model.config, tokenizer) | adapter_files(run)
+
+
+def adapter_files(run: RunConfig) -> dict[str, bytes | Path]:
+    """Record of where the base of a run's adapters is; nothing where it trains none."""
     if run.adapter is None:
-        return files
+        return {}
     assert isinstance(run.model, PretrainedModel), "adapters have a base"
     given = hub.local(run.model.path)
     base = step_files.step_directory(given) or given if given.is_dir() else given
     record = AdapterRecord(run.adapter, base, fingerprint(base))
     step = run.directory / "checkpoints" / "step"
-    return files | {ADAPTER_FILE: record.text(step).encode()}
+    return {ADAPTER_FILE: record.text(step).encode()}
 
 
 def trained_model(

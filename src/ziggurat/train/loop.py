@@ -27,7 +27,7 @@ from ziggurat.core.protocols import Batch, MetricSink
 from ziggurat.mesh import Processes
 from ziggurat.models import Params
 from ziggurat.models.loading.pretrained import Pretrained
-from ziggurat.models.loading.step_files import AVERAGE
+from ziggurat.models.loading.step_files import AVERAGE, FROZEN
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.journal import Journal
@@ -401,9 +401,11 @@ class Loop:
             "prng": {"seed": self.experiment.run.seed, "implementation": "threefry2x32"},
             "counters": {"step": self.done, **counters},
         }
+        kept = self.experiment.parts.kept
+        arrays = state.arrays | ({FROZEN: kept} if kept else {})
         with self.timer.phase("checkpoint"):
             report = self.checkpoints.save(
-                self.done, state.arrays, records, self._files, metrics=metrics, final=last
+                self.done, arrays, records, self._files, metrics=metrics, final=last
             )
         if "disk" in report.tiers:
             self.sinks.write(self.done - 1, {"checkpoint_blocking_s": report.blocking_s})

@@ -99,7 +99,10 @@ class Parts:
     start: Params | None = None
     """Parameters to start from; fresh ones if not given."""
     frozen: Params = dataclasses.field(default_factory=dict)
-    """Arrays of ``program.frozen``, in their places. No part of a checkpoint."""
+    """Arrays of ``program.frozen``, in their places. Of these a checkpoint holds ``kept``."""
+    kept: Params = dataclasses.field(default_factory=dict)
+    """Frozen arrays that every checkpoint holds too, as its item ``frozen``: parts of the model
+    that are not trained."""
     tokenizer: HuggingFaceTokenizer | None = None
     eval_data: TrainingData | None = None
     """Held-out batches, of which the first are evaluated."""

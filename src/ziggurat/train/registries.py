@@ -27,7 +27,11 @@ OBJECTIVES: Registry["type[ObjectiveKind]"] = Registry(
 
 DATA: Registry[Any] = Registry(
     "data.kind",
-    homes={"text": "ziggurat.data:DataConfig", "images": "ziggurat.data:ImageData"},
+    homes={
+        "text": "ziggurat.data:DataConfig",
+        "images": "ziggurat.data:ImageData",
+        "image_text": "ziggurat.data:ImageTextData",
+    },
     extensions=("ziggurat.post",),
 )
 """Nodes of ``[data]`` by kind; an objective says which it learns from."""

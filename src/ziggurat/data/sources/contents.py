@@ -14,11 +14,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ziggurat.core.errors import DataError
-from ziggurat.data.sources import fields
+from ziggurat.data.sources import fields, image_parts
 from ziggurat.data.sources.fields import NOTHING, Extras
 from ziggurat.data.sources.files import SourceFile
 from ziggurat.data.sources.nodes import (
     ANSWERS,
+    CONVERSATIONS,
     LABEL,
     PROMPTS,
     VIEWS,
@@ -59,8 +60,10 @@ def document(
         key = key_of(source)
         text = checked_text(get(key), key)
         return Document(text, file.name, number) if text else None
-    prompts = source.content != "messages"
+    prompts = source.content not in CONVERSATIONS
     taken = [key for keys in keys_of(source) for key in keys]
+    with_images = source.content == "image_messages"
+    taken += image_parts.COLUMNS if with_images else ()
     extras = fields.beside(get, names, taken, prompts=prompts)
     place = _Place(file, number, extras)
     if source.content in VIEWS["preference"]:
@@ -70,11 +73,14 @@ def document(
         return _answer(source, place, get)
     key = key_of(source)
     value = get(key)
-    if source.content == "messages":
-        messages = checked_messages(value, key)
+    if source.content in CONVERSATIONS:
+        messages = checked_messages(value, key, images=with_images)
         if not any(message["role"] == "assistant" for message in messages):
             return None
-        return _conversation(messages, place)
+        if not with_images:
+            return _conversation(messages, place)
+        messages, images = image_parts.separated(messages, get, names)
+        return dataclasses.replace(_conversation(messages, place), images=images)
     other = completion_of(source)
     answer = get(other)
     if isinstance(value, str) and isinstance(answer, str):
@@ -203,8 +209,16 @@ def _label(value: Any) -> bool:
     raise Fault(f"{LABEL!r}: {value!r}", "true or false")
 
 
-def checked_messages(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
-    """Messages as mappings with a role; columns of lists, as old data sets keep them, turned."""
+def checked_messages(
+    value: Any, key: str, *, images: bool = False
+) -> tuple[Mapping[str, Any], ...]:
+    """Messages as mappings with a role; columns of lists, as old data sets keep them, turned.
+
+    Args:
+        value: of the record.
+        key: its key, for errors.
+        images: whether parts of a message may be images.
+    """
     if isinstance(value, Mapping) and value and all(isinstance(v, list) for v in value.values()):
         if len({len(column) for column in value.values()}) != 1:
             raise Fault(f"{key!r}: lists of different lengths", "a list of messages")
@@ -216,7 +230,7 @@ def checked_messages(value: Any, key: str) -> tuple[Mapping[str, Any], ...]:
         where = f"{key!r}: message {number}"
         if not isinstance(message, Mapping):
             raise Fault(f"{where} without a role ({type(message).__name__})", "role and content")
-        fields.check_message(message, where)
+        fields.check_message(message, where, images=images)
     try:
         json.dumps(value, ensure_ascii=False, default=str).encode("utf-8")
     except UnicodeEncodeError:

@@ -34,7 +34,8 @@ class Field:
 
 
 _TOKENS = "give texts or messages, which are tokenised here"
-_IMAGES = "leave them out: text is all that these objectives learn from"
+_IMAGES = "leave them out, or see content image_messages of a source for objective sft"
+_MEDIA = "leave them out: text and images are all that objectives learn from"
 _LOG_PROBS = "leave them out: the reference is run here"
 
 RECORD = (
@@ -52,8 +53,8 @@ RECORD = (
     Field("input", "Axolotl", "refused", "write it into the prompt, behind the instruction"),
     Field("segments", "Axolotl", "refused", "write prompt and completion, or messages"),
     Field("completions", "TRL", "refused", "write a record for each completion"),
-    *(Field(n, "TRL", "refused", _IMAGES) for n in ("image", "images", "video", "videos")),
-    *(Field(n, "TRL", "refused", _IMAGES) for n in ("audio", "audios")),
+    *(Field(n, "TRL", "refused", _IMAGES) for n in ("image", "images")),
+    *(Field(n, "TRL", "refused", _MEDIA) for n in ("video", "videos", "audio", "audios")),
     *(
         Field(name, "TRL, Axolotl", "refused", _TOKENS)
         for name in ("input_ids", "attention_mask", "labels", "position_ids", "token_type_ids")
@@ -88,7 +89,7 @@ MESSAGE = (
     Field("training_detail", "Axolotl", "refused", "give whole messages train or weight"),
     Field("function_call", "OpenAI", "refused", "write it as tool_calls"),
     Field("refusal", "OpenAI", "refused", "write it as content"),
-    Field("audio", "OpenAI", "refused", _IMAGES),
+    Field("audio", "OpenAI", "refused", _MEDIA),
     Field("from", "Axolotl", "refused", "rename it to role"),
     Field("value", "Axolotl", "refused", "rename it to content"),
 )
@@ -101,6 +102,8 @@ ROLES = {
 """Roles of other formats, and what templates call them."""
 MASKS = ("weight", "train", "training")
 """Fields that say whether a message is learned."""
+IMAGE_PARTS = ("image", "image_url")
+"""Types of a message's parts that are images: Hugging Face's and OpenAI's."""
 OF_PROMPTS = frozenset({"input"})
 """Fields that mean something beside a prompt only; a conversation may be about an input."""
 WITHOUT_ROWS = frozenset({"labels"})
@@ -163,8 +166,9 @@ def beside(
     )
 
 
-def check_message(message: Mapping[str, Any], where: str) -> None:
-    """Refuse what a message says that cannot be honoured.
+def check_message(message: Mapping[str, Any], where: str, *, images: bool = False) -> None:
+    """Refuse what a message says that cannot be honoured; ``images`` are parts that some sources
+    take.
 
     Raises:
         Fault: a known field, a role or a part of its content is of that kind; it is named.
@@ -181,6 +185,8 @@ def check_message(message: Mapping[str, Any], where: str) -> None:
     content = message.get("content")
     for part in content if isinstance(content, Sequence) and not isinstance(content, str) else ():
         kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if images and kind in IMAGE_PARTS:
+            continue
         if kind != "text" or not isinstance(part.get("text"), str):
             raise Fault(f"{where}: a part of type {kind!r}", 'parts {"type": "text", "text": ...}')
     is_learned(message, where)

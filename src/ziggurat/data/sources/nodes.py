@@ -11,6 +11,7 @@ from ziggurat.core import config
 Content = Literal[
     "text",
     "messages",
+    "image_messages",
     "prompt_completion",
     "preference",
     "chosen",
@@ -21,11 +22,11 @@ Content = Literal[
 ]
 """Content of a record, which decides what is learned.
 
-``text``: all of it. A conversation: the assistant's turns. A prompt and its completion: the
-completion. ``preference`` is a prompt with a chosen and a rejected answer, and ``labelled`` a
-prompt with an answer that a label calls good or bad; objectives that compare answers take them. One
-answer of each alone is a document like any other: ``chosen``, ``rejected``, ``desirable``,
-``undesirable``.
+``text``: all of it. A conversation: the assistant's turns; ``image_messages`` may hold images, and
+``[data] kind = "image_text"`` takes it. A prompt and its completion: the completion.
+``preference`` is a prompt with a chosen and a rejected answer, and ``labelled`` a prompt with an
+answer that a label calls good or bad; objectives that compare answers take them. One answer of each
+alone is a document like any other: ``chosen``, ``rejected``, ``desirable``, ``undesirable``.
 """
 
 VIEWS = {"preference": ("chosen", "rejected"), "labelled": ("desirable", "undesirable")}
@@ -33,10 +34,17 @@ VIEWS = {"preference": ("chosen", "rejected"), "labelled": ("desirable", "undesi
 ANSWERS = frozenset(view for pair in VIEWS.values() for view in pair)
 """Contents whose document is one answer of such a record."""
 
-DEFAULT_KEYS = {"text": "text", "messages": "messages", "prompt_completion": "prompt"}
+DEFAULT_KEYS = {
+    "text": "text",
+    "messages": "messages",
+    "image_messages": "messages",
+    "prompt_completion": "prompt",
+}
 """The key of a record's document where none is given."""
 LABEL = "label"
 """The key of a labelled answer's label."""
+CONVERSATIONS = frozenset({"messages", "image_messages"})
+"""Contents that are a list of messages."""
 PROMPTS: tuple[str, ...] = ("prompt", "messages")
 """The keys under which a record with answers may have its prompt."""
 

@@ -41,6 +41,9 @@ class Document:
     """Tools that the assistant may call, as the chat template takes them."""
     variables: Mapping[str, Any] | None = None
     """Further variables of the template."""
+    images: tuple[str | bytes, ...] = ()
+    """Images in the order of their parts in the messages: a file's path or data URI, or its
+    content."""
     margin: float | None = None
     """Least difference of scores by which the chosen answer should lead."""
     key: str | None = None

@@ -7,7 +7,14 @@ from ziggurat.core.errors import DataError, did_you_mean
 from ziggurat.data.sources import fields, files
 from ziggurat.data.sources.contents import document
 from ziggurat.data.sources.files import SourceFile
-from ziggurat.data.sources.nodes import ANSWERS, LABEL, HuggingFaceDataset, Parquet, keys_of
+from ziggurat.data.sources.nodes import (
+    ANSWERS,
+    CONVERSATIONS,
+    LABEL,
+    HuggingFaceDataset,
+    Parquet,
+    keys_of,
+)
 from ziggurat.data.sources.records import Fault, Records
 
 BATCH_ROWS = 1024
@@ -137,7 +144,7 @@ def _check_type(source: Any, file: SourceFile, name: str, kind: Any) -> None:
         good, expected = (pa.types.is_boolean, pa.types.is_integer), "true and false"
     elif source.content in ANSWERS:
         good, expected = (*strings, *messages), "strings or lists of messages"
-    elif source.content == "messages":
+    elif source.content in CONVERSATIONS:
         good, expected = messages, "a list of messages"
     elif source.content == "prompt_completion":
         good, expected = (*strings, *messages), "strings or lists of messages"

@@ -61,6 +61,9 @@ class VisionLanguageFamily:
     prepare: Callable[[Any, Any, Sequence[Any]], list[PreparedImage]]
     """Pictures (files' contents, paths, or pictures of Pillow) as the tower reads them, given the
     family's config and the processor's."""
+    measure: Callable[[Any, Any, tuple[int, int]], PreparedImage]
+    """Result of ``prepare`` for a picture of this height and width in pixels, with zeros for its
+    pixels (see :func:`~ziggurat.models.vision_language_model.blank`)."""
     published_name: Callable[[Part, str], str] = llava_name
     """Name in published files, from a tensor's name in its part."""
     ignored: Callable[[Any, str], bool] = lambda config, name: False

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.checkpoint import read_arrays
+from ziggurat.checkpoint.manifest import read_manifest
 from ziggurat.core import hub
 from ziggurat.core.errors import ModelError
-from ziggurat.core.pytrees import named_leaves
+from ziggurat.core.pytrees import named_leaves, nested
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.formats import SafetensorsDirectory
 from ziggurat.mesh import Layout
@@ -44,6 +45,7 @@ from ziggurat.models.loading.hf_directory import (
 from ziggurat.models.loading.placing import float_type, place_arrays
 from ziggurat.models.loading.step_files import (
     DIFFUSION_FILE,
+    FROZEN,
     MODEL_FILE,
     TOKENIZER,
     VISION_FILE,
@@ -207,6 +209,23 @@ def export_hf(
     )
 
 
+def trained_arrays(step: Path) -> dict[str, Any]:
+    """The model's arrays in a step: those that were trained, and those that were not."""
+    found = read_arrays(step, trained_item(step))
+    assert isinstance(found, dict), "parameters are a tree"
+    if FROZEN not in read_manifest(step).items:
+        return found
+    frozen = read_arrays(step, FROZEN)
+    return nested(named_leaves(found) | named_leaves(frozen))
+
+
+def language_arrays(step: Path) -> dict[str, Any]:
+    """The arrays of a step's language model, also where it is trained with the tower beside it."""
+    found = trained_arrays(step)
+    beside = (step / VISION_FILE).is_file() and "language" in found
+    return found["language"] if beside else found
+
+
 def _load_step(
     step: Path, name: str, precision: Precision | None, layout: Layout | None
 ) -> Pretrained:
@@ -236,7 +255,7 @@ def _load_step(
     if (step / FORMATS_FILE).is_file():
         model = quantized(model, read_formats(step / FORMATS_FILE, model))
     shardings = named_leaves(model.shardings(layout)) if layout is not None else {}
-    arrays = read_arrays(step, trained_item(step))
+    arrays = language_arrays(step)
     params = place_arrays(step, arrays, model.abstract, shardings, precision)
     tokenizer = HuggingFaceTokenizer.load(step / TOKENIZER)
     token_ids.warn_of_larger(tokenizer, settings.vocab_size, step)

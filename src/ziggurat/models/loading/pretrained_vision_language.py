@@ -11,12 +11,17 @@ from typing import Any
 import numpy as np
 
 from ziggurat.checkpoint import read_arrays
+from ziggurat.checkpoint.manifest import read_manifest
 from ziggurat.core import config, hub
 from ziggurat.core.errors import ModelError
 from ziggurat.core.pytrees import named_leaves
-from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.data import HuggingFaceTokenizer, chat
+from ziggurat.data.conversation import template_of
+from ziggurat.data.template_input import with_parts
 from ziggurat.formats import SafetensorsDirectory
 from ziggurat.mesh import Layout
+from ziggurat.models import adapters
+from ziggurat.models.adapters import ADAPTER_FILE
 from ziggurat.models.conversion import token_ids
 from ziggurat.models.conversion.text_part import PartTensors
 from ziggurat.models.conversion.weight_names import export_weights, import_weights
@@ -92,7 +97,7 @@ class PretrainedVisionLanguage(pretrained.Pretrained):
         Raises:
             DataError: there are more or fewer placeholders than images.
         """
-        return expanded(self.vision.config, text, images, self._text_of)
+        return expanded(self.vision.config, text, images, self.text_of)
 
     def prompt(
         self, tokens: Sequence[Sequence[int]], images: Sequence[Sequence[PreparedImage]]
@@ -118,7 +123,31 @@ class PretrainedVisionLanguage(pretrained.Pretrained):
         [found] = generate(self.vision, self.params, prompt, max_new_tokens, ends)
         return self.tokenizer.decode([token for token in found if token not in ends])
 
-    def _text_of(self, token: int) -> str:
+    def answer(
+        self, question: str, pictures: Sequence[Any] = (), *, max_new_tokens: int = 64
+    ) -> str:
+        """Answer a user's message with pictures before its text, by the most likely token.
+
+        Args:
+            question: text of the message.
+            pictures: files' contents, paths, or pictures of Pillow, in order.
+            max_new_tokens: most tokens of the answer.
+
+        Raises:
+            DataError: there is no chat template or none with a place for images, or a picture
+                cannot be read.
+            ShapeError: the message with its images would exceed the model's context.
+        """
+        template = template_of(self.tokenizer)
+        parts = [*[{"type": "image"}] * len(pictures), {"type": "text", "text": question}]
+        messages = [{"role": "user", "content": parts if pictures else question}]
+        text = chat.render(
+            template, with_parts(messages, template), None, True, **self.tokenizer.special_tokens
+        )
+        return self.generate(text, pictures, max_new_tokens=max_new_tokens)
+
+    def text_of(self, token: int) -> str:
+        """Text of a token of images."""
         text = self.tokenizer.backend.id_to_token(token)
         if text is None:
             raise ModelError(
@@ -220,10 +249,7 @@ def save(
         ModelError: weights of the language model are quantised.
     """
     _refuse_quantized(whole)
-    files = step_files.files_of(whole.model.config, whole.tokenizer)
-    files[token_ids.FILE] = json.dumps(dict(whole.token_ids)).encode()
-    for name, node in ((VISION_FILE, whole.vision.config), (PROCESSOR_FILE, whole.processor)):
-        files[name] = json.dumps(config.to_plain(node), indent=2).encode()
+    files = files_of(whole, whole.tokenizer)
     return step_files.save_new(
         directory, {PARAMS: whole.params, TOWER: whole.tower}, files, records
     )
@@ -269,6 +295,20 @@ def export_hf(
     )
 
 
+def files_of(whole: PretrainedVisionLanguage, tokenizer: Any) -> dict[str, bytes | Path]:
+    """Files of a checkpoint step besides arrays, with which :func:`load` can read it alone.
+
+    Args:
+        whole: the model.
+        tokenizer: that is saved with it.
+    """
+    files = step_files.files_of(whole.model.config, tokenizer)
+    files[token_ids.FILE] = json.dumps(dict(whole.token_ids)).encode()
+    for name, node in ((VISION_FILE, whole.vision.config), (PROCESSOR_FILE, whole.processor)):
+        files[name] = json.dumps(config.to_plain(node), indent=2).encode()
+    return files
+
+
 def _published(
     whole: PretrainedVisionLanguage, family: VisionLanguageFamily
 ) -> Iterator[tuple[str, np.ndarray]]:
@@ -287,6 +327,25 @@ def _published(
     return itertools.chain(text, image)
 
 
+def _with_adapters(
+    step: Path, name: str, precision: Precision | None, layout: Layout | None
+) -> PretrainedVisionLanguage:
+    """The model of a step of adapters: its base with them added to the language model."""
+    record = adapters.read_record(step)
+    base = load(record.base, precision=precision, layout=layout)
+    arrays = pretrained.read_adapters(step, base.model, record.lora)
+    model, params = adapters.merge_into(base.model, base.params, arrays, record.lora)
+    return dataclasses.replace(
+        base,
+        model=model,
+        params=params,
+        tokenizer=HuggingFaceTokenizer.load(step / step_files.TOKENIZER),
+        vision=dataclasses.replace(base.vision, language=model),
+        name=name,
+        source=str(step),
+    )
+
+
 def _load_step(
     step: Path, name: str, precision: Precision | None, layout: Layout | None
 ) -> PretrainedVisionLanguage:
@@ -295,6 +354,8 @@ def _load_step(
         raise ModelError(
             f"model {step}", found="a model that reads no images", expected="one that reads images"
         )
+    if (step / ADAPTER_FILE).is_file():
+        return _with_adapters(step, name, precision, layout)
     values = json.loads(file.read_text())
     family = VISION_LANGUAGE[str(values.get("kind"))]
     settings = config.from_plain(family.config_class, values, str(file))
@@ -304,12 +365,14 @@ def _load_step(
     vision = VisionLanguageModel.build(settings, precision)
     shardings = {} if layout is None else vision.shardings(layout)
 
-    def read(item: str, part: str) -> Params:
-        arrays, abstract = read_arrays(step, item), vision.abstract[part]
+    def read(arrays: Any, part: str) -> Params:
         placed = named_leaves(shardings[part]) if shardings else {}
-        return place_arrays(step, arrays, abstract, placed, precision)
+        return place_arrays(step, arrays, vision.abstract[part], placed, precision)
 
-    params, tower = read(step_files.trained_item(step), "language"), read(TOWER, "tower")
+    trained = pretrained.trained_arrays(step)
+    apart = TOWER in read_manifest(step).items  # as save() writes it; a run trains one tree
+    parts = {"language": trained, TOWER: read_arrays(step, TOWER)} if apart else trained
+    params, tower = read(parts["language"], "language"), read(parts[TOWER], TOWER)
     tokenizer = HuggingFaceTokenizer.load(step / step_files.TOKENIZER)
     ids = token_ids.read(step)
     model = vision.language.typed_as(params)

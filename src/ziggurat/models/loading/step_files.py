@@ -24,6 +24,8 @@ DIFFUSION_FILE = "diffusion.json"
 AVERAGE = "average"
 """Item of a checkpoint step: the moving average of the parameters, if the run kept one; it is then
 what the model is."""
+FROZEN = "frozen"
+"""Item of a checkpoint step: parts of the model that the run did not train."""
 TOKENIZER = "tokenizer"
 """Directory of the tokenizer inside a checkpoint step."""
 

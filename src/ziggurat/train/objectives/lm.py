@@ -1,7 +1,7 @@
 """The language-modelling objective: predict every next token of packed documents."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -14,6 +14,7 @@ from ziggurat.models import LanguageModel, Params
 from ziggurat.models.loading import pretrained, step_files
 from ziggurat.nn.attention_context import Packed
 from ziggurat.nn.moe import MixtureOfExpertsConfig
+from ziggurat.nn.multimodal import MultimodalInputs
 from ziggurat.nn.router import Routing, largest_load, load_balancing_loss, router_z_loss
 from ziggurat.optim import LossConfig, next_token_loss
 from ziggurat.train.config import RunConfig
@@ -105,12 +106,41 @@ def language_modelling(
         ConfigError: the loss asks for what the model has not: experts, or a correcting bias; or
             the model's weights are quantised.
     """
+    with_inputs = multimodal_language_modelling(model, loss, layout, frozen_base=frozen_base)
+
+    def objective(params: Params, batch: Arrays, frozen: Params) -> Sums:
+        return with_inputs(params, batch, None, None)
+
+    return objective
+
+
+MultimodalObjective = Callable[[Params, Arrays, MultimodalInputs | None, jax.Array | None], Sums]
+"""``(params, batch, inputs, last_seen) -> Sums``, for the parameters of a language model."""
+
+
+def multimodal_language_modelling(
+    model: LanguageModel, loss: LossConfig, layout: Layout, *, frozen_base: bool = False
+) -> MultimodalObjective:
+    """The objective of :func:`language_modelling` with embeddings of images among the tokens'.
+
+    It also takes the inputs beside tokens, and the last position that each token sees where this is
+    not its own (see :class:`ziggurat.nn.attention_context.Packed`).
+
+    Raises:
+        ConfigError: as :func:`language_modelling`.
+    """
     _check(model, loss, frozen_base)
     shards = layout.ways("batch") * layout.ways("sequence")
 
-    def objective(params: Params, batch: Arrays, frozen: Params) -> Sums:
-        context = Packed(batch["segment_ids"])
-        hidden, _, routing = model.run(params, batch["tokens"], batch["positions"], context)
+    def objective(
+        params: Params,
+        batch: Arrays,
+        inputs: MultimodalInputs | None,
+        last_seen: jax.Array | None,
+    ) -> Sums:
+        context = Packed(batch["segment_ids"], last_seen)
+        tokens, positions = batch["tokens"], batch["positions"]
+        hidden, _, routing = model.run(params, tokens, positions, context, inputs)
         with jax.named_scope("loss"):
             head = dense(model.head(params))
             total, metrics = next_token_loss(

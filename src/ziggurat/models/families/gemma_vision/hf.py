@@ -14,7 +14,7 @@ from ziggurat.models.families.image_encoder_fields import hf_image
 from ziggurat.models.families.llava.hf import TOWER, encoder_names, vision_table
 from ziggurat.models.families.siglip.hf import image_names, image_settings
 from ziggurat.models.image_processor import ImageProcessor, ImageProcessorConfig
-from ziggurat.models.vision_language_model import PreparedImage
+from ziggurat.models.vision_language_model import PreparedImage, blank
 
 SIGLIP = "siglip_vision_model"
 IDS = {
@@ -100,11 +100,23 @@ def prepare(
     Raises:
         ModelError: the processor makes pixels of another size than the tower reads.
     """
+    _check(config, processor)
+    pixels = ImageProcessor(processor)(pictures)
+    return [PreparedImage(one, config.tokens_per_image) for one in pixels]
+
+
+def measure(
+    config: Gemma3VisionConfig, processor: ImageProcessorConfig, size: tuple[int, int]
+) -> PreparedImage:
+    """A picture of any height and width as the tower reads it, without its pixels."""
+    _check(config, processor)
+    return PreparedImage(blank(3, *config.image.image_size), config.tokens_per_image)
+
+
+def _check(config: Gemma3VisionConfig, processor: ImageProcessorConfig) -> None:
     if processor.size != config.image.image_size:
         raise ModelError(
             "image processor",
             found=f"pixels of size {processor.size}",
             expected=f"{config.image.image_size}, as the tower reads",
         )
-    pixels = ImageProcessor(processor)(pictures)
-    return [PreparedImage(one, config.tokens_per_image) for one in pixels]

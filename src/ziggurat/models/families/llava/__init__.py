@@ -19,6 +19,7 @@ VISION_LANGUAGE.add(
         read_processor=hf.read_processor,
         write_processor=image_processor.to_hf,
         prepare=hf.prepare,
+        measure=hf.measure,
         ignored=hf.ignored,
     ),
 )

@@ -19,7 +19,7 @@ from ziggurat.models.families.encoder_fields import linears, norms
 from ziggurat.models.families.image_encoder_fields import hf_image
 from ziggurat.models.families.llava.config import LlavaConfig
 from ziggurat.models.image_processor import ImageProcessor, ImageProcessorConfig
-from ziggurat.models.vision_language_model import PreparedImage
+from ziggurat.models.vision_language_model import PreparedImage, blank
 
 TOWER = "vision_tower."
 CLIP = "clip_vision_model"
@@ -152,3 +152,11 @@ def prepare(
     """Pictures as the tower reads them."""
     pixels = ImageProcessor(processor)(pictures)
     return [PreparedImage(one, config.image_tokens(*one.shape[1:])) for one in pixels]
+
+
+def measure(
+    config: LlavaConfig, processor: ImageProcessorConfig, size: tuple[int, int]
+) -> PreparedImage:
+    """A picture of this height and width as the tower reads it, without its pixels."""
+    high, wide = ImageProcessor(processor).size_of(*size)
+    return PreparedImage(blank(3, high, wide), config.image_tokens(high, wide))

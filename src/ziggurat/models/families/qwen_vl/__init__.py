@@ -24,6 +24,7 @@ for _config_class, _name, _published in (
             read_processor=hf.read_processor,
             write_processor=patch_processor.to_hf,
             prepare=hf.prepare,
+            measure=hf.measure,
             published_name=_published,
         ),
     )

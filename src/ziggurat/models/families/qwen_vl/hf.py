@@ -17,7 +17,7 @@ from ziggurat.models.families.qwen_vl.vision import Qwen3VisionConfig, QwenVisio
 from ziggurat.models.image_places import token_count
 from ziggurat.models.image_processor import read_file
 from ziggurat.models.patch_processor import PatchProcessor, PatchProcessorConfig
-from ziggurat.models.vision_language_model import PreparedImage
+from ziggurat.models.vision_language_model import PreparedImage, blank
 
 IDS = {
     "image_token": "image_token_id",
@@ -173,7 +173,30 @@ def prepare(
         DataError: a picture cannot be decoded, is too large or too thin, or the processor cuts
             other patches than the tower reads.
     """
-    image = config.image
+    _check(config.image, processor)
+    patches, grids = PatchProcessor(processor)(pictures)
+    prepared, start = [], 0
+    for grid in grids:
+        count = grid[0] * grid[1]
+        tokens = token_count(grid, config.image.merge_size)
+        prepared.append(PreparedImage(patches[start : start + count], tokens, grid))
+        start += count
+    return prepared
+
+
+def measure(
+    config: QwenVLConfig, processor: PatchProcessorConfig, size: tuple[int, int]
+) -> PreparedImage:
+    """A picture of this height and width as the tower reads it, without its pixels."""
+    _check(config.image, processor)
+    grid, image = processor.grid(*size), config.image
+    inputs = image.channels * image.frames * image.patch_size**2
+    pixels = blank(grid[0] * grid[1], inputs)
+    return PreparedImage(pixels, token_count(grid, image.merge_size), grid)
+
+
+def _check(image: QwenVisionConfig, processor: PatchProcessorConfig) -> None:
+    """Refuse patches of another size than the tower reads."""
     wanted = (image.patch_size, image.merge_size, image.frames)
     found = (processor.patch_size, processor.merge_size, processor.frames)
     if found != wanted:
@@ -182,11 +205,3 @@ def prepare(
             found=list(found),
             expected=f"{list(wanted)}, as the model has",
         )
-    patches, grids = PatchProcessor(processor)(pictures)
-    prepared, start = [], 0
-    for grid in grids:
-        count = grid[0] * grid[1]
-        tokens = token_count(grid, image.merge_size)
-        prepared.append(PreparedImage(patches[start : start + count], tokens, grid))
-        start += count
-    return prepared

@@ -14,28 +14,21 @@ import tempfile
 import time
 from pathlib import Path
 
-from cases import case, front_door, models, post, scale, serve, train
+from cases import case, front_door, models, post, scale, serve, serve_clients, serve_llm, train
 
-FOLDERS = (front_door, models, post, scale, serve, train)
+FOLDERS = (front_door, models, post, scale, serve, serve_clients, serve_llm, train)
 """Modules that register their cases when they are imported."""
 
 NOT_RUN = {
     "post/07-dit-step": "a profile without an expected value",
-    "scale/03-context-parallel": "no check yet: compiles for a pod, many minutes",
-    "scale/05-paged-tpu": "compiles for a TPU; no expected value is named",
-    "scale/08-tensor-residuals": "no check yet: compiles for a pod, many minutes",
-    "servellm/03-bf16-seed": "no check yet",
-    "servellm/04-client-matrix": "no check yet: clients that this environment does not have",
-    "servellm/05-lm-eval-loglikelihood": "no check yet: lm_eval is not in this environment",
-    "servellm/06-content-parts-template": "no check yet",
-    "servellm/07-extra-keys-in-arguments": "no check yet",
-    "servellm/08-truncated-call-in-history": "no check yet",
+    "scale/03-context-parallel": "belongs to the work on scale: compiles for a pod, many minutes",
+    "scale/05-paged-tpu": "belongs to the work on serving: no expected value is named",
+    "scale/08-tensor-residuals": "belongs to the work on scale: compiles for a pod, many minutes",
+    "servellm/04-client-matrix": "belongs to the work on serving: echo, best_of, other APIs",
+    "servellm/05-lm-eval-loglikelihood": "belongs to the work on serving: prompt log-probabilities",
     "servepredict/00-repository": "a fixture of others",
-    "servepredict/02-conformance": "no check yet",
-    "servepredict/05-dos": "no check yet: a load of minutes",
-    "servepredict/06-kserve-grpc": "no check yet: KServe's SDK is not in this environment",
     "ux/05-notebook": "no expected value is named",
-    "ux/07-lm-eval": "no check yet: lm_eval is not in this environment",
+    "ux/07-lm-eval": "belongs to the work on serving: prompt log-probabilities",
 }
 """Folders that are not run, and why."""
 

@@ -2,6 +2,7 @@
 programs compiled quickly and once: by whichever test process needs one first, for all others and
 for the processes that tests start."""
 
+import collections
 import ctypes
 import functools
 import gc
@@ -42,6 +43,26 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 def pytest_configure(config: pytest.Config) -> None:
     if PROGRAMS is not None:
         config.add_cleanup(functools.partial(shutil.rmtree, PROGRAMS, ignore_errors=True))
+
+
+MANY, SHARE = 12, 4
+"""``make test`` runs one in four of a test's cases where they are more than twelve."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave most cases of sweeps, such as one over all families, to ``make check``."""
+    tests = collections.defaultdict(list)
+    for item in items:
+        tests[item.nodeid.split("[")[0]].append(item)
+    for cases in tests.values():
+        left = []
+        if len(cases) > MANY:
+            left = [case for number, case in enumerate(cases) if number % SHARE]
+        elif cases[0].get_closest_marker("sweep"):
+            left = cases[1:]
+        for case in left:
+            case.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)

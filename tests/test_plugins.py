@@ -9,6 +9,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).parents[1] / "docs/how-to/extend.md"
 BLOCK = re.compile(r"```(?:toml|python)\n# (\S+)\n(.*?)```", re.DOTALL)
 FILES = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
@@ -60,6 +62,7 @@ print(SamplingParams(extra={"top_a": 0.2}).extra)
 """
 
 
+@pytest.mark.slow
 def test_a_run_file_names_parts_of_an_installed_package(tmp_path):
     folder = installed(tmp_path / "site")
     (tmp_path / "run.toml").write_text(FILES["run.toml"])
@@ -100,6 +103,7 @@ def test_a_run_file_names_parts_of_an_installed_package(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_objects_from_python(tmp_path):
     (tmp_path / "from_python.py").write_text(FILES["from_python.py"])
     done = ran(tmp_path, tmp_path, "from_python.py")

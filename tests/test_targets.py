@@ -15,6 +15,7 @@ ALLOWED = {
     "kernels/choices.py:chosen": "they count only where the program runs on that machine",
     "kernels/catalogue.py:_why_not": "lists what serves on this machine, for doctor and tune",
     "train/state.py:initial_state": "of the devices of the sharding that is compiled for",
+    "serve/accepting.py:_native": "asks the operating system, not a device",
     "serve/turns.py:set_slice": "asks the operating system, not a device",
     "train/summary.py:*": "the report names the machine",
     "train/loop.py:_Throughput.__init__": "peak of the devices that train, for MFU",

@@ -11,24 +11,29 @@ from cases.case import ZIGGURAT, Done, Scratch, case, end, expect
 KEYS = ("k1", "k2")
 
 
-def _port() -> int:
+def freefree_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
 
 
-def _post(port: int, body: dict, key: str, limit_s: float) -> tuple[int, str]:
+def post(
+    port: int, body: dict, key: str, limit_s: float, path: str = "/v1/completions"
+) -> tuple[int, str]:
+    """Status and body of an answer."""
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=limit_s)
     head = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-    link.request("POST", "/v1/completions", json.dumps(body), head)
+    link.request("POST", path, json.dumps(body), head)
     answer = link.getresponse()
     return answer.status, answer.read().decode()
 
 
-def _answers(port: int) -> bool:
+def answers(port: int, path: str = "/health") -> bool:
+    """Whether a server is ready."""
     try:
         link = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-        link.request("GET", "/health")
+        link.request("GET", path)
         return link.getresponse().status == 200
     except OSError:
         return False
@@ -39,14 +44,14 @@ def _served(scratch: Scratch, requests: list[tuple[dict, str]]) -> list[tuple[in
     scratch.copy("servellm/03-bf16-seed/small.toml")
     trained = scratch.ziggurat("train", "small.toml", limit_s=240)
     expect(trained.code == 0, trained.last)
-    port, log = _port(), scratch.path / "log"
+    port, log = free_port(), scratch.path / "log"
     flags = [part for key in KEYS for part in ("--api-key", key)]
     server = scratch.start(ZIGGURAT, "serve", "runs/small", "--port", str(port), *flags, log=log)
     try:
-        came = scratch.until(lambda: server.poll() is not None or _answers(port), 300)
+        came = scratch.until(lambda: server.poll() is not None or answers(port), 300)
         expect(came and server.poll() is None, Done(1, log.read_text()).last)
         limit_s = 60 * scratch.patience
-        return [_post(port, {"model": "small", **b}, key, limit_s) for b, key in requests]
+        return [post(port, {"model": "small", **b}, key, limit_s) for b, key in requests]
     finally:
         end(server)
 

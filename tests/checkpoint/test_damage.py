@@ -75,6 +75,7 @@ def damage(path: Path, how: str) -> None:
         path.unlink()
 
 
+@pytest.mark.slow
 def test_two_hundred_random_flips_are_all_found(run):
     """Each in any byte of any file, the manifest included; read as a mere reader beside a writer,
     so that the step stays where it is."""

@@ -204,6 +204,7 @@ def test_several_stores_of_a_kind(tmp_path):
         assert tiers.latest() == Newest(4, "store")
 
 
+@pytest.mark.slow
 def test_one_silent_tier_is_no_fresh_start(tmp_path, monkeypatch):
     def silent(store):
         raise OSError("no answer")

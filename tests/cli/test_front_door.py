@@ -55,6 +55,7 @@ def test_a_module_of_no_extra_is_not_explained():
     assert extras.missing(ModuleNotFoundError("no name")) is None
 
 
+@pytest.mark.slow
 def test_doctor_tries_every_command_of_a_core_installation(tmp_path):
     """What it says of ``serve`` is what ``serve`` itself says."""
     done = core("doctor", "--json", cwd=tmp_path)

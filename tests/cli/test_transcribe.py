@@ -62,6 +62,7 @@ def test_bad_input_is_one_line(tiny, audio, tmp_path, options, part, capsys):
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_serve_takes_a_model_of_speech_by_its_kind(tiny, audio):
     openai = pytest.importorskip("openai")
     options = [str(tiny), "--port", "0", "--name", "mine"]

@@ -70,6 +70,7 @@ def events_of(directory, since):
     return [event for event in read_events(directory) if event["time_unix_s"] >= since]
 
 
+@pytest.mark.slow
 def test_rank_0_is_killed_and_a_spare_takes_its_place(folder, cluster, peace):
     run, began = Run(folder, "killed", f"train.steps={STEPS}"), time.time()
     wait_for_hosts(cluster, 3)

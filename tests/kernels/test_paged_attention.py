@@ -130,6 +130,7 @@ def test_what_has_no_kernel_is_left_to_the_definition():
     np.testing.assert_array_equal(out, half)  # one token sees itself alone
 
 
+@pytest.mark.slow
 def test_a_rounded_cache_is_attention_over_rounded_keys_and_values():
     """Old tokens and new ones alike: what is written is what is read, to float32's last bits."""
     width, total = 7, 56

@@ -52,7 +52,7 @@ def line(error: pytest.ExceptionInfo) -> str:
             {"architectures": None, "model_type": None},
             ["model architecture", "found none", "MistralForCausalLM"],
         ),
-        ({"architectures": None, "model_type": "phi"}, ["found phi", "nearest is gpt_neox"]),
+        ({"architectures": None, "model_type": "phimoe"}, ["found phimoe", "nearest is mixtral"]),
         ({"model_type": "mistral"}, ["model_type", "'mistral'", "'llama'", "LlamaForCausalLM"]),
         ({"architectures": "LlamaForCausalLM"}, ["architectures", "a list of names"]),
         ({"hidden_size": None}, ["config.json: hidden_size", "absent"]),

@@ -118,6 +118,7 @@ OTHER = dataclasses.replace(
     [(LAYER,) * 3, (LOCAL, LOCAL, LAYER) * 2 + (LOCAL,), (LAYER, OTHER, LAYER, OTHER, OTHER)],
     ids=["alike", "windows", "two stacks"],
 )
+@pytest.mark.sweep
 def test_an_encoder_that_sees_earlier_tokens_only_is_a_decoder(layers):
     """Encoder and decoder scan their layers apart; this test holds the two equal: same weights,
     same states and same gradients."""

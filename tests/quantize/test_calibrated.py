@@ -49,6 +49,7 @@ def distance(model, params, before):
 
 
 @pytest.mark.parametrize("kind", ["deepseek_v3", "qwen3_next"])
+@pytest.mark.sweep
 def test_outputs_change_less_than_by_rounding_to_nearest(kind, caplog):
     """Latent attention with dense and sparse layers; gated delta layers between attention."""
     model, params = built(kind)
@@ -135,6 +136,9 @@ class Indefinite:
     def moments(self, layer, names):
         gram = jnp.diag(jnp.arange(-1.0, 15.0))
         return {name: Moments(gram, gram[0], gram[0], np.asarray(99)) for name in names}
+
+    def folds(self, layer):
+        return ()
 
     def advance(self, layer, weights):
         raise AssertionError("it goes on")

@@ -89,6 +89,7 @@ def test_a_run_without_a_step_takes_any_settings(tmp_path):
 
 
 @pytest.mark.parametrize("gone", ["steps", "directory", "damaged"])
+@pytest.mark.sweep
 def test_checkpoints_that_are_gone_stop_the_run(gone, copy, tmp_path, capsys):
     """Refused without a touch of the curve; going on is by --restart, which keeps it."""
     before = (copy / "metrics.jsonl").read_bytes()

@@ -45,6 +45,7 @@ class DataRun:
     data: DataConfig
     objective: dict[str, Any] = dataclasses.field(default_factory=dict)
     adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
+    quantize: dict[str, Any] = dataclasses.field(default_factory=dict)
     optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: dict[str, Any] = dataclasses.field(default_factory=dict)
     evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)

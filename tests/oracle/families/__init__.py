@@ -120,8 +120,9 @@ def encoder_outputs(
     """What is stored of an encoder's outputs."""
     if logits is not None:
         found = np.asarray(logits)
+        if mask is not None and found.shape == np.shape(mask):  # one logit of each token
+            found = found[..., None]
         mask = np.ones(found.shape[:2], np.float32) if mask is None else mask
-        found = found[..., None] if found.shape == mask.shape else found  # one logit of each token
         return found * mask[..., None] if found.ndim == 3 else found
     states = np.asarray(states)
     parts = [states if mask is None else states * mask[..., None]]

@@ -164,6 +164,7 @@ def same(found, expected):
 
 
 @pytest.mark.parametrize("trained", ["language", "projector", "adapter"])
+@pytest.mark.sweep
 def test_frozen_parts_stay_and_the_checkpoint_is_whole(trained, fresh, squares, tmp_path):
     more = {
         "language": (),

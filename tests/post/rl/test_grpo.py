@@ -105,6 +105,7 @@ def rows_of(outcome):
     return [row for row in read_metrics(outcome.directory.metrics) if "loss" in row]
 
 
+@pytest.mark.slow
 def test_reward_rises_and_everything_is_recorded(whole):
     rows = rows_of(whole)
     fresh = rows[::2]

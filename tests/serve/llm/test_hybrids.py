@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 from tests.models.families.test_qwen_hybrid import CONFIG
 from tests.serve.llm.test_layer_states import SETTINGS, prompts, together
 
@@ -13,6 +14,7 @@ from ziggurat.serve.llm.engine import Engine
 CONTEXT = 96
 
 
+@pytest.mark.slow
 def test_sequences_that_lose_their_blocks_end_the_same(tokenizer):
     model = LanguageModel.build(
         dataclasses.replace(CONFIG, vocab_size=258, max_sequence_length=CONTEXT)

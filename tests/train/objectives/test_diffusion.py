@@ -146,6 +146,7 @@ def test_min_snr_bounds_the_weight_of_an_error_in_the_image(prediction):
     assert (min_snr_weights(Ddpm()) == 1).all()
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_its_average_follows(finished):
     rows = read_metrics(finished.directory.metrics)
     losses = [row["loss"] for row in rows if "loss" in row]

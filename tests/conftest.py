@@ -45,8 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(functools.partial(shutil.rmtree, PROGRAMS, ignore_errors=True))
 
 
-MANY, SHARE = 12, 4
-"""``make test`` runs one in four of a test's cases where they are more than twelve."""
+SHARES = {12: 8, 4: 3}
+"""``make test`` runs one in eight of a test's cases where they are more than twelve, and one in
+three where they are more than four."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,11 +57,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         tests[item.nodeid.split("[")[0]].append(item)
     for cases in tests.values():
-        left = []
-        if len(cases) > MANY:
-            left = [case for number, case in enumerate(cases) if number % SHARE]
-        elif cases[0].get_closest_marker("sweep"):
-            left = cases[1:]
+        share = next((share for many, share in SHARES.items() if len(cases) > many), 1)
+        if cases[0].get_closest_marker("sweep"):
+            share = len(cases)
+        left = [case for number, case in enumerate(cases) if number % share]
         for case in left:
             case.add_marker("slow")
 

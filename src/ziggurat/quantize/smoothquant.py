@@ -21,7 +21,7 @@ from ziggurat.quantize.rounding import Rounding
 from ziggurat.quantize.weights import format_of, quantize_array
 
 _LEAST = 1e-5
-"""Of magnitudes and factors, as in the paper's code."""
+"""Smallest magnitude and factor, as in the paper's code."""
 
 
 def factors(

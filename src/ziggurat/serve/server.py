@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import uvicorn
 from prometheus_client import CollectorRegistry
+from uvicorn.config import STARTUP_FAILURE
 
 from ziggurat.core.errors import ServeError
 from ziggurat.serve import turns
@@ -134,11 +136,14 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start as uvicorn does, but with an :class:`Acceptor` for its servers; then exclude the
         objects made so far from garbage collection."""
-        await super().startup(sockets=sockets)
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
         acceptor = Acceptor(self._listening, self._protocol, self.config.ssl)
         acceptor.start(self.config.backlog)
         self.servers = [acceptor]  # type: ignore[assignment]  # it has what uvicorn calls
         turns.freeze()
+        self.started = True  # last: threads wait for it, and then connect
 
     def _protocol(self) -> asyncio.Protocol:
         """Protocol of a new connection, as uvicorn makes it."""

@@ -2,6 +2,11 @@
 parts, adapters, checkpoints."""
 
 import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +22,7 @@ from ziggurat.models.conversion.text_part import part_of
 from ziggurat.models.loading import pretrained, pretrained_vision_language
 from ziggurat.train.experiment import prepare
 from ziggurat.train.loop import train
+from ziggurat.train.metrics import curve, read_metrics
 from ziggurat.train.parts import kind_of
 
 ALL = ("objective.freeze_vision_tower=false", "objective.freeze_multi_modal_projector=false")
@@ -196,6 +202,32 @@ def test_frozen_parts_stay_and_the_checkpoint_is_whole(trained, fresh, squares, 
     jax.tree.map(same, after.tower, live.tower)
     text = pretrained.load(resolved.value.directory)  # the language model alone
     jax.tree.map(np.testing.assert_array_equal, after.params, text.params)
+
+
+@pytest.mark.chaos
+def test_a_killed_run_ends_as_one_that_nobody_disturbed(fresh, squares, tmp_path):
+    """SIGKILL behind a checkpoint: the same losses, parameters and frozen parts."""
+    steps = ("train.steps=12", "checkpoint.every=2", "profile.trace=false")
+    calm = image_runs.resolved(fresh, squares, tmp_path / "calm", *steps)
+    train(calm)
+    text = image_runs.TEXT.format(model=fresh, data=squares, output=tmp_path / "killed")
+    (tmp_path / "run.toml").write_text(text)
+    command = [str(Path(sys.executable).with_name("ziggurat")), "train", str(tmp_path / "run.toml")]
+    command += [f"--{change}" for change in steps]
+    directory = tmp_path / "killed" / "run"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None and not list(directory.glob("checkpoints/step_*[4-9]")):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL, "it had ended before"
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+
+    def losses(directory):
+        return curve(read_metrics(directory / "metrics.jsonl"), "loss")
+
+    assert losses(directory) == losses(calm.value.directory)
+    ends = map(pretrained_vision_language.load, (directory, calm.value.directory))
+    jax.tree.map(np.testing.assert_array_equal, *((one.params, one.tower) for one in ends))
 
 
 def test_what_does_not_fit_together_is_refused(fresh, squares, tmp_path):

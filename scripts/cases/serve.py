@@ -11,7 +11,7 @@ from cases.case import ZIGGURAT, Done, Scratch, case, end, expect
 KEYS = ("k1", "k2")
 
 
-def freefree_port() -> int:
+def free_port() -> int:
     """A port that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -166,19 +166,24 @@ def test_a_difference_beyond_the_tolerance_is_an_error(record, good, tmp_path):
             proof.require(record, tmp_path)
 
 
+def spoiled(params, leaf):
+    """Parameters wrong in one weight by one per cent, as after a wrong conversion."""
+    params = jax.tree.map(lambda array: array, params)
+    *path, last = leaf.split(".")
+    node = params
+    for part in path:
+        node = node[part]
+    node[last] = 1.01 * node[last]
+    return params
+
+
 def spoil(monkeypatch, module, leaf):
-    """Reading goes wrong in one weight by one per cent, as a wrong conversion would."""
+    """Reading goes wrong in one weight."""
     read = module.load
 
     def wrong(*args, **options):
         found = read(*args, **options)
-        params = jax.tree.map(lambda array: array, found.params)
-        *path, last = leaf.split(".")
-        node = params
-        for part in path:
-            node = node[part]
-        node[last] = 1.01 * node[last]
-        return type(found)(**{**vars(found), "params": params})
+        return type(found)(**{**vars(found), "params": spoiled(found.params, leaf)})
 
     monkeypatch.setattr(module, "load", wrong)
 
@@ -222,7 +227,12 @@ def encoder_files(tmp_path_factory):
 def test_an_encoder_is_proven_or_refused(encoder_files, tmp_path, capsys, monkeypatch):
     assert main(["import", "hf", str(encoder_files), "--output", str(tmp_path / "good")]) == 0
     assert "largest difference of states" in capsys.readouterr().out
-    spoil(monkeypatch, pretrained_encoder, "blocks.mlp.up.kernel")
+    read = pretrained_encoder.hf_weights
+    monkeypatch.setattr(
+        pretrained_encoder,
+        "hf_weights",
+        lambda *args: spoiled(read(*args), "blocks.mlp.up.kernel"),
+    )
     assert main(["import", "hf", str(encoder_files), "--output", str(tmp_path / "bad")]) == 2
     assert "states that differ from transformers" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()

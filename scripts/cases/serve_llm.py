@@ -103,7 +103,7 @@ def truncated_call(scratch: Scratch) -> str:
     found = []
     with _smollm2(scratch) as chat:
         status, answer = chat(
-            {"messages": [asked], "tools": [WEATHER], "tool_choice": "required", "max_tokens": 12}
+            {"messages": [asked], "tools": [WEATHER], "tool_choice": "required", "max_tokens": 20}
         )
         expect(status == 200, str(answer)[:200])
         message, why = answer["choices"][0]["message"], answer["choices"][0]["finish_reason"]

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import socket
+import ssl
 
 import pytest
 
@@ -150,6 +151,23 @@ def test_the_native_call_raises_what_the_system_says():
         listening.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             native(listening)
+
+
+@pytest.mark.parametrize("loop", loops())
+def test_a_handshake_that_never_ends_does_not_hold_up_the_end(loop):
+    async def main():
+        listening = socket.create_server(("127.0.0.1", 0))
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        acceptor = Acceptor(listening, asyncio.Protocol, tls)
+        acceptor.start(10)
+        with socket.create_connection(listening.getsockname()):
+            while not acceptor._adopting:
+                await asyncio.sleep(0.01)
+            acceptor.close()
+            await asyncio.wait_for(acceptor.wait_closed(), 10)
+        return len(acceptor._adopting)
+
+    assert run(main(), loop) == 0
 
 
 @TELLS

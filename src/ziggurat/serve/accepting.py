@@ -72,8 +72,11 @@ class Acceptor:
         self._hand_over()
 
     async def wait_closed(self) -> None:
-        """Wait for connections that are being handed over."""
-        await asyncio.gather(*self._adopting)
+        """End connections that have no protocol yet: a client that never ends its TLS handshake
+        does not hold up the server's end."""
+        for task in self._adopting:
+            task.cancel()
+        await asyncio.gather(*self._adopting, return_exceptions=True)
 
     def _watch(self) -> None:
         self._paused = None

@@ -24,11 +24,9 @@ NOT_RUN = {
     "scale/03-context-parallel": "belongs to the work on scale: compiles for a pod, many minutes",
     "scale/05-paged-tpu": "belongs to the work on serving: no expected value is named",
     "scale/08-tensor-residuals": "belongs to the work on scale: compiles for a pod, many minutes",
-    "servellm/04-client-matrix": "belongs to the work on serving: echo, best_of, other APIs",
-    "servellm/05-lm-eval-loglikelihood": "belongs to the work on serving: prompt log-probabilities",
+    "servellm/04-client-matrix": "belongs to the work on serving: other APIs",
     "servepredict/00-repository": "a fixture of others",
     "ux/05-notebook": "no expected value is named",
-    "ux/07-lm-eval": "belongs to the work on serving: prompt log-probabilities",
 }
 """Folders that are not run, and why."""
 

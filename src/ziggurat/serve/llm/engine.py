@@ -5,6 +5,7 @@ Callers submit from any thread; the condition ``_changed`` guards ``_inbox``, ``
 """
 
 import collections
+import dataclasses
 import logging
 import secrets
 import threading
@@ -334,15 +335,15 @@ class Engine:
             self._leave_queue(request)
         buckets, decode = self._runner.buckets, scheduled.decode
         if decode:
-            shape, alone = buckets.for_decode(len(decode)), not scheduled.prefill
-            self._run(shape, decode, [1] * len(decode), ahead=alone)
+            shape, ahead = buckets.for_decode(len(decode)), not scheduled.prefill
+            self._run(shape, decode, [1] * len(decode), ahead=ahead)
         counts = [chunk.count for chunk in scheduled.prefill]
-        pictured, plain = [], []
+        alone, plain = [], []
         for chunk in scheduled.prefill:
             images, seq = chunk.seq.images, chunk.seq
             shown = images is not None and images.within(seq.computed, chunk.count)
-            (pictured if shown else plain).append(chunk)
-        for chunks in (plain, *([chunk] for chunk in pictured)):  # those with images run alone
+            (alone if shown or seq.unscored(chunk.count) else plain).append(chunk)
+        for chunks in (plain, *([chunk] for chunk in alone)):
             for shape, indexes in buckets.for_prefill([chunk.count for chunk in chunks]):
                 some = [chunks[i] for i in indexes]
                 self._run(shape, [chunk.seq for chunk in some], [chunk.count for chunk in some])
@@ -394,6 +395,9 @@ class Engine:
         for row, (seq, count) in enumerate(zip(seqs, counts)):
             if seq.slot is None or seq.pending < count:
                 continue  # it has ended or been cancelled since
+            if sampled.prompt is not None:
+                known = seq.request.prompt_logprobs
+                seq.request.prompt_logprobs = known.after(seq.computed, sampled.prompt)
             self._kv_cache.advance(seq, count)
             if step.ready[row]:
                 score = None if sampled.scores is None else sampled.scores[row]
@@ -413,6 +417,8 @@ class Engine:
         self._count(seq)
         logprob = None if logprobs is None else self._describe(token, logprobs, request.params)
         event = seq.output.push(token, logprob, score=score, complete=complete)
+        if request.params.prompt_logprobs is not None and len(seq.output.tokens) == 1:
+            event = dataclasses.replace(event, prompt_logprobs=request.prompt_logprobs)
         if event.finish_reason is not None:
             request.timeline.finish_reasons.append(event.finish_reason)
             request.seqs.remove(seq)

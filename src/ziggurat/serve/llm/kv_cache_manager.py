@@ -51,14 +51,15 @@ class KVCacheManager:
         """
         held = list(seq.blocks)
         known = seq.tokens, seq.digests, seq.salt, seq.mark
-        found = [] if held else self._prefixes.match(*known)
+        looks = seq.reads_prefixes and not held
+        found = self._prefixes.match(*known) if looks else []
         self.allocator.share(found)
         missing = self.blocks_for(len(seq.tokens)) - len(held) - len(found)
         if self.allocator.free_blocks < missing + spare:
             self.allocator.free(found)
             return False
         if not held:
-            self.queries += len(seq.tokens)
+            self.queries += len(seq.tokens) if looks else 0
             self.hits += len(found) * self.block_size
             seq.computed = len(found) * self.block_size
             seq.registered = len(found)

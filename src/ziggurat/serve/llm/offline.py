@@ -18,6 +18,7 @@ from ziggurat.serve.llm.generation_defaults import sampling_defaults
 from ziggurat.serve.llm.grammar import Grammars, Maker
 from ziggurat.serve.llm.image_reader import ImageLimits, ImageReader
 from ziggurat.serve.llm.output_text import FinishReason, TokenEvent, TokenLogprob
+from ziggurat.serve.llm.prompt_logprobs import PromptLogprobs
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.request import Request
 from ziggurat.serve.llm.sampling import SamplingParams
@@ -36,12 +37,16 @@ class Completion:
     """All tokens, an end id included."""
     finish_reason: FinishReason = "cancelled"
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
+    prompt_logprobs: PromptLogprobs | None = None
+    """Log-probabilities of the prompt's tokens but the first, if asked for."""
 
     def add(self, event: TokenEvent) -> None:
         """Append one event of this completion."""
         self.text += event.text
         self.token_ids.append(event.token)
         self.logprobs += event.logprobs
+        if event.prompt_logprobs is not None:
+            self.prompt_logprobs = event.prompt_logprobs
         self.finish_reason = event.finish_reason or self.finish_reason
 
 

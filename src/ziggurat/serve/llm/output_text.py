@@ -1,10 +1,13 @@
 """Output of one sequence: incremental detokenisation, stop strings and the finish reason."""
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 from typing import Literal
 
 from ziggurat.data import HuggingFaceTokenizer, StreamDecoder
 from ziggurat.data.tokenizers import BYTE_CHARACTERS
+from ziggurat.serve.llm.prompt_logprobs import PromptLogprobs
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.stop import StopMatcher
 
@@ -41,6 +44,8 @@ class TokenEvent:
     """One entry for each token whose text begins in this event's text, if asked for."""
     score: float | None = None
     """Log-probability with which the token was drawn, if the engine reports ``scores``."""
+    prompt_logprobs: PromptLogprobs | None = None
+    """Log-probabilities of the prompt's tokens but the first, on a sequence's first event."""
 
 
 class OutputText:
@@ -121,3 +126,25 @@ def describe_token(
     else:
         raw = text.encode()
     return TokenLogprob(token, text, raw, logprob, top)
+
+
+def describe_prompt(
+    tokenizer: HuggingFaceTokenizer, tokens: Sequence[int], found: PromptLogprobs
+) -> list[TokenLogprob]:
+    """Texts and bytes of a prompt's tokens beside their log-probabilities.
+
+    Args:
+        tokenizer: the model's.
+        tokens: the prompt but its first token.
+        found: their log-probabilities.
+    """
+
+    @functools.cache
+    def known(token: int) -> TokenLogprob:
+        return describe_token(tokenizer, token, 0.0)
+
+    def one(token: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+        return dataclasses.replace(known(token), logprob=logprob, top=top)
+
+    rows = zip(tokens, found.chosen.tolist(), found.top.tolist(), found.ids.tolist())
+    return [one(token, chosen, tuple(map(one, ids, top))) for token, chosen, top, ids in rows]

@@ -48,6 +48,7 @@ class Programs:
         devices = jax.devices()[:1] if devices is None else devices
         self._files = None if directory is None else _Files(Path(directory), devices)
         self._makers: dict[str, Callable[[], Any]] = {}
+        self._ahead: list[str] = []
         self._made: dict[str, jax.stages.Compiled] = {}
         self._compiling = threading.Lock()
         self.loaded = 0
@@ -60,6 +61,7 @@ class Programs:
         *arguments: Any,
         donate: int | None = None,
         shardings: Any = None,
+        on_demand: bool = False,
     ) -> None:
         """Declare a program.
 
@@ -69,6 +71,7 @@ class Programs:
             arguments: arrays, or their shapes, types and shardings.
             donate: index of the argument that it may overwrite.
             shardings: of its results; default on one device.
+            on_demand: compile it at its first call, and not before with all others.
         """
 
         @functools.wraps(function)
@@ -81,6 +84,8 @@ class Programs:
         jitted = jax.jit(own, donate_argnums=donated, out_shardings=shardings)
         abstract = jax.tree.map(_abstract, arguments)
         self._makers[name] = lambda: self._compile(jitted.lower(*abstract))
+        if not on_demand:
+            self._ahead.append(name)
 
     def __getitem__(self, name: str) -> jax.stages.Compiled:
         made = self._made.get(name)
@@ -92,18 +97,18 @@ class Programs:
         return made
 
     def compile_all(self, told: Callable[[str, int, int], None] | None = None) -> tuple[int, float]:
-        """Compile the programs that are not compiled yet; returns their number and the seconds it
-        took.
+        """Compile the programs that are not compiled yet, but those on demand; returns their number
+        and the seconds it took.
 
         Args:
             told: called before each program with its name, how many are done, and all of them.
         """
         begun = time.perf_counter()
-        for done, name in enumerate(self._makers):
+        for done, name in enumerate(self._ahead):
             if told is not None:
-                told(name, done, len(self._makers))
+                told(name, done, len(self._ahead))
             self[name]
-        return len(self._made), time.perf_counter() - begun
+        return len(self._ahead), time.perf_counter() - begun
 
     def _compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         if self._files is None:

@@ -17,6 +17,7 @@ from ziggurat.serve.llm.constraint import Constraint
 from ziggurat.serve.llm.history import all_but, keeps_history
 from ziggurat.serve.llm.output_text import FinishReason, OutputText, TokenEvent
 from ziggurat.serve.llm.prompt_images import PromptImages
+from ziggurat.serve.llm.prompt_logprobs import PromptLogprobs
 from ziggurat.serve.llm.sampling import SamplingParams, SamplingRow
 from ziggurat.serve.llm.sequence import Sequence
 
@@ -86,6 +87,8 @@ class Request:
         """Sequences that have not ended."""
         self.forked = params.n == 1
         """Whether the other sequences have been queued beside the first."""
+        self.prompt_logprobs = PromptLogprobs.empty()
+        """Log-probabilities of the prompt, as far as it is computed, if it asks for them."""
         self.error: Exception | None = None
         """Error that concerns this request alone."""
         self._events: queue.SimpleQueue[TokenEvent | Exception | None] | None = None
@@ -107,6 +110,7 @@ class Request:
             client="" if self.queued_in is None else self.queued_in.client,
             salt=self.salt,
             images=self.images,
+            reads_prefixes=self.params.prompt_logprobs is None,
             request=self,
             number=0,
             sampling=SamplingRow.of(self.params, 0, seed),
@@ -200,6 +204,16 @@ class RequestSequence(Sequence):
             except Exception as error:
                 self._fail(error)
         return self._constraint
+
+    def unscored(self, count: int) -> list[int]:
+        """Tokens whose log-probabilities the next ``count`` computed tokens tell and the request
+        still wants: each the one behind, up to the prompt's end."""
+        request, start = self.request, self.computed
+        if request.params.prompt_logprobs is None or self.number != 0:
+            return []
+        wanted = request.prompt[start + 1 : start + count + 1]
+        known = len(request.prompt_logprobs.chosen) - start
+        return [] if known >= len(wanted) else wanted.tolist()
 
     def allowed(self) -> np.ndarray | None:
         """Bit mask of the ids that may come next; ``None``: all."""

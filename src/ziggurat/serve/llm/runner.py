@@ -5,6 +5,7 @@ on what runs beside it: in float32 in the last bits, in bfloat16 by about 1 in 1
 """
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,7 @@ from ziggurat.serve.llm.huge_pages import in_huge_pages
 from ziggurat.serve.llm.kv_cache import CacheSizes, KVCache, Paged
 from ziggurat.serve.llm.programs import Programs
 from ziggurat.serve.llm.prompt_images import ImageInputs
+from ziggurat.serve.llm.prompt_logprobs import PromptLogprobs, prompt_log_probabilities
 from ziggurat.serve.llm.request import RequestSequence
 from ziggurat.serve.llm.sampling import (
     MAX_BIASES,
@@ -58,6 +60,9 @@ class SamplerOutput(NamedTuple):
     """By row, of the sequences that ask for them."""
     scores: list[float] | None
     """Log-probabilities at the sequences' temperatures, if the runner reports them."""
+    prompt: PromptLogprobs | None = None
+    """Log-probabilities of the prompt's tokens that follow the computed ones, of a step of one row
+    that asks for them."""
 
 
 class StepHandle(NamedTuple):
@@ -75,6 +80,10 @@ class StepHandle(NamedTuple):
     tables: np.ndarray
     """Block tables of the step, on the host."""
     sampling: SamplingArrays
+    hidden: Array | None = None
+    """Hidden states of the only row's tokens ``[1, width, d]``; of several rows none."""
+    scored: tuple[Any, int] = (None, 0)
+    """Log-probabilities of the prompt's tokens that come next, in flight, and of how many."""
 
 
 class Inputs(NamedTuple):
@@ -188,7 +197,13 @@ class ModelRunner:
         if shaped:
             tokens = self._sample_shaped(drawing, step.logits, sampling)
             step = step._replace(tokens=tokens, sampling=sampling)
-        return step
+        if step.hidden is not None and (behind := seqs[0].unscored(counts[0])):
+            targets = np.zeros(shape.tokens, np.int32)
+            targets[: len(behind)] = behind
+            program = self.programs[f"prompt logprobs {shape.tokens}"]
+            found = program(self._weights, step.hidden, targets)
+            step = step._replace(scored=(found, len(behind)))
+        return step._replace(hidden=None)
 
     def chain_step(self, step: StepHandle, seqs: Sequence[RequestSequence]) -> StepHandle:
         """Start the step after ``step`` before its sampled tokens are on the host.
@@ -206,14 +221,17 @@ class ModelRunner:
 
     def collect(self, step: StepHandle, seqs: Sequence[RequestSequence]) -> SamplerOutput:
         """Wait for a step, and return its sampled tokens."""
+        prompt, (scored, count) = None, step.scored
+        if scored is not None:
+            prompt = PromptLogprobs(*scored).cut(count, seqs[0].request.params.prompt_logprobs or 0)
         if not any(step.ready):
-            return SamplerOutput([], {}, None)
+            return SamplerOutput([], {}, None, prompt)
         rows, logits, tokens = step.shape.rows, step.logits, step.tokens
         scores = self._scored(rows, seqs, logits, tokens) if self._scores else None
         wanted = [seq.request.params.logprobs is not None for seq in seqs]
         chosen = [row for row in range(len(seqs)) if wanted[row] and step.ready[row]]
         found = self._logprobs(rows, chosen, logits, tokens) if chosen else {}
-        return SamplerOutput(np.asarray(tokens)[: len(seqs)].tolist(), found, scores)
+        return SamplerOutput(np.asarray(tokens)[: len(seqs)].tolist(), found, scores, prompt)
 
     def can_chain(self, seq: RequestSequence) -> bool:
         """Whether a step may follow before the sequence's next token is on the host."""
@@ -230,10 +248,11 @@ class ModelRunner:
     ) -> StepHandle:
         program = self.programs[f"step {shape}" if images is None else f"image step {shape}"]
         more = () if images is None else (images,)
-        self._cache, logits, tokens, next_inputs = program(
+        self._cache, logits, tokens, next_inputs, hidden = program(
             self._weights, self._cache, inputs, sampling, *more
         )
-        return StepHandle(shape, ready, logits, tokens, next_inputs, inputs, tables, sampling)
+        given = inputs, tables, sampling, hidden
+        return StepHandle(shape, ready, logits, tokens, next_inputs, *given)
 
     def _logprobs(
         self, size: int, rows: Sequence[int], logits: Array, tokens: Array
@@ -360,6 +379,13 @@ class ModelRunner:
                 images = everywhere(ImageInputs.like(self._images, shape.tokens, *sizes))
                 name = f"image step {shape}"
                 self.programs.add(name, self._step, *arguments, images, donate=1, shardings=where)
+        for shape in self.buckets.prefill:
+            if shape.rows == 1:
+                sizes, dtype = self.model.decoder.d_model, self.model.precision.compute_dtype
+                arguments = array(1, shape.tokens, sizes, dtype=dtype), array(shape.tokens)
+                name = f"prompt logprobs {shape.tokens}"
+                score = self._score_prompt
+                self.programs.add(name, score, self._weights, *arguments, on_demand=True)
         kept = everywhere(jax.eval_shape(lambda: History.empty(self.buckets.max_running, vocab)))
         for rows in self.buckets.rows:
             logits, each = array(rows, vocab, dtype=np.float32), array(rows)
@@ -376,10 +402,17 @@ class ModelRunner:
         row = (kept, array(), tokens, array(), array(), bias)
         self.programs.add("load history", history.load, *row, donate=0)
 
+    def _score_prompt(
+        self, weights: Unstacked, hidden: Float[Array, "1 t d"], tokens: Int[Array, "t"]
+    ) -> tuple[Array, ...]:
+        with contextlib.nullcontext() if self._mesh is None else self._mesh.active():
+            head = functools.partial(unstacked.project, self.model, weights)
+            return prompt_log_probabilities(head, hidden[0], tokens)
+
     def _step_shardings(self) -> Any:
         """Where a step's results are: its cache as it was, all else on every device."""
         cache = jax.tree.map(lambda leaf: leaf.sharding, self._cache)
-        return cache, *(self._everywhere,) * 3
+        return cache, *(self._everywhere,) * 4
 
     def _step(
         self,
@@ -389,10 +422,15 @@ class ModelRunner:
         sampling: SamplingArrays,
         images: ImageInputs | None = None,
     ) -> tuple[
-        KVCache, Float[Array, "b v"], Int[Array, "b"], tuple[Int[Array, "b 1"], Int[Array, "b"]]
+        KVCache,
+        Float[Array, "b v"],
+        Int[Array, "b"],
+        tuple[Int[Array, "b 1"], Int[Array, "b"]],
+        Float[Array, "1 t d"] | None,
     ]:
         """The cache with the new tokens, logits after each row's last, and the token that is drawn
-        from them, twice: to be looked at, and as input of the step that follows."""
+        from them, twice: to be looked at, and as input of the step that follows; hidden states of
+        one row alone."""
         tokens, start, counts, tables, slots, offsets = inputs
         # The C++ kernel takes whole arrays; on a mesh XLA shards the definition by heads.
         kernel = "auto" if self._mesh is None else "reference"
@@ -414,7 +452,8 @@ class ModelRunner:
             newest = hidden[jnp.arange(tokens.shape[0]), last]
             logits = unstacked.project(self.model, weights, newest)
         drawn = sample(logits, sampling, start + counts)
-        return cache, logits, drawn, (drawn[:, None], start + counts)
+        states = hidden if tokens.shape[0] == 1 else None
+        return cache, logits, drawn, (drawn[:, None], start + counts), states
 
 
 def _on_one_device(leaf: Any) -> Any:

@@ -159,6 +159,10 @@ class SamplingParams:
     """Continue after the model's own end ids."""
     logprobs: int | None = None
     """Report each token's log-probability, and those of this many most likely tokens."""
+    prompt_logprobs: int | None = None
+    """Report the log-probabilities of the prompt's tokens but the first, which none precedes, and
+    those of this many most likely tokens. The prompt is computed whole, without the prefix
+    cache."""
     n: int = _parameter(
         1, lambda n: 1 <= n <= MAX_CHOICES, f"a number from 1 to {MAX_CHOICES}", on_device=False
     )
@@ -175,7 +179,7 @@ class SamplingParams:
         for name, declared in BUILT_IN.items():
             check(declared.good(getattr(self, name)), name, declared.expected)
         self._check_extra()
-        limit, least, seed, top = self.max_tokens, self.min_tokens, self.seed, self.logprobs
+        limit, least, seed = self.max_tokens, self.min_tokens, self.seed
         check(limit is None or limit >= 1, "max_tokens", "a number >= 1")
         check(least <= (limit or least), "min_tokens", BUILT_IN["min_tokens"].expected)
         self._check_bias(check)
@@ -183,8 +187,10 @@ class SamplingParams:
         check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} texts")
         check(all(self.stop), "stop", "texts that are not empty")
         check(all(i >= 0 for i in self.stop_token_ids), "stop_token_ids", "ids >= 0")
-        in_range = top is None or 0 <= top <= MAX_LOGPROBS
-        check(in_range, "logprobs", f"a number from 0 to {MAX_LOGPROBS}")
+        for name in ("logprobs", "prompt_logprobs"):
+            top = getattr(self, name)
+            in_range = top is None or 0 <= top <= MAX_LOGPROBS
+            check(in_range, name, f"a number from 0 to {MAX_LOGPROBS}")
 
     def _check_extra(self) -> None:
         known = registered_parameters() if self.extra else {}

@@ -45,6 +45,8 @@ class Sequence:
     """Number of its blocks that the prefix cache knows."""
     images: PromptImages | None = None
     """Images of its prompt."""
+    reads_prefixes: bool = True
+    """Whether its beginning may come from the prefix cache."""
 
     @property
     def pending(self) -> int:

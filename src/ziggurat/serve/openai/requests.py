@@ -92,6 +92,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     logit_bias: dict[str, float] | None = None
+    prompt_logprobs: int | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     cache_salt: str | None = None
@@ -135,6 +136,10 @@ class GenerationRequest(SamplingFields, kw_only=True):
         if self.cache_salt == "":
             expected = "a text that is not empty"
             raise RequestError("cache_salt", found='""', expected=expected, param="cache_salt")
+        if self.prompt_logprobs is not None and self.stream:
+            raise RequestError(
+                "prompt_logprobs", found="a stream", expected="no stream", param="prompt_logprobs"
+            )
         if self.stream_options is not None and not self.stream:
             raise RequestError(
                 "stream_options", found="no stream", expected="stream: true", param="stream_options"
@@ -175,7 +180,11 @@ class GenerationRequest(SamplingFields, kw_only=True):
         return given[0] if given else None
 
     def _sampling(
-        self, max_tokens: int | None, logprobs: int | None, defaults: Mapping[str, Any]
+        self,
+        max_tokens: int | None,
+        logprobs: int | None,
+        defaults: Mapping[str, Any],
+        scored: int | None = None,
     ) -> SamplingParams:
         own = {name: getattr(self, name) for name in BUILT_IN}
         given = {name: defaults.get(name) if own[name] is None else own[name] for name in own}
@@ -183,6 +192,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
         return SamplingParams(
             max_tokens=max_tokens,
             logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs if scored is None else scored,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
@@ -223,17 +233,10 @@ class CompletionRequest(GenerationRequest, kw_only=True):
     suffix: str | None = None
     best_of: int | None = None
 
-    def check(self) -> None:
-        """Refuse fields that are not applied."""
-        super().check()
-        if self.echo and self.logprobs is not None:
-            raise RequestError(
-                "echo",
-                found="echo with logprobs",
-                expected="one of them",
-                fix="log-probabilities of the prompt are not computed",
-                param="echo",
-            )
+    @property
+    def prompt_alone(self) -> bool:
+        """Whether the answer is the prompt, with nothing behind it."""
+        return bool(self.echo) and self.max_tokens == 0
 
     def _neutral(self, name: str, value: Any) -> bool:
         # The best of as many as are shown are these.
@@ -258,7 +261,12 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             defaults: sampling parameters for fields that the request leaves out.
         """
         most = 16 if self.max_tokens is None else self.max_tokens
-        return self._sampling(most, self.logprobs, defaults or {})
+        scored = None
+        if self.echo and self.logprobs is not None:
+            scored = max(self.logprobs, self.prompt_logprobs or 0)
+        # A token is generated all the same where the prompt alone is asked for, and not shown.
+        most = 1 if self.prompt_alone else most
+        return self._sampling(most, self.logprobs, defaults or {}, scored)
 
 
 class ChatRequest(GenerationRequest, kw_only=True):

@@ -2,13 +2,21 @@
 
 import codecs
 import dataclasses
+import math
 import secrets
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.llm.offline import Completion
-from ziggurat.serve.llm.output_text import TokenEvent, TokenLogprob
+from ziggurat.serve.llm.output_text import (
+    TokenEvent,
+    TokenLogprob,
+    describe_prompt,
+    describe_token,
+)
+from ziggurat.serve.llm.prompt_logprobs import PromptLogprobs
 from ziggurat.serve.llm.tool_parsers import CallStream, Delta, TextDelta, ToolCallParser
 from ziggurat.serve.llm.tools import ToolUse
 
@@ -28,12 +36,50 @@ class Usage:
         return {**dataclasses.asdict(self), "total_tokens": total}
 
 
+@dataclasses.dataclass(frozen=True)
+class ShownPrompts:
+    """Prompts whose log-probabilities an answer shows."""
+
+    tokenizer: HuggingFaceTokenizer
+    ids: Sequence[Sequence[int]]
+    """Tokens of each."""
+    n: int = 1
+    """Choices of each."""
+    top: int | None = None
+    """Likely tokens in field ``prompt_logprobs``; ``None``: there is no such field."""
+
+    def of(self, index: int) -> Sequence[int]:
+        """Tokens of the prompt of a choice."""
+        return self.ids[index // self.n]
+
+    def described(self, index: int, found: PromptLogprobs, top: int) -> list[TokenLogprob]:
+        """Entries of a choice's prompt but its first token, with ``top`` likely ones each."""
+        few = found.cut(len(found.chosen), top)
+        return describe_prompt(self.tokenizer, self.of(index)[1:], few)
+
+    def field(self, index: int, found: PromptLogprobs | None) -> Body:
+        """Field ``prompt_logprobs``, in vLLM's form, if it was asked for."""
+        if self.top is None or found is None:
+            return {}
+        entries: list[Body | None] = [None]
+        described = self.described(index, found, self.top)
+        for entry, rank in zip(described, found.ranks.tolist()):
+            ranked = [(entry, rank), *((one, n) for n, one in enumerate(entry.top, 1))]
+            entries.append({str(one.token): _ranked(one, n) for one, n in ranked})
+        return {"prompt_logprobs": entries}
+
+
+def _ranked(entry: TokenLogprob, rank: int) -> Body:
+    return {"logprob": entry.logprob, "rank": rank, "decoded_token": entry.text}
+
+
 class ChatFormat:
     """Response bodies of ``/v1/chat/completions``.
 
     Args:
         model: name of the model.
         logprobs: whether log-probabilities are shown.
+        prompts: what is told of the prompt; default nothing.
         tools: the tools whose calls are taken out of the text, if there are any.
         parser: reads these calls.
     """
@@ -45,8 +91,10 @@ class ChatFormat:
         logprobs: bool,
         tools: ToolUse | None = None,
         parser: ToolCallParser | None = None,
+        prompts: ShownPrompts | None = None,
     ):
         self._logprobs, self._tools, self._parser = logprobs, tools, parser
+        self._prompts = prompts
         self._streams: dict[int, CallStream] = {}
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -70,7 +118,10 @@ class ChatFormat:
                     "finish_reason": self._reason(index, completion.finish_reason),
                 }
             )
-        return self._body("chat.completion", choices) | {"usage": usage.body()}
+        body = self._body("chat.completion", choices) | {"usage": usage.body()}
+        if self._prompts is not None:
+            body |= self._prompts.field(0, completions[0].prompt_logprobs)
+        return body
 
     def opening(self, choices: int) -> Iterator[Body]:
         """First chunks of a stream, which name the role."""
@@ -160,10 +211,23 @@ class TextFormat:
         model: name of the model.
         logprobs: whether log-probabilities are shown.
         echo: text to begin each choice with, by number of the choice.
+        top: likely tokens beside each of an echoed prompt's; ``None``: without log-probabilities.
+        prompts: what is told of the prompts; default nothing.
+        prompt_alone: whether what is generated is not shown.
     """
 
-    def __init__(self, model: str, *, logprobs: bool, echo: Sequence[str] = ()):
+    def __init__(
+        self,
+        model: str,
+        *,
+        logprobs: bool,
+        echo: Sequence[str] = (),
+        top: int | None = None,
+        prompts: ShownPrompts | None = None,
+        prompt_alone: bool = False,
+    ):
         self._logprobs, self._echo = logprobs, list(echo)
+        self._top, self._prompts, self._alone = top if echo else None, prompts, prompt_alone
         self._places: dict[int, _Place] = {}
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
@@ -177,23 +241,49 @@ class TextFormat:
         choices = []
         for index, completion in enumerate(completions):
             text = (self._echo[index] if self._echo else "") + completion.text
-            shown = self._entries(index, completion.logprobs)
-            choices.append(self._choice(index, text, completion.finish_reason, shown))
-        return {**self._head, "choices": choices, "usage": usage.body()}
+            entries = [*self._echoed(index, completion.prompt_logprobs), *completion.logprobs]
+            reason: str = completion.finish_reason
+            if self._alone:
+                text, reason = self._echo[index], "length"
+                entries = self._echoed(index, completion.prompt_logprobs)
+            choice = self._choice(index, text, reason, self._entries(index, entries))
+            if self._prompts is not None:
+                choice |= self._prompts.field(index, completion.prompt_logprobs)
+            choices.append(choice)
+        return {**self._head, "choices": choices, "usage": self._used(usage).body()}
 
     def opening(self, choices: int) -> Iterator[Body]:
-        """First chunks of a stream: the prompts, if ``echo`` asks for them."""
-        for index, text in enumerate(self._echo[:choices]):
-            yield self._chunk(index, text, None)
+        """First chunks of a stream: the prompts, if ``echo`` asks for them without
+        log-probabilities, which are known later."""
+        if self._top is None:
+            for index, text in enumerate(self._echo[:choices]):
+                yield self._chunk(index, text, None)
 
     def chunks(self, index: int, event: TokenEvent) -> Iterator[Body]:
         """Chunks for one event."""
-        if event.text or event.finish_reason or event.logprobs:
+        if self._top is not None and event.prompt_logprobs is not None:
+            entries = self._echoed(index, event.prompt_logprobs)
+            yield self._chunk(index, self._echo[index], None, entries)
+        if self._alone:
+            yield self._chunk(index, "", "length")
+        elif event.text or event.finish_reason or event.logprobs:
             yield self._chunk(index, event.text, event.finish_reason, event.logprobs)
 
     def usage_chunk(self, usage: Usage) -> Body:
         """Last chunk of a stream whose request asked for usage."""
-        return {**self._head, "choices": [], "usage": usage.body()}
+        return {**self._head, "choices": [], "usage": self._used(usage).body()}
+
+    def _used(self, usage: Usage) -> Usage:
+        return dataclasses.replace(usage, completion_tokens=0) if self._alone else usage
+
+    def _echoed(self, index: int, found: PromptLogprobs | None) -> list[TokenLogprob]:
+        """Entries of an echoed prompt; that of its first token has no log-probability."""
+        if self._top is None or self._prompts is None or found is None:
+            return []
+        first = describe_token(self._prompts.tokenizer, self._prompts.of(index)[0], math.nan)
+        if not self._echo[index].startswith(first.text):  # a token that the tokenizer put before
+            first = dataclasses.replace(first, raw=b"")
+        return [first, *self._prompts.described(index, found, self._top)]
 
     def _chunk(
         self,
@@ -219,12 +309,20 @@ class TextFormat:
         if not self._logprobs:
             return None
         place = self._places.setdefault(index, _Place())
+
+        def unknown(entry: TokenLogprob) -> bool:
+            return math.isnan(entry.logprob)
+
         return {
             "tokens": [_name(entry) for entry in logprobs],
-            "token_logprobs": [entry.logprob for entry in logprobs],
-            "top_logprobs": [{_name(top): top.logprob for top in entry.top} for entry in logprobs],
+            "token_logprobs": [None if unknown(x) else x.logprob for x in logprobs],
+            "top_logprobs": [None if unknown(x) else _likely(x) for x in logprobs],
             "text_offset": [place.before(entry.raw) for entry in logprobs],
         }
+
+
+def _likely(entry: TokenLogprob) -> Body:
+    return {_name(top): top.logprob for top in entry.top}
 
 
 class _Place:

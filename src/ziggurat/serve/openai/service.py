@@ -34,8 +34,11 @@ from ziggurat.serve.llm.tool_parsers import parser_for
 from ziggurat.serve.openai.image_parts import ImageParts
 from ziggurat.serve.openai.messages import conversation
 from ziggurat.serve.openai.requests import ChatRequest, CompletionRequest, with_registered
-from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
+from ziggurat.serve.openai.responses import ChatFormat, ShownPrompts, TextFormat, Usage
 from ziggurat.serve.openai.token_stream import TokenStream, chunks
+
+SHOWN = 256
+"""Bytes that a log-probability in an answer is charged with while the answer is made."""
 
 
 class ParsedRequest(NamedTuple):
@@ -73,6 +76,8 @@ class ParsedRequest(NamedTuple):
         show = options is not None and bool(options.include_usage)
         often = options is not None and bool(options.continuous_usage_stats)
         kept = sum(map(len, (*params.stop, *texts)))
+        if params.prompt_logprobs is not None:
+            kept += SHOWN * (1 + params.prompt_logprobs) * sum(map(len, prompts))
         stream = bool(body.stream)
         salt = body.cache_salt
         return cls(prompts, params, form, format, kept, salt, stream, show, show and often)
@@ -148,7 +153,14 @@ class TextService:
         if completion.echo:
             texts = [p if isinstance(p, str) else self._decode(p) for p in prompts]
             echo = [text for text in texts for _ in range(params.n)]
-        shown = TextFormat(self._name, logprobs=params.logprobs is not None, echo=echo)
+        shown = TextFormat(
+            self._name,
+            logprobs=params.logprobs is not None,
+            echo=echo,
+            top=params.logprobs,
+            prompts=self._shown_prompts(ids, params, completion.prompt_logprobs),
+            prompt_alone=completion.prompt_alone,
+        )
         form = completion.form(self._engine.tokenizer)
         return ParsedRequest.of(completion, ids, params, form, shown, echo)
 
@@ -177,12 +189,20 @@ class TextService:
         )
         parser = parser_for(tokenizer, policy.tool_call_parser) if use else None
         logprobs = params.logprobs is not None
-        shown = ChatFormat(self._name, logprobs=logprobs, tools=use, parser=parser)
+        told = self._shown_prompts([ids], params, chat.prompt_logprobs)
+        shown = ChatFormat(self._name, logprobs=logprobs, tools=use, parser=parser, prompts=told)
         form = chat.form(tokenizer, parser)
         parsed = ParsedRequest.of(chat, [ids], params, form, shown)
         if reader is None or not prepared:
             return parsed
         return parsed._replace(images=reader.embedded(ids, prepared))
+
+    def _shown_prompts(
+        self, ids: list[Sequence[int]], params: SamplingParams, top: int | None
+    ) -> ShownPrompts | None:
+        if params.prompt_logprobs is None:
+            return None
+        return ShownPrompts(self._engine.tokenizer, ids, params.n, top)
 
     def _read(self, body: bytes, kind: type[Any]) -> Any:
         request = read(kind, body, ignore=self._ignore, most_ids=self._engine.max_length)
@@ -233,6 +253,8 @@ class TextService:
             await unless_gone(request.receive, collect())
         finally:
             release()
+        if params.prompt_logprobs is not None:  # they are as many as the prompts have tokens
+            return await asyncio.to_thread(lambda: json_response(form.whole(completions, usage)))
         return json_response(form.whole(completions, usage))
 
     def _decode(self, ids: list[int]) -> str:

@@ -124,7 +124,10 @@ async def chunks(
     async with contextlib.aclosing(events.read()) as read:
         async for index, event in read:
             usage.completion_tokens += 1
-            for body in form.chunks(index, event):
+            bodies = form.chunks(index, event)
+            if event.prompt_logprobs is not None:  # they are as many as the prompt has tokens
+                bodies = await asyncio.to_thread(list, bodies)
+            for body in bodies:
                 yield body | so_far()
     if show_usage:
         yield form.usage_chunk(usage)

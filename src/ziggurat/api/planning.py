@@ -38,8 +38,7 @@ def plan(
     Args:
         run: a run file or the name of a recipe, its tables as a dict, or a ``RunConfig``; its data
             is not read.
-        topology: in chips, such as ``v5p:4x4x4``; generations are ``v5e``, ``v6e``, ``v5p`` and
-            ``tpu7x``.
+        topology: a TPU generation and its chips along each axis, such as ``v5p:4x4x4``.
         slices: slices of that topology, joined by the data-centre network.
         analytic: estimate by shapes and shardings alone, in seconds; default compile with libtpu.
         overrides: changes to the run, such as ``"mesh.fsdp=-1"``.

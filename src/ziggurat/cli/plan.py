@@ -41,7 +41,7 @@ def plan(
 
     Args:
         run_file: TOML file, or the name of a recipe; its data is not read.
-        topology: v5e:AxB, v6e:AxB, v5p:AxBxC or tpu7x:AxBxC in chips, e.g. v5p:4x4x4.
+        topology: a TPU generation and its chips along each axis, e.g. v5e:4x8 or v5p:4x4x4.
         slices: slices of that topology, joined by the data-centre network.
         analytic: estimate by shapes and shardings alone: seconds, nothing compiled.
         search: rank mesh sizes and remat policies by the analytic model, compile the best three

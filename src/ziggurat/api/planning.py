@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ziggurat import mesh
 from ziggurat.api.training import resolved
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, ShardingError
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.plan import Plan, Prepared, Subject, Topology, prepare
 from ziggurat.plan.analytic import argument_bytes
 from ziggurat.plan.program import hbm_bytes
@@ -26,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 
 def plan(
-    run: str | Path | Mapping[str, Any] | RunConfig,
+    run: str | Path | JsonMapping | RunConfig,
     topology: str,
     *,
     slices: int = 1,

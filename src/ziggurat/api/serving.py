@@ -2,13 +2,14 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry
 
 from ziggurat.core import config
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.nn.precision import Precision
 from ziggurat.serve.composition import Generator, openai_parts
@@ -23,7 +24,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     name: str = "",
-    engine: EngineConfig | Mapping[str, Any] | None = None,
+    engine: EngineConfig | JsonMapping | None = None,
     compute: Literal["float32", "bfloat16"] = "float32",
     api_keys: Sequence[str] = (),
 ) -> None:
@@ -80,7 +81,7 @@ def opened(
     host: str,
     port: int,
     name: str = "",
-    engine: EngineConfig | Mapping[str, Any] | None = None,
+    engine: EngineConfig | JsonMapping | None = None,
     compute: Literal["float32", "bfloat16"] = "float32",
     api_keys: Sequence[str] = (),
 ) -> Iterator[Server]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from ziggurat import data as data_
 from ziggurat.core import config
 from ziggurat.core.config import Resolved
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.protocols import MetricSink
 from ziggurat.mesh import Processes
 from ziggurat.train import recipes
@@ -28,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 def train(
-    run: str | Path | Mapping[str, Any] | RunConfig | Resolved[RunConfig],
+    run: str | Path | JsonMapping | RunConfig | Resolved[RunConfig],
     *,
     overrides: Sequence[str] = (),
     optimizer: optax.GradientTransformation | None = None,
@@ -77,7 +78,7 @@ def train(
 
 
 def resolved(
-    run: str | Path | Mapping[str, Any] | RunConfig,
+    run: str | Path | JsonMapping | RunConfig,
     overrides: Sequence[str] = (),
     supplied: Supplied | None = None,
 ) -> Resolved[RunConfig]:
@@ -104,7 +105,7 @@ def resolved(
     return made
 
 
-def _tree(run: str | Path | Mapping[str, Any] | RunConfig) -> tuple[dict[str, Any], str]:
+def _tree(run: str | Path | JsonMapping | RunConfig) -> tuple[JsonObject, str]:
     """The run's tables, and where they come from."""
     if isinstance(run, RunConfig):
         return config.to_plain(run), "Python"

@@ -21,6 +21,7 @@ from ziggurat.checkpoint.manifest import (
 )
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonMapping
 
 
 class StepContent:
@@ -37,7 +38,7 @@ class StepContent:
         self,
         step: int,
         arrays: Mapping[str, PyTree],
-        records: Mapping[str, Any] | None = None,
+        records: JsonMapping | None = None,
         files: Mapping[str, bytes | Path] | None = None,
         metrics: Mapping[str, float] | None = None,
     ):
@@ -90,7 +91,7 @@ def finite_metrics(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
-def records_text(records: Mapping[str, Any]) -> str:
+def records_text(records: JsonMapping) -> str:
     """Records as JSON.
 
     Raises:

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import PyTree
 
@@ -14,6 +13,7 @@ from ziggurat.checkpoint.step_store import StepStore, StoreError
 from ziggurat.checkpoint.tier import Tier, TierContext
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 
 
 class CopyTier(Tier):
@@ -55,7 +55,7 @@ class CopyTier(Tier):
         self,
         step: int,
         arrays: Mapping[str, PyTree],
-        records: Mapping[str, Any],
+        records: JsonMapping,
         files: Mapping[str, bytes | Path],
         *,
         metrics: Mapping[str, float],
@@ -73,7 +73,7 @@ class CopyTier(Tier):
 
     def restore(
         self, step: int, like: Mapping[str, PyTree], *, cast: bool = False, partial: bool = False
-    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    ) -> tuple[dict[str, PyTree], JsonObject]:
         problem = self._context.processes.once("fetch a step", lambda: self._fetch(step))
         if problem:
             raise DamagedError(problem)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from jaxtyping import PyTree
 
@@ -12,6 +11,7 @@ from ziggurat.checkpoint.manager import Checkpoints, SaveReport
 from ziggurat.checkpoint.steps import step_name
 from ziggurat.checkpoint.tier import Tier
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.mesh import Processes
 
 
@@ -47,7 +47,7 @@ class DiskTier(Tier):
         self,
         step: int,
         arrays: Mapping[str, PyTree],
-        records: Mapping[str, Any],
+        records: JsonMapping,
         files: Mapping[str, bytes | Path],
         *,
         metrics: Mapping[str, float],
@@ -73,7 +73,7 @@ class DiskTier(Tier):
 
     def restore(
         self, step: int, like: Mapping[str, PyTree], *, cast: bool = False, partial: bool = False
-    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    ) -> tuple[dict[str, PyTree], JsonObject]:
         restored = self.checkpoints.restore(step, like, cast=cast, partial=partial)
         return restored.arrays, restored.records
 

@@ -33,6 +33,7 @@ from ziggurat.checkpoint.step_reader import StepReader
 from ziggurat.checkpoint.writer_lock import WriterLock
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.mesh import Processes
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ class Restored(NamedTuple):
 
     step: int
     arrays: dict[str, PyTree]
-    records: dict[str, Any]
+    records: JsonObject
 
 
 class Checkpoints(StepReader):
@@ -136,7 +137,7 @@ class Checkpoints(StepReader):
         self,
         step: int,
         arrays: Mapping[str, PyTree],
-        records: Mapping[str, Any] | None = None,
+        records: JsonMapping | None = None,
         files: Mapping[str, bytes | Path] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> SaveReport:

@@ -19,6 +19,7 @@ import xxhash
 
 from ziggurat.checkpoint.digests import THREADS, Known, digest_file, digest_files
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonObject
 
 FORMAT = 2
 """Version of the layout of a step directory; 1 had no metrics."""
@@ -253,12 +254,12 @@ def _encode(manifest: Manifest) -> str:
     return json.dumps({**body, "digest": digest}, indent=1) + "\n"
 
 
-def _leaf_to_plain(leaf: LeafRecord) -> dict[str, Any]:
+def _leaf_to_plain(leaf: LeafRecord) -> JsonObject:
     plain = {"path": list(leaf.path), "shape": list(leaf.shape), "dtype": leaf.dtype}
     return plain | ({"prng": leaf.prng} if leaf.prng else {})
 
 
-def _decode(body: dict[str, Any]) -> Manifest:
+def _decode(body: JsonObject) -> Manifest:
     items = {
         item: tuple(
             LeafRecord(tuple(e["path"]), tuple(e["shape"]), e["dtype"], e.get("prng"))

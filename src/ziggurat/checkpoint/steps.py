@@ -30,6 +30,7 @@ from ziggurat.checkpoint.manifest import (
 )
 from ziggurat.checkpoint.retention import reading
 from ziggurat.core.errors import CheckpointError, did_you_mean
+from ziggurat.core.json_types import JsonObject
 
 
 def step_name(step: int) -> str:
@@ -66,7 +67,7 @@ def read_arrays(directory: Path, item: str, *, verify: bool = True) -> dict[str,
     return tree[""] if set(tree) == {""} and not found[0].path else tree
 
 
-def read_records(directory: Path, *, verify: bool = True) -> dict[str, Any]:
+def read_records(directory: Path, *, verify: bool = True) -> JsonObject:
     """Read the JSON records of a step directory.
 
     Raises:

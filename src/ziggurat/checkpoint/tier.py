@@ -4,12 +4,13 @@ import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import PyTree
 
 from ziggurat.checkpoint.config import CheckpointConfig, TierConfig
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.mesh import Processes
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Tier(abc.ABC):
         self,
         step: int,
         arrays: Mapping[str, PyTree],
-        records: Mapping[str, Any],
+        records: JsonMapping,
         files: Mapping[str, bytes | Path],
         *,
         metrics: Mapping[str, float],
@@ -83,7 +84,7 @@ class Tier(abc.ABC):
     @abc.abstractmethod
     def restore(
         self, step: int, like: Mapping[str, PyTree], *, cast: bool = False, partial: bool = False
-    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    ) -> tuple[dict[str, PyTree], JsonObject]:
         """Arrays as ``like`` asks for, and records; on all processes or none.
 
         Raises:

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import PyTree
 
@@ -37,6 +37,7 @@ from ziggurat.checkpoint.step_reader import StepInfo
 from ziggurat.checkpoint.step_store import StepStore, StoreError, whole_steps
 from ziggurat.checkpoint.tier import Tier, TierContext, UnsuitableError
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.mesh import Processes
 
 _log = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ class Recovered(NamedTuple):
 
     step: int
     arrays: dict[str, PyTree]
-    records: dict[str, Any]
+    records: JsonObject
     tier: str
     """Name of the tier it came from."""
     seconds: float
@@ -137,7 +138,7 @@ class Tiers:
         self,
         step: int,
         arrays: Mapping[str, PyTree],
-        records: Mapping[str, Any] | None = None,
+        records: JsonMapping | None = None,
         files: Mapping[str, bytes | Path] | None = None,
         *,
         metrics: Mapping[str, float] | None = None,

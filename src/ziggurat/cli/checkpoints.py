@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ziggurat.cli import console
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonObject
 
 EXAMPLE = """ziggurat checkpoints runs/tiny-python --verify
   ziggurat checkpoints verify|repair|diff|export --help"""
@@ -78,9 +79,9 @@ def verify(path: Path, /, json: bool = False) -> int:
     """
     from ziggurat.checkpoint.manifest import DamagedError, damage, read_manifest, unlisted
 
-    rows: list[dict[str, Any]] = []
+    rows: list[JsonObject] = []
     for step in _step_directories(path, quarantined=True):
-        row: dict[str, Any] = {"path": str(step), "files": 0, "bytes": 0, "damaged": {}}
+        row: JsonObject = {"path": str(step), "files": 0, "bytes": 0, "damaged": {}}
         try:
             manifest = read_manifest(step)
             row |= {"files": len(manifest.files), "bytes": manifest.total_bytes}

@@ -12,6 +12,7 @@ from rich.table import Table
 from ziggurat.cli import console
 from ziggurat.cli.subcommands import Subcommand, dispatch
 from ziggurat.core.errors import ConfigError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.train import recipes
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def status(directory: Path, /, json: bool = False) -> int:
     from ziggurat.profile.journal import read_journal
 
     folder = _cluster_of(directory)
-    found: dict[str, Any]
+    found: JsonObject
     try:
         found = ask(folder, "status")
     except ClusterError as error:
@@ -175,7 +176,7 @@ def status(directory: Path, /, json: bool = False) -> int:
     return 0
 
 
-def _print_status(found: dict[str, Any]) -> None:
+def _print_status(found: JsonObject) -> None:
     out = console.output()
     if found["hosts"]:
         table = Table("host", "state", "index", "pid", "step", "heard of, s ago")

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from json import dumps
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from ziggurat.cli import console, data_run
 from ziggurat.core.errors import ConfigError, DataError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.core.protocols import Batch
 from ziggurat.data import DocumentSpan, HuggingFaceTokenizer, StreamDecoder
 from ziggurat.data.opening import Dataset
@@ -72,7 +72,7 @@ def decode(
     tokenizer = data_run.tokenizer_of(source)
     if ids is not None:
         tokens = _explain_ids(_parse_ids(ids, tokenizer), tokenizer)
-        whole: dict[str, Any] = {"text": tokenizer.decode([t["id"] for t in tokens])}
+        whole: JsonObject = {"text": tokenizer.decode([t["id"] for t in tokens])}
     else:
         dataset = data_run.open_data(source, tokenizer)
         data_run.warn_if_changed(source, dataset)
@@ -130,7 +130,7 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
 
 
-def _explain_ids(ids: Sequence[int], tokenizer: HuggingFaceTokenizer) -> list[dict[str, Any]]:
+def _explain_ids(ids: Sequence[int], tokenizer: HuggingFaceTokenizer) -> list[JsonObject]:
     decoder = StreamDecoder(tokenizer, skip_special_tokens=False)
     return [
         {"id": token, "token": tokenizer.backend.id_to_token(token), "text": decoder.push(token)}
@@ -138,8 +138,8 @@ def _explain_ids(ids: Sequence[int], tokenizer: HuggingFaceTokenizer) -> list[di
     ]
 
 
-def _explain_row(row: Batch, tokenizer: HuggingFaceTokenizer) -> list[dict[str, Any]]:
-    explained: list[dict[str, Any]] = []
+def _explain_row(row: Batch, tokenizer: HuggingFaceTokenizer) -> list[JsonObject]:
+    explained: list[JsonObject] = []
     for segment in range(1, int(row["segment_ids"].max()) + 1):
         places = np.flatnonzero(row["segment_ids"] == segment)
         for place, entry in zip(

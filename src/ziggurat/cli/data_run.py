@@ -7,7 +7,6 @@ import sys
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress, ProgressColumn
@@ -15,6 +14,7 @@ from rich.progress import Progress, ProgressColumn
 from ziggurat.checkpoint.manifest import RECORDS
 from ziggurat.core import config, hub
 from ziggurat.core.errors import ConfigError, DataError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.data import (
     DataConfig,
     HuggingFaceTokenizer,
@@ -39,20 +39,20 @@ class DataRun:
     name: str
     output: Path = Path("runs")
     seed: int = 0
-    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: JsonObject = dataclasses.field(default_factory=dict)
     """Only a pretrained model's path, if the run brings no tokenizer of its own."""
     tokenizer: TokenizerConfig | None = None
     data: DataConfig
-    objective: dict[str, Any] = dataclasses.field(default_factory=dict)
-    adapter: dict[str, Any] = dataclasses.field(default_factory=dict)
-    quantize: dict[str, Any] = dataclasses.field(default_factory=dict)
-    optimizer: dict[str, Any] = dataclasses.field(default_factory=dict)
-    train: dict[str, Any] = dataclasses.field(default_factory=dict)
-    evaluation: dict[str, Any] = dataclasses.field(default_factory=dict)
-    checkpoint: dict[str, Any] = dataclasses.field(default_factory=dict)
-    mesh: dict[str, Any] = dataclasses.field(default_factory=dict)
-    profile: dict[str, Any] = dataclasses.field(default_factory=dict)
-    report: dict[str, Any] = dataclasses.field(default_factory=dict)
+    objective: JsonObject = dataclasses.field(default_factory=dict)
+    adapter: JsonObject = dataclasses.field(default_factory=dict)
+    quantize: JsonObject = dataclasses.field(default_factory=dict)
+    optimizer: JsonObject = dataclasses.field(default_factory=dict)
+    train: JsonObject = dataclasses.field(default_factory=dict)
+    evaluation: JsonObject = dataclasses.field(default_factory=dict)
+    checkpoint: JsonObject = dataclasses.field(default_factory=dict)
+    mesh: JsonObject = dataclasses.field(default_factory=dict)
+    profile: JsonObject = dataclasses.field(default_factory=dict)
+    report: JsonObject = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +209,7 @@ def warn_if_changed(source: RunSource, dataset: Dataset) -> None:
         )
 
 
-def _saved_state(directory: Path) -> dict[str, Any] | None:
+def _saved_state(directory: Path) -> JsonObject | None:
     """The data state of the newest checkpoint that has one."""
     for records in sorted(directory.glob(f"checkpoints/step_*/{RECORDS}"), reverse=True):
         try:

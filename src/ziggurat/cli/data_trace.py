@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from json import dumps
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from ziggurat.cli import console, data_run
 from ziggurat.core.errors import ConfigError, DataError, did_you_mean
+from ziggurat.core.json_types import JsonObject
 from ziggurat.data import DocumentSpan, PackedDataset
 from ziggurat.data.component import Component
 from ziggurat.data.opening import Dataset
@@ -112,7 +112,7 @@ def _is_used(part: Component, wanted: Int64[np.ndarray, "n"]) -> bool:
     return bool(len(wanted)) and (chosen is None or bool(np.isin(wanted, chosen).any()))
 
 
-def _of_step(dataset: Dataset, step: int) -> list[dict[str, Any]]:
+def _of_step(dataset: Dataset, step: int) -> list[JsonObject]:
     """Every piece of every row of a step."""
     return [
         {"row": row} | dataclasses.asdict(piece)
@@ -121,7 +121,7 @@ def _of_step(dataset: Dataset, step: int) -> list[dict[str, Any]]:
     ]
 
 
-def _of(dataset: PackedDataset, document: str, epoch: int) -> list[dict[str, Any]]:
+def _of(dataset: PackedDataset, document: str, epoch: int) -> list[JsonObject]:
     """Every place at which a document stands in one epoch of its component."""
     file, record = _find(dataset, document)
     found = []

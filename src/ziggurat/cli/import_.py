@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ziggurat.cli import console
 from ziggurat.core import hub
 from ziggurat.core.errors import ConfigError, ModelError
+from ziggurat.core.json_types import JsonObject
 
 if TYPE_CHECKING:
     from ziggurat.models.loading.pretrained_kinds import PretrainedKind
@@ -90,7 +91,7 @@ def _import_language(
     # a GGUF file's are dequantised in float32 on both sides
     rounded = quantised and not quantized_file
     why = "its weights are quantised; --verify always compares" if rounded else ""
-    records: dict[str, Any] = {"source": hub.name_of(source)}
+    records: JsonObject = {"source": hub.name_of(source)}
     records |= _proven(verify, source, why, lambda: proof.against_transformers(source, model))
     console.output().print(f"written: {pretrained.save(model, output, records)}")
     return 0
@@ -103,7 +104,7 @@ def _import_published(
     read = kind.load(source, precision=precision)
     name, count = kind.size(read)
     _say_what(name, count, read.params, f"; {kind.details(read)}")
-    records: dict[str, Any] = {"source": hub.name_of(source)}
+    records: JsonObject = {"source": hub.name_of(source)}
     records |= _proven(verify, source, "", lambda: kind.compare(source, read))
     console.output().print(f"written: {kind.save(read, output, records)}")
     return 0
@@ -111,7 +112,7 @@ def _import_published(
 
 def _proven(
     verify: str, source: Path, why_not: str, compare: "Callable[[], Proof | EncoderProof]"
-) -> dict[str, Any]:
+) -> JsonObject:
     """The record of a comparison with transformers, or a line that says why there is none.
 
     Args:

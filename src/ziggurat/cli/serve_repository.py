@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ziggurat.cli.serve_options import BundleOptions, ServerSettings
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, ServeError
+from ziggurat.core.json_types import JsonMapping
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -27,7 +28,7 @@ class RepositoryOptions:
     alone: bool
     """Whether no language model is served beside it."""
     grpc_port: int | None
-    settings: Mapping[str, Any]
+    settings: JsonMapping
 
 
 def asked(model: str, options: BundleOptions) -> RepositoryOptions | None:

@@ -23,6 +23,7 @@ from ziggurat.cluster.starts import Starts
 from ziggurat.cluster.supervision import BLAME_S, ProgramOutcome, Supervision, Usable, Wanted
 from ziggurat.cluster.worlds import Worlds
 from ziggurat.core.errors import ClusterError
+from ziggurat.core.json_types import JsonObject
 
 _log = logging.getLogger(__name__)
 
@@ -267,7 +268,7 @@ class Cluster:
         self.wanted.hosts = hosts
         self._hosts.events.put((None, messages.Caller("resize", {"hosts": hosts})))
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> JsonObject:
         """Current state of the cluster, as JSON values."""
         account = self.ledger.account()
         now = time.monotonic()

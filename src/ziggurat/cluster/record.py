@@ -21,6 +21,7 @@ from ziggurat.cluster import messages
 from ziggurat.cluster.channel import ChannelClosed, connect
 from ziggurat.core import json_lines
 from ziggurat.core.errors import ClusterError
+from ziggurat.core.json_types import JsonObject
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def ask(directory: Path, do: str, **arguments: Any) -> Any:
     return answer
 
 
-def read_events(directory: Path) -> list[dict[str, Any]]:
+def read_events(directory: Path) -> list[JsonObject]:
     """Read all events in order; a line torn by a kill is left out.
 
     >>> read_events(Path("nowhere"))

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, dataclass_transform
 
 from ziggurat.core.errors import ConfigError, ZigguratError, did_you_mean
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.kinds import Kinds
 
 T = TypeVar("T")
@@ -123,7 +124,7 @@ def parse(
 
 
 def resolve(
-    cls: type[T], tree: dict[str, Any], overrides: Sequence[str] = (), source: str = "Python"
+    cls: type[T], tree: JsonObject, overrides: Sequence[str] = (), source: str = "Python"
 ) -> Resolved[T]:
     """Merge dotted overrides into a nested dict, which changes, and validate it into ``cls``.
 
@@ -144,7 +145,7 @@ def resolve(
     return Resolved(from_plain(cls, tree, source), provenance)
 
 
-def from_plain(cls: type[T], tree: Mapping[str, Any], source: str = "configuration") -> T:
+def from_plain(cls: type[T], tree: JsonMapping, source: str = "configuration") -> T:
     """Validate a nested mapping into ``cls``, reporting every error together."""
     from pydantic import ValidationError
 
@@ -194,7 +195,7 @@ def _split_override(override: str) -> tuple[str, Any]:
         return key.strip(), text.strip()
 
 
-def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+def _set(tree: JsonObject, key: str, value: Any) -> None:
     *parents, last = key.split(".")
     here: dict | list = tree
     for depth, parent in enumerate(parents):

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonObject
 
 BOM = b"\xef\xbb\xbf"
 """The byte order mark in UTF-8."""
@@ -49,7 +50,7 @@ def is_blank(line: bytes) -> bool:
     return not line.removeprefix(BOM).strip(_WHITE)
 
 
-def parse(line: bytes) -> dict[str, Any]:
+def parse(line: bytes) -> JsonObject:
     """Parse one line as a JSON object.
 
     Raises:
@@ -78,7 +79,7 @@ def numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
     return ((number, line) for number, line in enumerate(lines, 1) if not is_blank(line))
 
 
-def read(path: Path, what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]:
+def read(path: Path, what: str = "file") -> Iterator[tuple[int, JsonObject]]:
     """Read the records of a file with their line numbers.
 
     Args:
@@ -102,7 +103,7 @@ def read(path: Path, what: str = "file") -> Iterator[tuple[int, dict[str, Any]]]
         ) from None
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[JsonObject]:
     """Read the records of a log that Ziggurat appends to: none if there is no file, and without
     lines torn by a kill or a full disk.
 
@@ -120,7 +121,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]

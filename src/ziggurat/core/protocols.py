@@ -1,9 +1,11 @@
 """Protocols by which sibling packages meet without importing each other."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+
+from ziggurat.core.json_types import JsonObject
 
 Batch = dict[str, np.ndarray]
 """Rows of one global batch. Keys of a language-model batch, all ``[b, t]``:
@@ -56,7 +58,7 @@ class BatchSource(Protocol):
         """Batches from step ``start`` on, prefetched."""
         ...
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> JsonObject:
         """State that a checkpoint stores so that step ``step`` comes next; JSON, a few hundred
         bytes."""
         ...

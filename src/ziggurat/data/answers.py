@@ -7,14 +7,15 @@ depends on configuration, seed and step, as in :mod:`ziggurat.data.dataset`.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int64, Integer, UInt8
 
 from ziggurat.core.errors import ConfigError, DataError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.protocols import Batch, Tokenizer
 from ziggurat.data import changes, filter, store
 from ziggurat.data.ahead import Ahead
@@ -153,7 +154,7 @@ class AnswerDataset:
         return None if end is None else -(-end // self.batch_size)
 
     @property
-    def report(self) -> Mapping[str, Any]:
+    def report(self) -> JsonMapping:
         """Counts: ``records`` used, and by kind of answer those read and those whose prompt leaves
         no room for an answer, and those of which a token is a part of prompt and answer."""
         kinds = VIEWS[self.kind]
@@ -284,13 +285,13 @@ class AnswerDataset:
             yield self.batch(step, rows)
             step += 1
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> JsonObject:
         """State that a checkpoint stores so that step ``step`` comes next."""
         epoch, row = divmod(step * self.batch_size, self.rows_per_epoch)
         used = {side.name: side.mark for side in self._used()}
         return {"step": step, "epoch": epoch, "row": row, "used": used} | self._facts()
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
+    def check_state(self, state: JsonMapping) -> int:
         """Compare a stored state with this data; returns its step.
 
         Raises:
@@ -301,7 +302,7 @@ class AnswerDataset:
         changes.check_used(state.get("used"), self._used())
         return step
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> JsonObject:
         """All that decides the batches."""
         return {
             "kind": self.kind,

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ziggurat.core import config as config_
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.core.protocols import Batch
 from ziggurat.data import bins, packing
 from ziggurat.data.config import DataConfig
@@ -68,7 +67,7 @@ class Component:
         return packing.padding(self._plan, self._row_tokens)
 
     @property
-    def report(self) -> Mapping[str, Any]:
+    def report(self) -> JsonMapping:
         """Counts of documents read and left out, and how full the rows are.
 
         ``documents`` read, ``empty``, ``skipped`` and the first ``faults``, those ``straddling``

@@ -14,10 +14,11 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.core.protocols import Tokenizer
 from ziggurat.data import chat, template_input, training_templates
 from ziggurat.data.huggingface import HuggingFaceTokenizer
@@ -80,7 +81,7 @@ def rendered(document: Document, tokenizer: Tokenizer) -> Document:
     )
 
 
-def _closes(said: str, message: Mapping[str, Any]) -> bool:
+def _closes(said: str, message: JsonMapping) -> bool:
     """Whether a turn's text continues after the message's content: with a token that ends it."""
     content = message.get("content")
     if isinstance(content, Sequence) and not isinstance(content, str):
@@ -123,9 +124,9 @@ class _Talk:
     """A conversation under a template."""
 
     template: str
-    messages: tuple[Mapping[str, Any], ...]
-    tools: Sequence[Mapping[str, Any]] | None
-    variables: Mapping[str, Any]
+    messages: tuple[JsonMapping, ...]
+    tools: Sequence[JsonMapping] | None
+    variables: JsonMapping
     special: tuple[str, ...]
     """Special tokens; one of them may close a turn."""
 
@@ -134,7 +135,7 @@ class _Talk:
         """Numbers of the assistant's messages."""
         return tuple(n for n, message in enumerate(self.messages) if message["role"] == "assistant")
 
-    def render(self, messages: Sequence[Mapping[str, Any]], opening: bool = False) -> str:
+    def render(self, messages: Sequence[JsonMapping], opening: bool = False) -> str:
         return chat.render(self.template, messages, self.tools, opening, **self.variables)
 
     def marked(
@@ -213,7 +214,7 @@ class _Talk:
         )
         return (found + len(opening) if inside else start), end + close
 
-    def _with_content(self, messages: Sequence[Mapping[str, Any]], number: int) -> str:
+    def _with_content(self, messages: Sequence[JsonMapping], number: int) -> str:
         other = [dict(message) for message in messages]
         other[number]["content"] = _SUBSTITUTE
         return self.render(other)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ziggurat.core import config as config_
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.protocols import Batch
 from ziggurat.data import changes
 from ziggurat.data.ahead import Ahead
@@ -116,13 +117,13 @@ class PackedDataset:
         return 1.0 - tokens / (self.rows_per_epoch * self.sequence_length)
 
     @property
-    def report(self) -> Mapping[str, Any]:
+    def report(self) -> JsonMapping:
         """Sum of :attr:`ziggurat.data.component.Component.report` over the components.
 
         With a mixture it has ``components`` too: the report of each, by name.
         """
         reports = {part.name: part.report for part in self.components}
-        summed: dict[str, Any] = {n: sum(r[n] for r in reports.values()) for n in _COUNTED}
+        summed: JsonObject = {n: sum(r[n] for r in reports.values()) for n in _COUNTED}
         summed["faults"] = [fault for r in reports.values() for fault in r["faults"]]
         rules = dict.fromkeys(rule for r in reports.values() for rule in r["filtered"])
         summed["filtered"] = {
@@ -184,7 +185,7 @@ class PackedDataset:
         made = self._made(start, stop, rows)
         return Ahead(made, ahead) if ahead else made
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> JsonObject:
         """State that a checkpoint stores so that step ``step`` comes next.
 
         ``taken`` holds for each component the rows it has given in all, its whole epochs, and the
@@ -195,7 +196,7 @@ class PackedDataset:
         used = {part.name: part.mark for part in self._used()}
         return {"step": step, "epoch": epoch, "taken": taken, "used": used} | self._facts()
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
+    def check_state(self, state: JsonMapping) -> int:
         """Compare a stored state with this data; returns its step.
 
         Documents are compared by content, so their files may lie elsewhere. The mixture may have
@@ -228,7 +229,7 @@ class PackedDataset:
             taken[part.name] = {"rows": rows, "epoch": epoch, "row": row}
         return taken
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> JsonObject:
         """Settings that decide the batches; what only makes them faster is not in it."""
         return {
             "split": self.split,
@@ -320,7 +321,7 @@ def check_rows(rows: slice | None, batch_size: int) -> tuple[int, int]:
     return first, stop
 
 
-def check_facts(state: Mapping[str, Any], facts: Mapping[str, Any]) -> int:
+def check_facts(state: JsonMapping, facts: JsonMapping) -> int:
     """Compare a stored state's facts with the data's; returns the state's step.
 
     Raises:

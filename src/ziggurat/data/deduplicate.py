@@ -24,6 +24,7 @@ import xxhash
 from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from ziggurat.core import atomic, config
+from ziggurat.core.json_types import JsonObject
 from ziggurat.data.order import mix
 from ziggurat.data.store import Progress, TokenStore
 
@@ -68,7 +69,7 @@ class Duplicates:
 
     keep: list[Bool[np.ndarray, "_documents"]]
     """For each store, its documents that stay."""
-    report: dict[str, Any]
+    report: JsonObject
     """``documents``, ``exact`` and ``near`` duplicates among them, and ``pairs``: some duplicates,
     each with its original as (file, record) and the estimated similarity."""
 
@@ -135,7 +136,7 @@ def duplicates(
     return Duplicates(np.split(flags, ends[:-1]), report)
 
 
-def _read(path: Path, total: int) -> tuple[np.ndarray, dict[str, Any]] | None:
+def _read(path: Path, total: int) -> tuple[np.ndarray, JsonObject] | None:
     """The flags of all documents and the report as stored; None if they are not whole."""
     try:
         flags = np.load(path / "keep.npy")
@@ -164,7 +165,7 @@ def _find(
     logger.info("of %d documents %d are exact and %d near duplicates", *list(report.values())[:3])
 
 
-def _shown(stores: Sequence[TokenStore], ends: np.ndarray, pair: Sequence[Any]) -> dict[str, Any]:
+def _shown(stores: Sequence[TokenStore], ends: np.ndarray, pair: Sequence[Any]) -> JsonObject:
     places = []
     for number in pair[:2]:
         which = int(np.searchsorted(ends, number, "right"))

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.protocols import Batch
 
 _KEPT = 4
@@ -114,12 +115,12 @@ class GrainSource:
             self._states.pop(step - _KEPT, None)
             yield _rows(batch, rows)
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> JsonObject:
         """State from which step ``step`` comes next, as JSON values."""
         known = {"step": step, "digest": self._digest}
         return known if self._random else known | {"grain": self._states[step]}
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
+    def check_state(self, state: JsonMapping) -> int:
         """The step that comes next after ``state`` was stored.
 
         Raises:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data import chat
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ class HuggingFaceTokenizer:
     def __init__(
         self,
         backend: "tokenizers.Tokenizer",
-        settings: Mapping[str, Any] | None = None,
+        settings: JsonMapping | None = None,
         *,
         end_ids: Sequence[int] = (),
         chat_templates: Mapping[str, str] | None = None,
-        generation_config: Mapping[str, Any] | None = None,
+        generation_config: JsonMapping | None = None,
     ):
         self._backend = backend
         self.generation_config = dict(generation_config or {})
@@ -178,7 +179,7 @@ class HuggingFaceTokenizer:
     def apply_chat_template(
         self,
         messages: Sequence[Any],
-        tools: Sequence[Mapping[str, Any]] | None = None,
+        tools: Sequence[JsonMapping] | None = None,
         add_generation_prompt: bool = True,
         **kwargs: Any,
     ) -> str:
@@ -270,7 +271,7 @@ class HuggingFaceTokenizer:
 _TEMPLATES = "additional_chat_templates"
 
 
-def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+def _special_tokens(settings: JsonMapping) -> dict[str, str]:
     """Special tokens by role: the usual ones, then those that only this model has."""
     extra = settings.get("extra_special_tokens")
     own = {k: v for k, v in settings.items() if k.endswith("_token") and k not in NAMED}
@@ -281,7 +282,7 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _add_missing(
-    backend: "tokenizers.Tokenizer", settings: Mapping[str, Any], named: Mapping[str, str]
+    backend: "tokenizers.Tokenizer", settings: JsonMapping, named: Mapping[str, str]
 ) -> None:
     """Add the tokens that only the settings name, in the order transformers does."""
     import tokenizers
@@ -334,7 +335,7 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> JsonObject:
     if not file.is_file():
         return {}
     try:

@@ -7,9 +7,9 @@ images as its limits allow, so that every batch has arrays of the same shapes.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import xxhash
@@ -17,6 +17,7 @@ from pydantic import Discriminator
 
 from ziggurat.core import config
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.protocols import Batch, Tokenizer
 from ziggurat.data.ahead import Ahead
 from ziggurat.data.dataset import DocumentSpan, check_facts, check_rows, digest
@@ -145,7 +146,7 @@ class ImageTextDataset:
         return None if epochs is None else epochs * self.rows_per_epoch
 
     @property
-    def report(self) -> Mapping[str, Any]:
+    def report(self) -> JsonMapping:
         """Counts of records read and left out, ``images``, ``rows`` of an epoch, and the share of
         ``padding`` in them."""
         counts = {"images": sum(len(record.images) for record in self._records)}
@@ -190,12 +191,12 @@ class ImageTextDataset:
         made = self._made(start, rows)
         return Ahead(made, self.config.prefetch) if self.config.prefetch else made
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> JsonObject:
         """State that a checkpoint stores so that step ``step`` comes next."""
         epoch, row = divmod(step * self.batch_size, self.rows_per_epoch)
         return {"step": step, "epoch": epoch, "row": row} | self._facts()
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
+    def check_state(self, state: JsonMapping) -> int:
         """Compare a stored state with this data; returns its step.
 
         Raises:
@@ -203,7 +204,7 @@ class ImageTextDataset:
         """
         return check_facts(state, self._facts())
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> JsonObject:
         plain = config.to_plain(self.config.packing)
         return {
             "split": self.split,

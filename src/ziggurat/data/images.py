@@ -6,14 +6,15 @@ keyed by the step and the row too, so nothing is replayed to resume.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from ziggurat.core import config
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.protocols import Batch
 from ziggurat.data.ahead import Ahead
 from ziggurat.data.dataset import check_facts, check_rows, digest
@@ -157,12 +158,12 @@ class ImageDataset:
         made = self._made(start, rows)
         return Ahead(made, self.config.prefetch) if self.config.prefetch else made
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> JsonObject:
         """State that a checkpoint stores so that step ``step`` comes next."""
         epoch, place = divmod(step * self.batch_size, self.images_per_epoch)
         return {"step": step, "epoch": epoch, "place": place} | self._facts()
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
+    def check_state(self, state: JsonMapping) -> int:
         """Compare a stored state with this data; returns its step.
 
         Raises:
@@ -170,7 +171,7 @@ class ImageDataset:
         """
         return check_facts(state, self._facts())
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> JsonObject:
         names = ("flip", "shift", "shuffle", "eval_fraction")
         return {
             "split": self.split,

@@ -9,6 +9,7 @@ import numpy as np
 import xxhash
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.data.parts import StorePart
 from ziggurat.data.sources import JsonLines, ReadReport, Source
 from ziggurat.data.sources.reading import Unit, finish
@@ -71,7 +72,7 @@ def join(
     directory: Path,
     dtype: np.dtype,
     learn: bool,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write the store's arrays; returns the content of ``meta.json`` on them.
 
     Raises:

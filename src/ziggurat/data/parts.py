@@ -21,6 +21,7 @@ import xxhash
 
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.core.storage import naming
 from ziggurat.data.encode import DocumentEncoder, chunks
 from ziggurat.data.sources import Document, Source
@@ -36,7 +37,7 @@ class StorePart:
     """Output of one unit of work: a directory of tokens."""
 
     path: Path
-    facts: dict[str, Any]
+    facts: JsonObject
     """Content of ``part.json``."""
 
     @property
@@ -84,7 +85,7 @@ class _Notes:
     empty: array = dataclasses.field(default_factory=lambda: array("q"))
     skipped: array = dataclasses.field(default_factory=lambda: array("q"))
     faults: list[tuple[int, dict]] = dataclasses.field(default_factory=list)
-    failure: dict[str, Any] | None = None
+    failure: JsonObject | None = None
 
 
 def name_of(number: int) -> str:
@@ -125,7 +126,7 @@ def write_part(
 
 def _fill(
     directory: Path, source: Source, unit: Unit, encoder: DocumentEncoder, learn: bool, tell: Tell
-) -> dict[str, Any]:
+) -> JsonObject:
     """Write the files of a part; returns its facts."""
     notes, names = _Notes(), dict[str, int]()
     columns = {"lengths": array("q"), "files": array("L"), "records": array("q")}
@@ -213,7 +214,7 @@ def _learn_file(directory: Path, learn: bool) -> Any:
     return open(directory / "learn.bin", "wb") if learn else contextlib.nullcontext()
 
 
-def _digest(path: Path, facts: dict[str, Any]) -> str:
+def _digest(path: Path, facts: JsonObject) -> str:
     digest = xxhash.xxh3_128()
     for name in ("tokens.bin", "learn.bin", "index.npz"):
         if name == "learn.bin" and not (path / name).exists():

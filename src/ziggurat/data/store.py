@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float32, Int64, Integer, UInt8, UInt32, UInt64
 
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.core.protocols import Tokenizer
 from ziggurat.data import conversation, joining, prepare
 from ziggurat.data.encode import DocumentEncoder
@@ -49,7 +50,7 @@ class TokenStore:
     """Tokenised documents, memory-mapped."""
 
     path: Path
-    meta: dict[str, Any]
+    meta: JsonObject
     tokens: Integer[np.ndarray, "n"]
     offsets: Int64[np.ndarray, "documents_plus_1"]
     files: UInt32[np.ndarray, "documents"]

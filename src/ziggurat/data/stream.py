@@ -13,13 +13,14 @@ import dataclasses
 import hashlib
 import itertools
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.protocols import Batch, Tokenizer
 from ziggurat.data import conversation, encode, filter, packing
 from ziggurat.data.ahead import Ahead
@@ -138,7 +139,7 @@ class StreamedDataset:
         return 1.0 - self._tokens / max(1, self._rows * self.sequence_length)
 
     @property
-    def report(self) -> Mapping[str, Any]:
+    def report(self) -> JsonMapping:
         """Findings of reading so far, in this process; records that were read twice count twice."""
         counts = {"filtered": dict(self._filtered), "rows": self._rows, "tokens": self._tokens}
         return dataclasses.asdict(self._read_report) | counts | {"padding": self.padding}
@@ -176,7 +177,7 @@ class StreamedDataset:
         made = (self._filled(parts, stop - first) for parts in steps)
         return Ahead(made, self.config.prefetch) if self.config.prefetch else made
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> JsonObject:
         """State that a checkpoint stores so that step ``step`` comes next.
 
         It is the start of the window that holds the step's first row, known without reading for
@@ -202,7 +203,7 @@ class StreamedDataset:
             "name": self._file(place.epoch, place.file)[1].name,
         } | self._facts()
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
+    def check_state(self, state: JsonMapping) -> int:
         """Compare a stored state with this data and resume from its window; returns its step.
 
         Raises:
@@ -215,7 +216,7 @@ class StreamedDataset:
         self._remember(place)
         return step
 
-    def _facts(self) -> dict[str, Any]:
+    def _facts(self) -> JsonObject:
         return {
             "split": self.split,
             "seed": self.seed,

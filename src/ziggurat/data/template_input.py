@@ -8,10 +8,10 @@ record is refused by the name of the field.
 import functools
 import json
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.data import chat
 
 RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
@@ -21,11 +21,11 @@ _STRINGS = re.compile(r"arguments['\"\]]*\s+is\s+(not\s+)?(string|mapping)")
 
 
 def prepared(
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    variables: Mapping[str, Any] | None,
+    messages: Sequence[JsonMapping],
+    tools: Sequence[JsonMapping] | None,
+    variables: JsonMapping | None,
     template: str,
-) -> tuple[Mapping[str, Any], ...]:
+) -> tuple[JsonMapping, ...]:
     """Convert messages to the form the template reads: text parts joined for a template that takes
     texts, and arguments of calls as objects for one that writes them as JSON itself.
 
@@ -55,9 +55,7 @@ def prepared(
     return tuple(made)
 
 
-def with_parts(
-    messages: Sequence[Mapping[str, Any]], template: str
-) -> tuple[Mapping[str, Any], ...]:
+def with_parts(messages: Sequence[JsonMapping], template: str) -> tuple[JsonMapping, ...]:
     """Messages whose texts are parts too, for a template that takes nothing else."""
     if not _reads_parts(template):
         return tuple(messages)
@@ -78,7 +76,7 @@ def _unread(what: str, found: str) -> DataError:
     )
 
 
-def _with_text(message: Mapping[str, Any], template: str) -> Mapping[str, Any]:
+def _with_text(message: JsonMapping, template: str) -> JsonMapping:
     content = message.get("content")
     if not isinstance(content, Sequence) or isinstance(content, str) or _reads_parts(template):
         return message
@@ -99,7 +97,7 @@ def _reads_parts(template: str) -> bool:
         return False
 
 
-def _with_objects(message: Mapping[str, Any], number: int, template: str) -> Mapping[str, Any]:
+def _with_objects(message: JsonMapping, number: int, template: str) -> JsonMapping:
     """OpenAI's format has the arguments of a call as a string of JSON; a template that itself
     writes them as JSON would put that string into quotes."""
     calls = message.get("tool_calls")

@@ -14,11 +14,11 @@ import re
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from ziggurat.core import atomic
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.kernels.cpu.library import library
 from ziggurat.kernels.placement import platform
 
@@ -33,7 +33,7 @@ def directory() -> Path:
 
 
 @functools.cache
-def machine() -> dict[str, Any]:
+def machine() -> JsonObject:
     """Facts about this machine on which a measurement depends."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def path() -> Path:
     return directory() / f"choices-{key}.json"
 
 
-def save(choices: Table, seconds: Mapping[str, Any]) -> Path:
+def save(choices: Table, seconds: JsonMapping) -> Path:
     """Write the chosen implementations with the measured times; later processes use them."""
     target = path()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,8 @@ TRIPS, SHARE = re.compile(r"\btrips_(\d+)\b"), re.compile(r"\bshare_1_in_(\d+)\b
 """Scopes by which code says what only the device knows, see :mod:`ziggurat.plan.work`."""
 OWN_BODY = {"scan", "while", "cond", "shard_map", "pallas_call"}
 """Equations whose body is not inlined: it runs several times, on each device, or not at all."""
+Equation = Any
+"""A ``jax.extend.core.JaxprEqn``. JAX types its operands as abstract values without a shape."""
 MATMULS = ("dot_general", "ragged_dot_general", "ragged_dot", "conv_general_dilated")
 MOVES = ("gather", "dynamic_slice", "dynamic_update_slice")
 """Primitives that move a part of an array."""

@@ -4,9 +4,10 @@ import dataclasses
 import importlib.resources
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ziggurat.core import atomic
+from ziggurat.core.json_types import JsonObject
 from ziggurat.mesh import MESH_AXES
 from ziggurat.plan.planning import Plan
 from ziggurat.plan.prices import PriceTable
@@ -129,7 +130,7 @@ def collective_rows(plan: Plan, most: int = 12) -> list[TableRow]:
     ]
 
 
-def to_plain(plan: Plan, prices: PriceTable | None = None) -> dict[str, Any]:
+def to_plain(plan: Plan, prices: PriceTable | None = None) -> JsonObject:
     """A plan as values that JSON has."""
     figures = dataclasses.asdict(plan.estimate)
     figures |= {"tokens_per_s": plan.estimate.tokens_per_s, "mfu": plan.estimate.mfu}

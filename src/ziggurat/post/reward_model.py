@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Key
 from ziggurat.checkpoint import read_arrays
 from ziggurat.core import hub
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.encode import DocumentEncoder
 from ziggurat.data.sources import Document
@@ -94,7 +95,7 @@ class RewardModel:
         return cls(loaded.model, loaded.params, head, loaded.tokenizer)
 
     def __call__(
-        self, conversations: Sequence[Sequence[Mapping[str, Any]]] | Sequence[str]
+        self, conversations: Sequence[Sequence[JsonMapping]] | Sequence[str]
     ) -> Float[np.ndarray, " n"]:
         """The score of each text or conversation, encoded as in training.
 

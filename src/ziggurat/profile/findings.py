@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.profile.goodput import DOWN, REPLAY, Goodput
 from ziggurat.profile.quantities import duration, size
 
@@ -62,7 +62,7 @@ _LOSSES = (
 )
 
 
-def findings(account: Goodput, rows: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def findings(account: Goodput, rows: Sequence[JsonMapping]) -> list[Finding]:
     """Recommendations for a run, the costliest first.
 
     Args:
@@ -88,7 +88,7 @@ def _share(account: Goodput, phase: str) -> float:
     return account.seconds.get(phase, 0.0) / account.wall_s if account.wall_s > 0 else 0.0
 
 
-def _uneven(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def _uneven(steps: Sequence[JsonMapping]) -> list[Finding]:
     """A tail of slow steps."""
     times = [row["step_time_s"] for row in steps[WARM_UP_STEPS:]]
     if len(times) < 50:
@@ -106,7 +106,7 @@ def _uneven(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
     return [Finding(title, advice, lost)]
 
 
-def _slower(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def _slower(steps: Sequence[JsonMapping]) -> list[Finding]:
     """Steps that take longer and longer."""
     times = [row["step_time_s"] for row in steps[WARM_UP_STEPS:]]
     if len(times) < 100:
@@ -119,7 +119,7 @@ def _slower(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
     return [Finding(title, "look for throttling or other load", (late - early) * len(times) / 2)]
 
 
-def _growing(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def _growing(steps: Sequence[JsonMapping]) -> list[Finding]:
     """Host memory that rises all the time, not only while caches fill.
 
     The first quarter is warm-up. The rest is cut into :data:`LEAK_BLOCKS` blocks, of which the
@@ -149,7 +149,7 @@ def _growing(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
     return [Finding(title, "something keeps references: a leak, or metrics held as arrays", 0.0)]
 
 
-def _skipped(steps: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def _skipped(steps: Sequence[JsonMapping]) -> list[Finding]:
     skipped = max((row.get("skipped_steps", 0.0) for row in steps), default=0.0)
     if not skipped:
         return []

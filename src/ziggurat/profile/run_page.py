@@ -12,8 +12,8 @@ True
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
 
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.profile import findings as findings_
 from ziggurat.profile.charts import Series, line_chart
 from ziggurat.profile.goodput import REPLAY, STEP, Goodput
@@ -45,7 +45,7 @@ class RunProfile:
 
     name: str
     account: Goodput
-    rows: Sequence[Mapping[str, Any]]
+    rows: Sequence[JsonMapping]
     """Metrics by step, as ``metrics.jsonl`` has them."""
     operations: Sequence[OperationTime] = ()
     """Operations of the newest trace."""
@@ -108,7 +108,7 @@ def render_profile(profile: RunProfile) -> str:
     )
 
 
-def _charts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _charts(rows: Sequence[JsonMapping]) -> list[JsonObject]:
     def series(metric: str, legend: str, divisor: float = 1.0) -> Series:
         points = [(row["step"], row[metric] / divisor) for row in rows if metric in row]
         return Series(legend, points)

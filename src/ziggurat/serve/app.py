@@ -8,7 +8,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from ziggurat import __version__
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.serve.access import AccessLog, RequireKey
 from ziggurat.serve.errors import UnknownModel
 from ziggurat.serve.http import describe_for, guarded, json_response
@@ -35,7 +36,7 @@ class ServicePart:
     """Routes, model cards and health of one service, for :func:`build_app`."""
 
     routes: Sequence[BaseRoute] = ()
-    cards: Sequence[Mapping[str, Any]] = ()
+    cards: Sequence[JsonMapping] = ()
     """Entries of ``/v1/models``; each has an ``id``."""
     failure: Callable[[], object | None] = lambda: None
     """Reason that the server cannot serve any more; then ``/health`` and ``/ready`` answer 503."""

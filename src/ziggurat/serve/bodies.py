@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 
 from ziggurat.core.errors import did_you_mean
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.errors import RequestError, short
 from ziggurat.serve.json_values import (
     LARGE,
@@ -37,7 +38,7 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
     """The field that can be a list of token ids, or a list of such lists, if there is one."""
 
     @classmethod
-    def applied(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def applied(cls, given: JsonObject) -> JsonObject:
         """Fields of a body that are applied, for servers that ignore the others."""
         return {key: value for key, value in given.items() if key in cls.__struct_fields__}
 

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.errors import RequestError, TooLarge
 from ziggurat.serve.memory import Reservation
 
@@ -68,14 +69,14 @@ def json_response(body: Any, status: int = 200) -> Response:
 
 def error_body(
     message: str, kind: str, param: str | None = None, code: str | None = None
-) -> dict[str, Any]:
+) -> JsonObject:
     """An error as OpenAI's clients expect it; the message becomes one line."""
     fields = {"message": " ".join(message.split()), "type": kind, "param": param, "code": code}
     clean = {k: v and v.encode("utf-8", "replace").decode() for k, v in fields.items()}
     return {"error": clean}
 
 
-def describe(error: Exception) -> tuple[int, dict[str, Any]]:
+def describe(error: Exception) -> tuple[int, JsonObject]:
     """Status and body of the answer to an exception that a handler raised."""
     if isinstance(error, RequestError):
         return error.status, error_body(str(error), error.kind, error.param, error.code)
@@ -85,7 +86,7 @@ def describe(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, error_body("the server failed; its log says why", "server_error")
 
 
-def describe_for(path: str, error: Exception) -> tuple[int, dict[str, Any]]:
+def describe_for(path: str, error: Exception) -> tuple[int, JsonObject]:
     """Status and body like :func:`describe`; below ``/v2`` in the form of KServe's clients,
     ``{"error": TEXT}``."""
     status, body = describe(error)

@@ -23,6 +23,7 @@ from ziggurat import mesh as mesh_
 from ziggurat.core import config
 from ziggurat.core.compile_cache import keeping_compiled
 from ziggurat.core.errors import ConfigError, ShardingError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.mesh import MeshConfig
 from ziggurat.profile.timers import StepTimer
 from ziggurat.train.config import RunConfig
@@ -87,7 +88,7 @@ def train_on(
     source: str,
     overrides: Sequence[str],
     wanted: int,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Train a run in this world, from its newest checkpoint to its end or until asked to leave.
 
     Args:

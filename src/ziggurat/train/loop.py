@@ -23,6 +23,7 @@ from ziggurat.core import config
 from ziggurat.core.compile_cache import keeping_compiled
 from ziggurat.core.config import Resolved
 from ziggurat.core.errors import TrainError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.core.protocols import Batch, MetricSink
 from ziggurat.mesh import Processes
 from ziggurat.models import Params
@@ -80,7 +81,7 @@ class TrainingOutcome:
         )
 
     @property
-    def metrics(self) -> list[dict[str, Any]]:
+    def metrics(self) -> list[JsonObject]:
         """One row a step, as ``metrics.jsonl`` has them."""
         return read_metrics(self.directory.metrics)
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, TypeVar
 
 from ziggurat.core import atomic, json_lines
 from ziggurat.core.errors import TrainError
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.core.protocols import MetricSink
 
 if TYPE_CHECKING:
@@ -286,7 +287,7 @@ def read_metrics(path: Path) -> list[Row]:
     return [row for row, _ in _whole_rows(path, lines)]
 
 
-def curve(rows: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+def curve(rows: Iterable[JsonMapping], name: str) -> list[tuple[int, float]]:
     """The points (step, value) of one metric, leaving out rows without it.
 
     >>> curve([{"step": 0, "loss": 2.0}, {"step": 1, "eval_loss": 3.0}], "loss")

@@ -9,10 +9,11 @@ in ``train.objectives``.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import jax
 
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.core.protocols import Batch, BatchSource
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
@@ -41,7 +42,7 @@ class TrainingData(BatchSource, Protocol):
     @property
     def steps_per_epoch(self) -> int | None: ...
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
+    def check_state(self, state: JsonMapping) -> int:
         """Compare a stored state with this data; returns the step that comes next.
 
         Raises:

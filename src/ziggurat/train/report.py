@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ziggurat.core import atomic
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.profile.charts import Series, line_chart
 from ziggurat.profile.pages import render
 from ziggurat.profile.quantities import duration, short, size
@@ -77,7 +78,7 @@ class RunReport:
     """``finished``, ``running``, or why the run ended early."""
     started: str = ""
     """When the run began, as text with its time zone."""
-    metrics: Sequence[Mapping[str, Any]] = ()
+    metrics: Sequence[JsonMapping] = ()
     """Rows of ``train.metrics.read_metrics``."""
     median_tokens_per_s: float | int | None = None
     mfu: float | None = None
@@ -196,12 +197,12 @@ def _summary(run: RunReport) -> list[tuple[str, str]]:
     return rows
 
 
-def _charts(run: RunReport) -> list[dict[str, Any]]:
+def _charts(run: RunReport) -> list[JsonObject]:
     """The standard charts that have points."""
     return [chart for spec in _CHARTS if (chart := _draw(run, spec))["svg"]]
 
 
-def _more_charts(run: RunReport) -> list[dict[str, Any]]:
+def _more_charts(run: RunReport) -> list[JsonObject]:
     """A chart for every metric that is in no standard chart."""
     standard = {metric for spec in _CHARTS for metric, _ in spec.lines}
     names = dict.fromkeys(name for row in run.metrics for name in row)
@@ -209,7 +210,7 @@ def _more_charts(run: RunReport) -> list[dict[str, Any]]:
     return [_draw(run, _Chart(name, "", ((name, name),))) for name in rest]
 
 
-def _draw(run: RunReport, spec: _Chart) -> dict[str, Any]:
+def _draw(run: RunReport, spec: _Chart) -> JsonObject:
     series = []
     for metric, legend in spec.lines:
         points = [(step, value / spec.divisor) for step, value in curve(run.metrics, metric)]
@@ -231,7 +232,7 @@ def _draw(run: RunReport, spec: _Chart) -> dict[str, Any]:
     }
 
 
-def _ledger(run: RunReport) -> list[dict[str, Any]]:
+def _ledger(run: RunReport) -> list[JsonObject]:
     """Phases by falling time; what no phase covered comes last."""
     wall_s = _wall_s(run)
     order = sorted(run.ledger_s.items(), key=lambda entry: (entry[0] == "unaccounted", -entry[1]))

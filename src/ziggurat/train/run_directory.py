@@ -29,11 +29,11 @@ import os
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 from ziggurat.core import atomic, config, json_lines
 from ziggurat.core.config import Resolved
 from ziggurat.core.errors import TrainError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.core.storage import storage_error
 from ziggurat.train.config import RunConfig
 from ziggurat.train.resuming import check_same_run
@@ -187,7 +187,7 @@ class RunDirectory:
         with open(self.sessions, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def read_sessions(self) -> list[dict[str, Any]]:
+    def read_sessions(self) -> list[JsonObject]:
         """Read all recorded starts; a line torn by a kill is left out."""
         return json_lines.read_log(self.sessions)
 

@@ -12,9 +12,10 @@ import socket
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import xxhash
+
+from ziggurat.core.json_types import JsonObject
 
 _HEAD = struct.Struct(">4sIQ")
 _MAGIC = b"zig1"
@@ -30,7 +31,7 @@ class ConnectionClosed(ConnectionError):
 
 def send(
     connection: socket.socket,
-    message: dict[str, Any],
+    message: JsonObject,
     payload: memoryview | None = None,
     descriptors: Sequence[int] = (),
 ) -> None:
@@ -48,7 +49,7 @@ def send(
 
 def receive(
     connection: socket.socket, limit: int = _MESSAGE_LIMIT
-) -> tuple[dict[str, Any], int, list[int]]:
+) -> tuple[JsonObject, int, list[int]]:
     """Receive the next message, the number of payload bytes that follow it, and the open files sent
     with it.
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ziggurat.checkpoint.memory import frames, rendezvous
+from ziggurat.core.json_types import JsonObject
 
 STARTUP_S = 60.0
 """How long a keeper waits for its first trainer."""
@@ -43,7 +44,7 @@ class Slot:
         self.number = number
         self.capacity = size
         self.descriptor = frames.new_memory(size)
-        self.header: dict[str, Any] | None = None
+        self.header: JsonObject | None = None
         self.lent = False
         """Whether a trainer's arrays may lie in this memory: then nobody writes to it again."""
 
@@ -95,7 +96,7 @@ class Keeper:
                     os.close(watched)
 
     def _answer(
-        self, connection: socket.socket, message: dict[str, Any], payload: int, trusted: bool
+        self, connection: socket.socket, message: JsonObject, payload: int, trusted: bool
     ) -> None:
         kinds = {"list", "read", "put"} | (
             {"hello", "begin", "commit", "discard"} if trusted else set()
@@ -127,7 +128,7 @@ class Keeper:
         count: int,
         linger_s: float,
         host: str | None = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """A trainer starts here; snapshots of another run, or of more or fewer processes, go."""
         with self._guard:
             if self._trainer not in (None, connection):
@@ -144,7 +145,7 @@ class Keeper:
 
     def _begin(
         self, trusted: bool, owner: int, size: int, step: int, keep: int | None = None
-    ) -> tuple[dict[str, Any], list[int], None]:
+    ) -> tuple[JsonObject, list[int], None]:
         """A slot to write part ``owner`` of ``step`` into; the snapshot of step ``keep`` stays."""
         with self._guard:
             slot = self._free_slot(owner, size, step, keep)
@@ -168,8 +169,8 @@ class Keeper:
         return slots[-1]
 
     def _commit(
-        self, trusted: bool, owner: int, slot: int, header: dict[str, Any]
-    ) -> tuple[dict[str, Any], list[int], None]:
+        self, trusted: bool, owner: int, slot: int, header: JsonObject
+    ) -> tuple[JsonObject, list[int], None]:
         with self._guard:
             self._check(owner, header)
             found = [one for one in self._slots.get(owner, []) if one.number == slot]
@@ -183,9 +184,9 @@ class Keeper:
         connection: socket.socket,
         payload: int,
         owner: int,
-        header: dict[str, Any],
+        header: JsonObject,
         keep: int | None = None,
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Part ``owner``, sent by its trainer; committed if its digests are right."""
         try:
             with self._guard:
@@ -200,18 +201,18 @@ class Keeper:
             raise KeeperRefusal("the part that came differs from its digests")
         return self._commit(False, owner, slot.number, header)[0]
 
-    def _check(self, owner: int, header: dict[str, Any]) -> None:
+    def _check(self, owner: int, header: JsonObject) -> None:
         of = header["identity"], header["count"]
         if of != self._identity or header["process"] != owner:
             raise KeeperRefusal("a snapshot of another run")
 
-    def _list(self, trusted: bool) -> tuple[dict[str, Any], list[int], None]:
+    def _list(self, trusted: bool) -> tuple[JsonObject, list[int], None]:
         with self._guard:
             return {"parts": self._parts()}, [], None
 
     def _read(
         self, trusted: bool, owner: int, step: int
-    ) -> tuple[dict[str, Any], list[int], memoryview | None]:
+    ) -> tuple[JsonObject, list[int], memoryview | None]:
         """A part: over the unix socket its memory, over TCP its bytes."""
         with self._guard:
             found = [
@@ -225,7 +226,7 @@ class Keeper:
                 return {"header": header}, [descriptor], None
             return {"header": header}, [], frames.map_memory(descriptor)[: header["bytes"]]
 
-    def _discard(self, trusted: bool, after: int) -> tuple[dict[str, Any], list[int], None]:
+    def _discard(self, trusted: bool, after: int) -> tuple[JsonObject, list[int], None]:
         with self._guard:
             for slot in (slot for slots in self._slots.values() for slot in slots):
                 if slot.step > after:

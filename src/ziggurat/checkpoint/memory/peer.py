@@ -21,6 +21,7 @@ from typing import Any
 
 from ziggurat.checkpoint.memory import frames, keeper, rendezvous
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonObject
 
 CONNECT_S = 20.0
 """How long a keeper may take to start or to answer."""
@@ -98,7 +99,7 @@ class KeeperLink:
 
     def ask(
         self, do: str, payload: memoryview | None = None, **message: Any
-    ) -> tuple[dict[str, Any], memoryview | None]:
+    ) -> tuple[JsonObject, memoryview | None]:
         """Send a request and return the answer, with the memory or bytes that came with it.
 
         Raises:

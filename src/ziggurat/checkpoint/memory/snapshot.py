@@ -31,6 +31,7 @@ from ziggurat.checkpoint.manifest import DamagedError, LeafRecord
 from ziggurat.checkpoint.memory import frames
 from ziggurat.checkpoint.tier import UnsuitableError
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 
 _ALIGNMENT = 128
 _THREADS = min(4, os.cpu_count() or 1)
@@ -49,8 +50,8 @@ class ShardSource:
 
 
 def describe(
-    arrays: Mapping[str, PyTree], records: Mapping[str, Any]
-) -> tuple[dict[str, Any], list[ShardSource]]:
+    arrays: Mapping[str, PyTree], records: JsonMapping
+) -> tuple[JsonObject, list[ShardSource]]:
     """Build the header of this process's part (without digests yet), and the list of shards to
     copy.
 
@@ -58,7 +59,7 @@ def describe(
         CheckpointError: a leaf is not an array, or a record is not JSON.
     """
     at, sources = 0, []
-    items: dict[str, list[dict[str, Any]]] = {}
+    items: dict[str, list[JsonObject]] = {}
     for item, tree in arrays.items():
         items[item] = []
         for record, value in leaves.describe(item, tree):
@@ -85,7 +86,7 @@ def copy_into(view: memoryview, sources: Iterable[ShardSource]) -> None:
     in_threads(copy, sources)
 
 
-def check(header: Mapping[str, Any], content: memoryview) -> None:
+def check(header: JsonMapping, content: memoryview) -> None:
     """Compare a snapshot's content with its digests.
 
     Raises:
@@ -110,7 +111,7 @@ def check(header: Mapping[str, Any], content: memoryview) -> None:
 
 
 def assemble(
-    header: Mapping[str, Any],
+    header: JsonMapping,
     content: memoryview,
     like: Mapping[str, PyTree],
     *,
@@ -147,7 +148,7 @@ def in_threads(function: Callable[[Any], Any], values: Iterable[Any]) -> list[An
 
 
 def _assemble_item(
-    header: Mapping[str, Any],
+    header: JsonMapping,
     content: memoryview,
     item: str,
     like: PyTree,
@@ -170,7 +171,7 @@ def _assemble_item(
     return structure.unflatten([values[record] for record in wanted])
 
 
-def _leaf(record: LeafRecord, entry: Mapping[str, Any], content: memoryview, target: Any) -> Any:
+def _leaf(record: LeafRecord, entry: JsonMapping, content: memoryview, target: Any) -> Any:
     shape = tuple(entry["stored"])
     whole = tuple((0, size) for size in shape)
     sharding = getattr(target, "sharding", None)
@@ -195,7 +196,7 @@ def _leaf(record: LeafRecord, entry: Mapping[str, Any], content: memoryview, tar
 
 
 def _stored(
-    entry: Mapping[str, Any], content: memoryview, wanted: Bounds, dtype: np.dtype
+    entry: JsonMapping, content: memoryview, wanted: Bounds, dtype: np.dtype
 ) -> np.ndarray | None:
     """A shard as it lies in the snapshot, if this one was saved."""
     for shard in entry["shards"]:
@@ -207,9 +208,7 @@ def _stored(
     return None
 
 
-def _region(
-    entry: Mapping[str, Any], content: memoryview, wanted: Bounds, dtype: np.dtype
-) -> np.ndarray:
+def _region(entry: JsonMapping, content: memoryview, wanted: Bounds, dtype: np.dtype) -> np.ndarray:
     """A new array of one region, put together from the shards that overlap it."""
     shape = tuple(stop - start for start, stop in wanted)
     result, filled = _empty(shape, dtype), 0
@@ -257,11 +256,11 @@ def _pairs(bounds: Iterable[Iterable[int]]) -> Bounds:
     return tuple((start, stop) for start, stop in bounds)
 
 
-def _record(entry: Mapping[str, Any]) -> LeafRecord:
+def _record(entry: JsonMapping) -> LeafRecord:
     leaf = entry["leaf"]
     return LeafRecord(tuple(leaf["path"]), tuple(leaf["shape"]), leaf["dtype"], leaf["prng"])
 
 
-def _touches(shard: Mapping[str, Any], block: int) -> bool:
+def _touches(shard: JsonMapping, block: int) -> bool:
     end = shard["offset"] + shard["bytes"]
     return shard["offset"] < (block + 1) * frames.BLOCK and end > block * frames.BLOCK

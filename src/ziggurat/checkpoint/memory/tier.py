@@ -25,6 +25,7 @@ from ziggurat.checkpoint.memory.peer import Address, KeeperLink, KeptError
 from ziggurat.checkpoint.tier import ConfiguredTier, TierContext, UnsuitableError
 from ziggurat.core import jax_private
 from ziggurat.core.errors import CheckpointError, EnvironmentError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.mesh import Processes
 
 _log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ class MemorySnapshots(ConfiguredTier):
         self,
         step: int,
         arrays: Mapping[str, PyTree],
-        records: Mapping[str, Any],
+        records: JsonMapping,
         files: Mapping[str, bytes | Path] | None = None,
         *,
         metrics: Mapping[str, float] | None = None,
@@ -171,7 +172,7 @@ class MemorySnapshots(ConfiguredTier):
         *,
         cast: bool = False,
         partial: bool = False,
-    ) -> tuple[dict[str, PyTree], dict[str, Any]]:
+    ) -> tuple[dict[str, PyTree], JsonObject]:
         """Arrays as ``like`` asks for, and records, of a complete step; on all processes or none.
 
         Raises:
@@ -272,7 +273,7 @@ class MemorySnapshots(ConfiguredTier):
         self._ring = [Address(**address) for address, _ in said]
         return [answer for _, answer in said]
 
-    def _begin(self, header: dict[str, Any], keep: int | None) -> tuple[int, memoryview]:
+    def _begin(self, header: JsonObject, keep: int | None) -> tuple[int, memoryview]:
         """A slot of this process's keeper, which is started if need be."""
         request = {"owner": header["process"], "size": header["bytes"], "step": header["step"]}
         if self._link is not None:
@@ -304,7 +305,7 @@ class MemorySnapshots(ConfiguredTier):
 
     def _complete(
         self,
-        header: dict[str, Any],
+        header: JsonObject,
         slot: int,
         view: memoryview,
         keep: int | None,
@@ -335,7 +336,7 @@ class MemorySnapshots(ConfiguredTier):
             self._error = None
             self.steps = [*self.steps[-1:], step]
 
-    def _send(self, header: dict[str, Any], content: memoryview, keep: int | None) -> None:
+    def _send(self, header: JsonObject, content: memoryview, keep: int | None) -> None:
         """Copy this part to the neighbour's keeper."""
         address = self._ring[self._neighbour]
         if self.processes.count == 1 or address.host is None:
@@ -346,7 +347,7 @@ class MemorySnapshots(ConfiguredTier):
         finally:
             link.close()
 
-    def _part(self, step: int) -> tuple[dict[str, Any], memoryview]:
+    def _part(self, step: int) -> tuple[JsonObject, memoryview]:
         """Part of the snapshot that belongs to this process, from its keeper or from a copy's."""
         owner = self.processes.index
         holders = self._holders.get((step, owner), [])

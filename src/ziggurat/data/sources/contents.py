@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.data.sources import fields, image_parts
 from ziggurat.data.sources.fields import NOTHING, Extras
 from ziggurat.data.sources.files import SourceFile
@@ -209,9 +210,7 @@ def _label(value: Any) -> bool:
     raise Fault(f"{LABEL!r}: {value!r}", "true or false")
 
 
-def checked_messages(
-    value: Any, key: str, *, images: bool = False
-) -> tuple[Mapping[str, Any], ...]:
+def checked_messages(value: Any, key: str, *, images: bool = False) -> tuple[JsonMapping, ...]:
     """Messages as mappings with a role; columns of lists, as old data sets keep them, turned.
 
     Args:

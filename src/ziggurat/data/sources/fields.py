@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data.sources.records import Fault
 
 Use = Literal["honoured", "inert", "refused"]
@@ -117,7 +118,7 @@ class Extras:
 
     tools: tuple[Any, ...] | None = None
     """Functions that the assistant may call, as the template gets them."""
-    variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    variables: JsonMapping = dataclasses.field(default_factory=dict)
     """Variables of the template, ``chat_template_kwargs``."""
     margin: float | None = None
     """By how much the chosen answer should score more than the rejected one."""
@@ -146,7 +147,7 @@ def beside(
     Raises:
         Fault: it has a value under a known field that cannot be honoured.
     """
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for known in RECORD:
         if known.name not in names or known.name in taken or known.use == "inert":
             continue
@@ -166,7 +167,7 @@ def beside(
     )
 
 
-def check_message(message: Mapping[str, Any], where: str, *, images: bool = False) -> None:
+def check_message(message: JsonMapping, where: str, *, images: bool = False) -> None:
     """Refuse what a message says that cannot be honoured; ``images`` are parts that some sources
     take.
 
@@ -192,7 +193,7 @@ def check_message(message: Mapping[str, Any], where: str, *, images: bool = Fals
     is_learned(message, where)
 
 
-def is_learned(message: Mapping[str, Any], where: str) -> bool:
+def is_learned(message: JsonMapping, where: str) -> bool:
     """Whether a message is learned: an assistant's is, unless ``weight`` is 0 or ``train`` is
     false.
 
@@ -220,7 +221,7 @@ def is_learned(message: Mapping[str, Any], where: str) -> bool:
     return learned
 
 
-def without_masks(message: Mapping[str, Any]) -> dict[str, Any]:
+def without_masks(message: JsonMapping) -> JsonObject:
     """A message without the fields that only mark what is learned, as templates get it."""
     return {name: value for name, value in message.items() if name not in MASKS}
 
@@ -237,7 +238,7 @@ def _tools(value: Any) -> tuple[Any, ...] | None:
     return tuple(value)
 
 
-def _variables(value: Any) -> Mapping[str, Any]:
+def _variables(value: Any) -> JsonMapping:
     value = _loaded({} if value is None else value, "chat_template_kwargs")
     if not isinstance(value, Mapping):
         found = f"'chat_template_kwargs': {type(value).__name__}"

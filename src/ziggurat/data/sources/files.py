@@ -21,6 +21,7 @@ from typing import Any
 
 from ziggurat.core import config, hub
 from ziggurat.core.errors import DataError, did_you_mean
+from ziggurat.core.json_types import JsonObject
 from ziggurat.core.storage import missing_client
 from ziggurat.data.sources.nodes import HuggingFaceDataset, Source
 
@@ -183,7 +184,7 @@ def _system(path: str, wanted: Sequence[str] | None = None) -> tuple[Any, str]:
     return files, str(root)
 
 
-def _read_json(files: Any, path: str, name: str) -> dict[str, Any] | None:
+def _read_json(files: Any, path: str, name: str) -> JsonObject | None:
     if not files.isfile(path):
         return None
     try:
@@ -195,7 +196,7 @@ def _read_json(files: Any, path: str, name: str) -> dict[str, Any] | None:
     return content
 
 
-def _describe(files: Any, path: str, name: str, info: dict[str, Any]) -> SourceFile:
+def _describe(files: Any, path: str, name: str, info: JsonObject) -> SourceFile:
     keys = ("mtime", "ETag", "etag", "LastModified", "last_modified")
     changed = next((info[k] for k in keys if k in info), "")
     return SourceFile(name, files.unstrip_protocol(path), int(info["size"] or 0), str(changed))

@@ -13,6 +13,7 @@ Nothing is fetched from other machines.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.data.sources.fields import IMAGE_PARTS
 from ziggurat.data.sources.records import Fault
 
@@ -68,7 +69,7 @@ def _beside(get: Callable[[str], Any], names: Collection[str]) -> list[Any]:
     return []
 
 
-def _parts(message: Mapping[str, Any]) -> Sequence[Any]:
+def _parts(message: JsonMapping) -> Sequence[Any]:
     content = message.get("content")
     return () if isinstance(content, str) or content is None else content
 
@@ -89,9 +90,7 @@ def _before_first(messages: Messages, count: int) -> Messages:
     raise Fault(f"{count} images and no message of the user", "a message that they belong to")
 
 
-def _with_bare(
-    message: Mapping[str, Any], waiting: Iterator[Any], images: list[Image]
-) -> Mapping[str, Any]:
+def _with_bare(message: JsonMapping, waiting: Iterator[Any], images: list[Image]) -> JsonMapping:
     if not any(map(_is_image, _parts(message))):
         return message
     parts = []

@@ -3,13 +3,14 @@
 import codecs
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import xxhash
 
 from ziggurat.core import json_lines
 from ziggurat.core.errors import DataError, did_you_mean
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data.sources.files import SourceFile
 
 SHOWN_FAULTS = 5
@@ -33,13 +34,13 @@ class Document:
     """Whether a chat template made the text, bos and all."""
     closed: bool = False
     """Whether the text itself ends what is learned last, as a template does with a turn."""
-    messages: tuple[Mapping[str, Any], ...] | None = None
+    messages: tuple[JsonMapping, ...] | None = None
     """The conversation, if it is one."""
     turns: tuple[int, ...] | None = None
     """Numbers of the messages that are learned; None means all of the assistant's."""
     tools: tuple[Any, ...] | None = None
     """Tools that the assistant may call, as the chat template takes them."""
-    variables: Mapping[str, Any] | None = None
+    variables: JsonMapping | None = None
     """Further variables of the template."""
     images: tuple[str | bytes, ...] = ()
     """Images in the order of their parts in the messages: a file's path or data URI, or its
@@ -124,12 +125,12 @@ class Fault(Exception):
         return Damaged(file.name, record, *self.args, word=word)
 
 
-def keyed(record: Mapping[str, Any]) -> Callable[[str], Any]:
+def keyed(record: JsonMapping) -> Callable[[str], Any]:
     """Access to a JSON object's values that says which keys there are."""
     return functools.partial(_value, record)
 
 
-def _value(record: Mapping[str, Any], key: str) -> Any:
+def _value(record: JsonMapping, key: str) -> Any:
     if key in record:
         return record[key]
     hint = did_you_mean(key, record)
@@ -137,7 +138,7 @@ def _value(record: Mapping[str, Any], key: str) -> Any:
     raise Fault(found, f"a key {key!r}{', ' + hint if hint else ''}")
 
 
-def json_object(line: bytes) -> dict[str, Any]:
+def json_object(line: bytes) -> JsonObject:
     """A JSON object from its bytes.
 
     Raises:

@@ -16,9 +16,9 @@ end behind it where the family's template writes both as one.
 import functools
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.data import chat
 
 FAMILIES = (
@@ -84,7 +84,7 @@ def family_of(template: str, special_tokens: tuple[tuple[str, str], ...]) -> str
     return None
 
 
-def _text(template: str, messages: list[dict[str, Any]], given: dict[str, str]) -> str | None:
+def _text(template: str, messages: list[JsonObject], given: dict[str, str]) -> str | None:
     """The rendered text; None where the template refuses the conversation."""
     try:
         return chat.render(template, messages, None, False, **given)

@@ -22,6 +22,9 @@ from ziggurat.kernels.placement import platform
 Shapes = Sequence[jax.ShapeDtypeStruct]
 Transpose = Callable[..., jax.Array]
 
+Attribute = float | int | str | bool
+"""What is known of a call while it is traced."""
+
 
 def usable(name: str, *arrays: jax.Array) -> bool:
     """Whether ``auto`` may take an operation of the library for these arrays: all float32 and of

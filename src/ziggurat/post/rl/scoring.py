@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ziggurat.core import plugins
 from ziggurat.core.errors import ConfigError, EnvironmentError, did_you_mean
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.core.registry import Registry
 
 Row = Mapping[str, Any]
@@ -191,7 +192,7 @@ def answer_in(completion: str, pattern: str | None) -> str | None:
     return None if found is None else found.group(1).strip()
 
 
-def procedural(name: str, settings: Mapping[str, Any], seed: int) -> Any:
+def procedural(name: str, settings: JsonMapping, seed: int) -> Any:
     """Open a data set of reasoning-gym.
 
     Raises:

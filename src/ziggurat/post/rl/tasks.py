@@ -11,14 +11,15 @@ import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from ziggurat.core import json_lines
 from ziggurat.core.errors import ConfigError, DataError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.protocols import Batch
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.order import Permutation
@@ -275,11 +276,11 @@ class ProblemSource:
         for step in itertools.count(start):
             yield self.batch(step, rows)
 
-    def state(self, step: int) -> dict[str, Any]:
+    def state(self, step: int) -> JsonObject:
         """State that a checkpoint stores."""
         return {"step": step, "task": self._fingerprint()}
 
-    def check_state(self, state: Mapping[str, Any]) -> int:
+    def check_state(self, state: JsonMapping) -> int:
         """Compare a stored state with this source; returns the step that comes next.
 
         Raises:
@@ -329,7 +330,7 @@ def _read(path: Path, needed: str | None) -> list[Problem]:
     return [_problem(path, *numbered, needed) for numbered in json_lines.read(path, "prompts")]
 
 
-def _problem(path: Path, number: int, row: dict[str, Any], needed: str | None) -> Problem:
+def _problem(path: Path, number: int, row: JsonObject, needed: str | None) -> Problem:
     where = f"{path} line {number}"
     keys: Sequence[str] = ("prompt",) if needed is None else ("prompt", needed)
     if any(key not in row for key in keys):
@@ -340,7 +341,7 @@ def _problem(path: Path, number: int, row: dict[str, Any], needed: str | None) -
         raise DataError(where, found=fault.found, expected=fault.expected) from None
     if not prompt:
         raise DataError(where, found="an empty prompt", expected="prompt to be a text")
-    rest: dict[str, Any] = {key: value for key, value in row.items() if key != "prompt"}
+    rest: JsonObject = {key: value for key, value in row.items() if key != "prompt"}
     return Problem(prompt, rest)
 
 

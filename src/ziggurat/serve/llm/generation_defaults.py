@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Mapping
 from typing import Any
 
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.sampling import BUILT_IN, SamplingParams
 
@@ -16,7 +16,7 @@ NAMES = tuple(name for name, declared in BUILT_IN.items() if declared.recommende
 left alone, and so is ``do_sample``: a request for greedy choice says ``temperature`` 0."""
 
 
-def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_defaults(generation: JsonMapping) -> JsonObject:
     """Sampling defaults from a ``generation_config.json``.
 
     Values that say nothing (null, or what they are without it) are left out; one that cannot be is
@@ -25,7 +25,7 @@ def sampling_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
     >>> sampling_defaults({"temperature": 0.6, "top_p": 0.95, "top_k": None, "do_sample": True})
     {'temperature': 0.6, 'top_p': 0.95}
     """
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     plain = SamplingParams()
     for name in NAMES:
         value = generation.get(name)

@@ -1,9 +1,9 @@
 """How a server reads requests: choices of its operator that hold for every client."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.serve.llm.render import ContentFormat
 from ziggurat.serve.llm.tool_parsers import AUTO, TOOL_CALL_PARSERS
 
@@ -28,7 +28,7 @@ class RequestPolicy:
     """Form of tool calls, by its name in
     :data:`~ziggurat.serve.llm.tool_parsers.TOOL_CALL_PARSERS`; ``auto``: the one that the chat
     template shows."""
-    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sampling: JsonMapping = dataclasses.field(default_factory=dict)
     """Sampling parameters where a request gives none, such as those of the model's
     ``generation_config.json``."""
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm import special_text, texts
@@ -29,9 +30,9 @@ Messages = Sequence[Mapping[str, Any]]
 def render_chat(
     tokenizer: HuggingFaceTokenizer,
     messages: Messages,
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    tools: Sequence[JsonMapping] | None = None,
     add_generation_prompt: bool = True,
-    variables: Mapping[str, Any] | None = None,
+    variables: JsonMapping | None = None,
     *,
     content_format: ContentFormat = "auto",
     special_tokens: bool = False,
@@ -93,8 +94,8 @@ def render_chat(
 def _render(
     tokenizer: HuggingFaceTokenizer,
     messages: Messages,
-    tools: Sequence[Mapping[str, Any]] | None,
-    variables: Mapping[str, Any],
+    tools: Sequence[JsonMapping] | None,
+    variables: JsonMapping,
     add_generation_prompt: bool,
     content_format: ContentFormat,
 ) -> str:
@@ -122,8 +123,8 @@ def content_format_of(
     'openai'
     """
     text = {"role": "user", "content": "a text to look for"}
-    named: dict[str, Any] = dict(special_tokens)
-    forms: dict[ContentFormat, Mapping[str, Any]] = {"string": text, "openai": _as_parts(text)}
+    named: JsonObject = dict(special_tokens)
+    forms: dict[ContentFormat, JsonMapping] = {"string": text, "openai": _as_parts(text)}
     for form, message in forms.items():
         try:
             if text["content"] in chat.render(template, [message], **named):
@@ -133,7 +134,7 @@ def content_format_of(
     return "string"
 
 
-def _as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def _as_text(message: JsonMapping) -> JsonMapping:
     """A message whose content is text, if it holds nothing else."""
     content = message.get("content")
     if not isinstance(content, list) or not all(_is_text(part) for part in content):
@@ -141,7 +142,7 @@ def _as_text(message: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**message, "content": "".join(part["text"] for part in content)}
 
 
-def _as_parts(message: Mapping[str, Any]) -> Mapping[str, Any]:
+def _as_parts(message: JsonMapping) -> JsonMapping:
     """A message whose content is a list of parts."""
     content = message.get("content")
     if not isinstance(content, str):
@@ -157,9 +158,9 @@ def _is_text(part: Any) -> bool:
 def _for_template(
     tokenizer: HuggingFaceTokenizer,
     messages: Messages,
-    tools: Sequence[Mapping[str, Any]] | None,
+    tools: Sequence[JsonMapping] | None,
     parser: ToolCallParser | None,
-) -> tuple[Messages, Sequence[Mapping[str, Any]] | None]:
+) -> tuple[Messages, Sequence[JsonMapping] | None]:
     """Messages and tools, the latter as text where the template would drop them."""
     template = tool_template(tokenizer) if tools else tokenizer.chat_template
     if template is None:

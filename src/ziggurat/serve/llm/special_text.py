@@ -14,6 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def _special_texts(tokenizer: HuggingFaceTokenizer) -> set[str]:
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     """Matches the longest of the texts. It goes letter by letter, however many texts there are."""
-    tree: dict[str, Any] = {}
+    tree: JsonObject = {}
     for text in filter(None, texts):
         node = tree
         for letter in text:
@@ -152,7 +153,7 @@ def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile(_branches(tree) if tree else r"(?!)")
 
 
-def _branches(tree: Mapping[str, Any]) -> str:
+def _branches(tree: JsonMapping) -> str:
     ends = "" in tree
     ways = "|".join(re.escape(c) + _branches(rest) for c, rest in tree.items() if c)
     return "" if not ways else f"(?:{ways}){'?' if ends else ''}"
@@ -180,7 +181,7 @@ def _replaced(
     return "".join((*parts, text[done:]))
 
 
-def _rename_vocabulary(model: dict[str, Any], name: Any) -> None:
+def _rename_vocabulary(model: JsonObject, name: Any) -> None:
     """Rename special tokens that the model's own vocabulary holds: no text may lead to them."""
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):

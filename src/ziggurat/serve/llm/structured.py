@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 import msgspec
 
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.json_values import ValueBudget
 
 FormKind = Literal["json", "regex", "choice", "grammar", "tools"]
-OBJECT: dict[str, Any] = {"type": "object"}
+OBJECT: JsonObject = {"type": "object"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class JsonSchema(msgspec.Struct, forbid_unknown_fields=True):
     """Field ``response_format.json_schema``; the schema is enforced whether ``strict`` or not."""
 
     name: str
-    schema: dict[str, Any] | bool
+    schema: JsonObject | bool
     description: str | None = None
     strict: bool | None = None
 
@@ -71,7 +72,7 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
     """Field ``structured_outputs`` of a request: exactly one of the kinds, as in vLLM since
     0.12."""
 
-    json: dict[str, Any] | str | None = None
+    json: JsonObject | str | None = None
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import msgspec
 
 from ziggurat.core.errors import did_you_mean
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.serve.errors import RequestError
 
 MAX_TOOLS = 128
@@ -22,7 +23,7 @@ class Function(msgspec.Struct, forbid_unknown_fields=True):
 
     name: str
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     """JSON schema of the arguments; default: none are taken."""
     cache_control: Any = None
     """A mark of clients for other servers' caches; nothing here depends on it."""
@@ -86,7 +87,7 @@ class ToolUse:
         their arguments must fit."""
         return self.forced or not self.parallel or any(t.function.strict for t in self.tools)
 
-    def for_template(self) -> list[dict[str, Any]]:
+    def for_template(self) -> list[JsonObject]:
         """The tools in the form that chat templates read."""
         return [
             {
@@ -101,7 +102,7 @@ class ToolUse:
         ]
 
 
-def schema_of(function: Function) -> dict[str, Any]:
+def schema_of(function: Function) -> JsonObject:
     """The schema of a function's arguments."""
     return function.parameters or {"type": "object", "properties": {}}
 
@@ -146,7 +147,7 @@ def _closed(schema: Any) -> Any:
         return [_closed(entry) for entry in schema]
     if not isinstance(schema, Mapping):
         return schema
-    made: dict[str, Any] = {}
+    made: JsonObject = {}
     for key, value in schema.items():
         if key in _SCHEMAS_BY_NAME and isinstance(value, Mapping):
             made[key] = {name: _closed(entry) for name, entry in value.items()}
@@ -159,7 +160,7 @@ def _closed(schema: Any) -> Any:
 
 def tool_use(
     tools: Sequence[Tool] | None,
-    choice: str | Mapping[str, Any] | None,
+    choice: str | JsonMapping | None,
     parallel: bool | None,
 ) -> ToolUse | None:
     """Tool use of a request by its three fields; ``None`` where no tool may be called.
@@ -198,7 +199,7 @@ def tool_use(
     return ToolUse(tuple(tools), forced=choice == "required", parallel=many)
 
 
-def _choice(given: Mapping[str, Any]) -> NamedChoice | AllowedChoice:
+def _choice(given: JsonMapping) -> NamedChoice | AllowedChoice:
     try:
         return msgspec.convert(given, NamedChoice | AllowedChoice)
     except msgspec.ValidationError as error:

@@ -5,8 +5,8 @@ import binascii
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.serve.errors import RequestError, short
 from ziggurat.serve.llm.image_reader import ImageLimits
 
@@ -26,7 +26,7 @@ class ImageParts:
         self.pictures: list[bytes] = []
         """Files' contents."""
 
-    def add(self, part: Mapping[str, Any], place: str) -> dict[str, str]:
+    def add(self, part: JsonMapping, place: str) -> dict[str, str]:
         """Take a part's picture; returns the part as chat templates read it.
 
         Args:

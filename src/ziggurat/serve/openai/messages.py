@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pydantic_core
 
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.serve.errors import RequestError, short
 from ziggurat.serve.json_values import ValueBudget
 from ziggurat.serve.openai.image_parts import ImageParts
@@ -43,7 +44,7 @@ _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal"
 Content = str | list[dict[str, str]]
 
 
-def conversation(messages: Sequence[Any], images: ImageParts | None = None) -> list[dict[str, Any]]:
+def conversation(messages: Sequence[Any], images: ImageParts | None = None) -> list[JsonObject]:
     """The messages for a chat template: content as text or as a list of text parts, the arguments
     of calls as objects. ``developer`` is OpenAI's newer name of ``system``; templates know that.
 
@@ -62,9 +63,7 @@ def conversation(messages: Sequence[Any], images: ImageParts | None = None) -> l
     ]
 
 
-def _message(
-    given: Any, place: str, budget: ValueBudget, images: ImageParts | None
-) -> dict[str, Any]:
+def _message(given: Any, place: str, budget: ValueBudget, images: ImageParts | None) -> JsonObject:
     fields = {key: value for key, value in _object(given, place).items() if value is not None}
     given = fields.get("role")
     if not isinstance(given, str) or given not in ROLES:
@@ -72,7 +71,7 @@ def _message(
         raise _refused(f"{place}.role", found, f"one of {', '.join(ROLES)}")
     role, function = ROLES[given], given == "function"
     calls = _calls(fields, place, budget) if role == "assistant" else []
-    message: dict[str, Any] = {"role": role, "content": _content(fields, role, place, images)}
+    message: JsonObject = {"role": role, "content": _content(fields, role, place, images)}
     for field, owner in (("tool_calls", "assistant"), ("function_call", "assistant"),
                          ("tool_call_id", "tool"), ("audio", "nobody")):  # fmt: skip
         if fields.get(field) not in (None, []) and role != owner:
@@ -93,9 +92,7 @@ def _message(
     return message | {key: fields[key] for key in fields if key in others}
 
 
-def _content(
-    fields: Mapping[str, Any], role: str, place: str, images: ImageParts | None
-) -> Content:
+def _content(fields: JsonMapping, role: str, place: str, images: ImageParts | None) -> Content:
     content, place = fields.get("content"), f"{place}.content"
     if content is None:
         if role in ("assistant", "tool"):
@@ -122,7 +119,7 @@ def _part(given: Any, place: str, images: ImageParts | None) -> dict[str, str]:
     return {"type": "text", "text": _text(part.get(key), f"{place}.{key}")}
 
 
-def _calls(fields: Mapping[str, Any], place: str, budget: ValueBudget) -> list[dict[str, Any]]:
+def _calls(fields: JsonMapping, place: str, budget: ValueBudget) -> list[JsonObject]:
     """The calls of an assistant's message; the older ``function_call`` is one without an id."""
     given = fields.get("tool_calls") or []
     if not isinstance(given, list):
@@ -134,7 +131,7 @@ def _calls(fields: Mapping[str, Any], place: str, budget: ValueBudget) -> list[d
     return calls
 
 
-def _call(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
+def _call(given: Any, place: str, budget: ValueBudget) -> JsonObject:
     call = _object(given, place)
     kind = call.get("type") or "function"
     if kind != "function":
@@ -145,7 +142,7 @@ def _call(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
     return {**named, "type": "function", "function": function}
 
 
-def _function(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
+def _function(given: Any, place: str, budget: ValueBudget) -> JsonObject:
     function = _object(given, place)
     name = _text(function.get("name"), f"{place}.name")
     arguments = function.get("arguments")
@@ -156,7 +153,7 @@ def _function(given: Any, place: str, budget: ValueBudget) -> dict[str, Any]:
     return {"name": name, "arguments": read_arguments(text)}
 
 
-def read_arguments(text: str) -> dict[str, Any]:
+def read_arguments(text: str) -> JsonObject:
     """Parse the arguments of a call, which a model wrote and ``max_tokens`` may have cut off.
 
     Templates need an object. Of a text that was cut off it holds what is there; a text that is no
@@ -180,7 +177,7 @@ def read_arguments(text: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"arguments": text}
 
 
-def _object(given: Any, place: str) -> Mapping[str, Any]:
+def _object(given: Any, place: str) -> JsonMapping:
     if isinstance(given, Mapping):
         return given
     raise _refused(place, "null" if given is None else type(given).__name__, "an object")

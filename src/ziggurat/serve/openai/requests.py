@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.bodies import MAX_TEXTS, Body
 from ziggurat.serve.errors import RequestError, short
@@ -146,7 +147,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
             )
 
     @classmethod
-    def applied(cls, given: dict[str, Any]) -> dict[str, Any]:
+    def applied(cls, given: JsonObject) -> JsonObject:
         """Fields that are applied."""
         left = {key for key in NEUTRAL if given.get(key) not in (None, *NEUTRAL[key])}
         return {key: value for key, value in super().applied(given).items() if key not in left}
@@ -183,7 +184,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
         self,
         max_tokens: int | None,
         logprobs: int | None,
-        defaults: Mapping[str, Any],
+        defaults: JsonMapping,
         scored: int | None = None,
     ) -> SamplingParams:
         own = {name: getattr(self, name) for name in BUILT_IN}
@@ -210,7 +211,7 @@ def with_registered(kind: type[G]) -> type[G]:
     parameters = registered_parameters()
     if not parameters:
         return kind
-    settings: dict[str, Any] = {"kw_only": True, "forbid_unknown_fields": True}
+    settings: JsonObject = {"kw_only": True, "forbid_unknown_fields": True}
     made: Any = msgspec.defstruct(kind.__name__, _fields(parameters), bases=(kind,), **settings)
     return made
 
@@ -254,7 +255,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
             raise RequestError("prompt", found=found, expected=expected, param="prompt")
         return made
 
-    def sampling(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
+    def sampling(self, defaults: JsonMapping | None = None) -> SamplingParams:
         """Sampling parameters; as with OpenAI, 16 tokens unless the request says more.
 
         Args:
@@ -277,24 +278,24 @@ class ChatRequest(GenerationRequest, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: list[Tool] | None = None
-    tool_choice: str | dict[str, Any] | None = None
+    tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
     # A guess at the answer, by which a server may save time; it changes no answer.
-    prediction: dict[str, Any] | None = None
+    prediction: JsonObject | None = None
 
     # Not applied: see NEUTRAL.
-    audio: dict[str, Any] | None = None
+    audio: JsonObject | None = None
     function_call: Any = None
     functions: list[Any] | None = None
     modalities: list[str] | None = None
     moderation: Any = None
     prompt_cache_options: dict[str, Any] | None = None
     verbosity: str | None = None
-    web_search_options: dict[str, Any] | None = None
+    web_search_options: JsonObject | None = None
 
     def tool_use(self) -> ToolUse | None:
         """The tools that may be called.
@@ -335,7 +336,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     def template_variables(
         self, tokenizer: HuggingFaceTokenizer, *, ignore: bool = False
-    ) -> dict[str, Any]:
+    ) -> JsonObject:
         """Variables of the chat template.
 
         Args:
@@ -362,7 +363,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
             param=name,
         )
 
-    def sampling(self, defaults: Mapping[str, Any] | None = None) -> SamplingParams:
+    def sampling(self, defaults: JsonMapping | None = None) -> SamplingParams:
         """Sampling parameters; without a limit the answer may fill the context.
 
         Args:

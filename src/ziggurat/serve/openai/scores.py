@@ -7,7 +7,7 @@ What scores is whatever implements :class:`TextScorer`: a cross-encoder, or vect
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import Body, read, short
 from ziggurat.serve.errors import RequestError, UnknownModel
@@ -65,7 +66,7 @@ class RerankRequest(Body, kw_only=True):
 
     model: str
     query: str
-    documents: list[str | dict[str, Any]]
+    documents: list[str | JsonObject]
     top_n: int | None = None
     return_documents: bool | None = None
     user: str | None = None
@@ -139,9 +140,9 @@ class ScoreService:
         pairs = [(parsed.query, document) for document in documents]
         scores, tokens = await self._scores(request, pairs)
         order = sorted(range(len(documents)), key=lambda i: -float(scores[i]))
-        results: list[dict[str, Any]] = []
+        results: list[JsonObject] = []
         for i in order[: parsed.top_n or len(order)]:
-            result: dict[str, Any] = {"index": i, "relevance_score": float(scores[i])}
+            result: JsonObject = {"index": i, "relevance_score": float(scores[i])}
             if parsed.return_documents is not False:
                 result["document"] = {"text": documents[i]}
             results.append(result)
@@ -232,7 +233,7 @@ def pairs_of(parsed: ScoreRequest) -> list[tuple[str, str]]:
     return list(zip(first, second))
 
 
-def document_text(entry: str | dict[str, Any]) -> str:
+def document_text(entry: str | JsonObject) -> str:
     """A document's text, which Jina's clients send as ``{"text": ...}``.
 
     Raises:

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import functools
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
 
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.engine import Engine, Request
 from ziggurat.serve.llm.output_text import TokenEvent
@@ -103,7 +103,7 @@ async def chunks(
     choices: int,
     show_usage: bool,
     show_usage_so_far: bool = False,
-) -> AsyncGenerator[dict[str, Any]]:
+) -> AsyncGenerator[JsonObject]:
     """Encode the bodies of a streamed answer.
 
     Args:
@@ -115,7 +115,7 @@ async def chunks(
         show_usage_so_far: tell in each body what has been used so far.
     """
 
-    def so_far() -> dict[str, Any]:
+    def so_far() -> JsonObject:
         shown = usage.body() if show_usage_so_far else None
         return {"usage": shown} if show_usage else {}
 

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.errors import RequestError, TooLarge
 from ziggurat.serve.predict import infer, tensors
 from ziggurat.serve.predict.infer import Decoded
@@ -23,7 +24,7 @@ class InputBody(msgspec.Struct):
     name: str
     shape: list[int]
     datatype: str
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     data: msgspec.Raw = msgspec.Raw(b"")
 
 
@@ -31,7 +32,7 @@ class OutputBody(msgspec.Struct):
     """An output that a request names."""
 
     name: str
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
 
 
 class InferBody(msgspec.Struct):
@@ -43,7 +44,7 @@ class InferBody(msgspec.Struct):
 
     inputs: list[InputBody]
     id: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: JsonObject | None = None
     outputs: list[OutputBody] | None = None
 
 
@@ -148,7 +149,7 @@ def _raw_request(view: memoryview, wanted: Mapping[str, Tensor]) -> Decoded:
     return Decoded("", {tensor.name: tensors.from_bytes(view, tensor, filled)}, [], RAW_ANSWER)
 
 
-RAW_ANSWER: dict[str, Any] = {"binary_data_output": True}
+RAW_ANSWER: JsonObject = {"binary_data_output": True}
 """Parameters of a raw request: what comes as bytes is answered in bytes."""
 
 

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import msgspec
 import numpy as np
 
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve import turns
 from ziggurat.serve.errors import RequestError, TooLarge
 from ziggurat.serve.memory import Reservation
@@ -63,8 +64,8 @@ class Done(msgspec.Struct):
     """Answer of a child process; the arrays' bytes come as a file."""
 
     id: str = ""
-    outputs: list[tuple[str, dict[str, Any]]] = []
-    parameters: dict[str, Any] = {}
+    outputs: list[tuple[str, JsonObject]] = []
+    parameters: JsonObject = {}
     arrays: list[tuple[str, str, list[int]]] = []
     error: str = ""
     status: int = 0

@@ -28,6 +28,7 @@ from jaxtyping import Shaped
 from ziggurat import __version__
 from ziggurat.core import atomic
 from ziggurat.core.errors import ServeError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.formats.safetensors_files import write_sharded
 from ziggurat.kernels.placement import exporting
 from ziggurat.serve.predict import manifest as manifests
@@ -457,7 +458,7 @@ def _draw(draw: np.random.Generator, tensor: Tensor, sizes: Mapping[str, int]) -
 
 
 def _record(
-    directory: Path, number: int, inputs: dict[str, Any], result: Any, signature: Signature
+    directory: Path, number: int, inputs: JsonObject, result: Any, signature: Signature
 ) -> None:
     names = [tensor.name for tensor in signature.outputs]
     _, values = _named(result, names)

@@ -14,6 +14,7 @@ from jaxtyping import Shaped
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.errors import RequestError, TooLarge
 from ziggurat.serve.http import ClientGone, Describe, http_error, unless_gone
 from ziggurat.serve.memory import RequestMemory, Reservation
@@ -47,7 +48,7 @@ def encode_infer(
     """
     entries, tail = [], []
     for (tensor, array), as_bytes in zip(outputs, binary, strict=True):
-        entry: dict[str, Any] = {
+        entry: JsonObject = {
             "name": tensor.name,
             "datatype": tensor.datatype,
             "shape": array.shape,
@@ -58,7 +59,7 @@ def encode_infer(
         else:
             entry["data"] = msgspec.Raw(tensors.to_json(array, tensor.name))
         entries.append(entry)
-    head: dict[str, Any] = {"model_name": version.model, "model_version": str(version.number)}
+    head: JsonObject = {"model_name": version.model, "model_version": str(version.number)}
     if request_id:
         head["id"] = request_id
     head["outputs"] = entries

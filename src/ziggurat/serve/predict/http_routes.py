@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.http import Handler, guarded, json_response, read_body
 from ziggurat.serve.predict import http, model_card
 from ziggurat.serve.predict.body import decode_json, inflate
@@ -22,7 +23,7 @@ _SMALL = 2**16
 class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
     """Body of a load or unload."""
 
-    parameters: dict[str, Any] = {}
+    parameters: JsonObject = {}
 
 
 class IndexBody(msgspec.Struct, forbid_unknown_fields=True):

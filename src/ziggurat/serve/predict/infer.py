@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ziggurat.core.errors import did_you_mean
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.predict.signature import Tensor
 
@@ -33,9 +34,9 @@ class Decoded:
 
     id: str
     inputs: dict[str, Shaped[np.ndarray, "..."]]
-    outputs: list[tuple[str, dict[str, Any]]]
+    outputs: list[tuple[str, JsonObject]]
     """Names asked for, with their parameters."""
-    parameters: dict[str, Any]
+    parameters: JsonObject
 
 
 @dataclasses.dataclass(slots=True)
@@ -130,7 +131,7 @@ def asked_of(version: "Version", decoded: Decoded) -> tuple[InferenceCall, list[
     return asked, [binary.get(name, default) for name in names]
 
 
-def read_timeout(parameters: Mapping[str, Any]) -> int:
+def read_timeout(parameters: JsonMapping) -> int:
     """The request parameter ``timeout`` (microseconds).
 
     Others are the client's own, or (``priority``) for what bundles have not; they change no result.
@@ -158,7 +159,7 @@ def read_timeout(parameters: Mapping[str, Any]) -> int:
 
 
 def refuse_parameters(
-    parameters: Mapping[str, Any], where: str, refused: Iterable[str] = _MEMORY
+    parameters: JsonMapping, where: str, refused: Iterable[str] = _MEMORY
 ) -> None:
     """Refuse the parameters of an input or output that would change the result.
 

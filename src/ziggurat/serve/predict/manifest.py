@@ -13,10 +13,10 @@ import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from ziggurat.core import atomic, config
 from ziggurat.core.errors import ServeError
+from ziggurat.core.json_types import JsonMapping
 from ziggurat.serve.predict.signature import BATCH, Signature
 
 FORMAT = "ziggurat-bundle"
@@ -238,7 +238,7 @@ def verify(directory: Path) -> tuple[BundleManifest, str]:
     return manifest, digest
 
 
-def _seal(tree: Mapping[str, Any]) -> tuple[bytes, str]:
+def _seal(tree: JsonMapping) -> tuple[bytes, str]:
     def text(digest: str) -> bytes:
         body = {**tree, "digest": digest}
         return json.dumps(body, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"

@@ -1,7 +1,6 @@
 """Model cards of the protocol: metadata, and Triton's model configuration."""
 
-from typing import Any
-
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.predict.config import All, Latest, ModelSettings
 from ziggurat.serve.predict.repository import Version
 from ziggurat.serve.predict.signature import Tensor
@@ -10,7 +9,7 @@ PLATFORM = "ziggurat_stablehlo"
 _TYPES = {"BF16": "TYPE_BF16", "FP16": "TYPE_FP16", "FP32": "TYPE_FP32", "FP64": "TYPE_FP64"}
 
 
-def metadata(version: Version, numbers: list[int]) -> dict[str, Any]:
+def metadata(version: Version, numbers: list[int]) -> JsonObject:
     """The protocol's model metadata; -1 stands where any size goes."""
     signature = version.bundle.manifest.signature
     return {
@@ -22,7 +21,7 @@ def metadata(version: Version, numbers: list[int]) -> dict[str, Any]:
     }
 
 
-def configuration(version: Version, devices: int) -> dict[str, Any]:
+def configuration(version: Version, devices: int) -> JsonObject:
     """Triton's ``ModelSettings`` of a bundle, as far as they apply.
 
     As Triton has it, ``dims`` leave the batch out when ``max_batch_size`` is above 0, which it
@@ -31,7 +30,7 @@ def configuration(version: Version, devices: int) -> dict[str, Any]:
     signature, batching = version.bundle.manifest.signature, version.batching
     batched = version.bundle.manifest.joins_rows
     kind = version.bundle.programs[0].device.platform
-    found: dict[str, Any] = {
+    found: JsonObject = {
         "name": version.model,
         "platform": PLATFORM,
         "backend": "xla",
@@ -62,17 +61,17 @@ def configuration(version: Version, devices: int) -> dict[str, Any]:
     return found
 
 
-def _tensor(tensor: Tensor) -> dict[str, Any]:
+def _tensor(tensor: Tensor) -> JsonObject:
     return {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.wire_shape}
 
 
-def _configured(tensor: Tensor, batched: bool) -> dict[str, Any]:
+def _configured(tensor: Tensor, batched: bool) -> JsonObject:
     kind = _TYPES.get(tensor.datatype, f"TYPE_{tensor.datatype}")
     dims = tensor.wire_shape[1:] if batched else tensor.wire_shape
     return {"name": tensor.name, "data_type": kind, "dims": dims}
 
 
-def _policy(settings: ModelSettings) -> dict[str, Any]:
+def _policy(settings: ModelSettings) -> JsonObject:
     policy = settings.versions
     if isinstance(policy, Latest):
         return {"latest": {"num_versions": policy.n}}

@@ -6,12 +6,13 @@ errors' status and text.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
 from ziggurat import __version__
 from ziggurat.core.errors import ZigguratError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.http import describe_for
 from ziggurat.serve.memory import RequestMemory
@@ -102,11 +103,11 @@ class Operations:
         """Whether requests are accepted."""
         return not self.draining()
 
-    def server_metadata(self) -> dict[str, Any]:
+    def server_metadata(self) -> JsonObject:
         """Name, version and extensions of the server."""
         return {"name": NAME, "version": __version__, "extensions": list(EXTENSIONS)}
 
-    def statistics(self, name: str = "", number: str = "") -> list[dict[str, Any]]:
+    def statistics(self, name: str = "", number: str = "") -> list[JsonObject]:
         """Entries of the statistics extension.
 
         Raises:
@@ -124,7 +125,7 @@ class Operations:
             for e in self.repository.index(ready)
         ]
 
-    async def load(self, name: str, parameters: dict[str, Any]) -> None:
+    async def load(self, name: str, parameters: JsonObject) -> None:
         """Load or reload a model, off the event loop.
 
         Raises:
@@ -134,7 +135,7 @@ class Operations:
         refuse_load_parameters(parameters)
         await run_in_threadpool(self.repository.load, name, True)
 
-    async def unload(self, name: str, parameters: dict[str, Any]) -> None:
+    async def unload(self, name: str, parameters: JsonObject) -> None:
         """Unload a model, off the event loop.
 
         Raises:

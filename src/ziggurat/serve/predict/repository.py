@@ -13,12 +13,12 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from ziggurat.core import config
 from ziggurat.core.errors import ServeError, ZigguratError
+from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.errors import RequestError, UnknownModel
 from ziggurat.serve.predict import manifest as manifests
 from ziggurat.serve.predict.batching import BatchScheduler, Queue
@@ -349,7 +349,7 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, ZigguratError) else f"{type(error).__name__}: {text}"
 
 
-def refuse_load_parameters(parameters: dict[str, Any]) -> None:
+def refuse_load_parameters(parameters: JsonObject) -> None:
     """Refuse Triton's load parameters: settings and files come from the repository alone.
 
     Raises:

@@ -8,10 +8,11 @@ the server's event loop, so no lock is needed.
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
+
+from ziggurat.core.json_types import JsonObject
 
 REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
 """Triton's reasons: the queue refused it, the client left, the program failed, it was invalid."""
@@ -97,7 +98,7 @@ class Statistics:
         self.failures[reason] += 1
         self.parts["fail"].add(duration_ns)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         """The statistics extension's form, without name and version."""
         return {
             "last_inference": self.last_inference_ms,

@@ -10,9 +10,10 @@ file is. A plugin adds others with ``TOOL_CALL_PARSERS.add(name, parser)``.
 import abc
 import dataclasses
 import pkgutil
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.registry import Registry
 from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.llm.structured import Form
@@ -90,8 +91,8 @@ class ToolCallParser(abc.ABC):
 
     @abc.abstractmethod
     def explain(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-    ) -> list[dict[str, Any]]:
+        self, messages: Sequence[JsonMapping], tools: Sequence[JsonMapping]
+    ) -> list[JsonObject]:
         """Rewrite tools, calls and their results as text, for chat templates that know none."""
 
 

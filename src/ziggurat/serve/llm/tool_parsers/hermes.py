@@ -18,9 +18,10 @@ A call is a JSON object between tags, and several may follow each other:
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.llm.grammar import schema_text
 from ziggurat.serve.llm.stop import overlap
@@ -235,9 +236,7 @@ To call a function, write its name and its arguments as a JSON object between ta
 """Instructions about tools, for models whose chat template has no place for them."""
 
 
-def explain(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def explain(messages: Sequence[JsonMapping], tools: Sequence[JsonMapping]) -> list[JsonObject]:
     """Rewrite tools, calls and their results as text, for templates that know none.
 
     Tools are described in the system message, calls stand in the assistant's text, results in a
@@ -246,7 +245,7 @@ def explain(
     >>> explain([{"role": "tool", "content": "22 C"}], [])
     [{'role': 'user', 'content': '<tool_response>\\n22 C\\n</tool_response>'}]
     """
-    out: list[dict[str, Any]] = []
+    out: list[JsonObject] = []
     results = False
     for message in messages:
         role, text = message["role"], message["content"]
@@ -269,7 +268,7 @@ def explain(
     return out
 
 
-def _call_text(call: Mapping[str, Any]) -> str:
+def _call_text(call: JsonMapping) -> str:
     function = call["function"]
     body = {"name": function["name"], "arguments": function["arguments"]}
     return f"{OPEN}\n{json.dumps(body, ensure_ascii=False)}\n{CLOSE}"
@@ -291,8 +290,8 @@ class HermesParser(ToolCallParser):
         return grammar(use, tokenizer, answer)
 
     def explain(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-    ) -> list[dict[str, Any]]:
+        self, messages: Sequence[JsonMapping], tools: Sequence[JsonMapping]
+    ) -> list[JsonObject]:
         """Rewrite tools, calls and their results as text, see :func:`explain`."""
         return explain(messages, tools)
 

@@ -1,5 +1,7 @@
 """``ziggurat quantize``: a small model quantised, read back by other commands, and mistakes."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -56,6 +58,27 @@ def test_what_was_written_is_read_and_generated_from(small, capsys):
     assert capsys.readouterr().out
     assert main(["checkpoints", str(small), "--verify"]) == 0
     assert "verified" in capsys.readouterr().out
+
+
+def test_a_budget_gives_a_recipe_that_the_checkpoint_keeps(saved, tmp_path, capsys):
+    """The recipe's file makes the same weights again."""
+    (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 8)
+    command = ["quantize", str(saved), "--within-perplexity", "3%", "--tokens", "128"]
+    command += ["--text", str(tmp_path / "text"), "--output", str(tmp_path / "mixed"), "--report"]
+    assert main([*command, "--formats", "int4", "nf4"]) == 0
+    said = capsys.readouterr().out
+    assert "each module alone" in said
+    share = float(re.search(r"perplexity: .*\(([-+.\d]+)%\)", said)[1])
+    assert share <= 3
+    assert "Search for the recipe" in (tmp_path / "mixed" / "report.html").read_text()
+    recipe = tmp_path / "mixed" / "step_00000000" / "recipe.toml"
+    again = ["quantize", str(saved), "--recipe", str(recipe), "--output", str(tmp_path / "again")]
+    assert main(again) == 0
+    first, second = (
+        pretrained.load(tmp_path / name, precision=Precision(as_stored=True)).params
+        for name in ("mixed", "again")
+    )
+    jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
 def test_what_stays_a_float_keeps_its_type(saved, tmp_path):
@@ -124,6 +147,12 @@ def test_calibrated(saved, tmp_path, capsys):
         ),
         (["--recipe", "int4", "--method", "awq", "--iterations", "9"], "add --method autoround"),
         (["--recipe", "int5"], "did you mean int8?"),
+        ([], "found no recipe; expected --recipe or --within-perplexity"),
+        (["--recipe", "int8", "--within-perplexity", "2%"], "a recipe too, int8"),
+        (["--within-perplexity", "2"], "a share between 0 and 1, such as 0.02 or 2%"),
+        (["--within-perplexity", "two"], "a share such as 2% or 0.02"),
+        (["--within-perplexity", "2%", "--formats", "w8a8"], "whose activations stay floats"),
+        (["--recipe", "int8", "--formats", "nf4"], "--within-perplexity with them"),
         (["--recipe", "int8", "--tokens", "9"], "--report with them"),
         (["--recipe", "int8", "--report", "--tokens", "0"], "--tokens: found 0"),
     ],

@@ -228,7 +228,7 @@ def _on_text(loaded: Any, text: tuple[Path, ...], tokens: int) -> dict[str, floa
     length = min(WINDOW, loaded.model.config.max_sequence_length)
     size = loaded.model.config.vocab_size
     rows = evaluation.windows(text, loaded.tokenizer, tokens, length, size)
-    loss = evaluation.mean_loss(loaded.model.logits, loaded.params, rows)
+    loss = evaluation.mean_loss(loaded.model.logits, rows)(loaded.params)
     return {
         "eval_loss": loss,
         "eval_perplexity": evaluation.perplexity(loss),

@@ -8,18 +8,22 @@ from typing import Any, Literal
 from ziggurat.cli import console
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
+from ziggurat.quantize.mixed_precision import FORMATS
 from ziggurat.quantize.rounding import METHODS, Calibration, Rounding
 
 EXAMPLE = """ziggurat quantize runs/tiny-python --recipe int8 --output models/tiny-int8 --report
   ziggurat quantize MODEL --recipe int4 --method gptq --calibration texts.jsonl --output models/int4
+  ziggurat quantize MODEL --within-perplexity 2% --text mine.txt --output models/mixed
   ziggurat quantize MODEL.gguf --recipe my-recipe.toml --output models/mixed"""
 
 
 def quantize(
     model: Path,
     /,
-    recipe: str,
     output: Path,
+    recipe: str | None = None,
+    within_perplexity: str | None = None,
+    formats: tuple[str, ...] = (),
     method: str = "rtn",
     calibration: str | None = None,
     calibration_tokens: int | None = None,
@@ -37,8 +41,12 @@ def quantize(
 
     Args:
         model: a run, a checkpoint step, a Hugging Face directory or a GGUF file.
-        recipe: int8, w8a8 (int8 weights and activations), fp8, int4, nf4, or a .toml file of rules.
         output: new directory for the checkpoint.
+        recipe: int8, w8a8 (int8 weights and activations), fp8, int4, nf4, or a .toml file of rules.
+        within_perplexity: instead of a recipe: find the smallest with which perplexity on the text
+            rises by at most this, such as 2%.
+        formats: recipes whose formats such a search tries for each matrix, beside its floats;
+            default int8 int4.
         method: rtn (each weight to the nearest value), mse (the same, scales of the least squared
             error); with --calibration gptq (the inputs that follow make up for each error), awq
             (inputs with large activations are scaled up first), smoothquant (outliers move from
@@ -57,8 +65,10 @@ def quantize(
         text: UTF-8 files of held-out text; default: the language reference that Python carries.
         tokens: how many tokens to compare on.
     """
-    if (text or tokens != 8192) and not report:
+    if (text or tokens != 8192) and not report and within_perplexity is None:
         raise ConfigError("--text and --tokens", found="no --report", expected="--report with them")
+    if recipe is None and within_perplexity is None:
+        raise ConfigError("quantize", found="no recipe", expected="--recipe or --within-perplexity")
     if tokens < 1:
         raise ConfigError("--tokens", found=tokens, expected="1 or more")
     order = None if activation_order is None else activation_order == "on"
@@ -83,6 +93,8 @@ def quantize(
         model,
         output,
         recipe=recipe,
+        within_perplexity=None if within_perplexity is None else _share(within_perplexity),
+        formats=formats or FORMATS,
         rounding=rounding,
         calibration=text_settings,
         compare=report,
@@ -103,6 +115,17 @@ def _settings(node: Any, given: dict[str, Any], **more: Any) -> Any:
     return config.from_plain(node, given, "quantize")
 
 
+def _share(text: str) -> float:
+    """A share from ``2%`` or ``0.02``."""
+    number, percent = text.removesuffix("%").strip(), text.endswith("%")
+    try:
+        return float(number) / (100 if percent else 1)
+    except ValueError:
+        raise ConfigError(
+            "--within-perplexity", found=repr(text), expected="a share such as 2% or 0.02"
+        ) from None
+
+
 def _refuse_unused(method: str, given: dict[str, Any]) -> None:
     names = {"tokens": "calibration-tokens", "length": "calibration-length"}
     for name, value in given.items():
@@ -119,9 +142,17 @@ def _refuse_unused(method: str, given: dict[str, Any]) -> None:
 def _print(report: Any) -> None:
     from rich.table import Table
 
-    from ziggurat.quantize.report import summary
+    from ziggurat.quantize.report import search_table, summary
 
     out = console.output()
+    if report.mixed is not None:
+        headings, *rows, whole = search_table(report.mixed)
+        table = Table(*headings, title="size and rise of perplexity, each module alone")
+        table.title_justify = "left"
+        for row in rows:
+            table.add_row(*row, end_section=row is rows[-1])
+        table.add_row(*whole)
+        out.print(table)
     table = Table("module", "becomes", title=f"{report.source}, recipe {report.recipe}")
     table.title_justify = "left"
     for heading in ("MB before", "MB after", "mean error", "worst layer"):

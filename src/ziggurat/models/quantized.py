@@ -22,6 +22,8 @@ from ziggurat.models.language_model import LanguageModel, Params
 
 FORMATS_FILE = "quantization.json"
 """Formats of the quantised weights inside a checkpoint step."""
+RECIPE_FILE = "recipe.toml"
+"""Rules by which a checkpoint step was quantised; ``ziggurat quantize --recipe`` takes it."""
 TRAINED_FILE = "quantized_training.json"
 """Inside a step of a run that trained for a format: how its float weights are rounded."""
 _STACKED = ("layers", "experts")

@@ -1,6 +1,7 @@
 """The report of a quantisation: rows for a table, and one HTML page that opens anywhere."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from ziggurat.core.pytrees import named_leaves, size_bytes
 from ziggurat.kernels.linear import QuantizedWeight, WeightFormat, is_quantized
 from ziggurat.profile import pages
 from ziggurat.quantize.evaluation import Comparison
+from ziggurat.quantize.mixed_precision import FLOAT, MixedPrecision
 from ziggurat.quantize.recipe import module_of
 from ziggurat.quantize.weights import Quantized, WeightError
 
@@ -52,6 +54,8 @@ class QuantizationReport:
     comparison: Comparison | None = None
     text: str = ""
     """Where the held-out text is from."""
+    mixed: MixedPrecision | None = None
+    """The search for the recipe, where a budget was given."""
     path: Path | None = None
     """The checkpoint that was written."""
 
@@ -76,6 +80,7 @@ def make_report(
     done: Quantized,
     comparison: Comparison | None = None,
     text: str = "",
+    mixed: MixedPrecision | None = None,
 ) -> QuantizationReport:
     """Collect what :func:`ziggurat.quantize.weights.quantize` did to the parameters ``before``."""
     errors: dict[str, list[WeightError]] = {}
@@ -94,7 +99,7 @@ def make_report(
     rest = WeightRow("norms, biases and others", "as they were", (), old_rest, new_rest, ())
     rows.append(rest)
     sizes = size_bytes(before), size_bytes(done.params)
-    return QuantizationReport(source, recipe, tuple(rows), *sizes, comparison, text)
+    return QuantizationReport(source, recipe, tuple(rows), *sizes, comparison, text, mixed)
 
 
 def summary(report: QuantizationReport) -> list[tuple[str, str]]:
@@ -117,6 +122,31 @@ def summary(report: QuantizationReport) -> list[tuple[str, str]]:
     return rows
 
 
+def search_table(mixed: MixedPrecision) -> list[tuple[str, ...]]:
+    """Table of a search's measurements, headings first: each matrix alone in each format, whole uniform
+    recipes, and the recipe found."""
+    formats = list(mixed.uniform)
+    rows = [("module", "MB", *formats, "takes")]
+    for name, each in mixed.options.items():
+        found = {option.format: option for option in each}
+        size = f"{found[FLOAT].nbytes / 1e6:.3f}"
+        cells = [
+            _cost(found[format].nbytes, math.expm1(found[format].rise)) if format in found else ""
+            for format in formats
+        ]
+        rows.append((module_of(name), size, *cells, mixed.best.choice[name]))
+    floats = sum(each[0].nbytes for each in mixed.options.values())
+    cells = [_cost(trial.nbytes, trial.cost) for trial in mixed.uniform.values()]
+    whole = _cost(mixed.best.nbytes, mixed.best.cost)
+    rows.append(("all of them", f"{floats / 1e6:.3f}", *cells, whole))
+    return rows
+
+
+def _cost(nbytes: int, share: float) -> str:
+    """Megabytes, and the rise of perplexity."""
+    return f"{nbytes / 1e6:.3f} MB {share:+.3%}"
+
+
 def write_page(path: Path, report: QuantizationReport) -> Path:
     """Write the report as one HTML file, replacing an older one atomically; returns the path."""
     worst = max((error for row in report.weights for error in row.errors), default=0.0)
@@ -125,6 +155,7 @@ def write_page(path: Path, report: QuantizationReport) -> Path:
         "report_template.html",
         report=report,
         summary=summary(report),
+        searched=search_table(report.mixed) if report.mixed else (),
         shade=lambda error: _shade(error, worst),
     )
     atomic.write_file(path, page)

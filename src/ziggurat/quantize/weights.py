@@ -113,7 +113,7 @@ def checked_rules(
                 expected="float weights",
                 fix="quantise the model from which this one was made",
             )
-        _check_tiles(name, leaves[name].shape, rule, summed_axes[name])
+        check_tiles(name, leaves[name].shape, rule, summed_axes[name])
     return rules
 
 
@@ -169,7 +169,12 @@ def _compiled(format: WeightFormat, axis: int, clip: float, search: bool) -> Cal
     return work
 
 
-def _check_tiles(name: str, shape: tuple[int, ...], rule: Rule, axis: int) -> None:
+def check_tiles(name: str, shape: tuple[int, ...], rule: Rule, axis: int) -> None:
+    """Refuse a rule whose tiles or packed bytes do not divide a weight's inputs.
+
+    Raises:
+        ConfigError: with the nearest tile that does.
+    """
     inputs, tile = shape[axis], rule.tile_size
     where = f"recipe rule {rule.module_path!r}: {module_of(name)} of {inputs} inputs"
     if tile is not None and inputs % tile:

@@ -145,17 +145,28 @@ def load(
     )
 
 
-def save(pretrained: Pretrained, directory: Path, records: Mapping[str, Any] | None = None) -> Path:
+def save(
+    pretrained: Pretrained,
+    directory: Path,
+    records: Mapping[str, Any] | None = None,
+    files: Mapping[str, bytes | Path] | None = None,
+) -> Path:
     """Write a model as a checkpoint of its own (``step_00000000``), which every command reads.
+
+    Args:
+        pretrained: the model.
+        directory: new or empty.
+        records: what is kept beside the arrays.
+        files: contents of further files of the step by name.
 
     Raises:
         CheckpointError: there is a checkpoint already.
     """
-    files = files_of(pretrained.model.config, pretrained.tokenizer)
-    files[token_ids.FILE] = json.dumps(dict(pretrained.token_ids)).encode()
+    written = dict(files or {}) | files_of(pretrained.model.config, pretrained.tokenizer)
+    written[token_ids.FILE] = json.dumps(dict(pretrained.token_ids)).encode()
     if formats := formats_of(pretrained.params):
-        files[FORMATS_FILE] = formats_text(formats).encode()
-    return save_new(directory, {PARAMS: pretrained.params}, files, records)
+        written[FORMATS_FILE] = formats_text(formats).encode()
+    return save_new(directory, {PARAMS: pretrained.params}, written, records)
 
 
 def export_hf(

@@ -123,7 +123,7 @@ def summary(report: QuantizationReport) -> list[tuple[str, str]]:
 
 
 def search_table(mixed: MixedPrecision) -> list[tuple[str, ...]]:
-    """Table of a search's measurements, headings first: each matrix alone in each format, whole uniform
+    """Table of a search's measurements, headings first: each matrix alone in each format, uniform
     recipes, and the recipe found."""
     formats = list(mixed.uniform)
     rows = [("module", "MB", *formats, "takes")]

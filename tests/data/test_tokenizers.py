@@ -14,7 +14,6 @@ from ziggurat.core.errors import ConfigError, DataError
 from ziggurat.core.protocols import Tokenizer
 from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.tokenizers import (
-    BYTE_CHARACTERS,
     ByteTokenizer,
     LoadTokenizer,
     TrainBpe,
@@ -22,6 +21,7 @@ from ziggurat.data.tokenizers import (
     tokenizer,
     train_bpe,
 )
+from ziggurat.formats.tokenizer_document import BYTE_CHARACTERS
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 SAMPLES = [
@@ -162,8 +162,8 @@ def test_load_errors(tmp_path):
     assert "found no such directory" in message()
     (tmp_path / "x").mkdir()
     assert "found no tokenizer file" in message()
-    (tmp_path / "x" / "tokenizer.model").write_text("")
-    assert "found tokenizer.model; expected a directory with tokenizer.json" in message()
+    (tmp_path / "x" / "tokens.txt").write_text("")
+    assert "found tokens.txt; expected a directory with tokenizer.json, tokenizer" in message()
     (tmp_path / "x" / "tokenizer.json").write_text("{")
     assert "expected a tokenizer" in message()
     byte_level().save(tmp_path / "x")

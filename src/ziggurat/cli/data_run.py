@@ -21,6 +21,7 @@ from ziggurat.data import (
     PackedDataset,
     TokenizerConfig,
     build,
+    tokenizer_files,
     tokenizer_for,
 )
 from ziggurat.data.opening import Dataset
@@ -133,7 +134,7 @@ def tokenizer_of(source: RunSource) -> HuggingFaceTokenizer:
             fix='e.g. kind = "train_bpe"',
         )
     here = hub.local(path, files=hub.TOKENIZER_FILES)
-    if (here / "tokenizer.json").is_file():
+    if tokenizer_files.present(here) is not None:
         return HuggingFaceTokenizer.load(here)
     from ziggurat.models.loading import pretrained  # a checkpoint or GGUF file: this needs JAX
 

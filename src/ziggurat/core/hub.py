@@ -24,9 +24,10 @@ from ziggurat.core.errors import DataError, EnvironmentError, ModelError, Ziggur
 
 _log = logging.getLogger(__name__)
 Kind = Literal["model", "dataset"]
-MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "tokenizer.model")
+_TOKENIZERS = ("tokenizer.model", "tiktoken.model", "*.tiktoken")
+MODEL_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", *_TOKENIZERS)
 """Files of a model: config, weights and tokenizer; no pickles, and no second copies of weights."""
-TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", "tokenizer.model")
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.txt", *_TOKENIZERS)
 """Files of a model whose weights are not wanted."""
 SECOND_COPIES = ("original/*", "consolidated*", "*.fp16.*", "*.non_ema.*", "onnx/*", "openvino/*")
 _PART = r"[A-Za-z0-9][\w.-]*"

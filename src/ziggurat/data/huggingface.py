@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
 from ziggurat.core.json_types import JsonMapping, JsonObject
-from ziggurat.data import chat
+from ziggurat.data import chat, tokenizer_files
 
 if TYPE_CHECKING:
     import tokenizers
@@ -225,32 +225,17 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> "HuggingFaceTokenizer":
-        """Read a tokenizer directory.
+        """Read a tokenizer directory: ``tokenizer.json``, or another file of
+        :mod:`ziggurat.data.tokenizer_files`.
 
         Raises:
-            DataError: ``tokenizer.json`` is missing or damaged, or another file is no JSON.
+            DataError: there is no such file, it is damaged, or another file is no JSON.
+            CheckpointError: a file other than ``tokenizer.json`` is damaged or of another kind.
         """
-        import tokenizers
-
-        file = directory / "tokenizer.json"
-        if not file.is_file():
-            there = directory.is_dir()
-            others = sorted(p.name for p in directory.glob("*token*")) if there else []
-            found = (", ".join(others) or "no tokenizer file") if there else "no such directory"
-            raise DataError(
-                f"tokenizer {directory}",
-                found=found,
-                expected="a directory with tokenizer.json",
-                fix="save the model's fast tokenizer there",
-            )
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises bare Exception
-            found = " ".join(str(error).split())
-            raise DataError(f"{file}", found=found, expected="a tokenizer") from None
         settings = _read_json(directory / "tokenizer_config.json")
         if "added_tokens_decoder" not in settings:
             settings |= _read_json(directory / "special_tokens_map.json")
+        backend, settings = tokenizer_files.read(directory, settings)
         generation = _read_json(directory / "generation_config.json")
         try:
             templates = _read_templates(directory, settings.pop("chat_template", None))

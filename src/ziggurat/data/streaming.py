@@ -10,7 +10,7 @@ import codecs
 import re
 
 from ziggurat.data.huggingface import HuggingFaceTokenizer
-from ziggurat.data.tokenizers import BYTE_CHARACTERS
+from ziggurat.formats.tokenizer_document import BYTE_CHARACTERS
 
 _BYTES = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
 _FALLBACK = re.compile(r"<0x[0-9A-Fa-f]{2}>")

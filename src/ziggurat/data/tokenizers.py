@@ -18,6 +18,7 @@ from ziggurat.core import config, hub
 from ziggurat.core.errors import DataError
 from ziggurat.data.huggingface import HuggingFaceTokenizer
 from ziggurat.data.sources import expand
+from ziggurat.formats.tokenizer_document import BYTE_CHARACTERS
 
 if TYPE_CHECKING:
     import tokenizers
@@ -78,7 +79,7 @@ class LoadTokenizer:
 
     kind: Literal["load"] = "load"
     path: str
-    """Directory with ``tokenizer.json``, or ``owner/name``."""
+    """Directory with ``tokenizer.json`` or another file of a tokenizer, or ``owner/name``."""
 
 
 @config.node
@@ -204,16 +205,6 @@ def byte_level(
     )
     _put_bos_first(backend, named.get("bos_token"))
     return HuggingFaceTokenizer(backend, named)
-
-
-def _byte_characters() -> str:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    hidden = iter(range(256, 512))
-    return "".join(chr(byte if byte in shown else next(hidden)) for byte in range(256))
-
-
-BYTE_CHARACTERS = _byte_characters()
 
 
 def _byte_level_parts(backend: "tokenizers.Tokenizer") -> None:

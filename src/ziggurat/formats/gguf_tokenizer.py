@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.core.errors import CheckpointError, did_you_mean
+from ziggurat.formats import tokenizer_document as parts
 from ziggurat.formats.gguf_file import (
     CONTROL,
     NORMAL,
@@ -16,36 +17,16 @@ from ziggurat.formats.gguf_file import (
     USER_DEFINED,
     GgufTokenizer,
 )
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA_3 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}{{1,3}}|{_REST}"
-_QWEN_2 = rf"{_CONTRACTIONS}|{_WORDS}|\p{{N}}|{_REST}"
-
-
-def _bytes(use_regex: bool) -> dict[str, Any]:
-    return {
-        "type": "ByteLevel",
-        "add_prefix_space": False,
-        "trim_offsets": True,
-        "use_regex": use_regex,
-    }
-
-
-def _split(pattern: str) -> dict[str, Any]:
-    rule = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [rule, _bytes(False)]}
-
+from ziggurat.formats.split_patterns import LLAMA_3, QWEN_2
 
 _PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
-    "gpt-2": _bytes(True),
-    "llama-bpe": _split(_LLAMA_3),
-    "dbrx": _split(_LLAMA_3),
-    "qwen2": _split(_QWEN_2),
+    "gpt-2": parts.byte_level(True),
+    "llama-bpe": parts.split(LLAMA_3),
+    "dbrx": parts.split(LLAMA_3),
+    "qwen2": parts.split(QWEN_2),
     "smollm": {
         "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, _bytes(True)],
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, parts.byte_level(True)],
     },
 }
 
@@ -80,80 +61,37 @@ def byte_level_bpe(pieces: GgufTokenizer) -> str:
             or "use the model's own tokenizer.json",
         )
     llama_3 = pieces.pre_tokenizer == "llama-bpe"
-    document = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            _added(index, token, kind == CONTROL)
-            for index, (token, kind) in enumerate(
-                zip(pieces.tokens, pieces.token_types, strict=True)
-            )
-            if kind in (CONTROL, USER_DEFINED)
-        ],
-        "normalizer": {"type": "NFC"} if pieces.pre_tokenizer == "qwen2" else None,
-        "pre_tokenizer": _PRE_TOKENIZERS[pieces.pre_tokenizer],
-        "post_processor": _around(pieces, llama_3 if pieces.add_bos is None else pieces.add_bos),
-        "decoder": _bytes(True),
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": llama_3,
-            "vocab": {token: index for index, token in enumerate(pieces.tokens)},
-            "merges": [list(pair) for pair in pieces.merges],
-        },
-    }
+    added = [
+        parts.added_token(index, token, kind == CONTROL)
+        for index, (token, kind) in enumerate(zip(pieces.tokens, pieces.token_types, strict=True))
+        if kind in (CONTROL, USER_DEFINED)
+    ]
+    vocabulary = {token: index for index, token in enumerate(pieces.tokens)}
+    before = _special(pieces, "bos", llama_3 if pieces.add_bos is None else pieces.add_bos)
+    after = _special(pieces, "eos", pieces.add_eos)
+    document = parts.document(
+        parts.bpe(vocabulary, pieces.merges, ignore_merges=llama_3),
+        added=added,
+        normalizer={"type": "NFC"} if pieces.pre_tokenizer == "qwen2" else None,
+        pre_tokenizer=_PRE_TOKENIZERS[pieces.pre_tokenizer],
+        post_processor=parts.around(before, after) or parts.byte_level(True),
+        decoder=parts.byte_level(True),
+    )
     return json.dumps(document, ensure_ascii=False)
 
 
-def _added(index: int, token: str, special: bool) -> dict[str, Any]:
-    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": index, "content": token, **plain, "special": special}
-
-
-def _around(pieces: GgufTokenizer, add_bos: bool) -> dict[str, Any]:
-    """Post-processor that adds special tokens before and after a text."""
-    before = _special(pieces, "bos", pieces.bos_id) if add_bos else None
-    after = _special(pieces, "eos", pieces.eos_id) if pieces.add_eos else None
-    if before is None and after is None:
-        return _bytes(True)
-
-    def template(*sequences: str) -> list[dict[str, Any]]:
-        parts: list[dict[str, Any]] = []
-        for type_id, sequence in enumerate(sequences):
-            if before is not None:
-                parts.append({"SpecialToken": {"id": before, "type_id": type_id}})
-            parts.append({"Sequence": {"id": sequence, "type_id": type_id}})
-            if after is not None:
-                parts.append({"SpecialToken": {"id": after, "type_id": type_id}})
-        return parts
-
-    ids = {before: pieces.bos_id, after: pieces.eos_id}
-    return {
-        "type": "TemplateProcessing",
-        "single": template("A"),
-        "pair": template("A", "B"),
-        "special_tokens": {
-            token: {"id": token, "ids": [index], "tokens": [token]}
-            for token, index in ids.items()
-            if token is not None
-        },
-    }
-
-
-def _special(pieces: GgufTokenizer, role: str, index: int | None) -> str:
+def _special(pieces: GgufTokenizer, role: str, asked: bool | None) -> tuple[str, int] | None:
+    """A token that is put around texts, if ``asked``."""
+    if not asked:
+        return None
+    index = pieces.bos_id if role == "bos" else pieces.eos_id
     if index is None:
         raise CheckpointError(
             f"GGUF tokenizer.ggml.{role}_token_id",
             found="no such key",
             expected=f"an id, as tokenizer.ggml.add_{role}_token is true",
         )
-    return pieces.tokens[index]
+    return pieces.tokens[index], index
 
 
 def pieces_of(

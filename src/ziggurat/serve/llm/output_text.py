@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ziggurat.data import HuggingFaceTokenizer, StreamDecoder
-from ziggurat.data.tokenizers import BYTE_CHARACTERS
+from ziggurat.formats.tokenizer_document import BYTE_CHARACTERS
 from ziggurat.serve.llm.prompt_logprobs import PromptLogprobs
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.stop import StopMatcher

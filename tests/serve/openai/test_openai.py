@@ -9,7 +9,7 @@ from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.bodies import read
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.openai.messages import conversation
-from ziggurat.serve.openai.requests import NEUTRAL, ChatRequest, CompletionRequest
+from ziggurat.serve.openai.requests import GUIDED, NEUTRAL, ChatRequest, CompletionRequest
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
 TEXT = {"model": "m", "prompt": "Hi"}
@@ -111,12 +111,14 @@ def test_every_field_is_used_neutral_or_a_label():
         *("min_p", "seed", "stop", "stop_token_ids", "ignore_eos", "n", "logprobs"),
         *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias"),
         *("min_tokens", "response_format", "structured_outputs", "prompt_logprobs"),
+        *("allowed_token_ids", "bad_words", "return_token_ids", "skip_special_tokens"),
+        *("include_stop_str_in_output", *GUIDED),
     }
     own = {CompletionRequest: {"prompt", "echo", "add_special_tokens"}}
     own[ChatRequest] = {
         *("messages", "max_completion_tokens", "top_logprobs", "tools", "tool_choice"),
         *("parallel_tool_calls", "add_generation_prompt", "chat_template_kwargs"),
-        *("reasoning_effort", "prediction"),
+        *("reasoning_effort", "prediction", "continue_final_message"),
     }
     for kind, more in own.items():
         assert set(kind.__struct_fields__) - set(NEUTRAL) == labels | applied | more
@@ -167,7 +169,12 @@ def test_every_parameter_of_openais_client_is_known():
         (chat, {"logit_bias": {"x": 1}}, "logit_bias", "found 'x'; expected token ids"),
         (chat, {"logit_bias": {"1": 101}}, "logit_bias", "[-100, 100]"),
         (chat, {"presence_penalty": 3}, "presence_penalty", "[-2, 2]"),
-        (chat, {"guided_json": {}}, "guided_json", "an unknown field"),
+        (chat, {"guided": {}}, "guided", "an unknown field"),
+        (text, {"allowed_token_ids": []}, "allowed_token_ids", "at least one id"),
+        (text, {"allowed_token_ids": [-1]}, "allowed_token_ids", "ids >= 0"),
+        (text, {"bad_words": [" "]}, "bad_words", "not empty"),
+        (chat, {"continue_final_message": True, "add_generation_prompt": True},
+         "continue_final_message", "one of them"),
         (chat, {"response_format": {"type": "xml"}}, "response_format.type", "xml"),
         (chat, {"messages": [{"role": "user", "content": "x", "audio": {}}]},
          "messages[0].audio", "expected text only"),

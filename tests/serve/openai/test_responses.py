@@ -107,3 +107,48 @@ def test_prompt_logprobs_of_a_chat_stand_beside_its_choices(client, scores):
     last = answer.prompt_logprobs[-1][str(ids[-1])]
     assert last["logprob"] == pytest.approx(found[len(ids) - 2, ids[-1]], abs=CLOSE)
     assert last["decoded_token"] == ">"
+
+
+def test_token_ids_of_prompts_and_choices(client, tokenizer):
+    more = {"return_token_ids": True}
+    answer = ask(client, prompt=["ab", "c"], n=2, max_tokens=3, extra_body=more)
+    for number, choice in enumerate(answer.choices):
+        prompt = "ab" if number < 2 else "c"
+        assert choice.prompt_token_ids == tokenizer.encode(prompt, add_special_tokens=True)
+        assert 1 <= len(choice.token_ids) <= 3
+    parts = list(ask(client, prompt="ab", max_tokens=3, stream=True, extra_body=more))
+    streamed = [token for part in parts for token in part.choices[0].token_ids]
+    assert streamed == answer.choices[0].token_ids
+    assert parts[0].choices[0].prompt_token_ids == answer.choices[0].prompt_token_ids
+
+
+def test_token_ids_of_a_chat(client, tokenizer):
+    asked = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 4,
+        "temperature": 0,
+        "extra_body": {"return_token_ids": True},
+    }
+    answer = client.chat.completions.create(**asked)
+    assert answer.prompt_token_ids == tokenizer.encode("<user>hi<assistant>")
+    parts = list(client.chat.completions.create(**asked, stream=True))
+    given = [getattr(part.choices[0], "token_ids", None) or [] for part in parts]
+    assert [token for ids in given for token in ids] == answer.choices[0].token_ids
+    assert parts[0].prompt_token_ids == answer.prompt_token_ids
+
+
+def test_an_answer_continues_the_last_message(client, tokenizer):
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Sure: "}]
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=messages,
+        max_tokens=1,
+        extra_body={"continue_final_message": True, "return_token_ids": True},
+    )
+    assert answer.prompt_token_ids == tokenizer.encode("<user>hi<assistant>Sure: ")
+
+
+def test_older_names_of_structured_outputs(client):
+    answer = ask(client, max_tokens=8, extra_body={"guided_choice": ["yes", "no"]})
+    assert answer.choices[0].text in ("yes", "no")

@@ -23,7 +23,7 @@ Shapes = Sequence[jax.ShapeDtypeStruct]
 Transpose = Callable[..., jax.Array]
 
 Attribute = float | int | str | bool
-"""What is known of a call while it is traced."""
+"""A number, text or flag of a call that is known while it is traced."""
 
 
 def usable(name: str, *arrays: jax.Array) -> bool:

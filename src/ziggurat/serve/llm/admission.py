@@ -144,7 +144,12 @@ def most_tokens(
             param="prompt" if room < 1 else "max_tokens",
         )
     biased = [token for token, _ in params.logit_bias]
-    named = {"prompt": prompt, "stop_token_ids": params.stop_token_ids, "logit_bias": biased}
+    named = {
+        "prompt": prompt,
+        "stop_token_ids": params.stop_token_ids,
+        "allowed_token_ids": params.allowed_token_ids,
+        "logit_bias": biased,
+    }
     for name, ids in named.items():
         fit = not ids or (min(ids) >= 0 and max(ids) < vocab_size)
         unknown = None if fit else next(i for i in ids if not 0 <= i < vocab_size)

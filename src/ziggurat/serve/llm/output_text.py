@@ -66,8 +66,9 @@ class OutputText:
         """Ids that end it."""
         if not params.ignore_eos:
             self.ends |= set(tokenizer.eos_ids)
-        self._decoder = StreamDecoder(tokenizer)
-        self._matcher = StopMatcher(params.stop)
+        self._decoder = StreamDecoder(tokenizer, skip_special_tokens=params.skip_special_tokens)
+        self._include = params.include_stop_str_in_output
+        self._matcher = StopMatcher(params.stop, include=self._include)
         self._pending: list[tuple[int, TokenLogprob]] = []
         self._decoded = self._emitted = 0
         self.tokens: list[int] = []
@@ -88,7 +89,8 @@ class OutputText:
         ended = token in self.ends
         if logprob is not None and not ended:
             self._pending.append((self._decoded, logprob))
-        text = "" if ended else self._feed(self._decoder.push(token))
+        silent = ended and not self._include
+        text = "" if silent else self._feed(self._decoder.push(token))
         if self._matcher.stopped:
             self.finish_reason = "stop"
         elif ended or complete or len(self.tokens) == self._max_tokens:

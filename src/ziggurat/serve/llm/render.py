@@ -39,6 +39,7 @@ def render_chat(
     max_length: int | None = None,
     tool_call_parser: str = AUTO,
     expand: Callable[[str], str] | None = None,
+    continue_final: bool = False,
 ) -> list[int]:
     """Token ids of a conversation, ending where the assistant's answer begins.
 
@@ -58,6 +59,7 @@ def render_chat(
         max_length: most tokens; a text that must have more is refused before it is encoded.
         tool_call_parser: name of the form of tool calls; ``auto``: the one that the template shows.
         expand: changes the rendered text: writes the tokens of images in the place of their marks.
+        continue_final: end with the last message's text, which the answer continues.
 
     Raises:
         RequestError: there is no chat template, it rejects the messages, it presents tools in a
@@ -76,7 +78,9 @@ def render_chat(
         messages, tools, given = special_text.mark(said, tokenizer, sign) if sign else said
         parser = parser_for(tokenizer, tool_call_parser)
         messages, tools = _for_template(tokenizer, list(map(_as_text, messages)), tools, parser)
-        text = _render(tokenizer, messages, tools, given, add_generation_prompt, content_format)
+        opens = add_generation_prompt and not continue_final
+        text = _render(tokenizer, messages, tools, given, opens, content_format)
+        text = _until_final(text, messages) if continue_final else text
         text = text if expand is None else expand(text)
         texts.check_length(tokenizer, text.replace(sign, ""), max_length, "messages")
         if sign and sign in text:
@@ -107,6 +111,23 @@ def _render(
     if form == "openai":
         messages = [_as_parts(message) for message in messages]
     return tokenizer.apply_chat_template(messages, tools, add_generation_prompt, **variables)
+
+
+def _until_final(text: str, messages: Messages) -> str:
+    """A rendered conversation up to the end of the last message's text."""
+    content = messages[-1].get("content") if messages else None
+    if isinstance(content, list):
+        content = next((part["text"] for part in reversed(content) if _is_text(part)), None)
+    final = content if isinstance(content, str) else ""
+    for form in (final, final.strip()):
+        if form.strip() and (at := text.rfind(form)) >= 0:
+            return text[: at + len(form)]
+    raise RequestError(
+        "continue_final_message",
+        found="no text in the last message" if not final.strip() else "a template that changes it",
+        expected="a last message whose text the chat template writes as it is",
+        param="continue_final_message",
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -20,6 +20,7 @@ from ziggurat.serve.llm.prompt_images import PromptImages
 from ziggurat.serve.llm.prompt_logprobs import PromptLogprobs
 from ziggurat.serve.llm.sampling import SamplingParams, SamplingRow
 from ziggurat.serve.llm.sequence import Sequence
+from ziggurat.serve.llm.token_rules import TokenRules
 
 Listener = Callable[[TokenEvent | Exception | None], None]
 
@@ -89,6 +90,8 @@ class Request:
         """Whether the other sequences have been queued beside the first."""
         self.prompt_logprobs = PromptLogprobs.empty()
         """Log-probabilities of the prompt, as far as it is computed, if it asks for them."""
+        self.rules: TokenRules | None = None
+        """Tokens that may come, once it is taken in; ``None``: all."""
         self.error: Exception | None = None
         """Error that concerns this request alone."""
         self._events: queue.SimpleQueue[TokenEvent | Exception | None] | None = None
@@ -104,6 +107,7 @@ class Request:
     ) -> "RequestSequence":
         """Create the sequence that prefills the prompt; ``seed`` is for requests without one."""
         assert not self.seqs
+        self.rules = TokenRules.of(self.params, tokenizer, vocab)
         seq = RequestSequence(
             order=(order, 0),
             tokens=list(self.prompt),
@@ -192,7 +196,8 @@ class RequestSequence(Sequence):
     def shaped(self) -> bool:
         """Whether bias, penalties or a mask change the logits before its next token is sampled."""
         few = len(self.output.tokens) < self.request.params.min_tokens
-        return few or self.keeps_history or self.constraint is not None
+        masked = self.request.rules is not None or self.constraint is not None
+        return few or masked or self.keeps_history
 
     @property
     def constraint(self) -> Constraint | None:
@@ -217,15 +222,12 @@ class RequestSequence(Sequence):
 
     def allowed(self) -> np.ndarray | None:
         """Bit mask of the ids that may come next; ``None``: all."""
-        mask = self._grammar()
+        mask = _both(self._grammar(), self._ruled())
         if len(self.output.tokens) >= self.request.params.min_tokens:
             return mask
         if self._ends is None:
             self._ends = all_but(sorted(self.output.ends), self.vocab)
-        if mask is None:
-            return self._ends
-        both = mask & self._ends
-        return both if both.any() else mask  # a grammar that can only end does end
+        return _both(mask, self._ends)  # a grammar that can only end does end
 
     def accept(self, token: int) -> bool:
         """Advance the constraint by a token; true if the output is complete with it."""
@@ -237,6 +239,10 @@ class RequestSequence(Sequence):
         except Exception as error:
             self._fail(error)
             return False
+
+    def _ruled(self) -> np.ndarray | None:
+        rules = self.request.rules
+        return None if rules is None else rules.mask(self.output.tokens)
 
     def _grammar(self) -> np.ndarray | None:
         try:
@@ -250,3 +256,11 @@ class RequestSequence(Sequence):
         if not isinstance(error, ZigguratError):
             error = RequestError("constraint", found=repr(error), expected="one that can continue")
         self.request.error = error
+
+
+def _both(first: np.ndarray | None, second: np.ndarray | None) -> np.ndarray | None:
+    """Ids that both masks allow; where there is none, those of the first."""
+    if first is None or second is None:
+        return second if first is None else first
+    both = first & second
+    return both if both.any() else first

@@ -27,6 +27,8 @@ MAX_CHOICES = 128
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 MAX_BIASES = 300
+MAX_BAD_WORDS = 256
+MAX_BAD_WORD = 1000
 NEVER = -math.inf
 
 
@@ -141,6 +143,11 @@ class SamplingParams:
     ones."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     """Pairs of an id and what is added to its logit, before the penalties."""
+    allowed_token_ids: tuple[int, ...] = ()
+    """Ids that may be generated, end ids included; default: all. A constraint that allows none of
+    them goes before."""
+    bad_words: tuple[str, ...] = ()
+    """Texts that are not generated: the last token of a word's tokens may not follow the others."""
     min_tokens: int = _parameter(
         0, lambda x: x >= 0, "a number from 0 to max_tokens", on_device=False
     )
@@ -153,6 +160,12 @@ class SamplingParams:
     bits; in bfloat16 answers may differ with the load."""
     stop: tuple[str, ...] = ()
     """Texts that end the generation and are not part of it."""
+    include_stop_str_in_output: bool = _parameter(
+        False, lambda x: True, "true or false", on_device=False
+    )
+    """Let the stop text be part of the output, and the text of a stop id too."""
+    skip_special_tokens: bool = _parameter(True, lambda x: True, "true or false", on_device=False)
+    """Leave special tokens out of the text."""
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the generation, besides the model's own."""
     ignore_eos: bool = _parameter(False, lambda x: True, "true or false", on_device=False)
@@ -187,6 +200,11 @@ class SamplingParams:
         check(len(self.stop) <= MAX_STOPS, "stop", f"at most {MAX_STOPS} texts")
         check(all(self.stop), "stop", "texts that are not empty")
         check(all(i >= 0 for i in self.stop_token_ids), "stop_token_ids", "ids >= 0")
+        check(all(i >= 0 for i in self.allowed_token_ids), "allowed_token_ids", "ids >= 0")
+        check(len(self.bad_words) <= MAX_BAD_WORDS, "bad_words", f"at most {MAX_BAD_WORDS} texts")
+        short = all(word.strip() and len(word) <= MAX_BAD_WORD for word in self.bad_words)
+        expected = f"texts of at most {MAX_BAD_WORD} characters that are not empty"
+        check(short, "bad_words", expected)
         for name in ("logprobs", "prompt_logprobs"):
             top = getattr(self, name)
             in_range = top is None or 0 <= top <= MAX_LOGPROBS

@@ -14,10 +14,11 @@ class StopMatcher:
 
     Args:
         stops: texts to stop at; of those complete, the one that begins first.
+        include: let that text out too.
     """
 
-    def __init__(self, stops: Sequence[str]):
-        self._stops = tuple(stops)
+    def __init__(self, stops: Sequence[str], *, include: bool = False):
+        self._stops, self._include = tuple(stops), include
         self._held = ""
         self.stopped = False
 
@@ -26,10 +27,11 @@ class StopMatcher:
         if self.stopped:
             return ""
         text = self._held + text
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at, len(stop)) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            return text[: min(found)]
+            at, size = min(found)
+            return text[: at + size if self._include else at]
         keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

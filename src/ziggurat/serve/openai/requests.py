@@ -33,13 +33,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "function_call": (),
     "functions": ([],),
-    "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "modalities": (["text"],),
     "moderation": (),
     "prompt_cache_options": ({}, {"mode": "implicit"}),
     "service_tier": ("auto", "default"),
-    "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "store": (False,),
     "suffix": ("",),
@@ -48,6 +46,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 """Fields of OpenAI and vLLM that are not applied, each with the values that ask for nothing."""
+
+
+GUIDED = {f"guided_{kind}": kind for kind in ("json", "regex", "choice", "grammar")}
+"""Fields of vLLM before 0.12, each with the kind of ``structured_outputs`` that it asks for."""
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,8 +96,15 @@ class GenerationRequest(SamplingFields, kw_only=True):
     stop_token_ids: list[int] | None = None
     logit_bias: dict[str, float] | None = None
     prompt_logprobs: int | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
+    return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     cache_salt: str | None = None
 
     # Labels for the service's operator; they change no answer.
@@ -106,10 +115,8 @@ class GenerationRequest(SamplingFields, kw_only=True):
     prompt_cache_retention: str | None = None
 
     # Not applied: see NEUTRAL.
-    include_stop_str_in_output: bool | None = None
     length_penalty: float | None = None
     service_tier: str | None = None
-    skip_special_tokens: bool | None = None
     spaces_between_special_tokens: bool | None = None
     store: bool | None = None
     use_beam_search: bool | None = None
@@ -170,6 +177,10 @@ class GenerationRequest(SamplingFields, kw_only=True):
         """
         forms = [] if self.response_format is None else [self.response_format.form()]
         forms += [] if self.structured_outputs is None else [self.structured_outputs.form()]
+        for name, kind in GUIDED.items():
+            value = getattr(self, name)
+            if value is not None:
+                forms.append(StructuredOutputs(**{kind: value}).form())
         given = [form for form in forms if form is not None]
         if len(given) > 1:
             raise RequestError(
@@ -197,6 +208,8 @@ class GenerationRequest(SamplingFields, kw_only=True):
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
+            allowed_token_ids=_some(self.allowed_token_ids, "allowed_token_ids"),
+            bad_words=tuple(self.bad_words or ()),
             logit_bias=tuple((_token_id(k), v) for k, v in (self.logit_bias or {}).items()),
             extra={name: value for name, value in extra.items() if value is not None},
             **{name: value for name, value in given.items() if value is not None},
@@ -214,6 +227,13 @@ def with_registered(kind: type[G]) -> type[G]:
     settings: JsonObject = {"kw_only": True, "forbid_unknown_fields": True}
     made: Any = msgspec.defstruct(kind.__name__, _fields(parameters), bases=(kind,), **settings)
     return made
+
+
+def _some(ids: list[int] | None, field: str) -> tuple[int, ...]:
+    """Ids of a list that allows at least one."""
+    if ids == []:
+        raise RequestError(field, found="[]", expected="at least one id, or null", param=field)
+    return tuple(ids or ())
 
 
 def _token_id(text: str) -> int:
@@ -281,6 +301,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     tool_choice: str | JsonObject | None = None
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
 
@@ -296,6 +317,17 @@ class ChatRequest(GenerationRequest, kw_only=True):
     prompt_cache_options: dict[str, Any] | None = None
     verbosity: str | None = None
     web_search_options: JsonObject | None = None
+
+    def check(self) -> None:
+        """Refuse fields that are not applied or contradict each other."""
+        super().check()
+        if self.continue_final_message and self.add_generation_prompt:
+            raise RequestError(
+                "continue_final_message",
+                found="add_generation_prompt too",
+                expected="one of them",
+                param="continue_final_message",
+            )
 
     def tool_use(self) -> ToolUse | None:
         """The tools that may be called.

@@ -38,7 +38,7 @@ class Usage:
 
 @dataclasses.dataclass(frozen=True)
 class ShownPrompts:
-    """Prompts whose log-probabilities an answer shows."""
+    """Prompts whose tokens or log-probabilities an answer shows."""
 
     tokenizer: HuggingFaceTokenizer
     ids: Sequence[Sequence[int]]
@@ -47,10 +47,21 @@ class ShownPrompts:
     """Choices of each."""
     top: int | None = None
     """Likely tokens in field ``prompt_logprobs``; ``None``: there is no such field."""
+    show_ids: bool = False
+    """Whether token ids are shown, those of the prompt and of each choice."""
 
     def of(self, index: int) -> Sequence[int]:
         """Tokens of the prompt of a choice."""
         return self.ids[index // self.n]
+
+    def generated(self, ids: Sequence[int]) -> Body:
+        """Field ``token_ids`` of a choice, if it was asked for."""
+        return {"token_ids": list(ids)} if self.show_ids else {}
+
+    def fields(self, index: int, found: PromptLogprobs | None) -> Body:
+        """Fields on the prompt of a choice that were asked for."""
+        shown = {"prompt_token_ids": list(self.of(index))} if self.show_ids else {}
+        return self.field(index, found) | shown
 
     def described(self, index: int, found: PromptLogprobs, top: int) -> list[TokenLogprob]:
         """Entries of a choice's prompt but its first token, with ``top`` likely ones each."""
@@ -118,24 +129,29 @@ class ChatFormat:
                     "finish_reason": self._reason(index, completion.finish_reason),
                 }
             )
+            if self._prompts is not None:
+                choices[-1] |= self._prompts.generated(completion.token_ids)
         body = self._body("chat.completion", choices) | {"usage": usage.body()}
         if self._prompts is not None:
-            body |= self._prompts.field(0, completions[0].prompt_logprobs)
+            body |= self._prompts.fields(0, completions[0].prompt_logprobs)
         return body
 
     def opening(self, choices: int) -> Iterator[Body]:
         """First chunks of a stream, which name the role."""
         for index in range(choices):
-            yield self._chunk(index, {"role": "assistant", "content": ""}, None)
+            body = self._chunk(index, {"role": "assistant", "content": ""}, None)
+            told = {} if index or self._prompts is None else self._prompts.fields(0, None)
+            yield body | told
 
     def chunks(self, index: int, event: TokenEvent) -> Iterator[Body]:
         """Chunks for one event: its text or calls, then the finish reason, if it ends."""
         logprobs = event.logprobs
+        told = {} if self._prompts is None else self._prompts.generated([event.token])
         for delta in self._deltas(index, event.text, event.finish_reason):
-            yield self._chunk(index, delta, None, logprobs)
-            logprobs = ()
-        if logprobs:
-            yield self._chunk(index, {"content": ""}, None, logprobs)
+            yield self._chunk(index, delta, None, logprobs, told)
+            logprobs, told = (), {}
+        if logprobs or told:
+            yield self._chunk(index, {"content": ""}, None, logprobs, told)
         if event.finish_reason is not None:
             yield self._chunk(index, {}, self._reason(index, event.finish_reason))
 
@@ -162,10 +178,11 @@ class ChatFormat:
         delta: Body,
         finish_reason: str | None,
         logprobs: Sequence[TokenLogprob] = (),
+        more: Body | None = None,
     ) -> Body:
         shown = self._entries(logprobs) if logprobs else None
         choice = {"index": index, "delta": delta, "logprobs": shown, "finish_reason": finish_reason}
-        return self._body("chat.completion.chunk", [choice])
+        return self._body("chat.completion.chunk", [choice | (more or {})])
 
     def _entries(self, logprobs: Sequence[TokenLogprob]) -> Body | None:
         if not self._logprobs:
@@ -228,6 +245,7 @@ class TextFormat:
     ):
         self._logprobs, self._echo = logprobs, list(echo)
         self._top, self._prompts, self._alone = top if echo else None, prompts, prompt_alone
+        self._begun: set[int] = set()
         self._places: dict[int, _Place] = {}
         self._head = {
             "id": f"cmpl-{secrets.token_hex(12)}",
@@ -248,7 +266,8 @@ class TextFormat:
                 entries = self._echoed(index, completion.prompt_logprobs)
             choice = self._choice(index, text, reason, self._entries(index, entries))
             if self._prompts is not None:
-                choice |= self._prompts.field(index, completion.prompt_logprobs)
+                choice |= self._prompts.fields(index, completion.prompt_logprobs)
+                choice |= self._prompts.generated([] if self._alone else completion.token_ids)
             choices.append(choice)
         return {**self._head, "choices": choices, "usage": self._used(usage).body()}
 
@@ -264,10 +283,16 @@ class TextFormat:
         if self._top is not None and event.prompt_logprobs is not None:
             entries = self._echoed(index, event.prompt_logprobs)
             yield self._chunk(index, self._echo[index], None, entries)
+        told: Body = {}
+        if self._prompts is not None and not self._alone:
+            told = self._prompts.generated([event.token])
+            if told and index not in self._begun:
+                self._begun.add(index)
+                told |= self._prompts.fields(index, None)
         if self._alone:
             yield self._chunk(index, "", "length")
-        elif event.text or event.finish_reason or event.logprobs:
-            yield self._chunk(index, event.text, event.finish_reason, event.logprobs)
+        elif event.text or event.finish_reason or event.logprobs or told:
+            yield self._chunk(index, event.text, event.finish_reason, event.logprobs, told)
 
     def usage_chunk(self, usage: Usage) -> Body:
         """Last chunk of a stream whose request asked for usage."""
@@ -291,9 +316,11 @@ class TextFormat:
         text: str,
         finish_reason: str | None,
         logprobs: Sequence[TokenLogprob] = (),
+        more: Body | None = None,
     ) -> Body:
         shown = self._entries(index, logprobs) if logprobs else None
-        return {**self._head, "choices": [self._choice(index, text, finish_reason, shown)]}
+        choice = self._choice(index, text, finish_reason, shown) | (more or {})
+        return {**self._head, "choices": [choice]}
 
     def _choice(
         self, index: int, text: str, finish_reason: str | None, logprobs: Body | None

@@ -33,12 +33,19 @@ from ziggurat.serve.llm.texts import encode
 from ziggurat.serve.llm.tool_parsers import parser_for
 from ziggurat.serve.openai.image_parts import ImageParts
 from ziggurat.serve.openai.messages import conversation
-from ziggurat.serve.openai.requests import ChatRequest, CompletionRequest, with_registered
+from ziggurat.serve.openai.requests import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    with_registered,
+)
 from ziggurat.serve.openai.responses import ChatFormat, ShownPrompts, TextFormat, Usage
 from ziggurat.serve.openai.token_stream import TokenStream, chunks
 
 SHOWN = 256
 """Bytes that a log-probability in an answer is charged with while the answer is made."""
+ID = 16
+"""Bytes that a token id in an answer is charged with."""
 
 
 class ParsedRequest(NamedTuple):
@@ -78,6 +85,8 @@ class ParsedRequest(NamedTuple):
         kept = sum(map(len, (*params.stop, *texts)))
         if params.prompt_logprobs is not None:
             kept += SHOWN * (1 + params.prompt_logprobs) * sum(map(len, prompts))
+        if body.return_token_ids:
+            kept += ID * sum(map(len, prompts))
         stream = bool(body.stream)
         salt = body.cache_salt
         return cls(prompts, params, form, format, kept, salt, stream, show, show and often)
@@ -158,7 +167,7 @@ class TextService:
             logprobs=params.logprobs is not None,
             echo=echo,
             top=params.logprobs,
-            prompts=self._shown_prompts(ids, params, completion.prompt_logprobs),
+            prompts=self._shown_prompts(ids, params, completion),
             prompt_alone=completion.prompt_alone,
         )
         form = completion.form(self._engine.tokenizer)
@@ -186,10 +195,11 @@ class TextService:
             max_length=self._engine.max_length,
             tool_call_parser=policy.tool_call_parser,
             expand=expand,
+            continue_final=bool(chat.continue_final_message),
         )
         parser = parser_for(tokenizer, policy.tool_call_parser) if use else None
         logprobs = params.logprobs is not None
-        told = self._shown_prompts([ids], params, chat.prompt_logprobs)
+        told = self._shown_prompts([ids], params, chat)
         shown = ChatFormat(self._name, logprobs=logprobs, tools=use, parser=parser, prompts=told)
         form = chat.form(tokenizer, parser)
         parsed = ParsedRequest.of(chat, [ids], params, form, shown)
@@ -198,11 +208,13 @@ class TextService:
         return parsed._replace(images=reader.embedded(ids, prepared))
 
     def _shown_prompts(
-        self, ids: list[Sequence[int]], params: SamplingParams, top: int | None
+        self, ids: list[Sequence[int]], params: SamplingParams, body: GenerationRequest
     ) -> ShownPrompts | None:
-        if params.prompt_logprobs is None:
+        show_ids = bool(body.return_token_ids)
+        if params.prompt_logprobs is None and not show_ids:
             return None
-        return ShownPrompts(self._engine.tokenizer, ids, params.n, top)
+        top = body.prompt_logprobs
+        return ShownPrompts(self._engine.tokenizer, ids, params.n, top, show_ids)
 
     def _read(self, body: bytes, kind: type[Any]) -> Any:
         request = read(kind, body, ignore=self._ignore, most_ids=self._engine.max_length)

@@ -12,7 +12,7 @@ import tokenizers
 
 from ziggurat.core.errors import CheckpointError
 from ziggurat.formats import GgufFile, GgufTokenizer
-from ziggurat.formats.gguf_tokenizer import byte_level_bpe
+from ziggurat.formats.gguf_tokenizer import tokenizer_json
 
 RNG = np.random.default_rng(0)
 WEIGHT = RNG.normal(size=(4, 64)).astype(np.float32)
@@ -170,7 +170,7 @@ def pretokenized(pre: str, text: str) -> list[str]:
 
 
 def tokenizer(pieces: GgufTokenizer) -> tokenizers.Tokenizer:
-    return tokenizers.Tokenizer.from_str(byte_level_bpe(pieces))
+    return tokenizers.Tokenizer.from_str(tokenizer_json(pieces))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_special_ids_around_the_text():
     pair = tokenizer(byte_pieces("gpt-2", extra, **ids, add_bos=True)).encode("a", "a")
     assert pair.ids == [256, a, 256, a]
     assert "bos_token_id: found no such key" in error_of(
-        byte_level_bpe, byte_pieces("gpt-2", add_bos=True)
+        tokenizer_json, byte_pieces("gpt-2", add_bos=True)
     )
 
 
@@ -237,14 +237,14 @@ def test_llama_takes_whole_words_first():
 
 
 def test_what_cannot_be_built_is_refused_by_name():
-    text = error_of(byte_level_bpe, byte_pieces("smolm"))
+    text = error_of(tokenizer_json, byte_pieces("smolm"))
     assert "tokenizer.ggml.pre: found smolm" in text
     assert "did you mean smollm?" in text
-    assert "found tekken; expected one of gpt-2, llama-bpe, dbrx, qwen2, smollm" in error_of(
-        byte_level_bpe, byte_pieces("tekken")
+    assert "found superbpe; expected one of gpt-2, phi-2" in error_of(
+        tokenizer_json, byte_pieces("superbpe")
     )
-    assert "tokenizer.ggml.model: found llama" in error_of(
-        byte_level_bpe, byte_pieces("default", model="llama")
+    assert "tokenizer.ggml.model: found rwkv" in error_of(
+        tokenizer_json, byte_pieces("default", model="rwkv")
     )
 
 
@@ -320,3 +320,39 @@ def test_dequantised_values_follow_the_definition(smollm):
     quants = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float32)
     expected = (quants * scale + minimum).reshape(576, 576)
     np.testing.assert_array_equal(smollm.read("blk.3.attn_q.weight"), expected)
+
+
+class TestParts:
+    """A model in several files, as llama-gguf-split writes it."""
+
+    def write(self, directory, count=3, total=3):
+        for number in range(count):
+            path = directory / f"m-{number + 1:05d}-of-{count:05d}.gguf"
+            writer = gguf.GGUFWriter(path, "llama")
+            writer.add_uint16("split.no", number)
+            writer.add_uint16("split.count", count)
+            writer.add_int32("split.tensors.count", total)
+            writer.add_tensor(f"w{number}", WEIGHT + number)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+            writer.close()
+        return directory / f"m-00001-of-{count:05d}.gguf"
+
+    def test_the_first_gives_all(self, tmp_path):
+        opened = GgufFile(self.write(tmp_path))
+        assert list(opened) == ["w0", "w1", "w2"]
+        np.testing.assert_array_equal(opened.read("w2"), WEIGHT + 2)
+
+    def test_what_is_missing_is_named(self, tmp_path):
+        first = self.write(tmp_path)
+        assert "found part 2 of 3; expected the first part; give m-00001-of" in error_of(
+            GgufFile, tmp_path / "m-00002-of-00003.gguf"
+        )
+        first.rename(tmp_path / "other.gguf")
+        assert "rename the parts" in error_of(GgufFile, tmp_path / "other.gguf")
+        (tmp_path / "m-00003-of-00003.gguf").unlink()
+        (tmp_path / "other.gguf").rename(first)
+        assert "of which m-00003-of-00003.gguf is missing" in error_of(GgufFile, first)
+        first = self.write(tmp_path, total=4)
+        assert "found 3 tensors in all parts; expected 4" in error_of(GgufFile, first)

@@ -37,7 +37,7 @@ class GgufTensor:
 class GgufTokenizer:
     """Tokenizer data of a GGUF file, from which ``tokenizers`` can build one.
 
-    See :func:`ziggurat.formats.gguf_tokenizer.byte_level_bpe`.
+    See :func:`ziggurat.formats.gguf_tokenizer.tokenizer_json`.
     """
 
     model: str
@@ -62,43 +62,43 @@ class GgufTokenizer:
     add_eos: bool | None
     chat_template: str | None
     """Jinja source."""
+    separator_id: int | None = None
+    """Behind each text, in encoders."""
+    add_separator: bool | None = None
+    """Whether encoding ends with ``separator_id``."""
+    add_space_prefix: bool | None = None
+    """SentencePiece: whether a text starts with a space of its own."""
+    remove_extra_whitespaces: bool | None = None
+    """Unigram: whether spaces at both ends go and those between words become one."""
+    charsmap: bytes = b""
+    """Unigram: precompiled rules of normalization."""
+    lowercase: bool | None = None
+    """WordPiece: whether text becomes lower case without accents; so it does if None."""
 
 
 class GgufFile:
     """One GGUF file: metadata now, tensors when asked.
 
     Args:
-        path: a ``.gguf`` file; it stays mapped into memory.
+        path: a ``.gguf`` file, or the first of several parts; they stay mapped into memory.
 
     Raises:
-        CheckpointError: no such file, not GGUF, or cut short.
+        CheckpointError: no such file, not GGUF, or cut short; a part is missing.
     """
 
     def __init__(self, path: Path):
-        from gguf import GGUFReader
-
         self.path = Path(path)
-        try:
-            reader = GGUFReader(self.path)
-            self.metadata: dict[str, Any] = {
-                key: field.contents()
-                for key, field in reader.fields.items()
-                if not key.startswith("GGUF.")
-            }
-            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-            self._check_size()
-        except FileNotFoundError:
+        self.metadata, self._tensors = _opened(self.path)
+        for part in self._parts():
+            self._tensors |= _opened(part)[1]
+        expected = self.metadata.get("split.tensors.count", len(self._tensors))
+        if len(self._tensors) != expected:
             raise CheckpointError(
-                f"GGUF file {self.path}", found="no such file", fix="check the path"
-            ) from None
-        except (ValueError, IndexError, KeyError, OSError, OverflowError, TypeError) as error:
-            line = str(error).partition("\n")[0]
-            raise CheckpointError(
-                f"GGUF file {self.path}",
-                found=f"a damaged file, or another kind ({line})",
-                expected="a whole GGUF file, version 2 or 3",
-                fix="copy the file again",
-            ) from None
+                f"GGUF file {self.path}: split.tensors.count",
+                found=f"{len(self._tensors)} tensors in all parts",
+                expected=expected,
+                fix="copy the parts again",
+            )
         self.tensors: dict[str, GgufTensor] = {
             name: GgufTensor(tuple(int(n) for n in reversed(tensor.shape)), tensor.tensor_type.name)
             for name, tensor in self._tensors.items()
@@ -224,13 +224,71 @@ class GgufFile:
             add_bos=get.value("tokenizer.ggml.add_bos_token", bool),
             add_eos=get.value("tokenizer.ggml.add_eos_token", bool),
             chat_template=get.value("tokenizer.chat_template", str),
+            separator_id=get.token_id("seperator", len(tokens)),  # codespell:ignore
+            add_separator=get.value("tokenizer.ggml.add_sep_token", bool),
+            add_space_prefix=get.value("tokenizer.ggml.add_space_prefix", bool),
+            remove_extra_whitespaces=get.value("tokenizer.ggml.remove_extra_whitespaces", bool),
+            charsmap=bytes(get.list("tokenizer.ggml.precompiled_charsmap", [])),
+            lowercase=get.value("tokenizer.ggml.normalizer.lowercase", bool),
         )
 
-    def _check_size(self) -> None:
-        size = self.path.stat().st_size
-        for tensor in self._tensors.values():
+    def _parts(self) -> list[Path]:
+        """Files that hold the rest of a model in parts, of which the first was given."""
+        count, number = (self.metadata.get(f"split.{key}", 0) for key in ("count", "no"))
+        if count < 2:
+            return []
+        stem, found, _ = self.path.name.rpartition(f"-{number + 1:05d}-of-{count:05d}.gguf")
+        names = [f"{stem}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)]
+        if not found or number:
+            raise CheckpointError(
+                f"GGUF file {self.path}",
+                found=f"part {number + 1} of {count}",
+                expected="the first part" if found else f"the name {names[0]}",
+                fix=f"give {names[0]}" if found else "rename the parts as they were",
+            )
+        missing = [name for name in names if not self.path.with_name(name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"GGUF file {self.path}",
+                found=f"{count} parts, of which {missing[0]} is missing",
+                expected="all parts in one directory",
+                fix="download the missing ones",
+            )
+        return [self.path.with_name(name) for name in names[1:]]
+
+
+def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata and tensors of one file.
+
+    Raises:
+        CheckpointError: no such file, not GGUF, or cut short.
+    """
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+        metadata = {
+            key: field.contents()
+            for key, field in reader.fields.items()
+            if not key.startswith("GGUF.")
+        }
+        size = path.stat().st_size
+        for tensor in reader.tensors:
             if tensor.data_offset + tensor.n_bytes > size:
                 raise ValueError(f"tensor {tensor.name} ends beyond the end of the file")
+        return metadata, {tensor.name: tensor for tensor in reader.tensors}
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"GGUF file {path}", found="no such file", fix="check the path"
+        ) from None
+    except (ValueError, IndexError, KeyError, OSError, OverflowError, TypeError) as error:
+        line = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"GGUF file {path}",
+            found=f"a damaged file, or another kind ({line})",
+            expected="a whole GGUF file, version 2 or 3",
+            fix="copy the file again",
+        ) from None
 
 
 @dataclasses.dataclass(frozen=True)

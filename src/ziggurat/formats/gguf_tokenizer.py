@@ -1,7 +1,7 @@
 """A ``tokenizers`` JSON document from the tokenizer's pieces in a GGUF file.
 
-A GGUF file names its text splitting rule instead of carrying it; the rules here are those of the
-tokenizers the names stand for.
+A GGUF file names its text splitting rule instead of carrying it; see
+:mod:`ziggurat.formats.gguf_pre_tokenizers`.
 """
 
 import json
@@ -13,78 +13,173 @@ from ziggurat.formats import tokenizer_document as parts
 from ziggurat.formats.gguf_file import (
     CONTROL,
     NORMAL,
+    UNKNOWN,
     UNUSED,
     USER_DEFINED,
     GgufTokenizer,
 )
-from ziggurat.formats.split_patterns import LLAMA_3, QWEN_2
-
-_PRE_TOKENIZERS: dict[str, dict[str, Any]] = {
-    "gpt-2": parts.byte_level(True),
-    "llama-bpe": parts.split(LLAMA_3),
-    "dbrx": parts.split(LLAMA_3),
-    "qwen2": parts.split(QWEN_2),
-    "smollm": {
-        "type": "Sequence",
-        "pretokenizers": [{"type": "Digits", "individual_digits": True}, parts.byte_level(True)],
-    },
-}
+from ziggurat.formats.gguf_pre_tokenizers import PRE_TOKENIZERS
+from ziggurat.formats.sentencepiece_model import SentencePieceModel
+from ziggurat.formats.sentencepiece_tokenizer import sentencepiece_document
 
 
-def byte_level_bpe(pieces: GgufTokenizer) -> str:
-    """A byte-level BPE tokenizer as JSON for ``tokenizers.Tokenizer.from_str``.
-
-    Known pre-tokenizers are ``gpt-2``, ``llama-bpe`` (Llama 3), ``dbrx`` (Llama 3's, but merging
-    alone makes words), ``qwen2`` and ``smollm``. Control
-    tokens become special added tokens, user-defined ones plain added tokens. With ``add_bos`` or
-    ``add_eos``, encoding with special tokens puts these ids around the text. As the models' own
-    tokenizers do, Llama 3 takes whole words of the vocabulary before it merges and starts with its
-    bos token, Qwen 2 goes to NFC, and SmolLM splits off every digit (transformers 5.23 omits that
-    for GGUF files, which shows where a number follows a space).
+def tokenizer_json(pieces: GgufTokenizer) -> str:
+    """The tokenizer of a GGUF file as JSON for ``tokenizers.Tokenizer.from_str``.
 
     Raises:
-        CheckpointError: another kind of tokenizer, or an unknown pre-tokenizer; both are named.
+        CheckpointError: a kind other than ``gpt2``, ``llama``, ``t5`` and ``bert``, or an unknown
+            pre-tokenizer; both are named.
     """
-    if pieces.model != "gpt2":
+    kinds = {
+        "gpt2": byte_level_bpe,
+        "llama": sentencepiece,
+        "t5": sentencepiece,
+        "bert": word_piece,
+    }
+    if pieces.model not in kinds:
         raise CheckpointError(
             "GGUF tokenizer.ggml.model",
             found=pieces.model,
-            expected="gpt2 (byte-level BPE)",
+            expected="one of " + ", ".join(kinds),
             fix="use the model's own tokenizer.json",
         )
-    if pieces.pre_tokenizer not in _PRE_TOKENIZERS:
+    return json.dumps(kinds[pieces.model](pieces), ensure_ascii=False)
+
+
+def byte_level_bpe(pieces: GgufTokenizer) -> dict[str, Any]:
+    """JSON document of a byte-level BPE tokenizer.
+
+    Control tokens become special added tokens, user-defined ones plain added tokens. With
+    ``add_bos`` or ``add_eos``, encoding with special tokens puts these ids around the text. As the
+    models' own tokenizers do, Llama 3 takes whole words of the vocabulary before it merges and
+    starts with its bos token, Qwen 2 goes to NFC, and SmolLM splits off every digit (transformers
+    5.23 omits that for GGUF files, which shows where a number follows a space).
+
+    Raises:
+        CheckpointError: an unknown pre-tokenizer; it is named.
+    """
+    name = pieces.pre_tokenizer
+    if name not in PRE_TOKENIZERS:
         raise CheckpointError(
             "GGUF tokenizer.ggml.pre",
-            found=pieces.pre_tokenizer,
-            expected="one of " + ", ".join(_PRE_TOKENIZERS),
-            fix=did_you_mean(pieces.pre_tokenizer, _PRE_TOKENIZERS)
-            or "use the model's own tokenizer.json",
+            found=name,
+            expected="one of " + ", ".join(PRE_TOKENIZERS),
+            fix=did_you_mean(name, PRE_TOKENIZERS) or "use the model's own tokenizer.json",
         )
-    llama_3 = pieces.pre_tokenizer == "llama-bpe"
-    added = [
+    rule = PRE_TOKENIZERS[name]
+    vocabulary = {token: index for index, token in enumerate(pieces.tokens)}
+    around = _around(pieces, rule.starts, False, ("eos", pieces.eos_id))
+    return parts.document(
+        parts.bpe(vocabulary, pieces.merges, ignore_merges=rule.whole_words),
+        added=_added(pieces),
+        normalizer={"type": "NFC"} if rule.composed else None,
+        pre_tokenizer=rule.document,
+        post_processor=around or parts.byte_level(True),
+        decoder=parts.byte_level(True),
+    )
+
+
+def sentencepiece(pieces: GgufTokenizer) -> dict[str, Any]:
+    """JSON document of a SentencePiece tokenizer: BPE (``llama``) or Unigram (``t5``).
+
+    As in llama.cpp a text behind a special token starts with a space too.
+
+    Raises:
+        CheckpointError: scores or the unknown token are missing.
+    """
+    unknown = pieces.unknown_id
+    if unknown is None:
+        unknown = next((n for n, kind in enumerate(pieces.token_types) if kind == UNKNOWN), None)
+    if unknown is None or len(pieces.scores) != len(pieces.tokens):
+        raise CheckpointError(
+            "GGUF tokenizer.ggml.scores",
+            found=f"{len(pieces.scores)} scores and unknown_token_id {unknown}",
+            expected=f"{len(pieces.tokens)} scores, one for each token, and an unknown token",
+        )
+    bpe = pieces.model == "llama"
+    asked = pieces.add_space_prefix
+    prefix = bpe if asked is None else asked
+    model = SentencePieceModel(
+        kind="bpe" if bpe else "unigram",
+        pieces=pieces.tokens,
+        scores=pieces.scores,
+        types=pieces.token_types,
+        unknown_id=unknown,
+        bos_id=pieces.bos_id,
+        eos_id=pieces.eos_id,
+        padding_id=pieces.padding_id,
+        byte_fallback=bpe,
+        add_dummy_prefix=prefix,
+        remove_extra_whitespaces=bool(pieces.remove_extra_whitespaces) and not bpe,
+        charsmap=b"" if bpe else pieces.charsmap,
+    )
+    document = sentencepiece_document(model, "always" if prefix else "never")
+    document["post_processor"] = _around(pieces, bpe, not bpe, ("eos", pieces.eos_id))
+    return document
+
+
+def word_piece(pieces: GgufTokenizer) -> dict[str, Any]:
+    """JSON document of a WordPiece tokenizer, whose pieces that start words have SentencePiece's
+    space there, and the others no ``##``."""
+    unknown = 100 if pieces.unknown_id is None else pieces.unknown_id
+    names = [
+        token
+        if kind != NORMAL
+        else token.removeprefix(parts.SPACE)
+        if token.startswith(parts.SPACE)
+        else f"##{token}"
+        for token, kind in zip(pieces.tokens, pieces.token_types, strict=True)
+    ]
+    lower = pieces.lowercase is not False
+    normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+    model = {
+        "type": "WordPiece",
+        "unk_token": names[unknown],
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+        "vocab": {token: index for index, token in enumerate(names)},
+    }
+    after = ("separator", pieces.eos_id if pieces.separator_id is None else pieces.separator_id)
+    return parts.document(
+        model,
+        added=_added(pieces),
+        normalizer=normalizer | {"strip_accents": lower, "lowercase": lower},
+        pre_tokenizer={"type": "BertPreTokenizer"},
+        post_processor=_around(pieces, True, True, after),
+        decoder={"type": "WordPiece", "prefix": "##", "cleanup": True},
+    )
+
+
+def _added(pieces: GgufTokenizer) -> list[dict[str, Any]]:
+    """Control and user-defined tokens, which a text may hold as such."""
+    return [
         parts.added_token(index, token, kind == CONTROL)
         for index, (token, kind) in enumerate(zip(pieces.tokens, pieces.token_types, strict=True))
         if kind in (CONTROL, USER_DEFINED)
     ]
-    vocabulary = {token: index for index, token in enumerate(pieces.tokens)}
-    before = _special(pieces, "bos", llama_3 if pieces.add_bos is None else pieces.add_bos)
-    after = _special(pieces, "eos", pieces.add_eos)
-    document = parts.document(
-        parts.bpe(vocabulary, pieces.merges, ignore_merges=llama_3),
-        added=added,
-        normalizer={"type": "NFC"} if pieces.pre_tokenizer == "qwen2" else None,
-        pre_tokenizer=_PRE_TOKENIZERS[pieces.pre_tokenizer],
-        post_processor=parts.around(before, after) or parts.byte_level(True),
-        decoder=parts.byte_level(True),
+
+
+def _around(
+    pieces: GgufTokenizer, starts: bool, ends: bool, last: tuple[str, int | None]
+) -> dict[str, Any] | None:
+    """Post-processor of the tokens around a text; the file's word counts before the defaults.
+
+    Args:
+        pieces: the tokenizer's pieces.
+        starts: whether a text starts with bos if the file does not say.
+        ends: whether it ends with ``last`` if the file does not say.
+        last: role and id of the token behind a text.
+    """
+    asked = pieces.add_separator if last[0] == "separator" else pieces.add_eos
+    before = (
+        ("bos", pieces.bos_id) if (starts if pieces.add_bos is None else pieces.add_bos) else None
     )
-    return json.dumps(document, ensure_ascii=False)
+    after = last if (ends if asked is None else asked) else None
+    return parts.around(*(one and _special(pieces, *one) for one in (before, after)))
 
 
-def _special(pieces: GgufTokenizer, role: str, asked: bool | None) -> tuple[str, int] | None:
-    """A token that is put around texts, if ``asked``."""
-    if not asked:
-        return None
-    index = pieces.bos_id if role == "bos" else pieces.eos_id
+def _special(pieces: GgufTokenizer, role: str, index: int | None) -> tuple[str, int]:
+    """A token that is put around texts."""
     if index is None:
         raise CheckpointError(
             f"GGUF tokenizer.ggml.{role}_token_id",
@@ -117,14 +212,14 @@ def pieces_of(
     """
     values = json.loads(document)
     model = values["model"]
-    rule = next((name for name in _PRE_TOKENIZERS if _is_rule(name, values)), None)
+    rule = next((name for name in PRE_TOKENIZERS if _is_rule(name, values)), None)
     if model["type"] != "BPE" or rule is None:
         before = json.dumps({key: values.get(key) for key in ("normalizer", "pre_tokenizer")})
         kind = model["type"] if model["type"] != "BPE" else before
         raise CheckpointError(
             "GGUF tokenizer",
             found=kind if len(kind) <= 120 else kind[:117] + "...",
-            expected="byte-level BPE with the pre-tokenizer of " + ", ".join(_PRE_TOKENIZERS),
+            expected="byte-level BPE with a pre-tokenizer that llama.cpp has",
             fix="export to hf, and convert with llama.cpp's convert_hf_to_gguf.py",
         )
     tokens = {number: token for token, number in model["vocab"].items()}
@@ -154,18 +249,17 @@ def pieces_of(
 
 def _is_rule(name: str, values: Mapping[str, Any]) -> bool:
     """Whether a tokenizer cuts and merges text as this pre-tokenizer of GGUF's says."""
-    whole_words = bool(values["model"].get("ignore_merges"))
-    normal = {"type": "NFC"} if name == "qwen2" else None
+    rule, normalizer = PRE_TOKENIZERS[name], values.get("normalizer")
     return (
-        whole_words == (name == "llama-bpe")
-        and values.get("normalizer") == normal
-        and _bare(values["pre_tokenizer"]) == _bare(_PRE_TOKENIZERS[name])
+        bool(values["model"].get("ignore_merges")) == rule.whole_words
+        and normalizer == ({"type": "NFC"} if rule.composed else None)
+        and _bare(values["pre_tokenizer"]) == _bare(rule.document)
     )
 
 
 def _bare(rule: Any) -> Any:
     """A pre-tokenizer without what says nothing of ids."""
-    if isinstance(rule, list):
+    if isinstance(rule, (list, tuple)):
         return [_bare(one) for one in rule]
     if not isinstance(rule, dict):
         return rule

@@ -116,9 +116,7 @@ def test_each_key_is_in_one_table():
         ("{arch}.final_logit_softcapping", 30.0),
         ("{arch}.rope.scaling.attn_factor", 1.2),
         ("{arch}.a_key_of_next_year", 3),
-        ("split.count", 2),
         ("general.type", "adapter"),
-        ("tokenizer.ggml.add_sep_token", True),
     ],
 )
 def test_what_would_change_the_result_is_refused_by_name(key, value):

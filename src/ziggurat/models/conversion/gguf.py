@@ -9,13 +9,13 @@ def tokenizer_of(file: GgufFile) -> HuggingFaceTokenizer:
     """The tokenizer that a GGUF file describes."""
     import tokenizers
 
-    from ziggurat.formats.gguf_tokenizer import byte_level_bpe
+    from ziggurat.formats.gguf_tokenizer import tokenizer_json
 
     pieces = file.tokenizer()
     ids = {"bos_token": pieces.bos_id, "eos_token": pieces.eos_id}
     ids |= {"unk_token": pieces.unknown_id, "pad_token": pieces.padding_id}
     named = {role: pieces.tokens[number] for role, number in ids.items() if number is not None}
-    backend = tokenizers.Tokenizer.from_str(byte_level_bpe(pieces))
+    backend = tokenizers.Tokenizer.from_str(tokenizer_json(pieces))
     templates = {} if pieces.chat_template is None else {"default": pieces.chat_template}
     prefix = "tokenizer.chat_template."
     templates |= {

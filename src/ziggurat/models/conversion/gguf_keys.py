@@ -49,6 +49,12 @@ READ = frozenset(
         "tokenizer.ggml.padding_token_id",
         "tokenizer.ggml.add_bos_token",
         "tokenizer.ggml.add_eos_token",
+        "tokenizer.ggml.add_sep_token",
+        "tokenizer.ggml.seperator_token_id",
+        "tokenizer.ggml.add_space_prefix",
+        "tokenizer.ggml.remove_extra_whitespaces",
+        "tokenizer.ggml.precompiled_charsmap",
+        "tokenizer.ggml.normalizer.lowercase",
         "tokenizer.chat_template",
         "tokenizer.chat_template.{name}",
         "general.sampling.temp",
@@ -70,8 +76,9 @@ INERT: Mapping[str, str] = {
     "general.sampling.{sampler}": "a sampler of llama.cpp's that is not offered here",
     "quantize.{about}": _ABOUT,
     "imatrix.{about}": _ABOUT,
-    "split.no": "counts the parts, of which there is one",
-    "split.tensors.count": "counts tensors",
+    "split.no": "of the parts, which are read as one file",
+    "split.count": "of the parts",
+    "split.tensors.count": "of the parts",
     "{arch}.tensor_data_layout": "the order of rows is that of every converter",
     "{arch}.pooling_type": "of vectors of texts, which a language model does not give",
     "{arch}.embedding_length_out": "of vectors of texts",
@@ -86,12 +93,8 @@ INERT: Mapping[str, str] = {
     "{arch}.expert_gating_func": "of experts, whose count is refused",
     "{arch}.expert_feed_forward_length": "of experts, whose count is refused",
     "tokenizer.ggml.token_type_count": "counts types",
-    "tokenizer.ggml.seperator_token_id": "of encoders",
     "tokenizer.ggml.mask_token_id": "of encoders",
     "tokenizer.ggml.cls_token_id": "of encoders",
-    "tokenizer.ggml.add_space_prefix": "of SentencePiece, which is refused",
-    "tokenizer.ggml.remove_extra_whitespaces": "of SentencePiece, which is refused",
-    "tokenizer.ggml.precompiled_charsmap": "of SentencePiece, which is refused",
     "tokenizer.ggml.fim_{part}_token_id": _INFILL,
     "tokenizer.ggml.prefix_token_id": _INFILL,
     "tokenizer.ggml.suffix_token_id": _INFILL,
@@ -104,7 +107,6 @@ INERT: Mapping[str, str] = {
 
 REFUSED: Mapping[str, tuple[Any, ...]] = {
     "general.type": ("model",),
-    "split.count": (0, 1),
     "{arch}.attention.causal": (True,),
     "{arch}.logit_scale": (0, 1),
     "{arch}.residual_scale": (0, 1),
@@ -115,13 +117,11 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "{arch}.rope.scaling.yarn_ext_factor": (0, -1),
     "{arch}.use_parallel_residual": (False,),
     "{arch}.swin_norm": (False,),
-    "tokenizer.ggml.add_sep_token": (False,),
 }
 """Keys that change what is computed, with the values at which they do not; of others that are not
 in a table above the values without effect are false, 0 and nothing."""
 _OFF = (False, 0, None, "", "none")
 _REASONS = {
-    "split.count": "join the parts with llama-gguf-split --merge",
     "general.type": "this is no file of a model's weights",
 }
 

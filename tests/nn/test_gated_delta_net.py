@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from ziggurat.core.errors import ShapeError
-from ziggurat.kernels.key_values import dequantized, quantized
+from ziggurat.kernels.key_values import ROUNDED, dequantized, quantized
 from ziggurat.nn import (
     AttentionRule,
     BlockConfig,
@@ -94,7 +94,7 @@ def test_both_directions_are_refused():
         run(TOKENS, positions_of(TOKENS), Bidirectional())
 
 
-@pytest.mark.parametrize("storage", ["compute", "int8"])
+@pytest.mark.parametrize("storage", ["compute", *ROUNDED])
 def test_the_state_takes_what_its_spec_says(storage):
     states = [(stored_as(spec, storage), count) for spec, count in MIXED.states]
     cache = Cached.empty(states, 3, 10, jnp.bfloat16)
@@ -113,6 +113,21 @@ def test_rounded_keys_are_within_half_a_step():
     assert (jnp.abs(back - x.at[0].set(0)) <= scale[:, None] / 2 + 1e-6).all()
     assert (back[0] == 0).all()
     assert (jnp.abs(stored[1:]).max(axis=-1) == 127).all(), "all of the range is used"
+
+
+@pytest.mark.parametrize(("kind", "bits", "least"), [("fp8_e4m3", 3, -9), ("fp8_e5m2", 2, -16)])
+def test_rounded_floats_are_within_half_a_unit(kind, bits, least):
+    """Half a unit of the last bit of each channel; below the smallest normal number half a step of
+    the subnormal ones. The largest channel of each vector is exact, to float32's last bits."""
+    x = 3 * jax.random.normal(jax.random.key(0), (50, 16)) ** 5
+    x = x.at[0].set(0)
+    stored, scale = quantized(x, ROUNDED[kind])
+    back = dequantized(stored, scale, jnp.float32)
+    bound = jnp.maximum(jnp.abs(x) / 2 ** (bits + 1), scale[:, None] * 2.0**least / 2)
+    assert jnp.isfinite(back).all()
+    assert (jnp.abs(back - x) <= bound * (1 + 1e-5)).all()
+    assert (jnp.abs(back - x) > 0.8 * bound)[1:].any(), "the bound is that of this type"
+    np.testing.assert_allclose(jnp.abs(back).max(-1), jnp.abs(x).max(-1), rtol=1e-6)
 
 
 @pytest.mark.parity

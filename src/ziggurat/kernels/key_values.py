@@ -1,4 +1,4 @@
-"""Keys and values of a cache: as numbers, or rounded to int8 with scales."""
+"""Keys and values of a cache: as numbers, or rounded to int8 or an 8-bit float with scales."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,24 +7,27 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int8
 
+ROUNDED = {"int8": jnp.int8, "fp8_e4m3": jnp.float8_e4m3fn, "fp8_e5m2": jnp.float8_e5m2}
+"""Types to which keys and values may be rounded, a byte for each channel."""
+
 
 class KeyValues(NamedTuple):
-    """Keys and values in memory: in the type of computing, or as int8 with a scale per head and
-    token. The leading dimensions are the holder's."""
+    """Keys and values in memory: in the type of computing, or rounded to a type of
+    :data:`ROUNDED` with a scale per head and token. The leading dimensions are the holder's."""
 
     keys: Float[Array, "*n c"] | Int8[Array, "*n c"]
     values: Float[Array, "*n z"] | Int8[Array, "*n z"]
     key_scales: Float[Array, "*n"] | None = None
-    """The stored integer times this is the number; ``None`` where numbers are stored."""
+    """The stored value times this is the number; ``None`` where numbers are stored."""
     value_scales: Float[Array, "*n"] | None = None
 
     @property
     def rounded(self) -> bool:
-        """Whether integers with scales are stored."""
+        """Whether values with scales are stored."""
         return self.key_scales is not None
 
     def put(self, key: Array, value: Array, place: Callable[[Array, Array], Array]) -> "KeyValues":
-        """Write new keys and values into the held ones, rounded if those are int8.
+        """Write new keys and values into the held ones, rounded as those are.
 
         Args:
             key: new keys.
@@ -34,7 +37,8 @@ class KeyValues(NamedTuple):
         """
         if self.key_scales is None or self.value_scales is None:
             return KeyValues(place(self.keys, key), place(self.values, value))
-        (keys, key_scales), (values, value_scales) = quantized(key), quantized(value)
+        keys, key_scales = quantized(key, self.keys.dtype)
+        values, value_scales = quantized(value, self.values.dtype)
         return KeyValues(
             place(self.keys, keys),
             place(self.values, values),
@@ -53,17 +57,29 @@ class KeyValues(NamedTuple):
         return keys, dequantized(pick(self.values), pick(self.value_scales), dtype)
 
 
-def quantized(x: Float[Array, "*n c"]) -> tuple[Int8[Array, "*n c"], Float[Array, "*n"]]:
-    """Rounds vectors to int8 by their largest channel: :math:`x \\approx s q`, :math:`s = \\max
-    |x| / 127`, so that no channel is off by more than :math:`s / 2`."""
-    wide = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=-1) / 127
-    levels = jnp.round(wide / jnp.where(scale == 0, 1, scale)[..., None])
-    return levels.astype(jnp.int8), scale
+def quantized(
+    x: Float[Array, "*n c"], dtype: DTypeLike = jnp.int8
+) -> tuple[Int8[Array, "*n c"] | Float[Array, "*n c"], Float[Array, "*n"]]:
+    r"""Round vectors by their largest channel: :math:`x \approx s q`, :math:`s = \max |x| / m`.
+
+    :math:`m` is the type's largest number: 127, 448 or 57344.
+    An int8 channel is off by at most :math:`s / 2`, which is :math:`\max|x| / 254`. A float8 one is
+    off by at most half a unit of its last bit, :math:`|x| / 16` in e4m3 and :math:`|x| / 8` in
+    e5m2, or half the smallest number's step, :math:`2^{-10} s` and :math:`2^{-17} s`.
+    """
+    wide, kind = x.astype(jnp.float32), jnp.dtype(dtype)
+    most = 127.0 if kind == jnp.int8 else float(jnp.finfo(kind).max)
+    scale = jnp.max(jnp.abs(wide), axis=-1) / most
+    levels = wide / jnp.where(scale == 0, 1, scale)[..., None]
+    # a quotient may exceed the largest number by rounding, and e4m3 has no infinity but a NaN
+    levels = jnp.round(levels) if kind == jnp.int8 else jnp.clip(levels, -most, most)
+    return levels.astype(kind), scale
 
 
 def dequantized(
-    stored: Int8[Array, "*n c"], scale: Float[Array, "*n"], dtype: DTypeLike
+    stored: Int8[Array, "*n c"] | Float[Array, "*n c"],
+    scale: Float[Array, "*n"],
+    dtype: DTypeLike,
 ) -> Float[Array, "*n c"]:
     """Numbers from :func:`quantized`."""
     return (stored.astype(jnp.float32) * scale[..., None]).astype(dtype)

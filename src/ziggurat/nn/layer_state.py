@@ -31,10 +31,10 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from ziggurat.kernels.key_values import KeyValues
+from ziggurat.kernels.key_values import ROUNDED, KeyValues
 from ziggurat.mesh import Layout
 
-Storage = Literal["compute", "int8"]
+Storage = Literal["compute", "int8", "fp8_e4m3", "fp8_e5m2"]
 Axes = tuple[str | None, ...]
 
 
@@ -46,8 +46,8 @@ class KeyValueSpec:
     key_dim: int
     value_dim: int
     storage: Storage = "compute"
-    """``compute``: in the type of computing; ``int8``: rounded, with a float32 scale for each head
-    and token (see :func:`ziggurat.kernels.key_values.quantized`)."""
+    """``compute``: in the type of computing; others: rounded to that type, with a float32 scale for
+    each head and token (see :func:`ziggurat.kernels.key_values.quantized`)."""
     window: int | None = None
     """Newest tokens that are read again; ``None``: all."""
 
@@ -65,15 +65,15 @@ class KeyValueSpec:
             leading: the holder's dimensions, the heads among them.
             dtype: of computing.
         """
-        kind = jnp.int8 if self.storage == "int8" else dtype
-        scales = (jnp.zeros(leading, jnp.float32),) * 2 if self.storage == "int8" else ()
+        kind = ROUNDED.get(self.storage, dtype)
+        scales = (jnp.zeros(leading, jnp.float32),) * 2 if self.storage in ROUNDED else ()
         dims = (self.key_dim, self.value_dim)
         return KeyValues(*(jnp.zeros((*leading, dim), kind) for dim in dims), *scales)
 
     def token_bytes(self, dtype: DTypeLike) -> int:
         """Bytes of one token in one layer."""
         channels = self.kv_heads * (self.key_dim + self.value_dim)
-        if self.storage == "int8":
+        if self.storage in ROUNDED:
             return channels + 2 * 4 * self.kv_heads
         return channels * jnp.dtype(dtype).itemsize
 

@@ -36,9 +36,10 @@ class EngineConfig:
     prefix_cache: bool = True
     """Keep blocks of ended requests for prompts that begin alike, until others need them. Logits
     may differ in the last bits from those of a prompt read whole."""
-    kv_cache_dtype: Literal["auto", "int8"] = "auto"
-    """Type of the keys and values in the cache: ``auto``, that of computing, or ``int8``, rounded
-    with a scale for each token and head, which takes about half of bfloat16's memory."""
+    kv_cache_dtype: Literal["auto", "int8", "fp8_e4m3", "fp8_e5m2"] = "auto"
+    """Type of the keys and values in the cache: ``auto``, that of computing, or ``int8``,
+    ``fp8_e4m3`` or ``fp8_e5m2``, rounded with a scale for each token and head, which takes about
+    half of bfloat16's memory."""
     compile_cache: str | None = None
     """Directory in which compiled programs are kept for the next start; default none."""
 

@@ -11,9 +11,10 @@ be digested while others are being written.
 
 import asyncio
 import contextlib
+import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from jaxtyping import Shaped
 
 from ziggurat.checkpoint import leaves, orbax_private
 from ziggurat.checkpoint.manifest import ARRAYS, DamagedError, LeafRecord
+from ziggurat.core import atomic
 
+ORBAX_DESCRIPTION = "_METADATA"
+"""File in which Orbax describes the tree of an item."""
 DATA_FILE_BYTES = 1 << 26
 """Size at which the store starts another data file."""
 
@@ -98,6 +102,62 @@ def finish(directory: Path, items: Mapping[str, Any]) -> None:
 
     for item in items:
         _pytree_handler().finalize(epath.Path(directory / item))
+
+
+def write_description(store: Path, records: Sequence[LeafRecord]) -> None:
+    """Write the tree of an item whose arrays follow by :func:`open_array`, as Orbax describes one
+    of numpy arrays.
+
+    Args:
+        store: directory of the item.
+        records: its leaves.
+    """
+    entries = {}
+    for leaf in (leaf for leaf in records if leaf.stored):
+        keys = [{"key": key, "key_type": 2} for key in leaf.path or ("",)]
+        value = {"value_type": "np.ndarray", "skip_deserialize": False}
+        entries[str(leaf.path or ("",))] = {"key_metadata": keys, "value_metadata": value}
+    described = {
+        "tree_metadata": entries,
+        "use_ocdbt": True,
+        "use_zarr3": False,
+        "store_array_data_equal_to_fill_value": True,
+        "custom_metadata": None,
+    }
+    atomic.write_file(store / ORBAX_DESCRIPTION, json.dumps(described))
+
+
+def open_array(store: Path, leaf: LeafRecord, block: tuple[int, ...]) -> Any:
+    """One array of an item as a TensorStore to write into; what is written is on disk when the
+    future of the write is done.
+
+    Args:
+        store: directory of the item.
+        leaf: the array's record.
+        block: shape in which the store divides it; a write of a whole block reads nothing.
+    """
+    import tensorstore
+
+    spec = {
+        "driver": "zarr",
+        "kvstore": {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{store.absolute()}/"},
+            "path": f"{leaf.name}/",
+            "target_data_file_size": DATA_FILE_BYTES,
+        },
+        "metadata": {"compressor": None},
+        "store_data_equal_to_fill_value": True,
+        "recheck_cached_data": False,
+    }
+    return tensorstore.open(
+        spec,
+        create=True,
+        open=True,
+        dtype=tensorstore.dtype(jax.numpy.dtype(leaf.dtype)),
+        shape=leaf.shape,
+        chunk_layout=tensorstore.ChunkLayout(chunk_shape=block),
+    ).result()
 
 
 def read(

@@ -49,7 +49,7 @@ class StepContent:
         described = {item: leaves.describe(item, tree) for item, tree in arrays.items()}
         self.items = {item: tuple(leaf for leaf, _ in tree) for item, tree in described.items()}
         self._records = records_text(records or {})
-        self._files = {name: _file_content(name, it) for name, it in (files or {}).items()}
+        self._files = {name: file_content(name, it) for name, it in (files or {}).items()}
         self._trees = array_store.to_host(
             {
                 item: {leaf.path: value for leaf, value in tree if leaf.stored}
@@ -121,7 +121,12 @@ def _check_json(value: Any, where: str) -> None:
         )
 
 
-def _file_content(name: str, content: bytes | Path) -> bytes:
+def file_content(name: str, content: bytes | Path) -> bytes:
+    """Content of a caller's file of a step.
+
+    Raises:
+        CheckpointError: its name leaves the step or is taken, or there is no such file.
+    """
     parts = PurePosixPath(name).parts
     bad = not parts or parts[0] == "/" or ".." in parts or "\\" in name or name.endswith("/")
     if bad or parts[0] in RESERVED:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ziggurat.cli import console
 from ziggurat.core import hub
-from ziggurat.core.errors import ConfigError, ModelError
+from ziggurat.core.errors import ConfigError, ModelError, ZigguratError
 from ziggurat.core.json_types import JsonObject
 
 if TYPE_CHECKING:
+    from ziggurat.models.loading.pretrained import Pretrained
     from ziggurat.models.loading.pretrained_kinds import PretrainedKind
     from ziggurat.models.loading.proof import EncoderProof, Proof
     from ziggurat.nn.precision import Precision
@@ -78,23 +79,66 @@ def import_(
 def _import_language(
     source: Path, output: Path, verify: str, precision: "Precision", *, quantized_file: bool
 ) -> int:
-    from ziggurat.models.loading import pretrained, proof
+    from ziggurat.models.loading import pretrained
     from ziggurat.models.quantized import formats_of
 
-    with console.progress("reading") as told:
-        expand = not precision.as_stored
-        model = pretrained.load(source, precision=precision, told=told, expand=expand)
-    _say_what(model.model.config.kind, model.model.parameter_count, model.params)
-    quantised = formats_of(model.params)
+    expand = not precision.as_stored
+    described = pretrained.load(source, precision=precision, expand=expand, in_files=True)
+    _say_what(described.model.config.kind, described.model.parameter_count, described.params)
+    quantised = formats_of(described.params)
     if quantised:
         console.output().print(f"{len(quantised)} quantised weights, kept so")
     # a GGUF file's are dequantised in float32 on both sides
     rounded = quantised and not quantized_file
     why = "its weights are quantised; --verify always compares" if rounded else ""
-    records: JsonObject = {"source": hub.name_of(source)}
-    records |= _proven(verify, source, why, lambda: proof.against_transformers(source, model))
-    console.output().print(f"written: {pretrained.save(model, output, records)}")
+    _stream(described, source, output, {"source": hub.name_of(source)}, {}, verify, why)
     return 0
+
+
+def _stream(
+    described: "Pretrained",
+    source: Path,
+    output: Path,
+    records: dict[str, Any],
+    options: dict[str, Any],
+    verify: str,
+    why_not: str,
+) -> None:
+    """Write a model's weights from its files into a checkpoint, and compare them unless there is a
+    reason against that.
+
+    Args:
+        described: the model, its weights in their files.
+        source: what it is read from.
+        output: the checkpoint's directory.
+        records: what is kept beside the arrays.
+        options: whatever decides which weights they are.
+        verify: always, auto or never.
+        why_not: a reason against comparing if nobody insists; empty: none.
+    """
+    from ziggurat.models.loading import proof
+    from ziggurat.models.loading.streaming import StreamedImport
+
+    count = described.model.parameter_count
+    if not why_not and count > proof.MOST_PARAMETERS:
+        why_not = f"{count:,} parameters in float32, twice; --verify always compares"
+    with StreamedImport(described, output, source, options) as streamed:
+        if streamed.finished:
+            done = f"{streamed.finished} of {len(streamed.batches)} parts"
+            console.output().print(f"resuming: {done} are on disk", soft_wrap=True)
+        try:
+            with console.progress("importing (MB)") as told:
+                streamed.write(told)
+            records |= _proven(
+                verify,
+                source,
+                why_not,
+                lambda: proof.against_transformers(source, streamed.loaded()),
+            )
+        except ZigguratError:
+            streamed.discard()
+            raise
+        console.output().print(f"written: {streamed.commit(records)}", soft_wrap=True)
 
 
 def _import_published(
@@ -207,7 +251,7 @@ def _import_weights(
     if config.is_file() and config.name != "config.json":
         raise ConfigError("import weights --config", found=config.name, expected="config.json")
     from ziggurat.checkpoint import containers
-    from ziggurat.models.loading import foreign_weights, pretrained
+    from ziggurat.models.loading import foreign_weights
 
     out = console.output()
     directory = config.parent if config.is_file() else hub.local(config)
@@ -215,16 +259,21 @@ def _import_weights(
         prefix += "."
     with containers.open(source, item) as tensors:
         model, naming = foreign_weights.load(
-            tensors, directory, prefix=prefix, source=str(source), precision=precision
+            tensors,
+            directory,
+            prefix=prefix,
+            source=str(source),
+            precision=precision,
+            in_files=True,
         )
-    under = f" under {naming.prefix!r}" if naming.prefix else ""
-    left = f", {naming.left_out} other tensors left out" if naming.left_out else ""
-    out.print(f"{tensors.kind}: names of {naming.style}{under}{left}", markup=False)
-    _say_what(model.model.config.kind, model.model.parameter_count, model.params)
-    out.print("not compared with transformers: it does not read this source", soft_wrap=True)
-    records = {"source": source.name, "container": tensors.kind, "prefix": naming.prefix}
-    path = pretrained.save(model, output, records)
-    out.print(f"written: {path}")
+        under = f" under {naming.prefix!r}" if naming.prefix else ""
+        left = f", {naming.left_out} other tensors left out" if naming.left_out else ""
+        out.print(f"{tensors.kind}: names of {naming.style}{under}{left}", markup=False)
+        _say_what(model.model.config.kind, model.model.parameter_count, model.params)
+        why = "it does not read this source"
+        records = {"source": source.name, "container": tensors.kind, "prefix": naming.prefix}
+        options = {"config": config, "prefix": naming.prefix, "item": item}
+        _stream(model, source, output, records, options, verify, why)
     return 0
 
 

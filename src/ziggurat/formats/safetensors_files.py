@@ -140,6 +140,10 @@ class SafetensorsDirectory:
         """Type of a tensor."""
         return self.info(name).dtype
 
+    def file_of(self, name: str) -> str:
+        """Name of the file that a tensor is in."""
+        return self.info(name).file.name
+
     def read(self, name: str) -> Shaped[np.ndarray, "..."]:
         """One tensor as a read-only array backed by the mapped file."""
         info = self.info(name)

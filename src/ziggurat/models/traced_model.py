@@ -77,9 +77,9 @@ class TracedModel:
         return jax.jit(drawn, out_shardings=shardings)(key)
 
     def typed_as(self: M, params: Params) -> M:
-        """The model whose parameters have the types of these."""
+        """The model whose parameters have the types of these: arrays, or weights in files."""
 
-        def typed(shape: jax.ShapeDtypeStruct, leaf: Array) -> jax.ShapeDtypeStruct:
+        def typed(shape: jax.ShapeDtypeStruct, leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape.shape, leaf.dtype)
 
         return dataclasses.replace(self, abstract=jax.tree.map(typed, self.abstract, params))

@@ -274,6 +274,11 @@ class PartTensors:
         """Type of a tensor."""
         return self._tensors.dtype_of(self._homes[name])
 
+    def file_of(self, name: str) -> str:
+        """Name of the file that a tensor is in; empty where the checkpoint does not say."""
+        file_of = getattr(self._tensors, "file_of", None)
+        return "" if file_of is None else file_of(self._homes[name])
+
     def release(self) -> None:
         """Unmap files that no array views any more."""
         release = getattr(self._tensors, "release", None)

@@ -124,6 +124,21 @@ class StoredWeight:
         """Whether reading a part costs no more than that part."""
         return getattr(self.tensors, "mapped", False)
 
+    def file_of(self, theirs: str) -> str:
+        """Name of the file that one of their tensors is in; empty where the source does not say."""
+        file_of = getattr(self.tensors, "file_of", None)
+        return "" if file_of is None else file_of(theirs)
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Size of all values in bytes."""
+        return self.size * np.dtype(self.dtype).itemsize
+
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """The parameter, or the part of it that ``index`` selects, in our layout.
 

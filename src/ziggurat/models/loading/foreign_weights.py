@@ -78,6 +78,7 @@ def load(
     source: str = "",
     precision: Precision | None = None,
     layout: Layout | None = None,
+    in_files: bool = False,
 ) -> tuple[pretrained.Pretrained, Naming]:
     """Read a model's weights from any source of tensors.
 
@@ -88,6 +89,7 @@ def load(
         source: where the tensors are from, for people.
         precision: parameter and compute types; default float32.
         layout: where parameters go; default the first device.
+        in_files: leave the weights in their files, see :func:`pretrained.load`.
 
     Raises:
         ModelError: no ``config.json``, or an unknown architecture or switch.
@@ -117,7 +119,7 @@ def load(
     if head.config != model.config:
         model = LanguageModel.build(head.config, precision)
     check_dropped(view.buffers, tensors, model.decoder)
-    params = weight_reading.read_weights(family, model, head, view, layout)
+    params = weight_reading.read_weights(family, model, head, view, layout, in_files=in_files)
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, directory)
     name = Path(source).stem or directory.name
     ids = token_ids.stated(hf_directory.hf_family(directory)[1])

@@ -39,6 +39,7 @@ def read_gguf(
     told: Told | None = None,
     *,
     expand: bool = False,
+    in_files: bool = False,
 ) -> tuple[LanguageModel, Params, HuggingFaceTokenizer]:
     """Read a GGUF file's model, parameters and tokenizer; arguments as those of
     :func:`ziggurat.models.loading.pretrained.load`.
@@ -55,7 +56,7 @@ def read_gguf(
     model = LanguageModel.build(head.config, precision)
     head = dataclasses.replace(head, copies=head.copies | {ROPE_DIVISORS})
     reader = GgufReader(file)
-    model, params = read_model(family, model, head, file, reader, layout, told, expand)
+    model, params = read_model(family, model, head, file, reader, layout, told, expand, in_files)
     tokenizer = tokenizer_of(file)
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
     return model, params, tokenizer

@@ -100,6 +100,7 @@ def load(
     layout: Layout | None = None,
     told: Told | None = None,
     expand: bool = False,
+    in_files: bool = False,
 ) -> Pretrained:
     """Read a trained model. Quantised weights of other programs stay quantised.
 
@@ -114,6 +115,9 @@ def load(
         layout: where parameters go; default the first device.
         told: told of the weights of a Hugging Face directory or a GGUF file, one by one.
         expand: make floats of the quantised weights of a Hugging Face directory or a GGUF file.
+        in_files: of those two, leave the weights in their files: the parameters are
+            :class:`~ziggurat.models.conversion.weight_names.StoredWeight`, which
+            :mod:`~ziggurat.models.loading.streaming` writes.
 
     Raises:
         ModelError: nothing of the kind is there, or the architecture or a switch is unknown.
@@ -128,7 +132,7 @@ def load(
             fix="check the path",
         )
     if path.is_file():
-        parts = read_gguf(path, precision, layout, told, expand=expand)
+        parts = read_gguf(path, precision, layout, told, expand=expand, in_files=in_files)
         return Pretrained(*parts, path.stem, str(path))
     step = step_directory(path)
     if step is not None:
@@ -137,7 +141,9 @@ def load(
         base = load(peft.base_of(path), precision=precision, layout=layout, expand=expand)
         return _with_adapters(base, path, *peft.read_peft(path, base.model))
     if (path / "config.json").is_file():
-        return load_language(path, precision, layout, told, expand, told_of_images=True)
+        return load_language(
+            path, precision, layout, told, expand, told_of_images=True, in_files=in_files
+        )
     raise ModelError(
         f"model {path}",
         found="neither checkpoints nor config.json",
@@ -162,11 +168,17 @@ def save(
     Raises:
         CheckpointError: there is a checkpoint already.
     """
-    written = dict(files or {}) | files_of(pretrained.model.config, pretrained.tokenizer)
-    written[token_ids.FILE] = json.dumps(dict(pretrained.token_ids)).encode()
-    if formats := formats_of(pretrained.params):
-        written[FORMATS_FILE] = formats_text(formats).encode()
+    written = dict(files or {}) | files_beside(pretrained)
     return save_new(directory, {PARAMS: pretrained.params}, written, records)
+
+
+def files_beside(pretrained: Pretrained) -> dict[str, bytes | Path]:
+    """Files of a checkpoint step with which a model is read again."""
+    files = files_of(pretrained.model.config, pretrained.tokenizer)
+    files[token_ids.FILE] = json.dumps(dict(pretrained.token_ids)).encode()
+    if formats := formats_of(pretrained.params):
+        files[FORMATS_FILE] = formats_text(formats).encode()
+    return files
 
 
 def export_hf(
@@ -337,6 +349,7 @@ def load_language(
     expand: bool = False,
     *,
     told_of_images: bool = False,
+    in_files: bool = False,
 ) -> Pretrained:
     """Read the language model of a Hugging Face directory, see :func:`load`.
 
@@ -347,6 +360,7 @@ def load_language(
         told: see :func:`load`.
         expand: see :func:`load`.
         told_of_images: whether to warn of tensors of images that are left out.
+        in_files: see :func:`load`.
     """
     family, described, settings = _hf_model(path, precision)
     # what a method refuses is told before any file is missed
@@ -361,7 +375,7 @@ def load_language(
     model = described
     if head.config != model.config:
         model = LanguageModel.build(head.config, precision)
-    model, params = read_model(family, model, head, tensors, reader, layout, told, expand)
+    model, params = read_model(family, model, head, tensors, reader, layout, told, expand, in_files)
     tokenizer = HuggingFaceTokenizer.load(path)
     token_ids.warn_of_larger(tokenizer, model.config.vocab_size, path)
     ids = token_ids.stated(hf_family(path)[1])

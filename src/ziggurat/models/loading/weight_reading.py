@@ -30,6 +30,7 @@ def read_model(
     layout: Layout | None,
     told: Told | None,
     expand: bool,
+    in_files: bool = False,
 ) -> tuple[LanguageModel, Params]:
     """Read a model's parameters; weights that a method rounded stay quantised.
 
@@ -42,6 +43,8 @@ def read_model(
         layout: where parameters go; default the first device.
         told: told of the weights, one by one.
         expand: make floats of quantised weights.
+        in_files: leave the weights in their files: the parameters are
+            :class:`~ziggurat.models.conversion.weight_names.StoredWeight`.
 
     Returns:
         The model with its weights' types, and the parameters.
@@ -55,7 +58,7 @@ def read_model(
             _log.warning("%d quantised tensors become floats", table.expanded)
         head, tensors = dataclasses.replace(head, names=table.names), table.tensors
         model = quantized(model, table.formats)
-    params = read_weights(family, model, head, tensors, layout, told)
+    params = read_weights(family, model, head, tensors, layout, told, in_files=in_files)
     return model.typed_as(params), params
 
 
@@ -66,8 +69,11 @@ def read_weights(
     tensors: TensorSource,
     layout: Layout | None,
     told: Told | None = None,
+    *,
+    in_files: bool = False,
 ) -> Params:
-    """A model's parameters from a source of their tensors, placed shard by shard.
+    """A model's parameters from a source of their tensors, placed shard by shard; arguments as
+    those of :func:`read_model`.
 
     Raises:
         CheckpointError: a tensor is missing, left over, of another shape, or a buffer that
@@ -90,7 +96,7 @@ def read_weights(
         if told is not None:
             told(name, done, len(head.names))
         done += 1
-        return place(name, weight)
+        return weight if in_files else place(name, weight)
 
     params = import_weights(
         head.names,

@@ -30,7 +30,7 @@ BATCH_BYTES = 64 * 2**20
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class WeightPiece:
     """Part of a parameter that is read and written at once."""
 
     name: str
@@ -137,11 +137,11 @@ def count_batches(described: Pretrained) -> int:
     return sum(1 for _ in _batches(named_leaves(described.params)))
 
 
-def _batches(weights: Mapping[str, StoredWeight]) -> Iterator[tuple[Piece, ...]]:
+def _batches(weights: Mapping[str, StoredWeight]) -> Iterator[tuple[WeightPiece, ...]]:
     """Pieces of all parameters by the file they need last, none over two files."""
     pieces = [piece for name, weight in weights.items() for piece in _pieces(name, weight)]
     pieces.sort(key=lambda piece: piece.file)
-    batch: list[Piece] = []
+    batch: list[WeightPiece] = []
     size = 0
     for piece in pieces:
         if batch and (size + piece.bytes > BATCH_BYTES or piece.file != batch[0].file):
@@ -153,7 +153,7 @@ def _batches(weights: Mapping[str, StoredWeight]) -> Iterator[tuple[Piece, ...]]
         yield tuple(batch)
 
 
-def _pieces(name: str, weight: StoredWeight) -> Iterator[Piece]:
+def _pieces(name: str, weight: StoredWeight) -> Iterator[WeightPiece]:
     """The blocks of one parameter."""
     block = _block(weight)
     counts = [math.ceil(size / step) for size, step in zip(weight.shape, block, strict=True)]
@@ -165,7 +165,7 @@ def _pieces(name: str, weight: StoredWeight) -> Iterator[Piece]:
             for i, step, size in zip(at, block, weight.shape)
         )
         home = str(homes[at[:leading]])
-        yield Piece(name, weight, index, weight.file_of(home))
+        yield WeightPiece(name, weight, index, weight.file_of(home))
 
 
 def _block(weight: StoredWeight) -> tuple[int, ...]:

@@ -39,12 +39,14 @@ MODEL_TYPES = (
 )  # fmt: skip
 PARTS = (
     "clip_text_model", "clip_vision_model", "qwen2_5_vl_text", "qwen2_5_vl_vision",
-    "qwen2_vl_text", "qwen3_vl_text", "qwen3_vl_vision", "siglip_text_model", "siglip_vision_model",
+    "qwen2_vl_text", "qwen3_5_moe_vision", "qwen3_5_vision", "qwen3_vl_moe_text",
+    "qwen3_vl_moe_vision", "qwen3_vl_text", "qwen3_vl_vision", "siglip_text_model",
+    "siglip_vision_model",
 )  # fmt: skip
 """Types that are read as parts of others only, so that none of their own classes is."""
 MULTIMODAL = (
     "gemma3", "gemma4", "llava", "mistral3", "qwen2_5_vl", "qwen2_vl", "qwen3_5", "qwen3_5_moe",
-    "qwen3_vl",
+    "qwen3_vl", "qwen3_vl_moe",
 )  # fmt: skip
 """Types of models of images and text, whose classes :mod:`ziggurat.models.conversion.text_part`
 names."""

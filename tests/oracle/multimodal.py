@@ -58,6 +58,8 @@ _QWEN_IDS = {
     "vision_end_token_id": END,
 }
 
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+
 
 def _rope(sections: list[int], **more: Any) -> dict[str, Any]:
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": sections}
@@ -127,6 +129,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
         **_QWEN_IDS,
     },
+    "qwen3_vl_moe": {
+        "text_config": _TEXT | _rope([2, 1, 1], mrope_interleaved=True) | _EXPERTS,
+        "vision_config": _QWEN_TOWER
+        | {"deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        **_QWEN_IDS,
+    },
     "qwen3_5": {
         "text_config": _TEXT
         | _rope([1, 1, 0], mrope_interleaved=True, partial_rotary_factor=0.5)
@@ -141,6 +149,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 """Settings of transformers' config classes, by type of model."""
+CONFIGS["qwen3_5_moe"] = CONFIGS["qwen3_5"] | {
+    "text_config": {
+        **{k: v for k, v in CONFIGS["qwen3_5"]["text_config"].items() if k != "intermediate_size"},
+        **_EXPERTS,
+        "shared_expert_intermediate_size": 12,
+    }
+}
 
 
 def torch_model(kind: str, **changes: Any) -> Any:

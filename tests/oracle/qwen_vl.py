@@ -45,6 +45,11 @@ PROCESSOR: dict[str, Any] = {"patch_size": 4, "min_pixels": 64, "max_pixels": 40
 """``preprocessor_config.json`` without its class."""
 _SECOND = multimodal.CONFIGS["qwen2_5_vl"]
 _THIRD = multimodal.CONFIGS["qwen3_vl"]
+_DELTA = multimodal.CONFIGS["qwen3_5"]
+_THREE_TURNS = _DELTA["text_config"]["rope_parameters"] | {
+    "mrope_section": [1, 1, 1],
+    "partial_rotary_factor": 0.75,
+}
 CASES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": _SECOND
     | {
@@ -69,6 +74,19 @@ CASES: dict[str, dict[str, Any]] = {
         | {"deepstack_visual_indexes": [], "num_position_embeddings": 9, "temporal_patch_size": 1},
         "tie_word_embeddings": True,
     },
+    "qwen3_vl_moe": multimodal.CONFIGS["qwen3_vl_moe"],
+    "qwen3_5": _DELTA
+    | {
+        "text_config": _DELTA["text_config"]
+        | {"rope_parameters": _THREE_TURNS, "linear_key_head_dim": 16},
+        "vision_config": _DELTA["vision_config"] | {"depth": 3},
+    },
+    "qwen3_5-tied": _DELTA
+    | {
+        "text_config": _DELTA["text_config"] | {"max_position_embeddings": 64},
+        "tie_word_embeddings": True,
+    },
+    "qwen3_5_moe": multimodal.CONFIGS["qwen3_5_moe"],
 }
 """Settings of transformers' config classes; a case's name begins with its type of model."""
 
@@ -126,7 +144,15 @@ def processor(case: str) -> dict[str, Any]:
 
 def weights(case: str, shapes: dict[str, tuple[int, ...]]) -> Tensors:
     """All tensors of a case."""
-    return Tensors({name: drawn(case, name, shape) for name, shape in shapes.items()})
+
+    def about(name: str) -> float:
+        # norms of Qwen 3.5's decoder add one to their scale, but for those of gated delta nets
+        text = case.startswith("qwen3_5") and "language_model" in name
+        return 0.0 if text and "linear_attn" not in name else 1.0
+
+    return Tensors(
+        {name: drawn(case, name, shape, norms_about=about(name)) for name, shape in shapes.items()}
+    )
 
 
 def conversations(case: str) -> dict[str, str]:
@@ -156,8 +182,16 @@ def save(case: str, directory: Path) -> dict[str, tuple[int, ...]]:
     transformers.AutoModelForImageTextToText.from_config(config).save_pretrained(directory)
     file = directory / "model.safetensors"
     shapes = {name: tensor.shape for name, tensor in load_file(file).items()}
+    shapes = {name: as_published(name, shape) for name, shape in shapes.items()}
     save_file(weights(case, shapes), file, metadata={"format": "pt"})
     return shapes
+
+
+def as_published(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape as publishers' files have it: transformers leaves the joined experts of a fresh model
+    ``[out, in]``, those of Qwen3-VL's files are ``[in, out]``, and it reads both."""
+    joined = name.endswith(("experts.gate_up_proj", "experts.down_proj"))
+    return (shape[0], shape[2], shape[1]) if joined else shape
 
 
 def torch_model(directory: Path) -> Any:

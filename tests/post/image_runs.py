@@ -20,13 +20,18 @@ from ziggurat.models.loading.pretrained_vision_language import PretrainedVisionL
 from ziggurat.models.vision_language_model import VisionLanguageModel
 from ziggurat.train.config import RunConfig
 
+QWENS = ("qwen2_5_vl", "qwen3_5")
 MARKS = {
     "gemma3": {"t58": "<b>", "t59": "<e>", "t60": "<i>"},
     "llava": {"t60": "<image>"},
-    "qwen2_5_vl": {"t58": "<v>", "t59": "</v>", "t60": "<image>", "t61": "<video>"},
+    **{kind: {"t58": "<v>", "t59": "</v>", "t60": "<image>", "t61": "<video>"} for kind in QWENS},
 }
 """Texts of the tokens of images."""
-WRITTEN = {"gemma3": "<b>", "llava": "<image>", "qwen2_5_vl": "<v> <image> </v>"}
+WRITTEN = {
+    "gemma3": "<b>",
+    "llava": "<image>",
+    **dict.fromkeys(QWENS, "<v> <image> </v>"),
+}
 """What a chat template writes for an image."""
 CHANGES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"vision_config": multimodal.CONFIGS["qwen2_5_vl"]["vision_config"]
@@ -43,12 +48,15 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "size": {"shortest_edge": 28},
         "crop_size": {"height": 28, "width": 28},
     },
-    "qwen2_5_vl": {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "patch_size": 4,
-        "merge_size": 2,
-        "min_pixels": 64,
-        "max_pixels": 1024,
+    **{
+        kind: {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "patch_size": 4,
+            "merge_size": 2,
+            "min_pixels": 64,
+            "max_pixels": 1024,
+        }
+        for kind in QWENS
     },
 }
 COLOURS = {"t40": (220, 30, 30), "t41": (30, 200, 40), "t42": (30, 60, 220), "t43": (230, 210, 20)}

@@ -67,10 +67,13 @@ from ziggurat.models.families.qwen_hybrid import (
 )
 from ziggurat.models.families.qwen_moe import Qwen2MoeConfig, Qwen3MoeConfig
 from ziggurat.models.families.qwen_vl import (
+    Qwen3MoeVLConfig,
     Qwen3VisionConfig,
     Qwen3VLConfig,
     Qwen25VisionConfig,
     Qwen25VLConfig,
+    Qwen35MoeVLConfig,
+    Qwen35VLConfig,
 )
 from ziggurat.models.families.roberta import RobertaConfig
 from ziggurat.models.families.seed_oss import SeedOssConfig
@@ -159,6 +162,7 @@ __all__ = [
     "Qwen2MoeConfig",
     "Qwen3Config",
     "Qwen3MoeConfig",
+    "Qwen3MoeVLConfig",
     "Qwen3NextConfig",
     "Qwen3VLConfig",
     "Qwen3VisionConfig",
@@ -166,6 +170,8 @@ __all__ = [
     "Qwen25VisionConfig",
     "Qwen35Config",
     "Qwen35MoeConfig",
+    "Qwen35MoeVLConfig",
+    "Qwen35VLConfig",
     "RobertaConfig",
     "SeedOssConfig",
     "SiglipConfig",

@@ -185,7 +185,7 @@ def test_encoder_of_a_masked_language_model():
         ("PhimoeForCausalLM", "nearest is mixtral"),
         ("DeepseekV32ForCausalLM", "nearest is deepseek_v3, but with sparse attention"),
         ("DeepseekV4ForCausalLM", "nearest is deepseek_v3, but with compressed"),
-        ("Qwen3VLMoeForConditionalGeneration", "nearest is qwen3_moe, but with a vision tower"),
+        ("MllamaForConditionalGeneration", "nearest is llama, but with a vision tower"),
         ("BaichuanForCausalLM", "nearest is llama"),
         ("LlamaForCausalML", "did you mean LlamaForCausalLM?"),
         ("GPT2DoubleHeadsModel", "of its kind, GPT2LMHeadModel is read"),

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL against transformers: towers, and whole models with pictures."""
+"""Qwen2.5-VL, Qwen3-VL and Qwen 3.5 against transformers: towers, whole models with pictures."""
 
 import dataclasses
 import functools
@@ -19,7 +19,9 @@ from tests.oracle.families import Tensors, drawn
 from ziggurat import mesh
 from ziggurat.core.errors import DataError, ModelError
 from ziggurat.formats import SafetensorsDirectory
+from ziggurat.models.conversion.block_names import joined_experts
 from ziggurat.models.conversion.weight_names import export_weights, import_weights
+from ziggurat.models.families.family import family_of
 from ziggurat.models.families.qwen_vl import hf
 from ziggurat.models.families.qwen_vl.names import tower_names
 from ziggurat.models.families.qwen_vl.vision import Qwen3VisionConfig, Qwen25VisionConfig
@@ -166,7 +168,7 @@ def test_greedy_decoding_equals_transformers(case):
     assert found == qwen_vl.load(case).generated.tolist()
 
 
-@pytest.mark.parametrize("case", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("case", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def test_rows_of_a_batch_are_as_if_alone(case):
     """One row with both pictures, one with the second alone and padding, one with none."""
     whole, (prompt, tokens, images) = loaded(case), prompt_of(case)
@@ -229,6 +231,24 @@ def test_written_files_are_those_read(case, tmp_path):
     back = pretrained_vision_language.load(step)
     assert back.vision.config == whole.vision.config
     jax.tree.map(np.testing.assert_array_equal, back.tower, whole.tower)
+
+
+@pytest.mark.parametrize("case", ["qwen3_vl_moe", "qwen3_5_moe"])
+def test_experts_joined_either_way_are_those_of_separate_files(case, tmp_path):
+    """Publishers' files have them ``[in, out]`` or ``[out, in]``, and transformers' one by one."""
+    whole = loaded(case)
+    names = family_of(whole.model.config).hf_names(whole.model.config)
+    layers = whole.model.decoder.n_layers
+    for file in directory_of(case).iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).symlink_to(file)
+    for form in (None, True, False):
+        stored = names if form is None else joined_experts(names, 12, inputs_first=form)
+        save_file(
+            dict(export_weights(stored, whole.params, layers=layers)),
+            tmp_path / "model.safetensors",
+        )
+        jax.tree.map(np.testing.assert_array_equal, pretrained.load(tmp_path).params, whole.params)
 
 
 @pytest.mark.parity
@@ -304,6 +324,8 @@ def test_a_processor_of_other_patches_is_refused():
         ("qwen3_vl", {"vision_config.some_switch": 4}, "some_switch"),
         ("qwen3_vl", {"vision_config.rope_parameters": {"rope_type": "yarn"}}, "axial"),
         ("qwen3_vl", {"text_config.rope_parameters": {"rope_type": "default"}}, "rope.sections"),
+        ("qwen3_vl_moe", {"text_config.norm_topk_prob": False}, "norm_topk_prob: found False"),
+        ("qwen3_5", {"vision_config.deepstack_visual_indexes": [0]}, "tapped_layers"),
         ("qwen2_5_vl", {"vision_config.window_size": 3}, "window_size"),
         ("qwen2_5_vl", {"vision_config.patch_size": [4, 4]}, "patch_size"),
     ],

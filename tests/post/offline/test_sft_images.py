@@ -64,11 +64,11 @@ def their_inputs(kind, record, prepared):
     inputs: dict[str, Any] = {"input_ids": ids, "labels": labels}
     if kind == "gemma3":
         inputs["token_type_ids"] = (ids == 60).long()
-    if kind == "qwen2_5_vl":
+    if kind in image_runs.QWENS:
         inputs["mm_token_type_ids"] = (ids == 60).int()
     if not prepared:
         return inputs
-    if kind != "qwen2_5_vl":
+    if kind not in image_runs.QWENS:
         return inputs | {"pixel_values": torch.tensor(np.stack([p.pixels for p in prepared]))}
     grids = torch.tensor([[1, *image.grid] for image in prepared])
     pixels = np.concatenate([image.pixels for image in prepared])
@@ -76,7 +76,7 @@ def their_inputs(kind, record, prepared):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2_5_vl"])
+@pytest.mark.parametrize("kind", ["llava", "gemma3", "qwen2_5_vl", "qwen3_5"])
 def test_loss_and_gradients_of_packed_rows_equal_torch(kind, squares, tmp_path):
     """All parts trained, in float32: mean loss within 2e-6, gradients within 2e-5 of the largest
     one."""

@@ -20,7 +20,7 @@ LIMITS = EngineConfig(
 GREEDY = SamplingParams(temperature=0, max_tokens=qwen_vl.NEW, ignore_eos=True)
 
 
-@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def served(request):
     whole = loaded(request.param)
     spec = whole.vision.config.image_spec
@@ -57,7 +57,9 @@ def test_each_conversation_also_from_the_prefix_cache(served):
         assert tokens_of(engine.submit(tokens, GREEDY, images=images)) == {0: expected}, name
         hits = engine.statistics().prefix_hits
         assert tokens_of(engine.submit(tokens, GREEDY, images=images)) == {0: expected}, name
-        assert engine.statistics().prefix_hits - hits == (len(tokens) - 1) // 4 * 4
+        # states of recurrent layers are not shared, so a hybrid computes every prompt
+        shared = 0 if case == "qwen3_5" else (len(tokens) - 1) // 4 * 4
+        assert engine.statistics().prefix_hits - hits == shared
 
 
 def test_all_together_forked_and_preempted(served):

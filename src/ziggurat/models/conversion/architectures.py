@@ -55,7 +55,6 @@ RELATIVES: Mapping[str, tuple[str, str]] = {
     "olmo": ("llama", "with LayerNorm without weights"),
     "phimoe": ("mixtral", "with LayerNorm and another router"),
     "qwen": ("qwen2", "with one matrix for query, key and value, under other names"),
-    "qwen3vlmoe": ("qwen3_moe", "with a vision tower and other names of the experts' weights"),
     "yi": ("llama", "under an older name; newer files say LlamaForCausalLM"),
 }
 """The nearest family by what is computed, and the difference, by model type without underscores."""

@@ -7,7 +7,7 @@ Families that publish them under other names, or several in one tensor, pass the
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
-from ziggurat.models.conversion.weight_names import AxisSlice, WeightName
+from ziggurat.models.conversion.weight_names import AxisSlice, TensorSource, WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.decoder import DecoderConfig
 from ziggurat.nn.encoder import EncoderConfig
@@ -137,6 +137,61 @@ def experts(
         )
         for part, name in table.items()
     ]
+
+
+JOINED_EXPERTS = {"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 1),
+                  "down_proj": ("down_proj", None)}  # fmt: skip
+"""Tensors of all experts by an expert's projection, and which half of it is that projection."""
+
+
+def joined_experts(
+    names: Iterable[WeightName], hidden: int, *, inputs_first: bool = False
+) -> list[WeightName]:
+    """The weights with all experts of a layer in two tensors, ``gate_up_proj`` and ``down_proj``.
+
+    Args:
+        names: the weights, others among them.
+        hidden: width of an expert.
+        inputs_first: whether a matrix is ``[in, out]`` there, rather than ``[out, in]``.
+    """
+
+    def placed(name: WeightName) -> WeightName:
+        module, found, projection = name.theirs.partition("{expert}.")
+        if not found:
+            return name
+        joined, half = JOINED_EXPERTS[projection.removesuffix(".weight")]
+        part = None
+        if half is not None:
+            rows = slice(half * hidden, (half + 1) * hidden)
+            part = AxisSlice(-1 if inputs_first else -2, rows)
+        return dataclasses.replace(
+            name, theirs=module + joined, transpose=not inputs_first, experts=1, part=part
+        )
+
+    return [placed(name) for name in names]
+
+
+def experts_as_found(names: Iterable[WeightName], tensors: TensorSource) -> list[WeightName]:
+    """The weights with experts joined as the tensors have them: newer files of an architecture join
+    them (Qwen 3.5), older ones and transformers do not, and matrices lie either way (Qwen3-VL).
+
+    Args:
+        names: the weights, with a tensor for each expert.
+        tensors: the checkpoint's tensors.
+    """
+    names, present = list(names), set(tensors)
+    for name in names:
+        module, _, projection = name.theirs.partition("{expert}.")
+        layer = name.layers[0] if name.layers else 0
+        homes = [f"{module}{end}".format(layer=layer) for end in ("gate_up_proj", "down_proj")]
+        known = projection.removesuffix(".weight") in JOINED_EXPERTS
+        if not known or not present.issuperset(homes):
+            continue
+        (_, *first), (_, *last) = (tensors.read(home).shape for home in homes)
+        # [2 i, d] and [d, i], or [d, 2 i] and [i, d]: never both
+        inputs_first = first == [last[1], 2 * last[0]]
+        return joined_experts(names, last[0 if inputs_first else 1], inputs_first=inputs_first)
+    return names
 
 
 def renamed(names: Iterable[WeightName], table: Mapping[str, str]) -> list[WeightName]:

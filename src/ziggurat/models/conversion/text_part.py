@@ -36,6 +36,8 @@ class MultimodalType:
     """``tie_word_embeddings`` of ``text_config`` counts beside that at the top."""
     flat: bool = False
     """Settings of the text may stand at the top."""
+    fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Keys of the text family that the type does not have, and what it computes instead."""
 
 
 def _same(*types: str) -> Mapping[str, str]:
@@ -63,6 +65,11 @@ MULTIMODAL_TYPES: Mapping[str, MultimodalType] = {
         flat=True,
     ),
     "qwen3_vl": MultimodalType("Qwen3VLForConditionalGeneration", {"qwen3_vl_text": "qwen3"}),
+    "qwen3_vl_moe": MultimodalType(
+        "Qwen3VLMoeForConditionalGeneration",
+        {"qwen3_vl_moe_text": "qwen3_moe"},
+        fixed={"norm_topk_prob": True},
+    ),
     "qwen3_5": MultimodalType("Qwen3_5ForConditionalGeneration", _same("qwen3_5_text")),
     "qwen3_5_moe": MultimodalType("Qwen3_5MoeForConditionalGeneration", _same("qwen3_5_moe_text")),
 }
@@ -149,6 +156,13 @@ def text_part(values: Mapping[str, Any]) -> TextPart | None:
             f"text of {known.architecture}", found=repr(said), expected=" or ".join(known.text)
         )
     found = _as_type(text, said, known.text[said])
+    for key, value in known.fixed.items():
+        if found.setdefault(key, value) != value:
+            raise ModelError(
+                f"config.json: text_config.{key}",
+                found=repr(found[key]),
+                expected=f"{value!r}, which {known.architecture} computes whatever is said",
+            )
     ties = [values.get("tie_word_embeddings", own.defaults.get("tie_word_embeddings"))]
     ties += [text.get("tie_word_embeddings")] if known.ties_by_text else []
     found["tie_word_embeddings"] = any(ties)
@@ -183,9 +197,10 @@ def _as_type(text: Mapping[str, Any], said: str, kind: str) -> dict[str, Any]:
         found.setdefault(key, recorded(said).defaults.get(key))
     if said != kind:
         here, there = recorded(said).defaults, recorded(kind).defaults
-        for key in here.keys() & there.keys():
+        said_so = {recorded(said).aliases.get(key, key) for key in text}
+        for key in here.keys() & there.keys() - said_so:
             if here[key] != there[key]:
-                found.setdefault(key, here[key])
+                found[key] = here[key]
     for key in ("rope_scaling", "rope_parameters"):
         form = found.get(key)
         if isinstance(form, Mapping) and "mrope" in (form.get("type"), form.get("rope_type")):

@@ -10,7 +10,7 @@ from ziggurat.core.kinds import Kinds
 from ziggurat.core.registry import Registry
 from ziggurat.models.conversion.text_part import MULTIMODAL_TYPES, Part, multimodal_type
 from ziggurat.models.conversion.weight_names import WeightName
-from ziggurat.models.families.family import FAMILIES, Family
+from ziggurat.models.families.family import FAMILIES, Family, family_of
 from ziggurat.models.vision_language_model import PreparedImage, VisionLanguageConfig
 
 
@@ -64,6 +64,10 @@ class VisionLanguageFamily:
     measure: Callable[[Any, Any, tuple[int, int]], PreparedImage]
     """Result of ``prepare`` for a picture of this height and width in pixels, with zeros for its
     pixels (see :func:`~ziggurat.models.vision_language_model.blank`)."""
+    text_names: Callable[[Any], Iterable[WeightName]] = lambda config: family_of(config).hf_names(
+        config
+    )
+    """Weight names of the language model of this config in new files."""
     published_name: Callable[[Part, str], str] = llava_name
     """Name in published files, from a tensor's name in its part."""
     ignored: Callable[[Any, str], bool] = lambda config, name: False

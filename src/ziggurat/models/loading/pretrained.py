@@ -19,6 +19,7 @@ from ziggurat.formats import SafetensorsDirectory
 from ziggurat.mesh import Layout
 from ziggurat.models import adapters
 from ziggurat.models.conversion import token_ids
+from ziggurat.models.conversion.block_names import experts_as_found
 from ziggurat.models.conversion.dropped_tensors import stored_head
 from ziggurat.models.conversion.quantization.checkpoint import present_names
 from ziggurat.models.conversion.quantization.export import Layout as QuantizedLayout
@@ -369,7 +370,8 @@ def load_language(
     present = tensors if reader is None else present_names(reader, tensors)
 
     def names_of(config: Any) -> list[WeightName]:
-        return named_as_found(family.hf_names(config), present, family.base)
+        names = named_as_found(family.hf_names(config), present, family.base)
+        return experts_as_found(names, tensors)
 
     head = stored_head(described.config, names_of, tensors)
     model = described

@@ -313,7 +313,7 @@ def _published(
     whole: PretrainedVisionLanguage, family: VisionLanguageFamily
 ) -> Iterator[tuple[str, np.ndarray]]:
     """All tensors by their names in published files."""
-    names = family_of(whole.model.config).hf_names(whole.model.config)
+    names = family.text_names(whole.model.config)
     layers = whole.model.decoder.n_layers
     text = (
         (family.published_name("text", name), array)

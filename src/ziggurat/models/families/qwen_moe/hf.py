@@ -1,11 +1,12 @@
 """Qwen 2 and 3 with mixtures of experts in Hugging Face's ``config.json`` and safetensors."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ziggurat.models.conversion import block_names
 from ziggurat.models.conversion.hf_config import HFConfig, checked
-from ziggurat.models.conversion.rotary_settings import hf_rope
+from ziggurat.models.conversion.rotary_settings import hf_rope, read_sections
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.decoder_fields import (
     read_fields,
@@ -41,6 +42,10 @@ def from_hf(values: Mapping[str, Any]) -> Qwen2MoeConfig | Qwen3MoeConfig:
         }
         hf.finish()
         return checked(Qwen2MoeConfig, settings, "config.json")
+    sections = read_sections(hf)  # of Qwen3-VL's decoder, which differs in nothing else
+    if sections is not None:
+        rope = dataclasses.replace(settings["rope"], sections=sections, interleaved=True)
+        settings["rope"] = rope
     window, slides = hf.get("sliding_window"), hf.get("use_sliding_window")
     window = window if slides else None
     if window is not None:  # transformers lets all layers slide, whatever this key says

@@ -1,16 +1,19 @@
-"""The Qwen-VL family: Qwen2.5-VL and Qwen3-VL, dense."""
+"""The Qwen-VL family: Qwen2.5-VL, Qwen3-VL, and Qwen 3.5 with images; dense and with experts."""
 
 from ziggurat.models import patch_processor
 from ziggurat.models.families.qwen_vl import hf
-from ziggurat.models.families.qwen_vl.config import Qwen3VLConfig, Qwen25VLConfig
+from ziggurat.models.families.qwen_vl.config import (
+    Qwen3MoeVLConfig,
+    Qwen3VLConfig,
+    Qwen25VLConfig,
+    Qwen35MoeVLConfig,
+    Qwen35VLConfig,
+)
 from ziggurat.models.families.qwen_vl.vision import Qwen3VisionConfig, Qwen25VisionConfig
 from ziggurat.models.families.vision_language_family import VISION_LANGUAGE, VisionLanguageFamily
 from ziggurat.models.patch_processor import PatchProcessorConfig
 
-for _config_class, _name, _published in (
-    (Qwen25VLConfig, "qwen2_5_vl", hf.qwen25_name),
-    (Qwen3VLConfig, "qwen3_vl", hf.qwen3_name),
-):
+for _name, _config_class in hf.CLASSES.items():
     VISION_LANGUAGE.add(
         _name,
         VisionLanguageFamily(
@@ -25,8 +28,17 @@ for _config_class, _name, _published in (
             write_processor=patch_processor.to_hf,
             prepare=hf.prepare,
             measure=hf.measure,
-            published_name=_published,
+            text_names=hf.text_weights,
+            published_name=hf.qwen25_name if _name == "qwen2_5_vl" else hf.qwen3_name,
         ),
     )
 
-__all__ = ["Qwen3VLConfig", "Qwen3VisionConfig", "Qwen25VLConfig", "Qwen25VisionConfig"]
+__all__ = [
+    "Qwen3MoeVLConfig",
+    "Qwen3VLConfig",
+    "Qwen3VisionConfig",
+    "Qwen25VLConfig",
+    "Qwen25VisionConfig",
+    "Qwen35MoeVLConfig",
+    "Qwen35VLConfig",
+]

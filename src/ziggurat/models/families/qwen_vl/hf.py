@@ -1,4 +1,4 @@
-"""Qwen2.5-VL and Qwen3-VL in Hugging Face's ``config.json``."""
+"""Qwen2.5-VL, Qwen3-VL and Qwen 3.5 with images in Hugging Face's ``config.json``."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,11 +7,22 @@ from typing import Any
 
 from ziggurat.core.errors import DataError, ModelError
 from ziggurat.models import patch_processor
+from ziggurat.models.conversion.block_names import joined_experts
 from ziggurat.models.conversion.hf_config import HFConfig, activation, checked, hf_activation
 from ziggurat.models.conversion.rotary_settings import hf_rope_parameters
 from ziggurat.models.conversion.text_part import MULTIMODAL_TYPES, Part
 from ziggurat.models.conversion.weight_names import WeightName
-from ziggurat.models.families.qwen_vl.config import Qwen3VLConfig, Qwen25VLConfig, QwenVLConfig
+from ziggurat.models.families.family import family_of
+from ziggurat.models.families.qwen_moe import Qwen3MoeConfig
+from ziggurat.models.families.qwen_vl.config import (
+    Qwen3MoeVLConfig,
+    Qwen3VLConfig,
+    Qwen25VLConfig,
+    Qwen35MoeVLConfig,
+    Qwen35VLConfig,
+    Qwen35VLFields,
+    QwenVLConfig,
+)
 from ziggurat.models.families.qwen_vl.names import tower_names
 from ziggurat.models.families.qwen_vl.vision import Qwen3VisionConfig, QwenVisionConfig
 from ziggurat.models.image_places import token_count
@@ -19,6 +30,14 @@ from ziggurat.models.image_processor import read_file
 from ziggurat.models.patch_processor import PatchProcessor, PatchProcessorConfig
 from ziggurat.models.vision_language_model import PreparedImage, blank
 
+CLASSES: dict[str, type[QwenVLConfig]] = {
+    "qwen2_5_vl": Qwen25VLConfig,
+    "qwen3_vl": Qwen3VLConfig,
+    "qwen3_vl_moe": Qwen3MoeVLConfig,
+    "qwen3_5": Qwen35VLConfig,
+    "qwen3_5_moe": Qwen35MoeVLConfig,
+}
+"""Config nodes by type of model."""
 IDS = {
     "image_token": "image_token_id",
     "video_token": "video_token_id",
@@ -55,17 +74,16 @@ def from_hf(values: Mapping[str, Any], language: Any) -> QwenVLConfig:
     # before transformers 5 have its settings there.
     kind = str(values.get("model_type", "qwen2_5_vl"))
     hf = HFConfig(values, kind)
-    cls = Qwen3VLConfig if kind == "qwen3_vl" else Qwen25VLConfig
     table = hf.given("vision_config")
     if not isinstance(table, Mapping):
         raise ModelError("config.json: vision_config", found=repr(table), expected="a table")
     found = {ours: hf.get(theirs) for ours, theirs in IDS.items()}
-    found |= {"language": language, "image": _tower(table, third=cls is Qwen3VLConfig)}
-    return checked(cls, found, "config.json")
+    found |= {"language": language, "image": _tower(table, kind)}
+    return checked(CLASSES[kind], found, "config.json")
 
 
-def _tower(values: Mapping[str, Any], *, third: bool) -> dict[str, Any]:
-    hf = HFConfig(values, "qwen3_vl_vision" if third else "qwen2_5_vl_vision")
+def _tower(values: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    hf = HFConfig(values, f"{kind}_vision")
     found = {ours: hf.get(theirs) for ours, theirs in SIZES.items()}
     rope = dict(hf.get("rope_parameters"))
     theta = rope.pop("rope_theta", hf.get("rope_theta"))
@@ -78,15 +96,15 @@ def _tower(values: Mapping[str, Any], *, third: bool) -> dict[str, Any]:
     hf.refuse_unless("in_chans", (found["channels"],), "in_channels is what counts")
     hf.refuse_unless("spatial_patch_size", (found["patch_size"],), "patch_size is what counts")
     hf.given("tokens_per_second")  # of videos
-    if third:
+    if kind != "qwen2_5_vl":
         rows = hf.whole("num_position_embeddings", 2304)
         side = math.isqrt(rows)
         if side * side != rows:
             raise ModelError(
                 "config.json: num_position_embeddings", found=rows, expected="a square number"
             )
-        taps = hf.get("deepstack_visual_indexes")
-        found |= {"position_side": side, "tapped_layers": taps}
+        # Qwen 3.5 has none, and its published files an empty list
+        found |= {"position_side": side, "tapped_layers": hf.get("deepstack_visual_indexes", ())}
     else:
         full, layers = hf.get("fullatt_block_indexes"), hf.whole("depth", 32)
         if isinstance(full, list) and all(isinstance(layer, int) for layer in full):
@@ -104,34 +122,36 @@ def to_hf(config: QwenVLConfig, language: Mapping[str, Any]) -> dict[str, Any]:
         language: ``config.json`` of the language model.
     """
     known = MULTIMODAL_TYPES[config.kind]
-    text = {k: v for k, v in language.items() if k not in ("architectures", "rope_parameters")}
-    rope = hf_rope_parameters(config.language.rope)
-    # transformers 4 reads the base beside the other settings, transformers 5 in either place
-    text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    fixed = {"architectures", *known.fixed}
+    text = {key: value for key, value in language.items() if key not in fixed}
+    if not isinstance(config, Qwen35VLFields):  # which transformers 4 does not know
+        rope = hf_rope_parameters(config.language.rope)
+        # transformers 4 reads the base beside the other settings, transformers 5 in either place
+        text.pop("rope_parameters")
+        text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
     return {
         "architectures": [known.architecture],
         "model_type": config.kind,
         "text_config": text | {"model_type": next(iter(known.text))},
-        "vision_config": _vision_values(config.image),
+        "vision_config": _vision_values(config),
         **{theirs: getattr(config, ours) for ours, theirs in IDS.items()},
         "tie_word_embeddings": config.language.tie_embeddings,
     }
 
 
-def _vision_values(vision: QwenVisionConfig) -> dict[str, Any]:
+def _vision_values(config: QwenVLConfig) -> dict[str, Any]:
+    vision = config.image
     values = {theirs: getattr(vision, ours) for ours, theirs in SIZES.items()}
+    values |= {"model_type": f"{config.kind}_vision"}
     values["hidden_act"] = hf_activation(vision.activation)
     if vision.rope_theta != 10000.0:  # transformers 4 knows no other, and no key for it
         rope = {"rope_type": "axial", "rope_theta": vision.rope_theta}
         values["rope_parameters"] = rope
     if isinstance(vision, Qwen3VisionConfig):
-        return values | {
-            "model_type": "qwen3_vl_vision",
-            "num_position_embeddings": vision.position_side**2,
-            "deepstack_visual_indexes": list(vision.tapped_layers),
-        }
+        taps = {"deepstack_visual_indexes": list(vision.tapped_layers)}
+        values |= {} if isinstance(config, Qwen35VLFields) else taps
+        return values | {"num_position_embeddings": vision.position_side**2}
     return values | {
-        "model_type": "qwen2_5_vl_vision",
         "window_size": vision.window_size,
         "fullatt_block_indexes": list(vision.full_layers),
     }
@@ -142,13 +162,21 @@ def tower_weights(config: QwenVLConfig) -> list[WeightName]:
     return tower_names(config.image, "visual.")
 
 
+def text_weights(config: Any) -> list[WeightName]:
+    """Weight names of the language model: Qwen3-VL's experts are joined, ``[in, out]``."""
+    names = list(family_of(config).hf_names(config))
+    if not isinstance(config, Qwen3MoeConfig):
+        return names
+    return joined_experts(names, config.d_ff_expert, inputs_first=True)
+
+
 def qwen25_name(part: Part, name: str) -> str:
     """Name in published files of Qwen2.5-VL, from a tensor's name in its part: the same."""
     return name
 
 
 def qwen3_name(part: Part, name: str) -> str:
-    """Name in published files of Qwen3-VL, from a tensor's name in its part.
+    """Name in published files of Qwen3-VL and Qwen 3.5, from a tensor's name in its part.
 
     >>> qwen3_name("text", "model.norm.weight"), qwen3_name("image", "visual.merger.norm")
     ('model.language_model.norm.weight', 'model.visual.merger.norm')

@@ -1,4 +1,4 @@
-"""Vision towers of Qwen2.5-VL and Qwen3-VL."""
+"""Vision towers of Qwen2.5-VL and Qwen3-VL; Qwen 3.5 has the latter."""
 
 from typing import Any
 

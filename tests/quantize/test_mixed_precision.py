@@ -121,3 +121,25 @@ def test_a_tiny_model_holds_the_budget_on_its_text_and_beats_uniform_recipes(sam
     assert cost <= 0.05
     assert found.uniform["int4"].cost > 0.05 > found.uniform["int8"].cost
     assert found.best.nbytes < found.uniform["int8"].nbytes
+
+
+def test_whole_models_are_made_by_a_calibrated_method(sampled):
+    """What a method gives counts, not the rounding that ranks matrices."""
+    from ziggurat.api.quantizing_mixed import Budget, find_recipe
+    from ziggurat.data.tokenizers import byte_level
+    from ziggurat.models.loading.pretrained import Pretrained
+    from ziggurat.quantize.rounding import Rounding
+
+    model, params, rows = sampled
+    loaded, asked = Pretrained(model, params, byte_level(), "tiny", ""), []
+
+    def make(recipe):
+        asked.append(recipe)
+        return params
+
+    budget, method = Budget(0.001, ("int4",)), Rounding(method="gptq")
+    found = find_recipe(loaded, params, budget, method, rows, make, silent)
+    assert set(found.best.choice.values()) == {"int4"}
+    assert found.best.rise == 0
+    assert found.recipe in asked
+    assert max(option.rise for each in found.options.values() for option in each) > 0.001

@@ -11,6 +11,7 @@ import pytest
 from ziggurat.core.errors import ConfigError, ShapeError
 from ziggurat.kernels.grouped_matmul import IMPLEMENTATIONS, blocked, grouped_matmul
 from ziggurat.kernels.linear import LoraWeight, WeightFormat, dense, quantized
+from ziggurat.kernels.weight_types import BUILT_IN
 from ziggurat.quantize.weights import quantize_array
 
 ROWS = 13
@@ -154,6 +155,21 @@ def test_quantised_groups_are_each_the_quantised_product(format, sizes):
     np.testing.assert_allclose(found, expected, atol=1e-5)
     plain = grouped_matmul(x, dense(weight), jnp.array(sizes))
     assert (np.abs(found - plain).max() > 1e-3) == (format.activation is not None)
+
+
+@pytest.mark.parametrize("kind", BUILT_IN)
+@pytest.mark.sweep
+def test_experts_of_every_type_are_dequantised_one_at_a_time(kind):
+    """The compiled program's temporary memory, of 16 experts: two matrices of float32 (one, and its
+    table's values). Of 8-bit floats, which XLA:CPU has not, also the stack's bytes once more, where
+    a whole stack in float16 would be twice that."""
+    experts, width = 16, 128
+    kernel = WeightFormat(kind, tile_size=32).abstract((experts, width, width), jnp.float32, -2)
+    x, sizes = jax.ShapeDtypeStruct((16, width), jnp.float32), jnp.zeros(experts, jnp.int32)
+    compiled = jax.jit(grouped_matmul).lower(x, kernel, sizes).compile()
+    matrix = 4 * width * width
+    again = experts * width * width if kind.startswith("fp8") else 0
+    assert compiled.memory_analysis().temp_size_in_bytes <= 2 * matrix + again
 
 
 def test_an_adapted_quantised_expert_rounds_what_its_base_multiplies():

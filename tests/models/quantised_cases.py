@@ -364,10 +364,14 @@ def write_directory(directory: Path, tensors: Parts, settings: dict[str, Any] | 
     return directory
 
 
-def write(directory: Path, name: str, left_out: tuple[str, ...] = ()) -> Written:
-    """A case and its float twin."""
+def write(
+    directory: Path, name: str, left_out: tuple[str, ...] = (), float_type: str = "float32"
+) -> Written:
+    """A case and its float twin; what no method quantises is of ``float_type``."""
     case = CASES[name]
     packed, plain, count = tensors_of(case, left_out)
+    for own in floats(np.random.default_rng(0)):
+        packed[own] = packed[own].astype(float_type)
     return Written(
         write_directory(directory / "packed", packed, case.settings),
         write_directory(directory / "plain", plain, None),

@@ -49,7 +49,12 @@ def _matrix(kernel: Any, group: Array, dtype: DTypeLike) -> Array:
     """A group's matrix as an array."""
 
     def taken(part: Array) -> Array:
-        return jax.lax.dynamic_index_in_dim(part, group, keepdims=False)
+        if part.dtype.itemsize > 1 or not jnp.issubdtype(part.dtype, jnp.floating):
+            return jax.lax.dynamic_index_in_dim(part, group, keepdims=False)
+        # XLA:CPU has no 8-bit floats: it would make the whole stack float16 before the loop
+        stored = jax.lax.bitcast_convert_type(part, jnp.uint8)
+        one = jax.lax.dynamic_index_in_dim(stored, group, keepdims=False)
+        return jax.lax.bitcast_convert_type(one, part.dtype)
 
     one = jax.tree.map(taken, kernel)
     return dense(one).astype(dtype) if is_quantized(kernel) else one

@@ -98,6 +98,8 @@ def test_chat_with_a_system_prompt_ends_with_its_input(saved, expected, capsys, 
          "max_sequence_length: found 999; expected at most 128"),
         (["generate", "{saved}", "--prompt", "a", "--max-sequence-length", "0"],
          "max_sequence_length: found 0, expected a number >= 1"),
+        (["generate", "{saved}", "--prompt", "ab", "--image", "x.png"],
+         "found a model that reads no images"),
         (["chat", "{saved}-x"], "no such file or directory"),
     ],
 )  # fmt: skip

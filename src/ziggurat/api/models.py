@@ -1,14 +1,15 @@
 """``ziggurat.load``, ``.generate``, ``.transcribe`` and ``.export``: trained models from any place
 they are kept."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ziggurat.core import config, hub
-from ziggurat.core.errors import ConfigError
+from ziggurat.core.errors import ConfigError, ModelError
 from ziggurat.models.conversion.quantization.export import Layout as QuantizedLayout
 from ziggurat.models.image_pipeline import ImagePipeline
 from ziggurat.models.loading import (
@@ -64,6 +65,7 @@ def generate(
     prompt: str,
     *,
     chat: bool = False,
+    images: Sequence[Any] = (),
     max_tokens: int = 256,
     max_sequence_length: int | None = None,
     compute: Literal["float32", "bfloat16"] = "float32",
@@ -77,6 +79,9 @@ def generate(
         model: a path as for :func:`load`, or what it returned.
         prompt: text to continue.
         chat: treat the prompt as a user's message and answer it.
+        images: files' contents, paths, or pictures of Pillow, for a model that reads images. With
+            ``chat`` they stand before the message; otherwise the prompt holds the model's image
+            token once for each.
         max_tokens: most tokens to generate.
         max_sequence_length: context in tokens; default the model's, at most 8192.
         compute: type of weights and activations, for a path.
@@ -84,14 +89,17 @@ def generate(
             ``top_p``, ``seed`` and ``stop``; default what the model recommends.
 
     Raises:
-        RequestError: the prompt is too long, or a sampling parameter is out of range.
-        ModelError, CheckpointError: as :func:`load`.
+        RequestError: the prompt is too long, an image cannot be read, or a sampling parameter is
+            out of range.
+        DataError: the prompt has more or fewer image tokens than there are images.
+        ModelError, CheckpointError: as :func:`load`, or the model reads no images.
     """
     return "".join(
         stream(
             model,
             prompt,
             chat=chat,
+            images=images,
             max_sequence_length=max_sequence_length,
             compute=compute,
             sampling={"max_tokens": max_tokens, **sampling},
@@ -140,6 +148,7 @@ def stream(
     *,
     sampling: dict[str, Any],
     chat: bool = False,
+    images: Sequence[Any] = (),
     recommended: bool = True,
     max_sequence_length: int | None = None,
     compute: Literal["float32", "bfloat16"] = "float32",
@@ -152,19 +161,42 @@ def stream(
     The other arguments are those of :func:`generate`.
     """
     from ziggurat.serve.llm import LLM, EngineConfig, SamplingParams
-    from ziggurat.serve.llm.render import render_chat
+    from ziggurat.serve.llm.image_reader import ImageLimits
 
     SamplingParams(**sampling)  # a wrong one is told before the model is read
     limits = {"max_sequence_length": max_sequence_length, "max_running": 1}
     settings = config.from_plain(EngineConfig, limits, "generate")
-    with LLM(model, settings, precision=Precision(compute, compute)) as llm:
-        if chat:
-            ids = render_chat(llm.tokenizer, [{"role": "user", "content": prompt.strip()}])
-        else:
-            ids = llm.tokenizer.encode(prompt, add_special_tokens=True)
+    pictures = ImageLimits(count=max(1, len(images)))
+    precision = Precision(compute, compute)
+    with LLM(model, settings, precision=precision, images=pictures) as llm:
+        ids, embedded = _prompt(llm, prompt, chat, images)
         told = llm.sampling_defaults if recommended else {}
-        for event in llm.engine.generate(ids, SamplingParams(**{**told, **sampling})):
+        given = SamplingParams(**{**told, **sampling})
+        for event in llm.engine.submit(ids, given, images=embedded):
             yield event.text
+
+
+def _prompt(llm: Any, prompt: str, chat: bool, images: Sequence[Any]) -> tuple[list[int], Any]:
+    """Token ids of a prompt, and its images as the engine takes them."""
+    from ziggurat.serve.llm.render import render_chat
+
+    reader = llm.images
+    if images and reader is None:
+        raise ModelError(
+            f"model {llm.name}",
+            found="a model that reads no images",
+            expected="one that does, with the settings of its image processor",
+        )
+    prepared = reader.prepare(images) if images else []
+    expand = functools.partial(reader.expanded, images=prepared) if images else None
+    if chat:
+        text = prompt.strip()
+        parts = [*[{"type": "image"}] * len(images), {"type": "text", "text": text}]
+        messages = [{"role": "user", "content": parts if images else text}]
+        ids = render_chat(llm.tokenizer, messages, expand=expand)
+    else:
+        ids = llm.tokenizer.encode(expand(prompt) if expand else prompt, add_special_tokens=True)
+    return ids, reader.embedded(ids, prepared) if images else None
 
 
 def export(

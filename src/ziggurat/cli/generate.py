@@ -1,6 +1,7 @@
 """``ziggurat generate``: continue a text, or answer it, on standard output."""
 
 import sys
+from pathlib import Path
 from typing import Literal
 
 from ziggurat.cli import console
@@ -10,7 +11,9 @@ def main(args: list[str]) -> int:
     """Run ``ziggurat generate``."""
     example = (
         'ziggurat generate runs/tiny-python --prompt "def add(a, b):" --max-tokens 64\n'
-        "  echo 'Why is the sky blue?' | ziggurat generate MODEL.gguf --chat --temperature 0"
+        "  echo 'Why is the sky blue?' | ziggurat generate MODEL.gguf --chat --temperature 0\n"
+        "  ziggurat generate MODEL --chat --image before.png --image after.png"
+        ' --prompt "What has changed?"'
     )
     return console.run(generate, args, "ziggurat generate", example)
 
@@ -20,6 +23,7 @@ def generate(
     /,
     prompt: str = "-",
     chat: bool = False,
+    image: tuple[str, ...] = (),
     max_tokens: int = 256,
     temperature: float | None = None,
     top_p: float | None = None,
@@ -37,6 +41,9 @@ def generate(
         model: a run, a checkpoint step, a Hugging Face directory or a GGUF file.
         prompt: text to continue; "-" reads standard input.
         chat: treat the prompt as a user's message and answer it.
+        image: file of a picture, for a model that reads images; give the option once for each. With
+            --chat pictures stand before the message, otherwise the prompt holds the model's image
+            token once for each.
         max_tokens: most tokens to generate.
         temperature: 0 takes the most likely token always; default the model's, or 1.
         top_p: keep the most likely tokens up to this probability; default the model's, or 1.
@@ -62,6 +69,7 @@ def generate(
         sys.stdin.read() if prompt == "-" else prompt,
         sampling=given,
         chat=chat,
+        images=[Path(file) for file in image],
         recommended=generation_config == "model",
         max_sequence_length=max_sequence_length,
         compute=compute,

@@ -5,6 +5,7 @@ A sample of the trials; ``python -m tests.oracle.config_values`` runs all of the
 """
 
 import logging
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from tests.oracle import config_parity, config_values
 
 from ziggurat.core.errors import ModelError
 from ziggurat.models import FAMILIES, EncoderModel, family_for_config
+from ziggurat.models.conversion.architectures import ADDING
 from ziggurat.models.conversion.config_keys import HARMLESS, recorded, recorded_classes
 from ziggurat.models.conversion.hf_config import HFConfig
 from ziggurat.models.conversion.weight_names import import_weights, named_as_found
@@ -197,3 +199,46 @@ def test_nearest_family_goes_by_what_is_computed(name, part):
         family_for_config({"architectures": [name]})
     assert part in str(caught.value)
     assert f"found {name}" in str(caught.value)
+
+
+# fmt: off
+UNKNOWN = {
+    "bertic": ("bert", {"type_vocab_size": 2, "position_embedding_type": "absolute",
+                        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "is_decoder": False,
+                        "add_cross_attention": False, "intermediate_size": 3072}),
+    "deep_mind_3": ("deepseek_v3", {"kv_lora_rank": 512, "q_lora_rank": 1536, "n_group": 8,
+                                    "topk_group": 4, "n_routed_experts": 256, "v_head_dim": 128,
+                                    "qk_nope_head_dim": 128, "first_k_dense_replace": 3}),
+    "mamba_9": ("mamba2", {"state_size": 128, "n_groups": 8, "conv_kernel": 4, "expand": 2,
+                           "time_step_rank": 256, "chunk_size": 256, "residual_in_fp32": True}),
+    "lookout": ("vit", {"image_size": 224, "patch_size": 16, "num_channels": 3, "qkv_bias": True,
+                        "encoder_stride": 16, "pooler_act": "tanh", "layer_norm_eps": 1e-12}),
+    "listen": ("whisper", {"num_mel_bins": 80, "encoder_layers": 4, "decoder_layers": 4,
+                           "max_source_positions": 1500, "decoder_ffn_dim": 1536,
+                           "decoder_start_token_id": 50257, "encoder_attention_heads": 6}),
+}
+# fmt: on
+"""Types that nobody knows, with the nearest by what their configs hold."""
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_an_unknown_type_is_told_its_nearest_family_and_the_page(kind):
+    nearest, values = UNKNOWN[kind]
+    with pytest.raises(ModelError) as caught:
+        family_for_config({"model_type": kind, "architectures": ["NewModel"], **values})
+    said = str(caught.value)
+    assert f"by the keys of its config, nearest is {nearest}; docs/how-to/extend.md" in said
+    assert "\n" not in said
+
+
+def test_the_page_on_adding_a_family_is_there():
+    page, _, section = ADDING.partition(", '")
+    text = (Path(__file__).parents[3] / page).read_text(encoding="utf-8")
+    assert f"### {section.partition(chr(39))[0]}\n" in text
+
+
+def test_few_keys_tell_no_family():
+    with pytest.raises(ModelError) as caught:
+        family_for_config({"model_type": "new", "image_size": 3})
+    assert "nearest" not in str(caught.value)
+    assert ADDING in str(caught.value)

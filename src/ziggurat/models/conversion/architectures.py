@@ -1,12 +1,14 @@
 """Names of published architectures: which type of model a ``config.json`` is of, what its head is
 for, and which family is nearest to one that is not read."""
 
+import collections
+import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ziggurat.core.errors import ModelError
-from ziggurat.models.conversion.config_keys import recorded, recorded_classes
+from ziggurat.models.conversion.config_keys import is_harmless, recorded, recorded_classes
 
 OTHER_TYPES = {"kimi_k2": "deepseek_v3"}
 """Model types of publishers' own code whose computation is that of one we read."""
@@ -36,9 +38,11 @@ RELATIVES: Mapping[str, tuple[str, str]] = {
     "aquila": ("llama", "under another name"),
     "baichuan": ("llama", "with one matrix for query, key and value"),
     "bitnet": ("llama", "with ternary weights"),
+    "deberta": ("deberta-v2", "with one matrix for query, key and value"),
     "deepseek": ("mixtral", "with shared experts"),
     "deepseekv32": ("deepseek_v3", "with sparse attention"),
     "deepseekv4": ("deepseek_v3", "with compressed attention and several residual streams"),
+    "dinov3convnext": ("dinov3_vit", "with convolutions instead of attention"),
     "exaone": ("llama", "with other names of weights"),
     "gemma3n": ("gemma3", "with embeddings of each layer"),
     "glm4moelite": ("deepseek_v3", "under other keys"),
@@ -72,7 +76,7 @@ def model_type_of(values: Mapping[str, Any]) -> str:
     by_class = _types().get(architecture.lower())
     by_type = None if said is None else OTHER_TYPES.get(str(said), str(said))
     if by_class is None and (architecture or by_type is None or not recorded(by_type).classes):
-        raise _unknown(architecture or str(said or ""))
+        raise _unknown(architecture or str(said or ""), values)
     if by_class is not None and by_type not in (None, by_class):
         raise ModelError(
             "config.json: model_type",
@@ -162,18 +166,74 @@ def _described(architecture: str) -> str:
     return f"{architecture}, {what}" if what else architecture
 
 
-def _unknown(name: str) -> ModelError:
-    """The error for an architecture or model type that is not read; it names the nearest family."""
+def nearest_type(values: Mapping[str, Any]) -> str:
+    """The model type that is read whose config has most in common with a ``config.json``; empty
+    where it holds fewer than :data:`LEAST_KEYS` keys that tell models apart.
+
+    The measure is Dice's, twice the weight of common keys over the weight of both sets; a key that
+    few types have weighs more, by the reciprocal of their number. Null and empty values count as
+    absent.
+
+    >>> keys = {"kv_lora_rank": 512, "q_lora_rank": 1536, "n_routed_experts": 256, "n_group": 8}
+    >>> nearest_type(keys | {"model_type": "mine", "topk_group": 4, "v_head_dim": 128})
+    'deepseek_v3'
+    """
+    weights, own = _key_weights(), _own_keys()
+    found = {key for key, value in values.items() if weights.get(key) and value not in (None, [])}
+    if len(found) < LEAST_KEYS:
+        return ""
+
+    def weight(keys: Iterable[str]) -> float:
+        return sum(weights[key] for key in keys)
+
+    def likeness(kind: str) -> float:
+        return 2 * weight(found & own[kind]) / (weight(found) + weight(own[kind]))
+
+    return max(sorted(own), key=likeness)
+
+
+LEAST_KEYS = 5
+"""Keys by which a type can be told to be near."""
+
+
+@functools.cache
+def _own_keys() -> Mapping[str, frozenset[str]]:
+    """The keys that tell apart each type that is read."""
+    of_diffusers = {kind for name, kind in recorded_classes().items() if name == kind}
+    kinds = sorted(set(recorded_classes().values()) - of_diffusers)
+    return {
+        kind: frozenset(key for key in recorded(kind).defaults if not is_harmless(key))
+        for kind in kinds
+    }
+
+
+@functools.cache
+def _key_weights() -> Mapping[str, float]:
+    """One over the number of types that have a key."""
+    counts = collections.Counter(key for keys in _own_keys().values() for key in keys)
+    return {key: 1 / count for key, count in counts.items()}
+
+
+ADDING = "docs/how-to/extend.md, 'A model family', tells how to add one"
+
+
+def _unknown(name: str, values: Mapping[str, Any]) -> ModelError:
+    """The error for an architecture or model type that is not read; it names the nearest family, by
+    its name or else by its config."""
     known, stem = read_architectures(), _stem(name)
     same = [one for one in known if _stem(one) == stem]
     fix = ""
     if stem in RELATIVES:
         family, difference = RELATIVES[stem]
-        fix = f"nearest is {family}, but {difference}"
+        fix = f"nearest is {family}, but {difference}; {ADDING}"
     elif same and _described(name) == name:
         fix = f"did you mean {same[0]}?"
     elif same:
         fix = f"of its kind, {same[0]} is read"
+    elif near := nearest_type(values):
+        fix = f"by the keys of its config, nearest is {near}; {ADDING}"
+    elif name:
+        fix = ADDING
     return ModelError(
         "model architecture",
         found=_described(name) or "none",

@@ -24,9 +24,9 @@ ROOT = pathlib.Path(__file__).parents[1]
 OUT = ROOT / "src" / "ziggurat" / "models" / "conversion" / "config_keys.json"
 LIBRARY = pathlib.Path(transformers.__file__).parent
 MODEL_TYPES = (
-    "arcee", "bert", "camembert", "clip", "cohere", "cohere2", "deepseek_v2", "deepseek_v3",
-    "dinov2", "dinov2_with_registers", "distilbert", "dots1", "electra", "ernie4_5",
-    "ernie4_5_moe", "exaone4",
+    "arcee", "bert", "camembert", "clip", "cohere", "cohere2", "deberta-v2", "deepseek_v2",
+    "deepseek_v3", "dinov2", "dinov2_with_registers", "dinov3_vit", "distilbert", "dots1",
+    "electra", "ernie4_5", "ernie4_5_moe", "exaone4",
     "falcon", "gemma", "gemma2", "gemma3_text", "gemma4_text", "glm", "glm4", "glm4_moe", "gpt2",
     "gpt_neox",
     "gpt_oss", "granite", "granitemoe", "granitemoehybrid", "helium", "hunyuan_v1_dense",

@@ -73,6 +73,32 @@ def file_of(image, kind="PNG"):
     return out.getvalue()
 
 
+DINOV3 = {"image_processor_type": "DINOv3ViTImageProcessorFast", "default_to_square": True}
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("resample", [2, 3])
+def test_pixels_of_dinov3_are_rescaled_before_they_are_resized(resample):
+    """transformers' own class needs torchvision, which resizes by PyTorch's antialiased
+    interpolation of floats; tolerance 2e-6 for values of up to 3, summed in another order."""
+    torch = pytest.importorskip("torch")
+    ours = ImageProcessor(from_hf(DINOV3 | SMALL | {"resample": resample}))
+    for shape in ((37, 53), (90, 31), (20, 30)):
+        given = torch.from_numpy(np.asarray(picture(*shape)).transpose(2, 0, 1).copy())
+        resized = torch.nn.functional.interpolate(
+            given[None] * (1 / 255),
+            size=(20, 30),
+            mode={2: "bilinear", 3: "bicubic"}[resample],
+            align_corners=False,
+            antialias=True,
+        )
+        mean, std = (torch.tensor(x)[None, :, None, None] for x in image_processor._IMAGENET)
+        expected = ((resized - mean) / std).numpy()
+        np.testing.assert_allclose(ours([picture(*shape)]), expected, atol=2e-6, rtol=0)
+    again = from_hf(to_hf(ours.config))
+    assert again == ours.config
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("case", CASES)
 def test_pixels_equal_transformers(case):

@@ -293,6 +293,13 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
         ("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "nomic_bert"),
         (BERT,),
     ),
+    "deberta-v2": (
+        BERT | {"relative_attention": True, "position_buckets": 8, "pos_att_type": ["c2p", "p2c"],
+                "position_biased_input": False, "max_relative_positions": 16},
+        BERT | {"relative_attention": True, "share_att_key": True, "norm_rel_ebd": "layer_norm",
+                "pos_att_type": "p2c|c2p", "conv_kernel_size": 3, "type_vocab_size": 2},
+        BERT,
+    ),
     "electra": (BERT | {"embedding_size": 16},),
     "distilbert": (
         {"vocab_size": config_parity.VOCABULARY, "dim": 32, "n_layers": 2, "n_heads": 4,
@@ -301,6 +308,10 @@ BASES: Mapping[str, tuple[dict[str, Any], ...]] = {
     "vit": (IMAGE | {"intermediate_size": 24},),
     "dinov2": (IMAGE | {"mlp_ratio": 2},),
     "dinov2_with_registers": (IMAGE | {"mlp_ratio": 2},),
+    "dinov3_vit": (
+        IMAGE | {"intermediate_size": 24, "num_register_tokens": 2},
+        IMAGE | {"intermediate_size": 24, "use_gated_mlp": True, "key_bias": True},
+    ),
     "clip": ({"text_config": BERT | {"eos_token_id": 7}, "projection_dim": 16,
               "vision_config": IMAGE | {"intermediate_size": 24}},),
     "siglip": ({"text_config": BERT | {"max_position_embeddings": config_parity.TOKENS},

@@ -14,8 +14,10 @@ from ziggurat.models.families.autoencoder_kl import AutoencoderKLConfig
 from ziggurat.models.families.bert import BertConfig
 from ziggurat.models.families.clip import ClipConfig, ClipImageConfig, ClipTextConfig
 from ziggurat.models.families.cohere import Cohere2Config, CohereConfig
+from ziggurat.models.families.deberta import DebertaV2Config
 from ziggurat.models.families.deepseek import DeepseekV2Config, DeepseekV3Config
 from ziggurat.models.families.dinov2 import Dinov2Config
+from ziggurat.models.families.dinov3 import Dinov3Config
 from ziggurat.models.families.distilbert import DistilBertConfig
 from ziggurat.models.families.dit import DitConfig
 from ziggurat.models.families.electra import ElectraConfig
@@ -104,10 +106,12 @@ __all__ = [
     "Cohere2Config",
     "CohereConfig",
     "CrossEncoder",
+    "DebertaV2Config",
     "DeepseekV2Config",
     "DeepseekV3Config",
     "DiffusionModel",
     "Dinov2Config",
+    "Dinov3Config",
     "DistilBertConfig",
     "DitConfig",
     "Dots1Config",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Num
 
 from ziggurat.core import config
 from ziggurat.core.errors import DataError, ModelError
@@ -60,6 +60,8 @@ class ImageProcessorConfig:
     """Subtracted from each channel."""
     std: tuple[float, ...] | None = None
     """Divides each channel."""
+    rescaled_first: bool = False
+    """Values are rescaled before the picture is resized, so that resizing rounds none (DINOv3)."""
 
     def __post_init__(self):
         for name in ("height", "width", "shortest_edge"):
@@ -123,9 +125,9 @@ class ImageProcessor:
         c = self.config
         size = self._resized(picture.height, picture.width)
         if size is not None:
-            filters = pillow().Resampling
-            picture = picture.resize((size[1], size[0]), filters[RESAMPLING[c.resample]])
-        pixels: Any = np.asarray(picture).transpose(2, 0, 1)
+            pixels = resized(picture, size, c.resample, floats=c.rescaled_first)
+        else:
+            pixels = np.asarray(picture).transpose(2, 0, 1)
         if c.crop is not None:
             pixels = middle(pixels, *c.crop)
         pixels = (pixels * c.scale).astype(np.float32)
@@ -227,9 +229,27 @@ def _check_size(what: str, size: int) -> None:
         )
 
 
-def middle(
-    pixels: UInt8[np.ndarray, "c h w"], height: int, width: int
-) -> UInt8[np.ndarray, "c y x"]:
+def resized(
+    picture: "Image.Image", size: tuple[int, int], resample: int, *, floats: bool
+) -> Num[np.ndarray, "c h w"]:
+    """Values of a picture after resizing.
+
+    Args:
+        picture: the picture, in RGB.
+        size: height and width.
+        resample: Pillow's number of the filter.
+        floats: keep fractions of the 256 values, rather than round to them.
+    """
+    image_module = pillow()
+    by = image_module.Resampling[RESAMPLING[resample]]
+    wide_high = size[1], size[0]
+    if not floats:
+        return np.asarray(picture.resize(wide_high, by)).transpose(2, 0, 1)
+    channels = (channel.convert("F").resize(wide_high, by) for channel in picture.split())
+    return np.stack([np.asarray(channel) for channel in channels])
+
+
+def middle(pixels: Num[np.ndarray, "c h w"], height: int, width: int) -> Num[np.ndarray, "c y x"]:
     """The middle of a picture; where it is smaller than that, zeros around it."""
     _, high, wide = pixels.shape
     top, left = (high - height) // 2, (wide - width) // 2
@@ -250,6 +270,7 @@ class _Class:
     mean_std: tuple[tuple[float, ...], tuple[float, ...]]
     resample: int
     crop: int | None = None
+    rescaled_first: bool = False
 
 
 _CLASSES: Mapping[str, _Class] = {
@@ -257,6 +278,9 @@ _CLASSES: Mapping[str, _Class] = {
     "SiglipImageProcessor": _Class({"height": 224, "width": 224}, _HALF, BICUBIC),
     "CLIPImageProcessor": _Class({"shortest_edge": 224}, OPENAI, BICUBIC, 224),
     "BitImageProcessor": _Class({"shortest_edge": 224}, OPENAI, BICUBIC, 224),
+    "DINOv3ViTImageProcessor": _Class(
+        {"height": 224, "width": 224}, _IMAGENET, BILINEAR, rescaled_first=True
+    ),
     "LlavaImageProcessor": _Class({"shortest_edge": 224}, OPENAI, BICUBIC, 224),
     "Gemma3ImageProcessor": _Class({"height": 224, "width": 224}, _HALF, BILINEAR),
 }
@@ -323,7 +347,10 @@ def from_hf(values: Mapping[str, Any]) -> ImageProcessorConfig:
         if key not in _HONOURED | HARMLESS and value not in (None, False):
             raise ModelError(f"{FILE}: {key}", found=repr(value), expected="absent")
     usual, given = _CLASSES[stem], {k: v for k, v in values.items() if v is not None}
-    settings: dict[str, Any] = {"resample": given.get("resample", usual.resample)}
+    settings: dict[str, Any] = {
+        "resample": given.get("resample", usual.resample),
+        "rescaled_first": usual.rescaled_first,
+    }
     if given.get("do_resize", True):
         settings |= _size(given.get("size", dict(usual.size)), "shortest_edge" in usual.size)
     if given.get("do_center_crop", usual.crop is not None):
@@ -359,7 +386,7 @@ def to_hf(settings: ImageProcessorConfig) -> dict[str, Any]:
     if c.height is None:
         size = {"shortest_edge": c.shortest_edge or 224}
     values: dict[str, Any] = {
-        "image_processor_type": "CLIPImageProcessor",
+        "image_processor_type": f"{'DINOv3ViT' if c.rescaled_first else 'CLIP'}ImageProcessor",
         "do_convert_rgb": True,
         "do_resize": c.height is not None or c.shortest_edge is not None,
         "size": size,

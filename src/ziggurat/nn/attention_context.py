@@ -28,6 +28,7 @@ from ziggurat.core.errors import ShapeError
 from ziggurat.kernels.attention import AttentionMask, attention
 from ziggurat.kernels.key_values import KeyValues
 from ziggurat.nn.layer_state import KeyValueSpec, StateSpec
+from ziggurat.nn.relative_positions import Distances
 
 State = Any
 C = TypeVar("C", bound="AttentionContext")
@@ -126,7 +127,7 @@ def attend_by_rule(
     mask: AttentionMask,
     rule: AttentionRule,
     sinks: Float[Array, "h"] | None,
-    bias: Float[Array, "h t s"] | None = None,
+    bias: Float[Array, "*rows h t s"] | None = None,
 ) -> Float[Array, "b t h z"]:
     """Call ``ziggurat.kernels.attention`` with a layer's rule."""
     return attention(
@@ -232,8 +233,10 @@ class Bidirectional:
 
     mask: Int[Array, "b t"] | None = None
     """1 for a token, 0 for padding, which no token sees; ``None``: no padding."""
-    bias: Float[Array, "h t t"] | None = None
+    bias: Float[Array, "*rows h t t"] | None = None
     """Added to the scores of every layer: relative positions."""
+    distances: Distances | None = None
+    """Vectors of distances, from which each layer makes a bias of its own (DeBERTa)."""
 
     @property
     def state(self) -> State:

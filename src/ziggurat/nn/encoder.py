@@ -10,6 +10,7 @@ weights.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,14 +22,24 @@ from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, Bidirectional, Causal
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
 from ziggurat.nn.encoder_heads import LogitHeadConfig
-from ziggurat.nn.encoder_inputs import EncoderInputConfig, TokenInput, TokenInputConfig
+from ziggurat.nn.encoder_inputs import (
+    EncoderInputConfig,
+    PatchInput,
+    TokenInput,
+    TokenInputConfig,
+)
 from ziggurat.nn.layer_scan import LayerStep, scan_layers
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.pooling import PoolerConfig
 from ziggurat.nn.precision import Precision
-from ziggurat.nn.relative_positions import RelativePositions, RelativePositionsConfig
-from ziggurat.nn.rope import Rotation, depends_on_length, rotation
+from ziggurat.nn.relative_positions import (
+    RelativeEmbeddingsConfig,
+    RelativePositions,
+    RelativePositionsConfig,
+)
+from ziggurat.nn.rope import Rotation, axial_rotation, depends_on_length, rotation
 from ziggurat.nn.stacking import LayeredConfig, LayerStacks
+from ziggurat.nn.token_convolution import TokenConvolutionConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +58,10 @@ class EncoderConfig(LayeredConfig):
     """Tokens see earlier ones only (CLIP's texts), rather than both sides."""
     relative_positions: RelativePositionsConfig | None = None
     """A learned bias on the scores of every layer by distance (MPNet)."""
+    relative_embeddings: RelativeEmbeddingsConfig | None = None
+    """Learned vectors of distances, from which every layer makes its own bias (DeBERTa)."""
+    convolution: TokenConvolutionConfig | None = None
+    """A convolution over the input's tokens, added to the first layer's output (DeBERTa-v2)."""
     pooler: PoolerConfig | None = None
     """How states become one vector; ``None``: whoever uses the encoder says."""
     head: LogitHeadConfig | None = None
@@ -74,6 +89,9 @@ class Encoder(LayerStacks):
         self.final_norm = c.final_norm and c.final_norm.build(width, precision)
         relative = c.relative_positions
         self.relative_positions = relative and RelativePositions(relative, std, precision, rngs)
+        vectors, convolution = c.relative_embeddings, c.convolution
+        self.relative_embeddings = vectors and vectors.build(width, std, precision, rngs)
+        self.convolution = convolution and convolution.build(width, std, precision, rngs)
         self.pooler: Any = c.pooler and c.pooler.build(width, std, precision, rngs)
         reads = c.pooled_width if c.head and c.head.reads == "pooled" else width
         vocab = c.input.vocab_size if isinstance(c.input, TokenInputConfig) else 0
@@ -97,7 +115,12 @@ class Encoder(LayerStacks):
         with jax.named_scope("embedding"):
             x = constrain(self.input(inputs, mask, **details), ("batch", "sequence", "embed"))
         positions = jnp.broadcast_to(jnp.arange(x.shape[1])[None], x.shape[:2])
-        x = self._run(x, positions, self._context(mask, positions))
+        behind = None
+        if self.convolution is not None:
+            behind = self.convolution.joined, self.convolution.convolved(x, mask)[None]
+        patches = isinstance(self.input, PatchInput) and not self.input.config.learned_positions
+        turned = self.input.places(inputs) if patches else positions
+        x = self._run(x, positions, turned, self._context(mask, positions), behind)
         return x if self.final_norm is None else self.final_norm(x)
 
     def pool(
@@ -123,10 +146,20 @@ class Encoder(LayerStacks):
         if self.config.causal:
             return Causal()  # padding on the right is after every token
         relative = self.relative_positions
-        return Bidirectional(mask, None if relative is None else relative(positions[0]))
+        vectors = self.relative_embeddings
+        return Bidirectional(
+            mask,
+            None if relative is None else relative(positions[0]),
+            None if vectors is None else vectors(positions[0]),
+        )
 
     def _run(
-        self, x: Float[Array, "b t d"], positions: Int[Array, "b t"], context: AttentionContext
+        self,
+        x: Float[Array, "b t d"],
+        positions: Int[Array, "b t"],
+        turned: Int[Array, "b t"] | Float[Array, "b t 2"],
+        context: AttentionContext,
+        behind: tuple[Callable[..., Array], Float[Array, "k b t d"]] | None = None,
     ) -> Float[Array, "b t d"]:
         layers = self.config.layers
         graphs, stacks = self.stack_parts(self.config)
@@ -135,7 +168,9 @@ class Encoder(LayerStacks):
             rope, dim = layer.rope, layer.block.mixer.rope_dim
             if (rope, dim) not in angles:
                 angles[rope, dim] = None
-                if rope is not None:
+                if rope is not None and turned.ndim == 3:
+                    angles[rope, dim] = axial_rotation(turned, rope, dim)
+                elif rope is not None:
                     length = context.context_length(positions) if depends_on_length(rope) else 0
                     angles[rope, dim] = rotation(positions, rope, dim, length)
 
@@ -150,4 +185,4 @@ class Encoder(LayerStacks):
 
             return apply
 
-        return scan_layers(layers, stacks, step, x).x
+        return scan_layers(layers, stacks, step, x, behind=behind).x

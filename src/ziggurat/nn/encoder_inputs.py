@@ -41,6 +41,8 @@ class TokenInputConfig:
     """Rows of a table of token types, which tell a first text from a second; 0: no table."""
     norm: NormConfig | None = None
     """Norm of the sum."""
+    norm_projected: bool = False
+    """The layer from ``embedding_width`` has no bias, and the norm stands behind it (DeBERTa)."""
 
     @property
     def max_length(self) -> int | None:
@@ -72,10 +74,11 @@ class TokenInput(nnx.Module):
         self.embedding = Embedding(c.vocab_size, narrow, std=std, precision=precision, rngs=rngs)
         self.positions = table(c.positions, None)
         self.token_types = table(c.token_types, None)
-        self.norm = c.norm and c.norm.build(narrow, precision)
+        last = c.norm_projected
+        self.norm = c.norm and c.norm.build(width if last else narrow, precision)
         axes = ("embed", "mlp")
         self.projection = (
-            Linear(narrow, width, axes, bias=True, std=std, precision=precision, rngs=rngs)
+            Linear(narrow, width, axes, bias=not last, std=std, precision=precision, rngs=rngs)
             if c.embedding_width
             else None
         )
@@ -109,8 +112,10 @@ class TokenInput(nnx.Module):
             )
         if self.positions is not None:
             x = x + self.positions(self._rows(tokens, mask))
-        x = x if self.norm is None else self.norm(x)
-        return x if self.projection is None else self.projection(x)
+        parts = [self.norm, self.projection]
+        for part in reversed(parts) if self.config.norm_projected else parts:
+            x = x if part is None else part(x)
+        return x
 
     def _rows(self, tokens: Int[Array, "b t"], mask: Int[Array, "b t"] | None) -> Int[Array, "b t"]:
         """The row of the table of positions for each token."""
@@ -136,6 +141,9 @@ class PatchInputConfig:
     """A bias on the projection of patches."""
     class_token: bool = True
     """A learned token before the patches, with a position of its own."""
+    learned_positions: bool = True
+    """A table of positions is added; otherwise layers rotate by :meth:`PatchInput.places`
+    (DINOv3)."""
     registers: int = 0
     """Learned tokens between the class token and the patches, without positions (Darcet et al.
     2023, https://arxiv.org/abs/2309.16588)."""
@@ -176,9 +184,7 @@ class PatchInput(nnx.Module):
         self.projection = Linear(
             pixels, width, (None, "embed"), bias=c.bias, std=std, precision=precision, rngs=rngs
         )
-        self.positions = parameter(
-            rngs, (rows + c.class_token, width), (None, "embed"), std, precision
-        )
+        self.positions = tokens(rows + c.class_token) if c.learned_positions else None
         self.class_token = tokens(int(c.class_token))
         self.registers = tokens(c.registers)
         shape, axes = (1, width), (None, "embed")
@@ -219,16 +225,33 @@ class PatchInput(nnx.Module):
                 raise ShapeError("images", found="hidden patches", expected="none: no mask token")
             token = self.mask_token[...].astype(x.dtype)[None]
             x = jnp.where(hidden_patches[..., None], token, x)
-        table = self.positions[...]
-        ahead, places = table[: c.class_token], table[c.class_token :]
-        x = add(x, resized_positions(places, c.grid, grid, antialias=c.antialias)[None])
+        first = None if self.class_token is None else self.class_token[...]
+        if self.positions is not None:
+            table = self.positions[...]
+            ahead, places = table[: c.class_token], table[c.class_token :]
+            x = add(x, resized_positions(places, c.grid, grid, antialias=c.antialias)[None])
+            first = None if first is None else first + ahead
         parts = [x]
         if self.registers is not None:
             parts.insert(0, self._repeated(self.registers[...], x))
-        if self.class_token is not None:
-            parts.insert(0, self._repeated(self.class_token[...] + ahead, x))
+        if first is not None:
+            parts.insert(0, self._repeated(first, x))
         x = jnp.concatenate(parts, axis=1)
         return x if self.norm is None else self.norm(x)
+
+    def places(self, pixels: Float[Array, "b c h w"]) -> Float[Array, "b t 2"]:
+        r"""Row and column of each token, as angles by which frequency 1 turns: those of patches go
+        from :math:`-2\pi` to :math:`2\pi` over the image, whatever its size; other tokens have 0.
+
+        Paper: Siméoni et al. 2025 (DINOv3), https://arxiv.org/abs/2508.10104, section 3.2.
+        """
+        c = self.config
+        grid = (size // patch for size, patch in zip(pixels.shape[2:], c.patch))
+        sides = [2 * (jnp.arange(n) + 0.5) / n - 1 for n in grid]
+        centres = jnp.stack(jnp.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)
+        ahead = jnp.zeros((c.class_token + c.registers, 2), centres.dtype)
+        places = 2 * np.pi * jnp.concatenate([ahead, centres])
+        return jnp.broadcast_to(places[None], (pixels.shape[0], *places.shape))
 
     def _repeated(
         self, tokens: Float[Array, "n d"], x: Float[Array, "b m d"]

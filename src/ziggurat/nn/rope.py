@@ -23,7 +23,7 @@ from typing import Annotated, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 from pydantic import Discriminator
 
 from ziggurat.core import config
@@ -300,12 +300,12 @@ def rotation(
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 
 
-def axial_rotation(positions: Int[Array, "b n a"], rope: RopeConfig, dim: int) -> Rotation:
+def axial_rotation(positions: Num[Array, "b n a"], rope: RopeConfig, dim: int) -> Rotation:
     """Cosines and sines where each axis turns its own equal share of the channels, all through the
     same frequencies (patches of images by row and column).
 
     Args:
-        positions: by axis.
+        positions: by axis; whole numbers, or fractions of an image.
         rope: the settings.
         dim: channels that rotate, of all axes together.
 

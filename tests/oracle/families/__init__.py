@@ -103,7 +103,8 @@ def encoder_inputs(case: str) -> dict[str, np.ndarray]:
         "attention_mask": mask.astype(np.int32),
         "token_type_ids": draw.integers(0, 2, shape).astype(np.int32),
     }
-    if not of.token_types:
+    switches = {**of.base, **of.cases[case.partition("/")[2]]}
+    if not of.token_types or switches.get("type_vocab_size") == 0:
         del inputs["token_type_ids"]
     if not of.masked:
         inputs["attention_mask"][:] = 1

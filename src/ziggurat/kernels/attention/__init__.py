@@ -46,7 +46,7 @@ def attention(
     scale: float,
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
-    bias: Float[Array, "h t s"] | None = None,
+    bias: Float[Array, "*rows h t s"] | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "b t h z"]:
     r"""Grouped-query attention :math:`\mathrm{softmax}(s\,QK^T + M)V`, softmax in float32.
@@ -61,8 +61,8 @@ def attention(
         sinks: if given, a score per query head that joins the softmax with nothing to mix in, so
             that a head may attend to nothing (GPT-OSS; Xiao et al. 2023,
             https://arxiv.org/abs/2309.17453).
-        bias: if given, added to the scores (relative positions); ``reference`` and ``grouped`` take
-            it, and a mask with ``query_last``.
+        bias: if given, added to the scores (relative positions), the same in every row or not;
+            ``reference`` and ``grouped`` take it, and a mask with ``query_last``.
         implementation: ``"auto"`` or a name in :data:`IMPLEMENTATIONS`.
 
     Raises:

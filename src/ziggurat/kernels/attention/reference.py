@@ -22,14 +22,15 @@ def reference_attention(
     scale: float,
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
-    bias: Float[Array, "h t s"] | None = None,
+    bias: Float[Array, "*rows h t s"] | None = None,
 ) -> Float[Array, "b t h z"]:
     """Attention by its definition: every key head repeated for its query heads, scores held
     whole."""
     groups = query.shape[2] // key.shape[2]
     key, value = (jnp.repeat(x, groups, axis=2) for x in (key, value))
     scores = jnp.einsum("bthc,bshc->bhts", query, key, preferred_element_type=jnp.float32) * scale
-    scores = scores if bias is None else scores + bias.astype(jnp.float32)[None]
+    if bias is not None:
+        scores = scores + bias.astype(jnp.float32).reshape(-1, *bias.shape[-3:])
     sinks = None if sinks is None else sinks[None, :, None, None]
     weights = _softmax(scores, mask.dense()[:, None], softcap, sinks)
     return jnp.einsum("bhts,bshz->bthz", weights.astype(value.dtype), value)
@@ -44,7 +45,7 @@ def grouped_attention(
     scale: float,
     softcap: float | None = None,
     sinks: Float[Array, "h"] | None = None,
-    bias: Float[Array, "h t s"] | None = None,
+    bias: Float[Array, "*rows h t s"] | None = None,
 ) -> Float[Array, "b t h z"]:
     """Attention without repeated keys: batch dimensions lead, and query groups join the rows.
 
@@ -59,7 +60,7 @@ def grouped_attention(
     )
     visible, scores = mask.dense()[:, None, None], scores.reshape(b, k, g, t, -1)
     if bias is not None:
-        scores = scores + bias.astype(jnp.float32).reshape(1, k, g, *bias.shape[1:])
+        scores = scores + bias.astype(jnp.float32).reshape(-1, k, g, *bias.shape[-2:])
     sinks = None if sinks is None else sinks.reshape(1, k, g, 1, 1)
     weights = _softmax(scores, visible, softcap, sinks)
     weights = weights.astype(value.dtype).reshape(b, k, g * t, -1)

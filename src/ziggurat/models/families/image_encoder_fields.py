@@ -94,7 +94,7 @@ def patch_names(
             )
             names += [WeightName("input.projection.bias", f"{theirs}.bias")] if bias else []
             continue
-        rows = {"positions": _positions(settings, "class_token" in table)}.get(ours, 1)
+        rows = _positions(settings, "class_token" in table) if ours == "positions" else 1
         rows = getattr(settings, "registers", rows) if ours == "registers" else rows
         names.append(WeightName(f"input.{ours}", theirs, stored_shape=(1, rows, width)))
     return names

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from ziggurat.core import config
 from ziggurat.core.errors import ModelError
 from ziggurat.models.conversion.architectures import task_of
-from ziggurat.models.conversion.hf_config import HFConfig
+from ziggurat.models.conversion.hf_config import HFConfig, activation, hf_activation
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.attention_context import AttentionRule
@@ -159,6 +159,52 @@ def read_head(hf: HFConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     return {"head": head, "labels": labels}
 
 
+def read_tied(hf: HFConfig, head: EncoderHead) -> None:
+    """Refuse a head of token ids whose matrix is not the embedding.
+
+    Raises:
+        ModelError: ``tie_word_embeddings`` is off, and there is such a head.
+    """
+    if head == "masked_lm":
+        hf.refuse_unless("tie_word_embeddings", (True,), "the head's matrix is the embedding here")
+    else:
+        hf.given("tie_word_embeddings")
+
+
+def read_sizes(hf: HFConfig) -> dict[str, Any]:
+    """Dimensions by the keys that BERT has, and most encoders of texts after it.
+
+    Raises:
+        ModelError: a key is missing.
+    """
+    return {
+        "vocab_size": hf.need("vocab_size"),
+        "d_model": hf.need("hidden_size"),
+        "n_layers": hf.need("num_hidden_layers"),
+        "n_heads": hf.need("num_attention_heads"),
+        "d_ff": hf.need("intermediate_size"),
+        "activation": activation(hf),
+        "norm_eps": hf.get("layer_norm_eps"),
+        "init_std": hf.get("initializer_range"),
+    }
+
+
+def hf_sizes(settings: Any) -> dict[str, Any]:
+    """The reverse of :func:`read_sizes`, for a family's config; dropout is off."""
+    return {
+        "vocab_size": settings.vocab_size,
+        "hidden_size": settings.d_model,
+        "num_hidden_layers": settings.n_layers,
+        "num_attention_heads": settings.n_heads,
+        "intermediate_size": settings.feed_forward,
+        "hidden_act": hf_activation(settings.activation),
+        "layer_norm_eps": settings.norm_eps,
+        "initializer_range": settings.init_std,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+
+
 def hf_head(settings: Any, classes: Mapping[EncoderHead, str]) -> dict[str, Any]:
     """The reverse: ``architectures``, and names of labels.
 
@@ -216,6 +262,33 @@ def linears(table: Mapping[str, str], *, bias: bool = True) -> list[WeightName]:
         names.append(WeightName(f"{ours}.kernel", f"{theirs}.weight", transpose=True))
         names += [WeightName(f"{ours}.bias", f"{theirs}.bias")] if bias else []
     return names
+
+
+ONE_LAYER: Mapping[str, str] = {"head.out": "classifier"}
+"""Names of a head of labels that is a matrix alone, ours and theirs."""
+TWO_LAYERS: Mapping[str, str] = {
+    "head.transform.dense": "classifier.dense",
+    "head.out": "classifier.out_proj",
+}
+"""Names of a head of labels with a layer before its matrix."""
+
+
+def head_names(
+    settings: Any, masked: tuple[str, str, str], sequence: Mapping[str, str] = ONE_LAYER
+) -> list[WeightName]:
+    """Names of a head's tensors.
+
+    Args:
+        settings: the family's config.
+        masked: of a head of token ids: its dense layer, its norm, and the bias on its logits.
+        sequence: of a head of texts, its layers by ours.
+    """
+    if settings.head == "masked_lm":
+        dense, norm, bias = masked
+        names = linears({"head.transform.dense": dense}) + norms({"head.transform.norm": norm})
+        return [*names, WeightName("head.bias", bias)]
+    tables = {"sequence": sequence, "token": ONE_LAYER}
+    return linears(tables.get(settings.head, {}))
 
 
 def norms(table: Mapping[str, str], *, bias: bool = True) -> list[WeightName]:

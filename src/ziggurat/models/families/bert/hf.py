@@ -3,16 +3,20 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ziggurat.models.conversion.hf_config import HFConfig, activation, checked, hf_activation
+from ziggurat.models.conversion.hf_config import HFConfig, checked
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.bert.config import BertConfig
 from ziggurat.models.families.encoder_fields import (
     EncoderHead,
+    head_names,
     hf_head,
+    hf_sizes,
     left_out,
     linears,
     norms,
     read_head,
+    read_sizes,
+    read_tied,
     without,
 )
 
@@ -59,21 +63,8 @@ def common_settings(hf: HFConfig, values: Mapping[str, Any]) -> dict[str, Any]:
     hf.refuse_unless("add_cross_attention", (False,))
     hf.refuse_unless("position_embedding_type", ("absolute",))
     settings = read_head(hf, values)
-    if settings["head"] == "masked_lm":
-        hf.refuse_unless("tie_word_embeddings", (True,), "the head's matrix is the embedding here")
-    else:
-        hf.given("tie_word_embeddings")
-    return settings | {
-        "vocab_size": hf.need("vocab_size"),
-        "d_model": hf.need("hidden_size"),
-        "n_layers": hf.need("num_hidden_layers"),
-        "n_heads": hf.need("num_attention_heads"),
-        "d_ff": hf.need("intermediate_size"),
-        "activation": activation(hf),
-        "token_types": hf.get("type_vocab_size"),
-        "norm_eps": hf.get("layer_norm_eps"),
-        "init_std": hf.get("initializer_range"),
-    }
+    read_tied(hf, settings["head"])
+    return settings | read_sizes(hf) | {"token_types": hf.get("type_vocab_size")}
 
 
 def to_hf(config: BertConfig) -> dict[str, Any]:
@@ -86,19 +77,8 @@ def to_hf(config: BertConfig) -> dict[str, Any]:
 
 def common_values(config: Any, classes: Mapping[EncoderHead, str]) -> dict[str, Any]:
     """Keys that BERT and RoBERTa have in common."""
-    return hf_head(config, classes) | {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "intermediate_size": config.feed_forward,
-        "hidden_act": hf_activation(config.activation),
-        "type_vocab_size": config.token_types,
-        "layer_norm_eps": config.norm_eps,
-        "initializer_range": config.init_std,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
+    kinds = {"type_vocab_size": config.token_types}
+    return hf_head(config, classes) | hf_sizes(config) | kinds
 
 
 def as_found(config: BertConfig, present: Iterable[str]) -> BertConfig:
@@ -116,13 +96,8 @@ def hf_names(config: BertConfig) -> list[WeightName]:
     base = "" if config.head == "none" else "bert."
     names = encoder_names(base)
     names += linears({"pooler.dense": f"{base}pooler.dense"}) if config.pooler else []
-    if config.head == "masked_lm":
-        names += linears({"head.transform.dense": f"{TRANSFORM}.dense"})
-        names += norms({"head.transform.norm": f"{TRANSFORM}.LayerNorm"})
-        names.append(WeightName("head.bias", "cls.predictions.bias"))
-    elif config.head != "none":
-        names += linears({"head.out": "classifier"})
-    return names
+    masked = f"{TRANSFORM}.dense", f"{TRANSFORM}.LayerNorm", "cls.predictions.bias"
+    return names + head_names(config, masked)
 
 
 def encoder_names(base: str) -> list[WeightName]:

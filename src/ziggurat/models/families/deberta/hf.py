@@ -10,11 +10,15 @@ from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.deberta.config import DebertaV2Config
 from ziggurat.models.families.encoder_fields import (
     EncoderHead,
+    head_names,
     hf_head,
+    hf_sizes,
     left_out,
     linears,
     norms,
     read_head,
+    read_sizes,
+    read_tied,
     without,
 )
 
@@ -42,12 +46,10 @@ def from_hf(values: Mapping[str, Any]) -> DebertaV2Config:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
     hf = HFConfig(values)
-    settings = read_head(hf, values) | _sizes(hf) | _distances(hf) | _convolution(hf)
+    settings = read_head(hf, values) | read_sizes(hf) | _inputs(hf)
+    settings |= _distances(hf) | _convolution(hf)
     legacy = bool(hf.get("legacy"))
-    if settings["head"] == "masked_lm" and legacy:
-        hf.refuse_unless("tie_word_embeddings", (True,), "the head's matrix is the embedding here")
-    else:
-        hf.given("tie_word_embeddings")
+    read_tied(hf, settings["head"] if legacy else "none")  # the other head is tied in any case
     if settings["head"] == "sequence":
         settings["pooler_activation"] = activation(hf, "pooler_hidden_act")
     else:
@@ -56,26 +58,18 @@ def from_hf(values: Mapping[str, Any]) -> DebertaV2Config:
     return checked(DebertaV2Config, settings | {"legacy_head": legacy}, "config.json")
 
 
-def _sizes(hf: HFConfig) -> dict[str, Any]:
-    """Sizes, and what is added to embeddings."""
+def _inputs(hf: HFConfig) -> dict[str, Any]:
+    """Settings of what is added to embeddings; widths that differ elsewhere are refused."""
     width, heads = hf.whole("hidden_size"), hf.whole("num_attention_heads")
     hf.refuse_unless("pooler_hidden_size", (width,), "the pooler is as wide as the states here")
     if heads:
         hf.refuse_unless("attention_head_size", (width // heads,))
     kinds = hf.get("type_vocab_size")
     return {
-        "vocab_size": hf.need("vocab_size"),
-        "d_model": width,
-        "n_layers": hf.need("num_hidden_layers"),
-        "n_heads": heads,
-        "d_ff": hf.need("intermediate_size"),
-        "activation": activation(hf),
         "embedding_width": hf.given("embedding_size"),
         "learned_positions": bool(hf.get("position_biased_input")),
         "token_types": max(0, kinds) if isinstance(kinds, int) else kinds,
         "max_sequence_length": hf.get("max_position_embeddings"),
-        "norm_eps": hf.get("layer_norm_eps"),
-        "init_std": hf.get("initializer_range"),
     }
 
 
@@ -123,14 +117,9 @@ def _convolution(hf: HFConfig) -> dict[str, Any]:
 
 def to_hf(config: DebertaV2Config) -> dict[str, Any]:
     """Config to ``config.json``."""
-    values = hf_head(config, CLASSES) | {
+    values = hf_head(config, CLASSES) | hf_sizes(config)
+    values |= {
         "model_type": "deberta-v2",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "intermediate_size": config.feed_forward,
-        "hidden_act": hf_activation(config.activation),
         "max_position_embeddings": config.max_sequence_length,
         "position_biased_input": config.learned_positions,
         "type_vocab_size": config.token_types,
@@ -140,12 +129,8 @@ def to_hf(config: DebertaV2Config) -> dict[str, Any]:
         "position_buckets": config.buckets or -1,
         "share_att_key": config.shared_projections,
         "norm_rel_ebd": "layer_norm" if config.normed_distances else "none",
-        "layer_norm_eps": config.norm_eps,
-        "initializer_range": config.init_std,
         "pooler_hidden_act": hf_activation(config.pooler_activation),
         "legacy": config.legacy_head,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
     }
     if config.projects:
         values["embedding_size"] = config.embedding_width
@@ -187,14 +172,8 @@ def hf_names(config: DebertaV2Config) -> list[WeightName]:
     """Weight names in safetensors files."""
     base = "" if config.head == "none" else "deberta."
     names = [*_embeddings(config, base), *_blocks(config, base)]
-    if config.head == "masked_lm":
-        dense = f"{LEGACY}transform." if config.legacy_head else HEAD
-        names += linears({"head.transform.dense": f"{dense}dense"})
-        names += norms({"head.transform.norm": f"{dense}LayerNorm"})
-        bias = LEGACY if config.legacy_head else HEAD
-        names.append(WeightName("head.bias", f"{bias}bias"))
-    elif config.head != "none":
-        names += linears({"head.out": "classifier"})
+    before, bias = (f"{LEGACY}transform.", LEGACY) if config.legacy_head else (HEAD, HEAD)
+    names += head_names(config, (f"{before}dense", f"{before}LayerNorm", f"{bias}bias"))
     if config.head == "sequence":
         names += linears({"pooler.dense": "pooler.dense"})
     return names

@@ -7,11 +7,14 @@ from ziggurat.models.conversion.hf_config import HFConfig, activation, checked, 
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.distilbert.config import DistilBertConfig
 from ziggurat.models.families.encoder_fields import (
+    ONE_LAYER,
     EncoderHead,
+    head_names,
     hf_head,
     linears,
     norms,
     read_head,
+    read_tied,
     without,
 )
 
@@ -39,10 +42,7 @@ def from_hf(values: Mapping[str, Any]) -> DistilBertConfig:
     for key in WITHOUT_EFFECT:
         hf.given(key)
     settings = read_head(hf, values)
-    if settings["head"] == "masked_lm":
-        hf.refuse_unless("tie_word_embeddings", (True,), "the head's matrix is the embedding here")
-    else:
-        hf.given("tie_word_embeddings")
+    read_tied(hf, settings["head"])
     settings |= {
         "vocab_size": hf.need("vocab_size"),
         "d_model": hf.need("dim"),
@@ -104,12 +104,6 @@ def hf_names(config: DistilBertConfig) -> list[WeightName]:
             "blocks.mlp.down": layer + "ffn.lin2",
         }
     )
-    if config.head == "masked_lm":
-        names += linears({"head.transform.dense": "vocab_transform"})
-        names += norms({"head.transform.norm": "vocab_layer_norm"})
-        names.append(WeightName("head.bias", "vocab_projector.bias"))
-    elif config.head == "sequence":
-        names += linears({"head.transform.dense": "pre_classifier", "head.out": "classifier"})
-    elif config.head == "token":
-        names += linears({"head.out": "classifier"})
-    return names
+    masked = "vocab_transform", "vocab_layer_norm", "vocab_projector.bias"
+    before = {"head.transform.dense": "pre_classifier"}
+    return names + head_names(config, masked, {**before, **ONE_LAYER})

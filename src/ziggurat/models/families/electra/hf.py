@@ -8,10 +8,11 @@ from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.bert.hf import common_settings, common_values, encoder_names
 from ziggurat.models.families.electra.config import ElectraConfig
 from ziggurat.models.families.encoder_fields import (
+    TWO_LAYERS,
     EncoderHead,
+    head_names,
     left_out,
     linears,
-    norms,
     without,
 )
 
@@ -72,17 +73,9 @@ def hf_names(config: ElectraConfig) -> list[WeightName]:
     names = encoder_names(base)
     if config.projects:
         names += linears({"input.projection": f"{base}embeddings_project"})
-    if config.head == "masked_lm":
-        names += linears({"head.transform.dense": "generator_predictions.dense"})
-        names += norms({"head.transform.norm": "generator_predictions.LayerNorm"})
-        names.append(WeightName("head.bias", "generator_lm_head.bias"))
-    elif config.head == "sequence":
-        names += linears(
-            {"head.transform.dense": "classifier.dense", "head.out": "classifier.out_proj"}
-        )
-    elif config.head == "token":
-        names += linears({"head.out": "classifier"})
-    elif config.head == "replaced":
+    dense, norm = (f"generator_predictions.{part}" for part in ("dense", "LayerNorm"))
+    names += head_names(config, (dense, norm, "generator_lm_head.bias"), TWO_LAYERS)
+    if config.head == "replaced":
         there = {"head.transform.dense": "dense", "head.out": "dense_prediction"}
         names += linears({ours: DISCRIMINATOR + theirs for ours, theirs in there.items()})
     return names

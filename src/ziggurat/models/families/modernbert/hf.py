@@ -22,6 +22,7 @@ from ziggurat.models.families.encoder_fields import (
     linears,
     norms,
     read_head,
+    read_tied,
     without,
 )
 from ziggurat.models.families.modernbert.config import ModernBertConfig
@@ -52,10 +53,7 @@ def from_hf(values: Mapping[str, Any]) -> ModernBertConfig:
     for key in ("is_causal", "is_decoder", "layer_norm_eps", "position_embedding_type"):
         hf.given(key)
     settings = read_head(hf, values)
-    if settings["head"] == "masked_lm":
-        hf.refuse_unless("tie_word_embeddings", (True,), "the head's matrix is the embedding here")
-    else:
-        hf.given("tie_word_embeddings")
+    read_tied(hf, settings["head"])
     layers, length = hf.whole("num_hidden_layers", 22), hf.get("max_position_embeddings")
     every = max(hf.whole("global_attn_every_n_layers", 3), 1)
     types = ["sliding_attention" if i % every else "full_attention" for i in range(layers)]

@@ -3,14 +3,19 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ziggurat.models.conversion.hf_config import HFConfig, activation, checked, hf_activation
+from ziggurat.models.conversion.hf_config import HFConfig, checked
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.encoder_fields import (
+    TWO_LAYERS,
     EncoderHead,
+    head_names,
     hf_head,
+    hf_sizes,
     linears,
     norms,
     read_head,
+    read_sizes,
+    read_tied,
     without,
 )
 from ziggurat.models.families.mpnet.config import PADDING_ID, MPNetConfig
@@ -39,23 +44,12 @@ def from_hf(values: Mapping[str, Any]) -> MPNetConfig:
     hf = HFConfig(values)
     for key in ("is_causal", "is_decoder"):  # without effect: both directions are seen
         hf.given(key)
-    settings = read_head(hf, values)
-    if settings["head"] == "masked_lm":
-        hf.refuse_unless("tie_word_embeddings", (True,), "the head's matrix is the embedding here")
-    else:
-        hf.given("tie_word_embeddings")
+    settings = read_head(hf, values) | read_sizes(hf)
+    read_tied(hf, settings["head"])
     rows = hf.whole("max_position_embeddings", 512)
     settings |= {
-        "vocab_size": hf.need("vocab_size"),
-        "d_model": hf.need("hidden_size"),
-        "n_layers": hf.need("num_hidden_layers"),
-        "n_heads": hf.need("num_attention_heads"),
-        "d_ff": hf.need("intermediate_size"),
-        "activation": activation(hf),
         "relative_positions": hf.get("relative_attention_num_buckets"),
         "max_sequence_length": rows - PADDING_ID - 1,
-        "norm_eps": hf.get("layer_norm_eps"),
-        "init_std": hf.get("initializer_range"),
         "pooler": settings["head"] != "sequence",
     }
     hf.finish()
@@ -64,21 +58,12 @@ def from_hf(values: Mapping[str, Any]) -> MPNetConfig:
 
 def to_hf(config: MPNetConfig) -> dict[str, Any]:
     """Config to ``config.json``."""
-    return hf_head(config, CLASSES) | {
+    own = {
         "model_type": "mpnet",
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "intermediate_size": config.feed_forward,
-        "hidden_act": hf_activation(config.activation),
         "relative_attention_num_buckets": config.relative_positions,
         "max_position_embeddings": config.max_sequence_length + PADDING_ID + 1,
-        "layer_norm_eps": config.norm_eps,
-        "initializer_range": config.init_std,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
     }
+    return hf_head(config, CLASSES) | hf_sizes(config) | own
 
 
 def as_found(config: MPNetConfig, present: Iterable[str]) -> MPNetConfig:
@@ -114,14 +99,5 @@ def hf_names(config: MPNetConfig) -> list[WeightName]:
     )
     if config.pooler and config.head != "sequence":
         names += linears({"pooler.dense": f"{base}pooler.dense"})
-    if config.head == "masked_lm":
-        names += linears({"head.transform.dense": "lm_head.dense"})
-        names += norms({"head.transform.norm": "lm_head.layer_norm"})
-        names.append(WeightName("head.bias", "lm_head.bias"))
-    elif config.head == "sequence":
-        names += linears(
-            {"head.transform.dense": "classifier.dense", "head.out": "classifier.out_proj"}
-        )
-    elif config.head == "token":
-        names += linears({"head.out": "classifier"})
-    return names
+    masked = "lm_head.dense", "lm_head.layer_norm", "lm_head.bias"
+    return names + head_names(config, masked, TWO_LAYERS)

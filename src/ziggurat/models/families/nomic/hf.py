@@ -14,6 +14,7 @@ from ziggurat.models.families.encoder_fields import (
     linears,
     norms,
     read_head,
+    read_tied,
     without,
 )
 from ziggurat.models.families.nomic.config import NomicConfig
@@ -81,10 +82,7 @@ def from_hf(values: Mapping[str, Any]) -> NomicConfig:
     for key in ("is_causal", "is_decoder"):  # without effect: both directions are seen
         hf.given(key)
     settings = read_head(hf, values)
-    if settings["head"] == "masked_lm":
-        hf.refuse_unless("tie_word_embeddings", (True,), "the head's matrix is the embedding here")
-    else:
-        hf.given("tie_word_embeddings")
+    read_tied(hf, settings["head"])
     length = hf.whole("max_position_embeddings", 2048)
     settings |= {
         "vocab_size": hf.get("vocab_size"),

@@ -11,7 +11,13 @@ from ziggurat.models.families.bert.hf import (
     common_values,
     encoder_names,
 )
-from ziggurat.models.families.encoder_fields import EncoderHead, linears, norms, without
+from ziggurat.models.families.encoder_fields import (
+    TWO_LAYERS,
+    EncoderHead,
+    head_names,
+    linears,
+    without,
+)
 from ziggurat.models.families.roberta.config import RobertaConfig
 
 STEMS = {"roberta": "Roberta", "xlm-roberta": "XLMRoberta", "camembert": "Camembert"}
@@ -71,14 +77,5 @@ def hf_names(config: RobertaConfig) -> list[WeightName]:
     names = encoder_names(base)
     if config.pooler and config.head != "sequence":
         names += linears({"pooler.dense": f"{base}pooler.dense"})
-    if config.head == "masked_lm":
-        names += linears({"head.transform.dense": "lm_head.dense"})
-        names += norms({"head.transform.norm": "lm_head.layer_norm"})
-        names.append(WeightName("head.bias", "lm_head.bias"))
-    elif config.head == "sequence":
-        names += linears(
-            {"head.transform.dense": "classifier.dense", "head.out": "classifier.out_proj"}
-        )
-    elif config.head == "token":
-        names += linears({"head.out": "classifier"})
-    return names
+    masked = "lm_head.dense", "lm_head.layer_norm", "lm_head.bias"
+    return names + head_names(config, masked, TWO_LAYERS)

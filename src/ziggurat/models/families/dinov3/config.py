@@ -36,8 +36,6 @@ class Dinov3Config(ImageEncoderFields):
     """Biases in feed-forward parts."""
     gated: bool = False
     """Gated feed-forward parts (ViT-S+, H+ and 7B)."""
-    layer_scale: float = 1.0
-    """Start of the vectors that multiply what a branch adds."""
 
     def __post_init__(self):
         ImageEncoderFields.__post_init__(self)
@@ -64,7 +62,7 @@ class Dinov3Config(ImageEncoderFields):
             mixer=attention,
             mlp=mlp_class(hidden=self.feed_forward, activation=self.activation, bias=self.mlp_bias),
             norm=self.norm(),
-            layer_scale=self.layer_scale,
+            layer_scale=1.0,
         )
         layer = LayerConfig(block=block, rule=self.rule, rope=RopeConfig(theta=self.rope_theta))
         return EncoderConfig(

@@ -50,7 +50,6 @@ def from_hf(values: Mapping[str, Any]) -> Dinov3Config:
         "out_bias": hf.get("proj_bias"),
         "mlp_bias": hf.get("mlp_bias"),
         "gated": hf.get("use_gated_mlp"),
-        "layer_scale": hf.get("layerscale_value"),
     }
     hf.finish()
     return checked(Dinov3Config, settings, "config.json")
@@ -78,7 +77,6 @@ def to_hf(config: Dinov3Config) -> dict[str, Any]:
             "proj_bias": config.out_bias,
             "mlp_bias": config.mlp_bias,
             "use_gated_mlp": config.gated,
-            "layerscale_value": config.layer_scale,
         }
     )
 

@@ -95,10 +95,17 @@ class LayerByLayer:
             return whole.begin(tokens, self._positions, Causal())
 
         self._rows: list[np.ndarray] = []
+        self._inputs: list[np.ndarray | None] = []  # of a row, what each layer reads for itself
         angles: list[Any] = []
         for row in rows:
-            x, angles = begin(params, jnp.asarray(row[None]))
-            self._rows.append(np.asarray(x))
+            begun = begin(params, jnp.asarray(row[None]))
+            angles = begun.rotations
+            self._rows.append(np.asarray(begun.x))
+            own = begun.by_layer
+            self._inputs.append(None if own is None else np.asarray(own))
+        self._read: dict[int, list[Any]] = {
+            layer.source: [] for layer in model.decoder.layers if layer.source is not None
+        }  # by layer, for each row, the keys and values that later layers attend to
         self._steps = [
             decoder.layer_step(layer, self._positions, angle, Causal())
             for layer, angle in zip(model.decoder.layers, angles)
@@ -112,8 +119,9 @@ class LayerByLayer:
         sums: dict[str, Moments] = {}
         run, shared = self._observing(layer, frozenset(names))
         own = self._of_layer(layer)
-        for row in self._rows:
-            for name, (found, sizes) in run(own, jnp.asarray(row)).items():
+        for number, row in enumerate(self._rows):
+            seen = run(own, jnp.asarray(row), *self._beside(layer, number))
+            for name, (found, sizes) in seen.items():
                 if sizes is None:
                     gram, magnitude, largest = found
                     here = Moments(gram, magnitude, largest, np.asarray(row.shape[1]))
@@ -132,13 +140,13 @@ class LayerByLayer:
         named = {f"{prefix}.{name}": leaf for name, leaf in named_leaves(own).items()}
         kernels = [name for name in summed_axes(self._model) if name in named]
         run, shared = self._observing(layer, frozenset(kernels))
-        run(own, jnp.asarray(self._rows[0]))
+        row, beside = jnp.asarray(self._rows[0]), self._beside(layer, 0)
+        run(own, row, *beside)
         groups: dict[str, list[str]] = {}
         for name, first in shared.items():
             groups.setdefault(first, []).append(name)
         found = candidates(kind.block, prefix, list(groups.values()), set(named))
-        step = jax.jit(lambda own, x: self._steps[layer](own, x, ())[0])
-        row = jnp.asarray(self._rows[0])
+        step = jax.jit(lambda own, x: self._steps[layer](own, x, *beside)[0])
         plain = np.asarray(step(own, row))
         size = np.abs(plain - self._rows[0]).max()
         kept = []
@@ -164,9 +172,19 @@ class LayerByLayer:
         kind = (self._model.decoder.layers[layer], jax.tree.structure(own))
         if kind not in self._compiled:
             step = self._steps[layer]
-            self._compiled[kind] = jax.jit(lambda own, x: step(own, x, ())[0])
+            self._compiled[kind] = jax.jit(lambda own, x, *beside: step(own, x, *beside)[:2])
         run = self._compiled[kind]
-        self._rows = [np.asarray(run(own, jnp.asarray(row))) for row in self._rows]
+        for number, row in enumerate(self._rows):
+            x, state = run(own, jnp.asarray(row), *self._beside(layer, number))
+            self._rows[number] = np.asarray(x)
+            if layer in self._read:
+                self._read[layer].append(jax.tree.map(np.asarray, state))
+
+    def _beside(self, layer: int, row: int) -> tuple[Any, ...]:
+        """Further arguments of a layer's step: its state, and what it reads for itself."""
+        source, own = self._model.decoder.layers[layer].source, self._inputs[row]
+        state = () if source is None else jax.tree.map(jnp.asarray, self._read[source][row])
+        return (state,) if own is None else (state, jnp.asarray(own[layer]))
 
     def _with(self, layer: int, weights: Mapping[str, Any]) -> Params:
         """A layer's parameters, with these in place of its own."""
@@ -195,14 +213,14 @@ class LayerByLayer:
             step, prefix, shared = self._steps[layer], self._stack(layer), {}
 
             @jax.jit
-            def run(own: Params, x: Array) -> Any:
+            def run(own: Params, x: Array, *beside: Any) -> Any:
                 seen = Observations()
 
                 def wrapped(path: Any, leaf: Any) -> Any:
                     name = f"{prefix}.{leaf_name(path)}"
                     return seen.observed(name, leaf) if name in names else leaf
 
-                step(jax.tree_util.tree_map_with_path(wrapped, own), x, ())
+                step(jax.tree_util.tree_map_with_path(wrapped, own), x, *beside)
                 first: dict[int, str] = {}
                 for name, (inputs, _) in seen.inputs.items():
                     shared[name] = first.setdefault(id(inputs), name)

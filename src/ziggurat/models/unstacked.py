@@ -135,8 +135,8 @@ def _joined(own: Params, stack: Params, index: Int[Array, ""]) -> Params:
     return jax.tree.map(one, own, stack, is_leaf=lambda node: node is None or is_weight_node(node))
 
 
-def _stepped(step: Any, own: Params, stack: Params, index: Array, x: Array, state: Any) -> Any:
-    return step(_joined(own, stack, index), x, state)
+def _stepped(step: Any, own: Params, stack: Params, index: Array, x: Array, *rest: Any) -> Any:
+    return step(_joined(own, stack, index), x, *rest)
 
 
 def _decoder(model: LanguageModel, weights: Unstacked) -> Decoder:
@@ -170,15 +170,18 @@ def hidden(
         inputs: embeddings of images or other input, and positions of several axes.
     """
     decoder = _decoder(model, weights)
-    x, angles = decoder.begin(tokens, positions, context, inputs)
+    begun = decoder.begin(tokens, positions, context, inputs)
+    x = begun.x
     steps: dict[Any, Any] = {}  # equal layers are traced once
     for i, (layer, place) in enumerate(zip(model.decoder.layers, model.decoder.places)):
         if layer not in steps:
-            step = decoder.layer_step(layer, positions, angles[i], context)
+            step = decoder.layer_step(layer, positions, begun.rotations[i], context)
             steps[layer] = jax.jit(functools.partial(_stepped, step))
         own, stack = weights.layers[i], weights.stacks[place.stack]
-        x, state, _ = steps[layer](own, stack, jnp.int32(place.index), x, states.of(i))
-        states = states.after(i, state)
+        holder = i if layer.source is None else layer.source
+        held, index = states.of(holder), jnp.int32(place.index)
+        x, state, _ = steps[layer](own, stack, index, x, held, *begun.of(i))
+        states = states.after(holder, state)
         if inputs is not None and inputs.by_layer is not None and i < inputs.layers:
             x = inputs.add(x, inputs.by_layer[i])
     return decoder.finish(x), states

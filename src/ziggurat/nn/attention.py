@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule
-from ziggurat.nn.layer_state import KeyValueSpec, MixerCost
+from ziggurat.nn.layer_state import NO_STATE, KeyValueSpec, MixerCost, StateSpec
 from ziggurat.nn.linear import Linear, apply_each, constant
 from ziggurat.nn.norm import NormConfig, root_mean_square_normed
 from ziggurat.nn.precision import Precision
@@ -46,6 +46,9 @@ class GroupedAttentionConfig:
     value_is_key: bool = False
     """Values are the keys before their norm and rotation; there is no projection of their own
     (Gemma 4)."""
+    own_keys: bool = True
+    """Whether the layer has keys and values of its own; otherwise it attends to those of an earlier
+    layer, see :attr:`ziggurat.nn.block.LayerConfig.source` (Gemma 4 E2B)."""
     rotary_dim: int | None = None
     """First channels of a head that rotate; default all (GPT-NeoX, Phi, Qwen3-Next)."""
     output_gate: bool = False
@@ -56,8 +59,10 @@ class GroupedAttentionConfig:
     name = "attention"
 
     @property
-    def state(self) -> KeyValueSpec:
+    def state(self) -> StateSpec:
         c = self.head_dim
+        if not self.own_keys:
+            return NO_STATE
         return KeyValueSpec(kv_heads=self.kv_heads, key_dim=c, value_dim=c)
 
     @property
@@ -78,7 +83,7 @@ class GroupedAttentionConfig:
 
 class Attention(nnx.Module):
     """Grouped-query attention. Kernels are ``[d, h*c]``, ``[d, k*c]`` and ``[h*c, d]``; the gate's,
-    where there is one, is ``[d, h*c]`` too."""
+    where there is one, is ``[d, h*c]`` too. A layer without keys of its own has no ``[d, k*c]``."""
 
     def __init__(
         self,
@@ -93,13 +98,10 @@ class Attention(nnx.Module):
             return Linear(d_in, d_out, axes, bias=bias, std=std, precision=precision, rngs=rngs)
 
         self.query = linear(width, c.heads * c.head_dim, ("embed", "heads"), c.bias)
-        key_bias = c.bias and c.key_bias
-        self.key = linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), key_bias)
-        self.value = (
-            None
-            if c.value_is_key
-            else linear(width, c.kv_heads * c.head_dim, ("embed", "kv_heads"), c.bias)
-        )
+        inner, axes = c.kv_heads * c.head_dim, ("embed", "kv_heads")
+        self.key = linear(width, inner, axes, c.bias and c.key_bias) if c.own_keys else None
+        separate = c.own_keys and not c.value_is_key
+        self.value = linear(width, inner, axes, c.bias) if separate else None
         self.out = linear(c.heads * c.head_dim, width, ("heads", "embed"), c.out_bias)
         gated = c.output_gate
         self.gate = (
@@ -113,7 +115,8 @@ class Attention(nnx.Module):
                 return c.head_norm.build((heads, c.head_dim), precision, (axis, "head_dim"))
             return c.head_norm and c.head_norm.build(c.head_dim, precision, "head_dim")
 
-        self.query_norm, self.key_norm = norm(c.heads, "heads"), norm(c.kv_heads, "kv_heads")
+        self.query_norm = norm(c.heads, "heads")
+        self.key_norm = norm(c.kv_heads, "kv_heads") if c.own_keys else None
         self.value_norm_eps = c.value_norm_eps
         self.norm_whole, self.norm_rotated = c.width_norm is not None, c.norm_rotated
         self.sinks = constant(0.0, (c.heads,), ("heads",), precision) if c.sinks else None
@@ -128,35 +131,41 @@ class Attention(nnx.Module):
         context: AttentionContext,
         state: Any,
     ) -> tuple[Float[Array, "b t d"], Any]:
-        b, t, _ = x.shape
-        optional = [layer for layer in (self.value, self.gate) if layer is not None]
-        query, key, *rest = apply_each((self.query, self.key, *optional), x)
-        value = key if self.value is None else rest.pop(0)
-        if self.norm_whole:
-            query, key = self._normed(query, key)
-        query = query.reshape(b, t, self.heads, self.head_dim)
-        key, value = (y.reshape(b, t, self.kv_heads, self.head_dim) for y in (key, value))
-        if self.value_norm_eps is not None:
-            value = root_mean_square_normed(value, self.value_norm_eps)
-        if not self.norm_whole and not self.norm_rotated:
-            query, key = self._normed(query, key)
-        if rotation is not None:
-            query, key = rotate(query, *rotation), rotate(key, *rotation)
-        if self.norm_rotated:
-            query, key = self._normed(query, key)
+        present = {
+            name: layer
+            for name in ("query", "key", "value", "gate")
+            if (layer := getattr(self, name)) is not None
+        }
+        found = dict(zip(present, apply_each([*present.values()], x)))
+        query = self._turned(found["query"], self.heads, self.query_norm, rotation)
         if rule.query_scaling is not None:
             factors = rule.query_scaling.factors(positions)
             query = query * factors[:, :, None, None].astype(query.dtype)
         query = constrain(query, ("batch", "sequence", "heads", None))
-        key = constrain(key, ("batch", "sequence", "kv_heads", None))
+        key = value = None
+        if "key" in found:
+            key = self._turned(found["key"], self.kv_heads, self.key_norm, rotation)
+            key = constrain(key, ("batch", "sequence", "kv_heads", None))
+            value = found.get("value", found["key"])
+            value = value.reshape(*value.shape[:2], self.kv_heads, self.head_dim)
+            if self.value_norm_eps is not None:
+                value = root_mean_square_normed(value, self.value_norm_eps)
         sinks = None if self.sinks is None else self.sinks[...]
         mixed, state = context.attend(query, key, value, positions, rule, state, sinks)
-        mixed = mixed.reshape(b, t, -1)
-        if rest:
-            mixed = mixed * jax.nn.sigmoid(rest[0])
+        mixed = mixed.reshape(*mixed.shape[:2], -1)
+        if "gate" in found:
+            mixed = mixed * jax.nn.sigmoid(found["gate"])
         return self.out(mixed), state
 
-    def _normed(self, query: Float[Array, "b t ..."], key: Float[Array, "b t ..."]):
-        if self.query_norm is None or self.key_norm is None:
-            return query, key
-        return self.query_norm(query), self.key_norm(key)
+    def _turned(
+        self, y: Float[Array, "b t f"], heads: int, norm: Any, rotation: Rotation | None
+    ) -> Float[Array, "b t n c"]:
+        """Queries or keys by head, normalised and rotated."""
+        if norm is not None and self.norm_whole:
+            y = norm(y)
+        y = y.reshape(*y.shape[:2], heads, self.head_dim)
+        if norm is not None and not self.norm_whole and not self.norm_rotated:
+            y = norm(y)
+        if rotation is not None:
+            y = rotate(y, *rotation)
+        return norm(y) if norm is not None and self.norm_rotated else y

@@ -64,6 +64,8 @@ class AttentionRule:
     """Bound on the scores, if any."""
     query_scaling: QueryScaling | None = None
     """Growth of queries with their position, if any."""
+    read_later: bool = False
+    """Later layers attend to this layer's keys and values (Gemma 4 E2B)."""
     implementation: str = "auto"
     """Kernel, see ``ziggurat.kernels.attention``."""
 
@@ -105,14 +107,18 @@ class AttentionContext(Protocol):
     def attend(
         self,
         query: Float[Array, "b t h c"],
-        key: Float[Array, "b t k c"],
-        value: Float[Array, "b t k z"],
+        key: Float[Array, "b t k c"] | None,
+        value: Float[Array, "b t k z"] | None,
         positions: Int[Array, "b t"],
         rule: AttentionRule,
         state: State,
         sinks: Float[Array, "h"] | None = None,
     ) -> tuple[Float[Array, "b t h z"], State]:
-        """Attention output of one layer and the layer's new state."""
+        """Attention output of one layer and the layer's new state.
+
+        Without a key and a value the layer attends to those of an earlier layer, whose rule says
+        ``read_later``; ``state`` is then what this method gave that layer, and stays as it is.
+        """
         ...
 
     def advance(self: C, state: State, tokens: int) -> C:
@@ -143,6 +149,19 @@ def attend_by_rule(
     )
 
 
+def _kept(
+    key: Float[Array, "b t k c"] | None,
+    value: Float[Array, "b t k z"] | None,
+    rule: AttentionRule,
+    state: State,
+) -> tuple[Array, Array, State]:
+    """Keys and values of a context that keeps nothing between forward passes, and the state: keys
+    and values for a layer that comes later, or as it was."""
+    if key is None or value is None:
+        return state.keys, state.values, state
+    return key, value, KeyValues(key, value) if rule.read_later else state
+
+
 def _stateless(starts: Bool[Array, "b t"] | None = None) -> Recurrence:
     """From zeros, and the state afterwards is not kept."""
     return Recurrence(None, starts, None, lambda arrays: ())
@@ -165,6 +184,7 @@ class Causal:
         return jnp.broadcast_to(jnp.max(positions, axis=1, keepdims=True) + 1, positions.shape)
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
+        key, value, state = _kept(key, value, rule, state)
         mask = AttentionMask(
             positions, positions, aligned=True, window=rule.window, query_last=self.last_seen
         )
@@ -200,6 +220,7 @@ class Packed:
         return jax.vmap(of_row)(positions, self.segment_ids) + 1
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
+        key, value, state = _kept(key, value, rule, state)
         segments = self.segment_ids
         mask = AttentionMask(
             positions,
@@ -247,6 +268,7 @@ class Bidirectional:
         return jnp.broadcast_to(jnp.max(seen, axis=1, keepdims=True) + 1, positions.shape)
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
+        key, value, state = _kept(key, value, rule, state)
         segments = () if self.mask is None else (jnp.ones_like(self.mask), self.mask)
         mask = AttentionMask(positions, positions, *segments, causal=False, window=rule.window)
         return attend_by_rule(query, key, value, mask, rule, sinks, self.bias), state
@@ -314,13 +336,13 @@ class Cached:
         return max(slots, default=0)
 
     def attend(self, query, key, value, positions, rule, state, sinks=None):
-        rows = jnp.arange(key.shape[0])[:, None]
-        at = self.lengths[:, None] + jnp.arange(key.shape[1])[None]
+        rows = jnp.arange(query.shape[0])[:, None]
+        at = self.lengths[:, None] + jnp.arange(query.shape[1])[None]
 
         def place(old: Array, new: Array) -> Array:
             return old.at[rows, at].set(new.astype(old.dtype), mode="drop")
 
-        state = state.put(key, value, place)
+        state = state if key is None else state.put(key, value, place)
         keys, values = state.read(query.dtype)
         slots = jnp.broadcast_to(jnp.arange(keys.shape[1])[None], (keys.shape[0], keys.shape[1]))
         mask = AttentionMask(positions, slots, window=rule.window, query_last=self.last_seen)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext, AttentionRule, counted_tokens
+from ziggurat.nn.layer_inputs import LayerInputGate, LayerInputGateConfig
 from ziggurat.nn.layer_state import KeyValueSpec, MixerCost, StateSpec
 from ziggurat.nn.linear import constant, multiply
 from ziggurat.nn.norm import NormConfig
@@ -103,7 +104,8 @@ class BlockConfig:
     layer_scale: float | None = None
     """If given, a learned vector multiplies what a branch adds, and starts at this value (DINOv2;
     Touvron et al. 2021, https://arxiv.org/abs/2103.17239)."""
-
+    layer_input: LayerInputGateConfig | None = None
+    """A third branch, which reads an input of the layer's own (Gemma 4 E2B)."""
     stream_scale: bool = False
     """A number multiplies the stream after the block; it is loaded, not trained (Gemma 4)."""
 
@@ -129,6 +131,9 @@ class LayerConfig:
     """Scale, window and soft cap of its attention."""
     rope: RopeConfig | None
     """Rotary embedding of its queries and keys; ``None``: no positions here."""
+    source: int | None = None
+    """Number of the earlier layer to whose keys and values this one attends, where its mixer has
+    none of its own; the other's rule says ``read_later``."""
 
     @property
     def state(self) -> StateSpec:
@@ -163,6 +168,9 @@ class Block(nnx.Module):
             scale = c.layer_scale
             vector = None if scale is None else constant(scale, (width,), ("embed",), precision)
             setattr(self, f"{branch}_scale", vector)
+        made = {"std": std, "precision": precision, "rngs": rngs}
+        own = c.layer_input
+        self.layer_input = own and LayerInputGate(own, width, c.norm, **made)
         self.stream_scale = constant(1.0, (1,), (None,), precision) if c.stream_scale else None
 
     def __call__(
@@ -173,23 +181,30 @@ class Block(nnx.Module):
         rule: AttentionRule,
         context: AttentionContext,
         state: Any,
+        own: Float[Array, "b t p"] | None = None,
     ) -> tuple[Float[Array, "b t d"], Any, Any]:
-        """The stream after this block, the layer's new state, and its router's report."""
+        """The stream after this block, the layer's new state, and its router's report; ``own`` is
+        the layer's own input, where it has one."""
         c, name = self.config, self.config.mixer.name
         with jax.named_scope(name):
             read = self._read(name, x)
             mixed, state = getattr(self, name)(read, positions, rotation, rule, context, state)
             after = self._add(name, x, mixed)
         if self.mlp is None:
-            return self._scaled(after), state, None
+            return self._ended(after, own), state, None
         with jax.named_scope("mlp"):
             if not c.shared_norm:
                 read = self._read("mlp", x if c.parallel else after)
             y, routing = self.mlp(read, counted_tokens(context))
-            return self._scaled(self._add("mlp", after, y)), state, routing
+            return self._ended(self._add("mlp", after, y), own), state, routing
 
-    def _scaled(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """The stream times its number, which gets no gradient."""
+    def _ended(self, x: Array, own: Array | None) -> Float[Array, "b t d"]:
+        """The stream with the branch of the layer's own input, times its number, which gets no
+        gradient."""
+        if self.layer_input is not None:
+            assert own is not None
+            with jax.named_scope("layer_input"):
+                x = constrain(self.layer_input(x, own), ("batch", "sequence", "embed"))
         if self.stream_scale is None:
             return x
         scale = jax.lax.stop_gradient(self.stream_scale[...])

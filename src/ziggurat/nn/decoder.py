@@ -9,7 +9,7 @@ and decoding; only the attention context differs.
 import collections
 import dataclasses
 import functools
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from ziggurat.kernels.linear import PackedWeight, Weight, dense
 from ziggurat.mesh import constrain
 from ziggurat.nn.attention_context import AttentionContext
 from ziggurat.nn.block import Block, BlockConfig, LayerConfig
+from ziggurat.nn.layer_inputs import LayerInputs, LayerInputsConfig
 from ziggurat.nn.layer_scan import LayerStep, Remat, rematerialised, scan_layers
 from ziggurat.nn.layer_state import StateSpec
 from ziggurat.nn.linear import Embedding, Linear, constant, parameter
@@ -59,6 +60,8 @@ class DecoderConfig(LayeredConfig):
     """A bias on the logits (Phi)."""
     logit_softcap: float | None = None
     """If given, logits become ``softcap * tanh(logits / softcap)`` (Gemma 2)."""
+    layer_inputs: LayerInputsConfig | None = None
+    """Embeddings of the tokens that each layer reads for itself (Gemma 4 E2B)."""
     logit_scale: float = 1.0
     """Multiplies the final hidden states, and by them the logits (Command, Granite)."""
 
@@ -78,6 +81,21 @@ class DecoderConfig(LayeredConfig):
         """Spec of the state of each stack's layers, and the number of those layers."""
         counts = collections.Counter(layer.block for layer in self.layers)
         return tuple((block.mixer.state, counts[block]) for block in self.stacks)
+
+
+class Begun(NamedTuple):
+    """Inputs of a decoder's layers."""
+
+    x: Float[Array, "b t d"]
+    """The first block's input."""
+    rotations: list[Rotation | None]
+    """Rotary angles of every layer."""
+    by_layer: Float[Array, "l b t p"] | None
+    """Input of each layer alone, where layers have one."""
+
+    def of(self, layer: int) -> tuple[Float[Array, "b t p"], ...]:
+        """Further arguments of a layer's step."""
+        return () if self.by_layer is None else (self.by_layer[layer],)
 
 
 class Decoder(LayerStacks):
@@ -124,6 +142,9 @@ class Decoder(LayerStacks):
         if self.positions is not None:
             self.positions.table.set_metadata(axes=(None, "embed"))
         self.project_in, self.project_out = self._projections(precision, rngs)
+        made = {"std": c.init_std, "precision": precision, "rngs": rngs}
+        own = c.layer_inputs
+        self.layer_inputs = own and LayerInputs(own, c.n_layers, c.d_model, **made)
 
     def _projections(self, precision: Precision, rngs: nnx.Rngs) -> list[Linear | None]:
         """From the embeddings' width to the blocks', and back."""
@@ -152,9 +173,8 @@ class Decoder(LayerStacks):
         positions: Int[Array, "b t"],
         context: AttentionContext,
         inputs: MultimodalInputs | None = None,
-    ) -> tuple[Float[Array, "b t d"], list[Rotation | None]]:
-        """Compute the input of the first block: embeddings, and the rotary angles of every
-        layer."""
+    ) -> Begun:
+        """Compute the layers' inputs: embeddings, and the rotary angles of every layer."""
         with jax.named_scope("embedding"):
             x = self.embedding(tokens)
         if self.config.embedding_scale != 1.0:
@@ -174,6 +194,17 @@ class Decoder(LayerStacks):
             self._check(inputs)
             x = inputs.place(x)
             turned = positions if inputs.rotary_positions is None else inputs.rotary_positions
+        x = constrain(x, ("batch", "sequence", "embed"))
+        own = None
+        if self.layer_inputs is not None:
+            padding = self.layer_inputs.config.padding
+            known = tokens if inputs is None else inputs.hidden_from(tokens, padding)
+            own = self.layer_inputs(known, x)
+        return Begun(x, self._rotations(positions, turned, context), own)
+
+    def _rotations(
+        self, positions: Int[Array, "b t"], turned: Array, context: AttentionContext
+    ) -> list[Rotation | None]:
         angles: dict[Any, Rotation | None] = {}
         for layer in self.config.layers:
             rope, dim = layer.rope, layer.block.mixer.rope_dim
@@ -182,8 +213,7 @@ class Decoder(LayerStacks):
                 if rope is not None:
                     length = context.context_length(positions) if depends_on_length(rope) else 0
                     angles[rope, dim] = rotation(turned, rope, dim, length)
-        found = [angles[la.rope, la.block.mixer.rope_dim] for la in self.config.layers]
-        return constrain(x, ("batch", "sequence", "embed")), found
+        return [angles[la.rope, la.block.mixer.rope_dim] for la in self.config.layers]
 
     def _check(self, inputs: MultimodalInputs) -> None:
         layers = self.config.n_layers
@@ -212,12 +242,13 @@ class Decoder(LayerStacks):
         rotation: Rotation | None,
         context: AttentionContext,
     ) -> LayerStep:
-        """One layer as a pure function ``(parameters, x, state) -> (x, state, routing)``."""
+        """One layer as a pure function ``(parameters, x, state) -> (x, state, routing)``; what the
+        layer reads for itself is a fourth argument."""
         graph, _ = nnx.split(getattr(self, stack_name(self.config.stacks.index(layer.block))))
         rule = dataclasses.replace(layer.rule, implementation=self.kernel)
 
-        def step(params: Any, x: Array, state: Any) -> tuple[Array, Any, Any]:
-            return nnx.merge(graph, params)(x, positions, rotation, rule, context, state)
+        def step(params: Any, x: Array, state: Any, *own: Array) -> tuple[Array, Any, Any]:
+            return nnx.merge(graph, params)(x, positions, rotation, rule, context, state, *own)
 
         return rematerialised(step, self.remat)
 
@@ -240,17 +271,18 @@ class Decoder(LayerStacks):
     ) -> tuple[Float[Array, "b t d"], C, dict[str, Any]]:
         """Final hidden states, the context after these tokens, and what the routers of mixtures of
         experts report, by stack, with the stack's layers along the first axis."""
-        x, angles = self.begin(tokens, positions, context, inputs)
+        begun = self.begin(tokens, positions, context, inputs)
         layers = self.config.layers
 
         def step(number: int) -> LayerStep:
-            return self.layer_step(layers[number], positions, angles[number], context)
+            return self.layer_step(layers[number], positions, begun.rotations[number], context)
 
         behind = None
         if inputs is not None and inputs.by_layer is not None:
             behind = inputs.add, inputs.by_layer
         _, stacks = self.stack_parts(self.config)
-        found = scan_layers(layers, stacks, step, x, context.state or (), behind)
+        held = context.state or ()
+        found = scan_layers(layers, stacks, step, begun.x, held, behind, begun.by_layer)
         routing = {
             stack_name(stack): report
             for stack, report in enumerate(found.by_stack(1))

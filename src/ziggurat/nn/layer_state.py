@@ -99,7 +99,11 @@ class RecurrentSpec:
 
     arrays: tuple[ArraySpec, ...]
 
-    shared_by = "snapshot"
+    @property
+    def shared_by(self) -> Literal["blocks", "snapshot"]:
+        """Requirement of a shared prefix: a snapshot at its end, or nothing but blocks where there
+        are no arrays."""
+        return "snapshot" if self.arrays else "blocks"
 
     @property
     def layout(self) -> "RecurrentSpec":
@@ -121,6 +125,8 @@ class RecurrentSpec:
 
 
 StateSpec = KeyValueSpec | RecurrentSpec
+NO_STATE = RecurrentSpec(())
+"""Spec of a layer that keeps nothing, as it attends to the keys and values of an earlier layer."""
 
 
 def stored_as(spec: StateSpec, storage: Storage) -> StateSpec:

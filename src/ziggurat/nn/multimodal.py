@@ -47,6 +47,18 @@ class MultimodalInputs:
         rows = jnp.arange(x.shape[0])[:, None]
         return x.at[rows, self.places].set(self.embeddings.astype(x.dtype), mode="drop")
 
+    def hidden_from(self, tokens: Int[Array, "b t"], padding: int) -> Int[Array, "b t"]:
+        """Token ids with that of padding at the places.
+
+        >>> inputs = MultimodalInputs(jnp.zeros((1, 2, 4)), jnp.array([[1, 3]]))
+        >>> inputs.hidden_from(jnp.array([[7, 8, 9]]), 0).tolist()
+        [[7, 0, 9]]
+        """
+        if self.embeddings is None or self.places is None:
+            return tokens
+        rows = jnp.arange(tokens.shape[0])[:, None]
+        return tokens.at[rows, self.places].set(padding, mode="drop")
+
     def add(self, x: Float[Array, "b t d"], layer: Float[Array, "b n d"]) -> Float[Array, "b t d"]:
         """A layer's output with what is added behind it.
 

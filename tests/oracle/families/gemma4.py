@@ -26,10 +26,30 @@ SPARSE = {
     "top_k_experts": 2,
     "moe_intermediate_size": 24,
 }
+SMALL = {
+    "num_hidden_layers": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 12,
+    "num_kv_shared_layers": 2,
+    # scores are not scaled: wide heads make them large, and rounding in float32 grows with them
+    "head_dim": 6,
+    "global_head_dim": 8,
+}
 CASES: dict[str, dict[str, Any]] = {
     "dense": {"final_logit_softcapping": 3.0},
     "shared-key-value": {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
     "sparse": SPARSE | {"attention_k_eq_v": True, "num_global_key_value_heads": 3},
+    "small": SMALL
+    | {
+        "vocab_size_per_layer_input": VOCABULARY,
+        "use_double_wide_mlp": True,
+        "final_logit_softcapping": 3.0,
+    },
+    "inputs-without-shared": {
+        "hidden_size_per_layer_input": 12,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_activation": "silu",
+    },
     "untied-biases-other-ropes": {
         "num_hidden_layers": 2,
         "layer_types": ["full_attention", "full_attention"],

@@ -25,8 +25,8 @@ IMPLEMENTATIONS.add("cpu", cpu_paged_attention)
 
 def paged_attention(
     query: Float[Array, "b t h c"],
-    key: Float[Array, "b t k c"],
-    value: Float[Array, "b t k z"],
+    key: Float[Array, "b t k c"] | None,
+    value: Float[Array, "b t k z"] | None,
     cache: KeyValues,
     rows: Rows,
     *,
@@ -42,8 +42,10 @@ def paged_attention(
 
     Args:
         query: the new tokens' queries; ``h`` is a multiple of ``k``.
-        key: their keys, which join the cache.
-        value: their values; channels ``z`` may be others than the keys' ``c``.
+        key: their keys, which join the cache; ``None``: nothing is written, since the cache has the
+            new tokens already, from an earlier layer.
+        value: their values, ``None`` with ``key``; channels ``z`` may be others than the keys'
+            ``c``.
         cache: one layer's blocks, arrays ``[k, blocks, slots, ...]``; a program that owns them
             writes in place. Heads lead: blocks gathered by a table are then laid out as the
             matmuls want them, with no transposition.

@@ -19,8 +19,8 @@ def serves(query: Float[Array, "b t h c"], cache: KeyValues) -> bool:
 
 def cpu_paged_attention(
     query: Float[Array, "b t h c"],
-    key: Float[Array, "b t k c"],
-    value: Float[Array, "b t k z"],
+    key: Float[Array, "b t k c"] | None,
+    value: Float[Array, "b t k z"] | None,
     cache: KeyValues,
     rows: Rows,
     *,
@@ -32,6 +32,9 @@ def cpu_paged_attention(
     """Paged attention in C++, with the arguments and results of
     :func:`ziggurat.kernels.paged_attention.paged_attention`. Queries of padding give zeros,
     and padding is written nowhere."""
+    if key is None or value is None:  # no tokens: nothing to write
+        k, z = cache.values.shape[0], cache.values.shape[3]
+        key, value = jnp.zeros((0, 0, k, query.shape[3])), jnp.zeros((0, 0, k, z))
     sinks = jnp.zeros(0) if sinks is None else sinks.astype(jnp.float32)
     rules = {"scale": float(scale), "softcap": float(softcap or 0), "window": window or 0}
     out, *after = _attend(query, key, value, cache.keys, cache.values, *rows[:3], sinks, **rules)
@@ -63,8 +66,8 @@ def _plain(
 ) -> list[Array]:
     out, cache = reference_paged_attention(
         query,
-        key,
-        value,
+        key if key.size else None,
+        value if key.size else None,
         KeyValues(keys, values),
         Rows(tables, positions, counts),
         scale=scale,

@@ -46,8 +46,8 @@ def written(
 
 def reference_paged_attention(
     query: Float[Array, "b t h c"],
-    key: Float[Array, "b t k c"],
-    value: Float[Array, "b t k z"],
+    key: Float[Array, "b t k c"] | None,
+    value: Float[Array, "b t k z"] | None,
     cache: KeyValues,
     rows: Rows,
     *,
@@ -60,7 +60,8 @@ def reference_paged_attention(
     """The definition: a running softmax over spans of the tables, from the first that a window
     leaves visible to the last that any row uses (Milakov and Gimelshein 2018,
     https://arxiv.org/abs/1805.02867)."""
-    cache = written(cache, key, value, rows)
+    if key is not None and value is not None:
+        cache = written(cache, key, value, rows)
     b, t, h, c = query.shape
     k, _, slots, _ = cache.keys.shape
     g = h // k

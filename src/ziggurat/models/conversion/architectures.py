@@ -44,7 +44,10 @@ RELATIVES: Mapping[str, tuple[str, str]] = {
     "deepseekv4": ("deepseek_v3", "with compressed attention and several residual streams"),
     "dinov3convnext": ("dinov3_vit", "with convolutions instead of attention"),
     "exaone": ("llama", "with other names of weights"),
-    "gemma3n": ("gemma3", "with embeddings of each layer"),
+    "gemma3n": (
+        "gemma4",
+        "with several residual streams, a low-rank branch and sparse activations",
+    ),
     "glm4moelite": ("deepseek_v3", "under other keys"),
     "glmmoedsa": ("deepseek_v3", "with sparse attention"),
     "gptbigcode": ("gpt2", "with one key and value head"),

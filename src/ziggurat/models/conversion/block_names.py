@@ -95,13 +95,14 @@ def grouped_attention(
 ) -> list[WeightName]:
     """Grouped attention's projections, and norms of queries and keys."""
     parts = ("query", "key") if attention.value_is_key else ("query", "key", "value")
+    parts = parts if attention.own_keys else ("query",)
     inputs = {f"attention.{n}": f"self_attn.{n[0]}_proj" for n in parts}
     biases = [*(inputs if attention.bias else ()), *(["attention.out"] * attention.out_bias)]
     table = inputs | {"attention.out": "self_attn.o_proj"}
     names = projections(stack, table, layers, biases)
     norm = attention.head_norm or attention.width_norm
     if norm is not None:
-        heads = {f"attention.{n}_norm": f"self_attn.{n[0]}_norm" for n in ("query", "key")}
+        heads = {f"attention.{n}_norm": f"self_attn.{n[0]}_norm" for n in parts if n != "value"}
         names += norms(stack, heads, layers, norm)
     return names
 

@@ -173,14 +173,15 @@ class Paged:
     def attend(
         self,
         query: Float[Array, "b t h c"],
-        key: Float[Array, "b t k c"],
-        value: Float[Array, "b t k z"],
+        key: Float[Array, "b t k c"] | None,
+        value: Float[Array, "b t k z"] | None,
         positions: Int[Array, "b t"],
         rule: AttentionRule,
         state: LayerCache,
         sinks: Float[Array, "h"] | None = None,
     ) -> tuple[Float[Array, "b t h z"], LayerCache]:
-        """Attention output of one layer, and its cache with the new tokens."""
+        """Attention output of one layer, and its cache with the new tokens; without a key and a
+        value the cache is that of an earlier layer, which has them already."""
         out, pool = paged_attention(
             query,
             key,

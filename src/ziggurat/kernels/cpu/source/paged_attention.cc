@@ -143,6 +143,7 @@ ffi::Error attention(Floats query, Floats key, Floats value, Floats, Floats, Int
   for (int64_t row = 0; row < rows; row++) {  // queries of padding give zeros
     const int64_t left = std::max<int64_t>(0, a.t - a.counts[row]), size = a.h * a.z;
     std::memset(a.out + ((row + 1) * a.t - left) * size, 0, sizeof(float) * left * size);
+    if (key.element_count() == 0) continue;  // the cache has the new tokens already
     write(a, {key.typed_data(), keys->typed_data(), a.c}, row);
     write(a, {value.typed_data(), values->typed_data(), a.z}, row);
   }
@@ -155,8 +156,8 @@ ffi::Error attention(Floats query, Floats key, Floats value, Floats, Floats, Int
 ZIGGURAT_HANDLER(paged_attention, attention,
                  ffi::Ffi::Bind()
                      .Arg<Floats>()    // query
-                     .Arg<Floats>()    // key
-                     .Arg<Floats>()    // value
+                     .Arg<Floats>()    // key, perhaps none
+                     .Arg<Floats>()    // value, perhaps none
                      .Arg<Floats>()    // keys
                      .Arg<Floats>()    // values
                      .Arg<Integers>()  // tables

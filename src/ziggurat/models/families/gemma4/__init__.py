@@ -1,4 +1,4 @@
-"""The text models of Gemma 4 whose layers have keys and values of their own (31B, 26B-A4B)."""
+"""The text models of Gemma 4 (31B, 26B-A4B, and E2B and E4B)."""
 
 from ziggurat.models.families.family import FAMILIES, Family
 from ziggurat.models.families.gemma4 import hf
@@ -13,6 +13,7 @@ FAMILIES.add(
         from_hf=hf.from_hf,
         to_hf=hf.to_hf,
         hf_names=hf.hf_names,
+        ignored=hf.ignored,
     ),
 )
 

@@ -11,6 +11,7 @@ from ziggurat.nn.attention import GroupedAttentionConfig
 from ziggurat.nn.attention_context import AttentionRule
 from ziggurat.nn.block import BlockConfig, LayerConfig
 from ziggurat.nn.decoder import DecoderConfig
+from ziggurat.nn.layer_inputs import LayerInputGateConfig, LayerInputsConfig
 from ziggurat.nn.mlp import Activation
 from ziggurat.nn.norm import NormConfig
 from ziggurat.nn.rope import ProportionalScaling, RopeConfig
@@ -21,7 +22,9 @@ class Gemma4Config(MixtureFields):
     """Gemma 4: five local layers to a global one, whose heads are wider and fewer and share one
     projection for keys and values; scores are not scaled, and values have a norm.
 
-    With ``sparse``, a mixture of experts stands beside every layer's feed-forward part.
+    With ``sparse``, a mixture of experts stands beside every layer's feed-forward part. In the
+    small models (E2B, E4B) each layer reads embeddings of its own, and the last layers attend to
+    the keys and values of the last layer before them that sees as far.
     Source: https://ai.google.dev/gemma/docs/core/model_card_4.
     """
 
@@ -52,6 +55,16 @@ class Gemma4Config(MixtureFields):
     """Bound on the logits, ``cap * tanh(logits / cap)``; 0: none."""
     sparse: bool = False
     """A mixture of experts stands beside every layer's feed-forward part."""
+    layer_input_width: int = 0
+    """Channels of the embeddings that each layer reads for itself; 0: none."""
+    layer_input_vocab_size: int | None = None
+    """Rows of their table; default ``vocab_size``."""
+    padding_token: int = 0
+    """Token id whose row of that table is read where an image stands."""
+    sharing_layers: int = 0
+    """Number of the last layers, which attend to keys and values of earlier ones."""
+    wide_sharing_mlp: bool = False
+    """Feed-forward parts of these layers are twice as wide."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,6 +74,15 @@ class Gemma4Config(MixtureFields):
         config.require(cap >= 0, "logit_softcap", cap, "a number > 0, or 0 for none")
         dim, heads = self.global_head_dim, self.n_global_kv_heads
         config.require(dim >= 2 and dim % 2 == 0, "global_head_dim", dim, "an even number >= 2")
+        for name in ("layer_input_width", "padding_token", "sharing_layers"):
+            config.require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        rows = self.layer_input_vocab_size
+        fits = rows is None or rows > self.padding_token
+        config.require(fits, "layer_input_vocab_size", rows, f"more than {self.padding_token}")
+        reaches = reach_of_layers(self.pattern, self.n_layers)
+        border, count = self.n_layers - self.sharing_layers, self.sharing_layers
+        fits = count == 0 or (border > 0 and set(reaches[:border]) == set(reaches))
+        config.require(fits, "sharing_layers", count, "layers of each reach before them")
         divides = heads is None or (heads >= 1 and self.n_heads % heads == 0)
         config.require(divides, "n_global_kv_heads", heads, f"a divisor of {self.n_heads} heads")
 
@@ -77,7 +99,7 @@ class Gemma4Config(MixtureFields):
             head_dim=self.global_head_dim,
             value_is_key=self.shared_key_value,
         )
-        kinds = {
+        kinds: dict[Reach, LayerConfig] = {
             "local": LayerConfig(
                 block=self._block(local, norm),
                 rule=AttentionRule(1.0, self.window),
@@ -88,13 +110,47 @@ class Gemma4Config(MixtureFields):
             ),
         }
         return self.decoder_of(
-            [kinds[reach] for reach in reach_of_layers(self.pattern, self.n_layers)],
+            self._layers(kinds, norm),
             embedding_scale=math.sqrt(self.d_model),
             logit_softcap=self.logit_softcap or None,
+            layer_inputs=self._layer_inputs(norm),
         )
 
-    def _block(self, attention: GroupedAttentionConfig, norm: NormConfig) -> BlockConfig:
+    def _layers(self, kinds: dict[Reach, LayerConfig], norm: NormConfig) -> list[LayerConfig]:
+        """The layers; the last of each kind before those that share is read by these."""
+        reaches = reach_of_layers(self.pattern, self.n_layers)
+        border = self.n_layers - self.sharing_layers
+        layers = [kinds[reach] for reach in reaches]
+        sources = {reach: number for number, reach in enumerate(reaches[:border])}
+        sharing: dict[Reach, LayerConfig] = {}
+        for reach in dict.fromkeys(reaches[border:]):
+            layer = kinds[reach]
+            rule = dataclasses.replace(layer.rule, read_later=True)
+            layers[sources[reach]] = dataclasses.replace(layer, rule=rule)
+            attention = layer.block.mixer
+            assert isinstance(attention, GroupedAttentionConfig)
+            attention = dataclasses.replace(attention, own_keys=False)
+            block = self._block(attention, norm, wide=self.wide_sharing_mlp)
+            sharing[reach] = dataclasses.replace(layer, block=block, source=sources[reach])
+        layers[border:] = [sharing[reach] for reach in reaches[border:]]
+        return layers
+
+    def _layer_inputs(self, norm: NormConfig) -> LayerInputsConfig | None:
+        if self.layer_input_width == 0:
+            return None
+        return LayerInputsConfig(
+            vocab_size=self.layer_input_vocab_size or self.vocab_size,
+            width=self.layer_input_width,
+            norm=norm,
+            padding=self.padding_token,
+        )
+
+    def _block(
+        self, attention: GroupedAttentionConfig, norm: NormConfig, wide: bool = False
+    ) -> BlockConfig:
         mlp = self.mlp()
+        mlp = dataclasses.replace(mlp, hidden=2 * mlp.hidden) if wide else mlp
+        width = self.layer_input_width
         if self.sparse:
             router = {"input_norm_eps": self.norm_eps, "expert_scale": True}
             mlp = dataclasses.replace(self.mixture(shared=mlp.hidden, **router), branch_norms=norm)
@@ -104,5 +160,8 @@ class Gemma4Config(MixtureFields):
             norm=norm,
             norms="sandwich",
             mlp_norm=not self.sparse,
+            layer_input=LayerInputGateConfig(width=width, activation=self.activation)
+            if width
+            else None,
             stream_scale=True,
         )

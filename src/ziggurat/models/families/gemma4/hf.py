@@ -1,5 +1,6 @@
 """Gemma 4 (text) in Hugging Face's ``config.json`` and safetensors."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,21 @@ BRANCH_NORMS = {
     "mlp.experts_post_norm": "post_feedforward_layernorm_2",
 }
 """Norms of the two branches of a sparse layer's feed-forward part, ours and theirs."""
+LAYER_INPUTS = [
+    WeightName("layer_inputs.table.table", "model.embed_tokens_per_layer.weight"),
+    WeightName(
+        "layer_inputs.project.kernel", "model.per_layer_model_projection.weight", transpose=True
+    ),
+    WeightName("layer_inputs.norm.scale", "model.per_layer_projection_norm.weight"),
+]
+"""Names of what makes the inputs of single layers."""
+GATE = {
+    "layer_input.gate": "per_layer_input_gate",
+    "layer_input.out": "per_layer_projection",
+}
+"""Projections of the branch that reads a layer's own input, ours and theirs."""
+GATE_NORM = {"layer_input.norm": "post_per_layer_input_norm"}
+"""Norm of that branch."""
 
 
 def from_hf(values: Mapping[str, Any]) -> Gemma4Config:
@@ -52,7 +68,6 @@ def from_hf(values: Mapping[str, Any]) -> Gemma4Config:
     """
     hf = HFConfig(values)
     settings = read_fields(hf, ACTIVATION)
-    _refuse_small_models(hf)
     hf.refuse_unless("use_bidirectional_attention", ("vision",), "attention to text is causal")
     for key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
         hf.refuse_unless(key, (), "transformers reads rope_parameters alone")
@@ -72,6 +87,7 @@ def from_hf(values: Mapping[str, Any]) -> Gemma4Config:
         "n_global_kv_heads": heads,
         "shared_key_value": hf.get("attention_k_eq_v"),
         "sparse": hf.get("enable_moe_block"),
+        **_small_models(hf, settings["vocab_size"]),
     }
     experts = {ours: hf.given(theirs) for ours, theirs in EXPERTS.items()}
     if settings["sparse"]:
@@ -80,18 +96,19 @@ def from_hf(values: Mapping[str, Any]) -> Gemma4Config:
     return checked(Gemma4Config, settings, "config.json")
 
 
-def _refuse_small_models(hf: HFConfig) -> None:
-    """Refuse E2B and E4B, whose layers read embeddings of their own and share keys and values."""
-    why = "models with embeddings of each layer (E2B, E4B) are not read"
-    if hf.get("hidden_size_per_layer_input") != 0:
-        found = hf.get("hidden_size_per_layer_input")
-        raise ModelError(
-            "config.json: hidden_size_per_layer_input", found=found, expected="0", fix=why
-        )
-    why = "models whose last layers take keys and values of earlier ones (E2B, E4B) are not read"
-    hf.refuse_unless("num_kv_shared_layers", (0,), why)
-    for key in ("vocab_size_per_layer_input", "use_double_wide_mlp"):
-        hf.given(key)  # they are of the embeddings and of the layers that are refused above
+def _small_models(hf: HFConfig, vocab_size: Any) -> dict[str, Any]:
+    """Settings of E2B and E4B, whose layers read embeddings of their own and share keys and
+    values."""
+    width, rows = hf.get("hidden_size_per_layer_input"), hf.get("vocab_size_per_layer_input")
+    padding = hf.get("pad_token_id")
+    own = bool(width)
+    return {
+        "layer_input_width": width,
+        "layer_input_vocab_size": rows if own and rows != vocab_size else None,
+        "padding_token": (padding or 0) if own else 0,
+        "sharing_layers": hf.get("num_kv_shared_layers"),
+        "wide_sharing_mlp": hf.get("use_double_wide_mlp"),
+    }
 
 
 def _reaches(hf: HFConfig, layers: Any) -> tuple[Reach, ...]:
@@ -141,10 +158,14 @@ def to_hf(config: Gemma4Config) -> dict[str, Any]:
         "layer_types": write_pattern(config.pattern, config.n_layers),
         "final_logit_softcapping": config.logit_softcap or None,
         "attention_k_eq_v": config.shared_key_value,
-        "hidden_size_per_layer_input": 0,
-        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": config.layer_input_width,
+        "vocab_size_per_layer_input": config.layer_input_vocab_size or config.vocab_size,
+        "num_kv_shared_layers": config.sharing_layers,
+        "use_double_wide_mlp": config.wide_sharing_mlp,
         "enable_moe_block": config.sparse,
     }
+    if config.layer_input_width:
+        values["pad_token_id"] = config.padding_token
     if values["layer_types"][-1] != "full_attention":
         raise ModelError(
             "export to Hugging Face: pattern",
@@ -167,12 +188,17 @@ def hf_names(config: Gemma4Config) -> list[WeightName]:
     """Weight names in safetensors files."""
     d = config.decoder()
     names = block_names.ends(d)
+    if d.layer_inputs is not None:
+        names += LAYER_INPUTS
     for block, (stack, layers) in zip(d.stacks, block_names.stacked_layers(d).items()):
         attention, mlp = block.mixer, block.mlp
         assert isinstance(attention, GroupedAttentionConfig)
         scale = f"{block_names.LAYER}layer_scalar"
         names.append(WeightName(f"{stack}.stream_scale", scale, layers=layers))
         names += block_names.grouped_attention(stack, attention, layers)
+        if block.layer_input is not None:
+            names += block_names.projections(stack, GATE, layers)
+            names += block_names.scales(stack, GATE_NORM, layers)
         if isinstance(mlp, MixtureOfExpertsConfig):
             own = {ours: theirs for ours, theirs in NORMS.items() if ours != "mlp_norm"}
             names += block_names.scales(stack, own, layers)
@@ -182,6 +208,12 @@ def hf_names(config: Gemma4Config) -> list[WeightName]:
             names += block_names.scales(stack, NORMS, layers)
             names += block_names.gated_mlp(stack, layers)
     return names
+
+
+def ignored(config: Gemma4Config, name: str) -> bool:
+    """Whether a tensor is one of keys and values in a layer that attends to those of another."""
+    found = re.search(r"layers\.(\d+)\.self_attn\.(?:[kv]_proj|[kv]_norm)\.", name)
+    return found is not None and int(found[1]) >= config.n_layers - config.sharing_layers
 
 
 def _mixture(

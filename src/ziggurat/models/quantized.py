@@ -69,7 +69,7 @@ def quantized(model: LanguageModel, formats: Mapping[str, WeightFormat]) -> Lang
             return leaf
         return formats[name].abstract(leaf.shape, leaf.dtype, axis[name])
 
-    def axes(name: str, leaf: Any, names: tuple[str, ...]) -> Any:
+    def axes(name: str, leaf: Any, names: tuple[str | None, ...]) -> Any:
         if name not in formats:
             return names
         # scales lie on every device along the summed axis: tiles need not divide over a mesh

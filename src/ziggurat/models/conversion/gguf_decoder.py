@@ -19,6 +19,8 @@ from ziggurat.nn.rope import LinearScaling, Llama3Scaling, NoScaling, RopeConfig
 
 Reorder = Callable[[np.ndarray], np.ndarray]
 TOKENS = "tokenizer.ggml.tokens"
+RMS_NORM = "attention.layer_norm_rms_epsilon"
+LAYER_NORM = "attention.layer_norm_epsilon"
 EXPERT_KEYS = ("expert_count", "expert_used_count", "expert_feed_forward_length")
 """Keys of families with mixtures of experts."""
 TENSORS: Mapping[str, str] = {
@@ -94,6 +96,9 @@ def read_decoder(
     architecture: str,
     rope_divisors: np.ndarray | None = None,
     also: Iterable[str] = (),
+    *,
+    norm: str = RMS_NORM,
+    partial: bool = False,
 ) -> tuple[dict[str, Any], Metadata]:
     """Config settings that decoders share, and the metadata for a family's own keys.
 
@@ -102,10 +107,13 @@ def read_decoder(
         architecture: llama.cpp's name of the family.
         rope_divisors: the tensor ``rope_freqs.weight``, in which the scaling of Llama 3.x stands.
         also: keys below the architecture's name that the family reads beside the shared ones.
+        norm: key of the norms' epsilon.
+        partial: whether fewer channels than a head's may rotate.
 
     Raises:
         ModelError: a key is missing, or one is set that is not implemented; it is named.
     """
+    also = (*also, norm)
     gguf_keys.check(values, architecture, also)
     given = Metadata(values, architecture)
     if TOKENS not in values:
@@ -114,11 +122,14 @@ def read_decoder(
     given.require("vocab_size", vocabulary)
     heads, width = given.alike("attention.head_count"), given.need("embedding_length")
     dim = given.get("attention.key_length") or width // heads
-    for key in ("attention.value_length", "rope.dimension_count"):
-        given.require(key, dim)
-    if given.get("attention.scale"):
+    rotary = given.get("rope.dimension_count") or dim
+    given.require("attention.value_length", dim)
+    if not partial:
+        given.require("rope.dimension_count", dim)
+    if given.get("attention.scale") and "attention.scale" not in also:
         given.require("attention.scale", dim**-0.5)
     return {
+        **({"partial_rotary_factor": rotary / dim} if partial else {}),
         "vocab_size": vocabulary,
         "d_model": width,
         "n_layers": given.need("block_count"),
@@ -127,9 +138,9 @@ def read_decoder(
         "head_dim": dim,
         "d_ff": given.alike("feed_forward_length"),
         "max_sequence_length": given.need("context_length"),
-        "rope": _rope(given, dim, rope_divisors),
+        "rope": _rope(given, rotary, rope_divisors),
         "window": given.get("attention.sliding_window") or None,
-        "norm_eps": given.need("attention.layer_norm_rms_epsilon"),
+        "norm_eps": given.need(norm),
         "tie_embeddings": True,
     }, given
 
@@ -141,13 +152,16 @@ def attention_of(mixer: MixerConfig) -> GroupedAttentionConfig:
     return mixer
 
 
-def write_decoder(config: Any, mixer: MixerConfig) -> tuple[dict[str, Any], np.ndarray | None]:
+def write_decoder(
+    config: Any, mixer: MixerConfig, norm: str = RMS_NORM
+) -> tuple[dict[str, Any], np.ndarray | None]:
     """Metadata below the architecture's name, and the divisors of rotary frequencies where the
     config has Llama 3's scaling: the reverse of :func:`read_decoder`.
 
     Args:
         config: the family's config.
         mixer: the mixer of its blocks.
+        norm: key of the norms' epsilon.
     """
     attention, scaling = attention_of(mixer), config.rope.scaling
     dim = attention.head_dim
@@ -156,14 +170,14 @@ def write_decoder(config: Any, mixer: MixerConfig) -> tuple[dict[str, Any], np.n
         "context_length": config.max_sequence_length,
         "embedding_length": config.d_model,
         "block_count": config.n_layers,
-        "feed_forward_length": config.mlp().hidden,
+        "feed_forward_length": _hidden(config),
         "attention.head_count": attention.heads,
         "attention.head_count_kv": attention.kv_heads,
         "attention.key_length": dim,
         "attention.value_length": dim,
-        "rope.dimension_count": dim,
+        "rope.dimension_count": attention.rope_dim,
         "rope.freq_base": float(config.rope.theta),
-        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
+        norm: float(config.norm_eps),
     }
     divisors = None
     if isinstance(scaling, LinearScaling):
@@ -172,6 +186,13 @@ def write_decoder(config: Any, mixer: MixerConfig) -> tuple[dict[str, Any], np.n
         plain, _ = frequencies(RopeConfig(theta=config.rope.theta), dim)
         divisors = (plain / frequencies(config.rope, dim)[0]).astype(np.float32)
     return values, divisors
+
+
+def _hidden(config: Any) -> int:
+    """Width of a block's MLP; of its experts where it has no other."""
+    if getattr(config, "d_ff", None) is None and getattr(config, "d_ff_expert", None):
+        return config.d_ff_expert
+    return config.mlp().hidden if hasattr(config, "mlp") else config.d_ff
 
 
 def as_file(values: Mapping[str, Any], architecture: str, vocabulary: int) -> dict[str, Any]:
@@ -195,6 +216,22 @@ def check_alike(config: Any, again: Any, architecture: str) -> None:
                 expected=f"{expected}, for GGUF's {architecture} says nothing else of it here",
                 fix="export hf, and convert with llama.cpp's convert_hf_to_gguf.py",
             )
+
+
+def check_square(config: Any, architecture: str) -> None:
+    """Refuse heads that are not together as wide as the model, which llama.cpp does not load.
+
+    Raises:
+        ModelError: they are not.
+    """
+    width = config.n_heads * (config.head_dim or config.d_model // config.n_heads)
+    if width != config.d_model:
+        raise ModelError(
+            "export gguf: head_dim",
+            found=f"{config.n_heads} heads of {config.head_dim}, together {width}",
+            expected=f"{config.d_model}, the width of the model, in llama.cpp's {architecture}",
+            fix="export hf",
+        )
 
 
 def _rope(given: Metadata, dim: int, divisors: np.ndarray | None) -> RopeConfig:
@@ -245,7 +282,7 @@ def gguf_names(
         interleaved: whether files hold query and key rows in the order of interleaved rotary pairs.
     """
     heads = {"attn_q": attention.heads, "attn_k": attention.kv_heads} if interleaved else {}
-    orders = {name: _orders(count, attention.head_dim // 2) for name, count in heads.items()}
+    orders = {name: pair_orders(count, attention.head_dim // 2) for name, count in heads.items()}
     renamed = []
     for name in names:
         stem, _, suffix = name.theirs.rpartition(".")
@@ -272,8 +309,8 @@ def _tensor(ours: str, key: str) -> str:
     return ROUTER if ours.endswith("mlp.router.kernel") else TENSORS[key]
 
 
-def _orders(heads: int, pairs: int) -> tuple[Reorder, Reorder]:
-    """From rows in interleaved pairs to halves of a head, and back."""
+def pair_orders(heads: int, pairs: int) -> tuple[Reorder, Reorder]:
+    """Functions from rows in interleaved pairs to halves of a head, and back."""
 
     def reorder(weight: np.ndarray) -> np.ndarray:
         rows = weight.reshape(heads, pairs, 2, *weight.shape[1:])

@@ -1,15 +1,17 @@
 """Interface of a model family, and the table of all families."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from ziggurat.core.errors import ModelError, did_you_mean
 from ziggurat.core.registry import Registry
+from ziggurat.models.conversion import gguf_architecture
 from ziggurat.models.conversion.architectures import check_head, model_type_of
 from ziggurat.models.conversion.config_keys import recorded_classes
+from ziggurat.models.conversion.gguf_records import RECORDS
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.encoder_model import EncoderFamilyConfig
 from ziggurat.models.language_model import ModelConfig
@@ -44,8 +46,11 @@ class Family:
     as_found: Callable[[Any, Iterable[str]], Any] = lambda config, names: config
     """The config as a checkpoint's tensors have it, where ``config.json`` does not say whether some
     are there (poolers of encoders)."""
-    from_gguf: Callable[[Mapping[str, Any], np.ndarray | None], ModelConfig] | None = None
-    """GGUF metadata and the tensor of rotary divisors to config, if published so."""
+    from_gguf: (
+        Callable[[Mapping[str, Any], np.ndarray | None, Collection[str]], ModelConfig] | None
+    ) = None
+    """GGUF metadata, the tensor of rotary divisors and all tensors' names to config, if published
+    so."""
     to_gguf: Callable[[Any], tuple[dict[str, Any], np.ndarray | None]] | None = None
     """Config to GGUF metadata below the architecture's name, and rotary divisors."""
     gguf_names: Callable[[Any], Iterable[WeightName]] | None = None
@@ -60,6 +65,13 @@ class Family:
     gguf_experts: bool = False
     """Whether it reads those files of its architectures alone that count experts, and another
     family the others (Mixtral, a ``llama`` there)."""
+
+    def __post_init__(self) -> None:
+        record = RECORDS.get(self.name)
+        if record is not None:
+            found = gguf_architecture.fields(record, self.config_class, self.hf_names)
+            for name, value in found.items():
+                object.__setattr__(self, name, value)
 
     @property
     def encoder(self) -> bool:

@@ -29,7 +29,7 @@ def gguf_config(file: GgufFile) -> tuple[Family, ModelConfig]:
     family = family_for_gguf(file.metadata)
     assert family.from_gguf is not None
     divisors = file.read(ROPE_DIVISORS) if ROPE_DIVISORS in file else None
-    return family, family.from_gguf(file.metadata, divisors)
+    return family, family.from_gguf(file.metadata, divisors, frozenset(file))
 
 
 def read_gguf(

@@ -134,19 +134,24 @@ def _tensors(
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """Names, types and bytes of all tensors."""
     leaves = named_leaves(params, is_leaf=is_quantized)
+    together: dict[str, list[WeightName]] = {}
     for name in names:
-        weight = leaves[name.ours]
+        together.setdefault(name.theirs, []).append(name)
+    for parts in together.values():
+        name, weight = parts[0], leaves[parts[0].ours]
         kind = None
-        if isinstance(weight, QuantizedWeight):
+        if isinstance(weight, QuantizedWeight) and len(parts) == 1:
             kind = block_type(weight.format, weight.shape[weight.axis])
-            if kind is None:
-                _log.warning("%s: %s becomes F16 in GGUF", name.ours, weight.format.weight)
-                weight = dense(weight)
-        if kind is None or not isinstance(weight, QuantizedWeight):
-            tree = nested({name.ours: weight})
-            yield from _floats(export_weights([name], tree, layers=layers))
-        else:
+        if kind is not None:
             yield from _in_blocks(name, kind, weight, layers)
+            continue
+        floats = {}
+        for part in parts:
+            weight = floats[part.ours] = leaves[part.ours]
+            if isinstance(weight, QuantizedWeight):
+                _log.warning("%s: %s becomes F16 in GGUF", part.ours, weight.format.weight)
+                floats[part.ours] = dense(weight)
+        yield from _floats(export_weights(parts, nested(floats), layers=layers))
 
 
 def _floats(tensors: Iterable[tuple[str, np.ndarray]]) -> Iterator[tuple[str, str, np.ndarray]]:

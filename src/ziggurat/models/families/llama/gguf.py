@@ -1,6 +1,6 @@
 """Llama and Mistral in GGUF."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,17 @@ NAME = "llama"
 """llama.cpp's name of the family."""
 
 
-def from_gguf(metadata: Mapping[str, Any], rope_divisors: np.ndarray | None = None) -> LlamaConfig:
+def from_gguf(
+    metadata: Mapping[str, Any],
+    rope_divisors: np.ndarray | None = None,
+    tensors: Collection[str] = (),
+) -> LlamaConfig:
     """GGUF metadata of architecture ``llama`` to config.
 
     Args:
         metadata: the file's keys and values.
         rope_divisors: its tensor ``rope_freqs.weight``, in which the scaling of Llama 3.x stands.
+        tensors: names of the file's tensors, which say nothing here.
 
     Raises:
         ModelError: a key is missing, or one is set that is not implemented; it is named.

@@ -1,6 +1,6 @@
 """Mixtral in GGUF, where it is a ``llama`` with experts."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,16 @@ NAME = "llama"
 
 
 def from_gguf(
-    metadata: Mapping[str, Any], rope_divisors: np.ndarray | None = None
+    metadata: Mapping[str, Any],
+    rope_divisors: np.ndarray | None = None,
+    tensors: Collection[str] = (),
 ) -> MixtralConfig:
     """GGUF metadata of architecture ``llama`` with experts to config.
 
     Args:
         metadata: the file's keys and values.
         rope_divisors: its tensor ``rope_freqs.weight``, where it has one.
+        tensors: names of the file's tensors, which say nothing here.
 
     Raises:
         ModelError: a key is missing, or one is set that is not implemented; it is named.

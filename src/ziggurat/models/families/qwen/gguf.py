@@ -1,6 +1,6 @@
 """Qwen 2, 2.5 and 3 in GGUF."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,13 +13,16 @@ from ziggurat.models.families.qwen.hf import hf_names
 
 
 def from_gguf(
-    metadata: Mapping[str, Any], rope_divisors: np.ndarray | None = None
+    metadata: Mapping[str, Any],
+    rope_divisors: np.ndarray | None = None,
+    tensors: Collection[str] = (),
 ) -> Qwen2Config | Qwen3Config:
     """GGUF metadata of architecture ``qwen2`` or ``qwen3`` to config.
 
     Args:
         metadata: the file's keys and values.
         rope_divisors: its tensor ``rope_freqs.weight``, where it has one.
+        tensors: names of the file's tensors, which say nothing here.
 
     Raises:
         ModelError: a key is missing, or one is set that is not implemented; it is named.
@@ -37,6 +40,8 @@ def to_gguf(config: Qwen2Config | Qwen3Config) -> tuple[dict[str, Any], np.ndarr
     Raises:
         ModelError: the config says something that :func:`from_gguf` would not read back.
     """
+    if config.kind == "qwen2":
+        gguf_decoder.check_square(config, config.kind)
     values, divisors = gguf_decoder.write_decoder(config, config.decoder().layers[0].block.mixer)
     file = gguf_decoder.as_file(values, config.kind, config.vocab_size)
     again = from_gguf(file | {"general.architecture": config.kind}, divisors)

@@ -1,6 +1,6 @@
 """Qwen 3 with mixtures of experts in GGUF."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ NAME = "qwen3moe"
 
 
 def from_gguf(
-    metadata: Mapping[str, Any], rope_divisors: np.ndarray | None = None
+    metadata: Mapping[str, Any],
+    rope_divisors: np.ndarray | None = None,
+    tensors: Collection[str] = (),
 ) -> Qwen3MoeConfig:
     """GGUF metadata of architecture ``qwen3moe`` to config: every layer has experts, whose weights
     sum to one, as llama.cpp computes them.
@@ -24,6 +26,7 @@ def from_gguf(
     Args:
         metadata: the file's keys and values.
         rope_divisors: its tensor ``rope_freqs.weight``, where it has one.
+        tensors: names of the file's tensors, which say nothing here.
 
     Raises:
         ModelError: a key is missing, or one is set that is not implemented; it is named.

@@ -79,7 +79,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "text_config": _TEXT
         | {
             "sliding_window": 6,
-            "hidden_size_per_layer_input": 0,
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "num_kv_shared_layers": 2,
+            "hidden_size_per_layer_input": 6,
+            "vocab_size_per_layer_input": VOCABULARY,
             "global_head_dim": 12,
             "attention_k_eq_v": True,
             "num_global_key_value_heads": 1,

@@ -292,6 +292,7 @@ CONCEPTS = {
     "data": {"elastic", "identity", "object_store", "positions"},
     "models": {"larger_tokenizer", "model_errors", "recurrent_sharding", "smollm2"},
     "models/conversion": {"published_configs"},
+    "models/conversion/quantization": {"memory"},
     "models/loading": {"sharded"},
     "nn": {"layers", "recurrent_stacks"},
     "post": {"objectives"},

@@ -52,7 +52,7 @@ class Option:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trial:
+class MeasuredRecipe:
     """A choice that was measured whole."""
 
     choice: Choice
@@ -75,9 +75,9 @@ class MixedPrecision:
     """Budget: the largest rise of perplexity, as a share."""
     options: Mapping[str, Sequence[Option]]
     """Formats of each matrix, measured alone."""
-    uniform: Mapping[str, Trial]
+    uniform: Mapping[str, MeasuredRecipe]
     """Every matrix that can in one format, for each format."""
-    best: Trial
+    best: MeasuredRecipe
     """The smallest of all choices measured whole that hold the budget."""
 
     @property
@@ -166,8 +166,8 @@ class _Search:
         self._measure, self._limit, self._told = measure, limit, told
         self._options = options
         self._sizes = {(n, o.format): o.nbytes for n, each in options.items() for o in each}
-        self.trials: dict[tuple[str, ...], Trial] = {}
-        self.best: Trial | None = None
+        self.trials: dict[tuple[str, ...], MeasuredRecipe] = {}
+        self.best: MeasuredRecipe | None = None
         count = sum(len(each) - 1 for each in options.values())
         self._expected = count + _ROUNDS
 
@@ -178,7 +178,7 @@ class _Search:
         """Measure a choice once; whether it holds the budget."""
         key = self.key(choice)
         if key not in self.trials:
-            trial = Trial(dict(choice), self.bytes_of(choice), self._measure(choice))
+            trial = MeasuredRecipe(dict(choice), self.bytes_of(choice), self._measure(choice))
             self.trials[key] = trial
             smaller = self.best is None or trial.nbytes < self.best.nbytes
             if trial.rise <= self._limit and smaller:
@@ -253,7 +253,7 @@ def cheapest(options: Mapping[str, Sequence[Option]], limit: float) -> dict[str,
     return {name: found[name] for name in options}
 
 
-def _refused(trials: Sequence[Trial], within: float) -> ConfigError:
+def _refused(trials: Sequence[MeasuredRecipe], within: float) -> ConfigError:
     nearest = min(trials, key=lambda trial: (trial.rise, trial.nbytes))
     chosen = [
         f"{format} {module_of(name)}" for name, format in nearest.choice.items() if format != FLOAT

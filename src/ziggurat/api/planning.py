@@ -6,7 +6,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -15,6 +14,7 @@ from ziggurat.api.training import resolved
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.json_types import JsonMapping
+from ziggurat.core.protocols import Device
 from ziggurat.plan import Plan, Prepared, Subject, Topology, prepare
 from ziggurat.plan.analytic import argument_bytes
 from ziggurat.plan.program import hbm_bytes
@@ -52,7 +52,7 @@ def plan(
     return plan_run(resolved(run, overrides).value, target, target.devices(), analytic)
 
 
-def plan_run(run: RunConfig, target: Topology, devices: list[Any], analytic: bool) -> Plan:
+def plan_run(run: RunConfig, target: Topology, devices: list[Device], analytic: bool) -> Plan:
     """Plan a run on the devices of a topology."""
 
     _check_slices(run, target)
@@ -131,7 +131,7 @@ def check_state(seen: Subject, target: Topology) -> None:
 
 
 def layouts(
-    run: RunConfig, target: Topology, devices: list[Any], remat: tuple[str, ...]
+    run: RunConfig, target: Topology, devices: list[Device], remat: tuple[str, ...]
 ) -> list[Candidate]:
     """Mesh layouts that divide the run over a topology."""
     layout = mesh.build(mesh.MeshConfig(fsdp=-1), devices)
@@ -154,7 +154,7 @@ def with_layout(run: RunConfig, candidate: Candidate) -> RunConfig:
     return config.parse(type(run), text, candidate.overrides).value
 
 
-def _nearest(run: RunConfig, target: Topology, devices: list[Any]) -> str:
+def _nearest(run: RunConfig, target: Topology, devices: list[Device]) -> str:
     wanted = {a: getattr(run.mesh, a) for a in ("data", "fsdp", "tensor")}
     possible = layouts(run, target, devices, (run.train.remat,))
     found = nearest({a: n for a, n in wanted.items() if n > 1}, possible)

@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, PyTree
 
 from ziggurat.api.quantizing_mixed import Budget, Progress, find_recipe
 from ziggurat.core import config
 from ziggurat.core.errors import CheckpointError, ConfigError
+from ziggurat.core.pytrees import Leaf
 from ziggurat.kernels.linear import is_quantized
 from ziggurat.models.language_model import LanguageModel
 from ziggurat.models.layer_by_layer import LayerByLayer
@@ -187,10 +188,10 @@ def _typed(loaded: Pretrained, done: Quantized) -> Quantized:
     return dataclasses.replace(done, params=params)
 
 
-def _map_floats(function: Callable[..., Any], params: Any, *rest: Any) -> Any:
+def _map_floats(function: Callable[..., Any], params: PyTree, *rest: PyTree) -> PyTree:
     """``jax.tree.map`` over the weights that are not quantised; the others stay."""
 
-    def mapped(leaf: Any, *others: Any) -> Any:
+    def mapped(leaf: Leaf, *others: Leaf) -> Leaf:
         return leaf if is_quantized(leaf) else function(leaf, *others)
 
     return jax.tree.map(mapped, params, *rest, is_leaf=is_quantized)

@@ -10,6 +10,7 @@ from typing import Any
 
 from ziggurat.checkpoint.manifest import DamagedError
 from ziggurat.core.errors import CheckpointError, ZigguratError
+from ziggurat.core.json_types import Json
 from ziggurat.mesh import Processes
 
 _KINDS: dict[str, type[CheckpointError]] = {
@@ -42,7 +43,7 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
-def together(processes: Processes, name: str, call: Callable[[], Any]) -> list[Any]:
+def together(processes: Processes, name: str, call: Callable[[], Json]) -> list[Json]:
     """Run ``call()`` on every process and collect the results (JSON) in their order.
 
     Raises:

@@ -14,17 +14,18 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import PyTree, Shaped
 
 from ziggurat.checkpoint import leaves, orbax_private
 from ziggurat.checkpoint.manifest import ARRAYS, DamagedError, LeafRecord
 from ziggurat.core import atomic
+from ziggurat.core.pytrees import Leaf
 
 ORBAX_DESCRIPTION = "_METADATA"
 """File in which Orbax describes the tree of an item."""
@@ -44,7 +45,7 @@ class HostArray:
         self.nbytes = self.size * self.dtype.itemsize
 
 
-def to_host(flat: Mapping[str, Mapping[tuple[str, ...], Any]]) -> dict[str, dict[str, Any]]:
+def to_host(flat: Mapping[str, Mapping[tuple[str, ...], Leaf]]) -> dict[str, dict[str, Leaf]]:
     """Item trees whose leaves are on the host: nothing done to the given arrays reaches them.
 
     Of ``jax.Array`` leaves only what this process will write is copied, and on a CPU backend not
@@ -57,7 +58,7 @@ def to_host(flat: Mapping[str, Mapping[tuple[str, ...], Any]]) -> dict[str, dict
     slices = orbax_private.to_host(device)
     first = jax.process_index() == 0
 
-    def one(value: Any) -> Any:
+    def one(value: Leaf) -> Leaf:
         if isinstance(value, jax.Array):
             return HostArray(next(slices))
         return np.array(value) if first else np.asarray(value)
@@ -68,7 +69,7 @@ def to_host(flat: Mapping[str, Mapping[tuple[str, ...], Any]]) -> dict[str, dict
     return {item: leaves.nest(tree) for item, tree in copied.items() if tree}
 
 
-def write(directory: Path, trees: Mapping[str, Mapping[str, Any]]) -> None:
+def write(directory: Path, trees: Mapping[str, Mapping[str, Leaf]]) -> None:
     """Write this process's part of every item below ``directory``, where item directories exist.
 
     Raises:
@@ -79,7 +80,7 @@ def write(directory: Path, trees: Mapping[str, Mapping[str, Any]]) -> None:
 
     handler = _pytree_handler()
 
-    async def start(item: str, tree: Mapping[str, Any]) -> Any:
+    async def start(item: str, tree: Mapping[str, PyTree]) -> Any:
         arguments = ocp.args.PyTreeSave(tree, ocdbt_target_data_file_size=DATA_FILE_BYTES)  # pyright: ignore[reportCallIssue]
         return await handler.async_save(epath.Path(directory / item), args=arguments)
 
@@ -96,7 +97,7 @@ def write(directory: Path, trees: Mapping[str, Mapping[str, Any]]) -> None:
         raise errors[0]
 
 
-def finish(directory: Path, items: Mapping[str, Any]) -> None:
+def finish(directory: Path, items: Iterable[str]) -> None:
     """Join the parts of all processes; the first process calls it once when all have written."""
     from etils import epath
 
@@ -161,8 +162,8 @@ def open_array(store: Path, leaf: LeafRecord, block: tuple[int, ...]) -> Any:
 
 
 def read(
-    directory: Path, item: str, targets: Mapping[LeafRecord, Any], *, whole: bool = True
-) -> dict[LeafRecord, Any]:
+    directory: Path, item: str, targets: Mapping[LeafRecord, Leaf], *, whole: bool = True
+) -> dict[LeafRecord, Leaf]:
     """Leaves of an item of a step directory, each as its target says (None: numpy as stored).
 
     Args:
@@ -176,7 +177,7 @@ def read(
     from etils import epath
 
     orders = {leaf.path: _order(leaf, target) for leaf, target in targets.items() if leaf.stored}
-    tree: Any = {}
+    tree: PyTree = {}
     if orders:
         wanted = leaves.nest(orders)
         arguments = ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
@@ -200,7 +201,7 @@ def read(
     }
 
 
-def _order(leaf: LeafRecord, target: Any) -> Any:
+def _order(leaf: LeafRecord, target: Leaf) -> Leaf:
     """Restore arguments of Orbax for one leaf."""
     import orbax.checkpoint as ocp
 
@@ -217,7 +218,7 @@ def _order(leaf: LeafRecord, target: Any) -> Any:
     )
 
 
-def _finish_leaf(leaf: LeafRecord, value: Any, target: Any) -> Shaped[Any, "..."]:
+def _finish_leaf(leaf: LeafRecord, value: Leaf, target: Leaf) -> Shaped[Leaf, "..."]:
     """Turn what Orbax gave into what was asked: typed keys, and arrays without elements."""
     if not leaf.stored:
         dtype = jax.numpy.dtype(leaf.dtype) if target is None else target.dtype

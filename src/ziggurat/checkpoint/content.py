@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from jaxtyping import PyTree
 
@@ -21,7 +20,7 @@ from ziggurat.checkpoint.manifest import (
 )
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
-from ziggurat.core.json_types import JsonMapping
+from ziggurat.core.json_types import Json, JsonMapping
 
 
 class StepContent:
@@ -101,7 +100,7 @@ def records_text(records: JsonMapping) -> str:
     return json.dumps(records, indent=1) + "\n"
 
 
-def _check_json(value: Any, where: str) -> None:
+def _check_json(value: Json, where: str) -> None:
     """Only what reads back equal: JSON would turn tuples into lists and integer keys into text."""
     if isinstance(value, dict):
         for key, entry in value.items():

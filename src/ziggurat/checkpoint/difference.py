@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
@@ -12,6 +11,7 @@ from jaxtyping import Shaped
 from ziggurat.checkpoint import array_store
 from ziggurat.checkpoint.manifest import ARRAYS, LeafRecord, Manifest
 from ziggurat.checkpoint.steps import read_records, verify_step
+from ziggurat.core.json_types import Json, JsonObject
 
 _BATCH_BYTES = 1 << 28
 
@@ -38,7 +38,7 @@ class Difference:
     """Differences between two checkpoints."""
 
     leaves: list[LeafDifference]
-    records: dict[str, tuple[Any, Any]]
+    records: dict[str, tuple[Json, Json]]
     """Values by dotted name, first and second; None where there is none."""
     files: dict[str, str]
     """``only in the first``, ``only in the second`` or ``content`` by name."""
@@ -67,20 +67,20 @@ def difference(first: Path, second: Path) -> Difference:
     return Difference(leaves, changed, _compare_files(*manifests))
 
 
-def flat(value: Any, name: str = "") -> dict[str, Any]:
+def flat(value: Json, name: str = "") -> JsonObject:
     """Leaves of a JSON value by dotted name.
 
     >>> flat({"data": {"next": 3}, "mix": [1, 2]})
     {'data.next': 3, 'mix.0': 1, 'mix.1': 2}
     """
-    entries: list[tuple[str, Any]]
+    entries: list[tuple[str, Json]]
     if isinstance(value, dict) and value:
         entries = list(value.items())
     elif isinstance(value, list) and value:
         entries = [(str(index), entry) for index, entry in enumerate(value)]
     else:
         return {name: value} if name else {}
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for key, entry in entries:
         found |= flat(entry, f"{name}.{key}" if name else key)
     return found

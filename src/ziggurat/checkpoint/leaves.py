@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 
 from ziggurat.checkpoint.manifest import LeafRecord
 from ziggurat.core.errors import CheckpointError, did_you_mean
+from ziggurat.core.pytrees import Leaf
 
 _ITEM = re.compile(r"[A-Za-z0-9_-]+")
 _NOT_STORABLE = frozenset({"uint1", "uint2", "uint4", "int1", "float6_e2m3fn", "float6_e3m2fn"})
@@ -18,7 +19,7 @@ _NOT_STORABLE |= {"float8_e4m3", "float128", "object"}
 """Types the array store (TensorStore zarr) has no code for."""
 
 
-def describe(item: str, tree: PyTree) -> list[tuple[LeafRecord, Any]]:
+def describe(item: str, tree: PyTree) -> list[tuple[LeafRecord, Leaf]]:
     """Leaves of an item with their records; typed PRNG keys become their words.
 
     Raises:
@@ -30,7 +31,7 @@ def describe(item: str, tree: PyTree) -> list[tuple[LeafRecord, Any]]:
             found="a name with other characters",
             expected="letters, digits, - and _",
         )
-    leaves: dict[str, tuple[LeafRecord, Any]] = {}
+    leaves: dict[str, tuple[LeafRecord, Leaf]] = {}
     for path, value in jax.tree_util.tree_leaves_with_path(tree):
         names = path_of(path)
         name = ".".join(names)
@@ -55,7 +56,7 @@ def match(
     *,
     cast: bool = False,
     partial: bool = False,
-) -> tuple[dict[LeafRecord, Any], Any]:
+) -> tuple[dict[LeafRecord, Leaf], Any]:
     """Match leaves of a checkpoint with those of ``like``; returns the pairs and the structure of
     ``like``.
 
@@ -97,13 +98,13 @@ def path_of(path: Sequence[Any]) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+def nest(flat: Mapping[tuple[str, ...], Leaf]) -> dict[str, PyTree]:
     """Nested dicts from paths; the empty path becomes the key ``""``.
 
     >>> nest({("a", "b"): 1, ("c",): 2})
     {'a': {'b': 1}, 'c': 2}
     """
-    tree: dict[str, Any] = {}
+    tree: dict[str, PyTree] = {}
     for path, value in flat.items():
         *parents, last = path or ("",)
         here = tree
@@ -113,14 +114,14 @@ def nest(flat: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
     return tree
 
 
-def look_up(tree: Any, path: tuple[str, ...]) -> Any:
+def look_up(tree: PyTree, path: tuple[str, ...]) -> PyTree:
     """Value at ``path`` in the nested dicts of :func:`nest`."""
     for key in path or ("",):
         tree = tree[key]
     return tree
 
 
-def _check_leaf(where: str, found: LeafRecord, target: Any, cast: bool) -> None:
+def _check_leaf(where: str, found: LeafRecord, target: Leaf, cast: bool) -> None:
     if not hasattr(target, "shape") or not hasattr(target, "dtype"):
         raise CheckpointError(
             where, found=type(target).__name__, expected="an array or ShapeDtypeStruct to restore"
@@ -148,7 +149,7 @@ def _is_kind(dtype: str, kind: type) -> bool:
     return not dtype.startswith("key<") and jax.numpy.issubdtype(jax.numpy.dtype(dtype), kind)
 
 
-def _check_storable(where: str, value: Any) -> None:
+def _check_storable(where: str, value: Leaf) -> None:
     if not isinstance(value, (jax.Array, np.ndarray, np.generic)):
         raise CheckpointError(
             where,

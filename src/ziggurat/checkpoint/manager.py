@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jaxtyping import PyTree
 
@@ -33,7 +33,7 @@ from ziggurat.checkpoint.step_reader import StepReader
 from ziggurat.checkpoint.writer_lock import WriterLock
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.mesh import Processes
 
 _log = logging.getLogger(__name__)
@@ -366,5 +366,5 @@ class Checkpoints(StepReader):
             elif not info.intact:
                 self._set_aside(info.step, info.path)
 
-    def _agree(self, name: str, value: Any) -> Any:
+    def _agree(self, name: str, value: Json) -> Json:
         return self._processes.agree(f"checkpoint/{self.directory}/{name}", value)

@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from ziggurat.checkpoint import quarantine
 from ziggurat.checkpoint.agreement import reason, together
@@ -17,6 +16,7 @@ from ziggurat.checkpoint.steps import step_name, verify_step
 from ziggurat.checkpoint.writer_lock import WriterLock
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError, EnvironmentError
+from ziggurat.core.json_types import Json
 from ziggurat.mesh import Processes
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class Save:
     def _on_first(self, call: Callable[[], None]) -> Callable[[], None]:
         return call if self._processes.first else lambda: None
 
-    def _together(self, part: str, call: Callable[[], Any]) -> list[Any]:
+    def _together(self, part: str, call: Callable[[], Json]) -> list[Json]:
         return together(self._processes, f"{self._name}/{part}", call)
 
 

@@ -5,14 +5,14 @@ import sys
 import time
 from json import dumps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.table import Table
 
 from ziggurat.cli import console
 from ziggurat.core.errors import CheckpointError
-from ziggurat.core.json_types import JsonObject
+from ziggurat.core.json_types import Json, JsonObject
 
 EXAMPLE = """ziggurat checkpoints runs/tiny-python --verify
   ziggurat checkpoints verify|repair|diff|export --help"""
@@ -250,6 +250,6 @@ def _nothing(path: Path) -> CheckpointError:
     )
 
 
-def _print_json(value: Any, good: bool) -> int:
+def _print_json(value: Json, good: bool) -> int:
     sys.stdout.write(dumps(value, indent=1) + "\n")
     return 0 if good else 1

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from ziggurat.cli import console
 from ziggurat.core.errors import ConfigError, ShardingError
+from ziggurat.core.protocols import Device
 from ziggurat.train import recipes
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def plan(
     return 0 if found.fits else DOES_NOT_FIT
 
 
-def _remedy(run: "RunConfig", target: "Topology", devices: list[Any]) -> str:
+def _remedy(run: "RunConfig", target: "Topology", devices: list[Device]) -> str:
     """The least change that makes a run fit, by the analytic model: more recomputation, then
     smaller micro-batches."""
     from ziggurat.core import config
@@ -99,7 +100,7 @@ def _remedy(run: "RunConfig", target: "Topology", devices: list[Any]) -> str:
 
 
 def _search(
-    run: "RunConfig", target: "Topology", devices: list[Any], file: Path, compile_best: bool
+    run: "RunConfig", target: "Topology", devices: list[Device], file: Path, compile_best: bool
 ) -> "Plan":
     from ziggurat.api.planning import compile_plan, with_layout
     from ziggurat.core import atomic, config
@@ -121,7 +122,7 @@ def _search(
 
 
 def _ranked(
-    run: "RunConfig", target: "Topology", devices: list[Any], remat: tuple[str, ...]
+    run: "RunConfig", target: "Topology", devices: list[Device], remat: tuple[str, ...]
 ) -> list[Any]:
     """Candidates with their analytic plans, best first. Where a mesh fits with less recomputation,
     more of it can only be slower and is passed over."""
@@ -176,7 +177,7 @@ def _show_ranking(tried: list[Any], compiled: dict[str, Any], most: int = 10) ->
     console.output().print(table)
 
 
-def _show(name: str, found: Any, prices: Any) -> None:
+def _show(name: str, found: "Plan", prices: Any) -> None:
     from ziggurat.plan import report
 
     out = console.output()
@@ -198,7 +199,7 @@ def _show(name: str, found: Any, prices: Any) -> None:
     out.print(report.verdict(found), markup=False, highlight=False)
 
 
-def _write(name: str, found: Any, prices: Any, json: Path | None, html: Path | None) -> None:
+def _write(name: str, found: "Plan", prices: Any, json: Path | None, html: Path | None) -> None:
     from ziggurat.plan import report
 
     if json is not None:

@@ -5,7 +5,8 @@ import dataclasses
 import json
 import urllib.request
 from collections.abc import Callable
-from typing import Any
+
+from ziggurat.core.json_types import Json
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,12 +53,12 @@ def infer(address: str) -> str:
     return f"POST /v2/models/{name}/infer\noutputs and their shapes: {shapes}"
 
 
-def _get(url: str) -> Any:
+def _get(url: str) -> Json:
     with urllib.request.urlopen(url, timeout=60) as response:
         return json.load(response)
 
 
-def _post(url: str, body: Any) -> Any:
+def _post(url: str, body: Json) -> Json:
     request = urllib.request.Request(
         url, json.dumps(body).encode(), {"content-type": "application/json"}
     )

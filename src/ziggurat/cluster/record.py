@@ -21,7 +21,7 @@ from ziggurat.cluster import messages
 from ziggurat.cluster.channel import ChannelClosed, connect
 from ziggurat.core import json_lines
 from ziggurat.core.errors import ClusterError
-from ziggurat.core.json_types import JsonObject
+from ziggurat.core.json_types import Json, JsonObject
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class ClusterRecord:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(content, file)
 
-    def note(self, event: str, **facts: Any) -> None:
+    def note(self, event: str, **facts: Json) -> None:
         """Append an event."""
         if self.directory is not None:
             line = json.dumps({"time_unix_s": time.time(), "event": event, **facts})

@@ -23,6 +23,7 @@ from ziggurat.cluster.record import ClusterRecord
 from ziggurat.cluster.starts import Starts
 from ziggurat.cluster.worlds import Worlds
 from ziggurat.core.errors import ClusterError
+from ziggurat.core.json_types import Json
 
 _log = logging.getLogger(__name__)
 BLAME_S = 1.0
@@ -381,6 +382,6 @@ class Supervision:
         text = f"world {self._worlds.generation}: {', '.join(names)}"
         self._say("formed", text, hosts=names, generation=self._worlds.generation)
 
-    def _say(self, event: str, text: str, **facts: Any) -> None:
+    def _say(self, event: str, text: str, **facts: Json) -> None:
         _log.info("%s", text)
         self._record.note(event, **facts)

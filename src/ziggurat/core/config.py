@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, dataclass_transform
 
 from ziggurat.core.errors import ConfigError, ZigguratError, did_you_mean
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.core.kinds import Kinds
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ def kind_or(default: str) -> Callable[[Any], str]:
     """For ``pydantic.Discriminator``: a union of nodes is told apart by ``kind``, and a table
     without one is of kind ``default``. Every member then needs its ``pydantic.Tag``."""
 
-    def kind(value: Any) -> str:
+    def kind(value: object) -> str:
         given = value.get("kind") if isinstance(value, dict) else getattr(value, "kind", None)
         return default if given is None else str(given)
 
@@ -164,7 +164,7 @@ def _validator(cls: type) -> Any:
     return TypeAdapter(cls)
 
 
-def to_plain(value: Any) -> Any:
+def to_plain(value: object) -> Json:
     """A configuration as nested dicts, lists and scalars; ``None`` entries are left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
@@ -176,14 +176,14 @@ def to_plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def to_toml(value: Any) -> str:
+def to_toml(value: object) -> str:
     """A configuration as TOML text that :func:`parse` reads back to an equal value."""
     import tomli_w
 
     return tomli_w.dumps(to_plain(value))
 
 
-def _split_override(override: str) -> tuple[str, Any]:
+def _split_override(override: str) -> tuple[str, Json]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(
@@ -195,7 +195,7 @@ def _split_override(override: str) -> tuple[str, Any]:
         return key.strip(), text.strip()
 
 
-def _set(tree: JsonObject, key: str, value: Any) -> None:
+def _set(tree: JsonObject, key: str, value: Json) -> None:
     *parents, last = key.split(".")
     here: dict | list = tree
     for depth, parent in enumerate(parents):
@@ -221,7 +221,7 @@ def _index(entries: list, part: str, key: str) -> int:
     return int(part)
 
 
-def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+def _leaves(tree: Json, prefix: str = "") -> list[tuple[str, Json]]:
     if isinstance(tree, dict) and tree:
         pairs = tree.items()
     elif isinstance(tree, list) and any(isinstance(entry, dict) for entry in tree):
@@ -232,7 +232,7 @@ def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
     return [leaf for name, entry in pairs for leaf in _leaves(entry, dotted + str(name))]
 
 
-def _as_toml_value(value: Any) -> str:
+def _as_toml_value(value: Json) -> str:
     import tomli_w
 
     return tomli_w.dumps({"v": value}).removeprefix("v = ").strip()
@@ -267,7 +267,7 @@ def _explain(cls: type, entry: Any) -> str:
     return f"{dotted}: found {given!r}, expected {expected}"
 
 
-def keys_of(cls: Any) -> list[str]:
+def keys_of(cls: type) -> list[str]:
     """Dotted keys of a whole tree, those of every variant; entries of lists are left out.
 
     >>> @node
@@ -282,7 +282,7 @@ def keys_of(cls: Any) -> list[str]:
     """
     found: dict[str, None] = {}
 
-    def walk(hint: Any, prefix: str, seen: tuple[Any, ...]) -> None:
+    def walk(hint: object, prefix: str, seen: tuple[Any, ...]) -> None:
         for option in variants(hint):
             if option in seen or not hasattr(option, "__pydantic_config__"):
                 continue
@@ -295,7 +295,7 @@ def keys_of(cls: Any) -> list[str]:
     return list(found)
 
 
-def _meant(cls: Any, name: str, siblings: Sequence[str]) -> str:
+def _meant(cls: type, name: str, siblings: Sequence[str]) -> str:
     """The key that an unknown one was meant for: a key of that name elsewhere in the tree, what
     other programs call so (``cls.SYNONYMS``), or the nearest spelling."""
     plain = name.replace("-", "_").lower()
@@ -310,7 +310,7 @@ def _meant(cls: Any, name: str, siblings: Sequence[str]) -> str:
     return did_you_mean(name, siblings) or did_you_mean(plain, last, last)
 
 
-def _fields_at(cls: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
+def _fields_at(cls: type, path: Sequence[str]) -> tuple[list[str], list[str]]:
     """Walk ``path`` through nested nodes; returns the path without union tags, and the field names
     known at its end."""
     shown: list[str] = []
@@ -336,7 +336,7 @@ def _fields_at(cls: Any, path: Sequence[str]) -> tuple[list[str], list[str]]:
     return shown, list(dict.fromkeys(names))
 
 
-def variants(hint: Any) -> list[Any]:
+def variants(hint: object) -> list[Any]:
     """The node classes inside a type hint (unions, optionals, tuples, Annotated, open kinds)."""
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return [hint]
@@ -347,7 +347,7 @@ def variants(hint: Any) -> list[Any]:
     return []
 
 
-def _kinds(hint: Any) -> Kinds | None:
+def _kinds(hint: object) -> Kinds | None:
     """The open kinds that a type hint is annotated with."""
     return next((one for one in getattr(hint, "__metadata__", ()) if isinstance(one, Kinds)), None)
 

@@ -23,10 +23,9 @@ ziggurat.core.json_lines.NotAnObject: the key 'a' twice; expected keys that diff
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ziggurat.core.errors import DataError
-from ziggurat.core.json_types import JsonObject
+from ziggurat.core.json_types import Json, JsonObject
 
 BOM = b"\xef\xbb\xbf"
 """The byte order mark in UTF-8."""
@@ -121,7 +120,7 @@ def read_log(path: Path) -> list[JsonObject]:
     return found
 
 
-def _object(pairs: list[tuple[str, Any]]) -> JsonObject:
+def _object(pairs: list[tuple[str, Json]]) -> JsonObject:
     made = dict(pairs)
     if len(made) != len(pairs):
         names = [name for name, _ in pairs]

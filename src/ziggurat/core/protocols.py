@@ -17,6 +17,24 @@ within the document; ``loss_mask`` (float32) 1 where the target counts.
 
 
 @runtime_checkable
+class Device(Protocol):
+    """A device as JAX has it: ``jax.Device``, which type checkers take for a variable."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def platform(self) -> str:
+        """``cpu``, ``gpu`` or ``tpu``."""
+        ...
+
+    @property
+    def process_index(self) -> int:
+        """Number of the process that it belongs to."""
+        ...
+
+
+@runtime_checkable
 class Tokenizer(Protocol):
     """Text to token ids and back."""
 

@@ -19,7 +19,7 @@ def leaf_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+def named_leaves(tree: PyTree, is_leaf: Callable[[PyTree], bool] | None = None) -> dict[str, Leaf]:
     """Leaves by dotted name, in tree order; ``is_leaf`` as in ``jax.tree.leaves``.
 
     >>> named_leaves({"a": {"b": 1}, "c": [2, 3]})
@@ -29,25 +29,25 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dic
     return {leaf_name(path): leaf for path, leaf in pairs}
 
 
-def map_named(function: Any, tree: Any, *rest: Any) -> Any:
+def map_named(function: Callable[..., Leaf], tree: PyTree, *rest: PyTree) -> PyTree:
     """``jax.tree.map`` whose function also gets the leaf's dotted name first."""
     return jax.tree_util.tree_map_with_path(
         lambda path, *leaves: function(leaf_name(path), *leaves), tree, *rest
     )
 
 
-def size_bytes(tree: Any) -> int:
+def size_bytes(tree: PyTree) -> int:
     """Bytes of all array leaves (arrays or ShapeDtypeStructs)."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
+def nested(flat: dict[str, PyTree]) -> dict[str, PyTree]:
     """The nested dict whose leaves have these dotted names.
 
     >>> nested({"a.b": 1, "a.c": 2})
     {'a': {'b': 1, 'c': 2}}
     """
-    tree: dict[str, Any] = {}
+    tree: dict[str, PyTree] = {}
     for name, leaf in flat.items():
         *parents, last = name.split(".")
         here = tree

@@ -24,6 +24,7 @@ import jinja2.sandbox
 import numpy as np
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Names of a message's reasoning; the first is the standard, and templates get it filled."""
@@ -31,8 +32,8 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 def render(
     template: str,
-    messages: Sequence[Any],
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    messages: Sequence[Json],
+    tools: Sequence[JsonMapping] | None = None,
     add_generation_prompt: bool = True,
     **kwargs: Any,
 ) -> str:
@@ -54,8 +55,8 @@ def render(
 
 def render_with_spans(
     template: str,
-    messages: Sequence[Any],
-    tools: Sequence[Mapping[str, Any]] | None = None,
+    messages: Sequence[Json],
+    tools: Sequence[JsonMapping] | None = None,
     add_generation_prompt: bool = True,
     **kwargs: Any,
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -141,7 +142,7 @@ class _Namespace(jinja2.utils.Namespace):
             _refuse_private(name)
         jinja2.utils.Namespace.__init__(self, entries)
 
-    def __setitem__(self, name: Any, value: Any) -> None:
+    def __setitem__(self, name: Any, value: object) -> None:
         _refuse_private(name)
         jinja2.utils.Namespace.__setitem__(self, name, value)
 
@@ -204,7 +205,7 @@ def _raise_exception(message: str) -> None:
 
 
 def _tojson(
-    value: Any,
+    value: Json,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: Any = None,
@@ -215,14 +216,14 @@ def _tojson(
     )
 
 
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+def _with_reasoning(message: JsonObject) -> JsonObject:
     given = [message[key] for key in REASONING_KEYS if message.get(key) is not None]
     if not given:
         return message
     return {"thinking": given[0], **message, "reasoning_content": given[0]}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Json) -> Any:
     """``value`` rebuilt of JSON types; anything else becomes an inert ``<type>``, for an object's
     methods are not what the sandbox guards."""
     if value is None or type(value) in (str, int, float, bool):

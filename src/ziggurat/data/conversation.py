@@ -15,10 +15,9 @@
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any
 
 from ziggurat.core.errors import DataError
-from ziggurat.core.json_types import JsonMapping
+from ziggurat.core.json_types import Json, JsonMapping
 from ziggurat.core.protocols import Tokenizer
 from ziggurat.data import chat, template_input, training_templates
 from ziggurat.data.huggingface import HuggingFaceTokenizer
@@ -111,7 +110,7 @@ def template_of(tokenizer: Tokenizer, tools: bool = False) -> str:
     return tokenizer.chat_templates.get("tool_use", template) if tools else template
 
 
-def decided_by(sources: Sequence[Source], tokenizer: Tokenizer) -> list[Any]:
+def decided_by(sources: Sequence[Source], tokenizer: Tokenizer) -> list[Json]:
     """Settings that decide the text of conversations, besides the records; empty for plain
     texts."""
     if all(getattr(source, "content", "text") == "text" for source in sources):

@@ -11,13 +11,12 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from ziggurat.core import config as config_
 from ziggurat.core.errors import DataError
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.core.protocols import Batch
 from ziggurat.data import changes
 from ziggurat.data.ahead import Ahead
@@ -345,6 +344,6 @@ def order_digest(config: DataConfig) -> str:
     return digest({name: config_.to_plain(getattr(config, name)) for name in names})
 
 
-def digest(value: Any) -> str:
+def digest(value: Json) -> str:
     """Short digest of JSON."""
     return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()

@@ -24,7 +24,7 @@ import xxhash
 from jaxtyping import Bool, Int64, UInt32, UInt64
 
 from ziggurat.core import atomic, config
-from ziggurat.core.json_types import JsonObject
+from ziggurat.core.json_types import Json, JsonObject
 from ziggurat.data.order import mix
 from ziggurat.data.store import Progress, TokenStore
 
@@ -165,7 +165,7 @@ def _find(
     logger.info("of %d documents %d are exact and %d near duplicates", *list(report.values())[:3])
 
 
-def _shown(stores: Sequence[TokenStore], ends: np.ndarray, pair: Sequence[Any]) -> JsonObject:
+def _shown(stores: Sequence[TokenStore], ends: np.ndarray, pair: Sequence[Json]) -> JsonObject:
     places = []
     for number in pair[:2]:
         which = int(np.searchsorted(ends, number, "right"))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ziggurat.core import atomic
 from ziggurat.core.errors import DataError
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.data import chat, tokenizer_files
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class HuggingFaceTokenizer:
 
     def apply_chat_template(
         self,
-        messages: Sequence[Any],
+        messages: Sequence[Json],
         tools: Sequence[JsonMapping] | None = None,
         add_generation_prompt: bool = True,
         **kwargs: Any,
@@ -292,13 +292,13 @@ def _add_missing(
     backend.add_tokens(list(missing.values()))
 
 
-def _content(entry: Any) -> str | None:
+def _content(entry: Json) -> str | None:
     """A special token is stored as its text or as an object with flags."""
     content = entry.get("content") if isinstance(entry, Mapping) else entry
     return content if isinstance(content, str) else None
 
 
-def _listed(ids: Any) -> list[int]:
+def _listed(ids: Json) -> list[int]:
     """``eos_token_id``, which is one id, several or none."""
     return list(ids) if isinstance(ids, list) else [] if ids is None else [ids]
 
@@ -316,7 +316,7 @@ def _clean(text: str) -> str:
     return text
 
 
-def _as_json(value: Any) -> str:
+def _as_json(value: Json) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -332,7 +332,7 @@ def _read_json(file: Path) -> JsonObject:
     return content
 
 
-def _read_templates(directory: Path, setting: Any) -> dict[str, str]:
+def _read_templates(directory: Path, setting: Json) -> dict[str, str]:
     """Chat templates from the settings, overridden by the files beside them."""
     files = {"default": directory / "chat_template.jinja"} | {
         file.stem: file for file in sorted((directory / _TEMPLATES).glob("*.jinja"))

@@ -157,7 +157,7 @@ class ImageRecordReader:
                     break
         reading.finish(sources, self.report)
 
-    def _leave_out(self, source: Any, damaged: Damaged) -> None:
+    def _leave_out(self, source: Source, damaged: Damaged) -> None:
         if source.on_error == "raise":
             raise damaged.error()
         self.report.skipped += 1
@@ -255,6 +255,6 @@ def _of_data(uri: str) -> bytes:
         raise DataError("image", found="broken base64", expected="a file in base64") from None
 
 
-def _directory(source: Any) -> Path:
+def _directory(source: Source) -> Path:
     path = Path(expand(source.path))
     return path if path.is_dir() else path.parent

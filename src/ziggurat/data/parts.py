@@ -184,7 +184,7 @@ def open_part(path: Path, source: Source, unit: Unit) -> StorePart | None:
 
 
 def _documents(
-    source: Any, unit: Unit, encoder: DocumentEncoder, notes: _Notes
+    source: Source, unit: Unit, encoder: DocumentEncoder, notes: _Notes
 ) -> Iterator[Document]:
     """The documents of a unit, conversations rendered; the rest is noted."""
     try:

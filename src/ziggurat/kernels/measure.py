@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from ziggurat.core.registry import Registry
 
@@ -21,7 +22,7 @@ class Case(NamedTuple):
     """Implementations that serve here, the plain one among them."""
     call: Callable[..., jax.Array]
     """``(name, *arrays)`` to an array whose sum is differentiated."""
-    arrays: tuple[Any, ...]
+    arrays: tuple[Array, ...]
     """Arrays that the gradient is taken by."""
 
 
@@ -80,7 +81,7 @@ def _compiled(one: Case, name: str) -> Callable[..., Any]:
     return jax.jit(jax.value_and_grad(total, argnums=tuple(range(len(one.arrays)))))
 
 
-def _run(program: Callable[..., Any], arrays: tuple[Any, ...], repeats: int) -> float:
+def _run(program: Callable[..., Any], arrays: tuple[Array, ...], repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):
         jax.block_until_ready(program(*arrays))

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from ziggurat.core.errors import ShardingError
+from ziggurat.core.protocols import Device
 from ziggurat.core.pytrees import map_named
 from ziggurat.mesh.config import AXES, DEFAULT_RULES, MeshConfig
 
@@ -52,7 +54,7 @@ class Layout:
     def spec(self, axes: Axes) -> PartitionSpec:
         """Partition spec of an array by the logical names of its dimensions (None: replicated)."""
         used: set[str] = set()
-        parts: list[Any] = []
+        parts: list[str | tuple[str, ...] | None] = []
         for axis in axes:
             free = tuple(m for m in self.rules[axis] if m not in used) if axis else ()
             used.update(free)
@@ -75,7 +77,7 @@ class Layout:
                 self._refuse(name, str(axes[position]), shape[position], mesh_axes, ways)
         return NamedSharding(self.mesh, spec)
 
-    def tree(self, axes: Any, abstract: Any) -> Any:
+    def tree(self, axes: PyTree, abstract: PyTree) -> PyTree:
         """Shardings for a whole tree; ``axes`` has the same structure, with tuples as leaves."""
         return map_named(
             lambda name, leaf, names: self.sharding(names, leaf.shape, name), abstract, axes
@@ -114,7 +116,7 @@ class Layout:
         )
 
 
-def build(mesh: MeshConfig, devices: Sequence[Any] | None = None) -> Layout:
+def build(mesh: MeshConfig, devices: Sequence[Device] | None = None) -> Layout:
     """Arrange devices (default: all) into the mesh a run file declares.
 
     On one slice the arrangement follows the wiring of the chips; several slices are laid along the
@@ -202,7 +204,7 @@ def _fill(mesh: MeshConfig, per_slice: int, slices: int) -> dict[str, int]:
     return sizes
 
 
-def _arrange(devices: list[Any], ici: tuple[int, ...], dcn: tuple[int, ...]) -> np.ndarray:
+def _arrange(devices: list[Device], ici: tuple[int, ...], dcn: tuple[int, ...]) -> np.ndarray:
     from jax.experimental import mesh_utils
 
     if getattr(devices[0], "coords", None) is None:
@@ -220,7 +222,7 @@ def _arrange(devices: list[Any], ici: tuple[int, ...], dcn: tuple[int, ...]) -> 
         return _in_order(sorted(devices, key=_place), ici, dcn)
 
 
-def _in_order(devices: list[Any], ici: tuple[int, ...], dcn: tuple[int, ...]) -> np.ndarray:
+def _in_order(devices: list[Device], ici: tuple[int, ...], dcn: tuple[int, ...]) -> np.ndarray:
     """Devices in the order given: equal runs are slices, neighbours lie on the last axes."""
     shape = tuple(i * d for i, d in zip(ici, dcn))
     axes = range(len(AXES))

@@ -20,6 +20,7 @@ import jax
 
 from ziggurat.core import jax_private
 from ziggurat.core.errors import EnvironmentError, ZigguratError
+from ziggurat.core.json_types import Json, JsonObject
 from ziggurat.core.storage import storage_error
 
 PATIENCE_S = 600.0
@@ -117,7 +118,7 @@ class Processes:
         """Whether this process writes what is written once."""
         return self.index == 0
 
-    def gather(self, name: str, value: Any) -> list[Any]:
+    def gather(self, name: str, value: Json) -> list[Json]:
         """Collect each process's ``value`` (JSON), in their order.
 
         Raises:
@@ -139,7 +140,7 @@ class Processes:
             raise self._lost(name, error) from error
         return [json.loads(answer) for answer in answers]
 
-    def agree(self, name: str, value: Any = None) -> Any:
+    def agree(self, name: str, value: Json = None) -> Json:
         """Send the first process's value to all and return it.
 
         Raises:
@@ -147,14 +148,14 @@ class Processes:
         """
         return self.gather(name, value if self.first else None)[0]
 
-    def once(self, name: str, call: Callable[[], Any]) -> Any:
+    def once(self, name: str, call: Callable[[], Json]) -> Json:
         """Run ``call`` on the first process alone and send its result (JSON) to all.
 
         Raises:
             ZigguratError: what ``call`` raised, on all of them; an ``OSError`` as ``StorageError``.
             PeerLostError: the first process did not answer in time.
         """
-        answer: dict[str, Any] = {}
+        answer: JsonObject = {}
         error: ZigguratError | None = None
         if self.first:
             try:

@@ -7,13 +7,13 @@ the state has the axes of the parameters.
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ziggurat.core.pytrees import map_named
 from ziggurat.optim.groups import Axes, stacked_dims
@@ -27,11 +27,11 @@ class FactoredState(NamedTuple):
     use has size 1 in every dimension."""
 
     count: Int[Array, ""]
-    row: Any
+    row: PyTree
     """Mean over the larger dimension of a matrix."""
-    column: Any
+    column: PyTree
     """Mean over the smaller dimension of a matrix."""
-    full: Any
+    full: PyTree
 
 
 class _Leaf(NamedTuple):
@@ -154,11 +154,11 @@ def _without(shape: tuple[int, ...], dim: int) -> tuple[int, ...]:
     return tuple(1 if i == dim else n for i, n in enumerate(shape))
 
 
-def _pick(tree: Any, field: str) -> Any:
+def _pick(tree: PyTree, field: str) -> PyTree:
     return jax.tree.map(
         lambda leaf: getattr(leaf, field), tree, is_leaf=lambda x: isinstance(x, _Leaf)
     )
 
 
-def _state(count: Int[Array, ""], tree: Any) -> FactoredState:
+def _state(count: Int[Array, ""], tree: PyTree) -> FactoredState:
     return FactoredState(count, *(_pick(tree, field) for field in ("row", "column", "full")))

@@ -8,9 +8,9 @@ rest of the logical axes decide.
 import dataclasses
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from ziggurat.core.errors import ConfigError, did_you_mean
 from ziggurat.core.pytrees import leaf_name
@@ -36,7 +36,7 @@ class Treatment:
     """Whether weight decay applies."""
 
 
-def is_axes(value: Any) -> bool:
+def is_axes(value: object) -> bool:
     """Whether ``value`` is a leaf of an axes tree, and not one of Optax's (named) tuples of state.
 
     >>> import optax
@@ -46,7 +46,7 @@ def is_axes(value: Any) -> bool:
     return type(value) is tuple and all(a is None or isinstance(a, str) for a in value)
 
 
-def named_axes(axes: Any) -> dict[str, Axes]:
+def named_axes(axes: PyTree) -> dict[str, Axes]:
     """Axes by dotted parameter name.
 
     Raises:

@@ -20,17 +20,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
-from ziggurat.core.pytrees import map_named
+from ziggurat.core.pytrees import Leaf, map_named
 
 
 class MasterState(NamedTuple):
     """Optimizer state with float32 copies of narrower parameters."""
 
-    inner: Any
+    inner: PyTree
     """The optimizer's own state, of float32 parameters."""
-    weights: Any
+    weights: PyTree
     """The parameters' tree: float32 copies of narrower ones, ``None`` for all others."""
 
 
@@ -52,14 +52,16 @@ def with_master_weights(
     (0.99609375, 0.997)
     """
 
-    def init(params: Any) -> Any:
+    def init(params: PyTree) -> PyTree:
         if not any(_is_narrow(leaf) for leaf in jax.tree.leaves(params)):
             return transform.init(params)
         wide = jax.tree.map(widened, params)
         weights = jax.tree.map(lambda p, w: w if _is_narrow(p) else None, params, wide)
         return MasterState(transform.init(wide), weights)
 
-    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+    def update(
+        updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any
+    ) -> tuple[PyTree, PyTree]:
         if not isinstance(state, MasterState):
             return transform.update(updates, state, params, **extra)
         before = exact(params, state)
@@ -83,14 +85,14 @@ def widened(array: Array) -> Array:
     return array.astype(jnp.float32) if _is_narrow(array) else array
 
 
-def exact(params: Any, state: Any) -> Any:
+def exact(params: PyTree, state: PyTree) -> PyTree:
     """Parameters as the optimizer holds them: float32 copies where there are any."""
     if not isinstance(state, MasterState):
         return params
     return jax.tree.map(lambda p, w: p if w is None else w, params, state.weights)
 
 
-def applied(params: Any, updates: Any, state: Any) -> Any:
+def applied(params: PyTree, updates: PyTree, state: PyTree) -> PyTree:
     """Add an update to the parameters.
 
     Args:
@@ -109,7 +111,7 @@ def applied(params: Any, updates: Any, state: Any) -> Any:
     return jax.tree.map(one, params, updates, state.weights)
 
 
-def shifted(params: Any, state: Any, by: Mapping[str, Array]) -> tuple[Any, Any]:
+def shifted(params: PyTree, state: PyTree, by: Mapping[str, Array]) -> tuple[PyTree, PyTree]:
     """Move some parameters outside the optimizer, and their float32 copies with them.
 
     Args:
@@ -128,5 +130,5 @@ def shifted(params: Any, state: Any, by: Mapping[str, Array]) -> tuple[Any, Any]
     return jax.tree.map(lambda p, w: w.astype(p.dtype), params, moved), state
 
 
-def _is_narrow(leaf: Any) -> bool:
+def _is_narrow(leaf: Leaf) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating) and jnp.finfo(leaf.dtype).bits < 32

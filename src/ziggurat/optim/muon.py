@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, PyTree
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from ziggurat.core.pytrees import map_named
@@ -43,10 +43,10 @@ def orthogonal_direction(
     """
     dims = {name: matrix_dims(name, a) for name, a in axes.items()}
 
-    def dimension_numbers(updates: Any) -> Any:
+    def dimension_numbers(updates: PyTree) -> PyTree:
         return map_named(lambda name, _: MuonDimensionNumbers(*dims[name]), updates)
 
-    def scale(name: str, update: Any) -> Any:
+    def scale(name: str, update: Array) -> Array:
         inputs, outputs = (math.prod(update.shape[i] for i in side) for side in dims[name])
         if update_rms:
             return update * (update_rms * math.sqrt(max(inputs, outputs)))

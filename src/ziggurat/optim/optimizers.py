@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from ziggurat.core.errors import ShapeError, did_you_mean
 from ziggurat.core.pytrees import map_named, named_leaves
@@ -62,7 +63,7 @@ class Optimizer:
         return self.treatments
 
 
-def build(config: OptimizerConfig, *, total_steps: int, axes: Any) -> Optimizer:
+def build(config: OptimizerConfig, *, total_steps: int, axes: PyTree) -> Optimizer:
     """Build the optimizer of a run file for parameters with the given logical axes.
 
     Args:
@@ -110,7 +111,7 @@ def build(config: OptimizerConfig, *, total_steps: int, axes: Any) -> Optimizer:
     return Optimizer(transform, schedule, tuple(rows))
 
 
-def from_optax(transform: optax.GradientTransformation, axes: Any) -> Optimizer:
+def from_optax(transform: optax.GradientTransformation, axes: PyTree) -> Optimizer:
     """Wrap an Optax transformation that is the whole update, learning rate included.
 
     Args:

@@ -1,13 +1,13 @@
 """Logical axes of an optimizer's state, so that it is sharded like the parameters."""
 
-from typing import Any
-
 import jax
+from jaxtyping import PyTree
 
+from ziggurat.core.pytrees import Leaf
 from ziggurat.optim.groups import Axes, is_axes
 
 
-def state_axes(opt_state: Any, params_axes: Any) -> Any:
+def state_axes(opt_state: PyTree, params_axes: PyTree) -> PyTree:
     """Logical axis names of every array of an optimizer state, as a tree of its structure.
 
     A state leaf belongs to the parameter whose path ends its own path
@@ -33,7 +33,7 @@ def state_axes(opt_state: Any, params_axes: Any) -> Any:
     }
     lengths = sorted({len(path) for path in known if path}, reverse=True)
 
-    def axes_of(path: tuple, leaf: Any) -> Axes:
+    def axes_of(path: tuple, leaf: Leaf) -> Axes:
         for length in lengths:
             axes = known.get(tuple(path[-length:])) if length <= len(path) else None
             if axes is not None and len(axes) == len(leaf.shape):

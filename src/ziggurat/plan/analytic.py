@@ -23,9 +23,12 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
 from ziggurat.mesh.config import DEFAULT_RULES
 from ziggurat.plan import living
-from ziggurat.plan.equations import called
+from ziggurat.plan.equations import Equation, called
 from ziggurat.plan.fabric import Collective, Fabric
 
 BATCH_AXES = DEFAULT_RULES["batch"]
@@ -44,7 +47,7 @@ class PlannedWeight:
     """A weight of the step: an array that it multiplies by or looks up in, with the meaning of its
     dimensions."""
 
-    array: Any
+    array: jax.ShapeDtypeStruct
     """Shape, type and sharding."""
     axes: tuple[str | None, ...]
     """Logical axis names, as the model declares them."""
@@ -94,11 +97,11 @@ class PlannedWeight:
 class Step:
     """A training step as the analytic plan sees it; holds shapes only."""
 
-    jaxpr: Any
+    jaxpr: ClosedJaxpr
     """Jaxpr of the whole step."""
     weights: dict[str, PlannedWeight]
     """By name, frozen ones too."""
-    arguments: list[Any]
+    arguments: list[jax.ShapeDtypeStruct]
     """Shape, type and sharding of every argument: state, batch and what is frozen."""
     tokens: int
     """Tokens of a step."""
@@ -129,12 +132,12 @@ class Step:
         }
 
     @property
-    def trained(self) -> list[Any]:
+    def trained(self) -> list[jax.ShapeDtypeStruct]:
         """Shape, type and sharding of each array that has a gradient."""
         return [weight.array for weight in self.weights.values() if weight.trained]
 
 
-def argument_bytes(arguments: list[Any], least: int = 1) -> int:
+def argument_bytes(arguments: list[jax.ShapeDtypeStruct], least: int = 1) -> int:
     """Bytes per device of a step's arguments, by their shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * max(leaf.dtype.itemsize, least)
@@ -275,9 +278,9 @@ def _kept_for_backward(step: Step, sizes: dict[str, int]) -> float:
     return most / _batch(sizes) / sizes["context"]
 
 
-def _scans(jaxpr: Any) -> Iterator[list[Any]]:
+def _scans(jaxpr: Jaxpr) -> Iterator[list[Equation]]:
     """The scans of each level of a program that follow one another."""
-    found: list[Any] = []
+    found: list[Equation] = []
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         if name == "pallas_call":

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
+
 TRIPS, SHARE = re.compile(r"\btrips_(\d+)\b"), re.compile(r"\bshare_1_in_(\d+)\b")
 """Scopes by which code says what only the device knows, see :mod:`ziggurat.plan.work`."""
 OWN_BODY = {"scan", "while", "cond", "shard_map", "pallas_call"}
@@ -20,14 +22,14 @@ BARRIERS = {"concatenate", "sort", "cumsum", "cumlogsumexp", "cummax", "top_k", 
 class Flat(NamedTuple):
     """An equation of a jaxpr after calls are inlined, with its variables numbered."""
 
-    equation: Any
+    equation: Equation
     inputs: list[int | None]
     outputs: list[int]
     scope: str
 
 
 def flatten(
-    jaxpr: Any, numbers: dict[Any, int], sizes: dict[int, float], scope: str
+    jaxpr: Jaxpr, numbers: dict[Var, int], sizes: dict[int, float], scope: str
 ) -> Iterator[Flat]:
     """Inline calls of a jaxpr and return its equations in order; fills ``numbers`` and the bytes of
     each variable."""
@@ -49,7 +51,7 @@ def flatten(
             inputs = [number(v) for v in equation.invars]
             yield Flat(equation, inputs, [number(v) or 0 for v in equation.outvars], where)
             continue
-        inside: dict[Any, int] = {}
+        inside: dict[Var, int] = {}
         given = equation.invars[len(equation.invars) - len(inner.invars) :]
         for own, outer in zip(inner.invars, given):
             outer_number = number(outer)
@@ -61,7 +63,7 @@ def flatten(
                 numbers[outer] = inside[own]
 
 
-def called(equation: Any) -> Any | None:
+def called(equation: Equation) -> Jaxpr | None:
     """The body of a call (``jit``, ``checkpoint``, custom derivatives), scan or ``shard_map``."""
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         if key in equation.params:
@@ -75,7 +77,7 @@ def declared(pattern: re.Pattern[str], scope: str) -> int | None:
     return int(found[-1]) if found else None
 
 
-def trips(equation: Any) -> int | None:
+def trips(equation: Equation) -> int | None:
     """Number of iterations of a loop that counts by constant steps between constants; ``None`` if
     it is not known. (``fori_loop`` between constants is a scan.)"""
     params = equation.params
@@ -112,11 +114,11 @@ def size_bytes(aval: Any) -> float:
     return float(aval.size) * getattr(dtype, "itemsize", 4)
 
 
-def body(equation: Any) -> Any:
+def body(equation: Equation) -> Jaxpr:
     """The jaxpr of a scan or ``shard_map``."""
     return opened(equation.params["jaxpr"])
 
 
-def opened(jaxpr: Any) -> Any:
+def opened(jaxpr: Jaxpr | ClosedJaxpr) -> Jaxpr:
     """The jaxpr inside a closed jaxpr."""
-    return getattr(jaxpr, "jaxpr", jaxpr)
+    return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr

@@ -9,7 +9,8 @@ written. Bodies of ``shard_map`` show what one device has; elsewhere arrays are 
 
 import itertools
 import re
-from typing import Any
+
+from jax.extend.core import Jaxpr, Var
 
 from ziggurat.plan.equations import (
     BARRIERS,
@@ -25,7 +26,7 @@ _COLLECTIVES = ("all_gather", "reduce_scatter", "psum_scatter", "all_to_all", "p
 _VIEWS = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "stop_gradient", "copy"}
 
 
-def peak_bytes(jaxpr: Any, scope: str, ways: float, *, matmuls_only: bool = False) -> float:
+def peak_bytes(jaxpr: Jaxpr, scope: str, ways: float, *, matmuls_only: bool = False) -> float:
     """Largest number of bytes alive at once on a device in one run of a scope, over all its bodies.
 
     Args:
@@ -38,10 +39,10 @@ def peak_bytes(jaxpr: Any, scope: str, ways: float, *, matmuls_only: bool = Fals
 
 
 def _level(
-    jaxpr: Any, scope: re.Pattern[str], outer: str, ways: float, matmuls_only: bool
+    jaxpr: Jaxpr, scope: re.Pattern[str], outer: str, ways: float, matmuls_only: bool
 ) -> float:
     """The most bytes at once while one body runs, bodies inside it included."""
-    numbers: dict[Any, int] = {}
+    numbers: dict[Var, int] = {}
     sizes: dict[int, float] = {}
     flat = list(flatten(jaxpr, numbers, sizes, outer))
     results = {numbers[v] for v in jaxpr.outvars if v in numbers}
@@ -54,7 +55,7 @@ def _level(
     return most
 
 
-def _bodies(entry: Flat, ways: float) -> list[tuple[Any, float]]:
+def _bodies(entry: Flat, ways: float) -> list[tuple[Jaxpr, float]]:
     """The bodies of an equation, and over how many devices arrays in them are cut."""
     params, name = entry.equation.params, entry.equation.primitive.name
     if name == "cond":

@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from ziggurat.plan import analytic, program, work
 from ziggurat.plan.analytic import PlannedWeight, Step
@@ -19,13 +19,13 @@ from ziggurat.plan.topology import Topology
 class Subject:
     """A training step to be planned: program, shapes and shardings, nothing on a device."""
 
-    step: Any
+    step: jax.stages.Wrapped
     """Jitted."""
-    arguments: tuple[Any, ...]
+    arguments: tuple[PyTree, ...]
     """Trees of shapes, types and shardings: state and batch."""
     weights: dict[str, PlannedWeight]
     """Trained and frozen arrays by name, with what their dimensions stand for."""
-    mesh: Any
+    mesh: jax.sharding.Mesh
     """``jax.sharding.Mesh`` over the topology's devices."""
     tokens: int
     """Tokens of a step."""
@@ -37,7 +37,7 @@ class Subject:
     remat: str = "none"
 
     @property
-    def trained(self) -> dict[str, Any]:
+    def trained(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Shape, type and sharding of each array that has a gradient."""
         return {name: one.array for name, one in self.weights.items() if one.trained}
 

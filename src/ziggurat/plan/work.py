@@ -28,12 +28,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jax.extend.core import ClosedJaxpr, Jaxpr, Var
+
 from ziggurat.core.errors import PlanError
 from ziggurat.plan.equations import (
     BARRIERS,
     MATMULS,
     SHARE,
     TRIPS,
+    Equation,
     Flat,
     body,
     declared,
@@ -100,7 +103,7 @@ def _splash_share(grid: tuple[int, ...], name: str) -> float:
 register_kernel(r"splash_m[hq]a_", _splash_share)
 
 
-def operations(closed_jaxpr: Any) -> list[Operation]:
+def operations(closed_jaxpr: ClosedJaxpr) -> list[Operation]:
     """Every operation of a program, equal ones gathered with their count.
 
     Args:
@@ -128,10 +131,10 @@ class _Walk:
             key = kind, name, dtype, flops, size
             self.found[key] = self.found.get(key, 0.0) + times
 
-    def level(self, jaxpr: Any, times: float, scope: str) -> None:
+    def level(self, jaxpr: Jaxpr, times: float, scope: str) -> None:
         """One body: what runs ``times`` times."""
         sizes: dict[int, float] = {}
-        numbers: dict[Any, int] = {}
+        numbers: dict[Var, int] = {}
         flat = list(flatten(jaxpr, numbers, sizes, scope))
         results = {numbers[v] for v in jaxpr.outvars if v in numbers}
         fused = []
@@ -281,7 +284,7 @@ def _kind(scope: str, otherwise: str) -> str:
     return otherwise
 
 
-def _dot_flops(equation: Any) -> float:
+def _dot_flops(equation: Equation) -> float:
     """2 FLOPs per multiply-add."""
     left, right, out = (*(v.aval for v in equation.invars[:2]), equation.outvars[0].aval)
     name, params = equation.primitive.name, equation.params
@@ -299,7 +302,7 @@ def _dot_flops(equation: Any) -> float:
     return 2.0 * out.size / groups * depth
 
 
-def _moved(equation: Any) -> float:
+def _moved(equation: Equation) -> float:
     name = equation.primitive.name
     if name in _MOVES:
         return _MOVES[name](equation)
@@ -308,5 +311,5 @@ def _moved(equation: Any) -> float:
     return _traffic(equation)
 
 
-def _traffic(equation: Any) -> float:
+def _traffic(equation: Equation) -> float:
     return float(sum(size_bytes(v.aval) for v in (*equation.invars, *equation.outvars)))

@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 from jaxtyping import Array, Key
 
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.pytrees import named_leaves, nested
+from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.models.loading import pretrained_vision_language
@@ -151,7 +151,9 @@ class ImageStart:
         base instead."""
         return {} if self.tuned.language.lora is not None else self.frozen
 
-    def whole(self, params: Params, tokenizer: Any, run: RunConfig) -> PretrainedVisionLanguage:
+    def whole(
+        self, params: Params, tokenizer: HuggingFaceTokenizer, run: RunConfig
+    ) -> PretrainedVisionLanguage:
         """The model that trained parameters stand for, with adapters merged."""
         tuned, vision = self.tuned, self.tuned.vision
         if tuned.language.lora is not None:

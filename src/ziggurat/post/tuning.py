@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,8 @@ from jaxtyping import Array, Key
 
 from ziggurat.core import hub, prng
 from ziggurat.core.errors import ConfigError
-from ziggurat.core.pytrees import map_named
+from ziggurat.core.pytrees import Leaf, map_named
+from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params
 from ziggurat.models.adapters import (
@@ -256,7 +256,7 @@ def placed(params: Params, model: LanguageModel, layout: Layout) -> Params:
 def placed_as(params: Params, abstract: Params, shardings: Params) -> Params:
     """Copy parameters into arrays of these types, in these places."""
 
-    def one(_: str, like: Any, sharding: Any, leaf: Any) -> Array:
+    def one(_: str, like: Leaf, sharding: jax.sharding.Sharding, leaf: Leaf) -> Array:
         copy = jnp.array(leaf, like.dtype, copy=True)  # the state's arrays are donated
         return jax.device_put(copy, sharding)
 
@@ -279,7 +279,9 @@ def shapes_of(frozen: Params) -> Params:
     )
 
 
-def files_of(run: RunConfig, start: Start, tokenizer: Any) -> dict[str, bytes | Path]:
+def files_of(
+    run: RunConfig, start: Start, tokenizer: HuggingFaceTokenizer
+) -> dict[str, bytes | Path]:
     """Files to save beside a checkpoint's arrays: model config and tokenizer, so that it loads by
     itself. A checkpoint of adapters also records where its base model is.
     """
@@ -299,7 +301,7 @@ def adapter_files(run: RunConfig) -> dict[str, bytes | Path]:
 
 
 def trained_model(
-    run: RunConfig, start: Start, tokenizer: Any
+    run: RunConfig, start: Start, tokenizer: HuggingFaceTokenizer
 ) -> Callable[[Params], pretrained.Pretrained]:
     """Turn trained parameters into a language model (``Parts.pretrained``)."""
 

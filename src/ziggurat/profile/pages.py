@@ -2,12 +2,13 @@
 
 import importlib.resources
 import re
-from typing import Any
 
 from markupsafe import Markup
 
+from ziggurat.core.json_types import Json
 
-def render(package: str, template: str, **values: Any) -> str:
+
+def render(package: str, template: str, **values: Json) -> str:
     """Render a page as HTML text.
 
     All text is escaped; control characters and lone surrogates in it become visible replacements.
@@ -37,7 +38,7 @@ _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f]")
 _INVALID = re.compile("[\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
-def _visible(value: Any) -> Any:
+def _visible(value: Json) -> Json:
     """Text that HTML and UTF-8 can hold: control characters as their Unicode pictures."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value

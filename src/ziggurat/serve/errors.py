@@ -2,9 +2,9 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from ziggurat.core.errors import ServeError, did_you_mean
+from ziggurat.core.json_types import Json
 
 _LONGEST = 400
 """Characters of a part of an error; clients send what is shown, and it may be megabytes."""
@@ -112,7 +112,7 @@ class EngineStopped(RequestError):
     code = "engine_stopped"
 
 
-def short(value: Any) -> str:
+def short(value: object) -> str:
     """A value as shown in an error, without a look at more of it than is shown.
 
     >>> short([0] * 10**6)
@@ -122,7 +122,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _beginning(value: Any, depth: int = 0) -> Any:
+def _beginning(value: Json, depth: int = 0) -> Json:
     """A value with as much of each part as can be among the first 60 characters."""
     if depth > 60:
         return ...

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ziggurat.core.json_types import JsonObject
+from ziggurat.core.json_types import Json, JsonObject
 from ziggurat.serve.errors import RequestError, TooLarge
 from ziggurat.serve.memory import Reservation
 
@@ -62,7 +62,7 @@ async def read_body(
     return b"".join(parts)
 
 
-def json_response(body: Any, status: int = 200) -> Response:
+def json_response(body: Json, status: int = 200) -> Response:
     """A JSON response."""
     return Response(msgspec.json.encode(body), status, media_type="application/json")
 
@@ -167,7 +167,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, bodies: AsyncGenerator[Any], release: Callable[[], None]):
+    def __init__(self, bodies: AsyncGenerator[Json], release: Callable[[], None]):
         super().__init__()
         self._bodies, self._release = bodies, release
         del self.headers["content-length"]

@@ -20,6 +20,7 @@ import jax
 
 from ziggurat import mesh as mesh_
 from ziggurat.core.errors import ConfigError, ShardingError
+from ziggurat.core.protocols import Device
 from ziggurat.core.pytrees import named_leaves
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
@@ -32,7 +33,7 @@ from ziggurat.train.state import TrainState, abstract_state
 
 
 def abstract_step(
-    run: RunConfig, devices: Sequence[Any]
+    run: RunConfig, devices: Sequence[Device]
 ) -> tuple[Any, tuple[TrainState, Mapping[str, jax.ShapeDtypeStruct], Any], Layout]:
     """The jitted step of a run with the shapes of its arguments; reads no data, allocates nothing.
 
@@ -51,7 +52,7 @@ def abstract_step(
     return step, arguments, layout
 
 
-def subject(run: RunConfig, devices: Sequence[Any]) -> Subject:
+def subject(run: RunConfig, devices: Sequence[Device]) -> Subject:
     """Describe a run's step to :mod:`ziggurat.plan`.
 
     Raises:
@@ -98,7 +99,7 @@ def _weights(params: Params, program: TrainingProgram) -> dict[str, PlannedWeigh
     return named(params, program.model.axes, trained=True) | frozen
 
 
-def divides(run: RunConfig, devices: Sequence[Any], model: Trainable) -> bool:
+def divides(run: RunConfig, devices: Sequence[Device], model: Trainable) -> bool:
     """Whether a run's batch, sequence and parameters divide over its mesh; traces nothing."""
     try:
         layout = mesh_.build(run.mesh, devices)
@@ -110,7 +111,7 @@ def divides(run: RunConfig, devices: Sequence[Any], model: Trainable) -> bool:
 
 
 def _parts(
-    run: RunConfig, devices: Sequence[Any]
+    run: RunConfig, devices: Sequence[Device]
 ) -> tuple[
     Any, tuple[TrainState, Mapping[str, jax.ShapeDtypeStruct], Any], Layout, TrainingProgram
 ]:
@@ -123,7 +124,7 @@ def _parts(
     return step, (state, program.batch, program.frozen), layout, program
 
 
-def lower_step(run: RunConfig, devices: Sequence[Any]) -> jax.stages.Lowered:
+def lower_step(run: RunConfig, devices: Sequence[Device]) -> jax.stages.Lowered:
     """The step lowered for ``devices``; ``.compile()`` gives program and memory.
 
     Raises:

@@ -8,11 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from ziggurat import mesh as mesh_
 from ziggurat import optim
 from ziggurat.core.errors import ConfigError, DataError, ShardingError
-from ziggurat.core.protocols import Batch
+from ziggurat.core.protocols import Batch, Device
 from ziggurat.mesh import Layout
 from ziggurat.train.config import FromPython, RunConfig
 from ziggurat.train.parts import Parts, Trainable, TrainingData, TrainingProgram, kind_of
@@ -75,7 +76,7 @@ class Experiment:
 
 
 def prepare(
-    run: RunConfig, devices: Sequence[Any] | None = None, supplied: Supplied | None = None
+    run: RunConfig, devices: Sequence[Device] | None = None, supplied: Supplied | None = None
 ) -> Experiment:
     """Build all parts; reads and tokenises the data, traces the model, compiles nothing.
 
@@ -132,7 +133,7 @@ def compiled_parts(
     layout: Layout,
     program: TrainingProgram,
     transform: optax.GradientTransformation | None = None,
-) -> tuple[optim.Optimizer, Any, Any]:
+) -> tuple[optim.Optimizer, PyTree, PyTree]:
     """Optimizer, jitted step and jitted evaluation; also what ahead-of-time compilation needs.
 
     Args:

@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from ziggurat.core import prng
-from ziggurat.core.pytrees import map_named
+from ziggurat.core.pytrees import Leaf, map_named
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
 from ziggurat.models.language_model import PARAMS
@@ -26,14 +27,14 @@ class TrainState:
     """
 
     params: Params
-    optimizer: Any
+    optimizer: PyTree
     step: Any
     """int32 scalar: finished steps, skipped ones included."""
     skipped: Any
     """int32 scalar: steps whose update was left out because loss or gradient was not finite."""
     bad_in_a_row: Any
     """int32 scalar: how many such steps came last."""
-    average: Any = None
+    average: PyTree = None
     """Moving average of the parameters, float32, where the run keeps one; else None, for which
     ``jax.jit`` has a mark of its own in trees of shardings."""
 
@@ -49,7 +50,7 @@ class TrainState:
         return jax.tree.map(lambda mean, own: mean.astype(own.dtype), self.average, self.params)
 
     @property
-    def arrays(self) -> dict[str, Any]:
+    def arrays(self) -> dict[str, PyTree]:
         """The state as the named items of a checkpoint."""
         average = {} if self.average is None else {AVERAGE: self.average}
         return {PARAMS: self.params, "optimizer": self.optimizer} | average
@@ -68,8 +69,8 @@ def abstract_state(
     """
     moments = jax.eval_shape(optimizer.transform.init, model.abstract)
 
-    def place(shardings: Any, abstract: Any) -> Any:
-        def one(sharding: Any, leaf: Any) -> jax.ShapeDtypeStruct:
+    def place(shardings: PyTree, abstract: PyTree) -> PyTree:
+        def one(sharding: Leaf, leaf: Leaf) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
         return jax.tree.map(one, shardings, abstract)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ziggurat.mesh import Layout
 from ziggurat.models import Params
@@ -114,12 +114,14 @@ def build_evaluation(
     return evaluate
 
 
-def _accumulated(gradient: Any, params: Params, batch: Arrays, parts: int) -> tuple[Params, Sums]:
+def _accumulated(
+    gradient: PyTree, params: Params, batch: Arrays, parts: int
+) -> tuple[Params, Sums]:
     """Gradients and sums added over micro-batches, in float32; rows are dealt out in turn, so that
     each device keeps the rows it has."""
     micro = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), dict(batch))
 
-    def add(total: Any, part: Arrays) -> tuple[Any, None]:
+    def add(total: PyTree, part: Arrays) -> tuple[PyTree, None]:
         return jax.tree.map(lambda t, g: t + widened(g), total, gradient(params, part)), None
 
     first = jax.tree.map(lambda x: x[0], micro)
@@ -137,7 +139,7 @@ def _update(
     )
     params = master_weights.applied(state.params, updates, moments)
 
-    def keep(new: Any, old: Any) -> Any:
+    def keep(new: PyTree, old: PyTree) -> PyTree:
         return jax.tree.map(lambda n, o: jnp.where(fine, n, o), new, old)
 
     bad = jnp.logical_not(fine).astype(jnp.int32)

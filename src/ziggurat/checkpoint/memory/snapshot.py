@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -32,7 +32,10 @@ from ziggurat.checkpoint.memory import frames
 from ziggurat.checkpoint.tier import UnsuitableError
 from ziggurat.core.errors import CheckpointError
 from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.pytrees import Leaf
 
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 _ALIGNMENT = 128
 _THREADS = min(4, os.cpu_count() or 1)
 Bounds = tuple[tuple[int, int], ...]
@@ -142,7 +145,7 @@ def assemble(
         raise UnsuitableError(str(error)) from error
 
 
-def in_threads(function: Callable[[Any], Any], values: Iterable[Any]) -> list[Any]:
+def in_threads(function: Callable[[Given], Made], values: Iterable[Given]) -> list[Made]:
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(function, values))
 
@@ -159,7 +162,7 @@ def _assemble_item(
     entries = {_record(entry): entry for entry in header["items"].get(item, [])}
     wanted, structure = leaves.match(where, list(entries), like, cast=cast, partial=partial)
 
-    def one(record: LeafRecord) -> Any:
+    def one(record: LeafRecord) -> Leaf:
         return _leaf(record, entries[record], content, wanted[record])
 
     # The largest first, so that threads end together. Typed keys may need a transfer that all
@@ -171,7 +174,7 @@ def _assemble_item(
     return structure.unflatten([values[record] for record in wanted])
 
 
-def _leaf(record: LeafRecord, entry: JsonMapping, content: memoryview, target: Any) -> Any:
+def _leaf(record: LeafRecord, entry: JsonMapping, content: memoryview, target: Leaf) -> Leaf:
     shape = tuple(entry["stored"])
     whole = tuple((0, size) for size in shape)
     sharding = getattr(target, "sharding", None)
@@ -238,11 +241,11 @@ def _empty(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _shards(value: Any) -> list[tuple[Bounds, Any]]:
+def _shards(value: Leaf) -> list[tuple[Bounds, Leaf]]:
     """Distinct shards of an array that this process holds."""
     if not isinstance(value, jax.Array):
         return [(tuple((0, size) for size in value.shape), value)]
-    distinct: dict[Bounds, Any] = {}
+    distinct: dict[Bounds, Leaf] = {}
     for shard in value.addressable_shards:
         distinct.setdefault(_bounds(shard.index, value.shape), shard.data)
     return list(distinct.items())

@@ -25,7 +25,7 @@ from ziggurat.checkpoint.memory.peer import Address, KeeperLink, KeptError
 from ziggurat.checkpoint.tier import ConfiguredTier, TierContext, UnsuitableError
 from ziggurat.core import jax_private
 from ziggurat.core.errors import CheckpointError, EnvironmentError
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.mesh import Processes
 
 _log = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ class MemorySnapshots(ConfiguredTier):
         self.keeper = answer["pid"]
         return answer["parts"]
 
-    def _exchange(self, name: str, value: Any) -> list[Any]:
+    def _exchange(self, name: str, value: Json) -> list[Json]:
         """Everybody's value, and with it where everybody's keeper is now."""
         said = self.processes.gather(name, [dataclasses.asdict(self._address), value])
         self._ring = [Address(**address) for address, _ in said]

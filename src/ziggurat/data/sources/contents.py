@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ziggurat.core.errors import DataError
-from ziggurat.core.json_types import JsonMapping
+from ziggurat.core.json_types import Json, JsonMapping
 from ziggurat.data.sources import fields, image_parts
 from ziggurat.data.sources.fields import NOTHING, Extras
 from ziggurat.data.sources.files import SourceFile
@@ -157,7 +157,7 @@ def _answer(source: Any, place: _Place, get: Get) -> Document | None:
     return _conversation((*prompt, *turns), place, len(prompt))
 
 
-def _whole(turns: Messages, key: str, prompt: Any, other: Any, place: _Place) -> Document:
+def _whole(turns: Messages, key: str, prompt: Json, other: Json, place: _Place) -> Document:
     """An answer that repeats its prompt; what both answers share is not learned."""
     if isinstance(prompt, tuple):
         raise Fault(f"{key!r}: starts with {turns[0]['role']!r}", "the assistant's message")
@@ -179,7 +179,7 @@ def _record_key(source: Any, get: Get) -> str:
     return json.dumps(parts, default=str)
 
 
-def _other(labelled: bool, key: str, get: Get) -> Any:
+def _other(labelled: bool, key: str, get: Get) -> Json:
     """The answer that a preference compares with, whole."""
     if labelled:
         return None
@@ -197,20 +197,20 @@ def _prompt(source: Any, get: Get) -> str | Messages | None:
     return None
 
 
-def _optional(get: Get, key: str) -> Any:
+def _optional(get: Get, key: str) -> Json:
     try:
         return get(key)
     except (Fault, KeyError):
         return None
 
 
-def _label(value: Any) -> bool:
+def _label(value: Json) -> bool:
     if isinstance(value, bool) or (type(value) is int and value in (0, 1)):
         return bool(value)
     raise Fault(f"{LABEL!r}: {value!r}", "true or false")
 
 
-def checked_messages(value: Any, key: str, *, images: bool = False) -> tuple[JsonMapping, ...]:
+def checked_messages(value: Json, key: str, *, images: bool = False) -> tuple[JsonMapping, ...]:
     """Messages as mappings with a role; columns of lists, as old data sets keep them, turned.
 
     Args:

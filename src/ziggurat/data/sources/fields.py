@@ -12,9 +12,9 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.data.sources.records import Fault
 
 Use = Literal["honoured", "inert", "refused"]
@@ -116,7 +116,7 @@ topics so."""
 class Extras:
     """Fields of a record besides its document."""
 
-    tools: tuple[Any, ...] | None = None
+    tools: tuple[Json, ...] | None = None
     """Functions that the assistant may call, as the template gets them."""
     variables: JsonMapping = dataclasses.field(default_factory=dict)
     """Variables of the template, ``chat_template_kwargs``."""
@@ -134,7 +134,7 @@ def names_beside(taken: Collection[str]) -> list[str]:
 
 
 def beside(
-    get: Callable[[str], Any], names: Collection[str], taken: Collection[str], *, prompts: bool
+    get: Callable[[str], Json], names: Collection[str], taken: Collection[str], *, prompts: bool
 ) -> Extras:
     """Fields of a record besides its document.
 
@@ -226,7 +226,7 @@ def without_masks(message: JsonMapping) -> JsonObject:
     return {name: value for name, value in message.items() if name not in MASKS}
 
 
-def _tools(value: Any) -> tuple[Any, ...] | None:
+def _tools(value: Json) -> tuple[Json, ...] | None:
     if value is None:
         return None
     value = _loaded(value, "tools")
@@ -238,7 +238,7 @@ def _tools(value: Any) -> tuple[Any, ...] | None:
     return tuple(value)
 
 
-def _variables(value: Any) -> JsonMapping:
+def _variables(value: Json) -> JsonMapping:
     value = _loaded({} if value is None else value, "chat_template_kwargs")
     if not isinstance(value, Mapping):
         found = f"'chat_template_kwargs': {type(value).__name__}"
@@ -246,7 +246,7 @@ def _variables(value: Any) -> JsonMapping:
     return dict(value)
 
 
-def _margin(value: Any) -> float | None:
+def _margin(value: Json) -> float | None:
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -255,7 +255,7 @@ def _margin(value: Any) -> float | None:
     return float(value)
 
 
-def _loaded(value: Any, key: str) -> Any:
+def _loaded(value: Json, key: str) -> Json:
     """A value that a table may keep as JSON, as TRL advises for tools."""
     if not isinstance(value, str):
         return value
@@ -265,10 +265,10 @@ def _loaded(value: Any, key: str) -> Any:
         raise Fault(f"{key!r}: {error}", "JSON") from None
 
 
-def _is_absent(value: Any) -> bool:
+def _is_absent(value: Json) -> bool:
     """Tables fill what a record lacks with null or an empty list."""
     return value is None or (isinstance(value, str | Sequence | Mapping) and not value)
 
 
-def _is_numbers(value: Any) -> bool:
+def _is_numbers(value: Json) -> bool:
     return isinstance(value, Sequence) and all(isinstance(one, int | float) for one in value)

@@ -13,7 +13,7 @@ Nothing is fetched from other machines.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from ziggurat.core.json_types import JsonMapping
+from ziggurat.core.json_types import Json, JsonMapping
 from ziggurat.data.sources.fields import IMAGE_PARTS
 from ziggurat.data.sources.records import Fault
 
@@ -28,7 +28,7 @@ PART = {"type": "image"}
 
 
 def separated(
-    messages: Messages, get: Callable[[str], Any], names: Collection[str]
+    messages: Messages, get: Callable[[str], Json], names: Collection[str]
 ) -> tuple[Messages, tuple[Image, ...]]:
     """Messages whose images are bare parts, and the images in order.
 
@@ -55,7 +55,7 @@ def separated(
     return tuple(made), tuple(images)
 
 
-def _beside(get: Callable[[str], Any], names: Collection[str]) -> list[Any]:
+def _beside(get: Callable[[str], Json], names: Collection[str]) -> list[Json]:
     values = {name: get(name) for name in COLUMNS if name in names}
     given = {name: value for name, value in values.items() if value not in (None, [], "")}
     if len(given) > 1:
@@ -69,12 +69,12 @@ def _beside(get: Callable[[str], Any], names: Collection[str]) -> list[Any]:
     return []
 
 
-def _parts(message: JsonMapping) -> Sequence[Any]:
+def _parts(message: JsonMapping) -> Sequence[Json]:
     content = message.get("content")
     return () if isinstance(content, str) or content is None else content
 
 
-def _is_image(part: Any) -> bool:
+def _is_image(part: Json) -> bool:
     return isinstance(part, Mapping) and part.get("type") in IMAGE_PARTS
 
 
@@ -90,7 +90,7 @@ def _before_first(messages: Messages, count: int) -> Messages:
     raise Fault(f"{count} images and no message of the user", "a message that they belong to")
 
 
-def _with_bare(message: JsonMapping, waiting: Iterator[Any], images: list[Image]) -> JsonMapping:
+def _with_bare(message: JsonMapping, waiting: Iterator[Json], images: list[Image]) -> JsonMapping:
     if not any(map(_is_image, _parts(message))):
         return message
     parts = []
@@ -107,7 +107,7 @@ def _with_bare(message: JsonMapping, waiting: Iterator[Any], images: list[Image]
     return {**message, "content": parts}
 
 
-def checked(value: Any, form: str = "") -> Image:
+def checked(value: Json, form: str = "") -> Image:
     """An image as a path, a data URI or a file's content.
 
     Args:

@@ -116,7 +116,7 @@ def _read_source(source: Source, report: ReadReport) -> Iterator[Document]:
                 report.empty += 1
 
 
-def records(source: Any, piece: Piece) -> Records:
+def records(source: Source, piece: Piece) -> Records:
     """Read the records of one piece of a source.
 
     Raises:
@@ -159,7 +159,7 @@ def units(sources: Sequence[Source], listed: Sequence[Sequence[SourceFile]]) -> 
     return made
 
 
-def _cut(source: Any, file: SourceFile, size: int) -> list[Piece]:
+def _cut(source: Source, file: SourceFile, size: int) -> list[Piece]:
     """Pieces of a large file, in order; one if it can only be read from its start."""
     if isinstance(source, JsonLines) and not files.is_packed(file):
         return _ranges(file, list(range(0, file.size, size)), file.size)

@@ -4,13 +4,12 @@ import codecs
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import xxhash
 
 from ziggurat.core import json_lines
 from ziggurat.core.errors import DataError, did_you_mean
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.data.sources.files import SourceFile
 
 SHOWN_FAULTS = 5
@@ -38,7 +37,7 @@ class Document:
     """The conversation, if it is one."""
     turns: tuple[int, ...] | None = None
     """Numbers of the messages that are learned; None means all of the assistant's."""
-    tools: tuple[Any, ...] | None = None
+    tools: tuple[Json, ...] | None = None
     """Tools that the assistant may call, as the chat template takes them."""
     variables: JsonMapping | None = None
     """Further variables of the template."""
@@ -125,12 +124,12 @@ class Fault(Exception):
         return Damaged(file.name, record, *self.args, word=word)
 
 
-def keyed(record: JsonMapping) -> Callable[[str], Any]:
+def keyed(record: JsonMapping) -> Callable[[str], Json]:
     """Access to a JSON object's values that says which keys there are."""
     return functools.partial(_value, record)
 
 
-def _value(record: JsonMapping, key: str) -> Any:
+def _value(record: JsonMapping, key: str) -> Json:
     if key in record:
         return record[key]
     hint = did_you_mean(key, record)
@@ -164,7 +163,7 @@ def decoded(content: bytes, encoding: str = "utf-8") -> str:
         raise Fault(f"{error.reason} at byte {error.start}", f"{encoding} text") from None
 
 
-def checked_text(value: Any, key: str) -> str:
+def checked_text(value: Json, key: str) -> str:
     """``value`` if it is a text that a tokenizer takes.
 
     JSON can spell half a surrogate pair, which is no character.

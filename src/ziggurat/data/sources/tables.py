@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ziggurat.core.errors import DataError, did_you_mean
+from ziggurat.core.json_types import Json
 from ziggurat.data.sources import fields, files
 from ziggurat.data.sources.contents import document
 from ziggurat.data.sources.files import SourceFile
@@ -104,7 +105,7 @@ def _rows(source: Any, file: SourceFile, batches: Iterator[Any], number: int) ->
                 yield number, fault.at(file, number, "row")
 
 
-def _without_nulls(value: Any) -> Any:
+def _without_nulls(value: Json) -> Json:
     """A value without the keys that its table has only because other rows have them."""
     if isinstance(value, dict):
         return {k: _without_nulls(v) for k, v in value.items() if v is not None or k == "content"}

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
 
 from ziggurat.kernels.cpu.library import PREFIX, available
 from ziggurat.kernels.placement import platform
@@ -23,7 +24,7 @@ Shapes = Sequence[jax.ShapeDtypeStruct]
 Transpose = Callable[..., jax.Array]
 
 Attribute = float | int | str | bool
-"""A number, text or flag of a call that is known while it is traced."""
+"""A setting of a call that is known while it is traced."""
 
 
 def usable(name: str, *arrays: jax.Array) -> bool:
@@ -65,7 +66,7 @@ def operation(
     primitive = Primitive(PREFIX + name)
     primitive.multiple_results = True
 
-    def abstract(*arguments: Any, **attributes: Any) -> list[Any]:
+    def abstract(*arguments: Any, **attributes: Any) -> list[ShapedArray]:
         made = shapes(*arguments, **attributes)
         return [ShapedArray(x.shape, x.dtype) for x in made]
 
@@ -77,14 +78,14 @@ def operation(
         return mlir.lower_fun(form, multiple_results=True)(context, *operands)
 
     @functools.lru_cache(maxsize=64)
-    def compiled(attributes: tuple[tuple[str, Any], ...]) -> Callable[..., list[jax.Array]]:
+    def compiled(attributes: tuple[tuple[str, Attribute], ...]) -> Callable[..., list[jax.Array]]:
         return jax.jit(lambda *arrays: primitive.bind(*arrays, **dict(attributes)))
 
     def batch(arguments: Any, axes: Any, **attributes: Any) -> Any:
         mapped = [place for place, axis in enumerate(axes) if axis is not None]
         rows = [jnp.moveaxis(arguments[place], axes[place], 0) for place in mapped]
 
-        def one(row: Any) -> list[jax.Array]:
+        def one(row: list[Array]) -> list[jax.Array]:
             whole = list(arguments)
             for place, part in zip(mapped, row):
                 whole[place] = part
@@ -109,7 +110,9 @@ def operation(
     return call
 
 
-def _plain_tangents(plain: Any, primals: Any, tangents: Any, **attributes: Any) -> Any:
+def _plain_tangents(
+    plain: Callable[..., Sequence[Array]], primals: Any, tangents: Any, **attributes: Any
+) -> Any:
     tangents = [ad.instantiate_zeros(t) for t in tangents]
 
     def form(*arrays: jax.Array) -> list[jax.Array]:
@@ -118,7 +121,7 @@ def _plain_tangents(plain: Any, primals: Any, tangents: Any, **attributes: Any) 
     return jax.jvp(form, tuple(primals), tuple(tangents))
 
 
-def _bilinear_tangents(primitive: Any, primals: Any, tangents: Any, **attributes: Any) -> Any:
+def _bilinear_tangents(primitive: Primitive, primals: Any, tangents: Any, **attributes: Any) -> Any:
     (a, b), (d_a, d_b) = primals, tangents
     out = primitive.bind(a, b, **attributes)
     parts = [(d_a, b)] if not isinstance(d_a, ad.Zero) else []

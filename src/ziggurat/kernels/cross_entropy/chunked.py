@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 from jaxtyping import Array, Float, Int
 
 from ziggurat.kernels.cross_entropy.interface import (
@@ -201,14 +201,23 @@ def _cross_entropy(
     return _sums(statistics, weights, options)[0]
 
 
-def _forward(hidden: Any, weight: Any, targets: Any, weights: Any, options: Options, scan: Scan):
+def _forward(
+    hidden: CustomVJPPrimal,
+    weight: CustomVJPPrimal,
+    targets: CustomVJPPrimal,
+    weights: CustomVJPPrimal,
+    options: Options,
+    scan: Scan,
+):
     arrays = (hidden.value, weight.value, targets.value, weights.value)
     statistics, d_hidden, d_weight = scan(*arrays, options, hidden.perturbed, weight.perturbed)
     result, token_loss = _sums(statistics, weights.value, options)
     return result, (d_hidden, d_weight, token_loss if weights.perturbed else None)
 
 
-def _backward(options: Options, scan: Scan, residuals: Any, cotangent: LinearCrossEntropy):
+def _backward(
+    options: Options, scan: Scan, residuals: tuple[Array | None, ...], cotangent: LinearCrossEntropy
+):
     factor = cotangent.loss
 
     def scaled(x: Array | None) -> Array | None:
@@ -255,13 +264,24 @@ def _log_probs(hidden: Array, weight: Array, targets: Array, options: Options, s
     return scan(hidden, weight, targets, ones, options, False, False)[0].log_prob
 
 
-def _log_probs_forward(hidden: Any, weight: Any, targets: Any, options: Options, scan: Scan):
+def _log_probs_forward(
+    hidden: CustomVJPPrimal,
+    weight: CustomVJPPrimal,
+    targets: CustomVJPPrimal,
+    options: Options,
+    scan: Scan,
+):
     arrays = hidden.value, weight.value, targets.value
     wanted = _Wanted(hidden.perturbed, weight.perturbed)
     return _log_probs(*arrays, options, scan), (arrays, wanted)
 
 
-def _log_probs_backward(options: Options, scan: Scan, residuals: Any, cotangent: Any):
+def _log_probs_backward(
+    options: Options,
+    scan: Scan,
+    residuals: tuple[tuple[Array, ...], _Wanted],
+    cotangent: Array | SymbolicZero,
+):
     (hidden, weight, targets), wanted = residuals
     if isinstance(cotangent, SymbolicZero):
         return None, None, None

@@ -56,7 +56,7 @@ __all__ = [
 ]
 
 
-def is_weight_node(node: Any) -> bool:
+def is_weight_node(node: object) -> bool:
     """For ``is_leaf``: whether a node of a parameter tree stands in the place of an array."""
     return is_quantized(node) or is_adapted(node)
 

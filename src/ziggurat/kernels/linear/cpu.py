@@ -1,9 +1,8 @@
 """Matmuls in float32 on CPU by our C++ kernel, forward and both gradients."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Primitive
 from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
@@ -67,6 +66,6 @@ multiply = operation("product", _shapes, _plain, (_gradient_of_a, _gradient_of_b
 """``[a @ b]``, each as it is or transposed; all dimensions but the last count as one."""
 
 
-def is_product(primitive: Any) -> bool:
+def is_product(primitive: Primitive) -> bool:
     """Whether a primitive is the kernel's matmul, for rules of what a backward pass keeps."""
     return primitive.name == f"{PREFIX}product"

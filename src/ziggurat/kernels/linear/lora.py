@@ -13,6 +13,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from ziggurat.core.pytrees import Leaf
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +29,11 @@ class LoraWeight:
     ((3, 2), [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]])
     """
 
-    base: Any
+    base: Leaf
     """``[..., d, f]``, an array or a ``QuantizedWeight``."""
-    a: Any
+    a: Leaf
     """``[..., d, r]``."""
-    b: Any
+    b: Leaf
     """``[..., r, f]``."""
     scale: float = dataclasses.field(metadata={"static": True})
 
@@ -50,7 +52,7 @@ class LoraWeight:
         return int(np.prod(self.shape))
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """Type of the base."""
         return self.base.dtype
 
@@ -73,6 +75,6 @@ class LoraWeight:
         return (base + self.scale * added).astype(base.dtype)
 
 
-def is_adapted(node: Any) -> bool:
+def is_adapted(node: object) -> bool:
     """For ``is_leaf``: whether a node of a parameter tree is a :class:`LoraWeight`."""
     return isinstance(node, LoraWeight)

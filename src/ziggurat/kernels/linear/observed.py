@@ -8,7 +8,11 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from ziggurat.core.pytrees import Leaf
 
 
 class Observations:
@@ -41,7 +45,7 @@ class Observations:
 class ObservedWeight:
     """A kernel ``[..., d, f]`` whose matmuls tell :class:`Observations` of their inputs."""
 
-    base: Any
+    base: Leaf
     name: str = dataclasses.field(metadata={"static": True})
     seen: Observations = dataclasses.field(metadata={"static": True})
 
@@ -54,10 +58,10 @@ class ObservedWeight:
         return self.base.ndim
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         return self.base.dtype
 
-    def astype(self, dtype: Any) -> "ObservedWeight":
+    def astype(self, dtype: DTypeLike) -> "ObservedWeight":
         """The weight with results of type ``dtype``."""
         return dataclasses.replace(self, base=self.base.astype(dtype))
 

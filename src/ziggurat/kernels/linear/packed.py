@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ziggurat.core.pytrees import Leaf
 from ziggurat.kernels.cpu.library import available
 from ziggurat.kernels.linear.quantized import QuantizedWeight, Weight, WeightFormat
 from ziggurat.kernels.linear.weight_types import FOUR_BIT, WeightType
@@ -46,11 +47,11 @@ class PackedWeight:
     ((1, 1, 2, 64), [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]])
     """
 
-    values: Any
+    values: Leaf
     """``[..., p, d, 64]``; four-bit types have two values of the summed axis in each byte."""
-    scale: Any
+    scale: Leaf
     """``[..., p, tiles, 64]``, or ``None``."""
-    zero_point: Any
+    zero_point: Leaf
     """As ``scale``."""
     index: Int[Array, ""] | None
     """Which layer of the leading axis it is; ``None``: there is no such axis."""
@@ -60,7 +61,7 @@ class PackedWeight:
     """The axis over which matmuls sum: -2 of a kernel, -1 of a table."""
     outputs: int = dataclasses.field(metadata={"static": True})
     """Columns; the last panel may hold fewer than 64."""
-    offset: Any = None
+    offset: Leaf = None
     """As ``scale``."""
 
     @classmethod
@@ -103,7 +104,7 @@ class PackedWeight:
         return 2
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """Type of the float matrix."""
         return self.values.dtype if self.scale is None else self.scale.dtype
 
@@ -119,7 +120,7 @@ class PackedWeight:
     def unpacked(self) -> Weight:
         """The matrix as it was before it was packed, its layer cut out."""
 
-        def flat(part: Any) -> Any:
+        def flat(part: Leaf) -> Leaf:
             if part is None:
                 return None
             part = part if self.index is None else part[self.index]
@@ -143,7 +144,7 @@ class PackedWeight:
     def rows(self, ids: Int[Array, "..."]) -> Float[Array, "... d"]:
         """Rows of a table."""
 
-        def taken(part: Any) -> Any:
+        def taken(part: Leaf) -> Leaf:
             return None if part is None else part[ids // PANEL, :, ids % PANEL]
 
         parts = (self.values, self.scale, self.zero_point, self.offset)

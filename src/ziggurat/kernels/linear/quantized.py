@@ -17,6 +17,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from ziggurat.core.pytrees import Leaf
 from ziggurat.core.registry import Registry
 from ziggurat.kernels.linear.weight_types import (
     FOUR_BIT,
@@ -143,25 +144,25 @@ class QuantizedWeight:
     ((2, 2), 10, [[0.5, -1.0], [1.5, 3.5]])
     """
 
-    qvalue: Any
+    qvalue: Leaf
     """``[..., d, f]`` (tables: ``[v, d]``); types of fewer than eight bits have several values of
     the summed axis in each byte, see :mod:`ziggurat.kernels.linear.weight_types`."""
-    scale: Any
+    scale: Leaf
     """As ``qvalue``, with as many entries along the summed axis as there are tiles."""
-    zero_point: Any
+    zero_point: Leaf
     """int8, as ``scale``; ``None`` where the format is symmetric."""
     format: WeightFormat = dataclasses.field(metadata={"static": True})
     axis: int = dataclasses.field(metadata={"static": True})
     """The axis over which matmuls sum: -2 of a kernel, -1 of a table."""
-    high: Any = None
+    high: Leaf = None
     """The upper bits of values of 3, 5 or 6 bits; ``None`` for other types."""
-    super_scale: Any = None
+    super_scale: Leaf = None
     """Floats that multiply the scales, one for each super-tile; or ``None``."""
-    offset: Any = None
+    offset: Leaf = None
     """Added to each tile, as ``scale``; or ``None``."""
-    super_offset: Any = None
+    super_offset: Leaf = None
     """Floats that multiply the offsets, as ``super_scale``."""
-    order: Int[Array, "... d"] | Any = None
+    order: Int[Array, "... d"] | Leaf = None
     """Index of the input channel that each stored row multiplies; ``None``: rows are in the order
     of the channels."""
     float_type: str | None = dataclasses.field(default=None, metadata={"static": True})
@@ -184,7 +185,7 @@ class QuantizedWeight:
         return int(np.prod(self.shape))
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
         """Type of the dequantised weight."""
         return self.scale.dtype if self.float_type is None else jnp.dtype(self.float_type)
 
@@ -248,7 +249,7 @@ class QuantizedWeight:
         values = decoded(jnp.asarray(self.qvalue), self.high, self.axis, TYPES[self.format.weight])
         inputs = values.shape[self.axis]
 
-        def spread(part: Any) -> Any:
+        def spread(part: Leaf) -> Leaf:
             return jnp.repeat(part, inputs // part.shape[self.axis], axis=self.axis)
 
         if self.zero_point is not None:
@@ -258,7 +259,7 @@ class QuantizedWeight:
             values = values + spread(self._final(self.offset, self.super_offset))
         return self._in_order(values.astype(self.dtype))
 
-    def _final(self, part: Any, outer: Any) -> Float[Array, "..."]:
+    def _final(self, part: Leaf, outer: Leaf) -> Float[Array, "..."]:
         """Scales or offsets in float32."""
         if self.format.scale == "e8m0":
             # 0 stands for 2**-127, which XLA flushes to zero as all below the least normal number
@@ -296,7 +297,7 @@ Weight = Float[Array, "..."] | QuantizedWeight
 """Type of a parameter that is a factor of a matmul."""
 
 
-def is_quantized(node: Any) -> bool:
+def is_quantized(node: object) -> bool:
     """For ``is_leaf``: whether a node of a parameter tree is a :class:`QuantizedWeight`."""
     return isinstance(node, QuantizedWeight)
 
@@ -349,7 +350,7 @@ def rounded_activations(x: Float[Array, "... d"], weight: Any) -> Float[Array, "
 
 
 def qwix_product(
-    x: Float[Array, "... d"], weight: QuantizedWeight, preferred: Any
+    x: Float[Array, "... d"], weight: QuantizedWeight, preferred: DTypeLike | None
 ) -> Float[Array, "... f"]:
     """The definition of :func:`product`."""
     x, weight = in_stored_order(x, weight)
@@ -365,7 +366,7 @@ def qwix_product(
         return qwix.dot_general(left, weight.qarray(), numbers, preferred_element_type=preferred)
 
 
-IMPLEMENTATIONS: Registry[Callable[[Array, QuantizedWeight, Any], Array]] = Registry(
+IMPLEMENTATIONS: Registry[Callable[[Array, QuantizedWeight, Leaf], Array]] = Registry(
     "quantised product"
 )
 IMPLEMENTATIONS.add("qwix", qwix_product)
@@ -375,7 +376,7 @@ def product(
     x: Float[Array, "... d"],
     weight: QuantizedWeight,
     *,
-    preferred: Any = None,
+    preferred: DTypeLike | None = None,
     implementation: str = "auto",
 ) -> Float[Array, "... f"]:
     """``x`` times a quantised matrix, over the last axis of ``x`` and the summed one of ``weight``.

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import ShapedArray
 from jaxtyping import Array, Float
 
 from ziggurat.core.errors import ConfigError
@@ -33,7 +34,7 @@ _STORED = {name: number for number, name in enumerate((*FLOATS, *INTEGERS))}
 """Numbers of the types in the C++ code."""
 
 
-def serves(x: Any, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:
+def serves(x: Array, weights: Sequence[Weight | PackedWeight], axis: int) -> bool:
     """Whether one C++ call supports the matmuls of ``x`` with these weights.
 
     The program may still turn out to be one that XLA partitions, or that is exported; then it gets
@@ -111,7 +112,7 @@ def products(
     return [y.reshape(*x.shape[:-1], y.shape[-1]) for y in made]
 
 
-def _shapes(x: Any, *parts: Any, **given: Any) -> list[jax.ShapeDtypeStruct]:
+def _shapes(x: ShapedArray, *parts: ShapedArray, **given: Any) -> list[jax.ShapeDtypeStruct]:
     size = 1 + given["scaled"] + given["shifted"] + given["offset"]
     values = parts[: len(parts) - given["layered"] : size]
     columns = [part.shape[-3] * PANEL if given["packed"] else part.shape[-1] for part in values]

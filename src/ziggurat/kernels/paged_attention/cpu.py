@@ -42,7 +42,13 @@ def cpu_paged_attention(
 
 
 def _shapes(
-    query: Any, key: Any, value: Any, keys: Any, values: Any, *rest: Any, **rules: Any
+    query: Any,
+    key: Any,
+    value: Any,
+    keys: Any,
+    values: Any,
+    *rest: Any,
+    **rules: Any,
 ) -> list[jax.ShapeDtypeStruct]:
     out = (*query.shape[:3], values.shape[3])
     kept = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (keys, values)]
@@ -50,11 +56,11 @@ def _shapes(
 
 
 def _plain(
-    query: Array,
-    key: Array,
-    value: Array,
-    keys: Array,
-    values: Array,
+    query: Any,
+    key: Any,
+    value: Any,
+    keys: Any,
+    values: Any,
     tables: Array,
     positions: Array,
     counts: Array,

@@ -11,6 +11,8 @@ from jaxtyping import Array, Float
 from ziggurat.core import prng
 from ziggurat.core.errors import ConfigError
 from ziggurat.core.protocols import Batch
+from ziggurat.core.pytrees import Leaf
+from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.tokenizers import TrainBpe
 from ziggurat.kernels.cross_entropy import linear_log_probs
 from ziggurat.kernels.linear import QuantizedWeight, is_quantized
@@ -97,7 +99,11 @@ class GroupRelative(ObjectiveKind):
 
 
 def _arena(
-    node: Grpo, posed: Problems, task: tasks.Task, model: LanguageModel, tokenizer: Any
+    node: Grpo,
+    posed: Problems,
+    task: tasks.Task,
+    model: LanguageModel,
+    tokenizer: HuggingFaceTokenizer,
 ) -> Arena:
     """The arena in which ``model`` answers a task's problems."""
     return Arena(
@@ -265,7 +271,7 @@ def _reference(
     if start is None:
         return model.init(prng.stream(run.seed, "init"), layout)
 
-    def place(leaf: Any, like: Any, sharding: Any) -> jax.Array:
+    def place(leaf: Leaf, like: Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
         return jax.device_put(jnp.asarray(leaf, like.dtype), sharding)
 
     return jax.tree.map(place, start.params, model.abstract, model.shardings(layout))

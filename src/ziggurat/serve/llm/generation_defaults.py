@@ -2,9 +2,8 @@
 
 import logging
 import math
-from typing import Any
 
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.sampling import BUILT_IN, SamplingParams
 
@@ -40,7 +39,7 @@ def sampling_defaults(generation: JsonMapping) -> JsonObject:
     return found
 
 
-def _check(name: str, value: Any) -> None:
+def _check(name: str, value: Json) -> None:
     numbers = (int,) if type(BUILT_IN[name].default) is int else (int, float)
     if type(value) not in numbers or not math.isfinite(value):
         raise RequestError(name, found=repr(value), expected="a number")

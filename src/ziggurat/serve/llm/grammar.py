@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import UInt32
 
+from ziggurat.core.json_types import Json
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.constraint import Constraint
@@ -194,7 +195,7 @@ def _grammar(form: Form) -> str:
     return grammar_from("grammar", form.content)
 
 
-def schema_text(schema: Any, whitespace: str | None = None) -> str:
+def schema_text(schema: Json, whitespace: str | None = None) -> str:
     """Text of a JSON schema for llguidance, with the library's options inside.
 
     Unless told otherwise, white space between the parts of a JSON text is at most 32 characters

@@ -11,12 +11,12 @@ giving an array and taking it back costs about 15 microseconds where a token tak
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from ziggurat.kernels.key_values import KeyValues
 from ziggurat.kernels.paged_attention import Rows, paged_attention
@@ -30,7 +30,7 @@ Pool = KeyValues | tuple[Array, ...]
 class LayerCache(NamedTuple):
     """State of one layer, a range of a pool."""
 
-    pool: Any
+    pool: PyTree
     """The whole :data:`Pool`."""
     first: Int[Array, ""]
     """The layer's first block in it, or first row."""
@@ -52,7 +52,7 @@ class CacheSizes(NamedTuple):
 class KVCache:
     """Key/value blocks and recurrent states of all layers, in pools of equal layout."""
 
-    pools: tuple[Any, ...]
+    pools: tuple[PyTree, ...]
     specs: tuple[StateSpec, ...] = dataclasses.field(metadata={"static": True})
     """Specs of the layers; those of equal ``layout`` share a pool, in order of appearance."""
     sizes: CacheSizes = dataclasses.field(metadata={"static": True})
@@ -107,7 +107,7 @@ def _zeros(spec: StateSpec, layers: int, sizes: CacheSizes, dtype: DTypeLike) ->
     return spec.zeros((layers * (sizes.slots + 1),), dtype)
 
 
-def _shardings(spec: StateSpec, abstract: Any, mesh: Layout) -> Any:
+def _shardings(spec: StateSpec, abstract: PyTree, mesh: Layout) -> PyTree:
     if isinstance(spec, KeyValueSpec):
         axis = key_value_axis(mesh, spec)
         return jax.tree.map(lambda x: mesh.sharding((axis, *(None,) * (x.ndim - 1))), abstract)
@@ -142,7 +142,7 @@ class Paged:
     def state(self) -> tuple[()]:
         return ()
 
-    def advance(self, state: Any, tokens: int) -> "Paged":
+    def advance(self, state: PyTree, tokens: int) -> "Paged":
         return dataclasses.replace(self, start=self.start + self.counts)
 
     def context_length(self, positions: Int[Array, "b t"]) -> int:

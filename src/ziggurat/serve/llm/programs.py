@@ -24,9 +24,12 @@ from typing import Any
 
 import jax
 from jax.experimental import serialize_executable
+from jaxtyping import PyTree
 
 from ziggurat.core.compile_cache import passing_by_compile_cache
 from ziggurat.core.errors import ConfigError
+from ziggurat.core.protocols import Device
+from ziggurat.core.pytrees import Leaf
 from ziggurat.kernels.cpu.library import library
 
 _log = logging.getLogger(__name__)
@@ -44,7 +47,9 @@ class Programs:
         ConfigError: the directory cannot be made.
     """
 
-    def __init__(self, directory: str | Path | None = None, devices: Sequence[Any] | None = None):
+    def __init__(
+        self, directory: str | Path | None = None, devices: Sequence[Device] | None = None
+    ):
         devices = jax.devices()[:1] if devices is None else devices
         self._files = None if directory is None else _Files(Path(directory), devices)
         self._makers: dict[str, Callable[[], Any]] = {}
@@ -60,7 +65,7 @@ class Programs:
         function: Callable[..., Any],
         *arguments: Any,
         donate: int | None = None,
-        shardings: Any = None,
+        shardings: PyTree = None,
         on_demand: bool = False,
     ) -> None:
         """Declare a program.
@@ -127,7 +132,7 @@ class Programs:
 class _Files:
     """A directory of serialised executables."""
 
-    def __init__(self, directory: Path, devices: Sequence[Any]):
+    def __init__(self, directory: Path, devices: Sequence[Device]):
         self._directory, self._devices = directory, list(devices)
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -173,7 +178,7 @@ class _Files:
                 os.unlink(name or "")
 
 
-def _abstract(leaf: Any) -> Any:
+def _abstract(leaf: Leaf) -> Leaf:
     where = getattr(leaf, "sharding", None)
     on_mesh = isinstance(where, jax.sharding.NamedSharding)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where if on_mesh else None)

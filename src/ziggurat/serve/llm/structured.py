@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from ziggurat.core.json_types import JsonObject
+from ziggurat.core.json_types import Json, JsonObject
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.json_values import ValueBudget
 
@@ -28,7 +28,7 @@ class Form:
     kind: FormKind
     """``json``: a schema. ``grammar``: Lark or GBNF, told apart by their look. ``tools``: Lark made
     of schemas."""
-    content: Any
+    content: Json
     field: str
     """The request's field, for errors."""
     whitespace: str | None = None
@@ -112,7 +112,7 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
         return Form(kind, content, field)  # type: ignore[arg-type]
 
 
-def _schema(given: Any) -> Any:
+def _schema(given: Json) -> Json:
     if not isinstance(given, str):
         return given
     ValueBudget().take(given, "structured_outputs.json")

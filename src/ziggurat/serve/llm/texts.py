@@ -2,9 +2,9 @@
 
 import array
 from collections.abc import Sequence
-from typing import Any
 
 from ziggurat.core.errors import DataError
+from ziggurat.core.json_types import Json
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.errors import ContextTooLong, RequestError, short
 from ziggurat.serve.llm import special_text
@@ -17,7 +17,7 @@ unknown token, and its halves as a token for each letter."""
 Texts = list[str] | list[Sequence[int]]
 
 
-def listed(value: Any, field: str) -> Texts:
+def listed(value: Json, field: str) -> Texts:
     """Texts or lists of ids of a field, as a list.
 
     >>> listed("Hi", "prompt"), listed([5, 6], "prompt")
@@ -118,7 +118,7 @@ def _count(tokenizer: HuggingFaceTokenizer, text: str) -> int:
         return 0
 
 
-def _all(value: Any, kind: type) -> bool:
+def _all(value: Json, kind: type) -> bool:
     if isinstance(value, array.array):  # of ids, see ziggurat.serve.json_values.read_ids
         return kind is int and bool(value)
     return (

@@ -4,12 +4,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from ziggurat.core.errors import did_you_mean
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.serve.errors import RequestError
 
 MAX_TOOLS = 128
@@ -25,7 +25,7 @@ class Function(msgspec.Struct, forbid_unknown_fields=True):
     description: str | None = None
     parameters: JsonObject | None = None
     """JSON schema of the arguments; default: none are taken."""
-    cache_control: Any = None
+    cache_control: Json = None
     """A mark of clients for other servers' caches; nothing here depends on it."""
     strict: bool | None = None
     """Generate only arguments that fit the schema, also where the model is free to call or not."""
@@ -36,7 +36,7 @@ class Tool(msgspec.Struct, forbid_unknown_fields=True):
 
     type: Literal["function"]
     function: Function
-    cache_control: Any = None
+    cache_control: Json = None
     """As in the function."""
 
 
@@ -116,7 +116,7 @@ _VALUES = ("const", "default", "enum", "examples")
 """Keywords that hold no schemas."""
 
 
-def closed(schema: Any) -> Any:
+def closed(schema: Json) -> Json:
     """Close the objects of a schema to properties that it does not name, unless it says otherwise.
 
     JSON Schema lets an object have any further properties. A caller's function has no use for
@@ -132,7 +132,7 @@ def closed(schema: Any) -> Any:
     return schema if _is_combined(schema) else _closed(schema)
 
 
-def _is_combined(schema: Any) -> bool:
+def _is_combined(schema: Json) -> bool:
     if isinstance(schema, list):
         return any(map(_is_combined, schema))
     if not isinstance(schema, Mapping):
@@ -142,7 +142,7 @@ def _is_combined(schema: Any) -> bool:
     return together or several or any(map(_is_combined, schema.values()))
 
 
-def _closed(schema: Any) -> Any:
+def _closed(schema: Json) -> Json:
     if isinstance(schema, list):
         return [_closed(entry) for entry in schema]
     if not isinstance(schema, Mapping):

@@ -6,7 +6,7 @@ What embeds is whatever implements :class:`TextEmbedder`; an encoder with its po
 import base64
 import time
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ziggurat.core.json_types import Json
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import MAX_TEXTS, Body, read
@@ -55,7 +56,7 @@ class EmbeddingRequest(Body, kw_only=True):
     token_ids: ClassVar[str] = "input"
 
     model: str
-    input: str | list[Any]
+    input: str | list[Json]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     add_special_tokens: bool | None = None

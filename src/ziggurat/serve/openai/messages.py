@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pydantic_core
 
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.serve.errors import RequestError, short
 from ziggurat.serve.json_values import ValueBudget
 from ziggurat.serve.openai.image_parts import ImageParts
@@ -44,7 +44,7 @@ _TEXTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal"
 Content = str | list[dict[str, str]]
 
 
-def conversation(messages: Sequence[Any], images: ImageParts | None = None) -> list[JsonObject]:
+def conversation(messages: Sequence[Json], images: ImageParts | None = None) -> list[JsonObject]:
     """The messages for a chat template: content as text or as a list of text parts, the arguments
     of calls as objects. ``developer`` is OpenAI's newer name of ``system``; templates know that.
 
@@ -63,7 +63,7 @@ def conversation(messages: Sequence[Any], images: ImageParts | None = None) -> l
     ]
 
 
-def _message(given: Any, place: str, budget: ValueBudget, images: ImageParts | None) -> JsonObject:
+def _message(given: Json, place: str, budget: ValueBudget, images: ImageParts | None) -> JsonObject:
     fields = {key: value for key, value in _object(given, place).items() if value is not None}
     given = fields.get("role")
     if not isinstance(given, str) or given not in ROLES:
@@ -105,7 +105,7 @@ def _content(fields: JsonMapping, role: str, place: str, images: ImageParts | No
     return [_part(part, f"{place}[{i}]", images) for i, part in enumerate(content)]
 
 
-def _part(given: Any, place: str, images: ImageParts | None) -> dict[str, str]:
+def _part(given: Json, place: str, images: ImageParts | None) -> dict[str, str]:
     part = _object(given, place)
     kind = part.get("type")
     if kind == "image_url" and images is not None:
@@ -131,7 +131,7 @@ def _calls(fields: JsonMapping, place: str, budget: ValueBudget) -> list[JsonObj
     return calls
 
 
-def _call(given: Any, place: str, budget: ValueBudget) -> JsonObject:
+def _call(given: Json, place: str, budget: ValueBudget) -> JsonObject:
     call = _object(given, place)
     kind = call.get("type") or "function"
     if kind != "function":
@@ -142,7 +142,7 @@ def _call(given: Any, place: str, budget: ValueBudget) -> JsonObject:
     return {**named, "type": "function", "function": function}
 
 
-def _function(given: Any, place: str, budget: ValueBudget) -> JsonObject:
+def _function(given: Json, place: str, budget: ValueBudget) -> JsonObject:
     function = _object(given, place)
     name = _text(function.get("name"), f"{place}.name")
     arguments = function.get("arguments")
@@ -177,19 +177,19 @@ def read_arguments(text: str) -> JsonObject:
     return found if isinstance(found, dict) else {"arguments": text}
 
 
-def _object(given: Any, place: str) -> JsonMapping:
+def _object(given: Json, place: str) -> JsonMapping:
     if isinstance(given, Mapping):
         return given
     raise _refused(place, "null" if given is None else type(given).__name__, "an object")
 
 
-def _text(given: Any, place: str) -> str:
+def _text(given: Json, place: str) -> str:
     if isinstance(given, str):
         return given
     raise _refused(place, "null" if given is None else type(given).__name__, "text")
 
 
-def _quoted(given: Any) -> str:
+def _quoted(given: Json) -> str:
     return short(repr(given[:100]) if isinstance(given, str) else given)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.bodies import MAX_TEXTS, Body
 from ziggurat.serve.errors import RequestError, short
@@ -28,7 +28,7 @@ from ziggurat.serve.llm.texts import Texts, listed
 from ziggurat.serve.llm.tool_parsers import ToolCallParser, parser_for
 from ziggurat.serve.llm.tools import Tool, ToolUse, tool_use
 
-NEUTRAL: dict[str, tuple[Any, ...]] = {
+NEUTRAL: dict[str, tuple[Json, ...]] = {
     "audio": (),
     "best_of": (1,),
     "function_call": (),
@@ -159,7 +159,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
         left = {key for key in NEUTRAL if given.get(key) not in (None, *NEUTRAL[key])}
         return {key: value for key, value in super().applied(given).items() if key not in left}
 
-    def _neutral(self, name: str, value: Any) -> bool:
+    def _neutral(self, name: str, value: Json) -> bool:
         """Whether a field that is not applied asks for nothing."""
         return value is None or value in NEUTRAL[name]
 
@@ -247,7 +247,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 
     token_ids: ClassVar[str] = "prompt"
 
-    prompt: str | list[Any]
+    prompt: str | list[Json]
     add_special_tokens: bool | None = None
     echo: bool | None = None
     logprobs: int | None = None
@@ -259,7 +259,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         """Whether the answer is the prompt, with nothing behind it."""
         return bool(self.echo) and self.max_tokens == 0
 
-    def _neutral(self, name: str, value: Any) -> bool:
+    def _neutral(self, name: str, value: Json) -> bool:
         # The best of as many as are shown are these.
         return super()._neutral(name, value) or (name == "best_of" and value == self.n)
 
@@ -293,7 +293,7 @@ class CompletionRequest(GenerationRequest, kw_only=True):
 class ChatRequest(GenerationRequest, kw_only=True):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[Any]
+    messages: list[Json]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
@@ -302,7 +302,7 @@ class ChatRequest(GenerationRequest, kw_only=True):
     parallel_tool_calls: bool | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
     reasoning_effort: str | None = None
 
     # A guess at the answer, by which a server may save time; it changes no answer.
@@ -310,11 +310,11 @@ class ChatRequest(GenerationRequest, kw_only=True):
 
     # Not applied: see NEUTRAL.
     audio: JsonObject | None = None
-    function_call: Any = None
-    functions: list[Any] | None = None
+    function_call: Json = None
+    functions: list[Json] | None = None
     modalities: list[str] | None = None
-    moderation: Any = None
-    prompt_cache_options: dict[str, Any] | None = None
+    moderation: Json = None
+    prompt_cache_options: JsonObject | None = None
     verbosity: str | None = None
     web_search_options: JsonObject | None = None
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ziggurat.core.json_types import Json, JsonObject
 from ziggurat.data import HuggingFaceTokenizer, StreamDecoder
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import Body, read
@@ -43,10 +44,10 @@ class TokenizeRequest(Body, kw_only=True):
 
     model: str | None = None
     prompt: str | None = None
-    messages: list[Any] | None = None
+    messages: list[Json] | None = None
     tools: list[Tool] | None = None
     add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: JsonObject | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 

@@ -6,8 +6,8 @@ window, so that others need not wait for its end, and stops when its client goes
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -121,7 +121,7 @@ class TranscriptionService:
         ]
         return ServicePart(routes=routes, cards=[card])
 
-    def _handler(self, task: Task) -> Callable[[Request], Any]:
+    def _handler(self, task: Task) -> Callable[[Request], Awaitable[Response]]:
         async def handle(request: Request) -> Response:
             begun, kind = time.monotonic(), request.headers.get("content-type", "")
             async with self._off_loop.read(request, MOST_BYTES) as body:

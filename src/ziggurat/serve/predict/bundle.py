@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.protocols import Device
 from ziggurat.formats.safetensors_files import SafetensorsDirectory
 from ziggurat.serve.predict import custom_calls as checks
 from ziggurat.serve.predict import manifest as manifests
@@ -50,7 +51,7 @@ class LoadedBundle:
     def load(
         cls,
         path: Path,
-        devices: Sequence[Any] = (),
+        devices: Sequence[Device] = (),
         batch_sizes: Sequence[int] = (),
         *,
         custom_calls: Sequence[str] = (),

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import PyTree, Shaped
 
 from ziggurat import __version__
 from ziggurat.core import atomic
@@ -57,7 +57,7 @@ Examples = Sequence[Mapping[str, Shaped[np.ndarray, "..."]]]
 
 def export(
     fn: Callable[..., Any],
-    params: Any,
+    params: PyTree,
     signature: str | Signature,
     path: Path | str,
     *,
@@ -355,7 +355,7 @@ def _checked_outputs(
     return made
 
 
-def _named(result: Any, declared: list[str]) -> tuple[list[str], list[Any]]:
+def _named(result: PyTree, declared: list[str]) -> tuple[list[str], list[Any]]:
     """Names and values of a function's results, in the signature's order if it names them."""
     if isinstance(result, Mapping):
         found = dict(result)
@@ -379,7 +379,7 @@ def _named(result: Any, declared: list[str]) -> tuple[list[str], list[Any]]:
     return names, [_array(value, name) for name, value in zip(names, values, strict=True)]
 
 
-def _array(value: Any, name: str) -> Any:
+def _array(value: PyTree, name: str) -> PyTree:
     """A result that is an array or a number, as an array."""
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex)):
         raise ServeError(
@@ -458,7 +458,7 @@ def _draw(draw: np.random.Generator, tensor: Tensor, sizes: Mapping[str, int]) -
 
 
 def _record(
-    directory: Path, number: int, inputs: JsonObject, result: Any, signature: Signature
+    directory: Path, number: int, inputs: JsonObject, result: PyTree, signature: Signature
 ) -> None:
     names = [tensor.name for tensor in signature.outputs]
     _, values = _named(result, names)

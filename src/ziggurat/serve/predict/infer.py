@@ -3,13 +3,13 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Shaped
 
 from ziggurat.core.errors import did_you_mean
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.predict.signature import Tensor
 
@@ -171,7 +171,7 @@ def refuse_parameters(
             raise _not_applied(f"{where}: parameter {name}", name, parameters[name], "")
 
 
-def _not_applied(what: str, name: str, value: Any, why: str) -> RequestError:
+def _not_applied(what: str, name: str, value: Json, why: str) -> RequestError:
     return RequestError(
         what,
         found=repr(value)[:80],
@@ -181,7 +181,7 @@ def _not_applied(what: str, name: str, value: Any, why: str) -> RequestError:
     )
 
 
-def _flag(value: Any, name: str) -> bool:
+def _flag(value: Json, name: str) -> bool:
     if type(value) is not bool:
         raise RequestError(
             f"parameter {name}", found=repr(value)[:40], expected="true or false", param=name

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Shaped
 
+from ziggurat.core.json_types import Json
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.predict.signature import DATATYPES, Tensor
 
@@ -146,7 +147,7 @@ def _in_pieces(
     return whole.reshape(tuple(shape))
 
 
-def _decoded(raw: Any, depth: int, tensor: Tensor, where: str) -> list[Any]:
+def _decoded(raw: Json, depth: int, tensor: Tensor, where: str) -> list[Json]:
     try:
         return _list_decoder(tensor.dtype.kind, depth).decode(raw)
     except msgspec.DecodeError as error:
@@ -156,7 +157,7 @@ def _decoded(raw: Any, depth: int, tensor: Tensor, where: str) -> list[Any]:
 
 
 def from_values(
-    values: Sequence[Any], tensor: Tensor, shape: Sequence[int], where: str
+    values: Sequence[Json], tensor: Tensor, shape: Sequence[int], where: str
 ) -> Shaped[np.ndarray, "..."]:
     """Convert numbers to an array, checked for range and count.
 
@@ -190,7 +191,7 @@ def from_values(
     return array.reshape(tuple(shape))
 
 
-def _flat(values: Sequence[Any], dtype: np.dtype) -> np.ndarray:
+def _flat(values: Sequence[Json], dtype: np.dtype) -> np.ndarray:
     """An array from protobuf's repeated numbers, without a list of them in between."""
     return np.fromiter(values, dtype, len(values))
 
@@ -237,7 +238,7 @@ def _depth(raw: memoryview, rank: int) -> int:
 
 @functools.lru_cache(256)
 def _list_decoder(kind: str, depth: int) -> msgspec.json.Decoder[Any]:
-    item: Any = {"b": bool, "i": int, "u": int}.get(kind, float)
+    item: type = {"b": bool, "i": int, "u": int}.get(kind, float)
     for _ in range(depth):
         item = list[item]
     return msgspec.json.Decoder(item)

@@ -11,9 +11,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from ziggurat.core.errors import ServeError
-from ziggurat.core.pytrees import leaf_name
+from ziggurat.core.pytrees import Leaf, leaf_name
 from ziggurat.serve.predict.signature import Tensor
 
 
@@ -31,12 +32,12 @@ class Parted:
     call: Callable[[Mapping[str, Any], Sequence[Any]], Any]
     """``call(weights, inputs)`` gives what the user's function returns."""
 
-    def __call__(self, inputs: Mapping[str, Any], order: Sequence[Tensor]) -> Any:
+    def __call__(self, inputs: Mapping[str, PyTree], order: Sequence[Tensor]) -> PyTree:
         """Run the function on the weights it came with, jitted but not exported."""
         return jax.jit(self.call)(self.weights, [inputs[tensor.name] for tensor in order])
 
 
-def part(fn: Callable[..., Any], params: Any) -> Parted:
+def part(fn: Callable[..., Any], params: PyTree) -> Parted:
     """Split ``fn(params, *inputs)``, or ``fn(*inputs)`` if ``params`` is ``None``, into weights and
     function.
 
@@ -60,7 +61,7 @@ def part(fn: Callable[..., Any], params: Any) -> Parted:
             "export: weights", found=f"the name {twice[0]} twice", expected="each name once"
         )
 
-    def call(given: Mapping[str, Any], inputs: Sequence[Any]) -> Any:
+    def call(given: Mapping[str, PyTree], inputs: Sequence[PyTree]) -> PyTree:
         filled = list(leaves)
         for i, (_, rekey) in kept.items():
             filled[i] = rekey(given[names[i] or "weight"])
@@ -69,13 +70,13 @@ def part(fn: Callable[..., Any], params: Any) -> Parted:
     return Parted(weights, call)
 
 
-def _own_tree(fn: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
+def _own_tree(fn: Callable[..., PyTree]) -> tuple[PyTree, Callable[..., PyTree]]:
     """The pytree that a callable is, and how to call it again from one."""
     nnx = sys.modules.get("flax.nnx")
     if nnx is not None and isinstance(fn, nnx.Module):
         graph, state = nnx.split(fn)
 
-        def call(tree: Any, *inputs: Any) -> Any:
+        def call(tree: PyTree, *inputs: PyTree) -> PyTree:
             before = _by_name(tree)  # taken now: the module shares the tree's variables
             module = nnx.merge(graph, tree)
             result = module(*inputs)
@@ -89,11 +90,11 @@ def _own_tree(fn: Callable[..., Any]) -> tuple[Any, Callable[..., Any]]:
     return fn, lambda tree, *inputs: tree(*inputs)
 
 
-def _by_name(tree: Any) -> dict[str, Any]:
+def _by_name(tree: PyTree) -> dict[str, Leaf]:
     return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _check_unchanged(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+def _check_unchanged(before: Mapping[str, Leaf], after: Mapping[str, Leaf]) -> None:
     """Refuse a module whose call writes to its variables: a bundle would freeze them.
 
     Values recorded for a reader (``nnx.sow``) are new variables and do not count.

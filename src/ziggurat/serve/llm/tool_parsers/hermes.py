@@ -19,9 +19,8 @@ A call is a JSON object between tags, and several may follow each other:
 import json
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from ziggurat.core.json_types import JsonMapping, JsonObject
+from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.serve.llm.grammar import schema_text
 from ziggurat.serve.llm.stop import overlap
@@ -174,7 +173,7 @@ class _ObjectEnd:
         return None
 
 
-def _decode(text: str) -> Any:
+def _decode(text: str) -> Json:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -290,7 +290,9 @@ CONCEPTS = {
     },
     "cluster": {"training"},
     "data": {"elastic", "identity", "object_store", "positions"},
-    "models": {"larger_tokenizer", "model_errors", "recurrent_sharding", "smollm2"},
+    "models": {
+        *("larger_tokenizer", "mixer_sharding", "model_errors", "recurrent_sharding", "smollm2"),
+    },
     "models/conversion": {"published_configs"},
     "models/conversion/quantization": {"memory"},
     "models/loading": {"sharded"},

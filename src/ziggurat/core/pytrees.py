@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 Leaf = Any
 """A leaf of a pytree: an array, or what stands in for one while trees are described or mapped (a

@@ -80,7 +80,7 @@ DINOV3 = {"image_processor_type": "DINOv3ViTImageProcessorFast", "default_to_squ
 @pytest.mark.parametrize("resample", [2, 3])
 def test_pixels_of_dinov3_are_rescaled_before_they_are_resized(resample):
     """transformers' own class needs torchvision, which resizes by PyTorch's antialiased
-    interpolation of floats; tolerance 2e-6 for values of up to 3, summed in another order."""
+    interpolation of floats; tolerance 1e-5 (4e-6 seen) for values of up to 3, summed in another order."""
     torch = pytest.importorskip("torch")
     ours = ImageProcessor(from_hf(DINOV3 | SMALL | {"resample": resample}))
     for shape in ((37, 53), (90, 31), (20, 30)):
@@ -94,7 +94,7 @@ def test_pixels_of_dinov3_are_rescaled_before_they_are_resized(resample):
         )
         mean, std = (torch.tensor(x)[None, :, None, None] for x in image_processor._IMAGENET)
         expected = ((resized - mean) / std).numpy()
-        np.testing.assert_allclose(ours([picture(*shape)]), expected, atol=2e-6, rtol=0)
+        np.testing.assert_allclose(ours([picture(*shape)]), expected, atol=1e-5, rtol=0)
     again = from_hf(to_hf(ours.config))
     assert again == ours.config
 

@@ -247,7 +247,7 @@ class PatchInput(nnx.Module):
         """
         c = self.config
         grid = (size // patch for size, patch in zip(pixels.shape[2:], c.patch))
-        sides = [2 * (jnp.arange(n) + 0.5) / n - 1 for n in grid]
+        sides = [2 * (jnp.arange(n, dtype=jnp.float32) + 0.5) / n - 1 for n in grid]
         centres = jnp.stack(jnp.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 2)
         ahead = jnp.zeros((c.class_token + c.registers, 2), centres.dtype)
         places = 2 * np.pi * jnp.concatenate([ahead, centres])

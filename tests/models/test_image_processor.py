@@ -80,7 +80,8 @@ DINOV3 = {"image_processor_type": "DINOv3ViTImageProcessorFast", "default_to_squ
 @pytest.mark.parametrize("resample", [2, 3])
 def test_pixels_of_dinov3_are_rescaled_before_they_are_resized(resample):
     """transformers' own class needs torchvision, which resizes by PyTorch's antialiased
-    interpolation of floats; tolerance 1e-5 (4e-6 seen) for values of up to 3, summed in another order."""
+    interpolation of floats; tolerance 1e-5 (4e-6 seen) for values of up to 3, summed in another
+    order."""
     torch = pytest.importorskip("torch")
     ours = ImageProcessor(from_hf(DINOV3 | SMALL | {"resample": resample}))
     for shape in ((37, 53), (90, 31), (20, 30)):

@@ -39,7 +39,7 @@ WORDS = {
 
 MOST_ANY = {
     "api": 25,
-    "checkpoint": 33,
+    "checkpoint": 35,
     "cli": 83,
     "cluster": 33,
     "core": 36,

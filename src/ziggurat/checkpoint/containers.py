@@ -18,14 +18,13 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from ziggurat.checkpoint.manifest import ARRAYS, MANIFEST, check_digests, read_manifest
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError, did_you_mean
-from ziggurat.core.pytrees import Leaf
 from ziggurat.formats.orbax_tree import METADATA as ORBAX
 from ziggurat.formats.orbax_tree import find_items, open_orbax, write_orbax
 from ziggurat.formats.pytorch.distributed import (
@@ -77,7 +76,7 @@ def open(path: Path | str, item: str | None = None) -> Tensors:
 
 def write(
     kind: str,
-    tensors: Mapping[str, Leaf],
+    tensors: Mapping[str, Any],
     out: Path,
     *,
     progress: Progress = lambda name, done, total: None,
@@ -282,7 +281,7 @@ def _safetensors(files: SafetensorsDirectory) -> Tensors:
     return Tensors("safetensors", files.path, tensors, files.metadata)
 
 
-def _watched(tensors: Mapping[str, Leaf], progress: Progress) -> dict[str, LazyTensor]:
+def _watched(tensors: Mapping[str, Any], progress: Progress) -> dict[str, LazyTensor]:
     """Tensors that report to ``progress`` when they are read."""
     arrays = {n: t if hasattr(t, "dtype") else np.asarray(t) for n, t in tensors.items()}
     sizes = {n: int(np.prod(t.shape)) * np.dtype(t.dtype).itemsize for n, t in arrays.items()}

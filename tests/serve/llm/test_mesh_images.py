@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from tests.models.families.test_qwen_vl import loaded
 from tests.models.test_vision_language_model import IMAGE, gemma, image, llava
@@ -20,7 +21,9 @@ TENSOR = mesh.build(mesh.MeshConfig(tensor=2), jax.devices()[:2])
 LIMITS = EngineConfig(
     max_running=1, max_prefill_chunk=16, max_batched_tokens=17, max_sequence_length=64, block_size=4
 )
-GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True, logprobs=0)
+TOLD_APART = 1e-3
+"""Least difference of a log-probability by which another image shows, a hundred times rounding."""
 
 
 def made(config, size):
@@ -45,6 +48,9 @@ MODELS = {
     "llava": lambda: made(llava(), 8),
     "qwen2_5_vl": lambda: published("qwen2_5_vl"),
     "qwen3_vl": lambda: published("qwen3_vl"),
+    "qwen3_vl_moe": lambda: published("qwen3_vl_moe"),
+    "qwen3_5": lambda: published("qwen3_5"),
+    "qwen3_5_moe": lambda: published("qwen3_5_moe"),
 }
 
 
@@ -54,7 +60,7 @@ def test_every_family_is_here():
 
 def greedy(model, params, images, tokenizer, where):
     """Greedy tokens after a text with two images, in chunks, and after the same from the prefix
-    cache; on a mesh the tower is sharded too."""
+    cache, with their log-probabilities; on a mesh the tower is sharded too."""
     first, second = ([IMAGE] * one.tokens for one in images)
     row = [1, 5, 6, 58, *first, 59, 7, 8, 9, 10, 58, *second, 59, 11, 12]
     tower = params["tower"]
@@ -65,19 +71,19 @@ def greedy(model, params, images, tokenizer, where):
     with Engine(
         model.language, params["language"], tokenizer, LIMITS, mesh=where, images=spec
     ) as engine:
-        once, again = (
-            [event.token for event in engine.submit(row, GREEDY, images=found)] for _ in range(2)
-        )
-    assert once == again
-    return once
+        once, again = (list(engine.submit(row, GREEDY, images=found)) for _ in range(2))
+    tokens = [event.token for event in once]
+    assert tokens == [event.token for event in again]
+    return tokens, np.array([one.logprob for event in once for one in event.logprobs])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_two_devices_give_the_tokens_of_one(name, tokenizer):
     model, params, (first, second, third) = MODELS[name]()
-    alone = greedy(model, params, [first, second], tokenizer, None)
+    alone, _ = greedy(model, params, [first, second], tokenizer, None)
     assert len(alone) == 8
-    assert greedy(model, params, [first, second], tokenizer, TENSOR) == alone
-    other = greedy(model, params, [third, second], tokenizer, TENSOR)
-    assert other != alone, "the answers must tell images apart"
+    tokens, scores = greedy(model, params, [first, second], tokenizer, TENSOR)
+    assert tokens == alone
+    _, others = greedy(model, params, [third, second], tokenizer, TENSOR)
+    assert np.abs(others - scores).max() > TOLD_APART, "the answers must tell images apart"

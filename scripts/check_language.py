@@ -43,7 +43,7 @@ MOST_ANY = {
     "cli": 83,
     "cluster": 33,
     "core": 36,
-    "data": 96,
+    "data": 102,
     "kernels": 87,
     "mesh": 7,
     "optim": 4,

@@ -8,8 +8,8 @@ import pytest
 
 from ziggurat.cli import doctor
 
-CPU = doctor.Device("cpu", "cpu", 1, None)
-TPU = doctor.Device("tpu", "TPU v5 lite", 4, 16.0)
+CPU = doctor.DeviceGroup("cpu", "cpu", 1, None)
+TPU = doctor.DeviceGroup("tpu", "TPU v5 lite", 4, 16.0)
 GOOD = {"jax": "0.10.2", "jaxlib": "0.10.2"}
 MACHINE = {"cpu_kernels": "x86-64-v3, 2 threads", "disk_free_gib": 100.0}
 

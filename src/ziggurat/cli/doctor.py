@@ -27,7 +27,7 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 @dataclasses.dataclass(frozen=True)
-class Device:
+class DeviceGroup:
     """Devices of one kind on this machine."""
 
     platform: str
@@ -55,7 +55,7 @@ class DoctorReport:
     versions: dict[str, str | None]
     plugins: dict[str, str]
     machine: dict[str, str | int | float | None]
-    devices: list[Device]
+    devices: list[DeviceGroup]
     commands: dict[str, Command]
     extras: dict[str, Extra]
     errors: list[str]
@@ -154,7 +154,7 @@ def describe_extras() -> dict[str, Extra]:
     }
 
 
-def start_jax() -> tuple[list[Device], str | None]:
+def start_jax() -> tuple[list[DeviceGroup], str | None]:
     """Start JAX and run one compiled program; returns the devices, or the error."""
     try:
         import jax
@@ -168,7 +168,7 @@ def start_jax() -> tuple[list[Device], str | None]:
     kinds = list(dict.fromkeys((device.platform, device.device_kind) for device in found))
     groups = [[d for d in found if (d.platform, d.device_kind) == kind] for kind in kinds]
     devices = [
-        Device(kind[0], kind[1], len(group), _memory_gib(group[0]))
+        DeviceGroup(kind[0], kind[1], len(group), _memory_gib(group[0]))
         for kind, group in zip(kinds, groups)
     ]
     wrong = f"a compiled program gave {answer}; expected 14; the installation of JAX is damaged"
@@ -201,7 +201,7 @@ def cpu_kernels() -> str:
 
 
 def find_traps(
-    devices: Sequence[Device],
+    devices: Sequence[DeviceGroup],
     versions: Mapping[str, str | None],
     machine: Mapping[str, str | int | float | None],
     environment: Mapping[str, str],

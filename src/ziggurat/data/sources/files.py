@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import zlib
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
 
 from ziggurat.core import config, hub
 from ziggurat.core.errors import DataError, did_you_mean
@@ -226,7 +226,7 @@ def open_plain(file: SourceFile) -> Any:
     return fsspec.open(file.url, "rb")
 
 
-def unpacked(file: SourceFile, stream: IO[bytes]) -> IO[bytes]:
+def unpacked(file: SourceFile, stream: Any) -> Any:
     """The bytes within ``stream``, unpacked as the name of ``file`` says; cut streams raise."""
     open_ = _UNPACK.get(file.name.rpartition(".")[2].lower())
     return stream if open_ is None else open_(stream)
@@ -235,7 +235,7 @@ def unpacked(file: SourceFile, stream: IO[bytes]) -> IO[bytes]:
 class _Zstandard(io.RawIOBase):
     """Reads all frames of a stream; a frame that does not end is an error, as with gzip."""
 
-    def __init__(self, stream: IO[bytes]):
+    def __init__(self, stream: Any):
         self._stream, self._ready = stream, memoryview(b"")
         self._frame: Any = None
 
@@ -270,7 +270,7 @@ class _Zstandard(io.RawIOBase):
         return True
 
 
-def _zstandard(stream: IO[bytes]) -> IO[bytes]:
+def _zstandard(stream: Any) -> Any:
     return io.BufferedReader(_Zstandard(stream), 1 << 18)
 
 

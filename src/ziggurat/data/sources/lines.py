@@ -1,6 +1,6 @@
 """Records of text files and of JSON lines."""
 
-from typing import IO, Any
+from typing import Any
 
 from ziggurat.core import json_lines
 from ziggurat.core.errors import DataError
@@ -56,7 +56,7 @@ def json_records(
         yield number + 1, Fault(error, "a whole file").at(file, number + 1)
 
 
-def _first_line(stream: IO[bytes], begin: int) -> int:
+def _first_line(stream: Any, begin: int) -> int:
     """Go to the first line that starts at or after byte ``begin``."""
     if begin == 0:
         return 0

@@ -261,7 +261,7 @@ def test_scanning_equals_one_layer_after_another(layers):
     cache = Cached.empty(config.states, 2, 16, jnp.float32)
     scanned, cache = runner(config)(params, TOKENS, positions_of(TOKENS), cache)
     decoder = nnx.merge(structure(config)[0], params)
-    x, angles = decoder.begin(TOKENS, positions_of(TOKENS), Causal())
+    x, angles, _ = decoder.begin(TOKENS, positions_of(TOKENS), Causal())
     for number, (layer, place) in enumerate(zip(layers, config.places)):
         step = decoder.layer_step(layer, positions_of(TOKENS), angles[number], Causal())
         stack = params[stack_name(place.stack)]

@@ -124,7 +124,7 @@ def test_embeddings_behind_the_first_layers_are_added_layer_by_layer(model):
     positions = jnp.broadcast_to(jnp.arange(5), (2, 5))
     found, _ = built.hidden(params, TOKENS, positions, Causal(), inputs)
     decoder = nnx.merge(built.graph, params)
-    x, angles = decoder.begin(TOKENS, positions, Causal())
+    x, angles, _ = decoder.begin(TOKENS, positions, Causal())
     for number, layer in enumerate(built.decoder.layers):
         step = decoder.layer_step(layer, positions, angles[number], Causal())
         x, _, _ = step(jax.tree.map(lambda leaf, n=number: leaf[n], params["blocks"]), x, ())

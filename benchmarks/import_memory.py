@@ -179,6 +179,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         found = measure(Path(folder), arguments.gb, arguments.shard_gb, arguments.kill)
+    found["machine"] = {"cpus": os.cpu_count(), "load": os.getloadavg()[0]}
     print(json.dumps(found, indent=1))
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")

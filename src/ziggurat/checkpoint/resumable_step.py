@@ -37,6 +37,7 @@ from ziggurat.checkpoint.steps import step_name
 from ziggurat.checkpoint.writer_lock import WriterLock
 from ziggurat.core import atomic
 from ziggurat.core.errors import CheckpointError
+from ziggurat.core.storage import naming
 
 _log = logging.getLogger(__name__)
 
@@ -113,12 +114,15 @@ class ResumableStep:
                 if values.size:
                     where = tuple(slice(a, a + n) for a, n in zip(start, values.shape, strict=True))
                     target = self._open(name)
-                    pending.append((target[where] if where else target).write(values))
+                    with naming(self.directory):
+                        pending.append((target[where] if where else target).write(values))
         finally:  # also behind an error: nothing may write any more on return
-            for write in pending:
-                write.result()
+            with naming(self.directory):
+                for write in pending:
+                    write.result()
         self.finished += 1
-        self._note()
+        with naming(self.directory):
+            self._note()
 
     def read(self) -> dict[str, Any]:
         """All arrays as nested dicts, for a look at the step before it is committed."""
@@ -134,15 +138,16 @@ class ResumableStep:
             files: contents by path in the step, or files to copy.
         """
         self._opened.clear()
-        (self._step / RECORDS).write_text(records_text(records), encoding="utf-8")
-        for name, content in files.items():
-            (self._step / name).parent.mkdir(parents=True, exist_ok=True)
-            (self._step / name).write_bytes(file_content(name, content))
-        items = {self.item: tuple(plan.leaf for plan in self.arrays.values())}
-        write_manifest(self._step, describe(self._step, 0, items))
-        self.directory.mkdir(parents=True, exist_ok=True)
         final = self.directory / step_name(0)
-        atomic.commit_directory(self._step, final)
+        items = {self.item: tuple(plan.leaf for plan in self.arrays.values())}
+        with naming(self.directory):
+            (self._step / RECORDS).write_text(records_text(records), encoding="utf-8")
+            for name, content in files.items():
+                (self._step / name).parent.mkdir(parents=True, exist_ok=True)
+                (self._step / name).write_bytes(file_content(name, content))
+            write_manifest(self._step, describe(self._step, 0, items))
+            self.directory.mkdir(parents=True, exist_ok=True)
+            atomic.commit_directory(self._step, final)
         self.discard()
         return final
 

@@ -187,7 +187,7 @@ def nearest_type(values: Mapping[str, Any]) -> str:
         return ""
 
     def weight(keys: Iterable[str]) -> float:
-        return sum(weights[key] for key in keys)
+        return sum((weights[key] for key in keys), 0.0)
 
     def likeness(kind: str) -> float:
         return 2 * weight(found & own[kind]) / (weight(found) + weight(own[kind]))

@@ -23,7 +23,7 @@ from ziggurat.quantize.recipe import Rule
 from ziggurat.quantize.rounding import Rounding
 from ziggurat.quantize.weights import format_of
 
-_BLOCK = 128
+_BLOCK = 32
 """Inputs after which the rest of the matrix is brought up to date, at most."""
 
 

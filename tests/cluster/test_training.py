@@ -23,7 +23,8 @@ STEPS = 12
 
 @pytest.fixture(scope="module")
 def peace(folder, cluster):
-    """The undisturbed run, with two hosts."""
+    """The undisturbed run, with two hosts from its first step on: sums over fewer differ."""
+    wait_for_hosts(cluster, 3)
     run = Run(folder, "peace", f"train.steps={STEPS}")
     outcome = run.train(cluster, 2)
     assert (outcome.recoveries, outcome.stopped) == (0, "")
@@ -131,6 +132,7 @@ def test_a_host_is_told_that_it_will_be_taken_away(folder, cluster, peace):
 
 def test_the_controller_is_told_to_stop(folder, cluster, peace):
     run = Run(folder, "stopped", f"train.steps={STEPS}")
+    wait_for_hosts(cluster, 3)
     Disturbance(cluster, 3, lambda status: os.kill(os.getpid(), signal.SIGTERM))
     outcome = run.train(cluster, 2)
     assert (outcome.stopped, outcome.recoveries) == ("SIGTERM", 0)
@@ -178,9 +180,11 @@ def test_the_controller_is_killed(folder):
 
 
 def wait_for_hosts(cluster, count):
-    """Spares that are on their way are used at once when they are there."""
-    deadline = time.monotonic() + 60
-    while len(cluster.names) < count and time.monotonic() < deadline:
+    """Spares that are on their way are used at once when they are there, and a run begins with the
+    hosts that are: tests before this one may have killed some of them."""
+    deadline = time.monotonic() + 300
+    while len(cluster.names) < count:
+        assert time.monotonic() < deadline, cluster.names
         cluster.run("os:getpid")
         time.sleep(0.1)
 

@@ -32,8 +32,9 @@ from ziggurat.post.rl.accuracy import Tally, measure
 from ziggurat.post.rl.arena import Arena
 from ziggurat.post.rl.config import PromptForm, ReasoningGym, RewardConfig
 from ziggurat.train.config import RunConfig
-from ziggurat.train.loop import TrainingOutcome, train
+from ziggurat.train.loop import train
 from ziggurat.train.metrics import read_metrics
+from ziggurat.train.outcome import TrainingOutcome
 
 LONGEST, MOST = 32, 9
 """Tokens of prompt and completion together, and of a completion."""

@@ -11,7 +11,8 @@ from ziggurat.data.tokenizers import byte_level
 from ziggurat.models import LanguageModel, LlamaConfig
 from ziggurat.models.loading.pretrained import Pretrained, save
 from ziggurat.train.config import RunConfig
-from ziggurat.train.loop import TrainingOutcome, train
+from ziggurat.train.loop import train
+from ziggurat.train.outcome import TrainingOutcome
 
 MODEL = LlamaConfig(vocab_size=288, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_ff=64)
 TEXT = """

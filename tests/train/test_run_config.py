@@ -6,9 +6,9 @@ from tests.train.runs import resolved, run
 
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError
-from ziggurat.train.loop import open_checkpoints
 from ziggurat.train.resuming import check_same_run
 from ziggurat.train.run_directory import RunDirectory
+from ziggurat.train.starting import open_checkpoints
 
 BEST = "checkpoint.keep_best=1"
 

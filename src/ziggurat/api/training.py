@@ -18,8 +18,8 @@ from ziggurat.mesh import Processes
 from ziggurat.train import recipes
 from ziggurat.train.config import PYTHON, RunConfig
 from ziggurat.train.derived import attempt, context_length, sample_tokens
-from ziggurat.train.loop import TrainingOutcome
 from ziggurat.train.loop import train as train_loop
+from ziggurat.train.outcome import TrainingOutcome
 from ziggurat.train.parts import ObjectiveKind, TrainingData
 from ziggurat.train.report import Picture, Sample
 from ziggurat.train.summary import report

@@ -5,14 +5,11 @@ next batch, so that it ends byte for byte where an undisturbed run ends.
 """
 
 import contextlib
-import dataclasses
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,12 +20,10 @@ from ziggurat.core import config
 from ziggurat.core.compile_cache import keeping_compiled
 from ziggurat.core.config import Resolved
 from ziggurat.core.errors import TrainError
-from ziggurat.core.json_types import JsonObject
 from ziggurat.core.protocols import Batch, MetricSink
 from ziggurat.mesh import Processes
 from ziggurat.models import Params
-from ziggurat.models.loading.pretrained import Pretrained
-from ziggurat.models.loading.step_files import AVERAGE, FROZEN
+from ziggurat.models.loading.step_files import FROZEN
 from ziggurat.profile.flops import mfu, training_flops_per_token
 from ziggurat.profile.hardware import chip_count, peak
 from ziggurat.profile.journal import Journal
@@ -39,11 +34,13 @@ from ziggurat.train.config import COMPARABLE, RunConfig
 from ziggurat.train.derived import check_report
 from ziggurat.train.evaluation import evaluate
 from ziggurat.train.experiment import Experiment, local_rows, prepare
-from ziggurat.train.metrics import DerivedSink, Sinks, read_metrics
+from ziggurat.train.metrics import DerivedSink, Sinks
+from ziggurat.train.outcome import TrainingOutcome
 from ziggurat.train.progress import TrainProgress
 from ziggurat.train.registries import CALLBACKS, SINKS
-from ziggurat.train.resuming import check_length, check_stored, resumed
+from ziggurat.train.resuming import resumed
 from ziggurat.train.run_directory import RunDirectory
+from ziggurat.train.starting import check_saved, first_state, open_checkpoints
 from ziggurat.train.state import TrainState
 from ziggurat.train.stopping import StopRequest
 from ziggurat.train.supplied import Callback, Supplied
@@ -56,56 +53,6 @@ UNTRAINED = (
 LOWER = "lower the learning rate or look at the data"
 MEMORY_S = 1.0
 """Seconds between two looks at memory; figures in between repeat the last."""
-
-
-@dataclasses.dataclass(repr=False)
-class TrainingOutcome:
-    """How a run ended."""
-
-    run: Resolved[RunConfig]
-    directory: RunDirectory
-    experiment: Experiment
-    state: TrainState
-    timer: StepTimer
-    status: str
-    """``finished`` or why it ended early."""
-    program_memory: dict[str, int]
-    """Bytes of the compiled step, see ``profile.memory.compiled_memory``."""
-    ended_by: signal.Signals | None = None
-    """The signal that ended it before its last step."""
-
-    def __repr__(self) -> str:
-        done, total = int(self.state.step), self.run.value.train.steps
-        return (
-            f"TrainingOutcome({self.status!r}, step {done:,} of {total:,}, {self.directory.path})"
-        )
-
-    @property
-    def metrics(self) -> list[JsonObject]:
-        """One row a step, as ``metrics.jsonl`` has them."""
-        return read_metrics(self.directory.metrics)
-
-    @property
-    def model(self) -> Pretrained:
-        """The trained language model, ready for ``ziggurat.generate``.
-
-        Raises:
-            TrainError: the run trains nothing that writes text.
-        """
-        make = self.experiment.parts.pretrained
-        if make is None:
-            kind = self.run.value.objective.kind
-            raise TrainError("model of the run", found=f"objective {kind}", expected="text")
-        return make(self.state.evaluated)
-
-    @property
-    def exit_code(self) -> int:
-        """128 and the signal's number, as shells count, for a run that a signal ended; else 0."""
-        return 0 if self.ended_by is None else 128 + self.ended_by
-
-    @property
-    def finished(self) -> bool:
-        return self.status == "finished"
 
 
 def train(
@@ -150,8 +97,8 @@ def train(
         open_checkpoints(run.value, directory, identity) as checkpoints,
     ):
         with timer.phase("start"):
-            _check_saved(directory, checkpoints, everyone)
-            state, done = _first_state(experiment, checkpoints)
+            check_saved(directory, checkpoints, everyone)
+            state, done = first_state(experiment, checkpoints)
         with timer.phase("compile"):
             arguments = (state, experiment.batch_struct(), experiment.parts.frozen)
             compiled = (compiled_step or _compiled)(experiment.step, arguments)
@@ -439,53 +386,6 @@ class _Throughput:
 
 def _compiled(step: Any, arguments: tuple[Any, ...]) -> Any:
     return step.lower(*arguments).compile()
-
-
-def open_checkpoints(run: RunConfig, directory: RunDirectory, identity: str) -> Tiers:
-    """Open the run's checkpoints; a step from a store must belong to this very run."""
-
-    def accept(step: Path) -> None:
-        check_stored(config.load(RunConfig, step / "run.toml").value, run)
-
-    return Tiers(directory.checkpoints, run.checkpoint, identity=identity, accept=accept)
-
-
-def _check_saved(directory: RunDirectory, checkpoints: Tiers, everyone: Processes) -> None:
-    """Refuse to begin at step 0 when the run had checkpoints; note those that there are."""
-    found = checkpoints.latest()
-
-    def check() -> None:
-        directory.check_saved(None if found is None else found.step)
-        if found is not None and checkpoints[found.tier].lasting:
-            directory.note_saved(found.step)
-
-    everyone.once("look for checkpoints", check)
-
-
-def _first_state(experiment: Experiment, checkpoints: Tiers) -> tuple[TrainState, int]:
-    """The newest intact checkpoint's state, or the initial one, and the steps behind it."""
-    if checkpoints.latest() is None:
-        return experiment.initial(), 0
-    abstract = experiment.abstract
-    restored = checkpoints.restore(None, abstract.arrays)
-    _log.info("step %d from %s in %.2f s", restored.step, restored.tier, restored.seconds)
-    done = experiment.data.check_state(restored.records["data"])
-    check_length(experiment.run, done)
-    checkpoints.discard_after(done)
-    counters = restored.records["counters"]
-
-    def counter(value: int) -> jax.Array:
-        return jax.device_put(jax.numpy.int32(value), experiment.layout.replicated())
-
-    state = TrainState(
-        restored.arrays["params"],
-        restored.arrays["optimizer"],
-        step=counter(done),
-        skipped=counter(counters["skipped"]),
-        bad_in_a_row=counter(counters["bad_in_a_row"]),
-        average=restored.arrays.get(AVERAGE),
-    )
-    return state, done
 
 
 def _sinks(run: RunConfig, done: int, given: Sequence[MetricSink]) -> Sinks:

@@ -10,8 +10,8 @@ import jax
 from ziggurat.checkpoint import StepReader
 from ziggurat.profile.hardware import chip_count
 from ziggurat.profile.memory import device_memory, host_memory
-from ziggurat.train.loop import TrainingOutcome
 from ziggurat.train.metrics import read_metrics
+from ziggurat.train.outcome import TrainingOutcome
 from ziggurat.train.report import Picture, RunReport, Sample, SavedCheckpoint, write_report
 
 PACKAGES = ("ziggurat", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

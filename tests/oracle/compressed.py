@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from tests.oracle import families
+from tests.oracle.processors import APART
 
 FILE = Path(__file__).with_suffix(".npz")
 TOKENS = 24
@@ -167,7 +168,7 @@ def check() -> None:
 
 def compare(case: str, found: Stored, stored: Stored) -> None:
     """Fail, naming the case, where a recomputed result differs from the stored one."""
-    np.testing.assert_allclose(found.logits, stored.logits, atol=1e-5, rtol=0, err_msg=case)
+    np.testing.assert_allclose(found.logits, stored.logits, atol=APART, rtol=0, err_msg=case)
     assert found.tensors.keys() == stored.tensors.keys(), case
     for name, tensor in found.tensors.items():
         np.testing.assert_array_equal(

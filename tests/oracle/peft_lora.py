@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from tests.oracle import families
+from tests.oracle.processors import APART
 
 FILE = Path(__file__).with_suffix(".npz")
 TOKENS = 16
@@ -146,7 +147,7 @@ def check() -> None:
 
 def compare(case: str, found: Stored, stored: Stored) -> None:
     """Fail, naming the case, where a recomputed result differs from the stored one."""
-    np.testing.assert_allclose(found.logits, stored.logits, atol=1e-5, rtol=0, err_msg=case)
+    np.testing.assert_allclose(found.logits, stored.logits, atol=APART, rtol=0, err_msg=case)
     for key in ("base_shapes", "shapes"):
         shapes = {name: tuple(shape) for name, shape in getattr(stored, key).items()}
         assert getattr(found, key) == shapes, (case, key)

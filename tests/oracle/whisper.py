@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from tests.oracle import families
+from tests.oracle.processors import APART
 
 FILE = Path(__file__).with_suffix(".npz")
 CONFIG: dict[str, Any] = {
@@ -208,7 +209,7 @@ def compare(found: dict[str, np.ndarray]) -> None:
     with np.load(FILE) as file:
         assert set(file.files) == found.keys()
         for name in sorted(found.keys() - {"description"}):
-            np.testing.assert_allclose(found[name], file[name], atol=2e-5, rtol=0, err_msg=name)
+            np.testing.assert_allclose(found[name], file[name], atol=APART, rtol=0, err_msg=name)
         old, new = (json.loads(of["description"].tobytes().decode()) for of in (file, found))
     for key in old:
         for part in old[key].keys() - {"transformers_version"}:

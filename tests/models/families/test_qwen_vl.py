@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 from tests.oracle import multimodal, qwen_vl
 from tests.oracle.families import Tensors, drawn
+from tests.oracle.processors import APART
 
 from ziggurat import mesh
 from ziggurat.core.errors import DataError, ModelError
@@ -177,11 +178,11 @@ def test_rows_of_a_batch_are_as_if_alone(case):
     batch = whole.prompt(rows, [images, images[1:], []])
     found = whole.vision.logits(whole.params, batch)
     alone = whole.vision.logits(whole.params, prompt)
-    np.testing.assert_allclose(found[0], alone[0], atol=2e-5)
+    np.testing.assert_allclose(found[0], alone[0], atol=APART)
     alone = whole.vision.logits(whole.params, whole.prompt([second], [images[1:]]))
-    np.testing.assert_allclose(found[1, : len(second)], alone[0], atol=2e-5)
+    np.testing.assert_allclose(found[1, : len(second)], alone[0], atol=APART)
     alone = whole.vision.logits(whole.params, whole.prompt([[4, 5, 6]], [[]]))
-    np.testing.assert_allclose(found[2, :3], alone[0], atol=2e-5)
+    np.testing.assert_allclose(found[2, :3], alone[0], atol=APART)
     assert batch.ahead is not None
     ahead = batch.ahead.tolist()
     assert prompt.ahead is not None
@@ -200,10 +201,10 @@ def test_sharded_parameters_give_the_same_embeddings(case, axes):
     assert kernel.addressable_shards[0].data.size < kernel.size
     with layout.active():
         found = tower.features(placed, images)
-    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=1e-5)
+    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=APART)
     if expected.by_layer is not None:
         assert found.by_layer is not None
-        np.testing.assert_allclose(found.by_layer, expected.by_layer, atol=1e-5)
+        np.testing.assert_allclose(found.by_layer, expected.by_layer, atol=APART)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -256,7 +257,7 @@ def test_experts_joined_either_way_are_those_of_separate_files(case, tmp_path):
 def test_transformers_reads_what_is_written(case, tmp_path):
     out = pretrained_vision_language.export_hf(loaded(case), tmp_path / "hf")
     _, logits, _ = qwen_vl.run(case, qwen_vl.torch_model(out))
-    np.testing.assert_allclose(logits, qwen_vl.load(case).logits, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(logits, qwen_vl.load(case).logits, atol=APART, rtol=0)
 
 
 @pytest.mark.parity

@@ -224,7 +224,7 @@ def export_hf(
     generation = ids | pretrained.tokenizer.generation_config
     return write_directory(
         directory,
-        values | ids,
+        ids | values,  # where a layer reads the padding's id, the family's wins
         tensors,
         dtype=dtype,
         tokenizer=pretrained.tokenizer,

@@ -279,7 +279,7 @@ def export_hf(
     family = vision_language_family_of(whole.vision.config)
     dtype = float_type(whole.params)
     ids = token_ids.special(whole.tokenizer, whole.token_ids)
-    language = family_of(whole.model.config).to_hf(whole.model.config) | ids
+    language = ids | family_of(whole.model.config).to_hf(whole.model.config)
     language |= {"dtype": dtype, "torch_dtype": dtype}
     return write_directory(
         directory,

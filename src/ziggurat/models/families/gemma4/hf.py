@@ -100,8 +100,8 @@ def _small_models(hf: HFConfig, vocab_size: Any) -> dict[str, Any]:
     """Settings of E2B and E4B, whose layers read embeddings of their own and share keys and
     values."""
     width, rows = hf.get("hidden_size_per_layer_input"), hf.get("vocab_size_per_layer_input")
-    padding = hf.get("pad_token_id")
     own = bool(width)
+    padding = hf.get("pad_token_id") if own else None
     return {
         "layer_input_width": width,
         "layer_input_vocab_size": rows if own and rows != vocab_size else None,

@@ -21,7 +21,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo tour test test-oracle check static docs wheel matrix bench lock clean
+.PHONY: help demo tour test test-oracle check recomputed static docs wheel matrix bench lock clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -35,13 +35,15 @@ tour: $(VENV)/has-dev  ## one command of every function, and a page that links t
 test: $(VENV)/has-dev  ## the tests that need no PyTorch and take minutes
 	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m "$(SMALL)"
 
-test-oracle: $(VENV)/has-oracle  ## parity with PyTorch and transformers; stored outputs recomputed
-	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
+test-oracle: recomputed  ## parity with PyTorch and transformers; stored outputs recomputed
 	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m parity
 
-check: static docs $(VENV)/has-oracle  ## everything CI runs: static checks, the site, then all tests
-	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
+check: $(VENV)/has-oracle $(VENV)/has-docs  ## everything CI runs: static checks, the site, then all tests
+	@$(MAKE) -j2 --output-sync=target static docs recomputed
 	@ZIGGURAT_SITE=site $(PY) -m pytest -q -n $(JOBS) --dist worksteal
+
+recomputed: $(VENV)/has-oracle
+	@for script in $(RECOMPUTE); do echo "$$script --check"; JAX_PLATFORMS=cpu $(PY) "$$script" --check; done
 
 static: $(VENV)/has-dev
 	@$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import tempfile
 import psutil
 import pytest
 
+from tests import shape_checks
 from tests.compilation import QUICK
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,7 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 # Test processes share two cores: PyTorch's threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
+shape_checks.install()
 
 # One cache of compiled programs for a whole run, made by the process that began it. JAX reads these
 # when it is imported, which the conftest of a folder may do before ``pytest_configure``.

@@ -81,7 +81,17 @@ def server(engine):
 
     registry = CollectorRegistry()
     with serving(openai_parts(registry, Generator("tiny", engine)), registry) as made:
+        made.monitor = engine.monitor
         yield made
+
+
+@pytest.fixture(autouse=True)
+def _metrics_of_the_server(request):
+    """Another server of the one engine takes its figures; a test of the first gets them back."""
+    if "server" in request.fixturenames:
+        monitor = getattr(request.getfixturevalue("server"), "monitor", None)
+        if monitor is not None:
+            request.getfixturevalue("engine").monitor = monitor
 
 
 @contextlib.contextmanager

@@ -36,6 +36,9 @@ class Layout:
 
     mesh: AnyMesh
     rules: Mapping[str, tuple[str, ...]]
+    replicable: frozenset[str] = frozenset()
+    """Logical axes that are not refused where they do not divide: another dimension of the array is
+    sharded in place of theirs, or the array is replicated."""
 
     @property
     def platform(self) -> str:
@@ -64,11 +67,14 @@ class Layout:
     def sharding(
         self, axes: Axes, shape: Sequence[int] | None = None, name: str = "array"
     ) -> NamedSharding:
-        """Sharding of an array; with ``shape`` given, every dimension must divide.
+        """Sharding of an array; with ``shape`` given, every dimension must divide, but for those of
+        :attr:`replicable` axes.
 
         Raises:
             ShardingError: a dimension does not divide over its mesh axes.
         """
+        if shape is not None and self.replicable:
+            axes = self._moved(axes, shape)
         spec = self.spec(axes)
         for position, part in enumerate(spec if shape is not None else ()):
             mesh_axes = part if isinstance(part, tuple) else (part,) if part else ()
@@ -88,13 +94,14 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec())
 
     def require_divides(self, what: str, sizes: Mapping[str, int]) -> None:
-        """Check named dimensions (logical axis -> size), e.g. the number of heads behind ``h * c``.
+        """Check named dimensions (logical axis -> size), e.g. the number of heads behind ``h * c``;
+        those of :attr:`replicable` axes may be anything.
 
         Raises:
             ShardingError: a size does not divide over its mesh axes.
         """
         for axis, size in sizes.items():
-            if size % self.ways(axis):
+            if size % self.ways(axis) and axis not in self.replicable:
                 self._refuse(what, axis, size, self.rules[axis], self.ways(axis))
 
     @contextlib.contextmanager
@@ -105,6 +112,24 @@ class Layout:
             yield self
         finally:
             _active.reset(token)
+
+    def _moved(self, axes: Axes, shape: Sequence[int]) -> Axes:
+        """Logical axes with those of :attr:`replicable` that do not divide at another dimension,
+        the last that divides and is not sharded; or at none."""
+        moved = list(axes)
+        for place, axis in enumerate(axes):
+            if axis not in self.replicable or axis is None or shape[place] % self.ways(axis) == 0:
+                continue
+            moved[place] = None
+            free = [
+                other
+                for other, name in enumerate(moved)
+                if other != place and (name is None or self.ways(name) == 1)
+            ]
+            divided = [other for other in free if shape[other] % self.ways(axis) == 0]
+            if divided:
+                moved[divided[-1]] = axis
+        return tuple(moved)
 
     def _refuse(self, name: str, axis: str, size: int, mesh_axes: Sequence[str], ways: int) -> None:
         shown = " x ".join(f"{m}={self.mesh.shape[m]}" for m in mesh_axes)

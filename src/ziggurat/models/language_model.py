@@ -90,6 +90,12 @@ class LanguageModel(TracedModel):
         )
         return cls.trace(make, precision, config=config, decoder=decoder)
 
+    def with_decoder(self, decoder: DecoderConfig) -> "LanguageModel":
+        """The model of the same config with another decoder, and its float parameters."""
+        assert isinstance(self.make, partial), "as build made it"
+        make = partial(Decoder, decoder, **self.make.keywords)
+        return LanguageModel.trace(make, self.precision, config=self.config, decoder=decoder)
+
     @property
     def heads(self) -> list[dict[str, int]]:
         return [block.mixer.divided for block in self.decoder.stacks]

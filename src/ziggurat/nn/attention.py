@@ -77,6 +77,10 @@ class GroupedAttentionConfig:
     def divided(self) -> dict[str, int]:
         return {"heads": self.heads, "kv_heads": self.kv_heads}
 
+    def with_kv_heads(self, count: int) -> "GroupedAttentionConfig":
+        """The config with so many key/value heads."""
+        return dataclasses.replace(self, kv_heads=count)
+
     def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> "Attention":
         return Attention(self, width, std=std, precision=precision, rngs=rngs)
 

@@ -65,6 +65,10 @@ class GatedDeltaNetConfig:
     def divided(self) -> dict[str, int]:
         return {"heads": self.value_heads, "kv_heads": self.key_heads}
 
+    def with_kv_heads(self, count: int) -> "GatedDeltaNetConfig":
+        """The config with so many key heads."""
+        return dataclasses.replace(self, key_heads=count)
+
     def build(
         self, width: int, std: float, precision: Precision, rngs: nnx.Rngs
     ) -> "GatedDeltaNet":

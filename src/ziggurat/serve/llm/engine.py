@@ -19,6 +19,7 @@ from ziggurat.models.vision_language_model import ImageSpec
 from ziggurat.serve.errors import EngineStopped, RequestError
 from ziggurat.serve.llm.admission import MAX_SEQUENCES, Admission, most_tokens
 from ziggurat.serve.llm.buckets import Buckets, Shape
+from ziggurat.serve.llm.devices import check_divides, serving_layout
 from ziggurat.serve.llm.kv_cache_manager import KVCacheManager
 from ziggurat.serve.llm.output_text import TokenEvent, TokenLogprob, describe_token
 from ziggurat.serve.llm.prefix_cache import HashedPrefixes, NoPrefixes
@@ -59,7 +60,8 @@ class Engine:
         images: what images of prompts add to the model's inputs; default prompts hold none.
 
     Raises:
-        ShardingError: heads or another dimension does not divide over the mesh.
+        ShardingError: query heads, experts or another dimension does not divide over the mesh;
+            key/value heads and the vocabulary need not.
         ConfigError: the context asked for is longer than the model's, or than the cache.
     """
 
@@ -82,6 +84,9 @@ class Engine:
         cache = cache_dimensions(settings, self.max_length)
         chunk = min(settings.max_prefill_chunk, settings.max_batched_tokens, self.max_length)
         buckets = Buckets(settings.max_running, chunk)
+        if mesh is not None:
+            mesh = serving_layout(mesh)
+            check_divides(model, mesh)
         devices = None if mesh is None else list(mesh.mesh.devices.flat)
         self._programs = Programs(settings.compile_cache, devices)
         storage = "compute" if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from ziggurat.kernels.placement import platform
 from ziggurat.mesh import Layout
 from ziggurat.models import LanguageModel, Params, unstacked
+from ziggurat.models.divisible import divisible, divisible_params
 from ziggurat.models.quantized import formats_of, quantized
 from ziggurat.models.unstacked import Unstacked
 from ziggurat.models.vision_language_model import ImageSpec
@@ -138,7 +139,9 @@ class ModelRunner:
         images: ImageSpec | None = None,
     ):
         self._images, self._axes = images, 1 if images is None else images.position_axes
-        self.model, self.buckets, self.programs = model, buckets, programs
+        self.buckets, self.programs = buckets, programs
+        self._given = model
+        self.model = model if mesh is None else divisible(model, mesh)
         self._storage: Storage = storage
         self._mesh = mesh
         self._everywhere = None if mesh is None else mesh.replicated()
@@ -158,9 +161,11 @@ class ModelRunner:
         """
         if self._mesh is not None:
             formats = formats_of(params)  # the model may be that of the float weights
-            known = formats == formats_of(self.model.abstract)
-            model = self.model if known else quantized(self.model, formats)
-            params = jax.device_put(params, model.shardings(self._mesh))
+            models = [
+                model if formats == formats_of(model.abstract) else quantized(model, formats)
+                for model in (self._given, self.model)
+            ]
+            params = divisible_params(*models, params, self._mesh)
             self._weights = Unstacked.of(self.model, params)
             return
         here = jax.tree.map(_on_one_device, params)
@@ -406,8 +411,12 @@ class ModelRunner:
         self, weights: Unstacked, hidden: Float[Array, "1 t d"], tokens: Int[Array, "t"]
     ) -> tuple[Array, ...]:
         with contextlib.nullcontext() if self._mesh is None else self._mesh.active():
-            head = functools.partial(unstacked.project, self.model, weights)
+            head = functools.partial(self._logits, weights)
             return prompt_log_probabilities(head, hidden[0], tokens)
+
+    def _logits(self, weights: Unstacked, hidden: Float[Array, "... d"]) -> Float[Array, "... v"]:
+        """Logits of the model's vocabulary, without rows that only pad it."""
+        return unstacked.project(self.model, weights, hidden)[..., : self._vocab]
 
     def _step_shardings(self) -> Any:
         """Where a step's results are: its cache as it was, all else on every device."""
@@ -450,7 +459,7 @@ class ModelRunner:
             )
             last = jnp.maximum(counts - 1, 0)
             newest = hidden[jnp.arange(tokens.shape[0]), last]
-            logits = unstacked.project(self.model, weights, newest)
+            logits = self._logits(weights, newest)
         drawn = sample(logits, sampling, start + counts)
         states = hidden if tokens.shape[0] == 1 else None
         return cache, logits, drawn, (drawn[:, None], start + counts), states

@@ -14,6 +14,7 @@ from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.nn.precision import Precision
 from ziggurat.serve.composition import Generator, openai_parts
 from ziggurat.serve.llm import LLM, EngineConfig
+from ziggurat.serve.llm.devices import MeshChoice
 from ziggurat.serve.llm.policy import RequestPolicy
 from ziggurat.serve.server import Server, bind
 
@@ -27,6 +28,7 @@ def serve(
     engine: EngineConfig | JsonMapping | None = None,
     compute: Literal["float32", "bfloat16"] = "float32",
     api_keys: Sequence[str] = (),
+    mesh: MeshChoice | None = None,
 ) -> None:
     """Serve a language model as OpenAI does, until Ctrl-C or SIGTERM.
 
@@ -40,10 +42,13 @@ def serve(
         engine: limits of the engine.
         compute: type of weights and activations, for a path.
         api_keys: what requests must bear as token; default none is asked for.
+        mesh: devices to shard the model over, as ``"tensor=2"`` or ``{"tensor": 2}``; default the
+            first one alone.
 
     Raises:
         ServeError: the port is in use.
         ModelError, CheckpointError: the model cannot be read.
+        ShardingError: the model does not divide over the mesh.
     """
     with opened(
         model,
@@ -53,6 +58,7 @@ def serve(
         engine=engine,
         compute=compute,
         api_keys=api_keys,
+        mesh=mesh,
     ) as server:
         server.serve_forever()
 
@@ -84,13 +90,14 @@ def opened(
     engine: EngineConfig | JsonMapping | None = None,
     compute: Literal["float32", "bfloat16"] = "float32",
     api_keys: Sequence[str] = (),
+    mesh: MeshChoice | None = None,
 ) -> Iterator[Server]:
     """Open a server with everything compiled; the caller runs it."""
     if not isinstance(engine, EngineConfig):
         engine = config.from_plain(EngineConfig, engine or {}, "engine")
     with (
         contextlib.closing(bind(host, port)) as listening,
-        LLM(model, engine, precision=Precision(compute, compute)) as llm,
+        LLM(model, engine, precision=Precision(compute, compute), mesh=mesh) as llm,
     ):
         registry, policy = CollectorRegistry(), RequestPolicy(sampling=llm.sampling_defaults)
         parts = openai_parts(registry, Generator(name or llm.name, llm.engine, policy))

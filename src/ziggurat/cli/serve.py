@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from ziggurat.cli import console, options, serve_embedder, serve_repository, serve_speech
 from ziggurat.cli.serve_options import BundleOptions, ModelOptions, ServerOptions, ServerSettings
 from ziggurat.core import hub
-from ziggurat.core.errors import ConfigError, ZigguratError
+from ziggurat.core.errors import ConfigError, ShardingError, ZigguratError
 from ziggurat.serve.llm.settings import EngineConfig
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def main(args: list[str]) -> int:
         "ziggurat serve runs/tiny-python --port 8000 --max-running 32 --api-key sesame\n"
         "  curl http://127.0.0.1:8000/v1/completions -H 'authorization: Bearer sesame' \\\n"
         '    -d \'{"model": "tiny-python", "prompt": "def add(", "max_tokens": 32}\'\n'
+        "  ziggurat serve MODEL --mesh tensor=4\n"
         "  ziggurat serve REPOSITORY --grpc-port 8001"
     )
     return console.run(serve, args, "ziggurat serve", example)
@@ -157,9 +158,8 @@ def _load(
     llm, embeds = None, kind == "an encoder of texts"
     if kind == "a language model":
         images = ImageLimits.of(text.image_root, text.max_images)
-        llm = loading.model(
-            lambda: closing.enter_context(LLM(model, limits, precision=precision, images=images))
-        )
+        more = {"precision": precision, "images": images, "mesh": text.mesh}
+        llm = loading.model(lambda: closing.enter_context(LLM(model, limits, **more)))
         if text.image_root is not None and llm is not None and llm.images is None:
             raise ConfigError(
                 "--image-root", found=f"{model}, which reads no images", expected="one that does"
@@ -204,7 +204,7 @@ class _Loading:
         """The model, or ``None`` if it cannot be loaded and others are to be served."""
         try:
             return load()
-        except ConfigError:  # what was asked for is wrong, not a model
+        except (ConfigError, ShardingError):  # what was asked for is wrong, not a model
             raise
         except ZigguratError as error:
             if self._alone:
@@ -223,7 +223,9 @@ def _warm_up(loaded: _Loaded, limits: EngineConfig, say: Say) -> None:
     """Compile all programs, or take them from the compile cache."""
     generator = loaded.generator
     if generator is not None:
-        say(f"{generator.name}: context {generator.engine.max_length} tokens, compiling")
+        devices = generator.engine.devices
+        where = f" on {devices} devices" if devices > 1 else ""
+        say(f"{generator.name}: context {generator.engine.max_length} tokens{where}, compiling")
         with console.progress("compiling") as told:
             done = generator.engine.warm_up(told)
         kept = f", {done.loaded} of them from the cache" if limits.compile_cache else ""

@@ -61,6 +61,9 @@ class ModelOptions:
     """Name of the model in requests; default the name of its file or directory."""
     compute: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and matmuls."""
+    mesh: str | None = None
+    """Devices over which a language model is sharded, by mesh axis, such as tensor=2 or
+    tensor=2,expert=2; one axis may be -1, all that remain. Default one device."""
     warm_only: bool = False
     """Compile into the compile cache and end."""
     embedder: str | None = None

@@ -107,11 +107,16 @@ def check_divides(model: LanguageModel, layout: Layout) -> None:
                     error.what,
                     found=error.found,
                     expected=error.expected,
-                    fix=f"{axis}={' or '.join(map(str, found))} divides the model",
+                    fix=f"{axis}={_listed(found)} divides the model",
                 ) from None
         raise ShardingError(
             error.what, found=error.found, expected=error.expected, fix="use one device"
         ) from None
+
+
+def _listed(sizes: Sequence[int]) -> str:
+    *others, last = map(str, sizes)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _for_inference(layout: Layout) -> Layout:

@@ -88,6 +88,8 @@ class Engine:
             mesh = serving_layout(mesh)
             check_divides(model, mesh)
         devices = None if mesh is None else list(mesh.mesh.devices.flat)
+        self.devices = 1 if mesh is None else mesh.mesh.size
+        """Devices that the model is sharded over."""
         self._programs = Programs(settings.compile_cache, devices)
         storage = "compute" if settings.kv_cache_dtype == "auto" else settings.kv_cache_dtype
         more = {"scores": scores, "storage": storage, "mesh": mesh, "images": images}

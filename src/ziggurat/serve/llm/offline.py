@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, overload
 
 from ziggurat.core import hub
+from ziggurat.core.errors import ModelError
+from ziggurat.mesh import Layout
 from ziggurat.models.loading import pretrained, pretrained_vision_language
+from ziggurat.models.loading.described import described
 from ziggurat.models.loading.pretrained import Pretrained
 from ziggurat.models.loading.pretrained_vision_language import PretrainedVisionLanguage
 from ziggurat.nn.precision import Precision
 from ziggurat.serve.errors import QueueFull, RequestError
+from ziggurat.serve.llm.devices import MeshChoice, check_divides, serving_layout
 from ziggurat.serve.llm.engine import Engine, EngineConfig
 from ziggurat.serve.llm.generation_defaults import sampling_defaults
 from ziggurat.serve.llm.grammar import Grammars, Maker
@@ -72,6 +76,9 @@ class LLM:
         settings: limits of the engine.
         precision: parameter and compute types, for a path; default float32.
         images: limits on the pictures of a request, for a model that reads images.
+        mesh: devices to shard the model over, as ``"tensor=2"``, ``{"tensor": 2, "expert": 2}`` or
+            a :class:`ziggurat.mesh.MeshConfig`; default the first one alone. The weights of a path
+            are read into their shards, never whole onto one device.
 
     Example::
 
@@ -80,6 +87,8 @@ class LLM:
 
     Raises:
         ZigguratError: the model cannot be read, or the context is longer than it allows.
+        ShardingError: there are too few devices, or the model does not divide over the mesh; the
+            sizes that do are named.
     """
 
     def __init__(
@@ -89,16 +98,20 @@ class LLM:
         *,
         precision: Precision | None = None,
         images: ImageLimits | None = None,
+        mesh: MeshChoice | None = None,
     ):
+        layout = None if mesh is None else serving_layout(mesh)
         if not isinstance(model, Pretrained):
-            model = _loaded(model, precision)
+            model = _loaded(model, precision, layout)
         self.name, self.tokenizer = model.name, model.tokenizer
         self.images: ImageReader | None = None
         """Reads pictures, if the model does."""
         if isinstance(model, PretrainedVisionLanguage):
             self.images = ImageReader(model, images)
         spec = None if self.images is None else self.images.spec
-        self.engine = Engine(model.model, model.params, model.tokenizer, settings, images=spec)
+        self.engine = Engine(
+            model.model, model.params, model.tokenizer, settings, mesh=layout, images=spec
+        )
         self.sampling_defaults = sampling_defaults(model.tokenizer.generation_config)
         """Sampling parameters that the model's ``generation_config.json`` recommends."""
         self._grammars = Grammars(model.tokenizer, self.engine.vocab_size)
@@ -233,11 +246,24 @@ class LLM:
                 _collect(*open_ones.popleft())
 
 
-def _loaded(model: str | Path, precision: Precision | None) -> Pretrained:
+def _loaded(
+    model: str | Path, precision: Precision | None, layout: Layout | None
+) -> Pretrained:
     path = hub.local(model)
+    if layout is not None:
+        _check_divides(path, layout)
     if path.is_dir() and pretrained_vision_language.is_vision_language(path):
-        return pretrained_vision_language.load(path, precision=precision)
-    return pretrained.load(path, precision=precision)
+        return pretrained_vision_language.load(path, precision=precision, layout=layout)
+    return pretrained.load(path, precision=precision, layout=layout)
+
+
+def _check_divides(path: Path, layout: Layout) -> None:
+    """Refuse a mesh before weights are read; the engine looks again."""
+    try:
+        model = described(path)
+    except ModelError:  # adapters, whose base is not known yet, or no model: reading it tells
+        return
+    check_divides(model, layout)
 
 
 def _collect(output: RequestOutput, request: Request) -> None:

@@ -1,5 +1,7 @@
 """Built meshes on eight virtual devices: sizes, order of devices, specs, constraints, errors."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,3 +217,15 @@ def test_layouts_nest():
             assert placed_by(inner)
             assert not placed_by(outer)
         assert placed_by(outer)
+
+
+def test_what_may_be_replicated_hands_its_axes_to_another_dimension():
+    layout = build(MeshConfig(fsdp=1, tensor=4), jax.devices()[:4])
+    layout = dataclasses.replace(layout, replicable=frozenset({"vocab", "kv_heads"}))
+    assert layout.sharding(("vocab", "embed"), (97, 16)).spec == P(None, "tensor")
+    assert layout.sharding(("vocab", "embed"), (96, 16)).spec == P("tensor", "fsdp")
+    assert layout.sharding(("kv_heads", "heads"), (2, 16)).spec == P(None, "tensor")
+    assert layout.sharding(("vocab",), (97,)).spec == P(None)
+    layout.require_divides("the heads", {"heads": 8, "kv_heads": 2})
+    with pytest.raises(ShardingError, match="heads = 6"):
+        layout.require_divides("the heads", {"heads": 6, "kv_heads": 2})

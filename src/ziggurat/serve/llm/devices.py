@@ -20,6 +20,7 @@ from ziggurat import mesh as mesh_
 from ziggurat.core import config
 from ziggurat.core.errors import ConfigError, ShardingError
 from ziggurat.core.protocols import Device
+from ziggurat.kernels.placement import platform
 from ziggurat.mesh import Layout, MeshConfig
 from ziggurat.models import LanguageModel
 from ziggurat.models.divisible import REPLICABLE, divisible
@@ -130,20 +131,20 @@ def _count(given: MeshConfig, devices: int) -> int:
     known = math.prod(size for size in sizes.values() if size != -1)
     needed = devices // known * known if -1 in sizes.values() else known
     if known > devices:
-        platform = jax.default_backend()
+        kind = platform()
         flag = f"XLA_FLAGS=--xla_force_host_platform_device_count={known}"
         shown = ",".join(f"{axis}={size}" for axis, size in sizes.items() if size != 1)
         raise ShardingError(
             f"mesh {shown}",
-            found=f"{devices} {platform} device{'s' if devices > 1 else ''}",
-            expected=f"at least {known}",
-            fix=f"{flag} makes virtual ones" if platform == "cpu" else "",
+            found=f"{devices} {kind} device{'s' if devices > 1 else ''}",
+            expected=f"{known} devices",
+            fix=f"{flag} makes virtual ones" if kind == "cpu" else "",
         )
     return needed
 
 
 def _divides(model: LanguageModel, layout: Layout, axis: str, size: int) -> bool:
-    sizes = {name: 1 for name in mesh_.AXES} | layout.sizes | {axis: size}
+    sizes = dict.fromkeys(mesh_.AXES, 1) | layout.sizes | {axis: size}
     other = mesh_.abstract(MeshConfig(**sizes), math.prod(sizes.values()))
     try:
         _try(model, Layout(other.mesh, layout.rules, layout.replicable))

@@ -246,9 +246,7 @@ class LLM:
                 _collect(*open_ones.popleft())
 
 
-def _loaded(
-    model: str | Path, precision: Precision | None, layout: Layout | None
-) -> Pretrained:
+def _loaded(model: str | Path, precision: Precision | None, layout: Layout | None) -> Pretrained:
     path = hub.local(model)
     if layout is not None:
         _check_divides(path, layout)

@@ -158,8 +158,11 @@ def _load(
     llm, embeds = None, kind == "an encoder of texts"
     if kind == "a language model":
         images = ImageLimits.of(text.image_root, text.max_images)
-        more = {"precision": precision, "images": images, "mesh": text.mesh}
-        llm = loading.model(lambda: closing.enter_context(LLM(model, limits, **more)))
+        llm = loading.model(
+            lambda: closing.enter_context(
+                LLM(model, limits, precision=precision, images=images, mesh=text.mesh)
+            )
+        )
         if text.image_root is not None and llm is not None and llm.images is None:
             raise ConfigError(
                 "--image-root", found=f"{model}, which reads no images", expected="one that does"

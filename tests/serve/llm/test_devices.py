@@ -142,10 +142,11 @@ def files(tokenizer, tmp_path_factory):
 @pytest.mark.sweep
 @pytest.mark.parametrize("form", ["hf", "gguf", "checkpoint"])
 def test_weights_are_read_into_their_shards(files, form):
-    """While they are read no device holds a table or a matrix whole, and at the end a quarter."""
+    """While they are read no device holds more of an array than a quarter of the largest, and at
+    the end about a quarter of all."""
     before = {id(array) for array in jax.live_arrays()}
     _, params = small_llama(vocab=261)
-    matrix = min(leaf.nbytes // leaf.shape[0] for leaf in jax.tree.leaves(params) if leaf.ndim > 2)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     seen = []
 
     def told(name, done, count):
@@ -156,12 +157,12 @@ def test_weights_are_read_into_their_shards(files, form):
     layout = serving_layout("tensor=4")
     loaded = pretrained.load(files[form], layout=layout, told=told)
     assert (len(seen) > 0) == (form != "checkpoint")
-    assert max(seen, default=0) < 2 * matrix, "two layers' smallest matrices"
+    assert max(seen, default=0) <= largest / 4
     sizes = dict.fromkeys(layout.mesh.devices.flat, 0)
     for leaf in jax.tree.leaves(loaded.params):
         for shard in leaf.addressable_shards:
             sizes[shard.device] += shard.data.nbytes
-    assert max(sizes.values()) < 0.3 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
+    assert max(sizes.values()) < 0.35 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
 
 
 def test_a_path_is_served_on_a_mesh(files):

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tests.nn.test_gated_delta_net import ATTENTION, MIXED, RECURRENT
+from tests.nn.test_gated_delta_net import ATTENTION, GROUPED, MIXED, RECURRENT
 
 from ziggurat import mesh
 from ziggurat.core.errors import ShardingError
@@ -19,7 +19,7 @@ FOUR = dataclasses.replace(
 
 
 def attention(**settings):
-    mixer = dataclasses.replace(ATTENTION.block.mixer, **settings)
+    mixer = dataclasses.replace(GROUPED, **settings)
     return dataclasses.replace(ATTENTION, block=dataclasses.replace(ATTENTION.block, mixer=mixer))
 
 

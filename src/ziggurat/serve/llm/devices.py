@@ -145,7 +145,8 @@ def _count(given: MeshConfig, devices: int) -> int:
 
 def _divides(model: LanguageModel, layout: Layout, axis: str, size: int) -> bool:
     sizes = dict.fromkeys(mesh_.AXES, 1) | layout.sizes | {axis: size}
-    other = mesh_.abstract(MeshConfig(**sizes), math.prod(sizes.values()))
+    given = config.from_plain(MeshConfig, sizes, "mesh")
+    other = mesh_.abstract(given, math.prod(sizes.values()))
     try:
         _try(model, Layout(other.mesh, layout.rules, layout.replicable))
     except ShardingError:

@@ -160,12 +160,12 @@ class ModelRunner:
         once, and all other arrays are used without a copy.
         """
         if self._mesh is not None:
-            formats = formats_of(params)  # the model may be that of the float weights
-            models = [
+            formats = formats_of(params)  # the models may be those of the float weights
+            given, made = (
                 model if formats == formats_of(model.abstract) else quantized(model, formats)
                 for model in (self._given, self.model)
-            ]
-            params = divisible_params(*models, params, self._mesh)
+            )
+            params = divisible_params(given, made, params, self._mesh)
             self._weights = Unstacked.of(self.model, params)
             return
         here = jax.tree.map(_on_one_device, params)

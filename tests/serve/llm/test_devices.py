@@ -85,7 +85,7 @@ def every_layer():
 
 @functools.cache
 def small_llama(vocab=97, heads=8, kv_heads=2):
-    sizes = {"d_model": 64, "n_layers": 2, "n_heads": heads, "d_ff": 96, "init_std": 0.2}
+    sizes = {"d_model": 64, "n_layers": 1, "n_heads": heads, "d_ff": 96, "init_std": 0.2}
     sizes |= {"vocab_size": vocab, "max_sequence_length": 32, "n_kv_heads": kv_heads}
     model = LanguageModel.build(LlamaConfig(**sizes))
     return model, model.init(jax.random.key(0))

@@ -4,23 +4,18 @@ pieces, then calls and JSON that a random model cannot but write well."""
 import asyncio
 import json
 import re
-import threading
-import types
 
 import jsonschema
 import pydantic
 import pytest
 from prometheus_client import CollectorRegistry
-from tests.serve.conftest import TEMPLATE, serving
+from tests.serve.conftest import serving
+from tests.serve.scripted import Scripted
 
-from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.composition import Generator, openai_parts
 from ziggurat.serve.errors import RequestError
-from ziggurat.serve.llm.engine import Engine, EngineConfig, EngineStatistics
 from ziggurat.serve.llm.grammar import Grammars
 from ziggurat.serve.llm.offline import LLM
-from ziggurat.serve.llm.output_text import TokenEvent
-from ziggurat.serve.llm.request import Timeline
 from ziggurat.serve.llm.sampling import SamplingParams
 
 openai = pytest.importorskip("openai")
@@ -39,33 +34,6 @@ SCRIPT = (
     'One moment.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>\n'
     '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>'
 )
-
-
-class Scripted(Engine):
-    """What the service needs of an engine; says a script, some characters at a time."""
-
-    failure = None
-
-    def __init__(self):
-        self.vocab_size, self.max_length = 257, 4096
-        self.tokenizer = byte_level({"eos_token": "<|end|>"})
-        self.tokenizer.chat_templates["default"] = TEMPLATE
-        self.settings, self.monitor = EngineConfig(), None
-        self.script, self.size, self.reason, self.prompts = "", 3, "stop", []
-
-    def statistics(self):
-        return EngineStatistics(0, 0, 0.0, 1, 1, 0, 0, 0)
-
-    def submit_together(self, requests, listener, **_):
-        return [self._say(prompt, listener(place)) for place, (prompt, _) in enumerate(requests)]
-
-    def _say(self, prompt, listener):
-        self.prompts.append(self.tokenizer.decode(prompt))
-        pieces = [self.script[i : i + self.size] for i in range(0, len(self.script), self.size)]
-        events = [TokenEvent(0, piece) for piece in pieces]
-        events.append(TokenEvent(256, "", finish_reason=self.reason))
-        threading.Thread(target=lambda: [listener(event) for event in [*events, None]]).start()
-        return types.SimpleNamespace(cancel=lambda: None, timeline=Timeline(0.0, 1, 1, 1))
 
 
 @pytest.fixture(scope="module")

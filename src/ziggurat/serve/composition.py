@@ -14,6 +14,7 @@ from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.memory import RequestMemory
 from ziggurat.serve.openai.embeddings import EmbeddingService, TextEmbedder
+from ziggurat.serve.openai.response_service import ResponseService
 from ziggurat.serve.openai.scores import ScoreService, TextScorer
 from ziggurat.serve.openai.service import TextService
 from ziggurat.serve.openai.tokens import TokenService, Vocabulary
@@ -64,7 +65,7 @@ def openai_parts(
 
     Args:
         registry: gets the models' metrics.
-        generator: answers ``/v1/completions`` and ``/v1/chat/completions``.
+        generator: answers ``/v1/completions``, ``/v1/chat/completions`` and ``/v1/responses``.
         embedder: answers ``/v1/embeddings``, ``/score`` and ``/rerank``, as far as it can.
         memory: budget of the bytes of all requests, if they share it with others; default one of
             their own, of 256 MiB. Audio has one of its own in any case.
@@ -76,11 +77,10 @@ def openai_parts(
     vocabularies: dict[str, Vocabulary] = {}
     if generator is not None:
         engine = generator.engine
-        parts.append(
-            TextService(
-                engine, generator.name, metrics, generator.policy, off_loop, generator.images
-            ).part()
+        text = TextService(
+            engine, generator.name, metrics, generator.policy, off_loop, generator.images
         )
+        parts += [text.part(), ResponseService(text).part()]
         vocabularies[generator.name] = Vocabulary(
             engine.tokenizer, engine.vocab_size, engine.max_length, generator.policy
         )

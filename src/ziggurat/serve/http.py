@@ -163,13 +163,17 @@ class EventStream(Response):
     Args:
         bodies: closed at the end. An error becomes a last event of OpenAI's error form.
         release: called at the end, also when the client goes before the first event.
+        named: name each event by its body's ``type``, and end without ``[DONE]``, as OpenAI does
+            for ``/v1/responses``.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, bodies: AsyncGenerator[Json], release: Callable[[], None]):
+    def __init__(
+        self, bodies: AsyncGenerator[Json], release: Callable[[], None], *, named: bool = False
+    ):
         super().__init__()
-        self._bodies, self._release = bodies, release
+        self._bodies, self._release, self._named = bodies, release, named
         del self.headers["content-length"]
         self.headers["cache-control"] = "no-cache"
         self.headers["x-accel-buffering"] = "no"
@@ -190,7 +194,8 @@ class EventStream(Response):
 
         try:
             async for body in self._bodies:
-                await put(b"data: " + msgspec.json.encode(body) + b"\n\n")
+                name = f"event: {body['type']}\n".encode() if self._named else b""
+                await put(name + b"data: " + msgspec.json.encode(body) + b"\n\n")
         except OSError:
             raise
         except Exception as error:
@@ -198,4 +203,4 @@ class EventStream(Response):
             return
         finally:
             await self._bodies.aclose()
-        await put(b"data: [DONE]\n\n", False)
+        await put(b"" if self._named else b"data: [DONE]\n\n", False)

@@ -338,7 +338,9 @@ class Engine:
         now = time.monotonic()
         for chunk in scheduled.prefill:
             request = chunk.seq.request
-            request.timeline.started = request.timeline.started or now
+            if request.timeline.started is None:
+                request.timeline.started = now
+                request.timeline.cached_tokens = chunk.seq.computed
             self._leave_queue(request)
         buckets, decode = self._runner.buckets, scheduled.decode
         if decode:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from ziggurat.core.json_types import JsonMapping
+from ziggurat.serve.llm.reasoning_parsers import NONE, REASONING_PARSERS
 from ziggurat.serve.llm.render import ContentFormat
 from ziggurat.serve.llm.tool_parsers import AUTO, TOOL_CALL_PARSERS
 
@@ -28,6 +29,10 @@ class RequestPolicy:
     """Form of tool calls, by its name in
     :data:`~ziggurat.serve.llm.tool_parsers.TOOL_CALL_PARSERS`; ``auto``: the one that the chat
     template shows."""
+    reasoning_parser: str = AUTO
+    """Form of reasoning, by its name in
+    :data:`~ziggurat.serve.llm.reasoning_parsers.REASONING_PARSERS`; ``auto``: the one that the chat
+    template shows, ``none``: reasoning stays in the text."""
     sampling: JsonMapping = dataclasses.field(default_factory=dict)
     """Sampling parameters where a request gives none, such as those of the model's
     ``generation_config.json``."""
@@ -35,6 +40,8 @@ class RequestPolicy:
     def __post_init__(self):
         if self.tool_call_parser != AUTO:
             TOOL_CALL_PARSERS[self.tool_call_parser]  # raises a ConfigError for an unknown name
+        if self.reasoning_parser not in (AUTO, NONE):
+            REASONING_PARSERS[self.reasoning_parser]
 
     @property
     def control_in_messages(self) -> bool:

@@ -40,6 +40,8 @@ class Timeline:
     ended: float | None = None
     generated_tokens: int = 0
     """Tokens of all completions, end ids included."""
+    cached_tokens: int = 0
+    """Tokens of the prompt that came from the prefix cache."""
     finish_reasons: list[FinishReason] = dataclasses.field(default_factory=list)
     """One for each completion that has ended."""
 

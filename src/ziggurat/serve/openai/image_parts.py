@@ -30,7 +30,7 @@ class ImageParts:
         """Take a part's picture; returns the part as chat templates read it.
 
         Args:
-            part: of type ``image_url``.
+            part: of type ``image_url``, or ``input_image`` as in ``/v1/responses``.
             place: of the part, for errors.
 
         Raises:
@@ -41,6 +41,8 @@ class ImageParts:
             if given.get("detail") not in DETAILS:
                 raise _refused(f"{place}.image_url.detail", short(given["detail"]), "auto")
             given = given.get("url")
+        elif part.get("detail") not in DETAILS:  # of type input_image
+            raise _refused(f"{place}.detail", short(part["detail"]), "auto")
         where = f"{place}.image_url.url"
         if not isinstance(given, str):
             raise _refused(where, type(given).__name__, "text")

@@ -88,8 +88,11 @@ def _message(given: Json, place: str, budget: ValueBudget, images: ImageParts | 
     message |= {key: _text(fields[key], f"{place}.{key}") for key in optional if key in fields}
     if function and "name" in message:  # the older form knows calls by their function's name
         message["tool_call_id"] = message["name"]
-    others = fields.keys() - _OWN - INERT - UNAPPLIED
-    return message | {key: fields[key] for key in fields if key in others}
+    others = fields.keys() - _OWN - INERT - UNAPPLIED - {"reasoning"}
+    message |= {key: fields[key] for key in fields if key in others}
+    if "reasoning" in fields:  # vLLM's name; templates know the other
+        message.setdefault("reasoning_content", fields["reasoning"])
+    return message
 
 
 def _content(fields: JsonMapping, role: str, place: str, images: ImageParts | None) -> Content:
@@ -108,7 +111,7 @@ def _content(fields: JsonMapping, role: str, place: str, images: ImageParts | No
 def _part(given: Json, place: str, images: ImageParts | None) -> dict[str, str]:
     part = _object(given, place)
     kind = part.get("type")
-    if kind == "image_url" and images is not None:
+    if kind in ("image_url", "input_image") and images is not None:
         return images.add(part, place)
     if not isinstance(kind, str) or kind not in _TEXTS:
         expected = "text, since this model reads nothing else"

@@ -216,7 +216,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
         )
 
 
-G = TypeVar("G", bound=GenerationRequest)
+G = TypeVar("G", bound=SamplingFields)
 
 
 def with_registered(kind: type[G]) -> type[G]:

@@ -5,10 +5,11 @@ import dataclasses
 import math
 import secrets
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.llm.answer_reader import AnswerDelta, AnswerReader
 from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.output_text import (
     TokenEvent,
@@ -17,7 +18,9 @@ from ziggurat.serve.llm.output_text import (
     describe_token,
 )
 from ziggurat.serve.llm.prompt_logprobs import PromptLogprobs
-from ziggurat.serve.llm.tool_parsers import CallStream, Delta, TextDelta, ToolCallParser
+from ziggurat.serve.llm.reasoning_parsers import ReasoningDelta, ReasoningStream
+from ziggurat.serve.llm.sampling import SamplingParams
+from ziggurat.serve.llm.tool_parsers import TextDelta, ToolCallParser
 from ziggurat.serve.llm.tools import ToolUse
 
 Body = dict[str, Any]
@@ -29,11 +32,83 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int = 0
+    reasoning_tokens: int = 0
+    """Generated tokens that are reasoning, its tags not counted."""
+    cached_tokens: int = 0
+    """Tokens of the prompts that came from the prefix cache."""
+    reasoning: Callable[[], ReasoningStream] | None = None
+    """Makes a reader of a choice's reasoning; ``None``: there is none to count."""
+    _readers: dict[int, ReasoningStream] = dataclasses.field(default_factory=dict)
+
+    def add(self, index: int, event: TokenEvent) -> None:
+        """Count one token of a choice."""
+        self.completion_tokens += 1
+        if self.reasoning is None:
+            return
+        if index not in self._readers:
+            self._readers[index] = self.reasoning()
+        reader = self._readers[index]
+        before = reader.inside
+        reader.push(event.text)
+        self.reasoning_tokens += before and reader.inside and event.finish_reason != "stop"
 
     def body(self) -> Body:
         """The counts in OpenAI's form."""
-        total = self.prompt_tokens + self.completion_tokens
-        return {**dataclasses.asdict(self), "total_tokens": total}
+        used = self.prompt_tokens, self.completion_tokens
+        counts: Body = {"prompt_tokens": used[0], "completion_tokens": used[1]}
+        if self.reasoning is not None:
+            details = {"reasoning_tokens": self.reasoning_tokens}
+            counts["completion_tokens_details"] = details
+        return counts | {"total_tokens": sum(used)}
+
+
+class AnswerParts(NamedTuple):
+    """Parts that an answer to a conversation may have, and how they are read."""
+
+    params: SamplingParams
+    tools: ToolUse | None = None
+    """Tools whose calls are taken out of the text, if there are any."""
+    parser: ToolCallParser | None = None
+    """Reads these calls."""
+    prompts: "ShownPrompts | None" = None
+    """Prompts that are told of; default none."""
+    reasoning: Callable[[], ReasoningStream] | None = None
+    """Makes a reader of the reasoning; ``None``: it stays in the text."""
+
+    def reader(self) -> AnswerReader:
+        """A new reader, for one choice."""
+        calls = None
+        if self.tools is not None and self.parser is not None:
+            calls = self.parser.reader(self.tools)
+        return AnswerReader(calls, None if self.reasoning is None else self.reasoning())
+
+
+@runtime_checkable
+class AnswerFormat(Protocol):
+    """Format of a request's response, whole and streamed."""
+
+    named_events: ClassVar[bool]
+    """Whether a stream's events are named by their ``type``, rather than ended by ``[DONE]``."""
+
+    def whole(self, completions: Sequence[Completion], usage: Usage) -> Body:
+        """Body of an answer that is not streamed."""
+        ...
+
+    def opening(self, choices: int) -> Iterator[Body]:
+        """First bodies of a stream."""
+        ...
+
+    def chunks(self, index: int, event: TokenEvent) -> Iterator[Body]:
+        """Bodies for one token of a choice."""
+        ...
+
+    def closing(self, usage: Usage, shown: bool) -> Iterator[Body]:
+        """Last bodies of a stream; ``shown`` says that the request asked for the usage."""
+        ...
+
+    def failed(self, error: Exception) -> Iterator[Body]:
+        """Last bodies of a stream that an error ends; none: the error is told as OpenAI does."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,24 +164,16 @@ class ChatFormat:
 
     Args:
         model: name of the model.
-        logprobs: whether log-probabilities are shown.
-        prompts: what is told of the prompt; default nothing.
-        tools: the tools whose calls are taken out of the text, if there are any.
-        parser: reads these calls.
+        answer: how each choice is to be read.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        logprobs: bool,
-        tools: ToolUse | None = None,
-        parser: ToolCallParser | None = None,
-        prompts: ShownPrompts | None = None,
-    ):
-        self._logprobs, self._tools, self._parser = logprobs, tools, parser
-        self._prompts = prompts
-        self._streams: dict[int, CallStream] = {}
+    named_events = False
+
+    def __init__(self, model: str, answer: AnswerParts):
+        self._answer, self._prompts = answer, answer.prompts
+        self._logprobs = answer.params.logprobs is not None
+        self._plain = answer.tools is None and answer.reasoning is None
+        self._readers: dict[int, AnswerReader] = {}
         self._head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -118,7 +185,7 @@ class ChatFormat:
         choices = []
         for index, completion in enumerate(completions):
             message: Body = {"role": "assistant", "content": completion.text, "refusal": None}
-            if self._tools is not None:
+            if not self._plain:
                 deltas = self._deltas(index, completion.text, completion.finish_reason)
                 message |= _joined(deltas)
             choices.append(
@@ -156,21 +223,25 @@ class ChatFormat:
             yield self._chunk(index, {}, self._reason(index, event.finish_reason))
 
     def _deltas(self, index: int, text: str, finish_reason: str | None) -> list[Body]:
-        if self._tools is None or self._parser is None:
-            return [{"content": text}] if text else []
-        stream = self._streams.setdefault(index, self._parser.stream())
-        deltas = stream.push(text) + (stream.finish() if finish_reason is not None else [])
+        if index not in self._readers:
+            self._readers[index] = self._answer.reader()
+        deltas = self._readers[index].read(text, ended=finish_reason is not None)
         return [_delta_body(delta) for delta in deltas]
 
     def _reason(self, index: int, reason: str) -> str:
         """As OpenAI: calls end with ``tool_calls``, except one that the request named itself."""
-        called = index in self._streams and self._streams[index].calls > 0
-        named = self._tools is not None and self._tools.named
+        called = index in self._readers and self._readers[index].called
+        named = self._answer.tools is not None and self._answer.tools.named
         return "tool_calls" if reason == "stop" and called and not named else reason
 
-    def usage_chunk(self, usage: Usage) -> Body:
+    def closing(self, usage: Usage, shown: bool) -> Iterator[Body]:
         """Last chunk of a stream whose request asked for usage."""
-        return self._body("chat.completion.chunk", []) | {"usage": usage.body()}
+        if shown:
+            yield self._body("chat.completion.chunk", []) | {"usage": usage.body()}
+
+    def failed(self, error: Exception) -> Iterator[Body]:
+        """No chunks: the error is told by itself."""
+        return iter(())
 
     def _chunk(
         self,
@@ -188,7 +259,7 @@ class ChatFormat:
         if not self._logprobs:
             return None
         return {
-            "content": [_entry(x, [_entry(t) for t in x.top]) for x in logprobs],
+            "content": [logprob_entry(x, [*map(logprob_entry, x.top)]) for x in logprobs],
             "refusal": None,
         }
 
@@ -196,8 +267,10 @@ class ChatFormat:
         return {**self._head, "object": kind, "choices": choices}
 
 
-def _delta_body(delta: Delta) -> Body:
-    """A delta of a chat chunk."""
+def _delta_body(delta: AnswerDelta) -> Body:
+    """A delta of a chat chunk; reasoning under vLLM's name, and under that of DeepSeek's API."""
+    if isinstance(delta, ReasoningDelta):
+        return {"reasoning": delta.text, "reasoning_content": delta.text}
     if isinstance(delta, TextDelta):
         return {"content": delta.text}
     call: Body = {"index": delta.index}
@@ -209,16 +282,19 @@ def _delta_body(delta: Delta) -> Body:
 
 def _joined(deltas: Sequence[Body]) -> Body:
     """The message that deltas make together."""
-    text, calls = "", []
+    text, reasoning, calls = "", "", []
     for delta in deltas:
         text += delta.get("content", "")
+        reasoning += delta.get("reasoning", "")
         for piece in delta.get("tool_calls", ()):
             if "id" in piece:
                 calls.append({**piece, "function": dict(piece["function"])})
                 del calls[-1]["index"]
             else:
                 calls[-1]["function"]["arguments"] += piece["function"]["arguments"]
-    return {"content": text or None, "tool_calls": calls} if calls else {"content": text}
+    thought = {"reasoning": reasoning, "reasoning_content": reasoning} if reasoning else {}
+    content = text if text or not (calls or thought) else None
+    return {"content": content, **thought, **({"tool_calls": calls} if calls else {})}
 
 
 class TextFormat:
@@ -232,6 +308,8 @@ class TextFormat:
         prompts: what is told of the prompts; default nothing.
         prompt_alone: whether what is generated is not shown.
     """
+
+    named_events = False
 
     def __init__(
         self,
@@ -294,9 +372,14 @@ class TextFormat:
         elif event.text or event.finish_reason or event.logprobs or told:
             yield self._chunk(index, event.text, event.finish_reason, event.logprobs, told)
 
-    def usage_chunk(self, usage: Usage) -> Body:
+    def closing(self, usage: Usage, shown: bool) -> Iterator[Body]:
         """Last chunk of a stream whose request asked for usage."""
-        return {**self._head, "choices": [], "usage": self._used(usage).body()}
+        if shown:
+            yield {**self._head, "choices": [], "usage": self._used(usage).body()}
+
+    def failed(self, error: Exception) -> Iterator[Body]:
+        """No chunks: the error is told by itself."""
+        return iter(())
 
     def _used(self, usage: Usage) -> Usage:
         return dataclasses.replace(usage, completion_tokens=0) if self._alone else usage
@@ -374,6 +457,7 @@ def _name(entry: TokenLogprob) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in entry.raw)
 
 
-def _entry(entry: TokenLogprob, top: list[Body] | None = None) -> Body:
+def logprob_entry(entry: TokenLogprob, top: list[Body] | None = None) -> Body:
+    """A token's log-probability in the form of OpenAI's chats and responses."""
     body: Body = {"token": entry.text, "logprob": entry.logprob, "bytes": list(entry.raw)}
     return body if top is None else body | {"top_logprobs": top}

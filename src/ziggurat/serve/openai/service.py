@@ -26,6 +26,7 @@ from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.llm.prompt_images import PromptImages
+from ziggurat.serve.llm.reasoning_parsers import ReasoningStream, reasoning_parser_for
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.structured import Form
@@ -39,7 +40,14 @@ from ziggurat.serve.openai.requests import (
     GenerationRequest,
     with_registered,
 )
-from ziggurat.serve.openai.responses import ChatFormat, ShownPrompts, TextFormat, Usage
+from ziggurat.serve.openai.responses import (
+    AnswerFormat,
+    AnswerParts,
+    ChatFormat,
+    ShownPrompts,
+    TextFormat,
+    Usage,
+)
 from ziggurat.serve.openai.token_stream import TokenStream, chunks
 
 SHOWN = 256
@@ -56,7 +64,7 @@ class ParsedRequest(NamedTuple):
     params: SamplingParams
     form: Form | None
     """Form that the answer must have."""
-    format: ChatFormat | TextFormat
+    format: AnswerFormat
     """Format of the response."""
     kept: int
     """Bytes of texts that are kept until the answer is complete."""
@@ -66,6 +74,8 @@ class ParsedRequest(NamedTuple):
     show_usage_so_far: bool
     images: PromptImages | None = None
     """Images of the one prompt of a chat."""
+    reasoning: Callable[[], ReasoningStream] | None = None
+    """Makes a reader of the reasoning of a chat's answer, if it may have any."""
 
     @classmethod
     def of(
@@ -74,7 +84,7 @@ class ParsedRequest(NamedTuple):
         prompts: list[Sequence[int]],
         params: SamplingParams,
         form: Form | None,
-        format: ChatFormat | TextFormat,
+        format: AnswerFormat,
         texts: Iterable[str] = (),
     ) -> "ParsedRequest":
         """Parse a request's body; ``texts`` stay in memory until the answer is complete, as stop
@@ -115,15 +125,22 @@ class TextService:
     ):
         self._images = images
         self._engine, self._name, self._policy = engine, name, policy
-        self._chat_request = with_registered(ChatRequest)
+        self.chat_request = with_registered(ChatRequest)
+        """Type of the bodies of ``/v1/chat/completions``."""
+        self._reasoning = reasoning_parser_for(engine.tokenizer, policy.reasoning_parser)
         self._completion_request = with_registered(CompletionRequest)
         self._ignore = policy.extra_fields == "ignore"
-        self._off_loop = off_loop or OffLoop()
+        self.off_loop = off_loop or OffLoop()
         if engine.tokenizer.chat_template is not None and not policy.control_in_messages:
             special_text.text_tokenizer(engine.tokenizer)  # takes up to a second: not in a request
         self._grammars = Grammars(engine.tokenizer, engine.vocab_size)
         self._created = int(time.time())
         metrics.watch(engine, name)
+
+    @property
+    def max_length(self) -> int:
+        """Longest prompt and output together, in tokens."""
+        return self._engine.max_length
 
     def part(self) -> ServicePart:
         """Routes and model card of the endpoints."""
@@ -142,13 +159,13 @@ class TextService:
         )
 
     async def _completions(self, request: Request) -> Response:
-        return await self._answer(request, self._read_completion)
+        return await self.answer(request, self._read_completion)
 
     async def _chat(self, request: Request) -> Response:
-        return await self._answer(request, self._read_chat)
+        return await self.answer(request, self._read_chat)
 
     def _read_completion(self, body: bytes) -> ParsedRequest:
-        completion = self._read(body, self._completion_request)
+        completion = self.read(body, self._completion_request)
         prompts, params = completion.prompts(), completion.sampling(self._policy.sampling)
         ids = encode(
             self._engine.tokenizer,
@@ -174,7 +191,21 @@ class TextService:
         return ParsedRequest.of(completion, ids, params, form, shown, echo)
 
     def _read_chat(self, body: bytes) -> ParsedRequest:
-        chat = self._read(body, self._chat_request)
+        chat = self.read(body, self.chat_request)
+        return self.prepare_chat(chat, lambda answer: ChatFormat(self._name, answer))
+
+    def prepare_chat(
+        self, chat: ChatRequest, format: Callable[[AnswerParts], AnswerFormat]
+    ) -> ParsedRequest:
+        """Render a conversation, and make ready what its answer needs.
+
+        Args:
+            chat: the request.
+            format: makes the format of the response.
+
+        Raises:
+            RequestError: a field cannot be applied, or the conversation is too long.
+        """
         tokenizer, policy = self._engine.tokenizer, self._policy
         params, use = chat.sampling(policy.sampling), chat.tool_use()
         reader = self._images
@@ -198,11 +229,13 @@ class TextService:
             continue_final=bool(chat.continue_final_message),
         )
         parser = parser_for(tokenizer, policy.tool_call_parser) if use else None
-        logprobs = params.logprobs is not None
-        told = self._shown_prompts([ids], params, chat)
-        shown = ChatFormat(self._name, logprobs=logprobs, tools=use, parser=parser, prompts=told)
+        told, reasoning = self._shown_prompts([ids], params, chat), None
+        if self._reasoning is not None:
+            opened = self._reasoning.opened(tokenizer, ids)
+            reasoning = functools.partial(self._reasoning.stream, opened)
+        shown = format(AnswerParts(params, use, parser, told, reasoning))
         form = chat.form(tokenizer, parser)
-        parsed = ParsedRequest.of(chat, [ids], params, form, shown)
+        parsed = ParsedRequest.of(chat, [ids], params, form, shown)._replace(reasoning=reasoning)
         if reader is None or not prepared:
             return parsed
         return parsed._replace(images=reader.embedded(ids, prepared))
@@ -216,16 +249,31 @@ class TextService:
         top = body.prompt_logprobs
         return ShownPrompts(self._engine.tokenizer, ids, params.n, top, show_ids)
 
-    def _read(self, body: bytes, kind: type[Any]) -> Any:
+    def read(self, body: bytes, kind: type[Any]) -> Any:
+        """Read a body of this type that names the served model.
+
+        Raises:
+            RequestError: it names another one, or is not of this type.
+        """
         request = read(kind, body, ignore=self._ignore, most_ids=self._engine.max_length)
         if request.model != self._name:
             raise UnknownModel.of(request.model, [self._name])
         return request
 
-    async def _answer(
+    async def answer(
         self, request: Request, read_request: Callable[[bytes], ParsedRequest]
     ) -> Response:
-        async with self._off_loop.read(request) as body:
+        """Answer a request, whole or streamed.
+
+        Args:
+            request: the request.
+            read_request: parses its body, on a thread.
+
+        Raises:
+            RequestError: it is refused.
+            ClientGone: the client left.
+        """
+        async with self.off_loop.read(request) as body:
             parsed = await body.run(read_request, body.take())
             params, prompts, form = parsed.params, parsed.prompts, parsed.format
             if parsed.form is not None:
@@ -241,7 +289,8 @@ class TextService:
             except BaseException:
                 kept.close()
                 raise
-            usage, choices = Usage(sum(map(len, prompts))), len(prompts) * params.n
+            usage = Usage(sum(map(len, prompts)), reasoning=parsed.reasoning)
+            choices = len(prompts) * params.n
             parsed = parsed._replace(prompts=[], images=None)
             del submitted
             del prompts  # the engine has them, in a quarter of the memory
@@ -252,14 +301,16 @@ class TextService:
 
         if parsed.stream:
             shown = parsed.show_usage, parsed.show_usage_so_far
-            return EventStream(chunks(events, form, usage, choices, *shown), release)
+            bodies = chunks(events, form, usage, choices, *shown)
+            return EventStream(bodies, release, named=form.named_events)
         completions = [Completion() for _ in range(choices)]
 
         async def collect() -> None:
             async with contextlib.aclosing(events.read()) as read:
                 async for index, event in read:
                     completions[index].add(event)
-                    usage.completion_tokens += 1
+                    usage.add(index, event)
+            usage.cached_tokens = events.cached_tokens
 
         try:
             await unless_gone(request.receive, collect())

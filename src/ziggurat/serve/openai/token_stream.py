@@ -11,7 +11,7 @@ from ziggurat.serve.llm.engine import Engine, Request
 from ziggurat.serve.llm.output_text import TokenEvent
 from ziggurat.serve.llm.prompt_images import PromptImages
 from ziggurat.serve.llm.sampling import SamplingParams
-from ziggurat.serve.openai.responses import ChatFormat, TextFormat, Usage
+from ziggurat.serve.openai.responses import AnswerFormat, Usage
 
 MAX_UNREAD = 16384
 """Events that may wait for a client that reads slowly; then its request is given up."""
@@ -32,6 +32,8 @@ class TokenStream:
         self._requests: list[Request] = []
         self._submitted = 0
         self._given_up = False
+        self.cached_tokens = 0
+        """Tokens of the prompts that came from the prefix cache, once all have ended."""
 
     def submit(
         self,
@@ -58,6 +60,7 @@ class TokenStream:
         """Cancel all prompts, and let go of them: they hold this stream."""
         requests, self._requests = self._requests, []
         for request in requests:
+            self.cached_tokens += request.timeline.cached_tokens
             request.cancel()
 
     async def read(self) -> AsyncGenerator[tuple[int, TokenEvent]]:
@@ -98,7 +101,7 @@ class TokenStream:
 
 async def chunks(
     events: TokenStream,
-    form: ChatFormat | TextFormat,
+    form: AnswerFormat,
     usage: Usage,
     choices: int,
     show_usage: bool,
@@ -121,13 +124,22 @@ async def chunks(
 
     for body in form.opening(choices):
         yield body | so_far()
-    async with contextlib.aclosing(events.read()) as read:
-        async for index, event in read:
-            usage.completion_tokens += 1
-            bodies = form.chunks(index, event)
-            if event.prompt_logprobs is not None:  # they are as many as the prompt has tokens
-                bodies = await asyncio.to_thread(list, bodies)
-            for body in bodies:
-                yield body | so_far()
-    if show_usage:
-        yield form.usage_chunk(usage)
+    try:
+        async with contextlib.aclosing(events.read()) as read:
+            async for index, event in read:
+                usage.add(index, event)
+                bodies = form.chunks(index, event)
+                if event.prompt_logprobs is not None:  # they are as many as the prompt has tokens
+                    bodies = await asyncio.to_thread(list, bodies)
+                for body in bodies:
+                    yield body | so_far()
+    except Exception as error:
+        told = list(form.failed(error))
+        for body in told:
+            yield body
+        if not told:
+            raise
+        return
+    usage.cached_tokens = events.cached_tokens
+    for body in form.closing(usage, show_usage):
+        yield body

@@ -74,6 +74,11 @@ class ToolCallParser(abc.ABC):
     def stream(self) -> CallStream:
         """A new reader, for one answer."""
 
+    def reader(self, use: ToolUse) -> CallStream:
+        """A new reader, for one answer of a request with these tools; by default, one that needs
+        not know them."""
+        return self.stream()
+
     @abc.abstractmethod
     def grammar(
         self, use: ToolUse, tokenizer: HuggingFaceTokenizer, answer: Form | None = None

@@ -88,7 +88,7 @@ def _message(given: Json, place: str, budget: ValueBudget, images: ImageParts | 
     message |= {key: _text(fields[key], f"{place}.{key}") for key in optional if key in fields}
     if function and "name" in message:  # the older form knows calls by their function's name
         message["tool_call_id"] = message["name"]
-    others = fields.keys() - _OWN - INERT - UNAPPLIED - {"reasoning"}
+    others = fields.keys() - _OWN - INERT - UNAPPLIED
     message |= {key: fields[key] for key in fields if key in others}
     if "reasoning" in fields:  # vLLM's name; templates know the other
         message.setdefault("reasoning_content", fields["reasoning"])

@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 import msgspec
 
@@ -25,7 +26,7 @@ class ResponseEvents:
         keep: gets the finished response.
     """
 
-    named_events = True
+    named_events: ClassVar[bool] = True
 
     def __init__(
         self, body: ResponseRequest, answer: AnswerParts, keep: Callable[[JsonObject], None]

@@ -6,6 +6,7 @@ only the form of its body and of its answer is another.
 
 import bisect
 import contextlib
+import dataclasses
 import functools
 import re
 from collections.abc import Callable
@@ -32,6 +33,7 @@ _DECODED = 4
 _NAMES = {
     "max_tokens": "max_output_tokens",
     "messages": "input",
+    "prompt": "input",
     "reasoning_effort": "reasoning.effort",
     "response_format": "text.format",
 }
@@ -74,12 +76,11 @@ class ResponseService:
         )
 
     async def _create(self, request: Request) -> Response:
-        places: list[str] = []
+        reading = _Reading(_client(request))
         try:
-            read = functools.partial(self._read, client=_client(request), places=places)
-            return await self._text.answer(request, read)
+            return await self._text.answer(request, functools.partial(self._read, reading))
         except RequestError as error:
-            raise _renamed(error, places) from None
+            raise (_renamed(error, reading.places) if reading.parsed else error) from None
 
     async def _retrieve(self, request: Request) -> Response:
         for name in request.query_params:
@@ -97,9 +98,11 @@ class ResponseService:
             raise _unknown(request)
         return json_response({"id": name, "object": "response", "deleted": True})
 
-    def _read(self, data: bytes, *, client: str, places: list[str]) -> ParsedRequest:
-        """Parse a body; ``places`` gets where it tells of each message."""
+    def _read(self, reading: "_Reading", data: bytes) -> ParsedRequest:
+        """Parse a body."""
+        client, places = reading.client, reading.places
         body: ResponseRequest = self._text.read(data, self._request)
+        reading.parsed = True
         before = self._previous(body, client)
         reader = ItemReader([], places)
         with contextlib.closing(self._text.off_loop.memory.open()) as held:
@@ -185,6 +188,18 @@ class ResponseService:
             start = starts[min(bisect.bisect_left(starts, True, key=fits), len(starts) - 1)]
             places[:] = [places[i] for i in _kept(messages, start)]
         return prepare(start)
+
+
+@dataclasses.dataclass
+class _Reading:
+    """Progress of reading one request, for its errors."""
+
+    client: str
+    places: list[str] = dataclasses.field(default_factory=list)
+    """Where the request tells of each message."""
+    parsed: bool = False
+    """Whether its fields are those of a response's request; then a chat's are refused in its
+    words."""
 
 
 def _beginnings(messages: list[JsonObject]) -> list[int]:

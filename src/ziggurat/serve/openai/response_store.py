@@ -69,8 +69,8 @@ class ResponseStore:
     def find(self, client: str, name: str) -> StoredResponse | None:
         """The answer of this id, if the client has one."""
         with self._lock:
-            kept = self._clients.get(client, {})
-            if name not in kept:
+            kept = self._clients.get(client)
+            if kept is None or name not in kept:
                 return None
             kept.move_to_end(name)
             return kept[name]

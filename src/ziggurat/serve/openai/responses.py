@@ -167,7 +167,7 @@ class ChatFormat:
         answer: how each choice is to be read.
     """
 
-    named_events = False
+    named_events: ClassVar[bool] = False
 
     def __init__(self, model: str, answer: AnswerParts):
         self._answer, self._prompts = answer, answer.prompts
@@ -309,7 +309,7 @@ class TextFormat:
         prompt_alone: whether what is generated is not shown.
     """
 
-    named_events = False
+    named_events: ClassVar[bool] = False
 
     def __init__(
         self,

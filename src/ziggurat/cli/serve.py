@@ -50,7 +50,7 @@ def serve(
     """Serve a model as OpenAI does, a repository of bundles as KServe v2 does, or both, until
     Ctrl-C or SIGTERM.
 
-    /v1/chat/completions (tools, JSON schema), /v1/completions, /v1/embeddings,
+    /v1/chat/completions (tools, JSON schema), /v1/responses, /v1/completions, /v1/embeddings,
     /v1/audio/transcriptions, /v1/audio/translations, /v1/models, /tokenize, /detokenize, /health,
     /ready, /version, /metrics. A field that is not applied is
     refused unless --extra-fields ignore.
@@ -184,6 +184,7 @@ def _load(
         special_tokens=text.special_tokens,
         extra_fields=text.extra_fields,
         tool_call_parser=text.tool_call_parser,
+        reasoning_parser=text.reasoning_parser,
         sampling=llm.sampling_defaults if text.generation_config == "model" else {},
     )
     if policy.sampling:

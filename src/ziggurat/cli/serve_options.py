@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 MIB = 2**20
 _TOOL_CALL_PARSERS = "ziggurat.serve.llm.tool_parsers:TOOL_CALL_PARSERS"
+_REASONING_PARSERS = "ziggurat.serve.llm.reasoning_parsers:REASONING_PARSERS"
 KEY_VARIABLE = "ZIGGURAT_API_KEY"
 ADMIN_KEY_VARIABLE = "ZIGGURAT_ADMIN_KEY"
 
@@ -81,6 +82,9 @@ class ModelOptions:
     tool_call_parser: Annotated[str, options.Names(_TOOL_CALL_PARSERS, "auto")] = "auto"
     """Form in which the model writes tool calls; auto takes the one that its chat template
     shows."""
+    reasoning_parser: Annotated[str, options.Names(_REASONING_PARSERS, "auto", "none")] = "auto"
+    """Form in which the model writes its reasoning, which answers show apart from the text; auto
+    takes the one that its chat template shows, none leaves it in the text."""
     extra_fields: Literal["refuse", "ignore"] = "refuse"
     """Treatment of request fields that are unknown or not applied."""
     image_root: str | None = None
@@ -91,6 +95,7 @@ class ModelOptions:
 
     def __post_init__(self):
         options.check_name(self, "tool_call_parser")
+        options.check_name(self, "reasoning_parser")
 
 
 @config.node

@@ -19,13 +19,14 @@ from ziggurat.serve.errors import UnknownModel
 from ziggurat.serve.http import EventStream, guarded, json_response, unless_gone
 from ziggurat.serve.llm import special_text
 from ziggurat.serve.llm.engine import Engine
-from ziggurat.serve.llm.grammar import Grammars
+from ziggurat.serve.llm.grammar import Grammars, Maker
 from ziggurat.serve.llm.image_reader import ImageReader
 from ziggurat.serve.llm.metrics import Metrics
 from ziggurat.serve.llm.off_loop import OffLoop
 from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.policy import DEFAULT, RequestPolicy
 from ziggurat.serve.llm.prompt_images import PromptImages
+from ziggurat.serve.llm.reasoning_constraint import AfterReasoning
 from ziggurat.serve.llm.reasoning_parsers import ReasoningStream, reasoning_parser_for
 from ziggurat.serve.llm.render import render_chat
 from ziggurat.serve.llm.sampling import SamplingParams
@@ -76,6 +77,8 @@ class ParsedRequest(NamedTuple):
     """Images of the one prompt of a chat."""
     reasoning: Callable[[], ReasoningStream] | None = None
     """Makes a reader of the reasoning of a chat's answer, if it may have any."""
+    after_reasoning: Callable[[Maker], Maker] | None = None
+    """Puts the constraint of an answer behind its reasoning."""
 
     @classmethod
     def of(
@@ -229,16 +232,29 @@ class TextService:
             continue_final=bool(chat.continue_final_message),
         )
         parser = parser_for(tokenizer, policy.tool_call_parser) if use else None
-        told, reasoning = self._shown_prompts([ids], params, chat), None
-        if self._reasoning is not None:
-            opened = self._reasoning.opened(tokenizer, ids)
-            reasoning = functools.partial(self._reasoning.stream, opened)
+        told = self._shown_prompts([ids], params, chat)
+        reasoning, after = self._reasoning_of(ids)
         shown = format(AnswerParts(params, use, parser, told, reasoning))
         form = chat.form(tokenizer, parser)
-        parsed = ParsedRequest.of(chat, [ids], params, form, shown)._replace(reasoning=reasoning)
+        parsed = ParsedRequest.of(chat, [ids], params, form, shown)
+        parsed = parsed._replace(reasoning=reasoning, after_reasoning=after)
         if reader is None or not prepared:
             return parsed
         return parsed._replace(images=reader.embedded(ids, prepared))
+
+    def _reasoning_of(
+        self, ids: Sequence[int]
+    ) -> tuple[Callable[[], ReasoningStream] | None, Callable[[Maker], Maker] | None]:
+        """Reader of the reasoning in answers to a prompt, and what puts constraints behind it."""
+        parser, tokenizer = self._reasoning, self._engine.tokenizer
+        if parser is None:
+            return None, None
+        opened, vocab = parser.opened(tokenizer, ids), self._engine.vocab_size
+
+        def after(make: Maker) -> Maker:
+            return lambda: AfterReasoning(make, parser, opened, tokenizer, vocab)
+
+        return functools.partial(parser.stream, opened), after
 
     def _shown_prompts(
         self, ids: list[Sequence[int]], params: SamplingParams, body: GenerationRequest
@@ -278,6 +294,8 @@ class TextService:
             params, prompts, form = parsed.params, parsed.prompts, parsed.format
             if parsed.form is not None:
                 maker = await asyncio.wrap_future(self._grammars.compile(parsed.form))
+                if parsed.after_reasoning is not None:
+                    maker = parsed.after_reasoning(maker)
                 params = dataclasses.replace(params, constraint=maker)
             client = getattr(request.state, "client", "")
             salt = _salt(client, parsed.cache_salt)

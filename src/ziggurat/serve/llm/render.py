@@ -209,7 +209,7 @@ def _check_readable(tokenizer: HuggingFaceTokenizer, parser: ToolCallParser | No
             fix="name the parser with --tool-call-parser if the model writes one of these",
             param="tools",
         )
-    for tag in parser.tags:
+    for tag in () if parser.reads_special else parser.tags:
         if tokenizer.backend.token_to_id(tag) in tokenizer.special_ids:
             raise RequestError(
                 "tools",

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -105,6 +105,36 @@ class ToolUse:
 def schema_of(function: Function) -> JsonObject:
     """The schema of a function's arguments."""
     return function.parameters or {"type": "object", "properties": {}}
+
+
+class Argument(NamedTuple):
+    """One argument of a function."""
+
+    name: str
+    schema: JsonObject
+    required: bool
+
+
+def argument_schemas(function: Function) -> list[Argument]:
+    """Arguments of a function, for forms of calls that write them one by one.
+
+    Raises:
+        ValueError: its schema describes them together.
+
+    >>> argument_schemas(Function("f", parameters={"properties": {"x": {"type": "integer"}}}))
+    [Argument(name='x', schema={'type': 'integer'}, required=False)]
+    """
+    schema = closed(schema_of(function))
+    known = {"properties", "required", "type", "additionalProperties", "title", "description"}
+    others = sorted(schema.keys() - known - {"$defs", "definitions", "$schema"})
+    if others or schema.get("additionalProperties", False) is not False:
+        found = others[0] if others else "additionalProperties"
+        raise ValueError(f"{found} beside properties, where arguments are written one by one")
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    required, found = schema.get("required", []), schema.get("properties", {})
+    if not all(isinstance(each, dict) for each in found.values()):
+        raise ValueError("a property without a schema")
+    return [Argument(name, {**each, **shared}, name in required) for name, each in found.items()]
 
 
 _COMBINED = ("$ref", "allOf", "anyOf", "dependentSchemas", "else", "if", "oneOf", "then")

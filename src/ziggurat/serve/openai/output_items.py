@@ -1,7 +1,7 @@
 """Output items of a response, built up from what a model writes, and the events that tell of it."""
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ziggurat.core.json_types import JsonObject
@@ -21,11 +21,12 @@ class OutputItems:
     Each method that adds something gives the events of OpenAI's stream, without their numbers.
 
     Args:
+        new_id: makes the id of a call.
         logprobs: whether log-probabilities are shown beside a message's text.
     """
 
-    def __init__(self, logprobs: bool = False):
-        self._logprobs = logprobs
+    def __init__(self, new_id: Callable[[], str], logprobs: bool = False):
+        self._new_id, self._logprobs = new_id, logprobs
         self.items: list[JsonObject] = []
         self._open: JsonObject | None = None
         self._pending: list[JsonObject] = []
@@ -96,7 +97,9 @@ class OutputItems:
         if self._open is not None and self._open["type"] == kind:
             return
         yield from self.close()
-        item = self._open = _item(kind, name)
+        item = self._open = _item(kind)
+        if kind == "function_call":
+            item |= {"call_id": self._new_id(), "name": name, "arguments": ""}
         self.items.append(item)
         place = {"output_index": len(self.items) - 1}
         yield {"type": "response.output_item.added", **place, "item": dict(item)}
@@ -117,13 +120,12 @@ class OutputItems:
         return {"type": f"response.{kind}", **place, **fields}
 
 
-def _item(kind: str, name: str) -> JsonObject:
+def _item(kind: str) -> JsonObject:
     prefix = {"message": "msg", "reasoning": "rs", "function_call": "fc"}[kind]
     item: JsonObject = {"id": f"{prefix}_{secrets.token_hex(12)}", "type": kind}
     item["status"] = "in_progress"
     if kind == "function_call":
-        call = f"call_{secrets.token_hex(12)}"
-        return item | {"call_id": call, "name": name, "arguments": ""}
+        return item
     return (
         item | ({"role": "assistant"} if kind == "message" else {"summary": []}) | {"content": []}
     )

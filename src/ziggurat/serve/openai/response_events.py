@@ -32,7 +32,7 @@ class ResponseEvents:
         self, body: ResponseRequest, answer: AnswerParts, keep: Callable[[JsonObject], None]
     ):
         self._reader, self._keep = answer.reader(), keep
-        self._items = OutputItems(body.logprobs)
+        self._items = OutputItems(answer.new_id, body.logprobs)
         self._number = 0
         self._reason: str | None = None
         self._head: JsonObject = {

@@ -75,6 +75,11 @@ class AnswerParts(NamedTuple):
     reasoning: Callable[[], ReasoningStream] | None = None
     """Makes a reader of the reasoning; ``None``: it stays in the text."""
 
+    def new_id(self) -> str:
+        """A new id of a call."""
+        assert self.parser is not None, "no calls are read"
+        return self.parser.new_id()
+
     def reader(self) -> AnswerReader:
         """A new reader, for one choice."""
         calls = None
@@ -226,7 +231,7 @@ class ChatFormat:
         if index not in self._readers:
             self._readers[index] = self._answer.reader()
         deltas = self._readers[index].read(text, ended=finish_reason is not None)
-        return [_delta_body(delta) for delta in deltas]
+        return [_delta_body(delta, self._answer) for delta in deltas]
 
     def _reason(self, index: int, reason: str) -> str:
         """As OpenAI: calls end with ``tool_calls``, except one that the request named itself."""
@@ -267,7 +272,7 @@ class ChatFormat:
         return {**self._head, "object": kind, "choices": choices}
 
 
-def _delta_body(delta: AnswerDelta) -> Body:
+def _delta_body(delta: AnswerDelta, answer: AnswerParts) -> Body:
     """A delta of a chat chunk; reasoning under vLLM's name, and under that of DeepSeek's API."""
     if isinstance(delta, ReasoningDelta):
         return {"reasoning": delta.text, "reasoning_content": delta.text}
@@ -275,7 +280,7 @@ def _delta_body(delta: AnswerDelta) -> Body:
         return {"content": delta.text}
     call: Body = {"index": delta.index}
     if delta.name is not None:
-        call |= {"id": f"call_{secrets.token_hex(12)}", "type": "function"}
+        call |= {"id": answer.new_id(), "type": "function"}
     named = {} if delta.name is None else {"name": delta.name}
     return {"tool_calls": [call | {"function": {**named, "arguments": delta.arguments}}]}
 

@@ -232,6 +232,8 @@ class TextService:
             continue_final=bool(chat.continue_final_message),
         )
         parser = parser_for(tokenizer, policy.tool_call_parser) if use else None
+        if parser is not None and parser.reads_special:
+            params = dataclasses.replace(params, skip_special_tokens=False)
         told = self._shown_prompts([ids], params, chat)
         reasoning, after = self._reasoning_of(ids)
         shown = format(AnswerParts(params, use, parser, told, reasoning))

@@ -10,6 +10,7 @@ file is. A plugin adds others with ``TOOL_CALL_PARSERS.add(name, parser)``.
 import abc
 import dataclasses
 import pkgutil
+import secrets
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -64,7 +65,9 @@ class ToolCallParser(abc.ABC):
 
     tags: ClassVar[tuple[str, ...]]
     """Texts that mark a call, the opening one first. A vocabulary may hold them as tokens, but not
-    as special ones, which generated text does not show."""
+    as special ones, which generated text does not show, unless ``reads_special``."""
+    reads_special: ClassVar[bool] = False
+    """Whether tags may be special tokens: answers with tools are then decoded with these."""
 
     def written_by(self, template: str) -> bool:
         """Whether a chat template shows calls in this form; by default, if it holds ``tags[0]``."""
@@ -78,6 +81,10 @@ class ToolCallParser(abc.ABC):
         """A new reader, for one answer of a request with these tools; by default, one that needs
         not know them."""
         return self.stream()
+
+    def new_id(self) -> str:
+        """A new id of a call."""
+        return f"call_{secrets.token_hex(12)}"
 
     @abc.abstractmethod
     def grammar(

@@ -20,8 +20,16 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from ziggurat.core.json_types import Json, JsonMapping, JsonObject
+from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.llm.call_text import (
+    SPACE,
+    ObjectEnd,
+    decode,
+    explain_as_text,
+    tag_rule,
+    whole_call,
+)
 from ziggurat.serve.llm.grammar import schema_text
 from ziggurat.serve.llm.stop import overlap
 from ziggurat.serve.llm.structured import Form
@@ -35,7 +43,6 @@ from ziggurat.serve.llm.tool_parsers import (
 from ziggurat.serve.llm.tools import ToolUse, closed, schema_of
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
-_SPACE = " \t\r\n"
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 
 
@@ -49,7 +56,7 @@ class CallParser(CallStream):
     def __init__(self):
         self._held = ""
         self._state: Callable[[list[Delta]], bool] = self._text
-        self._object = _ObjectEnd()
+        self._object = ObjectEnd()
         self._after_call = False
         self.calls = 0
 
@@ -67,7 +74,7 @@ class CallParser(CallStream):
         if self._state == self._head and not self._whole_call(self._held, out):
             self._say(OPEN + self._held, out)
         elif self._state == self._text:
-            self._say(self._held.lstrip(_SPACE) if self._after_call else self._held, out)
+            self._say(self._held.lstrip(SPACE) if self._after_call else self._held, out)
         self._held = ""
         return out
 
@@ -75,23 +82,23 @@ class CallParser(CallStream):
 
     def _text(self, out: list[Delta]) -> bool:
         if self._after_call:
-            self._held = self._held.lstrip(_SPACE)
+            self._held = self._held.lstrip(SPACE)
         at = self._held.find(OPEN)
         if at >= 0:
-            self._say(self._held[:at].rstrip(_SPACE), out)
+            self._say(self._held[:at].rstrip(SPACE), out)
             self._held, self._state = self._held[at + len(OPEN) :], self._head
             return True
-        certain = self._held[: len(self._held) - overlap(self._held, OPEN)].rstrip(_SPACE)
+        certain = self._held[: len(self._held) - overlap(self._held, OPEN)].rstrip(SPACE)
         self._say(certain, out)
         self._held = self._held[len(certain) :]
         return False
 
     def _head(self, out: list[Delta]) -> bool:
         found = _HEAD.match(self._held)
-        if found and (name := _decode(found[1])) is not None:
+        if found and (name := decode(found[1])) is not None:
             self._call(name, out)
             self._held, self._state = self._held[found.end() :], self._arguments
-            self._object = _ObjectEnd()
+            self._object = ObjectEnd()
             return True
         at = self._held.find(CLOSE)
         if at < 0:
@@ -135,49 +142,12 @@ class CallParser(CallStream):
 
     def _whole_call(self, text: str, out: list[Delta]) -> bool:
         """A call whose parts are in another order or form."""
-        call = _decode(text)
-        if not isinstance(call, dict) or not isinstance(call.get("name"), str):
+        call = whole_call(decode(text), ["arguments"])
+        if call is None:
             return False
-        arguments = call.get("arguments", {})
-        if isinstance(arguments, str):
-            arguments = _decode(arguments)
-        if not isinstance(arguments, dict):
-            return False
-        self._call(call["name"], out)
-        out.append(CallDelta(self.calls - 1, None, json.dumps(arguments, ensure_ascii=False)))
+        self._call(call[0], out)
+        out.append(CallDelta(self.calls - 1, None, call[1]))
         return True
-
-
-class _ObjectEnd:
-    """Finds where a JSON object ends that comes in pieces."""
-
-    def __init__(self):
-        self._depth, self._quoted, self._escaped = 0, False, False
-
-    def find(self, text: str) -> int | None:
-        """Place just after the object's end in this piece, if it is there."""
-        for place, character in enumerate(text):
-            if self._escaped:
-                self._escaped = False
-            elif self._quoted:
-                self._escaped = character == "\\"
-                self._quoted = character != '"'
-            elif character == '"':
-                self._quoted = True
-            elif character in "{[":
-                self._depth += 1
-            elif character in "}]":
-                self._depth -= 1
-                if self._depth == 0:
-                    return place + 1
-        return None
-
-
-def _decode(text: str) -> Json:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
 
 
 def grammar(use: ToolUse, tokenizer: HuggingFaceTokenizer, answer: Form | None = None) -> Form:
@@ -191,7 +161,7 @@ def grammar(use: ToolUse, tokenizer: HuggingFaceTokenizer, answer: Form | None =
     Raises:
         ValueError: a schema is no schema, or too large.
     """
-    opening, closing = (_tag(tag, tokenizer) for tag in (OPEN, CLOSE))
+    opening, closing = (tag_rule(tag, tokenizer) for tag in (OPEN, CLOSE))
     several = ' ("\\n" call)*' if use.parallel else ""
     lines = ["%llguidance {}", f"call: {opening} body"]
     if use.forced:
@@ -216,12 +186,6 @@ def grammar(use: ToolUse, tokenizer: HuggingFaceTokenizer, answer: Form | None =
     return Form("tools", "\n".join(lines) + "\n", "tools")
 
 
-def _tag(tag: str, tokenizer: HuggingFaceTokenizer) -> str:
-    """A tag as Lark: the token, where there is one of this text, else the text."""
-    number = tokenizer.backend.token_to_id(tag)
-    return json.dumps(tag) if number is None else f"<[{number}]>"
-
-
 INSTRUCTIONS = """\
 You may call functions to help with the user's request. Each line between the next tags is the \
 signature of one, as JSON:
@@ -230,7 +194,7 @@ signature of one, as JSON:
 </tools>
 To call a function, write its name and its arguments as a JSON object between tags:
 <tool_call>
-{{"name": NAME, "arguments": {{...}}}}
+{"name": NAME, "arguments": {...}}
 </tool_call>"""
 """Instructions about tools, for models whose chat template has no place for them."""
 
@@ -244,39 +208,22 @@ def explain(messages: Sequence[JsonMapping], tools: Sequence[JsonMapping]) -> li
     >>> explain([{"role": "tool", "content": "22 C"}], [])
     [{'role': 'user', 'content': '<tool_response>\\n22 C\\n</tool_response>'}]
     """
-    out: list[JsonObject] = []
-    results = False
-    for message in messages:
-        role, text = message["role"], message["content"]
-        if role == "tool":
-            text = f"<tool_response>\n{text}\n</tool_response>"
-            if results:
-                out[-1]["content"] += "\n" + text
-            else:
-                out.append({"role": "user", "content": text})
-        else:
-            calls = [_call_text(call) for call in message.get("tool_calls") or ()]
-            out.append({"role": role, "content": "\n".join([*([text] if text else []), *calls])})
-        results = role == "tool"
-    if tools:
-        told = INSTRUCTIONS.format(tools="\n".join(map(json.dumps, tools)))
-        if out and out[0]["role"] == "system":
-            out[0]["content"] += "\n\n" + told
-        else:
-            out.insert(0, {"role": "system", "content": told})
-    return out
+    return explain_as_text(messages, tools, INSTRUCTIONS, _calls_text)
 
 
-def _call_text(call: JsonMapping) -> str:
-    function = call["function"]
-    body = {"name": function["name"], "arguments": function["arguments"]}
-    return f"{OPEN}\n{json.dumps(body, ensure_ascii=False)}\n{CLOSE}"
+def _calls_text(functions: Sequence[JsonMapping]) -> str:
+    bodies = [{"name": f["name"], "arguments": f["arguments"]} for f in functions]
+    return "\n".join(f"{OPEN}\n{json.dumps(b, ensure_ascii=False)}\n{CLOSE}" for b in bodies)
 
 
 class HermesParser(ToolCallParser):
     """The Hermes form: a JSON object with name and arguments between ``<tool_call>`` tags."""
 
     tags = OPEN, CLOSE
+
+    def written_by(self, template: str) -> bool:
+        """Whether a template shows the tag, and not the form of Qwen3-Coder inside."""
+        return OPEN in template and "<function=" not in template
 
     def stream(self) -> CallParser:
         """A new reader, for one answer."""

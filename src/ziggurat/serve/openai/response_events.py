@@ -12,9 +12,9 @@ from ziggurat.serve.errors import RequestError
 from ziggurat.serve.http import describe
 from ziggurat.serve.llm.offline import Completion
 from ziggurat.serve.llm.output_text import TokenEvent, TokenLogprob
+from ziggurat.serve.openai.answers import AnswerParts, Usage
 from ziggurat.serve.openai.output_items import OutputItems
 from ziggurat.serve.openai.response_requests import ResponseRequest
-from ziggurat.serve.openai.responses import AnswerParts, Usage
 
 
 class ResponseEvents:

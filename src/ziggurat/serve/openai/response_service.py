@@ -20,12 +20,12 @@ from ziggurat.core.json_types import JsonObject
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.errors import ContextTooLong, RequestError, short
 from ziggurat.serve.http import guarded, json_response
+from ziggurat.serve.openai.answers import AnswerParts
 from ziggurat.serve.openai.requests import ChatRequest, with_registered
 from ziggurat.serve.openai.response_events import ResponseEvents
 from ziggurat.serve.openai.response_items import ItemReader
 from ziggurat.serve.openai.response_requests import ResponseRequest
 from ziggurat.serve.openai.response_store import ResponseStore, StoredResponse
-from ziggurat.serve.openai.responses import AnswerParts
 from ziggurat.serve.openai.service import ParsedRequest, TextService
 
 _DECODED = 4

@@ -33,6 +33,7 @@ from ziggurat.serve.llm.sampling import SamplingParams
 from ziggurat.serve.llm.structured import Form
 from ziggurat.serve.llm.texts import encode
 from ziggurat.serve.llm.tool_parsers import parser_for
+from ziggurat.serve.openai.answers import AnswerFormat, AnswerParts, ShownPrompts, Usage
 from ziggurat.serve.openai.image_parts import ImageParts
 from ziggurat.serve.openai.messages import conversation
 from ziggurat.serve.openai.requests import (
@@ -41,14 +42,7 @@ from ziggurat.serve.openai.requests import (
     GenerationRequest,
     with_registered,
 )
-from ziggurat.serve.openai.responses import (
-    AnswerFormat,
-    AnswerParts,
-    ChatFormat,
-    ShownPrompts,
-    TextFormat,
-    Usage,
-)
+from ziggurat.serve.openai.responses import ChatFormat, TextFormat
 from ziggurat.serve.openai.token_stream import TokenStream, chunks
 
 SHOWN = 256

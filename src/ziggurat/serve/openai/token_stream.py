@@ -11,7 +11,7 @@ from ziggurat.serve.llm.engine import Engine, Request
 from ziggurat.serve.llm.output_text import TokenEvent
 from ziggurat.serve.llm.prompt_images import PromptImages
 from ziggurat.serve.llm.sampling import SamplingParams
-from ziggurat.serve.openai.responses import AnswerFormat, Usage
+from ziggurat.serve.openai.answers import AnswerFormat, Usage
 
 MAX_UNREAD = 16384
 """Events that may wait for a client that reads slowly; then its request is given up."""

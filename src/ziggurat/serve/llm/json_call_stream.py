@@ -4,8 +4,8 @@ import abc
 import re
 from collections.abc import Callable, Sequence
 
+from ziggurat.serve.llm.call_deltas import CallDelta, CallStream, Delta, TextDelta
 from ziggurat.serve.llm.call_text import SPACE, ObjectEnd, decode, whole_call
-from ziggurat.serve.llm.tool_parsers import CallDelta, CallStream, Delta, TextDelta
 
 State = Callable[[list[Delta]], bool]
 """Uses up some of what is held; says whether the next state can continue."""

@@ -2,9 +2,8 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
-from ziggurat.core.json_types import JsonObject
+from ziggurat.core.json_types import Json, JsonObject
 from ziggurat.serve.llm.answer_reader import AnswerDelta
 from ziggurat.serve.llm.output_text import TokenLogprob
 from ziggurat.serve.llm.reasoning_parsers import ReasoningDelta
@@ -114,7 +113,7 @@ class OutputItems:
         assert self._open is not None
         return self._open["content"][0]
 
-    def _event(self, kind: str, **fields: Any) -> JsonObject:
+    def _event(self, kind: str, **fields: Json) -> JsonObject:
         assert self._open is not None
         place = {"item_id": self._open["id"], "output_index": len(self.items) - 1}
         return {"type": f"response.{kind}", **place, **fields}

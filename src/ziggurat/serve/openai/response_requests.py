@@ -1,6 +1,6 @@
 """Bodies of ``POST /v1/responses``: every field is applied, known to change nothing, or refused."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -162,7 +162,7 @@ class ResponseRequest(SamplingFields, kw_only=True):
         """Whether log-probabilities are asked for."""
         return LOGPROBS in (self.include or ())
 
-    def chat_fields(self) -> dict[str, Any]:
+    def chat_fields(self) -> JsonObject:
         """Fields of the same request to ``/v1/chat/completions``, but for the messages.
 
         Raises:

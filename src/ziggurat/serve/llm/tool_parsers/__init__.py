@@ -8,7 +8,6 @@ file is. A plugin adds others with ``TOOL_CALL_PARSERS.add(name, parser)``.
 """
 
 import abc
-import dataclasses
 import pkgutil
 import secrets
 from collections.abc import Sequence
@@ -17,6 +16,10 @@ from typing import ClassVar
 from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.core.registry import Registry
 from ziggurat.data import HuggingFaceTokenizer, chat
+from ziggurat.serve.llm.call_deltas import CallDelta as CallDelta
+from ziggurat.serve.llm.call_deltas import CallStream
+from ziggurat.serve.llm.call_deltas import Delta as Delta
+from ziggurat.serve.llm.call_deltas import TextDelta as TextDelta
 from ziggurat.serve.llm.structured import Form
 from ziggurat.serve.llm.tools import ToolUse
 
@@ -24,40 +27,6 @@ AUTO = "auto"
 """Name for the parser whose form the chat template shows."""
 FALLBACK = "hermes"
 """Form that a model is told of, where its template has no place for tools."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TextDelta:
-    """New text of the answer, outside tool calls."""
-
-    text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class CallDelta:
-    """New part of a tool call: first its name, then its arguments as pieces of JSON text."""
-
-    index: int
-    name: str | None
-    arguments: str
-
-
-Delta = TextDelta | CallDelta
-
-
-class CallStream(abc.ABC):
-    """Reader of one answer, whose text comes in pieces of any size."""
-
-    calls: int = 0
-    """Calls so far."""
-
-    @abc.abstractmethod
-    def push(self, text: str) -> list[Delta]:
-        """Add text; returns the deltas that are decided."""
-
-    @abc.abstractmethod
-    def finish(self) -> list[Delta]:
-        """Deltas of the text still held back when the answer ends."""
 
 
 class ToolCallParser(abc.ABC):

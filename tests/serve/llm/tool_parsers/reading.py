@@ -28,5 +28,5 @@ def check(make, text, expected):
     """The text is read so whole, letter by letter, and in any three pieces of some sizes."""
     assert read(make(), [text]) == expected
     assert read(make(), list(text)) == expected
-    for a, b in itertools.combinations(range(0, len(text) + 1, 7), 2):
+    for a, b in itertools.combinations(range(0, len(text) + 1, 17), 2):
         assert read(make(), [text[:a], text[a:b], text[b:]]) == expected

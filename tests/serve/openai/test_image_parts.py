@@ -59,6 +59,19 @@ def test_pictures_are_taken_in_order(root):
     assert parts.pictures == [b"one", b"picture", b"picture", b"picture"]
 
 
+def test_parts_of_responses_hold_pictures_too():
+    parts = ImageParts(ImageLimits())
+    given = {"type": "input_image", "image_url": data_uri(b"one"), "detail": "high"}
+    content = [{"type": "input_text", "text": "a"}, given]
+    [message] = conversation([{"role": "user", "content": content}], parts)
+    assert [each["type"] for each in message["content"]] == ["text", "image"]
+    assert parts.pictures == [b"one"]
+    with pytest.raises(RequestError, match=r"content\[1\].detail: found original; expected auto"):
+        conversation(
+            [{"role": "user", "content": [content[0], given | {"detail": "original"}]}], parts
+        )
+
+
 @pytest.mark.parametrize(
     ("url", "found"),
     [

@@ -38,7 +38,7 @@ MODEL_TYPES = (
     "starcoder2", "vit", "whisper", "xlm-roberta",
 )  # fmt: skip
 PARTS = (
-    "clip_text_model", "clip_vision_model", "qwen2_5_vl_text", "qwen2_5_vl_vision",
+    "clip_text_model", "clip_vision_model", "pixtral", "qwen2_5_vl_text", "qwen2_5_vl_vision",
     "qwen2_vl_text", "qwen3_5_moe_vision", "qwen3_5_vision", "qwen3_vl_moe_text",
     "qwen3_vl_moe_vision", "qwen3_vl_text", "qwen3_vl_vision", "siglip_text_model",
     "siglip_vision_model",

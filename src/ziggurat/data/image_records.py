@@ -30,7 +30,7 @@ class RecordImage:
     size: Any
     """Size in the model, as :meth:`PictureInputs.measured` gives it."""
     span: slice
-    """Tokens of the image, counted in the record."""
+    """Tokens of the image, those between its lines included, counted in the record."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +58,6 @@ class PictureInputs(Protocol):
     @property
     def digest(self) -> str:
         """Digest of all settings that decide tokens and arrays."""
-        ...
-
-    @property
-    def image_token(self) -> int:
-        """Id of the token in whose place an image's embeddings stand."""
         ...
 
     @property
@@ -181,9 +176,11 @@ class ImageRecordReader:
         [made] = self._encoder.encoded([self._expanded(rendered, sizes)])
         ids = made.ids.astype(np.int32)
         learned = np.ones(len(ids), np.uint8) if made.learned is None else made.learned
-        learned = np.where(ids == self._inputs.image_token, 0, learned).astype(np.uint8)
+        learned = learned.astype(np.uint8)
         self.report.straddling += made.straddles
         spans = self._inputs.spans(ids, sizes)
+        for span in spans:
+            learned[span] = 0
         images = tuple(map(RecordImage, paths, sizes, spans))
         needs = (len(ids), *self._inputs.needs(sizes))
         self._check_room(needs)

@@ -61,6 +61,11 @@ from ziggurat.models.families.olmoe import OlmoeConfig
 from ziggurat.models.families.opt import OptConfig
 from ziggurat.models.families.phi import PhiConfig
 from ziggurat.models.families.phi3 import Phi3Config
+from ziggurat.models.families.pixtral import (
+    LlavaPixtralConfig,
+    Mistral3Config,
+    PixtralVisionConfig,
+)
 from ziggurat.models.families.qwen import Qwen2Config, Qwen3Config
 from ziggurat.models.families.qwen_hybrid import (
     Qwen3NextConfig,
@@ -145,11 +150,13 @@ __all__ = [
     "Lfm2MoeConfig",
     "LlamaConfig",
     "LlavaConfig",
+    "LlavaPixtralConfig",
     "MPNetConfig",
     "Mamba2ModelConfig",
     "MiniMaxM2Config",
     "Ministral3Config",
     "MinistralConfig",
+    "Mistral3Config",
     "MixtralConfig",
     "ModelConfig",
     "ModernBertConfig",
@@ -162,6 +169,7 @@ __all__ = [
     "Params",
     "Phi3Config",
     "PhiConfig",
+    "PixtralVisionConfig",
     "Qwen2Config",
     "Qwen2MoeConfig",
     "Qwen3Config",

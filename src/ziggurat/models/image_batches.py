@@ -317,7 +317,8 @@ class ImageBatches:
         places = np.full((len(rows), self.layout.embeddings), length, np.int32)
         made["image_places"] = places
         for out, row in zip(places, rows):
-            found = [np.r_[image.span] + at for at, one in row for image in one.images]
+            images = [(at, image) for at, one in row for image in one.images]
+            found = [at + image.span.start + image.size.offsets for at, image in images]
             if found:
                 whole = np.concatenate(found)
                 out[: len(whole)] = whole

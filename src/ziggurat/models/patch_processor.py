@@ -8,7 +8,7 @@ and Qwen3-VL share; the patches are equal to theirs.
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -34,6 +34,66 @@ if TYPE_CHECKING:
 CLASS = "Qwen2VLImageProcessor"
 LARGEST_RATIO = 200
 """Most times that one side of a picture may be longer than the other."""
+
+
+@runtime_checkable
+class PatchSteps(Protocol):
+    """Interface of the config node of a processor that cuts pictures into patches."""
+
+    @property
+    def patch_size(self) -> int:
+        """Height and width in pixels of a patch."""
+        ...
+
+    @property
+    def merge_size(self) -> int:
+        """Patches along each side of a block that becomes one token."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """Times that a still picture is repeated along time."""
+        ...
+
+    @property
+    def resample(self) -> int:
+        """Pillow's number of the filter."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """Factor on the pixels' values; 1: none."""
+        ...
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """Subtracted from each channel."""
+        ...
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        """Divides each channel."""
+        ...
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels after resizing: multiples of a block's."""
+        ...
+
+
+def check_steps(steps: PatchSteps) -> None:
+    """Refuse settings that no processor of patches can have.
+
+    Raises:
+        ConfigError: a size below 1, an unknown filter, or a mean without a deviation.
+    """
+    for name in ("patch_size", "merge_size", "frames"):
+        config.require(getattr(steps, name) >= 1, name, getattr(steps, name), "a number >= 1")
+    config.require(steps.resample in RESAMPLING, "resample", steps.resample, "0 to 5")
+    for name in ("mean", "std"):
+        value = getattr(steps, name)
+        config.require(value is None or len(value) == 3, name, value, "a number per channel")
+    pair = (steps.mean is None) == (steps.std is None)
+    config.require(pair, "mean, std", [steps.mean, steps.std], "both or neither")
 
 
 @config.node
@@ -62,18 +122,12 @@ class PatchProcessorConfig:
     """Divides each channel."""
 
     def __post_init__(self):
-        for name in ("least_pixels", "patch_size", "merge_size", "frames"):
-            config.require(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
+        config.require(self.least_pixels >= 1, "least_pixels", self.least_pixels, "a number >= 1")
+        check_steps(self)
         least, most = max(self.least_pixels, self.factor**2), self.most_pixels
         fits = least <= most <= MOST_PIXELS
         expected = f"a number from {least:,} to {MOST_PIXELS:,}"
         config.require(fits, "most_pixels", self.most_pixels, expected)
-        config.require(self.resample in RESAMPLING, "resample", self.resample, "0 to 5")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            config.require(value is None or len(value) == 3, name, value, "a number per channel")
-        pair = (self.mean is None) == (self.std is None)
-        config.require(pair, "mean, std", [self.mean, self.std], "both or neither")
 
     @property
     def factor(self) -> int:
@@ -137,7 +191,7 @@ class PatchProcessor:
         settings: the steps.
     """
 
-    def __init__(self, settings: PatchProcessorConfig):
+    def __init__(self, settings: PatchSteps):
         self.config = settings
 
     def __call__(self, pictures: Sequence["bytes | Path | Image.Image"]) -> PicturePatches:
@@ -205,12 +259,31 @@ def from_hf(values: Mapping[str, Any]) -> PatchProcessorConfig:
         found = given.get(_SIZE[key], size.get(key))
         settings |= {} if found is None else {ours: found}
     settings["resize"] = given.get("do_resize", True)
-    settings["scale"] = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1
+    return checked(PatchProcessorConfig, settings | colours(given), FILE)
+
+
+def colours(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of rescaling and normalising from those of a file that are not null, by whose
+    defaults pictures are normalised as CLIP's."""
+    scale = given.get("rescale_factor", 1 / 255) if given.get("do_rescale", True) else 1
+    settings: dict[str, Any] = {"scale": scale}
     for key, usual in zip(("mean", "std"), OPENAI):
         value = given.get(f"image_{key}", usual)
         value = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
         settings[key] = value if given.get("do_normalize", True) else None
-    return checked(PatchProcessorConfig, settings, FILE)
+    return settings
+
+
+def hf_colours(steps: PatchSteps) -> dict[str, Any]:
+    """The reverse of :func:`colours`."""
+    values = {
+        "do_rescale": steps.scale != 1,
+        "rescale_factor": steps.scale,
+        "do_normalize": steps.mean is not None,
+    }
+    if steps.mean is not None and steps.std is not None:
+        values |= {"image_mean": list(steps.mean), "image_std": list(steps.std)}
+    return values
 
 
 _SIZE = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
@@ -220,16 +293,11 @@ _SIZE = {"shortest_edge": "min_pixels", "longest_edge": "max_pixels"}
 def to_hf(settings: PatchProcessorConfig) -> dict[str, Any]:
     """Config to the content of ``preprocessor_config.json``."""
     c = settings
-    values: dict[str, Any] = {
+    return {
         "image_processor_type": CLASS,
         "do_convert_rgb": True,
         "do_resize": c.resize,
         "size": {"shortest_edge": c.least_pixels, "longest_edge": c.most_pixels},
-        "do_rescale": c.scale != 1,
-        "rescale_factor": c.scale,
-        "do_normalize": c.mean is not None,
+        **hf_colours(c),
         **{theirs: getattr(c, ours) for ours, theirs in _KEYS.items()},
     }
-    if c.mean is not None and c.std is not None:
-        values |= {"image_mean": list(c.mean), "image_std": list(c.std)}
-    return values

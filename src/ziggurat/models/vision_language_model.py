@@ -36,6 +36,19 @@ class PreparedImage:
     """Tokens of a prompt that it takes."""
     grid: tuple[int, int] | None = None
     """Rows and columns of patches, where they differ from picture to picture."""
+    line: int | None = None
+    """Image tokens of a line, behind each of which but the last one token of text stands (Pixtral);
+    ``None``: all stand without a break."""
+
+    @property
+    def offsets(self) -> Int[np.ndarray, "n"]:
+        """Places of its image tokens, counted from the first.
+
+        >>> PreparedImage(blank(1), 4, line=2).offsets.tolist()
+        [0, 1, 3, 4]
+        """
+        numbers = np.arange(self.tokens)
+        return numbers if self.line is None else numbers + numbers // self.line
 
 
 def blank(*shape: int) -> Float[np.ndarray, "..."]:
@@ -232,7 +245,7 @@ class VisionLanguageModel:
         Args:
             tower: the tower's parameters.
             tokens: token ids, padded on the right with anything but the image token; an image
-                stands there as :attr:`PreparedImage.tokens` image tokens without a break.
+                stands there as its image tokens, see :attr:`PreparedImage.offsets`.
             images: of each row, in order.
 
         Raises:
@@ -253,7 +266,7 @@ class VisionLanguageModel:
         if not every:
             return ImagePrompt(ids)
         features = self.tower.features(tower, every)
-        places, source = _places(spans, tokens.shape[1])
+        places, source = _places(spans, images, tokens.shape[1])
         rotary, ahead = self._rotary(spans, images, tokens.shape[1])
         at, added = jnp.asarray(source), features.by_layer
         added = None if added is None else added[:, at]
@@ -290,7 +303,7 @@ class VisionLanguageModel:
 def image_spans(
     tokens: Int[np.ndarray, "t"], images: Sequence[PreparedImage], image_token: int
 ) -> list[slice]:
-    """Which tokens of a row each of its images is.
+    """Which tokens of a row each of its images is, tokens between its lines included.
 
     Args:
         tokens: ids of a row's tokens.
@@ -312,28 +325,31 @@ def image_spans(
         )
     for number, image in enumerate(images):
         inside = at[start : start + image.tokens]
-        first, last = int(inside[0]), int(inside[-1])
-        if last - first + 1 != image.tokens:
+        if not np.array_equal(inside - inside[0], image.offsets):
+            lines = "" if image.line is None else f" in lines of {image.line:,},"
+            between = "one token between lines" if image.line else "without a break"
             raise DataError(
                 f"image {number}",
                 found="other tokens between its own",
-                expected=f"{image.tokens:,} image tokens without a break",
+                expected=f"{image.tokens:,} image tokens{lines} {between}",
             )
-        spans.append(slice(first, last + 1))
+        spans.append(slice(int(inside[0]), int(inside[-1]) + 1))
         start += image.tokens
     return spans
 
 
 def _places(
-    spans: Sequence[Sequence[slice]], length: int
+    spans: Sequence[Sequence[slice]], images: Sequence[Sequence[PreparedImage]], length: int
 ) -> tuple[Int[Array, "b n"], Int[np.ndarray, "b n"]]:
     """Places of embeddings in each row, and which of all embeddings stands there."""
-    counts = [sum(span.stop - span.start for span in row) for row in spans]
+    counts = [sum(image.tokens for image in row) for row in images]
     places = np.full((len(spans), max(counts)), length, np.int32)
     source, before = np.zeros(places.shape, np.int32), 0
-    for number, (row, count) in enumerate(zip(spans, counts)):
+    for number, count in enumerate(counts):
         if count:
-            places[number, :count] = np.concatenate([np.r_[span] for span in row])
+            row = zip(spans[number], images[number])
+            found = [span.start + image.offsets for span, image in row]
+            places[number, :count] = np.concatenate(found)
             source[number, :count] = before + np.arange(count)
         before += count
     return jnp.asarray(places), source

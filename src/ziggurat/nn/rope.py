@@ -177,8 +177,8 @@ class RopeConfig:
     """Frequencies by axis of the position (time, height, width), for models of images and video:
     their sum is half the channels that rotate. Empty: positions have one axis."""
     interleaved: bool = False
-    """Axes take turns from the first frequency on (Qwen3-VL), rather than follow each other
-    (Qwen2-VL)."""
+    """Axes take turns from the first frequency on (Qwen3-VL; Pixtral's tower), rather than follow
+    each other (Qwen2-VL)."""
 
     def __post_init__(self):
         whole = all(size >= 0 for size in self.sections)
@@ -301,8 +301,12 @@ def rotation(
 
 
 def axial_rotation(positions: Num[Array, "b n a"], rope: RopeConfig, dim: int) -> Rotation:
-    """Cosines and sines where each axis turns its own equal share of the channels, all through the
-    same frequencies (patches of images by row and column).
+    """Cosines and sines where each axis turns its own equal share of the channels (patches of
+    images by row and column).
+
+    All axes turn through the same frequencies; with ``rope.interleaved`` they share one series of
+    them, of which each takes every ``a``-th (Pixtral, https://arxiv.org/abs/2410.07073, section
+    2.1).
 
     Args:
         positions: by axis; whole numbers, or fractions of an image.
@@ -320,8 +324,9 @@ def axial_rotation(positions: Num[Array, "b n a"], rope: RopeConfig, dim: int) -
         raise ShapeError(
             "rotary channels", found=dim, expected=f"a multiple of {2 * axes}, for {axes} axes"
         )
-    omega, factor = frequencies(rope, dim // axes)
-    angles = positions[..., None].astype(jnp.float32) * omega[None, None, None]
+    omega, factor = frequencies(rope, dim if rope.interleaved else dim // axes)
+    each = omega.reshape(-1, axes).T if rope.interleaved else omega[None]
+    angles = positions[..., None].astype(jnp.float32) * each[None, None]
     angles = angles.reshape(*positions.shape[:2], dim // 2)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 

@@ -6,7 +6,7 @@ Patches come in blocks of neighbours (2 by 2), in which order the last step merg
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,20 @@ class ImageEmbeddings(NamedTuple):
     """Embeddings at the width of the language model."""
     by_layer: Float[Array, "k b m e"] | None
     """Embeddings of earlier layers' states, to be added behind the first layers of the decoder."""
+
+
+@runtime_checkable
+class MergerConfig(Protocol):
+    """Interface of the config of a part that makes embeddings of blocks of patches."""
+
+    @property
+    def patches(self) -> int:
+        """Patches that become one embedding."""
+        ...
+
+    def build(self, width: int, std: float, precision: Precision, rngs: nnx.Rngs) -> Any:
+        """The module: states of patches ``[b, n, d]`` to embeddings ``[b, m, e]``."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +130,8 @@ class VisionTowerConfig(LayeredConfig):
     """Numbers of a patch: channels times frames times height times width."""
     input_bias: bool
     """A bias on the projection of patches."""
+    input_norm: NormConfig | None = None
+    """Norm of the projected patches; ``None``: there is none."""
     position_side: int | None = None
     """Rows, and columns, of a square table of learned positions, interpolated to an image's size;
     ``None``: there is none."""
@@ -124,7 +140,7 @@ class VisionTowerConfig(LayeredConfig):
     rule: AttentionRule
     """Scale of the scores."""
     layers: tuple[VisionLayerConfig, ...]
-    merger: PatchMergerConfig
+    merger: MergerConfig
     """The part that makes embeddings of the last states."""
     tap_merger: PatchMergerConfig | None = None
     """The parts that make embeddings of the tapped layers' states, one for each layer."""
@@ -144,7 +160,8 @@ class VisionTower(LayerStacks):
     """Patches of images of any sizes to embeddings at the width of a language model.
 
     Papers: Bai et al. 2025 (Qwen2.5-VL), https://arxiv.org/abs/2502.13923; Qwen3-VL,
-    https://arxiv.org/abs/2511.21631; taps: Meng et al. 2024 (DeepStack),
+    https://arxiv.org/abs/2511.21631; Agrawal et al. 2024 (Pixtral),
+    https://arxiv.org/abs/2410.07073; taps: Meng et al. 2024 (DeepStack),
     https://arxiv.org/abs/2406.04334.
     """
 
@@ -154,6 +171,7 @@ class VisionTower(LayerStacks):
             c.inputs, width, (None, "embed"), bias=c.input_bias, std=std, precision=precision,
             rngs=rngs,
         )  # fmt: skip
+        self.input_norm = c.input_norm and c.input_norm.build(width, precision)
         side = c.position_side
         self.positions = (
             None if side is None
@@ -189,6 +207,7 @@ class VisionTower(LayerStacks):
         self._check(patches, where)
         with jax.named_scope("embedding"):
             x = self.projection(patches.astype(self.compute))
+            x = x if self.input_norm is None else self.input_norm(x)
             if self.positions is not None:
                 x = x + self._learned(where).astype(x.dtype)
         x, tapped = self._run(constrain(x, ("batch", "sequence", "embed")), where)

@@ -72,6 +72,12 @@ class VisionLanguageFamily:
     """Name in published files, from a tensor's name in its part."""
     ignored: Callable[[Any, str], bool] = lambda config, name: False
     """Whether a config's checkpoints may hold a tensor of the tower that is not read."""
+    write_together: Callable[[Any], dict[str, Any]] | None = None
+    """Config of the processor to the content of ``processor_config.json``, where transformers reads
+    some of it there."""
+    tower_type: str | None = None
+    """Type of the vision tower in transformers, where families of one type of model differ by
+    it."""
 
 
 VISION_LANGUAGE: Registry[VisionLanguageFamily] = Registry("vision-language family", ModelError)
@@ -79,9 +85,12 @@ VISION_LANGUAGE: Registry[VisionLanguageFamily] = Registry("vision-language fami
 
 def vision_language_family(values: Mapping[str, Any]) -> VisionLanguageFamily | None:
     """The family that reads a ``config.json`` with its images; ``None`` where there is none."""
-    kind = multimodal_type(values)
-    found = (VISION_LANGUAGE[name] for name in VISION_LANGUAGE)
-    return next((one for one in found if one.model_type == kind), None)
+    kind, tower = multimodal_type(values), values.get("vision_config")
+    said = tower.get("model_type") if isinstance(tower, Mapping) else None
+    every = [VISION_LANGUAGE[name] for name in VISION_LANGUAGE]
+    found = [one for one in every if one.model_type == kind]
+    # with a tower of another type the first of them says what it expects
+    return next((one for one in found if one.tower_type == said), next(iter(found), None))
 
 
 def vision_language_family_of(config: VisionLanguageConfig) -> VisionLanguageFamily:

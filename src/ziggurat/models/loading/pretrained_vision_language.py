@@ -281,16 +281,16 @@ def export_hf(
     ids = token_ids.special(whole.tokenizer, whole.token_ids)
     language = ids | family_of(whole.model.config).to_hf(whole.model.config)
     language |= {"dtype": dtype, "torch_dtype": dtype}
+    files = {HF_PROCESSOR: family.write_processor(whole.processor)}
+    if family.write_together is not None:
+        files[TOGETHER] = family.write_together(whole.processor)
     return write_directory(
         directory,
         family.to_hf(whole.vision.config, language) | ids,
         _published(whole, family),
         dtype=dtype,
         tokenizer=whole.tokenizer,
-        files={
-            "generation_config.json": ids | whole.tokenizer.generation_config,
-            HF_PROCESSOR: family.write_processor(whole.processor),
-        },
+        files=files | {"generation_config.json": ids | whole.tokenizer.generation_config},
         max_shard_bytes=max_shard_bytes,
     )
 

@@ -118,7 +118,8 @@ class PromptImages:
                 runs.append((begin, span.stop, hashlib.sha256(before + digest).digest()))
             else:
                 runs.append((span.start, span.stop, digest))
-        places = np.concatenate([np.r_[span] for span in spans]).astype(np.int32)
+        found = [span.start + image.offsets for span, image in zip(spans, images)]
+        places = np.concatenate(found).astype(np.int32)
         rotary, offset = config.rotary_positions(spans, images, len(tokens)) or (None, 0)
         added = features.by_layer
         return cls(

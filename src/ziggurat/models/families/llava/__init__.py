@@ -12,6 +12,7 @@ VISION_LANGUAGE.add(
         name="llava",
         config_class=LlavaConfig,
         model_type="llava",
+        tower_type=hf.CLIP,
         from_hf=hf.from_hf,
         to_hf=hf.to_hf,
         tower_names=hf.tower_weights,

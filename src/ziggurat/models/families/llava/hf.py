@@ -39,7 +39,7 @@ def from_hf(values: Mapping[str, Any], language: Any) -> LlavaConfig:
     hf.given("text_config")
     image, layer = vision_table(hf, CLIP), hf.get("vision_feature_layer")
     settings = image_settings(image)
-    settings["n_layers"] = _depth(layer, settings["n_layers"])
+    settings["n_layers"] = depth_of(layer, settings["n_layers"])
     found = {
         "language": language,
         "image": settings | {"kind": "clip_image"},
@@ -72,8 +72,12 @@ def vision_table(hf: HFConfig, expected: str) -> dict[str, Any]:
     return dict(table)
 
 
-def _depth(layer: Any, layers: int) -> int:
-    """Layers up to the one whose states are read; -1 is the last."""
+def depth_of(layer: Any, layers: int) -> int:
+    """Layers up to the one whose states are read; -1 is the last.
+
+    Raises:
+        ModelError: it is no single layer of the tower.
+    """
     whole = isinstance(layer, int) and not isinstance(layer, bool)
     depth = (layers + 1 + layer if layer < 0 else layer) if whole else 0
     if not 1 <= depth <= layers:

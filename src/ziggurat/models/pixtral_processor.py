@@ -96,7 +96,9 @@ class PixtralProcessorConfig:
         if ratio > 1:
             height, width = math.floor(height / ratio), math.floor(width / ratio)
         if min(height, width) < 1:
-            expected = f"a shape of at least one pixel within {self.most_height} x {self.most_width}"
+            expected = (
+                f"a shape of at least one pixel within {self.most_height} x {self.most_width}"
+            )
             raise DataError("picture", found=found, expected=expected)
         return math.ceil(height / factor) * factor, math.ceil(width / factor) * factor
 
@@ -195,5 +197,3 @@ def to_hf_together(settings: PixtralProcessorConfig) -> dict[str, Any]:
     """Config to the content of ``processor_config.json``."""
     beside = {theirs: getattr(settings, ours) for ours, theirs in _BESIDE.items()}
     return {"processor_class": "PixtralProcessor", **_WRITTEN, **beside}
-
-

@@ -20,7 +20,7 @@ from ziggurat.models.conversion.text_part import language_values
 from ziggurat.models.families.pixtral import hf
 from ziggurat.models.loading import pretrained_vision_language
 from ziggurat.models.vision_language_generation import generate
-from ziggurat.models.vision_tower_model import VisionTowerModel
+from ziggurat.nn.precision import Precision
 
 CASES = [*pixtral.CASES]
 PROCESSOR = {"image_processor_type": "PixtralImageProcessorFast", "size": pixtral.SIZE}
@@ -86,15 +86,15 @@ def test_logits_and_greedy_tokens_equal_transformers(case):
 
 
 def test_rows_of_a_batch_are_as_if_alone():
-    """One row with both pictures, one with the second alone and padding, one with none."""
+    """One row with both pictures, one with none and padding, one with the second alone."""
     whole, (tokens, images) = loaded("mistral3"), prompt_of("mistral3")
     second = whole.tokens_of("[IMG] t7 t7", images[1:])
-    rows = [row + [0] * (len(tokens) - len(row)) for row in (tokens, second, [4, 5, 6])]
-    batch = whole.vision.logits(whole.params, whole.prompt(rows, [images, images[1:], []]))
-    alone = ((tokens, images), (second, images[1:]), ([4, 5, 6], []))
-    for found, (row, shown) in zip(batch, alone):
-        expected = whole.vision.logits(whole.params, whole.prompt([row], [shown]))
-        np.testing.assert_allclose(found[: len(row)], expected[0], atol=2e-5)
+    rows = [row + [0] * (len(tokens) - len(row)) for row in (tokens, [4, 5, 6], second)]
+    run = jax.jit(lambda prompt: whole.vision.logits(whole.params, prompt))
+    found = run(whole.prompt(rows, [images, [], images[1:]]))
+    np.testing.assert_allclose(found[0], pixtral.load("mistral3").logits, atol=2e-5)
+    expected = run(whole.prompt([second], [images[1:]]))
+    np.testing.assert_allclose(found[2, : len(second)], expected[0], atol=2e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -177,11 +177,10 @@ def test_a_published_config_of_mistral_small():
     }  # fmt: skip
     inner = language_values(values)
     found = hf.from_hf(values, family_for_config(inner).from_hf(inner))
-    assert isinstance(found.tower(pretrained_vision_language.Precision()), VisionTowerModel)
-    shapes = VisionTowerModel.build(found.tower(pretrained_vision_language.Precision()).config)
+    tower = found.tower(Precision())
     layer = 4 * 1024**2 + 3 * 1024 * 4096 + 2 * 1024
     merging = 1024 + 4 * 1024**2 + 1024 * 5120 + 5120**2
-    assert shapes.parameter_count == 3 * 14**2 * 1024 + 1024 + 24 * layer + merging
+    assert tower.parameter_count == 3 * 14**2 * 1024 + 1024 + 24 * layer + merging
 
 
 def changed(tmp_path, case, file, change) -> Path:
@@ -195,6 +194,13 @@ def changed(tmp_path, case, file, change) -> Path:
     (tmp_path / file).unlink()
     (tmp_path / file).write_text(json.dumps(values))
     return tmp_path
+
+
+def test_a_text_that_the_architecture_does_not_take():
+    found: Any = loaded("mistral3").vision.config
+    for language in ({"model_type": "qwen2"}, {"model_type": "llama", "mlp_bias": True}):
+        with pytest.raises(ModelError, match="expected mistral or ministral or ministral3 for Mi"):
+            hf.to_hf(found, language)
 
 
 CONFIG, STEPS, BESIDE = "config.json", "preprocessor_config.json", "processor_config.json"
@@ -212,9 +218,13 @@ CONFIG, STEPS, BESIDE = "config.json", "preprocessor_config.json", "processor_co
         ("mistral3", CONFIG, {"vision_config.some_switch": 4}, "some_switch"),
         ("mistral3", CONFIG, {"vision_feature_layer": [-2, -1]}, "one layer, from -2 to -1"),
         ("mistral3", CONFIG, {"spatial_merge_size": 0}, "merge_size"),
-        ("mistral3", CONFIG, {"vision_config.hidden_size": 20}, "a multiple of 8"),
+        (
+            "mistral3",
+            CONFIG,
+            {"vision_config.hidden_size": 18, "vision_config.head_dim": 9},
+            "of 8",
+        ),
         ("llava", CONFIG, {"vision_feature_select_strategy": "default"}, "no class token"),
-        ("llava", CONFIG, {"vision_config.model_type": "siglip_vision_model"}, "clip_vision"),
         ("mistral3", STEPS, {"image_processor_type": "CLIPImageProcessor"}, "CLIPImageProcessor"),
         ("mistral3", STEPS, {"do_center_crop": True}, "do_center_crop"),
         ("mistral3", STEPS, {"size": {"shortest_edge": 4}}, "longest_edge, or height and width"),

@@ -91,7 +91,10 @@ class PixtralTower:
     projector: PatchProjectorConfig
     merge_size: int
 
-    window: ClassVar[None] = None
+    @property
+    def window(self) -> None:
+        """Its attention has no windows."""
+        return None
 
     def tower(self) -> VisionTowerConfig:
         """The tower this config stands for."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from ziggurat.core.errors import DataError, ModelError
 from ziggurat.models.conversion.hf_config import HFConfig, activation, checked, hf_activation
-from ziggurat.models.conversion.text_part import Part
+from ziggurat.models.conversion.text_part import MULTIMODAL_TYPES, Part
 from ziggurat.models.conversion.weight_names import WeightName
 from ziggurat.models.families.encoder_fields import linears, norms
 from ziggurat.models.families.llava.hf import TOWER, depth_of, vision_table
@@ -98,13 +98,16 @@ def to_hf(config: PixtralFields, language: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         config: the config.
         language: ``config.json`` of the language model.
+
+    Raises:
+        ModelError: the language model is of a type that the architecture does not take.
     """
     image = config.image
     vision = {theirs: getattr(image, ours) for ours, theirs in SIZES.items()}
     vision |= {"model_type": PIXTRAL, "hidden_act": hf_activation(image.activation)}
     vision |= {"head_dim": image.d_model // image.n_heads, "num_channels": 3}
     values = {
-        "text_config": dict(language),
+        "text_config": _text(config, language),
         "vision_config": vision | {"rope_theta": image.rope_theta},
         "image_token_index": config.image_token,
         "vision_feature_layer": -1,
@@ -119,6 +122,22 @@ def to_hf(config: PixtralFields, language: Mapping[str, Any]) -> dict[str, Any]:
     tokens = (image.image_size // image.patch_size) ** 2
     full = {"vision_feature_select_strategy": "full", "image_seq_length": tokens}
     return own | values | full
+
+
+def _text(config: PixtralFields, language: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the text: a Llama without biases is what Mistral computes without a window."""
+    biases, found = ("attention_bias", "mlp_bias"), dict(language)
+    if found.get("model_type") == "llama" and not any(found.get(key) for key in biases):
+        found = {key: value for key, value in found.items() if key not in biases}
+        own = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+        found |= own | {"sliding_window": None}
+    known = MULTIMODAL_TYPES["mistral3" if isinstance(config, Mistral3Config) else "llava"]
+    if found.get("model_type") not in known.text:
+        raise ModelError(
+            "export to Hugging Face", found=f"a text of type {found.get('model_type')!r}",
+            expected=" or ".join(known.text) + f" for {known.architecture}",
+        )  # fmt: skip
+    return found
 
 
 def tower_weights(config: PixtralFields) -> list[WeightName]:
@@ -212,5 +231,3 @@ def _check(config: PixtralFields, processor: PixtralProcessorConfig) -> None:
             "image processor's patch size and merge size", found=found,
             expected=f"{wanted}, as the model has", fix="correct processor_config.json",
         )  # fmt: skip
-
-

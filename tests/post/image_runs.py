@@ -24,18 +24,22 @@ QWENS = ("qwen2_5_vl", "qwen3_5")
 MARKS = {
     "gemma3": {"t58": "<b>", "t59": "<e>", "t60": "<i>"},
     "llava": {"t60": "<image>"},
+    "mistral3": {"t58": "[IMG_BREAK]", "t59": "[IMG_END]", "t60": "[IMG]"},
     **{kind: {"t58": "<v>", "t59": "</v>", "t60": "<image>", "t61": "<video>"} for kind in QWENS},
 }
 """Texts of the tokens of images."""
 WRITTEN = {
     "gemma3": "<b>",
     "llava": "<image>",
+    "mistral3": "[IMG]",
     **dict.fromkeys(QWENS, "<v> <image> </v>"),
 }
 """What a chat template writes for an image."""
 CHANGES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {"vision_config": multimodal.CONFIGS["qwen2_5_vl"]["vision_config"]
                    | {"window_size": 16, "depth": 2, "fullatt_block_indexes": [1]}},
+    "mistral3": {"vision_config": multimodal.CONFIGS["mistral3"]["vision_config"]
+                 | {"patch_size": 4, "num_hidden_layers": 2}},
 }  # fmt: skip
 PROCESSORS: dict[str, dict[str, Any]] = {
     "gemma3": {
@@ -48,6 +52,7 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "size": {"shortest_edge": 28},
         "crop_size": {"height": 28, "width": 28},
     },
+    "mistral3": {"image_processor_type": "PixtralImageProcessor", "size": {"longest_edge": 16}},
     **{
         kind: {
             "image_processor_type": "Qwen2VLImageProcessor",
@@ -59,6 +64,8 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         for kind in QWENS
     },
 }
+BESIDE = {"mistral3": {"patch_size": 4, "spatial_merge_size": 2}}
+"""Content of ``processor_config.json``, where there is one."""
 COLOURS = {"t40": (220, 30, 30), "t41": (30, 200, 40), "t42": (30, 60, 220), "t43": (230, 210, 20)}
 """Names of colours, and the colours."""
 ASK = "t5 t6 t7"
@@ -110,6 +117,8 @@ def describe(kind: str, directory: Path) -> None:
     template = TEMPLATE.replace("IMAGE", WRITTEN[kind])
     (directory / "chat_template.jinja").write_text(template)
     (directory / "preprocessor_config.json").write_text(json.dumps(PROCESSORS[kind]))
+    if kind in BESIDE:
+        (directory / "processor_config.json").write_text(json.dumps(BESIDE[kind]))
 
 
 def square(name: str, side: int = 32, wide: int | None = None) -> Image.Image:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from ziggurat.core import config
 from ziggurat.core.errors import DataError, ModelError
@@ -53,14 +53,17 @@ class PixtralProcessorConfig:
     std: tuple[float, ...] | None = None
     """Divides each channel."""
 
-    frames: ClassVar[int] = 1
-
     def __post_init__(self):
         check_steps(self)
         for name in ("most_height", "most_width"):
             config.require(getattr(self, name) >= 1, name, getattr(self, name), "a number >= 1")
         pixels = self.most_height * self.most_width
         config.require(pixels <= MOST_PIXELS, "most_height", pixels, f"<= {MOST_PIXELS:,} pixels")
+
+    @property
+    def frames(self) -> int:
+        """Times that a picture stands along time, which the tower's patches do not have."""
+        return 1
 
     @property
     def factor(self) -> int:

@@ -37,8 +37,8 @@ class PreparedImage:
     grid: tuple[int, int] | None = None
     """Rows and columns of patches, where they differ from picture to picture."""
     line: int | None = None
-    """Image tokens of a line, behind each of which but the last one token of text stands (Pixtral);
-    ``None``: all stand without a break."""
+    """Image tokens of a line; one token of text stands behind each line but the last (Pixtral).
+    ``None``: there are no lines."""
 
     @property
     def offsets(self) -> Int[np.ndarray, "n"]:
@@ -326,12 +326,11 @@ def image_spans(
     for number, image in enumerate(images):
         inside = at[start : start + image.tokens]
         if not np.array_equal(inside - inside[0], image.offsets):
-            lines = "" if image.line is None else f" in lines of {image.line:,},"
-            between = "one token between lines" if image.line else "without a break"
+            lines = f"one token behind every {image.line:,}" if image.line else "without a break"
             raise DataError(
                 f"image {number}",
                 found="other tokens between its own",
-                expected=f"{image.tokens:,} image tokens{lines} {between}",
+                expected=f"{image.tokens:,} image tokens {lines}",
             )
         spans.append(slice(int(inside[0]), int(inside[-1]) + 1))
         start += image.tokens

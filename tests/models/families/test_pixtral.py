@@ -23,6 +23,10 @@ from ziggurat.models.vision_language_generation import generate
 from ziggurat.nn.precision import Precision
 
 CASES = [*pixtral.CASES]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% for p in m.content %}"
+    "{% if p.type == 'image' %}[IMG] {% else %}{{ p.text }} {% endif %}{% endfor %}{% endfor %}"
+)
 PROCESSOR = {"image_processor_type": "PixtralImageProcessorFast", "size": pixtral.SIZE}
 TOKENS = {
     "t0": "<unk>", "t1": "<s>", "t2": "</s>",
@@ -40,6 +44,7 @@ def directory_of(case) -> Path:
     (path / "processor_config.json").write_text(json.dumps(beside))
     save_file(pixtral.weights(case, stored.shapes), path / "model.safetensors")
     multimodal.save_tokenizer(path, **TOKENS)
+    (path / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return path
 
 

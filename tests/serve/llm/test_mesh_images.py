@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from tests.models.families.test_qwen_vl import loaded
+from tests.models.families import test_pixtral, test_qwen_vl
 from tests.models.test_vision_language_model import IMAGE, gemma, image, llava
-from tests.oracle import qwen_vl
+from tests.oracle import pixtral, qwen_vl
 from tests.serve.llm.test_prompt_images import random_params
 
 from ziggurat import mesh
@@ -33,11 +33,11 @@ def made(config, size):
     return model, random_params(model), [image(seed, size) for seed in range(3)]
 
 
-def published(case):
+def published(case, family=test_qwen_vl):
     """A model as published, its parameters, and three images of the same size."""
     from PIL import Image
 
-    whole, pixels = loaded(case), qwen_vl.pictures()[1]
+    whole, pixels = family.loaded(case), qwen_vl.pictures()[1]
     shown = (pixels, 255 - pixels, pixels[::-1])
     images = whole.prepare([Image.fromarray(each) for each in shown])
     return whole.vision, {"language": whole.params, "tower": whole.tower}, images
@@ -46,6 +46,8 @@ def published(case):
 MODELS = {
     "gemma3_vision": lambda: made(gemma(), 16),
     "llava": lambda: made(llava(), 8),
+    "mistral3": lambda: published("mistral3", test_pixtral),
+    "llava_pixtral": lambda: published("llava", test_pixtral),
     "qwen2_5_vl": lambda: published("qwen2_5_vl"),
     "qwen3_vl": lambda: published("qwen3_vl"),
     "qwen3_vl_moe": lambda: published("qwen3_vl_moe"),
@@ -58,10 +60,17 @@ def test_every_family_is_here():
     assert MODELS.keys() == set(VISION_LANGUAGE)
 
 
+def written(one):
+    """Tokens of an image, with those between its lines."""
+    row = np.full(one.offsets[-1] + 1, pixtral.BREAK)
+    row[one.offsets] = IMAGE
+    return row.tolist()
+
+
 def greedy(model, params, images, tokenizer, where):
     """Greedy tokens after a text with two images, in chunks, and after the same from the prefix
     cache, with their log-probabilities; on a mesh the tower is sharded too."""
-    first, second = ([IMAGE] * one.tokens for one in images)
+    first, second = map(written, images)
     row = [1, 5, 6, 58, *first, 59, 7, 8, 9, 10, 58, *second, 59, 11, 12]
     tower = params["tower"]
     if where is not None:

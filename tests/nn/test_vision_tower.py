@@ -99,6 +99,12 @@ def test_axial_angles_are_those_of_each_axis():
         alone = rotation(at[..., axis], RopeConfig(theta=50.0), 4)
         np.testing.assert_allclose(cos[..., 2 * axis : 2 * axis + 2], alone[0], atol=1e-6)
         np.testing.assert_allclose(sin[..., 2 * axis : 2 * axis + 2], alone[1], atol=1e-6)
+    cos, _ = axial_rotation(at, RopeConfig(theta=50.0, interleaved=True), 8)
+    for axis in (0, 1):  # the first axis takes the even ones of one series, the second the odd
+        alone, _ = rotation(at[..., axis], RopeConfig(theta=50.0), 8)
+        np.testing.assert_allclose(
+            cos[..., 2 * axis : 2 * axis + 2], alone[..., axis::2], atol=1e-6
+        )
     with pytest.raises(ShapeError, match="a multiple of 4, for 2 axes"):
         axial_rotation(at, RopeConfig(), 6)
 

@@ -93,7 +93,7 @@ class PixtralTower:
 
     @property
     def window(self) -> None:
-        """Its attention has no windows."""
+        """Side of the windows of attention, which this tower does not have."""
         return None
 
     def tower(self) -> VisionTowerConfig:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its state, its model, its metrics and why it ended."""
+"""A trained run: its last state, its model, its metrics and why it ended."""
 
 import dataclasses
 import signal

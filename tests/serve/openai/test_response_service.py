@@ -68,13 +68,13 @@ def test_an_answer_and_what_it_repeats(scripted):
 
 def test_an_answer_that_the_limit_cuts_is_incomplete(scripted):
     engine, client = scripted
-    say(engine, "Hel", reason="length")
+    say(engine, "Hell", reason="length")
     made = ask(client, max_output_tokens=3)
     assert (made.status, made.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert made.output[0].status == "incomplete"
     last = list(ask(client, max_output_tokens=3, stream=True))[-1]
     assert last.type == "response.incomplete"
-    assert last.response.output_text == "Hel"
+    assert last.response.output_text == "Hell"
 
 
 def kinds(events):

@@ -43,9 +43,9 @@ class ReasoningStream:
             prompt; ``None``: the answer's first text decides.
 
     >>> stream = ReasoningStream(("<think>", "</think>"), None)
-    >>> stream.push("<thi"), stream.push("nk>\nIt is"), stream.push(" 4.</thi")
+    >>> stream.push("<th"), stream.push("ink>\nIt is"), stream.push(" 4.</th")
     ([], [ReasoningDelta(text='It is')], [ReasoningDelta(text=' 4.')])
-    >>> stream.push("nk>\n\nFour")
+    >>> stream.push("ink>\n\nFour")
     [TextDelta(text='Four')]
     """
 

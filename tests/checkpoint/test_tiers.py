@@ -17,6 +17,7 @@ from tests.free_port import free_port
 from ziggurat.checkpoint import CheckpointConfig, Checkpoints, writer_lock
 from ziggurat.checkpoint.config import MemoryTier, PersistentTier
 from ziggurat.checkpoint.copies import Copies
+from ziggurat.checkpoint.copy_tier import CopyTier
 from ziggurat.checkpoint.identity import run_identity
 from ziggurat.checkpoint.memory.tier import MemorySnapshots
 from ziggurat.checkpoint.object_store import ObjectStore
@@ -189,6 +190,9 @@ def test_several_stores_of_a_kind(tmp_path):
                 "store",
                 *(["store-2"] if step > 2 else []),
             }
+            for tier in tiers.tiers:  # a newer copy would take the place of one that waits
+                if isinstance(tier, CopyTier) and tier.copies is not None:
+                    tier.copies.wait()
         tiers.close(finished=True)
     shutil.rmtree(tmp_path / "run")
     with Tiers(tmp_path / "run", config) as tiers:

@@ -2,16 +2,13 @@
 
 import abc
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from ziggurat.serve.llm.call_deltas import CallDelta, CallStream, Delta, TextDelta
+from ziggurat.serve.llm.call_deltas import CallDelta, Delta, State, StateCallStream, TextDelta
 from ziggurat.serve.llm.call_text import SPACE, ObjectEnd, decode, whole_call
 
-State = Callable[[list[Delta]], bool]
-"""Uses up some of what is held; says whether the next state can continue."""
 
-
-class JsonCallStream(CallStream):
+class JsonCallStream(StateCallStream):
     """Base of readers that let a call's arguments out as they come.
 
     Args:
@@ -19,8 +16,8 @@ class JsonCallStream(CallStream):
     """
 
     def __init__(self, keys: Sequence[str]):
-        self.calls, self._held, self._keys = 0, "", keys
-        self._state: State = self._text
+        super().__init__()
+        self._keys = keys
         self._object = ObjectEnd()
         self._whole, self._read = ObjectEnd(), 0
         """End of an object whose parts come in another order, and characters it was sought in."""
@@ -29,29 +26,6 @@ class JsonCallStream(CallStream):
             r'\s*\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*'
             rf'"(?:{names})"\s*:\s*(?=\{{)'
         )
-
-    def push(self, text: str) -> list[Delta]:
-        """Add text; returns the deltas that are decided."""
-        self._held += text
-        out: list[Delta] = []
-        while self._state(out):
-            pass
-        return out
-
-    def finish(self) -> list[Delta]:
-        """Deltas of the text still held back at its end."""
-        out: list[Delta] = []
-        self._rest(out)
-        self._held = ""
-        return out
-
-    @abc.abstractmethod
-    def _text(self, out: list[Delta]) -> bool:
-        """State at the beginning of an answer."""
-
-    @abc.abstractmethod
-    def _rest(self, out: list[Delta]) -> None:
-        """Let out what is held at the end."""
 
     @abc.abstractmethod
     def _after_object(self) -> State:

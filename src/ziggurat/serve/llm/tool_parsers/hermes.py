@@ -18,10 +18,11 @@ A call is a JSON object between tags, and several may follow each other:
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.llm.call_deltas import StateCallStream
 from ziggurat.serve.llm.call_text import (
     SPACE,
     ObjectEnd,
@@ -35,7 +36,6 @@ from ziggurat.serve.llm.stop import overlap
 from ziggurat.serve.llm.structured import Form
 from ziggurat.serve.llm.tool_parsers import (
     CallDelta,
-    CallStream,
     Delta,
     TextDelta,
     ToolCallParser,
@@ -46,7 +46,7 @@ OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
 
 
-class CallParser(CallStream):
+class CallParser(StateCallStream):
     """Incremental parser of tool calls in generated text.
 
     A call is let out as soon as its name is known, its arguments as they come. White space around
@@ -54,31 +54,15 @@ class CallParser(CallStream):
     """
 
     def __init__(self):
-        self._held = ""
-        self._state: Callable[[list[Delta]], bool] = self._text
+        super().__init__()
         self._object = ObjectEnd()
         self._after_call = False
-        self.calls = 0
 
-    def push(self, text: str) -> list[Delta]:
-        """Add text; returns the deltas that are decided."""
-        self._held += text
-        out: list[Delta] = []
-        while self._state(out):
-            pass
-        return out
-
-    def finish(self) -> list[Delta]:
-        """Deltas of the text still held back at its end."""
-        out: list[Delta] = []
+    def _rest(self, out: list[Delta]) -> None:
         if self._state == self._head and not self._whole_call(self._held, out):
             self._say(OPEN + self._held, out)
         elif self._state == self._text:
             self._say(self._held.lstrip(SPACE) if self._after_call else self._held, out)
-        self._held = ""
-        return out
-
-    # Each state uses up some of what is held; it says whether the next one can continue.
 
     def _text(self, out: list[Delta]) -> bool:
         if self._after_call:

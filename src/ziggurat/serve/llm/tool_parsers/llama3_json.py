@@ -15,12 +15,13 @@ from collections.abc import Sequence
 
 from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.llm.call_deltas import State
 from ziggurat.serve.llm.call_text import (
     choice_of_calls,
     explain_as_text,
     tools_form,
 )
-from ziggurat.serve.llm.json_call_stream import JsonCallStream, State
+from ziggurat.serve.llm.json_call_stream import JsonCallStream
 from ziggurat.serve.llm.structured import Form
 from ziggurat.serve.llm.tool_parsers import CallStream, Delta, ToolCallParser
 from ziggurat.serve.llm.tools import ToolUse

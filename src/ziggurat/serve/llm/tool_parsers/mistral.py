@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from ziggurat.core.json_types import JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.llm.call_deltas import State
 from ziggurat.serve.llm.call_text import (
     SPACE,
     ObjectEnd,
@@ -27,7 +28,7 @@ from ziggurat.serve.llm.call_text import (
     tag_rule,
     tools_form,
 )
-from ziggurat.serve.llm.json_call_stream import JsonCallStream, State
+from ziggurat.serve.llm.json_call_stream import JsonCallStream
 from ziggurat.serve.llm.stop import overlap
 from ziggurat.serve.llm.structured import Form
 from ziggurat.serve.llm.tool_parsers import CallStream, Delta, ToolCallParser

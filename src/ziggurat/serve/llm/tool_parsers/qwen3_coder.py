@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 
 from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.llm.call_deltas import StateCallStream
 from ziggurat.serve.llm.call_text import (
     SPACE,
     answer_rule,
@@ -58,7 +59,7 @@ VALUE
 """Instructions about tools, for models whose chat template has no place for them."""
 
 
-class TagCallStream(CallStream):
+class TagCallStream(StateCallStream):
     """Incremental reader of calls in tags.
 
     Args:
@@ -67,30 +68,18 @@ class TagCallStream(CallStream):
     """
 
     def __init__(self, types: Mapping[str, Mapping[str, Json]] | None = None):
-        self.calls, self._held, self._types = 0, "", types
-        self._state, self._name = self._text, ""
+        super().__init__()
+        self._types, self._name = types, ""
         self._after_call, self._first, self._closed = False, True, False
 
-    def push(self, text: str) -> list[Delta]:
-        """Add text; returns the deltas that are decided."""
-        self._held += text
-        out: list[Delta] = []
-        while self._state(out):
-            pass
-        return out
-
-    def finish(self) -> list[Delta]:
-        """Deltas of the text still held back when the answer ends; a call that was cut off keeps
-        the parameters that are whole."""
-        out: list[Delta] = []
+    def _rest(self, out: list[Delta]) -> None:
+        """Let out what is held; a call that was cut off keeps the parameters that are whole."""
         if self._state == self._parameters:
             self._end(out)
         elif self._state == self._function:
             self._say(OPEN + self._held, out)
         elif self._state == self._text:
             self._say(self._held.lstrip(SPACE) if self._after_call else self._held, out)
-        self._held = ""
-        return out
 
     def _text(self, out: list[Delta]) -> bool:
         if self._after_call:

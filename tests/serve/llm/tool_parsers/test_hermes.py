@@ -7,12 +7,13 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.serve.llm.tool_parsers.reading import read
 
 from ziggurat.data import HuggingFaceTokenizer
 from ziggurat.data.tokenizers import byte_level
 from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.render import render_chat
-from ziggurat.serve.llm.tool_parsers import CallDelta, TextDelta
+from ziggurat.serve.llm.tool_parsers import CallDelta
 from ziggurat.serve.llm.tool_parsers.hermes import CallParser
 
 CALL = (
@@ -24,21 +25,7 @@ OTHER = '<tool_call>{"arguments": {"a": 1}, "name": "g"}</tool_call>'
 
 def parse(pieces):
     """Text between calls, and the calls, from what a parser lets out."""
-    parser = CallParser()
-    found = []
-    for delta in [d for piece in pieces for d in parser.push(piece)] + parser.finish():
-        if isinstance(delta, TextDelta):
-            if found and isinstance(found[-1], str):
-                found[-1] += delta.text
-            else:
-                found.append(delta.text)
-        elif delta.name is not None:
-            assert delta.index == sum(not isinstance(entry, str) for entry in found)
-            found.append([delta.name, delta.arguments])
-        else:
-            found[-1][1] += delta.arguments
-    assert parser.calls == sum(not isinstance(entry, str) for entry in found)
-    return found
+    return read(CallParser(), pieces)
 
 
 CASES = {

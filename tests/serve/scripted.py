@@ -22,11 +22,13 @@ class Scripted(Engine):
         self.tokenizer.chat_templates["default"] = TEMPLATE
         self.settings, self.monitor = EngineConfig(), None
         self.script, self.size, self.reason, self.prompts = "", 3, "stop", []
+        self.params = None
 
     def statistics(self):
         return EngineStatistics(0, 0, 0.0, 1, 1, 0, 0, 0)
 
     def submit_together(self, requests, listener, **_):
+        self.params = requests[-1][1]
         return [self._say(prompt, listener(place)) for place, (prompt, _) in enumerate(requests)]
 
     def _say(self, prompt, listener):

@@ -3,7 +3,7 @@ before a form that is enforced."""
 
 import pytest
 from prometheus_client import CollectorRegistry
-from tests.serve.conftest import TEMPLATE, serving
+from tests.serve.conftest import TEMPLATE, allowed_ids, serving
 from tests.serve.scripted import Scripted
 
 from ziggurat.serve.composition import Generator, openai_parts
@@ -88,6 +88,19 @@ def test_calls_follow_the_reasoning(scripted):
     assert (message.reasoning, message.content) == (CALL, None)
     assert made.choices[0].finish_reason == "tool_calls"
     assert len(message.tool_calls) == 1
+
+
+@pytest.mark.parametrize("think", [True, False])
+def test_a_form_is_enforced_behind_the_reasoning_alone(scripted, think):
+    pytest.importorskip("llguidance")
+    form = {"structured_outputs": {"regex": "[ab]"}, "chat_template_kwargs": {"think": think}}
+    chat(scripted, "Two.</think>a" if think else "a", extra_body=form)
+    made = scripted[0].params.constraint()
+    if think:
+        assert ord("z") in allowed_ids(made.mask())
+        for byte in b"z</think>":
+            made.accept(byte)
+    assert {i for i in allowed_ids(made.mask()) if i < 257} == set(b"ab")
 
 
 def test_a_response_has_a_reasoning_item(scripted):

@@ -371,10 +371,6 @@ class Trial:
             return config_parity.Verdict("refused")
         return found
 
-    def fault(self) -> str:
-        """What is wrong with our reading; empty where nothing is."""
-        return self.verdict().fault
-
 
 def architecture(model_type: str) -> str:
     """The class that is read of a type."""

@@ -52,13 +52,13 @@ def subject(config, precision: Precision):
 
 def spread(params):
     """Parameters of which none is zero, so that every gradient is there."""
-    keys = jax.random.split(jax.random.key(1), len(jax.tree.leaves(params)))
-    leaves, tree = jax.tree.flatten(params)
-    moved = [
-        (x.astype(jnp.float32) + 0.1 * jax.random.normal(k, x.shape)).astype(x.dtype)
-        for x, k in zip(leaves, keys)
-    ]
-    return jax.tree.unflatten(tree, moved)
+    rng = np.random.default_rng(1)
+
+    def moved(x):
+        noise = 0.1 * rng.normal(size=x.shape)
+        return jnp.asarray(np.asarray(x, np.float32) + noise, x.dtype)
+
+    return jax.tree.map(moved, params)
 
 
 QUICK = ("gpt2",)
@@ -95,8 +95,9 @@ def test_gradients_are_those_of_float32(kind):
     model, _, batch = subject(config, Precision("bfloat16", "float32"))
     params = spread(model.init(jax.random.key(0)))
     found = jax.jit(errors, static_argnums=2)(params, batch, "float32")
-    # a step size passes softplus and an exponential of its product with a rate: errors double
-    bounds = {name: BOUND * (1 + name.endswith("mamba.step_bias")) for name in named_leaves(found)}
+    # each micro-batch's gradient is rounded to bfloat16, and in these they largely cancel
+    cancelling = ("mamba.step_bias", "delta_net.decay_bias")
+    bounds = {name: BOUND * (1 + name.endswith(cancelling)) for name in named_leaves(found)}
     large = {name: float(e) for name, e in named_leaves(found).items() if not e < bounds[name]}
     assert not large
 

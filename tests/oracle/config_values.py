@@ -334,6 +334,8 @@ REFUSED_ALL_THE_SAME = (
     "add_cross_attention",  # it has weights, for an encoder's states that no text gives
     "gelu_10",  # clipped at 10, which tiny models do not reach
     "found 'relu6'",  # clipped at 6, where the default is ReLU
+    "leaves such weights as they are",  # DeepSeek-V2's own code divides them by their sum
+    "the experts of",  # more experts than its groups hold: the surplus ones weigh nothing
     "by its other name",  # a key and its alias differ: transformers takes the later one
 )
 """What we say of values that ask for something that transformers does not do."""

@@ -108,6 +108,7 @@ HARMLESS: Mapping[str, str] = {
     "hidden_dropout_prob": "dropout, in training only",
     "initializer_cutoff_factor": "initial weights",
     "initializer_factor": "initial weights",
+    "layerdrop": "layers left out, in training only",
     "layerscale_value": "initial weights",
     "loss_type": "the loss",
     "mlp_dropout": "dropout, in training only",
@@ -158,6 +159,7 @@ HARMLESS: Mapping[str, str] = {
     # generation, beyond what GenerationConfig lists
     "max_new_tokens": "generation",
     "cls_token_id": "the tokenizer's",
+    "eod_token_id": "the tokenizer's",
     "prefix": "generation",
     "sep_token_id": "the tokenizer's",
     "task_specific_params": "generation",

@@ -269,6 +269,16 @@ def read_fields(
     }
 
 
+def with_head_dim(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``config.json`` of a type whose ``head_dim`` has a default, and for which a null says that
+    heads share the model's width: the width of a head in its place."""
+    if "head_dim" not in values or values["head_dim"] is not None:
+        return values
+    hf = HFConfig(values)
+    own = hf.whole("hidden_size") // max(hf.whole("num_attention_heads"), 1)
+    return {**values, "head_dim": own}
+
+
 def read_rotary(
     hf: HFConfig, length: Any, partial: bool = False, theta: str = "rope_theta"
 ) -> dict[str, Any]:

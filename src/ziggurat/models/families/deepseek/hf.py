@@ -75,13 +75,14 @@ def from_hf(values: Mapping[str, Any]) -> DeepseekV2Config | DeepseekV3Config:
                     f"config.json: {key}.mscale_all_dim", found="a value", expected="type yarn"
                 )
     hf.refuse_unless("num_key_value_heads", (settings["n_heads"],), "each head has its own keys")
-    hf.refuse_unless("head_dim", (settings["rotary_dim"],))
     hf.refuse_unless("qk_head_dim", (hf.whole("qk_nope_head_dim") + hf.whole("qk_rope_head_dim"),))
     hf.refuse_unless("moe_layer_freq", (1,))
     second = hf.model_type == "deepseek_v2"
     if second:
         settings |= _second_router(hf)
+        hf.given("head_dim")  # transformers takes qk_rope_head_dim for it
     else:
+        hf.refuse_unless("head_dim", (settings["rotary_dim"],))
         settings |= {ours: hf.get(theirs) for ours, theirs in V3_SWITCHES.items()}
         hf.refuse_unless("topk_method", ("noaux_tc",))
         hf.refuse_unless("scoring_func", ("sigmoid",))

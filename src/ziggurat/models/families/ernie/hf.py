@@ -9,7 +9,12 @@ from ziggurat.models.conversion.hf_config import HFConfig, checked
 from ziggurat.models.conversion.rotary_order import attention_orders, reordered
 from ziggurat.models.conversion.rotary_settings import hf_rope
 from ziggurat.models.conversion.weight_names import WeightName
-from ziggurat.models.families.decoder_fields import read_fields, read_rotary, write_fields
+from ziggurat.models.families.decoder_fields import (
+    read_fields,
+    read_rotary,
+    with_head_dim,
+    write_fields,
+)
 from ziggurat.models.families.ernie.config import Ernie45Config, Ernie45MoeConfig
 from ziggurat.models.families.mixture_fields import feed_forward_names
 from ziggurat.nn.attention import GroupedAttentionConfig
@@ -41,7 +46,7 @@ def from_hf(values: Mapping[str, Any]) -> Ernie45Config | Ernie45MoeConfig:
     Raises:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
-    hf = HFConfig(values)
+    hf = HFConfig(with_head_dim(values))
     settings = read_fields(hf)
     settings |= read_rotary(hf, settings["max_sequence_length"])
     mixture = hf.model_type == "ernie4_5_moe"

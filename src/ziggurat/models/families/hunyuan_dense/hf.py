@@ -46,7 +46,6 @@ def from_hf(values: Mapping[str, Any]) -> HunyuanDenseConfig:
         theta = settings["rope"].theta
         settings["rope"] = RopeConfig(theta=theta, scaling=NtkScaling(alpha=alpha))
     settings["attention_bias"] = hf.get("attention_bias")
-    hf.given("eod_token_id")  # the tokenizer's
     hf.finish()
     return checked(HunyuanDenseConfig, settings, "config.json")
 

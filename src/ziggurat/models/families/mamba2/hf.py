@@ -60,13 +60,20 @@ def from_hf(values: Mapping[str, Any]) -> Mamba2ModelConfig:
         )
     settings |= read_step_limits(hf) | {
         "mamba_activation": activation(hf),
-        "initial_steps": (hf.get("time_step_min"), hf.get("time_step_max")),
+        "initial_steps": _initial_steps(hf),
     }
     hf.refuse_unless("rms_norm", (True,), "the output is always normalised here")
     for key in INERT:
         hf.given(key)
     hf.finish()
     return checked(Mamba2ModelConfig, settings, "config.json")
+
+
+def _initial_steps(hf: HFConfig) -> tuple[Any, Any]:
+    """Ends of the interval that initial steps are drawn from, in whichever order they stand."""
+    first, last = hf.get("time_step_min"), hf.get("time_step_max")
+    numbers = all(isinstance(end, (int, float)) for end in (first, last))
+    return (last, first) if numbers and last < first else (first, last)
 
 
 def to_hf(config: Mamba2ModelConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from ziggurat.models.families.decoder_fields import (
     decoder_names,
     read_fields,
     read_rotary,
+    with_head_dim,
     write_fields,
 )
 from ziggurat.models.families.seed_oss.config import SeedOssConfig
@@ -23,10 +24,7 @@ def from_hf(values: Mapping[str, Any]) -> SeedOssConfig:
     Raises:
         ModelError: a key is missing, or a switch is set that the family does not implement.
     """
-    hf = HFConfig(values)
-    if "head_dim" in values and values["head_dim"] is None:  # null is not the default of 128
-        own = hf.whole("hidden_size") // max(hf.whole("num_attention_heads"), 1)
-        hf = HFConfig({**values, "head_dim": own})
+    hf = HFConfig(with_head_dim(values))
     settings = read_fields(hf)
     settings |= read_rotary(hf, settings["max_sequence_length"])
     settings |= {key: hf.get(key) for key in BIASES}

@@ -46,9 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.add_cleanup(functools.partial(shutil.rmtree, PROGRAMS, ignore_errors=True))
 
 
-SHARES = {12: 8, 4: 3}
-"""``make test`` runs one in eight of a test's cases where they are more than twelve, and one in
-three where they are more than four."""
+SHARES = {100: 24, 12: 12, 4: 4}
+"""``make test`` runs one in 24 of a test's cases where they are more than a hundred, one in twelve
+where they are more than twelve, and one in four where they are more than four."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -46,6 +46,7 @@ def test_page(path, tmp_path, monkeypatch):
     assert run_page(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_page_whose_output_differs_fails():
     with pytest.raises(AssertionError, match="printed"):
         run_page("```python\n# cell\nprint(1)\n```\n\n```text\n2\n```\n")

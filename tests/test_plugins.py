@@ -111,6 +111,7 @@ def test_objects_from_python(tmp_path):
     assert done.stdout.strip() == "finished"
 
 
+@pytest.mark.slow
 def test_a_plugin_that_fails_is_named_in_one_line_and_hurts_no_other_run(tmp_path):
     folder = installed(tmp_path / "site", my_parts="raise RuntimeError('broken\\nin two')\n")
     (tmp_path / "run.toml").write_text(FILES["run.toml"])

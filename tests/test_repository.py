@@ -256,6 +256,7 @@ def test_public_names_are_not_taken_for_private_ones():
     assert not private_names(text)
 
 
+@pytest.mark.slow
 def test_private_names_of_other_libraries_stand_in_one_file_each():
     wrong, used = [], set()
     for folder in ("src", "tests", "scripts", "benchmarks", "examples"):
@@ -351,6 +352,7 @@ def test_a_class_name_stands_for_one_thing():
     assert shared.keys() == SHARED_NAMES.keys(), shared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("line", "problem"),
     [

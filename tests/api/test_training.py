@@ -69,6 +69,7 @@ class Sink:
         self.closed = True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iterated", [False, True], ids=["MapDataset", "IterDataset"])
 @pytest.mark.sweep
 def test_optimizer_and_data_resume_bit_for_bit(tmp_path, iterated):
@@ -97,6 +98,7 @@ def test_optimizer_and_data_resume_bit_for_bit(tmp_path, iterated):
     assert sources["optimizer.kind"] == sources["data.kind"] == "Python"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_must_be_given_its_objects_again(tmp_path):
     ziggurat.train(tables(tmp_path), overrides=["train.steps=2"], optimizer=adam())
     stored = tmp_path / "tiny" / "run.toml"
@@ -108,6 +110,7 @@ def test_a_resumed_run_must_be_given_its_objects_again(tmp_path):
     assert ziggurat.train(stored, overrides=["train.steps=4"], optimizer=adam()).finished
 
 
+@pytest.mark.slow
 def test_an_objective_of_the_caller(tmp_path):
     class Halved(PackedText):
         def sums(self, run, model, layout):

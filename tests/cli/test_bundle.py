@@ -130,6 +130,7 @@ def wait_for(url):
     return None
 
 
+@pytest.mark.slow
 def test_a_server_process_of_a_repository(folder):
     grpcclient = pytest.importorskip("tritonclient.grpc")
     options = ["models", "--port", "0", "--grpc-port", "0", "--api-key", "sesame"]

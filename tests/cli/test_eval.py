@@ -21,6 +21,7 @@ def saved(tmp_path_factory):
     return str(directory)
 
 
+@pytest.mark.slow
 def test_a_task_and_a_text_with_their_figures(saved, tmp_path, capsys):
     text, figures = tmp_path / "text.txt", tmp_path / "figures.json"
     text.write_text("held out " * 200)

@@ -56,6 +56,7 @@ def expected(saved):
         }
 
 
+@pytest.mark.slow
 def test_generate_continues_the_prompt(saved, expected, capsys):
     options = ["--prompt", "ab", "--max-tokens", "12"]
     assert generate.main([str(saved), *options, "--temperature", "0"]) == 0

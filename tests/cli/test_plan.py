@@ -52,6 +52,7 @@ def test_a_step_compiled_for_tpu(run_file, tmp_path, capsys):
     assert "http:" not in page.replace("https:", "http:")
 
 
+@pytest.mark.slow
 def test_the_search_writes_the_winner_as_a_run_file(run_file, tmp_path, capsys):
     args = [run_file, "--topology", "v5e:2x2", "--model.n-layers=1", "--search", "--analytic"]
     assert main(["plan", *args]) == 0

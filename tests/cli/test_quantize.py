@@ -48,6 +48,7 @@ def small(saved, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_what_was_written_is_read_and_generated_from(small, capsys):
     loaded = pretrained.load(small)
     kinds = {name.split(".")[1]: f.weight for name, f in formats_of(loaded.params).items()}
@@ -60,6 +61,7 @@ def test_what_was_written_is_read_and_generated_from(small, capsys):
     assert "verified" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_budget_gives_a_recipe_that_the_checkpoint_keeps(saved, tmp_path, capsys):
     """The recipe's file makes the same weights again."""
     (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 8)
@@ -106,6 +108,7 @@ def test_export_writes_floats_again_and_says_so(small, tmp_path, caplog):
     np.testing.assert_array_equal(run(again.params, tokens), expected)
 
 
+@pytest.mark.slow
 def test_calibrated(saved, tmp_path, capsys):
     """The record of the step says how; the same command gives the same weights."""
     (tmp_path / "text").write_text("The quick brown fox jumps over the lazy dog. " * 40)

@@ -178,6 +178,7 @@ def snapshot(directory: Path) -> dict[str, tuple]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", READERS.values(), ids=READERS.keys())
 def test_the_directory_is_as_it_was(command, models, watch, tmp_path, monkeypatch, capsys):
     if command.startswith("plan"):

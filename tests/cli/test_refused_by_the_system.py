@@ -65,6 +65,7 @@ def one_line(capsys) -> str:
     return errors[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
 @pytest.mark.parametrize("args", WRITING.values(), ids=WRITING)
 def test_a_place_that_cannot_be_written_to(args, place, here, capsys):

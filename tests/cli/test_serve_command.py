@@ -37,6 +37,7 @@ FEW = ["--max-running", "1", "--max-batched-tokens", "16", "--max-sequence-lengt
 """Options that leave few programs to compile."""
 
 
+@pytest.mark.slow
 def test_warm_only_fills_the_cache_for_the_next_start(saved, tmp_path, capsys):
     options = [str(saved), *FEW, "--port", "0", "--compile-cache", str(tmp_path), "--warm-only"]
     for loaded in (False, True):
@@ -48,6 +49,7 @@ def test_warm_only_fills_the_cache_for_the_next_start(saved, tmp_path, capsys):
         assert told.endswith(f", {count if loaded else 0} of them from the cache")
 
 
+@pytest.mark.slow
 def test_a_server_process_answers_those_with_a_key_and_drains(saved, monkeypatch):
     monkeypatch.setenv("ZIGGURAT_API_KEY", "sesame")
     options = [str(saved), *FEW, "--port", "0", "--name", "mine", "--access-log"]

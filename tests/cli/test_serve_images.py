@@ -61,6 +61,7 @@ def ask(client, messages):
     return found.choices[0].message.content.split()
 
 
+@pytest.mark.slow
 def test_files_under_the_root_are_read(client, root):
     """By ``file://``, and by a path from the root on: the answer of transformers."""
     answer = [f"t{token}" for token in qwen_vl.load(CASE).answers["turns"][1]]

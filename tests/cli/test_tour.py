@@ -8,6 +8,7 @@ from ziggurat.cli.tour_stops import STOPS, Stop
 from ziggurat.core.errors import ConfigError
 
 
+@pytest.mark.slow
 def test_a_failed_command_is_told_and_the_next_row_is_visited(tmp_path, monkeypatch, capsys):
     broken = Stop(
         function="Broken",

@@ -28,6 +28,7 @@ def audio(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_every_format_is_written(tiny, audio, capsys):
     speech = ziggurat.load(tiny)
     assert isinstance(speech, PretrainedSpeech)

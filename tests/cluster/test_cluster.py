@@ -12,6 +12,7 @@ from ziggurat.cluster import Cluster, HostError, HostLostError
 from ziggurat.core.errors import ClusterError, EnvironmentError
 
 
+@pytest.mark.slow
 def test_values_and_output_come_back_with_the_host(cluster, printed):
     first, second = cluster.run(programs.whoami, "hello")
     assert first != second

@@ -130,6 +130,7 @@ def test_a_host_is_told_that_it_will_be_taken_away(folder, cluster, peace):
     compare(run, peace, exact=True)
 
 
+@pytest.mark.slow
 def test_the_controller_is_told_to_stop(folder, cluster, peace):
     run = Run(folder, "stopped", f"train.steps={STEPS}")
     wait_for_hosts(cluster, 3)

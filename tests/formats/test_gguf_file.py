@@ -263,6 +263,7 @@ def smollm(real) -> GgufFile:
     return GgufFile(real)
 
 
+@pytest.mark.slow
 def test_a_real_model(smollm):
     assert smollm.metadata["llama.block_count"] == 30
     assert len(smollm.tensors) == 272

@@ -172,6 +172,7 @@ def test_experts_of_every_type_are_dequantised_one_at_a_time(kind):
     assert compiled.memory_analysis().temp_size_in_bytes <= 2 * matrix + again
 
 
+@pytest.mark.slow
 def test_an_adapted_quantised_expert_rounds_what_its_base_multiplies():
     x, kernel, _ = inputs(ROWS, 4)
     sizes = jnp.array(GROUPS["even"])

@@ -63,6 +63,7 @@ def test_what_a_type_does_not_declare_is_refused(octal):
             config.parse(Recipe, RULE.replace("tile_size = 16", key))
 
 
+@pytest.mark.slow
 def test_from_the_recipe_to_a_checkpoint_and_back(octal, tmp_path):
     model = LanguageModel.build(
         LlamaConfig(vocab_size=257, d_model=32, n_layers=2, n_heads=2, d_ff=64, init_std=0.1)

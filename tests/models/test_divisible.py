@@ -36,6 +36,7 @@ class SwitchesConfig:
         return dataclasses.replace(MIXED, vocab_size=41, layers=self.layers)
 
 
+@pytest.mark.slow
 def test_repeated_heads_and_a_padded_vocabulary_keep_the_logits():
     """A gated delta net with two key heads for four value heads, and attention with biases and
     norms over each head and over all of them, on four devices."""

@@ -78,6 +78,7 @@ def outputs_and_gradients(outputs: Callable[[Any], jax.Array], params: Any) -> A
     return np.asarray(found), named_leaves(gradients)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_and_gradients_are_those_of_one_device(kind):
     model, params, outputs = case(kind)

@@ -36,6 +36,7 @@ def loss(model, params):
 MESHES = [{"context": 2, "tensor": 2}, {"fsdp": 2, "data": 2}, {"tensor": 2}, {"context": 2}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stack", "axes"),
     [(name, axes) for name in STACKS for axes in MESHES[: 4 if name == "delta_net" else 2]],

@@ -129,6 +129,7 @@ def test_images_without_a_token_between_them_are_one_block():
     assert np.asarray(found.last_seen)[0].tolist() == [0, *[8] * 8, 9, *[13] * 4]
 
 
+@pytest.mark.slow
 def test_generated_tokens_are_those_of_full_passes():
     model = VisionLanguageModel.build(gemma())
     params = model.init(jax.random.key(1))

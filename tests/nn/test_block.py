@@ -86,6 +86,7 @@ def layer_scaled(b, a, f):
     return y + b.mlp_scale[...][None, None] * f(b.mlp_norm(y))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("equation", "switches"),
     [

@@ -57,6 +57,7 @@ def test_a_bias_joins_the_scores_in_both_plain_forms():
             attention(query, key, value, mask, scale=0.5, bias=bias, implementation=name)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_state():
     for config in (
         BERT,
@@ -73,6 +74,7 @@ def test_padding_changes_no_state():
         np.testing.assert_allclose(padded[:, :3], short, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_scalings_that_depend_on_the_length_go_by_the_row():
     """LongRoPE: beyond the original length another list of factors, counted without padding."""
     scaling = LongRopeScaling(short_factor=(1.0,) * 4, long_factor=(3.0,) * 4, original_length=4)

@@ -24,6 +24,7 @@ def read(text: str) -> LlamaConfig:
     return config.parse(File, f"model = {{ {BASE}, {text} }}").value.model
 
 
+@pytest.mark.slow
 def test_a_named_mixer_decodes_as_it_reads():
     settings = read("mixer = { kind = 'delta_net', taps = 3 }")
     model = LanguageModel.build(settings)

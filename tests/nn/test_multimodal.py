@@ -46,6 +46,7 @@ def test_an_embedding_stands_in_its_tokens_place(model):
     assert float(jnp.abs(found - model.logits(params, TOKENS)).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_embeddings_and_not_the_tokens_below():
     model = LanguageModel.build(dataclasses.replace(CONFIG, tie_embeddings=False))
     params = model.init(jax.random.key(0))

@@ -67,6 +67,7 @@ def positions_of(tokens):
     return jnp.broadcast_to(jnp.arange(tokens.shape[1])[None], tokens.shape)
 
 
+@pytest.mark.slow
 @every_stack
 @pytest.mark.sweep
 def test_packed_documents_are_as_if_alone(name):
@@ -102,6 +103,7 @@ def test_rows_of_different_length_share_a_cache(name, storage):
     assert cache.states[-1].keys.dtype == ROUNDED.get(storage, jnp.float32)
 
 
+@pytest.mark.slow
 @every_stack
 @pytest.mark.sweep
 def test_gradients_reach_every_parameter(name):

@@ -79,6 +79,7 @@ def test_windows_reach_as_far_as_they_say():
     assert (np.abs(np.asarray(after - before)).max(-1) > 1e-6).all()
 
 
+@pytest.mark.slow
 def test_gradients_reach_every_parameter():
     model, params = build(CONFIGS["taps"])
     where, given = places(model.config, [GRIDS]), patches(1, 68)

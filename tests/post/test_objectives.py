@@ -73,6 +73,7 @@ def tuned(here, small):
     return (small, *settings), finish(small, f"output={here / 'whole'}", *settings)
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_completions_only(here, tuned):
     _, outcome = tuned
     losses = metrics(here / "whole/run", "loss")
@@ -84,6 +85,7 @@ def test_fine_tuning_learns_completions_only(here, tuned):
     assert ord("?") in prompts
 
 
+@pytest.mark.slow
 def test_interrupted_adapters_end_where_undisturbed_ones_end(here, tuned):
     (small, *settings), outcome = tuned
     base = {name: np.asarray(leaf) for name, leaf in named_leaves(_frozen(outcome)).items()}
@@ -100,6 +102,7 @@ def _frozen(outcome):
     return outcome.experiment.parts.frozen["base"]
 
 
+@pytest.mark.slow
 def test_a_run_of_adapters_is_a_model(here, tuned):
     """Merged when it is read: what every command and the next run file take."""
     _, outcome = tuned

@@ -109,6 +109,7 @@ def test_activations_may_be_scaled_by_token_where_weights_have_tiles(x):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradients_reach_activations_through_a_quantised_weight(x):
     """What an adapter beside a frozen quantised base needs (QLoRA)."""
     made = quantize_array(jnp.ones((WIDTH, 4)), WeightFormat("nf4", tile_size=32), -2)

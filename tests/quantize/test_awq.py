@@ -114,6 +114,7 @@ def run(model, params, recipe, rounding):
     return quantize_calibrated(params, recipe, summed_axes(model), rounding, layers, places)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "recipe"), [("awq", "int4"), ("smoothquant", "w8a8"), ("autoround", "int4")]
 )
@@ -161,6 +162,7 @@ def test_folded_factors_cancel():
     assert np.ptp(scale[1:8]) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [

@@ -48,6 +48,7 @@ def distance(model, params, before):
     return float(jnp.square(logits(params, ROWS) - logits(before, ROWS)).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepseek_v3", "qwen3_next"])
 @pytest.mark.sweep
 def test_outputs_change_less_than_by_rounding_to_nearest(kind, caplog):
@@ -73,6 +74,7 @@ class Diagonal(LayerByLayer):
         }
 
 
+@pytest.mark.slow
 def test_most_of_the_loss_goes_where_inputs_vary_together():
     """Embeddings of rank 4: 0.12 of the loss remains. With a wrong Hessian, without the errors'
     way to later inputs, or calibrated on what the float layers put out, it is 0.24 to 1.2."""

@@ -104,6 +104,7 @@ def refused(recipe):
     raise AssertionError("rounding to nearest needs no text")
 
 
+@pytest.mark.slow
 def test_a_tiny_model_holds_the_budget_on_its_text_and_beats_uniform_recipes(sampled):
     from ziggurat.api.quantizing_mixed import Budget, find_recipe
     from ziggurat.data.tokenizers import byte_level

@@ -83,6 +83,7 @@ def test_a_run_learns_saves_evaluates_and_reports(tmp_path, one_device):
     assert {"start", "compile", "data", "step", "evaluation", "checkpoint"} <= set(ledger)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["mesh={fsdp=4, tensor=2}", "mesh={fsdp=2, tensor=2, context=2}"])
 @pytest.mark.sweep
 def test_sharded_training_equals_unsharded(tmp_path, plain, mesh):
@@ -200,6 +201,7 @@ def test_other_settings_are_another_run(plain):
         train(resolved(output, *SETTINGS, "optimizer.lr=0.5"))
 
 
+@pytest.mark.slow
 def test_a_finished_run_does_nothing_more(plain, one_device):
     before = losses(plain[0])
     outcome = train(resolved(f"output={plain[0].parent}", *SETTINGS))

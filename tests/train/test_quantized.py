@@ -53,6 +53,7 @@ def test_values_are_rounded_and_gradients_are_not(kind):
     np.testing.assert_array_equal(slope, other)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_rounded_weights(trained, tmp_path, monkeypatch):
     """Before the first update, against the floats' loss; and the run learns."""
     devices = jax.devices()[:1]
@@ -76,6 +77,7 @@ def test_a_resumed_run_ends_as_an_undisturbed_one(trained, tmp_path, monkeypatch
         np.testing.assert_array_equal(array, second[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_sharded_as_on_one_device(trained, tmp_path):
     """Matrices divided along both axes: tiles of inputs lie on several devices."""
     mesh = ("mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2")

@@ -278,6 +278,7 @@ def test_without_the_library_results_are_the_same(monkeypatch):
     np.testing.assert_allclose(found, project_rows(x, made), rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_gradients_and_maps_are_the_definitions():
     x, w = (jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((2, 3, 6), (6, 4)))
 

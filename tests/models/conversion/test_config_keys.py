@@ -246,6 +246,7 @@ def test_the_page_on_adding_a_family_is_there():
     assert f"### {section.partition(chr(39))[0]}\n" in text
 
 
+@pytest.mark.slow
 def test_few_keys_tell_no_family():
     with pytest.raises(ModelError) as caught:
         family_for_config({"model_type": "new", "image_size": 3})

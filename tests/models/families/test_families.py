@@ -39,6 +39,7 @@ def test_states_of_encoders_equal_transformers(case):
     np.testing.assert_allclose(encoded_states(case), families.load(case).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @every_case
 def test_prefill_and_decode_equal_the_full_forward(case):
     logits, lengths = decoded_logits(case)

@@ -46,6 +46,7 @@ def loss(model, params):
     return jax.nn.log_softmax(logits)[..., 0].mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [{"expert": 2, "tensor": 2}, {"context": 2, "fsdp": 2}])
 @pytest.mark.sweep
 def test_packed_rows_on_a_mesh_train_as_on_one_device(axes):

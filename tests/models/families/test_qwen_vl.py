@@ -169,6 +169,7 @@ def test_greedy_decoding_equals_transformers(case):
     assert found == qwen_vl.load(case).generated.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["qwen2_5_vl", "qwen3_vl", "qwen3_5"])
 def test_rows_of_a_batch_are_as_if_alone(case):
     """One row with both pictures, one with the second alone and padding, one with none."""

@@ -52,6 +52,7 @@ def file(small, tmp_path_factory):
     return export_gguf(small, tmp_path_factory.mktemp("gguf") / "out" / "small.gguf")
 
 
+@pytest.mark.slow
 def test_types_and_values(small, file):
     """Rows of queries and keys are interleaved there; the package's own dequantiser reads them."""
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}

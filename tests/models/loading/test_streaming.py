@@ -81,6 +81,7 @@ def check(output, directory):
             np.testing.assert_array_equal(ours.view(np.uint8), theirs.view(np.uint8), err_msg=name)
 
 
+@pytest.mark.slow
 def test_memory_stays_within_the_bound_and_a_kill_costs_a_batch(large, tmp_path):
     files = [file.stat().st_size for file in large.glob("*.safetensors")]
     target, batches = sum(files), streaming.count_batches(described(large))

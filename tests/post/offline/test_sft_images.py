@@ -155,6 +155,7 @@ def tensors(directory):
     return {part_of(name): array for name, array in load_file(file).items()}
 
 
+@pytest.mark.slow
 def test_packed_rows_equal_single_ones(fresh, squares, tmp_path):
     """One row with several records has the losses and gradients of a row for each."""
     found = []
@@ -185,6 +186,7 @@ def same(found, expected):
     np.testing.assert_allclose(found, expected, atol=1e-7, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["language", "projector", "adapter"])
 @pytest.mark.sweep
 def test_frozen_parts_stay_and_the_checkpoint_is_whole(trained, fresh, squares, tmp_path):

@@ -40,6 +40,7 @@ def ending_anywhere(count, seed):
         yield prompt, SamplingParams(seed=number, max_tokens=40, stop_token_ids=ends)
 
 
+@pytest.mark.slow
 def test_lanes_that_end_unforeseen_leave_the_others_their_tokens(engine, chained, monkeypatch):
     """Twelve blocks for four sequences: what one gives back is another's at the next step, and full
     blocks are found again by the second round's prompts."""

@@ -107,6 +107,7 @@ def alone(tokenizer):
     return answer(*every_layer(), tokenizer, None)
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 @pytest.mark.parametrize("where", MESHES)
 def test_every_kind_of_layer_gives_the_tokens_of_one_device(where, alone, tokenizer):
@@ -165,6 +166,7 @@ def test_weights_are_read_into_their_shards(files, form):
     assert max(sizes.values()) < 0.35 * sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params))
 
 
+@pytest.mark.slow
 def test_a_path_is_served_on_a_mesh(files):
     """Int8 weights and an int8 cache, of two key/value heads on four devices."""
     settings = dataclasses.replace(SETTINGS, kv_cache_dtype="int8")
@@ -227,6 +229,7 @@ def test_a_mesh_that_cannot_be_built_is_refused_in_one_line(text, told):
         serving_layout(text)
 
 
+@pytest.mark.slow
 def test_forms_of_a_mesh():
     assert sizes_of("tensor=2, expert=-1") == {"tensor": 2, "expert": -1}
     sizes = {"tensor=-1": 8, "tensor=2": 2, "tensor=3,expert=-1": 6}

@@ -84,6 +84,7 @@ def by_hand(mixed):
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_recurrent_layers_serve_beside_attention(mixed, by_hand, tokenizer):
     """Prompts in chunks, rows side by side, slots used again, sequences that lose their blocks."""
@@ -128,6 +129,7 @@ def on_both(tree):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["auto", "int8", "fp8_e4m3"])
 @pytest.mark.sweep
 def test_a_mesh_of_two_gives_the_tokens_of_one_device(dense, tokenizer, storage, tmp_path):
@@ -150,6 +152,7 @@ def test_a_mesh_of_two_gives_the_tokens_of_one_device(dense, tokenizer, storage,
         assert all(on_both(layer)), "every matrix is shared out"
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_recurrent_states_are_sharded_too(mixed, by_hand, tokenizer):
     with Engine(*mixed, tokenizer, SETTINGS, mesh=TENSOR) as engine:
@@ -168,6 +171,7 @@ def test_heads_that_do_not_divide_over_the_mesh_are_refused(dense, tokenizer):
         Engine(*dense, tokenizer, SETTINGS, mesh=layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("original", [CONTEXT // 2, CONTEXT])
 @pytest.mark.sweep
 def test_the_engines_longest_sequence_chooses_rotary_factors(dense, tokenizer, original):

@@ -43,6 +43,7 @@ def test_a_family_gives_the_same_tokens(case, tokenizer):
     assert greedy(made.model, made.params, tokenizer, TENSOR) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", NAMED)
 @pytest.mark.sweep
 def test_a_weight_format_gives_the_same_tokens(recipe, tokenizer):
@@ -59,6 +60,7 @@ def test_a_weight_format_gives_the_same_tokens(recipe, tokenizer):
 FOREIGN = ("gptq-4bit-ordered", "fp8-blocks", "modelopt-nvfp4", "bitsandbytes-nf4-nested")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FOREIGN)
 @pytest.mark.sweep
 def test_another_programs_checkpoint_gives_the_tokens_of_its_float_twin(name, tokenizer, tmp_path):
@@ -92,6 +94,7 @@ EXPERTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", EXPERTS.values(), ids=EXPERTS)
 @pytest.mark.parametrize("axes", [{"tensor": 2}, {"expert": 2}], ids=["tensor", "expert"])
 def test_quantised_experts_are_the_same_on_two_devices(format, axes):

@@ -67,20 +67,23 @@ def written(one):
     return row.tolist()
 
 
-def greedy(model, params, images, tokenizer, where):
-    """Greedy tokens after a text with two images, in chunks, and after the same from the prefix
-    cache, with their log-probabilities; on a mesh the tower is sharded too."""
-    first, second = map(written, images)
-    row = [1, 5, 6, 58, *first, 59, 7, 8, 9, 10, 58, *second, 59, 11, 12]
-    tower = params["tower"]
+def greedy(model, params, pairs, tokenizer, where):
+    """For each pair of images, greedy tokens after a text with both, in chunks, and after the same
+    from the prefix cache, with their log-probabilities; on a mesh the tower is sharded too."""
+    tower, spec = params["tower"], model.config.image_spec
     if where is not None:
         tower = jax.device_put(tower, model.tower.shardings(where))
-    found = PromptImages.of(row, images, model.tower.features(tower, images), model.config)
-    spec = model.config.image_spec
     with Engine(
         model.language, params["language"], tokenizer, LIMITS, mesh=where, images=spec
     ) as engine:
-        once, again = (list(engine.submit(row, GREEDY, images=found)) for _ in range(2))
+        return [answer(engine, model, tower, pair) for pair in pairs]
+
+
+def answer(engine, model, tower, images):
+    first, second = map(written, images)
+    row = [1, 5, 6, 58, *first, 59, 7, 8, 9, 10, 58, *second, 59, 11, 12]
+    found = PromptImages.of(row, images, model.tower.features(tower, images), model.config)
+    once, again = (list(engine.submit(row, GREEDY, images=found)) for _ in range(2))
     tokens = [event.token for event in once]
     assert tokens == [event.token for event in again]
     return tokens, np.array([one.logprob for event in once for one in event.logprobs])
@@ -90,9 +93,9 @@ def greedy(model, params, images, tokenizer, where):
 @pytest.mark.parametrize("name", MODELS)
 def test_two_devices_give_the_tokens_of_one(name, tokenizer):
     model, params, (first, second, third) = MODELS[name]()
-    alone, _ = greedy(model, params, [first, second], tokenizer, None)
+    ((alone, _),) = greedy(model, params, [(first, second)], tokenizer, None)
     assert len(alone) == 8
-    tokens, scores = greedy(model, params, [first, second], tokenizer, TENSOR)
+    pairs = (first, second), (third, second)
+    (tokens, scores), (_, others) = greedy(model, params, pairs, tokenizer, TENSOR)
     assert tokens == alone
-    _, others = greedy(model, params, [third, second], tokenizer, TENSOR)
     assert np.abs(others - scores).max() > TOLD_APART, "the answers must tell images apart"

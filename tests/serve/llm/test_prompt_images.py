@@ -65,6 +65,7 @@ def tokens_of(engine, images, params=GREEDY, row=ROW):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.sweep
 def test_tokens_are_those_of_plain_generation_also_from_the_prefix_cache(served):
     model, params, engine, size = served

@@ -50,6 +50,7 @@ def tokens_of(request):
     return found
 
 
+@pytest.mark.slow
 def test_each_conversation_also_from_the_prefix_cache(served):
     case, whole, engine = served
     for name in qwen_vl.CONVERSATIONS:
@@ -77,6 +78,7 @@ def test_all_together_forked_and_preempted(served):
     assert engine.statistics().preemptions > before
 
 
+@pytest.mark.slow
 def test_pictures_of_as_many_tokens_and_another_shape_are_told_apart(served):
     """The tokens of both prompts are equal; positions and content are not."""
     from PIL import Image

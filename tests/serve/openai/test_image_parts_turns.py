@@ -19,6 +19,7 @@ LIMITS = EngineConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["qwen2_5_vl", "qwen3_vl"])
 def test_a_conversation_of_several_turns(case):
     from PIL import Image

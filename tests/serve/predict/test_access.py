@@ -74,6 +74,7 @@ def rpc(channel, name, request, key=None):
     return future.code().name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [(), ("user",)])
 def test_an_administrators_key_alone_loads_and_unloads(made, keys):
     with serving(made, keys, ("admin",), model_control="explicit", load=("digits",)) as server:

@@ -275,6 +275,7 @@ def grpc_request(draw):
     return bytes(data)
 
 
+@pytest.mark.slow
 def test_a_thousand_odd_messages_over_grpc(server):
     draw = random.Random(2)
     before = psutil.Process().memory_info().rss

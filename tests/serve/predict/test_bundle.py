@@ -127,6 +127,7 @@ def test_linear_algebra_of_xla_is_allowed_and_tried_in_a_child(tmp_path, monkeyp
         assert len(tried) == expected
 
 
+@pytest.mark.slow
 def test_a_crash_in_the_child_is_an_error_here(tmp_path, monkeypatch):
     """The operator vouches for a target that kills whoever calls it."""
     from ziggurat.serve.predict import trial

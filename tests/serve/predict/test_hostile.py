@@ -36,6 +36,7 @@ def target(server):
     )
 
 
+@pytest.mark.slow
 def test_all_at_once(server):
     """Every client gets what it may get, probes and another model's clients all get 200."""
     infer = ("POST", "/v2/models/other/infer", hostile.request())

@@ -170,6 +170,7 @@ def test_statistics_add_up(client, triton):
     assert sum(size * count for size, count in after[3].items()) == after[0]
 
 
+@pytest.mark.slow
 def test_repository_calls(client, triton):
     def states():
         index = plain(client.get_model_repository_index())

@@ -88,6 +88,7 @@ def finished(tmp_path_factory):
     return train(resolved(f"output={tmp_path_factory.mktemp('whole')}"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "node",
     [

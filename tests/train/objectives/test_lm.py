@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tests.models.family_cases import ours
 
 from ziggurat.core.pytrees import named_leaves
@@ -12,6 +13,7 @@ from ziggurat.optim import LossConfig
 from ziggurat.train.objectives.lm import language_modelling
 
 
+@pytest.mark.slow
 def test_the_models_soft_cap_is_in_the_loss_and_its_gradients():
     """Gemma 2 with a cap of 3 on logits of order five; 40 tokens in chunks of 7.
 

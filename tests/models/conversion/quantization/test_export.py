@@ -81,6 +81,7 @@ def awq_weight(tensors, config):
 UNPACKED = {"compressed-tensors": compressed_weight, "gptq": gptq_weight, "awq": awq_weight}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "rules"),
     [

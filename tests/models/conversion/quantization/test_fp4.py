@@ -83,6 +83,7 @@ def directories(tmp_path):
     return tmp_path / "packed", tmp_path / "plain", stored
 
 
+@pytest.mark.slow
 def test_experts_stay_in_four_bits_and_give_the_logits_of_their_values(tmp_path):
     root, twin, stored = directories(tmp_path)
     loaded, plain = pretrained.load(root), pretrained.load(twin)

@@ -42,7 +42,7 @@ test-oracle: recomputed  ## parity with PyTorch and transformers; stored outputs
 	@$(PY) -m pytest -q -n $(JOBS) --dist worksteal -m parity
 
 check: $(VENV)/has-oracle $(VENV)/has-docs  ## everything CI runs: static checks, the site, then all tests
-	@$(MAKE) -j3 --output-sync=line static recomputed tested
+	@$(MAKE) -j3 static recomputed tested
 
 # Beside the static checks, which leave a core idle now and then; the site is tested too.
 tested: docs

@@ -22,7 +22,7 @@ class Scripted(Engine):
         self.tokenizer.chat_templates["default"] = TEMPLATE
         self.settings, self.monitor = EngineConfig(), None
         self.script, self.size, self.reason, self.prompts = "", 3, "stop", []
-        self.params = None
+        self.params = self.stop_text = None
 
     def statistics(self):
         return EngineStatistics(0, 0, 0.0, 1, 1, 0, 0, 0)
@@ -35,6 +35,6 @@ class Scripted(Engine):
         self.prompts.append(self.tokenizer.decode(prompt))
         pieces = [self.script[i : i + self.size] for i in range(0, len(self.script), self.size)]
         events = [TokenEvent(0, piece) for piece in pieces]
-        events.append(TokenEvent(256, "", finish_reason=self.reason))
+        events.append(TokenEvent(256, "", finish_reason=self.reason, stop_text=self.stop_text))
         threading.Thread(target=lambda: [listener(event) for event in [*events, None]]).start()
         return types.SimpleNamespace(cancel=lambda: None, timeline=Timeline(0.0, 1, 1, 1))

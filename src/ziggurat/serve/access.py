@@ -3,7 +3,7 @@
 import hmac
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,7 +38,7 @@ class RequireKey:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         keys = self._wanted(scope)
-        key = self._known(dict(scope["headers"]).get(b"authorization", b""), keys) if keys else None
+        key = self._known(_token(dict(scope["headers"])), keys) if keys else None
         if key is not None:  # request.state.client: who asks, for what is shared out among clients
             scope["state"] = {**scope.get("state", {}), "client": f"key {key}"}
         if key is not None or not keys:
@@ -62,14 +62,22 @@ class RequireKey:
             return self._admin_keys
         return self._keys
 
-    def _known(self, header: bytes, keys: Sequence[bytes]) -> int | None:
-        """The number of the key that a header bears; ``None`` for no key that is known."""
-        scheme, _, token = header.partition(b" ")
-        if scheme.lower() != b"bearer":
+    def _known(self, token: bytes, keys: Sequence[bytes]) -> int | None:
+        """The number of a key; ``None`` for no key that is known."""
+        if not token:
             return None
         # All are compared, each in constant time: timing tells nothing about them.
-        equal = [hmac.compare_digest(token.strip(), key) for key in keys]
+        equal = [hmac.compare_digest(token, key) for key in keys]
         return equal.index(True) if any(equal) else None
+
+
+def _token(headers: Mapping[bytes, bytes]) -> bytes:
+    """The key that a request bears: ``authorization: Bearer KEY``, or Anthropic's
+    ``x-api-key: KEY``; empty for none."""
+    scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
+    if scheme.lower() == b"bearer":
+        return token.strip()
+    return headers.get(b"x-api-key", b"").strip()
 
 
 class AccessLog:

@@ -6,6 +6,7 @@ import dataclasses
 from prometheus_client import CollectorRegistry
 
 from ziggurat.data import HuggingFaceTokenizer
+from ziggurat.serve.anthropic.message_service import MessageService
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.llm.engine import Engine
 from ziggurat.serve.llm.image_reader import ImageReader
@@ -65,7 +66,8 @@ def openai_parts(
 
     Args:
         registry: gets the models' metrics.
-        generator: answers ``/v1/completions``, ``/v1/chat/completions`` and ``/v1/responses``.
+        generator: answers ``/v1/completions``, ``/v1/chat/completions``, ``/v1/responses`` and
+            ``/v1/messages``.
         embedder: answers ``/v1/embeddings``, ``/score`` and ``/rerank``, as far as it can.
         memory: budget of the bytes of all requests, if they share it with others; default one of
             their own, of 256 MiB. Audio has one of its own in any case.
@@ -80,7 +82,7 @@ def openai_parts(
         text = TextService(
             engine, generator.name, metrics, generator.policy, off_loop, generator.images
         )
-        parts += [text.part(), ResponseService(text).part()]
+        parts += [text.part(), ResponseService(text).part(), MessageService(text).part()]
         vocabularies[generator.name] = Vocabulary(
             engine.tokenizer, engine.vocab_size, engine.max_length, generator.policy
         )

@@ -86,9 +86,30 @@ def describe(error: Exception) -> tuple[int, JsonObject]:
     return 500, error_body("the server failed; its log says why", "server_error")
 
 
+ANTHROPIC_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+}
+"""Types of errors by status, as Anthropic's clients know them; others are ``api_error``."""
+
+
+def describe_as_anthropic(error: Exception) -> tuple[int, JsonObject]:
+    """Status and body like :func:`describe`, in the form of Anthropic's clients."""
+    status, body = describe(error)
+    kind = ANTHROPIC_KINDS.get(status, "invalid_request_error" if status < 500 else "api_error")
+    return status, {"type": "error", "error": {"type": kind, "message": body["error"]["message"]}}
+
+
 def describe_for(path: str, error: Exception) -> tuple[int, JsonObject]:
-    """Status and body like :func:`describe`; below ``/v2`` in the form of KServe's clients,
-    ``{"error": TEXT}``."""
+    """Status and body like :func:`describe`; below ``/v1/messages`` in the form of Anthropic's
+    clients, and below ``/v2`` in that of KServe's, ``{"error": TEXT}``."""
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return describe_as_anthropic(error)
     status, body = describe(error)
     if path == "/v2" or path.startswith("/v2/"):
         return status, {"error": body["error"]["message"]}

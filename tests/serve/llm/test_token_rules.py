@@ -66,6 +66,7 @@ def test_a_stop_text_is_shown_if_asked_for(tokenizer, fields, said):
     events = [output.push(token) for token in b"one END" if output.finish_reason is None]
     assert "".join(event.text for event in events) == said
     assert events[-1].finish_reason == "stop"
+    assert [event.stop_text for event in events] == [None] * (len(events) - 1) + ["END"]
 
 
 def test_the_text_of_a_stop_id_is_shown_if_asked_for(tokenizer):

@@ -43,6 +43,8 @@ class Completion:
     logprobs: list[TokenLogprob] = dataclasses.field(default_factory=list)
     prompt_logprobs: PromptLogprobs | None = None
     """Log-probabilities of the prompt's tokens but the first, if asked for."""
+    stop_text: str | None = None
+    """Stop text at which it ended."""
 
     def add(self, event: TokenEvent) -> None:
         """Append one event of this completion."""
@@ -52,6 +54,7 @@ class Completion:
         if event.prompt_logprobs is not None:
             self.prompt_logprobs = event.prompt_logprobs
         self.finish_reason = event.finish_reason or self.finish_reason
+        self.stop_text = event.stop_text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,6 +46,8 @@ class TokenEvent:
     """Log-probability with which the token was drawn, if the engine reports ``scores``."""
     prompt_logprobs: PromptLogprobs | None = None
     """Log-probabilities of the prompt's tokens but the first, on a sequence's first event."""
+    stop_text: str | None = None
+    """Stop text at which a sequence ended, on its last event."""
 
 
 class OutputText:
@@ -99,7 +101,15 @@ class OutputText:
             text += "" if self._matcher.stopped else self._matcher.flush()
             self.finish_reason = "stop" if ended else "length"
         self._emitted += len(text)
-        return TokenEvent(token, text, self._choice, self.finish_reason, self._due(), score)
+        return TokenEvent(
+            token,
+            text,
+            self._choice,
+            self.finish_reason,
+            self._due(),
+            score,
+            stop_text=self._matcher.found,
+        )
 
     def _feed(self, text: str) -> str:
         self._decoded += len(text)

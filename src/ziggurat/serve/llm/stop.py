@@ -20,17 +20,23 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str], *, include: bool = False):
         self._stops, self._include = tuple(stops), include
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None
+        """The stop text at which the text ended."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop text has come."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """Add text; returns the part that cannot belong to a stop text."""
         if self.stopped:
             return ""
         text = self._held + text
-        found = [(at, len(stop)) for stop in self._stops if (at := text.find(stop)) >= 0]
+        found = [(at, len(stop), stop) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
-            self.stopped, self._held = True, ""
-            at, size = min(found)
+            at, size, self.found = min(found)
+            self._held = ""
             return text[: at + size if self._include else at]
         keep = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]

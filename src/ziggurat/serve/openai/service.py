@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ziggurat.data.chat import variables
 from ziggurat.serve.app import ServicePart
 from ziggurat.serve.bodies import read
 from ziggurat.serve.errors import UnknownModel
@@ -47,6 +48,8 @@ from ziggurat.serve.openai.token_stream import TokenStream, chunks
 
 SHOWN = 256
 """Bytes that a log-probability in an answer is charged with while the answer is made."""
+REASONING_SWITCHES = {"enable_thinking", "thinking"}
+"""Variables of published chat templates that turn reasoning on and off."""
 ID = 16
 """Bytes that a token id in an answer is charged with."""
 
@@ -138,6 +141,17 @@ class TextService:
     def max_length(self) -> int:
         """Longest prompt and output together, in tokens."""
         return self._engine.max_length
+
+    @property
+    def name(self) -> str:
+        """The model's name in requests."""
+        return self._name
+
+    @functools.cached_property
+    def reasoning_switches(self) -> frozenset[str]:
+        """Variables of the chat template by which reasoning is turned on and off."""
+        template = self._engine.tokenizer.chat_template
+        return frozenset() if template is None else variables(template) & REASONING_SWITCHES
 
     def part(self) -> ServicePart:
         """Routes and model card of the endpoints."""

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API: request and response bodies, and the endpoints over an engine."""

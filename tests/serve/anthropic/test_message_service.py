@@ -197,10 +197,10 @@ def test_reasoning_is_a_block_of_its_own_and_comes_back(scripted):
 
 def test_an_answer_that_is_begun_is_continued(scripted):
     engine, client = scripted
-    say(engine, "lo.")
-    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hel"}]
-    assert ask(client, turns).content[0].text == "lo."
-    assert engine.prompts[-1] == "<user>hi<assistant>Hel"
+    say(engine, "yes.")
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Well, "}]
+    assert ask(client, turns).content[0].text == "yes."
+    assert engine.prompts[-1] == "<user>hi<assistant>Well, "
 
 
 def test_turns_of_one_role_are_one(scripted):

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 PING_S = 1.0
 LOOK_S = 0.25
 _SHOWN_LINES = 40
-_EXPLAINED_S = 0.1
+_EXPLAINED_S = 0.5
 _MOST_KEPT = 16
 
 

@@ -35,7 +35,7 @@ class MessageEvents:
         self._open = False
         """Whether the last block may grow."""
         self._arguments = self._space = ""
-        """Of the open call; and white space that is text only if more text follows."""
+        """Arguments of the open call, and white space that is text only if more text follows."""
         self._reason: str | None = None
         self._stop_text: str | None = None
         self.prompt_tokens = 0

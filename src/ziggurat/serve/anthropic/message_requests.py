@@ -27,7 +27,7 @@ NOTHING_OF_TOOLS: dict[str, tuple[Json, ...]] = {
     "defer_loading": (False,),
     "input_examples": ([],),
 }
-"""The same of a tool."""
+"""Fields of a tool that are not applied, in the same way."""
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 """Types of ``tool_choice``, and what chats call them."""
 

@@ -11,13 +11,14 @@ ziggurat.serve.errors.RequestError: text: found Expected `str`, got `int`
 
 import array
 import re
+from collections.abc import Mapping
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 from ziggurat.core.errors import did_you_mean
-from ziggurat.core.json_types import JsonObject
-from ziggurat.serve.errors import RequestError, short
+from ziggurat.core.json_types import Json, JsonObject
+from ziggurat.serve.errors import RequestError, refused, short
 from ziggurat.serve.json_values import (
     LARGE,
     MAX_VALUES,
@@ -36,11 +37,15 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
 
     token_ids: ClassVar[str] = ""
     """The field that can be a list of token ids, or a list of such lists, if there is one."""
+    not_applied: ClassVar[Mapping[str, tuple[Json, ...]]] = {}
+    """Fields that clients know and this server does not apply, each with the values besides null
+    that ask for nothing; a body need not have all of them."""
 
     @classmethod
     def applied(cls, given: JsonObject) -> JsonObject:
         """Fields of a body that are applied, for servers that ignore the others."""
-        return {key: value for key, value in given.items() if key in cls.__struct_fields__}
+        asked = {k for k, said in cls.not_applied.items() if given.get(k) not in (None, *said)}
+        return {k: v for k, v in given.items() if k in cls.__struct_fields__ and k not in asked}
 
     def check(self) -> None:
         """Refuse values that types cannot rule out.
@@ -48,6 +53,25 @@ class Body(msgspec.Struct, forbid_unknown_fields=True):
         Raises:
             RequestError: ``param`` names the field.
         """
+        for name in self.not_applied:
+            value = getattr(self, name, None)
+            refuse_unless(name, value, self.asking_nothing(name))
+
+    def asking_nothing(self, name: str) -> tuple[Json, ...]:
+        """Values of a field that is not applied that ask for nothing, besides null."""
+        return self.not_applied[name]
+
+
+def refuse_unless(name: str, value: Json, accepted: tuple[Json, ...]) -> None:
+    """Refuse a value of a field that is not applied, unless it is null or asks for nothing.
+
+    >>> refuse_unless("store", False, (False,))
+    """
+    if value is None or value in accepted:
+        return
+    shown = " or ".join(msgspec.json.encode(entry).decode() for entry in accepted)
+    expected = f"no such field, or {shown}" if shown else "no such field"
+    raise refused(name, short(value), expected, "this server does not apply it")
 
 
 R = TypeVar("R", bound=Body)

@@ -43,6 +43,15 @@ class RequestError(ServeError):
         self.param = None if param is None else _cut(param)
 
 
+def refused(place: str, found: object, expected: object, fix: str = "") -> RequestError:
+    """Error of a field, which it names.
+
+    >>> str(refused("n", 0, "1 or more")), refused("n", 0, "1 or more").param
+    ('n: found 0; expected 1 or more', 'n')
+    """
+    return RequestError(place, found=found, expected=expected, fix=fix, param=place)
+
+
 class ContextTooLong(RequestError):
     """Error: prompt and requested tokens do not fit into the context."""
 

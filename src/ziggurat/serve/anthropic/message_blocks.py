@@ -8,8 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from ziggurat.core.json_types import Json, JsonMapping, JsonObject
-from ziggurat.serve.anthropic.message_requests import refused
-from ziggurat.serve.errors import short
+from ziggurat.serve.errors import refused, short
 
 ROLES = ("user", "assistant", "system")
 BLOCKS = {
@@ -37,6 +36,8 @@ class BlockReader:
     """Where the request tells of each message."""
     parts: list[list[str]] = dataclasses.field(default_factory=list)
     """Where it tells of each part of a message's content."""
+    _calls: set[str] = dataclasses.field(default_factory=set)
+    """Ids of the calls so far."""
 
     def read(self, messages: Sequence[Json], place: str = "messages") -> None:
         """Append some messages.
@@ -50,12 +51,6 @@ class BlockReader:
     def system(self, given: str | Sequence[Json]) -> None:
         """Append the field ``system``."""
         self._content(given, "system", "system", "system")
-
-    def found_at(self, message: int, part: int | None) -> str:
-        """The place of a message, or of a part of its content."""
-        if part is None or part >= len(self.parts[message]):
-            return self.places[message]
-        return self.parts[message][part]
 
     def _message(self, given: Json, place: str) -> None:
         message = _object(given, place)
@@ -104,14 +99,14 @@ class BlockReader:
             raise refused(f"{inside}.input", short(given), "an object")
         _expect(block, "caller", DIRECT, inside)
         _expect(block, "toolset_name", (None,), inside)
+        self._calls.add(number)
         function = {"name": name, "arguments": dict(given)}
         call = {"id": number, "type": "function", "function": function}
         self._turn("assistant", place).setdefault("tool_calls", []).append(call)
 
     def _result(self, block: JsonMapping, inside: str) -> None:
         number, content = _text(block, "tool_use_id", inside), block.get("content")
-        calls = (c for message in self.messages for c in message.get("tool_calls") or ())
-        if not any(call["id"] == number for call in calls):
+        if number not in self._calls:
             expected = "the id of a tool_use block before"
             raise refused(f"{inside}.tool_use_id", short(repr(number)), expected)
         _expect(block, "toolset_name", (None,), inside)

@@ -1,12 +1,13 @@
 """Bodies of ``POST /v1/messages``: every field is applied, known to change nothing, or refused."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 
 from ziggurat.core.json_types import Json, JsonObject
-from ziggurat.serve.errors import RequestError, short
+from ziggurat.serve.bodies import refuse_unless
+from ziggurat.serve.errors import refused, short
 from ziggurat.serve.llm.sampling import BUILT_IN, registered_parameters
 from ziggurat.serve.llm.structured import JsonSchema, ResponseFormat
 from ziggurat.serve.llm.tools import Function, Tool
@@ -86,6 +87,8 @@ class MessageRequest(SamplingFields, kw_only=True):
     """Body of ``POST /v1/messages`` and of ``/v1/messages/count_tokens``, with the sampling
     parameters of chats beside Anthropic's fields."""
 
+    not_applied: ClassVar[Mapping[str, tuple[Json, ...]]] = NOTHING
+
     model: str
     messages: list[Json]
     max_tokens: int | None = None
@@ -123,8 +126,7 @@ class MessageRequest(SamplingFields, kw_only=True):
         Raises:
             RequestError: ``param`` names the field.
         """
-        for name, neutral in NOTHING.items():
-            _refuse_unless_nothing(name, getattr(self, name), neutral)
+        super().check()
         if self.n not in (None, 1):
             raise refused("n", self.n, "1: a message is one answer")
         thinking = self.thinking
@@ -140,8 +142,7 @@ class MessageRequest(SamplingFields, kw_only=True):
     @classmethod
     def applied(cls, given: JsonObject) -> JsonObject:
         """Fields that are applied."""
-        left = {key for key in NOTHING if given.get(key) not in (None, *NOTHING[key])}
-        kept = {key: value for key, value in super().applied(given).items() if key not in left}
+        kept = super().applied(given)
         thinking = kept.get("thinking")
         if isinstance(thinking, Mapping):
             kept["thinking"] = {k: v for k, v in thinking.items() if k != "budget_tokens"}
@@ -185,7 +186,7 @@ def _tool(given: Json, number: int) -> Tool:
     except msgspec.ValidationError as error:
         raise refused(place, error, "a tool as Anthropic writes it") from None
     for name, neutral in NOTHING_OF_TOOLS.items():
-        _refuse_unless_nothing(f"{place}.{name}", getattr(tool, name), neutral)
+        refuse_unless(f"{place}.{name}", getattr(tool, name), neutral)
     function = Function(
         tool.name, description=tool.description, parameters=tool.input_schema, strict=tool.strict
     )
@@ -199,16 +200,3 @@ def _choice(given: ToolChoice | None) -> str | JsonObject | None:
     if given.type == "tool":
         return {"type": "function", "function": {"name": given.name}}
     return _CHOICES[given.type]
-
-
-def _refuse_unless_nothing(name: str, value: Json, neutral: tuple[Json, ...]) -> None:
-    if value is None or value in neutral:
-        return
-    shown = " or ".join(msgspec.json.encode(entry).decode() for entry in neutral)
-    expected = f"no such field, or {shown}" if shown else "no such field"
-    raise refused(name, short(value), expected, "this server does not apply it")
-
-
-def refused(name: str, found: object, expected: str, fix: str = "") -> RequestError:
-    """An error in a field, which it names."""
-    return RequestError(name, found=found, expected=expected, fix=fix, param=name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ziggurat.core.json_types import JsonMapping
-from ziggurat.serve.errors import RequestError, short
+from ziggurat.serve.errors import refused, short
 from ziggurat.serve.llm.image_reader import ImageLimits
 
 DETAILS = (None, "auto", "low", "high")
@@ -39,16 +39,16 @@ class ImageParts:
         given = part.get("image_url")
         if isinstance(given, Mapping):
             if given.get("detail") not in DETAILS:
-                raise _refused(f"{place}.image_url.detail", short(given["detail"]), "auto")
+                raise refused(f"{place}.image_url.detail", short(given["detail"]), "auto")
             given = given.get("url")
         elif part.get("detail") not in DETAILS:  # of type input_image
-            raise _refused(f"{place}.detail", short(part["detail"]), "auto")
+            raise refused(f"{place}.detail", short(part["detail"]), "auto")
         where = f"{place}.image_url.url"
         if not isinstance(given, str):
-            raise _refused(where, type(given).__name__, "text")
+            raise refused(where, type(given).__name__, "text")
         if len(self.pictures) == self._limits.count:
             found = f"more than {self._limits.count} images"
-            raise _refused(place, found, f"at most {self._limits.count} in a request")
+            raise refused(place, found, f"at most {self._limits.count} in a request")
         self.pictures.append(self._content(given, where))
         return {"type": "image"}
 
@@ -58,7 +58,7 @@ class ImageParts:
             return self._of_data(url, where)
         if scheme in ("", "file"):
             return self._of_file(url, where)
-        raise _refused(
+        raise refused(
             where, f"a URL of {scheme}", "a data URI, or a file under --image-root",
             "this server fetches nothing; send the picture itself",
         )  # fmt: skip
@@ -66,17 +66,17 @@ class ImageParts:
     def _of_data(self, url: str, where: str) -> bytes:
         head, comma, content = url.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise _refused(where, short(repr(head[:60])), "data:image/...;base64,...")
+            raise refused(where, short(repr(head[:60])), "data:image/...;base64,...")
         self._check_size(len(content) * 3 // 4, where)
         try:
             return base64.b64decode(content, validate=True)
         except (binascii.Error, ValueError):
-            raise _refused(where, "broken base64", "a picture's file in base64") from None
+            raise refused(where, "broken base64", "a picture's file in base64") from None
 
     def _of_file(self, url: str, where: str) -> bytes:
         root = self._limits.root
         if root is None:
-            raise _refused(
+            raise refused(
                 where, "a file", "a data URI", "files are read if the server has an --image-root"
             )
         path = urllib.parse.unquote(url.removeprefix("file://")) if url[:5] == "file:" else url
@@ -88,18 +88,14 @@ class ImageParts:
         except (OSError, ValueError):  # ValueError: a null byte
             inside, size, file = False, 0, Path()
         if not inside:  # whether there is such a file elsewhere is nobody's business
-            raise _refused(where, "no such file", "a file under --image-root")
+            raise refused(where, "no such file", "a file under --image-root")
         self._check_size(size, where)
         try:
             return file.read_bytes()
         except OSError:
-            raise _refused(where, "no such file", "a file under --image-root") from None
+            raise refused(where, "no such file", "a file under --image-root") from None
 
     def _check_size(self, size: int, where: str) -> None:
         most = self._limits.file_bytes
         if size > most:
-            raise _refused(where, f"{size:,} bytes", f"at most {most:,}", "make it smaller")
-
-
-def _refused(place: str, found: object, expected: str, fix: str = "") -> RequestError:
-    return RequestError(place, found=found, expected=expected, fix=fix, param=place)
+            raise refused(where, f"{size:,} bytes", f"at most {most:,}", "make it smaller")

@@ -12,7 +12,7 @@ import msgspec
 import pydantic_core
 
 from ziggurat.core.json_types import Json, JsonMapping, JsonObject
-from ziggurat.serve.errors import RequestError, short
+from ziggurat.serve.errors import RequestError, refused, short
 from ziggurat.serve.json_values import ValueBudget
 from ziggurat.serve.openai.image_parts import ImageParts
 
@@ -68,7 +68,7 @@ def _message(given: Json, place: str, budget: ValueBudget, images: ImageParts | 
     given = fields.get("role")
     if not isinstance(given, str) or given not in ROLES:
         found = "nothing" if given is None else _quoted(given)
-        raise _refused(f"{place}.role", found, f"one of {', '.join(ROLES)}")
+        raise refused(f"{place}.role", found, f"one of {', '.join(ROLES)}")
     role, function = ROLES[given], given == "function"
     calls = _calls(fields, place, budget) if role == "assistant" else []
     message: JsonObject = {"role": role, "content": _content(fields, role, place, images)}
@@ -76,10 +76,10 @@ def _message(given: Json, place: str, budget: ValueBudget, images: ImageParts | 
                          ("tool_call_id", "tool"), ("audio", "nobody")):  # fmt: skip
         if fields.get(field) not in (None, []) and role != owner:
             expected = f"only in a message of role {owner}" if owner != "nobody" else "text only"
-            raise _refused(f"{place}.{field}", given, expected)
+            raise refused(f"{place}.{field}", given, expected)
     for field in UNAPPLIED & fields.keys():
         if fields[field] is not False:
-            raise _refused(
+            raise refused(
                 f"{place}.{field}", short(fields[field]), "no such key; it is not applied"
             )
     if calls:
@@ -101,7 +101,7 @@ def _content(fields: JsonMapping, role: str, place: str, images: ImageParts | No
         if role in ("assistant", "tool"):
             refusal = fields.get("refusal")
             return "" if refusal is None else _text(refusal, place)
-        raise _refused(place, "null", "text")
+        raise refused(place, "null", "text")
     if not isinstance(content, list):
         return _text(content, place)
     images = images if role == "user" else None
@@ -117,7 +117,7 @@ def _part(given: Json, place: str, images: ImageParts | None) -> dict[str, str]:
         expected = "text, since this model reads nothing else"
         if images is not None:
             expected = "text or image_url"
-        raise _refused(f"{place}.type", _quoted(kind), expected)
+        raise refused(f"{place}.type", _quoted(kind), expected)
     key = _TEXTS[kind]
     return {"type": "text", "text": _text(part.get(key), f"{place}.{key}")}
 
@@ -126,7 +126,7 @@ def _calls(fields: JsonMapping, place: str, budget: ValueBudget) -> list[JsonObj
     """The calls of an assistant's message; the older ``function_call`` is one without an id."""
     given = fields.get("tool_calls") or []
     if not isinstance(given, list):
-        raise _refused(f"{place}.tool_calls", type(given).__name__, "a list")
+        raise refused(f"{place}.tool_calls", type(given).__name__, "a list")
     calls = [_call(call, f"{place}.tool_calls[{i}]", budget) for i, call in enumerate(given)]
     if "function_call" in fields:
         function = _function(fields["function_call"], f"{place}.function_call", budget)
@@ -138,7 +138,7 @@ def _call(given: Json, place: str, budget: ValueBudget) -> JsonObject:
     call = _object(given, place)
     kind = call.get("type") or "function"
     if kind != "function":
-        raise _refused(f"{place}.type", _quoted(kind), "function")
+        raise refused(f"{place}.type", _quoted(kind), "function")
     function = _function(call.get("function"), f"{place}.function", budget)
     number = call.get("id")
     named = {} if number is None else {"id": _text(number, f"{place}.id")}
@@ -183,18 +183,14 @@ def read_arguments(text: str) -> JsonObject:
 def _object(given: Json, place: str) -> JsonMapping:
     if isinstance(given, Mapping):
         return given
-    raise _refused(place, "null" if given is None else type(given).__name__, "an object")
+    raise refused(place, "null" if given is None else type(given).__name__, "an object")
 
 
 def _text(given: Json, place: str) -> str:
     if isinstance(given, str):
         return given
-    raise _refused(place, "null" if given is None else type(given).__name__, "text")
+    raise refused(place, "null" if given is None else type(given).__name__, "text")
 
 
 def _quoted(given: Json) -> str:
     return short(repr(given[:100]) if isinstance(given, str) else given)
-
-
-def _refused(place: str, found: object, expected: str) -> RequestError:
-    return RequestError(place, found=found, expected=expected, param=place)

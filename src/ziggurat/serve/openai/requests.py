@@ -15,7 +15,7 @@ import msgspec
 from ziggurat.core.json_types import Json, JsonMapping, JsonObject
 from ziggurat.data import HuggingFaceTokenizer, chat
 from ziggurat.serve.bodies import MAX_TEXTS, Body
-from ziggurat.serve.errors import RequestError, short
+from ziggurat.serve.errors import RequestError
 from ziggurat.serve.llm.sampling import (
     BUILT_IN,
     MAX_LOGPROBS,
@@ -87,6 +87,8 @@ class GenerationRequest(SamplingFields, kw_only=True):
     """Fields shared by completion and chat requests, besides those of the sampling parameters
     (:data:`ziggurat.serve.llm.sampling.BUILT_IN`)."""
 
+    not_applied: ClassVar[Mapping[str, tuple[Json, ...]]] = NEUTRAL
+
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -127,20 +129,7 @@ class GenerationRequest(SamplingFields, kw_only=True):
         Raises:
             RequestError: ``param`` names the field.
         """
-        for name, neutral in NEUTRAL.items():
-            value = getattr(self, name, None)
-            if not self._neutral(name, value):
-                expected = "no such field"
-                if neutral:
-                    shown = " or ".join(msgspec.json.encode(entry).decode() for entry in neutral)
-                    expected += f", or {shown}"
-                raise RequestError(
-                    name,
-                    found=short(value),
-                    expected=expected,
-                    fix="this server does not apply it",
-                    param=name,
-                )
+        super().check()
         if self.cache_salt == "":
             expected = "a text that is not empty"
             raise RequestError("cache_salt", found='""', expected=expected, param="cache_salt")
@@ -152,16 +141,6 @@ class GenerationRequest(SamplingFields, kw_only=True):
             raise RequestError(
                 "stream_options", found="no stream", expected="stream: true", param="stream_options"
             )
-
-    @classmethod
-    def applied(cls, given: JsonObject) -> JsonObject:
-        """Fields that are applied."""
-        left = {key for key in NEUTRAL if given.get(key) not in (None, *NEUTRAL[key])}
-        return {key: value for key, value in super().applied(given).items() if key not in left}
-
-    def _neutral(self, name: str, value: Json) -> bool:
-        """Whether a field that is not applied asks for nothing."""
-        return value is None or value in NEUTRAL[name]
 
     def form(
         self, tokenizer: HuggingFaceTokenizer, parser: ToolCallParser | None = None
@@ -259,9 +238,10 @@ class CompletionRequest(GenerationRequest, kw_only=True):
         """Whether the answer is the prompt, with nothing behind it."""
         return bool(self.echo) and self.max_tokens == 0
 
-    def _neutral(self, name: str, value: Json) -> bool:
-        # The best of as many as are shown are these.
-        return super()._neutral(name, value) or (name == "best_of" and value == self.n)
+    def asking_nothing(self, name: str) -> tuple[Json, ...]:
+        """See :class:`~ziggurat.serve.bodies.Body`; the best of as many as are shown are these."""
+        accepted = super().asking_nothing(name)
+        return (*accepted, self.n) if name == "best_of" and self.n else accepted
 
     def prompts(self) -> Texts:
         """The prompts, one or several.

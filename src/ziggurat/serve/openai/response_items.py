@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from ziggurat.core.json_types import Json, JsonMapping, JsonObject
-from ziggurat.serve.errors import RequestError, short
+from ziggurat.serve.errors import refused, short
 
 KNOWN = ("message", "function_call", "function_call_output", "reasoning")
 """Types of items that are read."""
@@ -29,6 +29,8 @@ class ItemReader:
     """Where the request tells of each message."""
     _turn: JsonObject | None = None
     """The assistant's message that the next items may belong to."""
+    _calls: set[Json] = dataclasses.field(default_factory=set)
+    """Ids of the calls so far."""
 
     def read(self, items: Sequence[Json], place: str = "input") -> None:
         """Append the messages of some items.
@@ -36,12 +38,14 @@ class ItemReader:
         Raises:
             RequestError: an item is of no use; ``param`` is its place.
         """
+        earlier = (call for m in self.messages for call in m.get("tool_calls") or ())
+        self._calls = {call.get("id") for call in earlier if isinstance(call, Mapping)}
         for number, item in enumerate(items):
             self._item(item, f"{place}[{number}]")
 
     def _item(self, given: Json, place: str) -> None:
         if not isinstance(given, Mapping):
-            raise _refused(place, short(given), "an object")
+            raise refused(place, short(given), "an object")
         kind = given.get("type") or ("message" if "role" in given else None)
         if kind == "message":
             self._message(given, place)
@@ -52,7 +56,7 @@ class ItemReader:
         elif kind == "reasoning":
             self._reasoning(given, place)
         else:
-            raise _refused(f"{place}.type", short(kind), f"one of {', '.join(KNOWN)}")
+            raise refused(f"{place}.type", short(kind), f"one of {', '.join(KNOWN)}")
 
     def _message(self, item: JsonMapping, place: str) -> None:
         message = {k: v for k, v in item.items() if k not in ("type", "id", "status", "phase")}
@@ -70,20 +74,20 @@ class ItemReader:
         for field in ("call_id", "name", "arguments"):
             _text(item, field, place)
         if item.get("namespace") is not None:
-            raise _refused(f"{place}.namespace", short(item["namespace"]), "no such field")
+            raise refused(f"{place}.namespace", short(item["namespace"]), "no such field")
         function = {"name": item["name"], "arguments": item["arguments"]}
         call = {"id": item["call_id"], "type": "function", "function": function}
         self._assistant(place).setdefault("tool_calls", []).append(call)
+        self._calls.add(item["call_id"])
 
     def _output(self, item: JsonMapping, place: str) -> None:
         number, output = _text(item, "call_id", place), item.get("output")
-        calls = (c for message in self.messages for c in message.get("tool_calls") or ())
-        if not any(isinstance(c, Mapping) and c.get("id") == number for c in calls):
-            raise _refused(
+        if number not in self._calls:
+            raise refused(
                 f"{place}.call_id", short(repr(number)), "the call_id of a function_call before"
             )
         if not isinstance(output, str | list):
-            raise _refused(f"{place}.output", type(output).__name__, "text, or a list of texts")
+            raise refused(f"{place}.output", type(output).__name__, "text, or a list of texts")
         self._add({"role": "tool", "tool_call_id": number, "content": output}, place)
 
     def _reasoning(self, item: JsonMapping, place: str) -> None:
@@ -91,16 +95,16 @@ class ItemReader:
         for field in ("content", "summary"):  # the text itself goes before its summary
             parts = item.get(field) or []
             if not isinstance(parts, list):
-                raise _refused(f"{place}.{field}", type(parts).__name__, "a list")
+                raise refused(f"{place}.{field}", type(parts).__name__, "a list")
             for number, part in enumerate(parts):
                 if not isinstance(part, Mapping):
-                    raise _refused(f"{place}.{field}[{number}]", short(part), "an object")
+                    raise refused(f"{place}.{field}[{number}]", short(part), "an object")
                 text += _text(part, "text", f"{place}.{field}[{number}]")
             if text:
                 break
         if not text and item.get("encrypted_content") is not None:
             expected = "content: this server encrypts nothing"
-            raise _refused(f"{place}.encrypted_content", "a text", expected)
+            raise refused(f"{place}.encrypted_content", "a text", expected)
         self._turn = None
         if text:
             self._assistant(place)["reasoning_content"] = text
@@ -122,9 +126,5 @@ def _text(item: JsonMapping, field: str, place: str) -> str:
     found = item.get(field)
     if not isinstance(found, str):
         kind = "nothing" if found is None else type(found).__name__
-        raise _refused(f"{place}.{field}", kind, "text")
+        raise refused(f"{place}.{field}", kind, "text")
     return found
-
-
-def _refused(place: str, found: object, expected: str) -> RequestError:
-    return RequestError(place, found=found, expected=expected, param=place)

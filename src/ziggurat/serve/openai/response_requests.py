@@ -1,11 +1,12 @@
 """Bodies of ``POST /v1/responses``: every field is applied, known to change nothing, or refused."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import msgspec
 
 from ziggurat.core.json_types import Json, JsonMapping, JsonObject
-from ziggurat.serve.errors import RequestError, short
+from ziggurat.serve.errors import refused, short
 from ziggurat.serve.llm.sampling import BUILT_IN, registered_parameters
 from ziggurat.serve.llm.structured import JsonSchema, ResponseFormat, StructuredOutputs
 from ziggurat.serve.llm.tools import Function, Tool
@@ -79,7 +80,7 @@ class ResponseRequest(SamplingFields, kw_only=True):
     """Body of ``POST /v1/responses``, with the sampling parameters of chats beside OpenAI's
     fields."""
 
-    token_ids: ClassVar[str] = ""
+    not_applied: ClassVar[Mapping[str, tuple[Json, ...]]] = NOTHING
 
     model: str
     input: str | list[Json] | None = None
@@ -133,29 +134,18 @@ class ResponseRequest(SamplingFields, kw_only=True):
         Raises:
             RequestError: ``param`` names the field.
         """
-        for name, neutral in NOTHING.items():
-            value = getattr(self, name)
-            if value is not None and value not in neutral:
-                shown = " or ".join(msgspec.json.encode(entry).decode() for entry in neutral)
-                expected = f"no such field, or {shown}" if shown else "no such field"
-                raise _refused(name, short(value), expected, "this server does not apply it")
+        super().check()
         if self.n not in (None, 1):
-            raise _refused("n", self.n, "1: a response has one answer")
+            raise refused("n", self.n, "1: a response has one answer")
         for entry in self.include or ():
             if entry != LOGPROBS:
-                raise _refused("include", short(repr(entry)), LOGPROBS)
+                raise refused("include", short(repr(entry)), LOGPROBS)
         if self.top_logprobs and not self.logprobs:
-            raise _refused("top_logprobs", "no logprobs", f'include: ["{LOGPROBS}"]')
+            raise refused("top_logprobs", "no logprobs", f'include: ["{LOGPROBS}"]')
         if self.stream_options is not None and not self.stream:
-            raise _refused("stream_options", "no stream", "stream: true")
+            raise refused("stream_options", "no stream", "stream: true")
         if self.input is None and self.previous_response_id is None:
-            raise _refused("input", "nothing", "a text, or a list of items")
-
-    @classmethod
-    def applied(cls, given: JsonObject) -> JsonObject:
-        """Fields that are applied."""
-        left = {key for key in NOTHING if given.get(key) not in (None, *NOTHING[key])}
-        return {key: value for key, value in super().applied(given).items() if key not in left}
+            raise refused("input", "nothing", "a text, or a list of items")
 
     @property
     def logprobs(self) -> bool:
@@ -187,7 +177,7 @@ class ResponseRequest(SamplingFields, kw_only=True):
             return ResponseFormat(given.type)
         if given.name is None or given.schema is None:
             found = "no name" if given.name is None else "no schema"
-            raise _refused("text.format", found, "name and schema with type json_schema")
+            raise refused("text.format", found, "name and schema with type json_schema")
         schema = JsonSchema(given.name, given.schema, given.description, given.strict)
         return ResponseFormat("json_schema", schema)
 
@@ -200,11 +190,11 @@ def _tool(given: Json, number: int) -> Tool:
     kind = given.get("type") if isinstance(given, dict) else given
     if kind != "function":
         fix = "this server runs no built-in tools"
-        raise _refused(f"{place}.type", short(repr(kind)), "function", fix)
+        raise refused(f"{place}.type", short(repr(kind)), "function", fix)
     try:
         tool = msgspec.convert(given, FunctionTool)
     except msgspec.ValidationError as error:
-        raise _refused(place, error, "a function as OpenAI writes it") from None
+        raise refused(place, error, "a function as OpenAI writes it") from None
     function = Function(
         tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
     )
@@ -223,8 +213,4 @@ def _choice(given: str | JsonMapping | None) -> str | JsonObject | None:
         named = [_choice(each) for each in tools] if isinstance(tools, list) else tools
         return {"type": kind, "allowed_tools": {"mode": given.get("mode"), "tools": named}}
     expected = "none, auto, required, or an object of type function or allowed_tools"
-    raise _refused("tool_choice", short(repr(kind)), expected, "there are no built-in tools")
-
-
-def _refused(name: str, found: object, expected: str, fix: str = "") -> RequestError:
-    return RequestError(name, found=found, expected=expected, fix=fix, param=name)
+    raise refused("tool_choice", short(repr(kind)), expected, "there are no built-in tools")

@@ -47,7 +47,7 @@ class RequireKey:
         error = Unauthorized(
             "administrator's key" if keys is self._admin_keys else "API key",
             found="none that is known",
-            expected="Authorization: Bearer KEY",
+            expected="Authorization: Bearer KEY, or x-api-key: KEY",
         )
         status, body = describe_for(scope["path"], error)
         response = json_response(body, status)

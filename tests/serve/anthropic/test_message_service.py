@@ -11,6 +11,7 @@ from tests.serve.conftest import TEMPLATE, serving
 from tests.serve.scripted import Scripted
 
 from ziggurat.serve.composition import Generator, openai_parts
+from ziggurat.serve.llm.policy import RequestPolicy
 
 anthropic = pytest.importorskip("anthropic")
 pytest.importorskip("llguidance")
@@ -221,6 +222,45 @@ def test_tokens_are_counted(scripted):
     assert counted.input_tokens == ask(client, turns, **asked).usage.input_tokens
 
 
+def test_reasoning_is_turned_on_and_off_where_it_can_be():
+    """A template with reasoning that has no switch for it, and one without reasoning."""
+    unswitched = THINKING.partition("{% if enable_thinking")[0] + "{# <think> </think> #}"
+    said = {
+        ("enabled", TEMPLATE): "no reasoning is read",
+        ("disabled", TEMPLATE): "",
+        ("enabled", unswitched): "",
+        ("disabled", unswitched): "cannot turn its reasoning off",
+    }
+    for (kind, template), refusal in said.items():
+        other, registry = Scripted(), CollectorRegistry()
+        other.script = "Yes."
+        other.tokenizer.chat_templates["default"] = template
+        for ignore in (False, True):
+            fields = "ignore" if ignore else "refuse"
+            policy = RequestPolicy(extra_fields=fields)
+            parts = openai_parts(registry, Generator("script", other, policy))
+            registry = CollectorRegistry()
+            with (
+                serving(parts, registry) as server,
+                anthropic.Anthropic(base_url=server.url, api_key="x", max_retries=0) as asking,
+            ):
+                if not refusal or ignore:
+                    assert ask(asking, thinking={"type": kind}).content[0].text == "Yes."
+                    continue
+                with pytest.raises(anthropic.BadRequestError, match=refusal):
+                    ask(asking, thinking={"type": kind})
+
+
+def test_a_call_cannot_be_continued(scripted):
+    engine, client = scripted
+    say(engine, SCRIPT)
+    made = ask(client, tools=[WEATHER])
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": made.content}]
+    with pytest.raises(anthropic.BadRequestError) as error:
+        ask(client, turns, tools=[WEATHER])
+    assert "messages: found calls behind it" in error.value.body["error"]["message"]
+
+
 def user(*blocks):
     return {"messages": [{"role": "user", "content": list(blocks)}]}
 
@@ -320,7 +360,7 @@ def test_an_error_in_a_stream_is_its_last_event(scripted, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_picture_gives_the_answer_that_chats_give():
+def test_a_picture_gives_the_answer_that_chats_give(monkeypatch):
     pytest.importorskip("PIL")
     openai = pytest.importorskip("openai")
     from PIL import Image
@@ -359,5 +399,9 @@ def test_a_picture_gives_the_answer_that_chats_give():
             used = found.usage
             assert used.cache_read_input_tokens > 0, "the chat before has the same beginning"
             assert used.input_tokens + used.cache_read_input_tokens == expected.usage.prompt_tokens
+            turns = [{"role": "user", "content": [{"type": "image", "source": source}, text]}]
+            monkeypatch.setattr(llm.images, "embedded", None)  # counting needs no tower
+            counted = client.messages.count_tokens(model="vl", messages=turns)
+            assert counted.input_tokens == expected.usage.prompt_tokens
             chats.close()
             client.close()

@@ -139,6 +139,7 @@ def test_token_ids_of_a_chat(client, tokenizer):
 
 
 def test_an_answer_continues_the_last_message(client, tokenizer):
+    openai = pytest.importorskip("openai")
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Sure: "}]
     answer = client.chat.completions.create(
         model="tiny",
@@ -147,6 +148,12 @@ def test_an_answer_continues_the_last_message(client, tokenizer):
         extra_body={"continue_final_message": True, "return_token_ids": True},
     )
     assert answer.prompt_token_ids == tokenizer.encode("<user>hi<assistant>Sure: ")
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    messages[-1]["tool_calls"] = [call]
+    with pytest.raises(openai.BadRequestError, match="found calls behind it"):
+        client.chat.completions.create(
+            model="tiny", messages=messages, extra_body={"continue_final_message": True}
+        )
 
 
 def test_older_names_of_structured_outputs(client):

@@ -119,12 +119,16 @@ def _until_final(text: str, messages: Messages) -> str:
     if isinstance(content, list):
         content = next((part["text"] for part in reversed(content) if _is_text(part)), None)
     final = content if isinstance(content, str) else ""
-    for form in (final, final.strip()):
-        if form.strip() and (at := text.rfind(form)) >= 0:
-            return text[: at + len(form)]
+    found = "no text in the last message" if not final.strip() else "a template that changes it"
+    if messages and messages[-1].get("tool_calls"):
+        found = "calls behind it"
+    else:
+        for form in (final, final.strip()):
+            if form.strip() and (at := text.rfind(form)) >= 0:
+                return text[: at + len(form)]
     raise RequestError(
         "continue_final_message",
-        found="no text in the last message" if not final.strip() else "a template that changes it",
+        found=found,
         expected="a last message whose text the chat template writes as it is",
         param="continue_final_message",
     )

@@ -147,6 +147,11 @@ class TextService:
         """The model's name in requests."""
         return self._name
 
+    @property
+    def ignores_fields(self) -> bool:
+        """Whether fields that cannot be applied are left out, rather than refused."""
+        return self._ignore
+
     @functools.cached_property
     def reasoning_switches(self) -> frozenset[str]:
         """Variables of the chat template by which reasoning is turned on and off."""
@@ -206,13 +211,18 @@ class TextService:
         return self.prepare_chat(chat, lambda answer: ChatFormat(self._name, answer))
 
     def prepare_chat(
-        self, chat: ChatRequest, format: Callable[[AnswerParts], AnswerFormat]
+        self,
+        chat: ChatRequest,
+        format: Callable[[AnswerParts], AnswerFormat],
+        *,
+        embed: bool = True,
     ) -> ParsedRequest:
         """Render a conversation, and make ready what its answer needs.
 
         Args:
             chat: the request.
             format: makes the format of the response.
+            embed: run the tower on the pictures; a prompt that is only counted needs no features.
 
         Raises:
             RequestError: a field cannot be applied, or the conversation is too long.
@@ -248,7 +258,7 @@ class TextService:
         form = chat.form(tokenizer, parser)
         parsed = ParsedRequest.of(chat, [ids], params, form, shown)
         parsed = parsed._replace(reasoning=reasoning, after_reasoning=after)
-        if reader is None or not prepared:
+        if reader is None or not prepared or not embed:
             return parsed
         return parsed._replace(images=reader.embedded(ids, prepared))
 

@@ -71,7 +71,6 @@ class Sink:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("iterated", [False, True], ids=["MapDataset", "IterDataset"])
-@pytest.mark.sweep
 def test_optimizer_and_data_resume_bit_for_bit(tmp_path, iterated):
     whole = ziggurat.train(tables(tmp_path, "whole"), optimizer=adam(), data=rows(iterated))
     half, sink, stop = tables(tmp_path, "half"), Sink(), Seen(end_after=3)

@@ -41,7 +41,6 @@ MESHES = [{"context": 2, "tensor": 2}, {"fsdp": 2, "data": 2}, {"tensor": 2}, {"
     ("stack", "axes"),
     [(name, axes) for name in STACKS for axes in MESHES[: 4 if name == "delta_net" else 2]],
 )
-@pytest.mark.sweep
 def test_loss_and_gradients_are_those_of_one_device(stack, axes):
     model, params, (expected, gradients) = alone(stack)
     layout = mesh.build(mesh.MeshConfig(**axes), jax.devices()[: math.prod(axes.values())])

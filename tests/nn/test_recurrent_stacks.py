@@ -69,7 +69,6 @@ def positions_of(tokens):
 
 @pytest.mark.slow
 @every_stack
-@pytest.mark.sweep
 def test_packed_documents_are_as_if_alone(name):
     run, full = runner(name)
     assert float(jnp.std(full)) > 0.1
@@ -105,7 +104,6 @@ def test_rows_of_different_length_share_a_cache(name, storage):
 
 @pytest.mark.slow
 @every_stack
-@pytest.mark.sweep
 def test_gradients_reach_every_parameter(name):
     graph, state = nnx.split(Decoder(STACKS[name], precision=Precision(), rngs=nnx.Rngs(params=0)))
 

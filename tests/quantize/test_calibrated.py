@@ -50,7 +50,6 @@ def distance(model, params, before):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["deepseek_v3", "qwen3_next"])
-@pytest.mark.sweep
 def test_outputs_change_less_than_by_rounding_to_nearest(kind, caplog):
     """Latent attention with dense and sparse layers; gated delta layers between attention."""
     model, params = built(kind)

@@ -85,7 +85,6 @@ def test_a_run_learns_saves_evaluates_and_reports(tmp_path, one_device):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["mesh={fsdp=4, tensor=2}", "mesh={fsdp=2, tensor=2, context=2}"])
-@pytest.mark.sweep
 def test_sharded_training_equals_unsharded(tmp_path, plain, mesh):
     """Tolerance: 2e-3 relative on the losses. Sums run in another order on eight devices, and Adam
     turns differences of 1e-7 in small gradients into differences of its step size. The first

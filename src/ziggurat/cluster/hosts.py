@@ -28,6 +28,7 @@ PING_S = 1.0
 LOOK_S = 0.25
 _SHOWN_LINES = 40
 _EXPLAINED_S = 0.5
+"""Seconds that a closed connection waits for its host's exit code."""
 _MOST_KEPT = 16
 
 

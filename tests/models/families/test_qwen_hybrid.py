@@ -48,7 +48,6 @@ def loss(model, params):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("axes", [{"expert": 2, "tensor": 2}, {"context": 2, "fsdp": 2}])
-@pytest.mark.sweep
 def test_packed_rows_on_a_mesh_train_as_on_one_device(axes):
     model = LanguageModel.build(CONFIG)
     params = model.init(jax.random.key(3))

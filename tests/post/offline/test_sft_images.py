@@ -188,7 +188,6 @@ def same(found, expected):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["language", "projector", "adapter"])
-@pytest.mark.sweep
 def test_frozen_parts_stay_and_the_checkpoint_is_whole(trained, fresh, squares, tmp_path):
     more = {
         "language": (),

@@ -3,6 +3,8 @@ what is refused by name."""
 
 import base64
 import json
+import urllib.error
+import urllib.request
 
 import pydantic
 import pytest
@@ -113,7 +115,14 @@ def test_why_an_answer_ends(scripted, reason, stop_text, expected):
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize(
     "script",
-    ["Hello.", SCRIPT, "<think>\nTwo.\n</think>\n\nFour.", "<think>\nTwo.\n</think>\n\n" + SCRIPT],
+    [
+        "Hello.",
+        " \n ",
+        SCRIPT,
+        " \n" + SCRIPT.partition("\n")[2] + "\nSo far.",
+        "<think>\nTwo.\n</think>\n\nFour.",
+        "<think>\nTwo.\n</think>\n\n" + SCRIPT,
+    ],
 )
 def test_a_stream_adds_up_to_the_whole_answer(scripted, script, size):
     engine, client = scripted
@@ -159,6 +168,8 @@ def test_a_call_that_is_forced(scripted, choice):
     engine, client = scripted
     say(engine, SCRIPT)
     ask(client, tools=[WEATHER], tool_choice=choice | {"disable_parallel_tool_use": True})
+    assert engine.params.constraint is not None
+    ask(client, tools=[WEATHER], tool_choice=choice)
     assert engine.params.constraint is not None
     ask(client, tools=[WEATHER], tool_choice={"type": "none"})
     assert engine.params.constraint is None
@@ -337,6 +348,20 @@ def test_keys_and_names(scripted):
     bearer = anthropic.Anthropic(base_url=client.base_url, auth_token="two", max_retries=0)
     with bearer:
         assert ask(bearer).role == "assistant"
+
+
+@pytest.mark.parametrize(("key", "status"), [("one", 200), ("three", 401), ("", 401)])
+def test_a_key_in_the_header_of_earlier_clients(scripted, key, status):
+    """They send ``x-api-key``, newer ones ``authorization``."""
+    say(scripted[0], "Hello.")
+    body = json.dumps({"model": "script", "max_tokens": 9, **user({"type": "text", "text": "hi"})})
+    url = str(scripted[1].base_url.join("/v1/messages"))
+    asked = urllib.request.Request(url, body.encode(), {"x-api-key": key})
+    try:
+        found = urllib.request.urlopen(asked, timeout=60).status
+    except urllib.error.HTTPError as error:
+        found = error.code
+    assert found == status
 
 
 def test_an_error_in_a_stream_is_its_last_event(scripted, monkeypatch):

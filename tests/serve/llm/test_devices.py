@@ -108,7 +108,6 @@ def alone(tokenizer):
 
 
 @pytest.mark.slow
-@pytest.mark.sweep
 @pytest.mark.parametrize("where", MESHES)
 def test_every_kind_of_layer_gives_the_tokens_of_one_device(where, alone, tokenizer):
     """Grouped and latent attention, a recurrent layer, a dense MLP and experts."""

@@ -85,7 +85,6 @@ def by_hand(mixed):
 
 
 @pytest.mark.slow
-@pytest.mark.sweep
 def test_recurrent_layers_serve_beside_attention(mixed, by_hand, tokenizer):
     """Prompts in chunks, rows side by side, slots used again, sequences that lose their blocks."""
     asked = prompts(3, 40, 17, 5, 33, 16)
@@ -131,7 +130,6 @@ def on_both(tree):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", ["auto", "int8", "fp8_e4m3"])
-@pytest.mark.sweep
 def test_a_mesh_of_two_gives_the_tokens_of_one_device(dense, tokenizer, storage, tmp_path):
     asked = prompts(3, 40, 17, 5)
     settings = dataclasses.replace(SETTINGS, kv_cache_dtype=storage, compile_cache=str(tmp_path))
@@ -153,7 +151,6 @@ def test_a_mesh_of_two_gives_the_tokens_of_one_device(dense, tokenizer, storage,
 
 
 @pytest.mark.slow
-@pytest.mark.sweep
 def test_recurrent_states_are_sharded_too(mixed, by_hand, tokenizer):
     with Engine(*mixed, tokenizer, SETTINGS, mesh=TENSOR) as engine:
         assert together(engine, prompts(5, 30)) == [by_hand(p) for p in prompts(5, 30)]
@@ -173,7 +170,6 @@ def test_heads_that_do_not_divide_over_the_mesh_are_refused(dense, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("original", [CONTEXT // 2, CONTEXT])
-@pytest.mark.sweep
 def test_the_engines_longest_sequence_chooses_rotary_factors(dense, tokenizer, original):
     """Prompts in several chunks and of one token: all rotate by the engine's length."""
     _, params = dense

@@ -45,7 +45,6 @@ def test_a_family_gives_the_same_tokens(case, tokenizer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", NAMED)
-@pytest.mark.sweep
 def test_a_weight_format_gives_the_same_tokens(recipe, tokenizer):
     sizes = {"d_model": 64, "d_ff": 128, "n_layers": 2, "n_heads": 4, "init_std": 0.3}
     model = LanguageModel.build(LlamaConfig(vocab_size=258, max_sequence_length=64, **sizes))
@@ -62,7 +61,6 @@ FOREIGN = ("gptq-4bit-ordered", "fp8-blocks", "modelopt-nvfp4", "bitsandbytes-nf
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FOREIGN)
-@pytest.mark.sweep
 def test_another_programs_checkpoint_gives_the_tokens_of_its_float_twin(name, tokenizer, tmp_path):
     """On one device and on two, which read it shard by shard."""
     files = quantised_cases.write(tmp_path, name)

@@ -66,7 +66,6 @@ def tokens_of(engine, images, params=GREEDY, row=ROW):
 
 
 @pytest.mark.slow
-@pytest.mark.sweep
 def test_tokens_are_those_of_plain_generation_also_from_the_prefix_cache(served):
     model, params, engine, size = served
     first, second, third = (image(seed, size) for seed in range(3))

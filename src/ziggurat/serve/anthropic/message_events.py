@@ -92,7 +92,6 @@ class MessageEvents:
         elif isinstance(delta, ReasoningDelta):
             yield from self._grow("thinking", "thinking", delta.text)
         else:
-            self._space = ""
             if delta.name is not None:
                 yield from self._close()
                 named = {"id": self._new_id(), "name": delta.name, "input": {}}

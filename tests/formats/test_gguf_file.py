@@ -311,6 +311,7 @@ def test_smollm_tokenizer_equals_transformers(real, smollm):
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
+@pytest.mark.slow
 def test_dequantised_values_follow_the_definition(smollm):
     """Q4_1 by its definition: 32 values share a scale d and a minimum m, x = q d + m."""
     raw = smollm._tensors["blk.3.attn_q.weight"].data

@@ -295,6 +295,7 @@ def test_token_shards_move_the_reduction_out_of_the_loop(shards, inside):
     assert not re.findall(r"all-gather|all-to-all|collective-permute", text)
 
 
+@pytest.mark.slow
 def test_inside_scan_and_donated():
     """Gradient accumulation: the sum over micro-batches is the gradient of the whole."""
     hidden, weight, targets, weights = inputs(n=48)

@@ -31,6 +31,7 @@ def test_chunks_are_the_definition(t, documents):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_gradients_of_chunks_are_those_of_the_definition():
     def loss(arguments, implementation):
         out, state = delta_rule(*arguments, starts=starts, implementation=implementation)
@@ -43,6 +44,7 @@ def test_gradients_of_chunks_are_those_of_the_definition():
         np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(a).max()))
 
 
+@pytest.mark.slow
 def test_documents_in_a_row_are_those_alone():
     whole = inputs(50)
     starts = (jnp.arange(50)[None] == 20).repeat(2, 0)

@@ -85,6 +85,7 @@ def check(lengths, pages, **options):
             np.testing.assert_array_equal(blocks[:, : length + count].transpose(1, 0, 2), full[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["reference", "cpu"])
 @pytest.mark.parametrize(
     ("window", "softcap", "sinks"),
@@ -101,6 +102,7 @@ def test_tables_longer_than_a_span_are_read_in_a_loop(window, span):
     check(ROWS, PAGES, window=window, span=span, implementation="reference")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("window", "sinks"), [(None, True), (130, False)])
 def test_tokens_of_long_rows_are_shared_out(window, sinks):
     sink = draw(HEADS, seed=4) if sinks else None

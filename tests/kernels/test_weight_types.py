@@ -28,6 +28,7 @@ def octal(monkeypatch):
     WEIGHT_TYPES.add("octal", OCTAL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["int2", "int3", "int5", "int6", "nf4", "iq4", "fp4_e2m1"])
 def test_values_are_rounded_to_the_nearest_level(name):
     kind = WEIGHT_TYPES[name]
@@ -42,6 +43,7 @@ def test_values_are_rounded_to_the_nearest_level(name):
     assert np.abs(scaled).max() <= np.abs(levels).max() * (1 + 1e-6)
 
 
+@pytest.mark.slow
 def test_a_tile_of_zeros_stays_zero_where_zero_is_a_level():
     low, _, scale = nearest(jnp.zeros((1, 8)), WEIGHT_TYPES["int2"], -1, None)
     np.testing.assert_array_equal(decoded(low, None, -1, WEIGHT_TYPES["int2"]) * scale, 0.0)

@@ -48,6 +48,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_three_processes():
     port = str(free_port())
     workers = [

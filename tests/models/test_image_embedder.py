@@ -107,6 +107,7 @@ def test_the_bundle_function_takes_any_batch(case, tmp_path):
     np.testing.assert_allclose(found, embedder.embed_images(pictures), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_bundle_that_serves_the_same(tmp_path, capsys):
     from ziggurat.serve.predict import LoadedBundle
 

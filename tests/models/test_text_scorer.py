@@ -45,6 +45,7 @@ def directory(tmp_path_factory, backend):
     return path
 
 
+@pytest.mark.slow
 def test_a_cross_encoder_scores_pairs_as_its_definition(directory):
     scorer = CrossEncoder.load(directory, max_batch=4)
     scores, tokens = scorer.score(PAIRS)

@@ -87,6 +87,7 @@ def test_the_text_of_an_image():
         expanded(llava(), "<i> <i>", [prepared], texts.__getitem__)
 
 
+@pytest.mark.slow
 def test_rows_with_other_numbers_of_images_equal_each_alone():
     model = VisionLanguageModel.build(llava())
     params = model.init(jax.random.key(0))
@@ -103,6 +104,7 @@ def test_rows_with_other_numbers_of_images_equal_each_alone():
         np.testing.assert_allclose(found, alone[0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_tokens_of_an_image_see_one_another():
     """A later patch moves the state at an image's first token in Gemma 3, and no text before."""
     tokens = np.array([[1, 58, IMAGE, IMAGE, IMAGE, IMAGE, 59, 2]], np.int32)
@@ -155,6 +157,7 @@ def test_a_prompt_without_images_is_text():
     np.testing.assert_allclose(logits_of(model, params)(prompt), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_tokens_per_image_that_do_not_fit():
     with pytest.raises(ValueError, match="a square number whose root divides 4 x 4 patches"):
         dataclasses.replace(gemma(), tokens_per_image=9)

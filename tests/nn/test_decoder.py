@@ -254,6 +254,7 @@ MIXED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", MIXED.values(), ids=MIXED)
 def test_scanning_equals_one_layer_after_another(layers):
     config = with_layers(*layers)

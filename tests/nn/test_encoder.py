@@ -115,12 +115,12 @@ OTHER = dataclasses.replace(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layers",
     [(LAYER,) * 3, (LOCAL, LOCAL, LAYER) * 2 + (LOCAL,), (LAYER, OTHER, LAYER, OTHER, OTHER)],
     ids=["alike", "windows", "two stacks"],
 )
-@pytest.mark.sweep
 def test_an_encoder_that_sees_earlier_tokens_only_is_a_decoder(layers):
     """Encoder and decoder scan their layers apart; this test holds the two equal: same weights,
     same states and same gradients."""
@@ -208,6 +208,7 @@ def test_positions_behind_padding():
     assert rows.tolist() == [[4, 3, 5, 3]]
 
 
+@pytest.mark.slow
 def test_hidden_patches_are_the_mask_token():
     config = Dinov2Config(
         d_model=16, n_layers=1, n_heads=2, image_size=(8, 8), patch_size=(4, 4), registers=2

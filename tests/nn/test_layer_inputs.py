@@ -84,6 +84,7 @@ def test_gradients_do_not_depend_on_what_is_kept(model, params, tokens):
         np.testing.assert_allclose(one, other, atol=1e-6)  # sums in another order
 
 
+@pytest.mark.slow
 def test_layers_one_by_one_give_what_the_scan_gives(model, params, tokens):
     by_layer = LayerByLayer(model, params, np.asarray(tokens))
     for layer in range(CONFIG.n_layers):
@@ -97,6 +98,7 @@ def test_layers_one_by_one_give_what_the_scan_gives(model, params, tokens):
     np.testing.assert_allclose(normed * scale, whole, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["auto", pytest.param("int8", marks=pytest.mark.slow)])
 def test_the_engine_reads_the_blocks_of_the_source(model, params, storage):
     """Tokens as from whole passes, in chunks and from the prefix cache; rounding may change one."""

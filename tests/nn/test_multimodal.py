@@ -116,6 +116,7 @@ def test_sections_that_do_not_fit_are_refused():
         rotation(jnp.zeros((1, 3, 2), int), RopeConfig(sections=(2, 1, 1)), 8)
 
 
+@pytest.mark.slow
 def test_embeddings_behind_the_first_layers_are_added_layer_by_layer(model):
     """The scanned decoder equals one whose layers are called one by one, by hand."""
     built = LanguageModel.build(dataclasses.replace(CONFIG, n_layers=5))

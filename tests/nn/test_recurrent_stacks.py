@@ -81,6 +81,7 @@ def test_packed_documents_are_as_if_alone(name):
         np.testing.assert_allclose(packed[row, start:end], alone[0], atol=CLOSE[name])
 
 
+@pytest.mark.slow
 @every_stack
 @pytest.mark.parametrize("storage", ["compute", *NEAR])
 def test_rows_of_different_length_share_a_cache(name, storage):

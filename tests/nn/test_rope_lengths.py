@@ -103,6 +103,7 @@ def test_every_context_says_which_length_counts():
     assert Paged(tables, zero, zero, zero, longest=64).context_length(row) == 64
 
 
+@pytest.mark.slow
 @every_scaling
 def test_documents_of_a_packed_row_are_as_by_themselves(name):
     model, params = model_of(SCALINGS[name])
@@ -115,6 +116,7 @@ def test_documents_of_a_packed_row_are_as_by_themselves(name):
     np.testing.assert_allclose(found, jnp.concatenate(alone, axis=1), atol=2e-5)
 
 
+@pytest.mark.slow
 @every_scaling
 def test_a_cache_fed_in_chunks_gives_the_pass_of_its_length(name):
     """The first chunk is within the original length, the cache beyond it."""

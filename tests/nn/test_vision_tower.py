@@ -43,6 +43,7 @@ def patches(*shape):
     return jax.random.normal(jax.random.key(1), (*shape, 3 * 2 * 2 * 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_an_image_is_as_if_alone(name):
     """Neither other images of its row, nor padding, nor other rows change its embeddings."""
@@ -62,6 +63,7 @@ def test_an_image_is_as_if_alone(name):
         np.testing.assert_allclose(found.by_layer[:, 0, 15:17], alone.by_layer[:, 0], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_windows_reach_as_far_as_they_say():
     """A patch changes the embeddings of its own window, and of others in full layers only."""
     config = dataclasses.replace(CONFIGS["windows"], full_layers=())
@@ -110,6 +112,7 @@ def test_axial_angles_are_those_of_each_axis():
         axial_rotation(at, RopeConfig(), 6)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_in_a_line():
     model, params = build(CONFIGS["windows"])
     where = places(model.config, [GRIDS])

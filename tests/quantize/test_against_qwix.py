@@ -68,6 +68,7 @@ def as_qwix(rule: Rule) -> qwix.QuantizationRule:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", RULES)
 def test_the_same_outputs(case, model, x):
     """But for a last bit of float32: our quantisation is compiled, Qwix's here is not."""

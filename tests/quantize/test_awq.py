@@ -136,6 +136,7 @@ def test_outputs_change_less_than_by_rounding_to_nearest(method, recipe):
     assert moved == (method != "autoround")
 
 
+@pytest.mark.slow
 def test_folded_factors_cancel():
     """Factors of norms, of values and of the MLP's linear half: before rounding the layer puts out
     what it did."""

@@ -90,6 +90,7 @@ def test_most_of_the_loss_goes_where_inputs_vary_together():
     assert distance(model, run(model, params, kind=Diagonal).params, params) > 0.5 * loss
 
 
+@pytest.mark.slow
 def test_an_expert_without_tokens_is_rounded_to_nearest(caplog):
     model, params = built("mixtral")
     done = run(model, params, ROWS[:1, :2])

@@ -65,6 +65,7 @@ def test_is_the_algorithm_of_the_paper(format, ordered):
     assert losses[0] < 0.9 * losses[1]
 
 
+@pytest.mark.slow
 def test_without_inputs_it_rounds_to_nearest():
     """As an expert to which no token was routed."""
     weight = jax.random.normal(jax.random.key(0), (16, 3))
@@ -82,6 +83,7 @@ def test_inverse_factor():
     np.testing.assert_array_equal(upper, np.triu(upper))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int4", "nf4", "fp8_e4m3"])
 def test_searched_scales_lose_less_than_those_of_the_largest(kind):
     weight = jax.random.t(jax.random.key(0), 4.0, (64, 8))  # heavy tails

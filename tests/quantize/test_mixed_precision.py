@@ -124,6 +124,7 @@ def test_a_tiny_model_holds_the_budget_on_its_text_and_beats_uniform_recipes(sam
     assert found.best.nbytes < found.uniform["int8"].nbytes
 
 
+@pytest.mark.slow
 def test_whole_models_are_made_by_a_calibrated_method(sampled):
     """What a method gives counts, not the rounding that ranks matrices."""
     from ziggurat.api.quantizing_mixed import Budget, find_recipe

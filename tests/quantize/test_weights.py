@@ -46,6 +46,7 @@ def logits(model, done):
     return np.asarray(jax.jit(model.logits)(done.params, TOKENS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["int4", "fp8_e4m3"])
 def test_a_stack_of_experts_is_each_alone(weight):
     """``[l, e, d, f]``; an index takes an expert, as a grouped product needs."""

@@ -196,6 +196,7 @@ class Letters:
         return self.left == 0
 
 
+@pytest.mark.slow
 def test_a_constraint_rules_its_own_choices_and_ends_them(small):
     made = []
 

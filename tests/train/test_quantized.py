@@ -64,6 +64,7 @@ def test_the_loss_is_that_of_rounded_weights(trained, tmp_path, monkeypatch):
     assert rounded[-1] < rounded[0] - 0.1
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_an_undisturbed_one(trained, tmp_path, monkeypatch):
     devices = jax.devices()[:1]
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
@@ -85,6 +86,7 @@ def test_sharded_as_on_one_device(trained, tmp_path):
     np.testing.assert_allclose(losses(tmp_path / "tiny"), losses(trained)[:2], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_what_is_read_and_exported_is_what_was_trained(trained, tmp_path):
     """Read, and as compressed-tensors: the float weights of the step, rounded."""
     found = pretrained.load(trained)

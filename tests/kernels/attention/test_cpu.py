@@ -221,6 +221,7 @@ def test_second_derivatives_go_through_the_plain_form():
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_on_a_mesh_each_device_runs_its_rows_and_heads():
     layout = mesh_.build(mesh_.MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
     args = inputs(SHAPE)

@@ -46,6 +46,7 @@ def directory(path, case, backend):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["deberta/v3", "deberta/wide-groups"])
 def test_an_embedder_whatever_the_batch_and_padding(case, backend, tmp_path):
     """The convolution reads neighbours, so that padding must be zeros before it. Tolerance 1e-5 for
@@ -65,6 +66,7 @@ def test_an_embedder_whatever_the_batch_and_padding(case, backend, tmp_path):
     np.testing.assert_allclose(exported.call(params, tokens, mask), alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_cross_encoder_scores_pairs(backend, tmp_path):
     case = "deberta/cross-encoder"
     scorer = CrossEncoder.load(directory(tmp_path, case, backend), max_batch=4)
@@ -135,6 +137,7 @@ def test_what_is_not_implemented_is_refused_in_a_line(change, part):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_scores_with_distances_need_a_context_with_them():
     model = EncoderModel.build(DebertaV2Config(**SMALL))
     module = model.make(rngs=nnx.Rngs(0))

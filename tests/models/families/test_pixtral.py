@@ -79,6 +79,7 @@ def test_tokens_and_pixels_are_those_of_transformers(case):
         np.testing.assert_allclose(image.pixels, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_greedy_tokens_equal_transformers(case):
     """Two pictures of other sizes; tolerance 1e-5 of the largest logit, which is 4."""

@@ -161,6 +161,7 @@ def test_logits_of_text_with_pictures_equal_transformers(case):
     np.testing.assert_allclose(found[0], qwen_vl.load(case).logits, atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in CASES if "-" not in c])
 def test_greedy_decoding_equals_transformers(case):
     """Through a cache: the tokens behind a picture stand earlier than their number in the row."""

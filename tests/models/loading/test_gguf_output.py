@@ -69,6 +69,7 @@ def test_types_and_values(small, file):
         np.testing.assert_allclose(values, kernel, atol=1e-3, rtol=2e-3)
 
 
+@pytest.mark.slow
 def test_read_back_it_is_the_same_model(small, file):
     """Scales and offsets are float16 there, and nf4 weights too."""
     again = pretrained.load(file)

@@ -171,6 +171,7 @@ def test_packed_rows_equal_single_ones(fresh, squares, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), ours, theirs)
 
 
+@pytest.mark.slow
 def test_images_are_not_learned_and_answers_are(fresh, squares, tmp_path):
     parts = parts_of(image_runs.resolved(fresh, squares, tmp_path).value)
     batch = parts.data.batch(0)  # pyright: ignore[reportAttributeAccessIssue]

@@ -151,6 +151,7 @@ def test_a_killed_run_makes_the_same_rollouts_again(whole, monkeypatch):
             assert row.get(name) == undisturbed.get(name), (row["step"], name)
 
 
+@pytest.mark.slow
 def test_rollouts_are_kept_and_a_sampler_that_is_not_the_policy_is_found(monkeypatch):
     experiment = prepare(resolved("name=parts").value)
     params, rollout, data = experiment.initial().params, experiment.parts.rollout, experiment.data

@@ -24,6 +24,7 @@ def drawn(sampler, params, version=1, prompts=PROMPTS, step=3, temperature=TEMPE
     return [[(c.tokens, c.log_probs, c.versions) for c in group] for group in groups]
 
 
+@pytest.mark.slow
 def test_draws_depend_on_weights_and_keys_alone(sampler, weights):
     other = drawn(sampler, weights[1], version=2)
     first = drawn(sampler, weights[0])

@@ -58,6 +58,7 @@ def test_lanes_that_end_unforeseen_leave_the_others_their_tokens(engine, chained
     assert len({len(tokens) for (tokens,) in ahead}) > 5
 
 
+@pytest.mark.slow
 def test_one_alone_runs_ahead_to_its_last_token_and_not_beyond(engine, chained):
     params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
     ((tokens,),) = together(engine, [([1, 2, 3], params)])

@@ -204,6 +204,7 @@ def test_a_failing_device_ends_all_requests_with_the_reason(model, params, token
             engine.submit(PROMPT, SamplingParams())
 
 
+@pytest.mark.slow
 def test_warm_up_compiles_everything_there_is(model, params, tokenizer, monkeypatch):
     settings = EngineConfig(max_sequence_length=64, max_prefill_chunk=16, max_running=2)
     with Engine(model, params, tokenizer, settings) as engine:

@@ -100,8 +100,8 @@ def test_recurrent_layers_serve_beside_attention(mixed, by_hand, tokenizer):
     assert statistics.preemptions > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "close"), ROUNDINGS.items())
-@pytest.mark.sweep
 def test_a_rounded_cache_agrees_to_its_rounding(dense, tokenizer, kind, close):
     """The largest difference of the most likely token's log-probability over these prompts."""
     asked = prompts(3, 40, 17)

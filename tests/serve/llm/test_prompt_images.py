@@ -87,6 +87,7 @@ def test_tokens_are_those_of_plain_generation_also_from_the_prefix_cache(served)
     assert tokens_of(engine, given, several) == {0: expected, 1: expected}
 
 
+@pytest.mark.slow
 def test_prompts_of_text_run_beside_them(served):
     model, params, engine, size = served
     text = [1, 5, 6, 7, 8, 9]

@@ -59,6 +59,7 @@ def test_beside_others_that_ask_for_none_and_with_several_choices(engine, whole)
                 check(event.prompt_logprobs, prompt, whole)
 
 
+@pytest.mark.slow
 def test_prompts_that_lose_their_blocks_are_scored_once_and_whole(model, params, tokenizer, whole):
     settings = EngineConfig(
         max_sequence_length=96, max_prefill_chunk=16, max_running=4, cache_tokens=128

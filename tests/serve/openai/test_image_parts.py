@@ -176,6 +176,7 @@ def ask(server, content, **fields):
         return error.code, json.loads(error.read())
 
 
+@pytest.mark.slow
 def test_an_answer_is_that_of_plain_generation(server, loaded):
     for seed in (0, 1):
         image = picture(seed=seed)

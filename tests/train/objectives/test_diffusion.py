@@ -159,6 +159,7 @@ def test_a_run_learns_and_its_average_follows(finished):
     assert 0 < float(jnp.abs(average).max()) < float(jnp.abs(kernel).max())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_for_bit_where_the_whole_one_does(finished, tmp_path):
     """The average too; the last checkpoint is taken away, and its steps are done again."""
     shutil.copytree(finished.directory.path, tmp_path / "digits")

@@ -111,6 +111,7 @@ def test_what_is_written_is_the_same_model(layout, rules, tmp_path):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_several_formats_and_rounded_activations(tmp_path):
     """Groups of compressed-tensors name their modules."""
     rules = [

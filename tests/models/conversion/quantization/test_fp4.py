@@ -113,6 +113,7 @@ def test_expanded_they_are_floats(tmp_path):
         np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_blocks_and_scales_that_do_not_fit_are_named():
     blocks, scales = packed(np.random.default_rng(0), 2, 4, 64)
     with pytest.raises(CheckpointError, match=r"tensor x_blocks: found uint8 \[2, 4, 2, 16\]"):

@@ -67,6 +67,7 @@ def test_every_method_has_a_case():
     assert METHODS.keys() - found == {"mxfp4", "modelopt_fp4"}  # GPT-OSS's; another name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases.CASES)
 def test_logits_are_those_of_the_dequantised_weights(name, written, plain_logits):
     files = written(name)
